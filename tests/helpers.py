@@ -1,0 +1,35 @@
+"""Small models and videos for tests."""
+
+import torch
+from torch import nn
+
+from wanvae import WanVAE, WanVAEConfig
+
+
+def randomise(module: nn.Module) -> None:
+    """Give every parameter a value that matters: fresh attention would add nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.data.add_(0.1 * noise)
+
+
+def tiny(**changes: object) -> WanVAE:
+    vae = WanVAE(WanVAEConfig(**{"dim": 4, "z_dim": 2, "num_res_blocks": 1, **changes}))
+    randomise(vae)
+    return vae.double().eval()
+
+
+def random_video(frames: int, height: int = 16, width: int = 16, batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, 3, frames, height, width)
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def run_steps(step, chunks):
+    """Feed chunks one by one; returns the joined outputs."""
+    state, outputs = None, []
+    for chunk in chunks:
+        output, state = step(chunk, state)
+        outputs.append(output)
+    return torch.cat(outputs, dim=2)

@@ -1,0 +1,83 @@
+"""Attention over positions and over time."""
+
+import pytest
+import torch
+from torch import nn
+
+from wanvae.nn import AttentionBlock, TimeAttentionBlock
+
+
+def randomised(block: nn.Module) -> nn.Module:
+    """The block with an output projection that is not zero."""
+    nn.init.normal_(block.proj.weight)
+    return block.double()
+
+
+def test_frames_do_not_see_each_other():
+    block = randomised(AttentionBlock(4))
+    x = torch.randn(2, 4, 3, 5, 6, dtype=torch.float64)
+    y = block(x)
+    for t in range(3):
+        torch.testing.assert_close(y[:, :, t], block(x[:, :, t]))
+
+
+def test_positions_of_a_frame_see_each_other():
+    block = randomised(AttentionBlock(4))
+    x = torch.randn(1, 4, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    block(x)[0, 0, 0, 0, 0].backward()
+    assert (x.grad[0, :, 0].abs().sum(0) > 0).all()
+
+
+def test_attention_equals_its_definition():
+    block = randomised(AttentionBlock(4))
+    x = torch.randn(1, 4, 2, 3, dtype=torch.float64)
+    q, k, v = (block.to_qkv(block.norm(x))[0].flatten(1).T).split(4, dim=1)
+    mixed = torch.softmax(q @ k.T / 2, dim=-1) @ v
+    expected = x + block.proj(mixed.T.reshape(1, 4, 2, 3))
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+@pytest.mark.parametrize("plan", [(7,), (1,) * 7, (3, 4), (2, 5)])
+def test_a_causal_window_streams(window, plan):
+    block = randomised(TimeAttentionBlock(4, causal=True, window=window))
+    x = torch.randn(2, 4, 7, dtype=torch.float64)
+    state, outputs = None, []
+    for chunk in x.split(plan, dim=2):
+        output, state = block.step(chunk, state)
+        outputs.append(output)
+        (keys, _), _ = state
+        assert keys.shape[2] <= window - 1
+    torch.testing.assert_close(torch.cat(outputs, dim=2), block(x))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_causal_attention_sees_no_future(causal):
+    block = randomised(TimeAttentionBlock(4, causal=causal))
+    x = torch.randn(1, 4, 6, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, :, 4:] += 1
+    same = torch.equal(block(x)[:, :, :4], block(changed)[:, :, :4])
+    assert same == causal
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_is_unseen(causal):
+    block = randomised(TimeAttentionBlock(4, causal=causal))
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+    y = block(x, lengths=torch.tensor([4, 6]))
+    torch.testing.assert_close(y[:1, :, :4], block(x[:1, :, :4]))
+    torch.testing.assert_close(y[1:], block(x[1:]))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_without_a_window_it_refuses_to_stream(causal):
+    block = TimeAttentionBlock(4, causal=causal)
+    _, state = block.step(torch.randn(1, 4, 3), None)
+    with pytest.raises(ValueError, match="cannot continue a stream"):
+        block.step(torch.randn(1, 4, 3), state)
+
+
+def test_a_window_needs_causality():
+    with pytest.raises(ValueError, match="causal"):
+        TimeAttentionBlock(4, window=3)

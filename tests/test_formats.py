@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wanvae import WanVAE, WanVAEConfig, formats
+from wanvae.engine.checkpoint import CheckpointError, write_tensors
+from wanvae.formats import Layout, diffusers_names, infer_config, load
+
+GOLDEN = Path(__file__).parent / "golden"
+
+TINY = WanVAEConfig(dim=4, z_dim=2)
+# Architectures that official names can say, each unlike the others in many ways.
+CONFIGS = [
+    WanVAEConfig(),
+    TINY,
+    WanVAEConfig(dim=8, z_dim=3, dim_mult=(1, 3, 2), temporal_downsample=(True, False)),
+    WanVAEConfig(dim=6, dim_mult=(2, 2, 4, 4, 4), temporal_downsample=(False, True) * 2),
+    WanVAEConfig(dim=4, num_res_blocks=1, in_channels=1, out_channels=5),
+    WanVAEConfig(dim=4, num_res_blocks=3, attn_scales=(0.25,)),
+    WanVAEConfig(dim=4, attn_scales=(0.125, 0.5, 2.0), temporal_downsample=(True, True, False)),
+    WanVAEConfig(dim=2, dim_mult=(3,), temporal_downsample=()),
+]
+
+
+def shapes(config: WanVAEConfig) -> dict[str, Tensor]:
+    """The state dict of a model, without memory."""
+    with torch.device("meta"):
+        return WanVAE(config).state_dict()
+
+
+def random_vae(config: WanVAEConfig = TINY) -> WanVAE:
+    vae = WanVAE(config).eval()
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return vae
+
+
+def official_file(path: Path, tensors: dict[str, Tensor]) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+def diffusers_vae(**config: object) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what importing it and its dependencies says is not ours
+        from diffusers import AutoencoderKLWan
+    return AutoencoderKLWan(**config).eval()
+
+
+def golden_json(name: str) -> dict[str, list[int]]:
+    return json.loads((GOLDEN / name).read_text())
+
+
+def golden_weights(name: str) -> dict[str, Tensor]:
+    content = load_file(GOLDEN / name)
+    prefix = "weights."
+    return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+
+
+# Names
+
+
+def test_our_names_and_shapes_are_the_official_ones() -> None:
+    ours = {name: list(tensor.shape) for name, tensor in shapes(WanVAEConfig()).items()}
+    assert ours == golden_json("wan21_keys.json")
+
+
+def test_diffusers_names_and_shapes_are_diffusers() -> None:
+    names = diffusers_names(4, 2)
+    theirs = {names[n]: list(t.shape) for n, t in shapes(WanVAEConfig()).items()}
+    assert theirs == golden_json("wan21_diffusers_keys.json")
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if not c.attn_scales])
+def test_diffusers_names_are_one_to_one_and_all_new(config: WanVAEConfig) -> None:
+    names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
+    assert shapes(config).keys() <= names.keys()
+    assert len(set(names.values())) == len(names)
+    assert all(ours != theirs for ours, theirs in names.items())
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.dim < 96 and not c.attn_scales])
+def test_diffusers_names_are_those_diffusers_makes(config: WanVAEConfig) -> None:
+    values = formats.diffusers_config(config)
+    with torch.device("meta"):
+        theirs = diffusers_vae(**{k: v for k, v in values.items() if not k.startswith("_")})
+    names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
+    expected = {names[n]: t.shape for n, t in shapes(config).items()}
+    assert {n: t.shape for n, t in theirs.state_dict().items()} == expected
+
+
+# Architecture
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_architecture_is_read_off_the_tensors(config: WanVAEConfig) -> None:
+    assert infer_config(shapes(config)) == config
+
+
+@pytest.mark.parametrize("name", ["wan21_tiny", "wan21_attn_tiny"])
+def test_the_architecture_of_reference_models(tmp_path: Path, name: str) -> None:
+    weights = golden_weights(f"{name}.safetensors")
+    checkpoint = load(official_file(tmp_path / "a.safetensors", weights))
+    config = checkpoint.config
+    assert checkpoint.layout is Layout.WAN
+    assert config.dim == 8
+    assert config.attn_scales == ((0.25,) if "attn" in name else ())
+    steps = (True, True, False) if "attn" in name else (False, True, True)
+    assert config.temporal_downsample == steps
+    assert formats.INFERRED in checkpoint.notes
+    WanVAE.from_pretrained(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("config", [TINY, CONFIGS[5]])
+def test_any_missing_tensor_is_named(tmp_path: Path, config: WanVAEConfig) -> None:
+    tensors = random_vae(config).state_dict()
+    path = tmp_path / "a.safetensors"
+    for name in [*list(tensors)[::17], "conv2.weight", "encoder.conv1.weight"]:
+        official_file(path, {n: t for n, t in tensors.items() if n != name})
+        with pytest.raises(CheckpointError, match=name):
+            WanVAE.from_pretrained(path)
+
+
+def test_a_missing_layer_is_named(tmp_path: Path) -> None:
+    tensors = random_vae().state_dict()
+    layer = "encoder.downsamples.4"
+    kept = {n: t for n, t in tensors.items() if not n.startswith(f"{layer}.")}
+    with pytest.raises(CheckpointError, match=f"{layer} is missing"):
+        load(official_file(tmp_path / "a.safetensors", kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("encoder.conv1.weight", (4,), r"encoder.conv1.weight is \(4,\), not the weight"),
+        ("encoder.downsamples.3.residual.2.weight", (7, 4, 3, 3, 3), "no multiple of the 4"),
+        ("decoder.conv1.weight", (1, 2, 3), "decoder.conv1.weight is float32"),
+    ],
+)
+def test_a_misshapen_tensor_is_named(
+    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    tensors = random_vae().state_dict() | {name: torch.zeros(shape)}
+    path = official_file(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=message):
+        WanVAE.from_pretrained(path)
+
+
+def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
+    tensors = random_vae().state_dict() | {"encoder.extra": torch.zeros(1)}
+    path = official_file(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"1 unexpected: encoder\.extra"):
+        WanVAE.from_pretrained(path)
+
+
+# Latent statistics
+
+
+def test_the_official_architecture_has_the_official_statistics() -> None:
+    config, note = formats.with_known_statistics(WanVAEConfig())
+    assert config.latents_mean[0] == -0.7571 and config.latents_std[15] == 1.916
+    assert note == formats.OFFICIAL_STATISTICS
+    with torch.device("meta"):
+        theirs = diffusers_vae().config
+    assert config.latents_mean == tuple(theirs.latents_mean)
+    assert config.latents_std == tuple(theirs.latents_std)
+
+
+def test_another_architecture_has_none() -> None:
+    assert formats.with_known_statistics(TINY) == (TINY, formats.NO_STATISTICS)
+
+
+# Native
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, latents_mean=(0.1, -1.0), latents_std=(1e-3, 2.0), dropout=0.1),
+        replace(TINY, attn_scales=(0.25,), num_res_blocks=1),
+        replace(TINY, block="bottleneck", norm="batch", activation="gelu"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_keeps_everything(tmp_path: Path, config: WanVAEConfig, dtype: torch.dtype) -> None:
+    vae = random_vae(config).to(dtype)
+    vae.save_pretrained(tmp_path / "a.safetensors")
+    loaded = WanVAE.from_pretrained(tmp_path / "a.safetensors")
+    assert loaded.config == config
+    assert loaded.dtype == dtype
+    assert all(p.requires_grad for p in loaded.parameters())
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"dim": 4, "depth": 2}', "unknown keys: depth"),
+        ('{"dim": "4"}', "dim must be int, not '4'"),
+        ('{"dim": 0}', "dim must be at least 1, not 0"),
+        ("[]", "WanVAEConfig must be an object"),
+        ("{", "no JSON"),
+    ],
+)
+def test_a_bad_native_config_is_explained(tmp_path: Path, config: str, message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.ones(1)}, {"format": "wanvae", "config": config})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_native_without_config(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(1)}, {"format": "wanvae"})
+    with pytest.raises(CheckpointError, match="no JSON"):
+        load(tmp_path / "a")
+
+
+# Other layouts and other files
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.downsamples.0.downsamples.0.residual.0.gamma",
+        "encoder.down_blocks.0.resnets.0.norm1.gamma",
+    ],
+)
+def test_wan22_is_recognised_and_refused(tmp_path: Path, name: str) -> None:
+    path = official_file(tmp_path / "a.safetensors", {name: torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"Wan2\.2, which is not supported yet"):
+        load(path)
+
+
+def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
+    names = ["encoder.down_blocks.0.resnets.0.norm1.weight", "b.weight", "c", "d"]
+    path = official_file(tmp_path / "a.safetensors", {n: torch.ones(1) for n in names})
+    with pytest.raises(CheckpointError, match=r"and 1 more; known are native.*wan.*diffusers"):
+        load(path)
+
+
+# Diffusers
+
+
+def test_ours_loads_in_diffusers(tmp_path: Path) -> None:
+    vae = random_vae(replace(TINY, latents_mean=(0.5, 1.0), latents_std=(2.0, 3.0)))
+    formats.save_diffusers(tmp_path / "vae", vae.config, vae.state_dict())
+    theirs = type(diffusers_vae(base_dim=4, z_dim=2)).from_pretrained(tmp_path / "vae")
+    names = diffusers_names(4, 2)
+    state = theirs.state_dict()
+    assert len(state) == len(vae.state_dict())
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(state[names[name]], tensor)
+    assert theirs.config.latents_mean == [0.5, 1.0]
+    written = json.loads((tmp_path / "vae" / "config.json").read_text())
+    expected = {key for key in theirs.config if key != "_name_or_path"}
+    assert expected <= written.keys()
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_theirs_loads_in_ours_and_decodes_the_same(tmp_path: Path, safe: bool) -> None:
+    theirs = diffusers_vae(base_dim=8, z_dim=4, num_res_blocks=1)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "pipeline" / "vae", safe_serialization=safe)
+    latents = torch.randn(1, 4, 2, 3, 4)
+    with torch.no_grad():
+        expected = theirs.decode(latents).sample
+        for path in (tmp_path / "pipeline", tmp_path / "pipeline" / "vae"):
+            ours = WanVAE.from_pretrained(path)
+            assert torch.allclose(ours.decode(latents), expected, atol=1e-4)
+    notes = load(tmp_path / "pipeline").notes
+    assert any("another number of channels" in note for note in notes)
+
+
+def test_a_bare_diffusers_file(tmp_path: Path) -> None:
+    config = CONFIGS[2]
+    vae = random_vae(config)
+    formats.save_diffusers(tmp_path / "vae", config, vae.state_dict())
+    checkpoint = load(tmp_path / "vae" / formats.DIFFUSERS_WEIGHTS)
+    assert checkpoint.layout is Layout.DIFFUSERS
+    assert checkpoint.config == config
+    assert checkpoint.tensors.keys() == vae.state_dict().keys()
+
+
+def test_the_statistics_of_a_diffusers_config_win(tmp_path: Path) -> None:
+    values = formats.diffusers_config(WanVAEConfig())
+    values["latents_mean"] = [2.0] * 16
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    config, notes = formats.read_diffusers_config(path)
+    assert config.latents_mean == (2.0,) * 16 and notes == ()
+
+
+def test_qwen_image_and_older_diffusers_configs(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for content in (
+        {"_class_name": "AutoencoderKLQwenImage", "input_channels": 3},
+        {"_class_name": "AutoencoderKLWan", "base_dim": 96, "attn_scales": []},
+    ):
+        path.write_text(json.dumps(content))
+        config, notes = formats.read_diffusers_config(path)
+        assert config.latents_mean == formats.WAN21_MEAN
+        assert notes == (formats.OFFICIAL_STATISTICS,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_residual": True}, r"Wan2\.2, which is not supported yet"),
+        ({"attn_scales": [0.25]}, r"attn_scales \[0.25\], but only \[\]"),
+        ({"patch_size": 2}, "patch_size 2, but only None"),
+        ({"base_dim": "x"}, "dim must be int, not 'x'"),
+        ({"new_thing": 1}, "unknown keys: new_thing"),
+        ({"_class_name": "AutoencoderKL"}, "is of AutoencoderKL, not AutoencoderKLWan"),
+    ],
+)
+def test_a_diffusers_config_that_is_no_wan21_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(formats.diffusers_config(TINY) | change))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json, nor vae/config\.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no JSON"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(formats.diffusers_config(TINY)))
+    with pytest.raises(CheckpointError, match="holds neither diffusion_pytorch_model"):
+        load(tmp_path)
+    save_file({"conv1.weight": torch.ones(1)}, tmp_path / formats.DIFFUSERS_WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"1 tensors do not belong .*: conv1\.weight"):
+        load(tmp_path)
+
+
+def test_only_a_wan_vae_is_written_over(tmp_path: Path) -> None:
+    first, second = random_vae(), random_vae(replace(TINY, dim=2))
+    target = tmp_path / "vae"
+    for vae in (first, second):
+        formats.save_diffusers(target, vae.config, vae.state_dict())
+        assert load(target).config.dim == vae.config.dim
+    assert len(list(target.iterdir())) == 2
+    (target / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    with pytest.raises(CheckpointError, match="it exists; name a new directory"):
+        formats.save_diffusers(target, first.config, first.state_dict())
+
+
+# What a layout cannot say
+
+
+@pytest.mark.parametrize(
+    "change", [{"block": "standard"}, {"norm": "layer"}, {"activation": "relu"}]
+)
+def test_what_a_layout_cannot_say_is_refused(tmp_path: Path, change: dict[str, str]) -> None:
+    config = replace(TINY, **change)
+    (value,) = change.values()
+    with pytest.raises(CheckpointError, match=f"the wan layout has no .*{value}"):
+        formats.save_wan(tmp_path / "a.pth", config, shapes(config))
+    with pytest.raises(CheckpointError, match=f"the diffusers layout has no .*{value}"):
+        formats.save_diffusers(tmp_path / "a", config, shapes(config))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diffusers_cannot_have_attention_in_its_stages(tmp_path: Path) -> None:
+    config = replace(TINY, attn_scales=(0.25,))
+    with pytest.raises(CheckpointError, match="the diffusers layout has no attn_scales"):
+        formats.save_diffusers(tmp_path / "a", config, shapes(config))
+
+
+@pytest.mark.parametrize("name", ["a", "a.bin", "a.ckpt"])
+def test_suffixes_are_checked(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
+        formats.save_native(tmp_path / name, TINY, {})
+    with pytest.raises(CheckpointError, match=r"must end in \.pth or \.safetensors"):
+        formats.save_wan(tmp_path / name, TINY, {})

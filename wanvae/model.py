@@ -1,0 +1,212 @@
+"""The video VAE: encoder, decoder, and what people call on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from wanvae import formats
+from wanvae.config import WanVAEConfig
+from wanvae.engine.checkpoint import load_tensors
+from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.posterior import Posterior
+from wanvae.streaming import (
+    SessionState,
+    StreamDecoder,
+    StreamEncoder,
+    groups_per_chunk,
+    run_in_chunks,
+    split_frames,
+)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a training step needs.
+
+    Attributes:
+        video: the decoded video ``(B, C, T, H, W)``, not clamped.
+        posterior: the distribution its latents came from.
+    """
+
+    video: Tensor
+    posterior: Posterior
+
+
+class WanVAE(nn.Module):
+    """The Wan2.1 causal 3D video VAE.
+
+    A video ``(B, C, T, H, W)`` in [-1, 1], with T = 1 + 4n and H and W multiples of 8, has latents
+    ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config. Parameter names are
+    those of the official checkpoints.
+    """
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.coder, config.in_channels, 2 * config.z_dim)
+        self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
+        self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
+        self.decoder = Decoder(config.coder, config.z_dim, config.out_channels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> WanVAE:
+        """Load a checkpoint of any known layout, in evaluation mode.
+
+        Args:
+            path: a native ``.safetensors``; an official ``.pth``, or its keys in ``.safetensors``;
+                a diffusers directory or file. Layout and architecture are found out.
+            dtype: of the parameters; None keeps the file's.
+            device: where to put them; None is the CPU.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is no such model (the keys are named).
+        """
+        loaded = formats.load(path)
+        with torch.device("meta"):
+            vae = cls(loaded.config)
+        load_tensors(vae, loaded.tensors, path)
+        use_channels_last(vae)
+        return vae.to(device=device, dtype=dtype).eval()
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write a native checkpoint: one ``.safetensors`` with the config in its metadata.
+
+        A file of that name is replaced only once the new one is complete.
+        """
+        formats.save_native(path, self.config, self.state_dict())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters; inputs are converted to it."""
+        return self.conv1.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters; inputs are moved to it."""
+        return self.conv1.weight.device
+
+    def forward(self, video: Tensor) -> Reconstruction:
+        """Encode and decode a whole clip in one pass over each layer, for training.
+
+        While training the latents are a sample of the posterior, in evaluation its mode.
+        """
+        video = self.check_clip(video)
+        posterior = Posterior.from_moments(self.encode_step(video, None)[0])
+        latents = posterior.sample() if self.training else posterior.mode()
+        return Reconstruction(self.decode_step(latents, None)[0], posterior)
+
+    def encode(self, video: Tensor) -> Posterior:
+        """The posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
+
+        Long videos are encoded in chunks, with the result of the whole.
+
+        Raises:
+            ValueError: T is not 1 + 4n, or H or W not a multiple of 8.
+        """
+        video = self.check_clip(video)
+        return Posterior.from_moments(self.encode_in_chunks(video, None)[0])
+
+    def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
+        """The video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
+
+        Long videos are decoded in chunks, with the result of the whole.
+
+        Args:
+            latents: as ``Posterior`` gives them; normalised ones need ``denormalize`` first.
+            clamp: limit the video to [-1, 1], as the official code does.
+        """
+        video, _ = self.decode_in_chunks(self.check_latents(latents), None)
+        return video.clamp(-1, 1) if clamp else video
+
+    def stream_encode(self, state: SessionState | None = None) -> StreamEncoder:
+        """A session that encodes frames as they come; ``state`` continues an earlier one."""
+        return StreamEncoder(self, state)
+
+    def stream_decode(self, state: State = None, *, clamp: bool = True) -> StreamDecoder:
+        """A session that decodes latents as they come; ``state`` continues an earlier one."""
+        return StreamDecoder(self, state, clamp=clamp)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Raw latents to those a diffusion model sees: ``(latents - mean) / std`` per channel."""
+        mean, std = self._latent_statistics(latents)
+        return (latents - mean) / std
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of ``normalize``."""
+        mean, std = self._latent_statistics(latents)
+        return latents * std + mean
+
+    def encode_step(self, video: Tensor, state: State) -> tuple[Tensor, State]:
+        """Moments ``(B, 2 * z_dim, ...)`` of the next 1 + 4n (first) or 4n frames of a stream."""
+        features, state = self.encoder.step(video, state)
+        return self.conv1(features), state
+
+    def decode_step(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
+        """The video, not clamped, of the next latents of a stream."""
+        return self.decoder.step(self.conv2(latents), state)
+
+    def encode_in_chunks(self, video: Tensor, state: State) -> tuple[Tensor, State]:
+        """``encode_step`` in chunks, so that memory does not grow with length."""
+        factor = self.config.temporal_factor
+        groups = groups_per_chunk(self.encoder, video.shape[3:], factor)
+        chunks = split_frames(video, groups, factor, starts=state is None)
+        return run_in_chunks(self.encode_step, chunks, state)
+
+    def decode_in_chunks(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
+        """``decode_step`` in chunks, so that memory does not grow with length."""
+        size = [n * self.config.spatial_factor for n in latents.shape[3:]]
+        groups = groups_per_chunk(self.decoder, size, self.config.temporal_factor)
+        return run_in_chunks(self.decode_step, latents.split(groups, dim=2), state)
+
+    def check_video(self, video: Tensor) -> Tensor:
+        """``video`` on the model's device and dtype; ValueError if it is not of its shape."""
+        self._check_tensor(video, "video", self.config.in_channels)
+        factor = self.config.spatial_factor
+        height, width = video.shape[3:]
+        if height % factor or width % factor:
+            below = [n // factor * factor for n in (height, width)]
+            above = [-(-n // factor) * factor for n in (height, width)]
+            raise ValueError(
+                f"height and width must be multiples of {factor}, not {height}x{width}: "
+                f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
+            )
+        return video.to(self.device, self.dtype)
+
+    def check_clip(self, video: Tensor) -> Tensor:
+        """As ``check_video``, and ValueError if it is not a whole clip of 1 + 4n frames."""
+        video = self.check_video(video)
+        frames, factor = video.shape[2], self.config.temporal_factor
+        if (frames - 1) % factor:
+            below = (frames - 1) // factor * factor + 1
+            raise ValueError(
+                f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
+                f"repeat the last one to {below + factor} (stream_encode does this by itself)"
+            )
+        return video
+
+    def check_latents(self, latents: Tensor) -> Tensor:
+        """``latents`` on the model's device and dtype; ValueError if they are not of its shape."""
+        self._check_tensor(latents, "latents", self.config.z_dim)
+        return latents.to(self.device, self.dtype)
+
+    def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
+        if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
+            raise ValueError(
+                f"{name} must be (B, {channels}, T, H, W), none of them 0, not {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {x.dtype}")
+
+    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.config.latents_mean or (0.0,) * self.config.z_dim
+        std = self.config.latents_std or (1.0,) * self.config.z_dim
+        return tuple(latents.new_tensor(values)[:, None, None, None] for values in (mean, std))

@@ -1,0 +1,58 @@
+"""Building blocks shared by the video and the motion model.
+
+Blocks take 1D ``(B, C, T)``, 2D ``(B, C, H, W)`` or 3D ``(B, C, T, H, W)`` tensors, chosen by
+``ndim``, and follow the streaming rule of :mod:`wanvae.nn.streaming`.
+"""
+
+from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
+from wanvae.nn.coder import Decoder, Encoder
+from wanvae.nn.conv import CausalConv, use_channels_last
+from wanvae.nn.norm import NormKind, RMSNorm, make_norm
+from wanvae.nn.resample import Downsample, Upsample
+from wanvae.nn.residual import (
+    ActivationKind,
+    BlockKind,
+    BlockSpec,
+    BottleneckBlock,
+    DenseBlock,
+    DenseResidualBlock,
+    PreActivationBlock,
+    ResConv1DBlock,
+    Residual,
+    ResidualBlock,
+    StandardBlock,
+    make_activation,
+    make_block,
+)
+from wanvae.nn.streaming import Sequential, State, Streaming, unstreamable_layers
+
+__all__ = [
+    "ActivationKind",
+    "AttentionBlock",
+    "BlockKind",
+    "BlockSpec",
+    "BottleneckBlock",
+    "CausalConv",
+    "Decoder",
+    "DenseBlock",
+    "DenseResidualBlock",
+    "Downsample",
+    "Encoder",
+    "NormKind",
+    "PreActivationBlock",
+    "RMSNorm",
+    "ResConv1DBlock",
+    "Residual",
+    "ResidualBlock",
+    "Sequential",
+    "StandardBlock",
+    "State",
+    "Streaming",
+    "TimeAttentionBlock",
+    "Upsample",
+    "make_activation",
+    "make_block",
+    "make_norm",
+    "unstreamable_layers",
+    "use_channels_last",
+]

@@ -1,0 +1,147 @@
+"""Wan's encoder and decoder, for inputs of any rank."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
+from wanvae.nn.conv import CausalConv
+from wanvae.nn.norm import make_norm
+from wanvae.nn.resample import Downsample, Upsample
+from wanvae.nn.residual import BlockSpec, make_activation, make_block
+from wanvae.nn.streaming import Sequential, State, Streaming, step_through
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderSpec:
+    """The shape that an encoder and its decoder share.
+
+    Attributes:
+        ndim: 1 for ``(B, C, T)``, 2 for ``(B, C, H, W)``, 3 for ``(B, C, T, H, W)``.
+        dim: channels at full resolution.
+        dim_mult: channels of each stage, in multiples of ``dim``; space halves between stages.
+        num_res_blocks: residual blocks a stage in the encoder; the decoder has one more.
+        attn_scales: where attention follows each residual block. The encoder counts from 1 and
+            halves, the decoder from ``1 / 2 ** (stages - 2)`` and doubles, as the official code
+            does: in a four-stage model 0.25 means 1/4 resolution there and 1/8 here.
+        temporal_downsample: for each step from stage to stage, whether it also halves time.
+        attention_window: frames that attention over time looks back on (1D only; None: all).
+        block: what the residual blocks are made of.
+    """
+
+    ndim: int
+    dim: int
+    dim_mult: tuple[int, ...]
+    num_res_blocks: int
+    temporal_downsample: tuple[bool, ...]
+    attn_scales: tuple[float, ...] = ()
+    attention_window: int | None = None
+    block: BlockSpec = field(default_factory=BlockSpec)
+
+
+class Coder(Streaming):
+    """What encoder and decoder have in common: four parts in a row. State: one entry a part."""
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The parts in the order they run."""
+        raise NotImplementedError(f"{type(self).__name__} has no parts")
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return step_through(self.parts(), x, state)
+
+
+class Encoder(Coder):
+    """Wan's encoder: ``conv1``, ``downsamples``, ``middle``, ``head``.
+
+    Maps ``(B, in_channels, 1 + f * n, ...)`` to ``(B, out_channels, 1 + n, ...)``, where f is 2 to
+    the number of stages that halve time; each step from stage to stage halves space.
+    """
+
+    def __init__(self, spec: CoderSpec, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        widths = [spec.dim * multiple for multiple in (1, *spec.dim_mult)]
+        self.conv1 = make_conv(spec, in_channels, widths[0])
+        layers: list[nn.Module] = []
+        for stage, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
+            attention = 0.5**stage in spec.attn_scales
+            layers += make_stage(spec, in_dim, out_dim, spec.num_res_blocks, attention)
+            if stage < len(spec.temporal_downsample):
+                temporal = spec.temporal_downsample[stage]
+                layers.append(Downsample(spec.ndim, out_dim, temporal=temporal))
+        self.downsamples = Sequential(*layers)
+        self.middle = make_middle(spec, widths[-1])
+        self.head = make_head(spec, widths[-1], out_channels)
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        return self.conv1, self.downsamples, self.middle, self.head
+
+
+class Decoder(Coder):
+    """Wan's decoder: ``conv1``, ``middle``, ``upsamples``, ``head``; the mirror of the encoder.
+
+    Each upsampling halves the channels, so all stages but the first start at half their width.
+    """
+
+    def __init__(self, spec: CoderSpec, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        multiples = spec.dim_mult[::-1]
+        widths = [spec.dim * multiple for multiple in (multiples[0], *multiples)]
+        temporal_upsample = spec.temporal_downsample[::-1]
+        self.conv1 = make_conv(spec, in_channels, widths[0])
+        self.middle = make_middle(spec, widths[0])
+        layers: list[nn.Module] = []
+        for stage, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
+            in_dim = in_dim if stage == 0 else in_dim // 2
+            attention = 2.0 ** (stage + 2 - len(multiples)) in spec.attn_scales
+            layers += make_stage(spec, in_dim, out_dim, spec.num_res_blocks + 1, attention)
+            if stage < len(temporal_upsample):
+                temporal = temporal_upsample[stage]
+                layers.append(Upsample(spec.ndim, out_dim, out_dim // 2, temporal=temporal))
+        self.upsamples = Sequential(*layers)
+        self.head = make_head(spec, widths[-1], out_channels)
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        return self.conv1, self.middle, self.upsamples, self.head
+
+
+def make_conv(spec: CoderSpec, in_dim: int, out_dim: int) -> CausalConv:
+    return CausalConv(spec.ndim, in_dim, out_dim, 3, causal=spec.block.causal)
+
+
+def make_stage(
+    spec: CoderSpec, in_dim: int, out_dim: int, blocks: int, attention: bool
+) -> Sequence[nn.Module]:
+    """Residual blocks of one resolution, each followed by attention if asked for."""
+    layers: list[nn.Module] = []
+    for block in range(blocks):
+        layers.append(make_block(spec.ndim, out_dim if block else in_dim, out_dim, spec.block))
+        if attention:
+            layers.append(make_attention(spec, out_dim))
+    return layers
+
+
+def make_middle(spec: CoderSpec, dim: int) -> Sequential:
+    return Sequential(
+        make_block(spec.ndim, dim, dim, spec.block),
+        make_attention(spec, dim),
+        make_block(spec.ndim, dim, dim, spec.block),
+    )
+
+
+def make_attention(spec: CoderSpec, dim: int) -> nn.Module:
+    """Attention over the positions of each frame; in 1D, where a frame has one, over time."""
+    if spec.ndim > 1:
+        return AttentionBlock(dim)
+    return TimeAttentionBlock(dim, causal=spec.block.causal, window=spec.attention_window)
+
+
+def make_head(spec: CoderSpec, in_dim: int, out_dim: int) -> Sequential:
+    return Sequential(
+        make_norm(spec.block.norm, spec.ndim, in_dim),
+        make_activation(spec.block.activation),
+        make_conv(spec, in_dim, out_dim),
+    )

@@ -1,0 +1,95 @@
+"""Normalisation layers, built by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wanvae.nn.streaming import State, Streaming
+
+NormKind = Literal["rms", "layer", "group", "batch", "none"]
+
+LARGEST_GROUP_COUNT = 32
+
+
+class RMSNorm(nn.Module):
+    """Wan's norm over channels: ``x / max(||x||, 1e-12) * sqrt(C) * gamma``.
+
+    Computed in at least float32, returned in the dtype of ``x``. ``gamma`` is ``(C, 1, ...)`` with
+    one 1 an axis, as in the official checkpoints.
+    """
+
+    def __init__(self, ndim: int, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *[1] * ndim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(wide_dtype(x))
+        # Not a vector norm: along channels that is many times slower on CPUs.
+        inverse_norm = wide.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
+        return (wide * inverse_norm * (math.sqrt(x.shape[1]) * self.gamma)).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the channels of each position, with weight and bias ``(C,)``."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
+
+
+class GroupNorm(Streaming, nn.GroupNorm):
+    """Group norm over all positions of a clip; it cannot stream."""
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        self.refuse_to_continue(state)
+        return nn.GroupNorm.forward(self, x), ()
+
+    def looks_across_time(self) -> bool:
+        return True
+
+
+class BatchNorm(Streaming, nn.modules.batchnorm._BatchNorm):
+    """Batch norm of any rank; it streams in evaluation, when its statistics are fixed."""
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.looks_across_time():
+            self.refuse_to_continue(state)
+        return nn.modules.batchnorm._BatchNorm.forward(self, x), ()
+
+    def looks_across_time(self) -> bool:
+        return self.training
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 3:
+            raise ValueError(f"expected (B, C, ...) with at least one axis, got {input.shape}")
+
+
+def make_norm(kind: NormKind, ndim: int, dim: int, eps: float = 1e-5) -> nn.Module:
+    """A norm over ``dim`` channels of a rank ``ndim`` input; ``eps`` does not concern "rms"."""
+    if kind == "rms":
+        return RMSNorm(ndim, dim)
+    if kind == "layer":
+        return LayerNorm(dim, eps)
+    if kind == "group":
+        return GroupNorm(math.gcd(LARGEST_GROUP_COUNT, dim), dim, eps)
+    if kind == "batch":
+        return BatchNorm(dim, eps)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"norm must be one of {', '.join(get_args(NormKind))}, not {kind!r}")
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype for statistics of ``x``: float32, or float64 where ``x`` has it."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,292 @@
+"""The residual addition, and the bodies that can stand inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from wanvae.nn.conv import CausalConv
+from wanvae.nn.norm import NormKind, make_norm
+from wanvae.nn.streaming import Sequential, State, Streaming, step_layer
+
+ActivationKind = Literal["silu", "relu", "gelu"]
+BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
+
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """What the residual blocks of a network are made of.
+
+    Attributes:
+        kind: the body (see :func:`make_block`); Wan's checkpoints need "residual".
+        norm: the normalisation inside it; Wan's is "rms".
+        activation: the nonlinearity inside it; Wan's is "silu".
+        dropout: probability of dropping a value before the last convolution ("residual") or after
+            the body (the others).
+        causal: whether convolutions see only the past; needed for streaming.
+    """
+
+    kind: BlockKind = "residual"
+    norm: NormKind = "rms"
+    activation: ActivationKind = "silu"
+    dropout: float = 0.0
+    causal: bool = True
+
+
+class Residual(Streaming):
+    """``y = post_activation(body(x) + shortcut(x))``: the one place where residuals are added.
+
+    Subclasses provide ``body_step``. State: (state of the body, state of the shortcut).
+    """
+
+    def __init__(
+        self, shortcut: nn.Module | None = None, post_activation: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.shortcut = shortcut or nn.Identity()
+        self.post_activation = post_activation or nn.Identity()
+
+    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step of the residual function alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no body")
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        body_state, shortcut_state = (None, None) if state is None else state
+        y, body_state = self.body_step(x, body_state)
+        shortcut, shortcut_state = step_layer(self.shortcut, x, shortcut_state)
+        return self.add(y, shortcut), (body_state, shortcut_state)
+
+    def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        """The residual addition."""
+        return self.post_activation(y + shortcut)
+
+
+class SequentialResidual(Residual):
+    """A residual block whose body is a row of layers, held as ``residual`` (Wan's name for it)."""
+
+    def __init__(
+        self,
+        body: Sequence[nn.Module],
+        shortcut: nn.Module | None = None,
+        post_activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__(shortcut, post_activation)
+        self.residual = Sequential(*body)
+
+    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.residual.step(x, state)
+
+
+class ResidualBlock(SequentialResidual):
+    """Wan's block: norm, activation, 3-conv, norm, activation, dropout, 3-conv.
+
+    The shortcut is a 1-conv where ``in_dim`` and ``out_dim`` differ.
+    """
+
+    def __init__(self, ndim: int, in_dim: int, out_dim: int, spec: BlockSpec | None = None) -> None:
+        spec = spec or BlockSpec()
+        super().__init__(
+            [
+                make_norm(spec.norm, ndim, in_dim),
+                make_activation(spec.activation),
+                CausalConv(ndim, in_dim, out_dim, 3, causal=spec.causal),
+                make_norm(spec.norm, ndim, out_dim),
+                make_activation(spec.activation),
+                nn.Dropout(spec.dropout),
+                CausalConv(ndim, out_dim, out_dim, 3, causal=spec.causal),
+            ],
+            projection(ndim, in_dim, out_dim),
+        )
+
+
+class StandardBlock(SequentialResidual):
+    """ResNet's block: conv, norm, activation, conv, norm; the activation again after the sum."""
+
+    def __init__(self, ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> None:
+        super().__init__(
+            [
+                CausalConv(ndim, in_dim, out_dim, 3, causal=spec.causal),
+                make_norm(spec.norm, ndim, out_dim),
+                make_activation(spec.activation),
+                CausalConv(ndim, out_dim, out_dim, 3, causal=spec.causal),
+                make_norm(spec.norm, ndim, out_dim),
+                nn.Dropout(spec.dropout),
+            ],
+            projection(ndim, in_dim, out_dim),
+            make_activation(spec.activation),
+        )
+
+
+class BottleneckBlock(SequentialResidual):
+    """1-conv down to ``mid_dim``, 3-conv, 1-conv up, each with a norm; activation after the sum.
+
+    The shortcut is a 1-conv and a norm where ``in_dim`` and ``out_dim`` differ.
+    """
+
+    def __init__(self, ndim: int, in_dim: int, mid_dim: int, out_dim: int, spec: BlockSpec) -> None:
+        shortcut = None
+        if in_dim != out_dim:
+            shortcut = Sequential(
+                CausalConv(ndim, in_dim, out_dim, 1), make_norm(spec.norm, ndim, out_dim)
+            )
+        super().__init__(
+            [
+                CausalConv(ndim, in_dim, mid_dim, 1),
+                make_norm(spec.norm, ndim, mid_dim),
+                make_activation(spec.activation),
+                CausalConv(ndim, mid_dim, mid_dim, 3, causal=spec.causal),
+                make_norm(spec.norm, ndim, mid_dim),
+                make_activation(spec.activation),
+                CausalConv(ndim, mid_dim, out_dim, 1),
+                make_norm(spec.norm, ndim, out_dim),
+                nn.Dropout(spec.dropout),
+            ],
+            shortcut,
+            make_activation(spec.activation),
+        )
+
+
+class PreActivationBlock(SequentialResidual):
+    """Norm and activation before each of two convolutions, nothing after the sum."""
+
+    def __init__(self, ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> None:
+        super().__init__(
+            [
+                *normed_conv(ndim, in_dim, out_dim, spec),
+                *normed_conv(ndim, out_dim, out_dim, spec),
+                nn.Dropout(spec.dropout),
+            ],
+            projection(ndim, in_dim, out_dim),
+        )
+
+
+class DenseBlock(Streaming):
+    """DenseNet's block: each layer sees all features before it and appends ``growth_rate`` more.
+
+    Maps ``in_dim`` channels to ``in_dim + num_layers * growth_rate``, the input first. It
+    concatenates and never adds. State: one entry a layer.
+    """
+
+    def __init__(
+        self, ndim: int, in_dim: int, growth_rate: int, num_layers: int, spec: BlockSpec
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Sequential(*normed_conv(ndim, in_dim + i * growth_rate, growth_rate, spec))
+            for i in range(num_layers)
+        )
+        self.out_dim = in_dim + num_layers * growth_rate
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        states = (None,) * len(self.layers) if state is None else state
+        new_states = []
+        for layer, layer_state in zip(self.layers, states, strict=True):
+            feature, layer_state = layer.step(x, layer_state)
+            x = torch.cat([x, feature], dim=1)
+            new_states.append(layer_state)
+        return x, tuple(new_states)
+
+
+class DenseResidualBlock(SequentialResidual):
+    """A :class:`DenseBlock` and a 1-conv transition to ``out_dim`` as the body of a residual."""
+
+    def __init__(
+        self,
+        ndim: int,
+        in_dim: int,
+        growth_rate: int,
+        num_layers: int,
+        out_dim: int,
+        spec: BlockSpec,
+    ) -> None:
+        dense = DenseBlock(ndim, in_dim, growth_rate, num_layers, spec)
+        transition = CausalConv(ndim, dense.out_dim, out_dim, 1)
+        super().__init__(
+            [dense, transition, nn.Dropout(spec.dropout)], projection(ndim, in_dim, out_dim)
+        )
+
+
+class ResConv1DBlock(Residual):
+    """Resnet1D's block: (norm, activation, dilated 3-conv), (norm, activation, 1-conv), dropout.
+
+    Parameter names (``norm1``, ``conv1``, ``norm2``, ``conv2``) are those of the published motion
+    models.
+
+    Args:
+        n_in: channels of input and output, ``(B, n_in, T)``.
+        n_state: channels in between.
+        causal: False gives the published "same" padding.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_state: int,
+        dilation: int = 1,
+        activation: ActivationKind = "silu",
+        norm: NormKind = "none",
+        dropout: float = 0.0,
+        *,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        eps = 1e-5 if norm == "layer" else 1e-6  # as published
+        self.norm1 = make_norm(norm, 1, n_in, eps)
+        self.conv1 = CausalConv(1, n_in, n_state, 3, dilation=dilation, causal=causal)
+        self.norm2 = make_norm(norm, 1, n_state, eps)
+        self.conv2 = CausalConv(1, n_state, n_in, 1)
+        self.activation = make_activation(activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        norm1_state, conv1_state, norm2_state = (None,) * 3 if state is None else state
+        x, norm1_state = step_layer(self.norm1, x, norm1_state)
+        x, conv1_state = self.conv1.step(self.activation(x), conv1_state)
+        x, norm2_state = step_layer(self.norm2, x, norm2_state)
+        x = self.dropout(self.conv2(self.activation(x)))
+        return x, (norm1_state, conv1_state, norm2_state)
+
+
+def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residual:
+    """The residual block that ``spec.kind`` names, from ``in_dim`` to ``out_dim`` channels.
+
+    "bottleneck" narrows to a quarter of ``out_dim``; "dense" has two layers of half of it.
+    """
+    if spec.kind == "residual":
+        return ResidualBlock(ndim, in_dim, out_dim, spec)
+    if spec.kind == "standard":
+        return StandardBlock(ndim, in_dim, out_dim, spec)
+    if spec.kind == "bottleneck":
+        return BottleneckBlock(ndim, in_dim, max(1, out_dim // 4), out_dim, spec)
+    if spec.kind == "preactivation":
+        return PreActivationBlock(ndim, in_dim, out_dim, spec)
+    if spec.kind == "dense":
+        return DenseResidualBlock(ndim, in_dim, max(1, out_dim // 2), 2, out_dim, spec)
+    raise ValueError(f"block must be one of {', '.join(get_args(BlockKind))}, not {spec.kind!r}")
+
+
+def make_activation(kind: ActivationKind) -> nn.Module:
+    """A nonlinearity by name."""
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {kind!r}")
+    return ACTIVATIONS[kind]()
+
+
+def normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[nn.Module]:
+    """Norm, activation and a 3-conv, in this order."""
+    return [
+        make_norm(spec.norm, ndim, in_dim),
+        make_activation(spec.activation),
+        CausalConv(ndim, in_dim, out_dim, 3, causal=spec.causal),
+    ]
+
+
+def projection(ndim: int, in_dim: int, out_dim: int) -> nn.Module | None:
+    """A 1-conv shortcut where the channels differ, else None."""
+    return None if in_dim == out_dim else CausalConv(ndim, in_dim, out_dim, 1)

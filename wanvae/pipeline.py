@@ -1,0 +1,223 @@
+"""From file to file through the model: video to latents to video, piece by piece.
+
+Frames whose sizes are not multiples of the spatial factor are padded by repeating their edges, and
+cropped back; a video whose length is not 1 + 4n is padded by repeating its last frame, and trimmed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+from tqdm import tqdm
+
+from wanvae.latents import VideoShape, read_latents, write_latents
+from wanvae.model import WanVAE
+from wanvae.posterior import Posterior
+from wanvae.streaming import groups_per_chunk
+from wanvae.video import Frame, VideoReader, VideoWriter
+
+# Below this, SSIM's 11 pixel window does not fit.
+SMALLEST_SSIM_SIZE = 11
+# The rate of the videos that Wan models make.
+WAN_RATE = Fraction(16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionReport:
+    """What a reconstruction came to.
+
+    Attributes:
+        frames: how many.
+        psnr: peak signal-to-noise ratio in dB, the mean over frames.
+        ssim: structural similarity, the mean over frames; NaN for frames under 11 pixels.
+        compression: values of the video per value of the latents.
+        seconds: spent, reading and writing included.
+    """
+
+    frames: int
+    psnr: float
+    ssim: float
+    compression: float
+    seconds: float
+
+
+def reconstruct_file(
+    vae: WanVAE,
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    *,
+    side_by_side: bool = False,
+    crf: int = 18,
+    progress: bool = False,
+) -> ReconstructionReport:
+    """Encode and decode a video or image file.
+
+    Args:
+        destination: the file to write; its suffix tells the kind.
+        side_by_side: put the original at the left of the reconstruction.
+        crf: quality of the written video, 0 (best) to 51.
+        progress: show a progress bar.
+
+    Raises:
+        VideoError: a file cannot be read or written.
+        ValueError: the model cannot stream.
+    """
+    started = time.perf_counter()
+    psnr, ssim, latent_values = [], [], 0
+    with VideoReader(source) as reader:
+        info = reader.info
+        waiting: deque[Frame] = deque()
+        decoder = vae.stream_decode()
+        width = 2 * info.width if side_by_side else info.width
+        with VideoWriter(
+            destination, width=width, height=info.height, fps=info.fps, crf=crf
+        ) as writer:
+            frames = show_progress(reader, info.frames, progress)
+            for posterior in encode_frames(vae, frames, waiting.append):
+                latent_values += posterior.mean.numel()
+                decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
+                for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
+                    original = waiting.popleft()
+                    psnr.append(frame_psnr(image, original.image))
+                    ssim.append(frame_ssim(image, original.image))
+                    shown = torch.cat([original.image, image], dim=2) if side_by_side else image
+                    writer.write(shown[:, None], [original.time])
+    return ReconstructionReport(
+        frames=len(psnr),
+        psnr=sum(psnr) / len(psnr),
+        ssim=sum(ssim) / len(ssim),
+        compression=3 * len(psnr) * info.width * info.height / latent_values,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def encode_file(
+    vae: WanVAE,
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    *,
+    progress: bool = False,
+) -> tuple[int, ...]:
+    """Encode a video or image file to a latents file; returns the shape of its mean.
+
+    Raises:
+        VideoError: ``source`` cannot be read.
+        CheckpointError: ``destination`` cannot be written.
+    """
+    with VideoReader(source) as reader:
+        info = reader.info
+        shape = VideoShape(
+            width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
+        )
+        with write_latents(destination, shape) as writer:
+            frames = show_progress(reader, info.frames, progress)
+            for posterior in encode_frames(vae, frames, lambda f: writer.write_time(f.time)):
+                writer.write(posterior)
+            return writer.shape
+
+
+def decode_file(
+    vae: WanVAE,
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    *,
+    normalized: bool = False,
+    fps: Fraction | None = None,
+    crf: int = 18,
+    progress: bool = False,
+) -> int:
+    """Decode a latents file to a video or image file; returns the number of frames.
+
+    Args:
+        source: as ``encode_file`` wrote it, or a safetensors file with a tensor "latents".
+        normalized: the latents are as a diffusion model gives them: denormalize them first.
+        fps: frames per second; None keeps those of the encoded video, or 16 if unknown.
+        crf: quality of the written video, 0 (best) to 51.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: ``source`` cannot be read.
+        VideoError: ``destination`` cannot be written.
+    """
+    with read_latents(source) as latents:
+        factor = vae.config.spatial_factor
+        height, width = latents.height * factor, latents.width * factor
+        frames, rate = 1 + (latents.length - 1) * vae.config.temporal_factor, WAN_RATE
+        if latents.video is not None:
+            height, width = latents.video.height, latents.video.width
+            frames, rate = len(latents.times), Fraction(latents.video.fps)
+        times = latents.times if fps is None else ()
+        decoder, done = vae.stream_decode(), 0
+        with VideoWriter(
+            destination, width=width, height=height, fps=fps or rate, crf=crf
+        ) as writer:
+            for start in show_progress(range(latents.length), latents.length, progress):
+                piece = latents.piece(start, start + 1)
+                decoded = decoder.push(vae.denormalize(piece) if normalized else piece)
+                decoded = decoded[0, :, : frames - done, :height, :width]
+                count = decoded.shape[1]
+                writer.write(decoded, times[done : done + count] or None)
+                done += count
+    return done
+
+
+def encode_frames(
+    vae: WanVAE, frames: Iterable[Frame], seen: Callable[[Frame], Any]
+) -> Iterator[Posterior]:
+    """The posterior of a stream of frames, piece by piece; ``seen`` is told of each frame read."""
+    frames = iter(frames)
+    encoder = vae.stream_encode()
+    count = 1
+    while batch := list(islice(frames, count)):
+        for frame in batch:
+            seen(frame)
+        video = pad_to_multiple(
+            torch.stack([frame.image for frame in batch], dim=1)[None], vae.config.spatial_factor
+        )
+        factor = vae.config.temporal_factor
+        count = factor * groups_per_chunk(vae.encoder, video.shape[3:], factor)
+        posterior = encoder.push(video)
+        if posterior is not None:
+            yield posterior
+    end = encoder.finish()
+    if end.posterior is not None:
+        yield end.posterior
+
+
+def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
+    """``(B, C, T, H, W)`` with right and bottom edges repeated to multiples of ``factor``."""
+    height, width = video.shape[3:]
+    return F.pad(video, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
+
+
+def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> Iterable[Any]:
+    """``items`` with a progress bar, if asked for."""
+    return tqdm(items, total=total, unit="frame", disable=not progress)
+
+
+def frame_psnr(image: Tensor, original: Tensor) -> float:
+    """PSNR in dB of two images ``(C, H, W)`` in [-1, 1]."""
+    return peak_signal_noise_ratio(image, original, data_range=2.0).item()
+
+
+def frame_ssim(image: Tensor, original: Tensor) -> float:
+    """SSIM of two images ``(C, H, W)`` in [-1, 1]; NaN if they are too small for it."""
+    if min(image.shape[1:]) < SMALLEST_SSIM_SIZE:
+        return float("nan")
+    pair = image[None], original[None]
+    return structural_similarity_index_measure(*pair, data_range=2.0).item()

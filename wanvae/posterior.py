@@ -1,0 +1,50 @@
+"""The distribution over latents that the encoder gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over raw (not normalised) latents ``(B, z_dim, T, H, W)``.
+
+    Attributes:
+        mean: mean of each latent.
+        logvar: logarithm of the variance as the encoder gave it; clamped to [-30, 20] where used.
+    """
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> Posterior:
+        """Split ``(B, 2 * z_dim, T, H, W)`` into mean and logvar."""
+        return cls(*moments.chunk(2, dim=1))
+
+    def mode(self) -> Tensor:
+        """The most likely latents: the mean."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Latents drawn from the distribution; differentiable in mean and logvar."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence from the standard normal in nats, ``(B,)``: summed over C, T, H and W.
+
+        Computed in at least float32.
+        """
+        mean = self.mean.to(torch.promote_types(self.mean.dtype, torch.float32))
+        logvar = self._clamped_logvar()
+        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+
+    def _clamped_logvar(self) -> Tensor:
+        wide = self.logvar.to(torch.promote_types(self.logvar.dtype, torch.float32))
+        return wide.clamp(*LOGVAR_RANGE)

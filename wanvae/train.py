@@ -1,0 +1,104 @@
+"""Train a video VAE: ``accelerate launch -m wanvae.train --config configs/video/tiny.yaml``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from wanvae.config import WanVAEConfig
+from wanvae.data import DataConfig, VideoClips
+from wanvae.engine.checkpoint import check_tensors, read_tensors
+from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
+from wanvae.initialise import start_as_image_model
+from wanvae.losses import LossConfig, peak_signal_to_noise, reconstruction_losses
+from wanvae.model import WanVAE
+from wanvae.nn import use_channels_last
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything about a training run.
+
+    Attributes:
+        model: the architecture.
+        data: the training clips.
+        loss: the loss terms.
+        trainer: the loop.
+        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``;
+            without one the model starts as wanvae.initialise says.
+    """
+
+    model: WanVAEConfig = field(default_factory=WanVAEConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    weights: str | None = None
+
+
+def run(config: TrainConfig) -> bool:
+    """Train as ``config`` says; returns whether all steps are done."""
+    accelerator = Accelerator()
+    torch.manual_seed(config.trainer.seed)
+    vae = first_model(config)
+
+    def losses(model: nn.Module, video: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        output = model(video)
+        with torch.no_grad():
+            figures = {"psnr": peak_signal_to_noise(output.video, video)}
+        return reconstruction_losses(output, video, config.loss), figures
+
+    task = Task(
+        model=vae,
+        samples=VideoClips(config.data, config.trainer.seed),
+        losses=losses,
+        save_weights=lambda model, path: model.save_pretrained(path),
+        load_weights=load_weights,
+    )
+    return train(task, config.trainer, accelerator)
+
+
+def first_model(config: TrainConfig) -> WanVAE:
+    """The model at step 0, in float32."""
+    if config.weights is not None:
+        return WanVAE.from_pretrained(config.weights, torch.float32)
+    vae = WanVAE(config.model)
+    start_as_image_model(vae)
+    use_channels_last(vae)
+    return vae
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint of the same architecture into the parameters that ``model`` has."""
+    tensors = read_tensors(path).tensors
+    check_tensors(model, tensors, path)
+    model.load_state_dict(tensors)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> TrainConfig:
+    """The configuration from a YAML file and command-line overrides."""
+    parser = ArgumentParser(prog="wanvae.train", description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_class_arguments(TrainConfig, None)
+    parsed = parser.instantiate_classes(parser.parse_args(arguments))
+    return TrainConfig(**{name: parsed[name] for name in TrainConfig.__dataclass_fields__})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error."""
+    config = parse_arguments(arguments)
+    try:
+        return 0 if run(config) else 130
+    except (ValueError, OSError, NotFiniteError) as error:
+        print(f"wanvae.train: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
