@@ -11,8 +11,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wanvae import WanVAE, WanVAEConfig, formats
+from wanvae.architecture import infer_config
+from wanvae.diffusers_layout import (
+    DIFFUSERS_WEIGHTS,
+    diffusers_config,
+    diffusers_names,
+    read_diffusers_config,
+)
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
-from wanvae.formats import Layout, diffusers_names, infer_config, load
+from wanvae.formats import Layout, load
+from wanvae.latent_statistics import (
+    NO_STATISTICS,
+    OFFICIAL_STATISTICS,
+    WAN21_MEAN,
+    with_known_statistics,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -89,7 +102,7 @@ def test_diffusers_names_are_one_to_one_and_all_new(config: WanVAEConfig) -> Non
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.dim < 96 and not c.attn_scales])
 def test_diffusers_names_are_those_diffusers_makes(config: WanVAEConfig) -> None:
-    values = formats.diffusers_config(config)
+    values = diffusers_config(config)
     with torch.device("meta"):
         theirs = diffusers_vae(**{k: v for k, v in values.items() if not k.startswith("_")})
     names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
@@ -165,9 +178,9 @@ def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
 
 
 def test_the_official_architecture_has_the_official_statistics() -> None:
-    config, note = formats.with_known_statistics(WanVAEConfig())
+    config, note = with_known_statistics(WanVAEConfig())
     assert config.latents_mean[0] == -0.7571 and config.latents_std[15] == 1.916
-    assert note == formats.OFFICIAL_STATISTICS
+    assert note == OFFICIAL_STATISTICS
     with torch.device("meta"):
         theirs = diffusers_vae().config
     assert config.latents_mean == tuple(theirs.latents_mean)
@@ -175,7 +188,7 @@ def test_the_official_architecture_has_the_official_statistics() -> None:
 
 
 def test_another_architecture_has_none() -> None:
-    assert formats.with_known_statistics(TINY) == (TINY, formats.NO_STATISTICS)
+    assert with_known_statistics(TINY) == (TINY, NO_STATISTICS)
 
 
 # Native
@@ -287,18 +300,18 @@ def test_a_bare_diffusers_file(tmp_path: Path) -> None:
     config = CONFIGS[2]
     vae = random_vae(config)
     formats.save_diffusers(tmp_path / "vae", config, vae.state_dict())
-    checkpoint = load(tmp_path / "vae" / formats.DIFFUSERS_WEIGHTS)
+    checkpoint = load(tmp_path / "vae" / DIFFUSERS_WEIGHTS)
     assert checkpoint.layout is Layout.DIFFUSERS
     assert checkpoint.config == config
     assert checkpoint.tensors.keys() == vae.state_dict().keys()
 
 
 def test_the_statistics_of_a_diffusers_config_win(tmp_path: Path) -> None:
-    values = formats.diffusers_config(WanVAEConfig())
+    values = diffusers_config(WanVAEConfig())
     values["latents_mean"] = [2.0] * 16
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
-    config, notes = formats.read_diffusers_config(path)
+    config, notes = read_diffusers_config(path)
     assert config.latents_mean == (2.0,) * 16 and notes == ()
 
 
@@ -309,9 +322,9 @@ def test_qwen_image_and_older_diffusers_configs(tmp_path: Path) -> None:
         {"_class_name": "AutoencoderKLWan", "base_dim": 96, "attn_scales": []},
     ):
         path.write_text(json.dumps(content))
-        config, notes = formats.read_diffusers_config(path)
-        assert config.latents_mean == formats.WAN21_MEAN
-        assert notes == (formats.OFFICIAL_STATISTICS,)
+        config, notes = read_diffusers_config(path)
+        assert config.latents_mean == WAN21_MEAN
+        assert notes == (OFFICIAL_STATISTICS,)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +342,7 @@ def test_a_diffusers_config_that_is_no_wan21_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(formats.diffusers_config(TINY) | change))
+    path.write_text(json.dumps(diffusers_config(TINY) | change))
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
 
@@ -340,10 +353,10 @@ def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="no JSON"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(formats.diffusers_config(TINY)))
+    (tmp_path / "config.json").write_text(json.dumps(diffusers_config(TINY)))
     with pytest.raises(CheckpointError, match="holds neither diffusion_pytorch_model"):
         load(tmp_path)
-    save_file({"conv1.weight": torch.ones(1)}, tmp_path / formats.DIFFUSERS_WEIGHTS)
+    save_file({"conv1.weight": torch.ones(1)}, tmp_path / DIFFUSERS_WEIGHTS)
     with pytest.raises(CheckpointError, match=r"1 tensors do not belong .*: conv1\.weight"):
         load(tmp_path)
 

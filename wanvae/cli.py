@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 import warnings
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
-from fractions import Fraction
+from dataclasses import dataclass
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+import torch.nn.functional as F
+from tqdm import tqdm
 
 import wanvae
 from wanvae import formats
 from wanvae.convert import ConversionReport, convert
 from wanvae.demo import demo_clip, demo_weights
+from wanvae.engine.checkpoint import check_tensors, first_sentence
 from wanvae.engine.config import to_json_dict
 from wanvae.formats import Layout
+from wanvae.latents import parse_rate
 from wanvae.model import WanVAE
 from wanvae.pipeline import decode_file, encode_file, reconstruct_file
 
@@ -33,7 +37,7 @@ def reconstruct(arguments: Namespace) -> None:
         arguments.output,
         side_by_side=arguments.side_by_side or demo,
         crf=arguments.crf,
-        progress=arguments.progress,
+        progress=shows_progress(arguments),
     )
     print(
         f"{source} -> {arguments.output}: {report.frames} frames, "
@@ -45,20 +49,24 @@ def reconstruct(arguments: Namespace) -> None:
 
 def encode(arguments: Namespace) -> None:
     shape = encode_file(
-        load_model(arguments), arguments.input, arguments.output, progress=arguments.progress
+        load_model(arguments),
+        arguments.input,
+        arguments.output,
+        progress=shows_progress(arguments),
     )
-    print(f"{arguments.input} -> {arguments.output}: mean and logvar {tuple(shape)}")
+    print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
 
 
 def decode(arguments: Namespace) -> None:
+    fps = None if arguments.fps is None else parse_rate(arguments.fps)
     frames = decode_file(
         load_model(arguments),
         arguments.input,
         arguments.output,
         normalized=arguments.normalized,
-        fps=None if arguments.fps is None else parse_fps(arguments.fps),
+        fps=fps,
         crf=arguments.crf,
-        progress=arguments.progress,
+        progress=shows_progress(arguments),
     )
     print(f"{arguments.input} -> {arguments.output}: {frames} frames")
 
@@ -66,6 +74,8 @@ def decode(arguments: Namespace) -> None:
 def info(arguments: Namespace) -> None:
     path = arguments.checkpoint or demo_weights()
     checkpoint = formats.load(path)
+    with torch.device("meta"):
+        check_tensors(WanVAE(checkpoint.config), checkpoint.tensors, path)
     count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
     config = checkpoint.config
@@ -98,20 +108,27 @@ def print_conversion(report: ConversionReport) -> None:
 
 
 def load_model(arguments: Namespace) -> WanVAE:
-    path = arguments.checkpoint or demo_weights()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device, arguments.dtype)
+    path = arguments.checkpoint or demo_weights()
     return WanVAE.from_pretrained(path, DTYPES[arguments.dtype], device)
 
 
-def parse_fps(text: str) -> Fraction:
-    """A rate like 25, 29.97 or 30000/1001."""
+def check_device(device: str, dtype: str) -> None:
+    """Raise ValueError if no model can run there; a convolution of one value tells."""
     try:
-        fps = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        fps = Fraction(0)
-    if fps <= 0:
-        raise ValueError(f"--fps must be a positive rate like 25 or 30000/1001, not {text!r}")
-    return fps
+        one = torch.ones(1, 1, 1, 1, 1, device=device, dtype=DTYPES[dtype])
+        F.conv3d(one, one).item()
+    # What PyTorch raises for devices it does not know, that are not there, or not built in.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"cannot compute in {dtype} on device {device!r}: {first_sentence(error)}; "
+            "try --device cpu or another --dtype"
+        ) from error
+
+
+def shows_progress(arguments: Namespace) -> bool:
+    return sys.stderr.isatty() if arguments.progress is None else arguments.progress
 
 
 def add_model_options(parser: ArgumentParser) -> None:
@@ -119,45 +136,43 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--checkpoint",
         help="native, official or diffusers checkpoint (default: the small model of this package)",
     )
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     parser.add_argument(
-        "--progress", type=bool, default=sys.stderr.isatty(), help="show a progress bar"
+        "--progress",
+        action=BooleanOptionalAction,
+        help="show a progress bar (default: if stderr is a terminal)",
     )
 
 
 def add_quality_option(parser: ArgumentParser) -> None:
-    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
-
-
-def reconstruct_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Encode and decode a video, and say how close the result is. With no input: "
-        "a sample clip, side by side with the original."
+    parser.add_argument(
+        "--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)"
     )
+
+
+def add_reconstruct_options(parser: ArgumentParser) -> None:
     parser.add_argument("input", nargs="?", help=VIDEO_HELP)
-    parser.add_argument("output", nargs="?", default="reconstruction.mp4", help=OUTPUT_HELP)
+    parser.add_argument(
+        "output",
+        nargs="?",
+        default="reconstruction.mp4",
+        help=f"{OUTPUT_HELP} (default: reconstruction.mp4)",
+    )
     parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
     add_quality_option(parser)
     add_model_options(parser)
-    return parser
 
 
-def encode_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Encode a video to its latents: mean and logvar, not normalised, in float32."
-    )
+def add_encode_options(parser: ArgumentParser) -> None:
     parser.add_argument("input", help=VIDEO_HELP)
     parser.add_argument("output", help="file to write, .safetensors")
     add_model_options(parser)
-    return parser
 
 
-def decode_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Decode latents to a video: those of `wanvae encode`, or a tensor `latents` "
-        "(z_dim, T, H, W) of another program."
-    )
+def add_decode_options(parser: ArgumentParser) -> None:
     parser.add_argument("input", help="latents, .safetensors")
     parser.add_argument("output", help=OUTPUT_HELP)
     parser.add_argument(
@@ -165,20 +180,20 @@ def decode_parser() -> ArgumentParser:
         action="store_true",
         help="the latents are as a diffusion model gives them: denormalize them first",
     )
-    parser.add_argument("--fps", help="frames per second (default: the encoded video's, else 16)")
+    parser.add_argument(
+        "--fps", help="frames per second, like 25 or 30000/1001 (default: the video's, else 16)"
+    )
     add_quality_option(parser)
     add_model_options(parser)
-    return parser
 
 
-def info_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Say what a checkpoint is, and what had to be assumed.")
-    parser.add_argument("checkpoint", nargs="?", help="default: the small model of this package")
-    return parser
+def add_info_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", nargs="?", help="of any layout (default: the small model of this package)"
+    )
 
 
-def convert_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Write a checkpoint in another layout.")
+def add_convert_options(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="checkpoint of any layout; which one is found out")
     parser.add_argument(
         "destination",
@@ -186,49 +201,98 @@ def convert_parser() -> ArgumentParser:
     )
     layouts = [layout.value for layout in Layout]
     parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the tensors (default: as read)")
-    return parser
+    parser.add_argument("--dtype", choices=DTYPES, help="of the tensors (default: as read)")
 
 
-COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None], str]] = {
-    "reconstruct": (reconstruct_parser, reconstruct, "encode and decode a video, and compare"),
-    "encode": (encode_parser, encode, "video to latents"),
-    "decode": (decode_parser, decode, "latents to video"),
-    "info": (info_parser, info, "what a checkpoint is"),
-    "convert": (convert_parser, convert_checkpoint, "checkpoint to another layout"),
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        run: does it.
+        add_options: declares its arguments.
+        summary: for the list of commands.
+        description: for its own help.
+    """
+
+    run: Callable[[Namespace], None]
+    add_options: Callable[[ArgumentParser], None]
+    summary: str
+    description: str
+
+
+COMMANDS = {
+    "reconstruct": Command(
+        reconstruct,
+        add_reconstruct_options,
+        "encode and decode a video, and compare",
+        "Encode and decode a video, and say how close the result is. With no input: a sample "
+        "clip, side by side with the original.",
+    ),
+    "encode": Command(
+        encode,
+        add_encode_options,
+        "video to latents",
+        "Encode a video to its latents: mean and logvar, not normalised, in float32.",
+    ),
+    "decode": Command(
+        decode,
+        add_decode_options,
+        "latents to video",
+        "Decode latents to a video: those of `wanvae encode`, or a tensor `latents` "
+        "(z_dim, T, H, W) of another program.",
+    ),
+    "info": Command(
+        info,
+        add_info_options,
+        "what a checkpoint is",
+        "Say what a checkpoint is, and what had to be assumed.",
+    ),
+    "convert": Command(
+        convert_checkpoint,
+        add_convert_options,
+        "checkpoint to another layout",
+        "Write a checkpoint in another layout.",
+    ),
 }
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="wanvae", description=wanvae.__doc__)
+    parser.add_argument("--version", action="version", version=f"wanvae {wanvae.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        options = subparsers.add_parser(name, help=command.summary, description=command.description)
+        command.add_options(options)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage)."""
-    parser = ArgumentParser(prog="wanvae", description=wanvae.__doc__, version=wanvae.__version__)
-    subcommands = parser.add_subcommands(dest="command")
-    for name, (make_parser, _, summary) in COMMANDS.items():
-        subcommands.add_subcommand(name, make_parser(), help=summary)
-    parsed = parser.parse_args(arguments)
-    command = COMMANDS[parsed.command][1]
+    parsed = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
-            command(parsed[parsed.command])
+            COMMANDS[parsed.command].run(parsed)
         except KeyboardInterrupt:
-            print("wanvae: interrupted; nothing was written", file=sys.stderr)
+            say("interrupted; nothing was written")
             return 130
         except torch.OutOfMemoryError as error:
-            print(f"wanvae: out of memory: {first_line(error)}", file=sys.stderr)
+            say(f"out of memory: {first_sentence(error)}; try a smaller video or --dtype bfloat16")
             return 1
         except (ValueError, OSError) as error:
-            print(f"wanvae: {first_line(error)}", file=sys.stderr)
+            say(str(error))
             return 1
     return 0
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def show_warning(message: Warning | str, *_: object) -> None:
-    print(f"wanvae: warning: {message}", file=sys.stderr)
+    say(f"warning: {message}")
+
+
+def say(message: str) -> None:
+    """Print one line to stderr, above a progress bar if one is shown."""
+    tqdm.write(f"wanvae: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

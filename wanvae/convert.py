@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from wanvae import formats
+from wanvae.architecture import infer_config
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.formats import Layout
+from wanvae.latent_statistics import with_known_statistics
 from wanvae.model import WanVAE
 
 WRITERS = {
@@ -78,6 +80,6 @@ def convert(
 
 def lost(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """A note on what of ``config`` the tensors alone do not tell, if anything."""
-    told, _ = formats.with_known_statistics(formats.infer_config(tensors))
+    told, _ = with_known_statistics(infer_config(tensors))
     names = [f.name for f in fields(config) if getattr(told, f.name) != getattr(config, f.name)]
     return (f"not kept in the wan layout: {', '.join(names)}",) if names else ()

@@ -7,9 +7,11 @@ A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, float32 and not norma
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,6 +31,9 @@ FORMAT = "wanvae-latents"
 OTHER_NAME = "latents"
 # Frames of latents copied at once.
 PIECE = 64
+# Frames per second that video files can hold, and more seconds than any has.
+RATES = Fraction(1, 1000), Fraction(10_000)
+LONGEST = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,30 @@ class VideoShape:
     height: int
     fps: str
     source: str
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"a video of {self.width}x{self.height} pixels cannot be")
+        parse_rate(self.fps)
+
+    @property
+    def rate(self) -> Fraction:
+        """``fps`` as a number."""
+        return parse_rate(self.fps)
+
+
+def parse_rate(text: str) -> Fraction:
+    """Frames per second from a text like "25", "29.97" or "30000/1001"; ValueError if it is none.
+
+    No exponents: "1e999999999" would take forever.
+    """
+    number = re.fullmatch(r"\d{1,10}(\.\d{1,10}|/0*[1-9]\d{0,9})?", text, re.ASCII)
+    lowest, highest = RATES
+    if number is None or not lowest <= Fraction(text) <= highest:
+        raise ValueError(
+            f"fps must be a rate like 25 or 30000/1001, from {lowest} to {highest}, not {text!r}"
+        )
+    return Fraction(text)
 
 
 class LatentsWriter:
@@ -130,6 +159,7 @@ class LatentsFile:
     """Latents to read piece by piece; made by ``read_latents``.
 
     Attributes:
+        channels: of a latent.
         length: latents along time.
         height: of a latent frame.
         width: of a latent frame.
@@ -137,6 +167,7 @@ class LatentsFile:
         times: of its frames in seconds; empty for latents of another program.
     """
 
+    channels: int
     length: int
     height: int
     width: int
@@ -161,26 +192,60 @@ def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
     Raises:
         CheckpointError: the file cannot be read or holds no such tensor.
     """
+    with readable(path):
+        file = safe_open(path, framework="pt")
+    with file:
+        with readable(path):
+            latents = describe_latents(file)
+        yield latents
+
+
+@contextmanager
+def readable(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong in reading latents from ``path`` into a CheckpointError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            ours = (file.metadata() or {}).get("format") == FORMAT
-            names = set(file.keys())
-            name = "mean" if ours else OTHER_NAME
-            if name not in names:
-                raise CheckpointError(f"{path} holds no latents: it has {sorted(names)[:5]}")
-            slices = file.get_slice(name)
-            sizes = slices.get_shape()
-            batched = len(sizes) == 5 and sizes[0] == 1
-            if not (batched or len(sizes) == 4) or 0 in sizes:
-                raise CheckpointError(
-                    f"{path}: {name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}"
-                )
-            video, times = None, ()
-            if ours:
-                video = from_json_dict(VideoShape, json.loads(file.metadata()["video"]))
-                times = tuple(file.get_tensor("times").tolist())
-            yield LatentsFile(*sizes[-3:], video, times, slices, batched)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; check the path") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as latents ({error}); encode it again"
+            f"{path} cannot be read as latents: {error}; encode it again, or give a safetensors "
+            f"file with a tensor {OTHER_NAME!r}"
         ) from error
+
+
+def describe_latents(file: safe_open) -> LatentsFile:
+    """What an open safetensors file holds; ValueError if those are no latents."""
+    metadata = file.metadata() or {}
+    ours = metadata.get("format") == FORMAT
+    names = set(file.keys())
+    name = "mean" if ours else OTHER_NAME
+    if name not in names:
+        raise ValueError(f"it has no tensor {name!r}, only {sorted(names)[:5]}")
+    slices = file.get_slice(name)
+    sizes = slices.get_shape()
+    batched = len(sizes) == 5 and sizes[0] == 1
+    if not (batched or len(sizes) == 4) or 0 in sizes:
+        raise ValueError(f"{name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}")
+    video, times = None, ()
+    if ours:
+        video = from_json_dict(VideoShape, parse_metadata(metadata.get("video", "")))
+        times = check_times(file.get_tensor("times"))
+    return LatentsFile(*sizes[-4:], video, times, slices, batched)
+
+
+def parse_metadata(text: str) -> Any:
+    """JSON to its values; ValueError if it is damaged or made to exhaust the parser."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"its metadata is damaged ({error})") from error
+
+
+def check_times(times: Tensor) -> tuple[float, ...]:
+    """The values of ``times``; ValueError if no frames of a video can have them."""
+    right = times.dim() == 1 and times.is_floating_point() and times.numel() > 0
+    # Not a number fails every comparison.
+    if not (right and times[0] >= 0 and times[-1] < LONGEST and (times.diff() > 0).all()):
+        raise ValueError("its times are not increasing seconds")
+    return tuple(times.tolist())

@@ -25,7 +25,9 @@ from torchmetrics.functional.image import (
 )
 from tqdm import tqdm
 
-from wanvae.latents import VideoShape, read_latents, write_latents
+from wanvae.config import WanVAEConfig
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.latents import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
 from wanvae.streaming import groups_per_chunk
@@ -78,30 +80,33 @@ def reconstruct_file(
         ValueError: the model cannot stream.
     """
     started = time.perf_counter()
-    psnr, ssim, latent_values = [], [], 0
+    frames, psnr, ssim, latent_values = 0, 0.0, 0.0, 0
     with VideoReader(source) as reader:
         info = reader.info
         waiting: deque[Frame] = deque()
         decoder = vae.stream_decode()
         width = 2 * info.width if side_by_side else info.width
-        with VideoWriter(
-            destination, width=width, height=info.height, fps=info.fps, crf=crf
-        ) as writer:
-            frames = show_progress(reader, info.frames, progress)
-            for posterior in encode_frames(vae, frames, waiting.append):
+        with (
+            VideoWriter(
+                destination, width=width, height=info.height, fps=info.fps, crf=crf
+            ) as writer,
+            show_progress(reader, info.frames, progress) as originals,
+        ):
+            for posterior in encode_frames(vae, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
                 for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
                     original = waiting.popleft()
-                    psnr.append(frame_psnr(image, original.image))
-                    ssim.append(frame_ssim(image, original.image))
+                    frames += 1
+                    psnr += frame_psnr(image, original.image)
+                    ssim += frame_ssim(image, original.image)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
     return ReconstructionReport(
-        frames=len(psnr),
-        psnr=sum(psnr) / len(psnr),
-        ssim=sum(ssim) / len(ssim),
-        compression=3 * len(psnr) * info.width * info.height / latent_values,
+        frames=frames,
+        psnr=psnr / frames,
+        ssim=ssim / frames,
+        compression=3 * frames * info.width * info.height / latent_values,
         seconds=time.perf_counter() - started,
     )
 
@@ -124,8 +129,10 @@ def encode_file(
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
-        with write_latents(destination, shape) as writer:
-            frames = show_progress(reader, info.frames, progress)
+        with (
+            write_latents(destination, shape) as writer,
+            show_progress(reader, info.frames, progress) as frames,
+        ):
             for posterior in encode_frames(vae, frames, lambda f: writer.write_time(f.time)):
                 writer.write(posterior)
             return writer.shape
@@ -151,22 +158,26 @@ def decode_file(
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: ``source`` cannot be read.
+        CheckpointError: ``source`` cannot be read, or is not of this model.
         VideoError: ``destination`` cannot be written.
     """
     with read_latents(source) as latents:
+        check_origin(latents, vae.config, source)
         factor = vae.config.spatial_factor
         height, width = latents.height * factor, latents.width * factor
         frames, rate = 1 + (latents.length - 1) * vae.config.temporal_factor, WAN_RATE
         if latents.video is not None:
             height, width = latents.video.height, latents.video.width
-            frames, rate = len(latents.times), Fraction(latents.video.fps)
+            frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
         decoder, done = vae.stream_decode(), 0
-        with VideoWriter(
-            destination, width=width, height=height, fps=fps or rate, crf=crf
-        ) as writer:
-            for start in show_progress(range(latents.length), latents.length, progress):
+        with (
+            VideoWriter(
+                destination, width=width, height=height, fps=fps or rate, crf=crf
+            ) as writer,
+            show_progress(range(latents.length), latents.length, progress) as starts,
+        ):
+            for start in starts:
                 piece = latents.piece(start, start + 1)
                 decoded = decoder.push(vae.denormalize(piece) if normalized else piece)
                 decoded = decoded[0, :, : frames - done, :height, :width]
@@ -205,8 +216,29 @@ def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
     return F.pad(video, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
 
 
-def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> Iterable[Any]:
-    """``items`` with a progress bar, if asked for."""
+def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
+    """Raise CheckpointError if no model of ``config`` has made ``latents``, read from ``source``."""
+    if latents.channels != config.z_dim:
+        raise CheckpointError(
+            f"{source} has latents of {latents.channels} channels, but those of this model have "
+            f"{config.z_dim}; decode them with the checkpoint that made them"
+        )
+    video = latents.video
+    if video is None:
+        return
+    groups = -(-(len(latents.times) - 1) // config.temporal_factor)
+    sides = (-(-side // config.spatial_factor) for side in (video.height, video.width))
+    expected, found = (1 + groups, *sides), (latents.length, latents.height, latents.width)
+    if found != expected:
+        raise CheckpointError(
+            f"{source} has latents of {found} (T, H, W), but this model makes {expected} of its "
+            f"{len(latents.times)} frames of {video.width}x{video.height}; decode them with the "
+            "checkpoint that made them"
+        )
+
+
+def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> tqdm:
+    """``items`` with a progress bar, if asked for; as a context manager it ends the bar's line."""
     return tqdm(items, total=total, unit="frame", disable=not progress)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from wanvae.config import WanVAEConfig
 from wanvae.data import DataConfig, VideoClips
+from wanvae.engine.arguments import parse_config
 from wanvae.engine.checkpoint import check_tensors, read_tensors
 from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
 from wanvae.initialise import start_as_image_model
@@ -81,18 +81,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> TrainConfig:
-    """The configuration from a YAML file and command-line overrides."""
-    parser = ArgumentParser(prog="wanvae.train", description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_class_arguments(TrainConfig, None)
-    parsed = parser.instantiate_classes(parser.parse_args(arguments))
-    return TrainConfig(**{name: parsed[name] for name in TrainConfig.__dataclass_fields__})
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error."""
-    config = parse_arguments(arguments)
+    config = parse_config(TrainConfig, "wanvae.train", __doc__, arguments)
     try:
         return 0 if run(config) else 130
     except (ValueError, OSError, NotFiniteError) as error:

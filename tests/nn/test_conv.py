@@ -94,3 +94,13 @@ def test_rejects_impossible_shapes(arguments, message):
 def test_rejects_a_chunk_that_is_not_a_multiple_of_the_stride():
     with pytest.raises(ValueError, match="multiple"):
         CausalConv(1, 3, 3, 4, 2)(torch.randn(1, 3, 7))
+
+
+def test_a_batch_of_one_equals_a_batch_of_two():
+    conv = CausalConv(3, 3, 4, 3)
+    x = example(3).float()
+    torch.testing.assert_close(conv(x)[:1], conv(x[:1]))
+    gradients = [
+        torch.autograd.grad(conv(x[:n])[:1].square().sum(), conv.weight)[0] for n in (1, 2)
+    ]
+    torch.testing.assert_close(*gradients)

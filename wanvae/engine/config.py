@@ -63,3 +63,10 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
         return value
     expected = hint.__name__ if isinstance(hint, type) and not options else hint
     raise ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+def parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the config is no JSON ({error}); download or save it again") from error

@@ -247,7 +247,7 @@ class Log:
         if not self.active or step % self.every:
             return
         figures = {name: float(f"{value.item():.5g}") for name, value in values.items()}
-        self.bar.set_postfix(figures)
+        self.bar.set_postfix(figures, refresh=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             seconds = round(time.time() - self.started, 1)

@@ -93,6 +93,10 @@ class CausalConv(Streaming):
             before = [n for p in reversed(padding) for n in (p, p)]
             x = F.pad(x, [a + b for a, b in zip(before, self.extra_padding, strict=True)])
             padding = (0,) * self.ndim
+        if needs_onednn(x):
+            return torch.mkldnn_convolution(
+                x, weight, self.bias, padding, self.stride, self.dilation, 1
+            )
         convolve = CONVOLUTIONS[self.ndim]
         return convolve(x, weight, self.bias, self.stride, padding, self.dilation)
 
@@ -102,6 +106,21 @@ class CausalConv(Streaming):
             f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, dilation={self.dilation}, causal={self.causal}"
         )
+
+
+def needs_onednn(x: Tensor) -> bool:
+    """Whether PyTorch, left alone, might convolve ``x`` with its naive 3D kernel.
+
+    On a CPU it does for a batch of one with few channels, 5 to 20 times slower than through oneDNN.
+    """
+    return (
+        x.dim() == 5
+        and x.shape[0] == 1
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -1,13 +1,13 @@
-"""Video and image files in and out: RGB frames in [-1, 1] with their times, through PyAV (FFmpeg).
+"""Video and image files to RGB frames in [-1, 1] with their times.
 
-Colours are converted the way the file is tagged, times are the file's own, only a few frames are
-held at a time, and a file being written takes its final name only once it is complete.
+Colours are converted the way the file is tagged, times are the file's own, and only a few frames
+are held at a time.
 """
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
@@ -16,35 +16,14 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from av.video.reformatter import (
-    ColorPrimaries,
-    ColorRange,
-    Colorspace,
-    ColorTrc,
-    VideoReformatter,
-)
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-_VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-# Encoder, pixel format and options: lossless, or for JPEG the finest quantiser.
-_IMAGE_ENCODERS = {
-    ".png": ("png", "rgb24", {}),
-    ".jpg": ("mjpeg", "yuvj444p", {"qmin": "1", "qmax": "1"}),
-    ".jpeg": ("mjpeg", "yuvj444p", {"qmin": "1", "qmax": "1"}),
-    ".webp": ("libwebp", "bgra", {"lossless": "1"}),
-}
+from wanvae.video.common import INTERPOLATION, VideoError, one_line_errors, reason
+
 _DEFAULT_RATE = Fraction(25)
-_FINE_TICKS = 90_000  # per second, the least precision of written times
 _ALLOWED_SHORTFALL = 0.5  # seconds; containers round or pad their durations
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
 _UNTAGGED_MATRICES = (0, 2, 3)
-# swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP, not all of which every PyAV
-# names. Without the last three it repeats chroma samples instead of interpolating them, and leaves
-# the last column of odd-width 10 bit pictures unset.
-_INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
-
-
-class VideoError(ValueError):
-    """A video file that cannot be read or written; the message says which and why in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +76,7 @@ class VideoReader:
             raise
 
     def _open(self) -> None:
-        with _one_line_errors("read", self.path):
+        with one_line_errors("read", self.path):
             # An absolute path, so that a name like "data:x" is never taken for a protocol; metadata
             # in a wrong encoding is no reason to refuse the pictures.
             self._container = av.open(os.path.abspath(self.path), metadata_errors="replace")
@@ -156,7 +135,7 @@ class VideoReader:
         try:
             yield from self._container.decode(self._stream)
         except av.error.FFmpegError as error:
-            self._damage = _reason(error)
+            self._damage = reason(error)
             with suppress(av.error.FFmpegError):
                 yield from self._stream.decode(None)
 
@@ -198,7 +177,7 @@ class VideoReader:
         back = Fraction(0)
         while self._origin is not None and back < start:
             target = self._origin + int((start - back) / tick)
-            with _one_line_errors("seek in", self.path):
+            with one_line_errors("seek in", self.path):
                 self._container.seek(target, stream=self._stream)
             frames = self._timed(self._raw_frames())
             first = list(islice(frames, 1))
@@ -229,13 +208,13 @@ class VideoReader:
             high = frame.height >= 720 and not self.info.is_image
             frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
-        with _one_line_errors("read", self.path):
+        with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
                 format="rgb24" if _bits(frame) == 8 else "rgb48le",
-                interpolation=_INTERPOLATION,
+                interpolation=INTERPOLATION,
             )
         black, white = _levels(frame)
         pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
@@ -252,168 +231,6 @@ class VideoReader:
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         self.close()
-
-
-class VideoWriter:
-    """Writes frames to a file that takes its final name only when the writer is closed.
-
-    .mp4, .mov and .mkv hold H.264 (BT.709, limited range; 4:2:0, or 4:4:4 where a side is odd,
-    which 4:2:0 cannot hold); .png, .jpg, .jpeg and .webp hold exactly one frame. `width` and
-    `height` are in pixels, `fps` in frames per second, `crf` is x264's quality from 0 (best) to 51.
-
-    Used as a context manager: leaving normally completes the file, leaving by an exception deletes
-    the unfinished one and keeps whatever was there before. Raises VideoError if the suffix is not
-    known, the folder is missing or not writable, the disk is full or no frame was written.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        width: int,
-        height: int,
-        fps: Fraction,
-        crf: int = 18,
-    ) -> None:
-        self.path = Path(path)
-        self._size = width, height
-        self._is_image = self.path.suffix.lower() in _IMAGE_ENCODERS
-        with _one_line_errors("write", self.path):
-            self._check_target()
-        if width < 1 or height < 1 or fps <= 0 or not 0 <= crf <= 51:
-            given = f"size {width}x{height}, fps {fps}, crf {crf}"
-            raise self._error(f"{given}; size and fps must be positive and crf 0 to 51")
-        fps = Fraction(fps).limit_denominator(_FINE_TICKS)
-        # A whole number of ticks per frame keeps the rate exact; many ticks keep given times so.
-        ticks = fps.numerator * max(1, _FINE_TICKS // fps.numerator)
-        self._time_base = Fraction(1, ticks)
-        self._step = int(ticks / fps)
-        self._last_pts: int | None = None
-        self._reformatter = VideoReformatter()
-        self._partial = self.path.with_name(
-            f".{self.path.stem}.{os.getpid()}.partial{self.path.suffix}"
-        )
-        self._container: av.container.OutputContainer | None = None
-        try:
-            with _one_line_errors("write", self.path):
-                self._partial.touch()  # FFmpeg would only find out at the first frame
-                self._open(fps, crf)
-        except BaseException:
-            self._discard()
-            raise
-
-    def _check_target(self) -> None:
-        if not self._is_image and self.path.suffix.lower() not in _VIDEO_FORMATS:
-            known = " ".join([*_VIDEO_FORMATS, *_IMAGE_ENCODERS])
-            raise self._error(f"its suffix is {self.path.suffix!r}; use one of {known}")
-        if self.path.is_dir():
-            raise self._error("it is a directory; give a file name")
-        if not self.path.parent.is_dir():
-            raise self._error(f"the folder {self.path.parent} does not exist; create it first")
-
-    def _open(self, fps: Fraction, crf: int) -> None:
-        suffix = self.path.suffix.lower()
-        if self._is_image:
-            codec, pixel_format, options = _IMAGE_ENCODERS[suffix]
-            # "update" writes this one name instead of numbering the files.
-            container, container_options = "image2", {"update": "1"}
-        else:
-            even = all(side % 2 == 0 for side in self._size)
-            codec, pixel_format = "libx264", "yuv420p" if even else "yuv444p"
-            # swscale centres chroma samples; H.264 is taken as left-sited unless it says so.
-            options = {"crf": str(crf), "chroma_sample_location": "center"}
-            container, container_options = _VIDEO_FORMATS[suffix], {}
-        self._container = av.open(
-            os.path.abspath(self._partial), "w", format=container, options=container_options
-        )
-        stream = self._container.add_stream(codec, rate=fps, options=options)
-        stream.width, stream.height = self._size
-        stream.pix_fmt = pixel_format
-        context = stream.codec_context
-        context.time_base = self._time_base
-        if not self._is_image:
-            context.colorspace = Colorspace.ITU709
-            context.color_range = ColorRange.MPEG
-            context.color_primaries = ColorPrimaries.BT709
-            context.color_trc = ColorTrc.BT709
-        self._stream = stream
-
-    def write(self, frames: torch.Tensor, times: Sequence[float] | None = None) -> None:
-        """Append frames (3, T, H, W) RGB in [-1, 1], clamped and rounded to 8 bit.
-
-        `times` are T increasing seconds; without them each frame follows the last by 1 / fps.
-        Raises VideoError for another shape, times that do not increase, or a failure to write.
-        """
-        width, height = self._size
-        if self._container is None:
-            raise self._error("it is already closed; open a new writer")
-        if frames.ndim != 4 or (frames.shape[0], *frames.shape[2:]) != (3, height, width):
-            shape = tuple(frames.shape)
-            raise self._error(f"frames are {shape}; they must be (3, T, {height}, {width})")
-        if times is not None and len(times) != frames.shape[1]:
-            raise self._error(f"{len(times)} times for {frames.shape[1]} frames; give one each")
-        if self._is_image and frames.shape[1] + (self._last_pts is not None) > 1:
-            raise self._error("an image holds one frame; give a video suffix for more")
-        levels = ((frames.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        for index, pixels in enumerate(levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()):
-            self._encode(pixels, None if times is None else times[index])
-
-    def _encode(self, pixels: np.ndarray, time: float | None) -> None:
-        if time is not None:
-            pts = round(Fraction(time) / self._time_base)
-        else:
-            pts = 0 if self._last_pts is None else self._last_pts + self._step
-        if self._last_pts is not None and pts <= self._last_pts:
-            last = float(self._last_pts * self._time_base)
-            raise self._error(f"time {time} s follows {last} s; times must increase")
-        with _one_line_errors("write", self.path):
-            frame = self._reformatter.reformat(
-                av.VideoFrame.from_ndarray(pixels, format="rgb24"),
-                format=self._stream.pix_fmt,
-                dst_colorspace=Colorspace.ITU601 if self._is_image else Colorspace.ITU709,
-                dst_color_range=ColorRange.JPEG if self._is_image else ColorRange.MPEG,
-                interpolation=_INTERPOLATION,
-            )
-            frame.pts, frame.time_base = pts, self._time_base
-            self._container.mux(self._stream.encode(frame))
-        self._last_pts = pts
-
-    def close(self) -> None:
-        """Complete the file and give it its name; VideoError if that fails or it has no frame."""
-        if self._container is None:
-            return
-        try:
-            if self._last_pts is None:
-                raise self._error("it was given no frames; write at least one")
-            with _one_line_errors("write", self.path):
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
-                os.replace(self._partial, self.path)
-            self._container = None
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        """Delete the unfinished file."""
-        container, self._container = self._container, None
-        with suppress(av.error.FFmpegError, OSError):
-            if container is not None:
-                container.close()
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
-
-    def _error(self, reason: str) -> VideoError:
-        return VideoError(f"cannot write {self.path}: {reason}")
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._discard()
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -455,15 +272,6 @@ def read_clip(
     return torch.stack(images, dim=1)
 
 
-def write_video(
-    path: str | os.PathLike[str], frames: torch.Tensor, fps: Fraction, crf: int = 18
-) -> None:
-    """Write frames (3, T, H, W) in [-1, 1] at `fps` per second; VideoError as VideoWriter."""
-    height, width = frames.shape[-2:]
-    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf) as writer:
-        writer.write(frames)
-
-
 def _bits(frame: av.VideoFrame) -> int:
     """Bits per sample as far as swscale tells them apart: 8 at least, 16 at most."""
     return min(max(8, *(component.bits for component in frame.format.components)), 16)
@@ -484,18 +292,3 @@ def _levels(frame: av.VideoFrame) -> tuple[int, int]:
     if gray or frame.color_range == ColorRange.JPEG:
         return 0, (2**bits - 1) << (16 - bits)
     return 0, 255 * unit
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, av.error.InvalidDataError):
-        return "it is not a video or image that FFmpeg can read, or it is damaged or cut short"
-    return getattr(error, "strerror", None) or str(error)
-
-
-@contextmanager
-def _one_line_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn what FFmpeg and the system raise into a VideoError."""
-    try:
-        yield
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"cannot {action} {path}: {_reason(error)}") from error

@@ -1,0 +1,31 @@
+"""What reading and writing video files have in common."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+
+# swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP, not all of which every PyAV
+# names. Without the last three it repeats chroma samples instead of interpolating them, and leaves
+# the last column of odd-width 10 bit pictures unset.
+INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
+
+
+class VideoError(ValueError):
+    """A video file that cannot be read or written; the message says which and why in one line."""
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, av.error.InvalidDataError):
+        return "it is not a video or image that FFmpeg can read, or it is damaged or cut short"
+    return getattr(error, "strerror", None) or str(error)
+
+
+@contextmanager
+def one_line_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn what FFmpeg and the system raise into a VideoError."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(f"cannot {action} {path}: {reason(error)}") from error
