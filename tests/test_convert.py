@@ -91,10 +91,13 @@ def test_nothing_is_written_from_an_incomplete_model(tmp_path: Path, target: str
     assert not (tmp_path / target).exists()
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the script as a person does; gives its exit status."""
     script = str(ROOT / "tools" / "convert_checkpoint.py")
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    runpy.run_path(script, run_name="__main__")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(script, run_name="__main__")
+    return caught.value.code
 
 
 def test_the_tool(
@@ -102,18 +105,17 @@ def test_the_tool(
 ) -> None:
     native, target = tmp_path / "a.safetensors", tmp_path / "vae"
     vae = saved(native)
-    run_tool(monkeypatch, native, target, "--to", "diffusers", "--dtype", "bfloat16")
+    arguments = native, target, "--to", "diffusers", "--dtype", "bfloat16"
+    assert run_tool(monkeypatch, *arguments) == 0
     count = len(vae.state_dict())
-    assert capsys.readouterr().out == (f"native to diffusers: {count} tensors, {count} renamed\n")
+    assert capsys.readouterr().out == f"native to diffusers: {count} tensors, {count} renamed\n"
     expected = {n: t.bfloat16() for n, t in vae.state_dict().items()}
     assert_bit_equal(formats.load(target).tensors, expected)
 
 
 def test_the_tool_says_in_one_line_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "no.pth"
-    with pytest.raises(SystemExit) as caught:
-        run_tool(monkeypatch, path, tmp_path / "b.pth", "--to", "wan")
-    # A message as the code of SystemExit is printed to stderr, with exit status 1.
-    assert caught.value.code == f"error: {path} does not exist; check the path"
+    assert run_tool(monkeypatch, path, tmp_path / "b.pth", "--to", "wan") == 1
+    assert capsys.readouterr().err == f"wanvae: {path} does not exist; check the path\n"

@@ -277,13 +277,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             say("interrupted; nothing was written")
             return 130
-        except torch.OutOfMemoryError as error:
-            say(f"out of memory: {first_sentence(error)}; try a smaller video or --dtype bfloat16")
-            return 1
         except (ValueError, OSError) as error:
             say(str(error))
             return 1
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            say("out of memory; try a smaller video, --dtype bfloat16 or another --device")
+            return 1
     return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 def show_warning(message: Warning | str, *_: object) -> None:
@@ -292,7 +300,7 @@ def show_warning(message: Warning | str, *_: object) -> None:
 
 def say(message: str) -> None:
     """Print one line to stderr, above a progress bar if one is shown."""
-    tqdm.write(f"wanvae: {' '.join(message.split())}", file=sys.stderr)
+    tqdm.write(f"wanvae: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

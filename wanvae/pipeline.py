@@ -217,7 +217,7 @@ def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
 
 
 def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
-    """Raise CheckpointError if no model of ``config`` has made ``latents``, read from ``source``."""
+    """Raise CheckpointError if ``latents`` of the file ``source`` are not of such a model."""
     if latents.channels != config.z_dim:
         raise CheckpointError(
             f"{source} has latents of {latents.channels} channels, but those of this model have "

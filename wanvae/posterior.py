@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wanvae.nn.norm import wide_dtype
+
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
@@ -41,10 +43,9 @@ class Posterior:
 
         Computed in at least float32.
         """
-        mean = self.mean.to(torch.promote_types(self.mean.dtype, torch.float32))
+        mean = self.mean.to(wide_dtype(self.mean))
         logvar = self._clamped_logvar()
         return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
     def _clamped_logvar(self) -> Tensor:
-        wide = self.logvar.to(torch.promote_types(self.logvar.dtype, torch.float32))
-        return wide.clamp(*LOGVAR_RANGE)
+        return self.logvar.to(wide_dtype(self.logvar)).clamp(*LOGVAR_RANGE)

@@ -215,8 +215,10 @@ class Checkpoints:
         complete = self.complete()
         if not complete:
             return 0
-        self.accelerator.load_state(str(complete[-1]))
-        return json.loads((complete[-1] / PROGRESS).read_text())["step"]
+        newest = complete[-1]
+        self.accelerator.print(f"going on from {newest}")
+        self.accelerator.load_state(str(newest))
+        return json.loads((newest / PROGRESS).read_text())["step"]
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -229,9 +231,13 @@ class Log:
     def __init__(self, config: TrainerConfig, accelerator: Accelerator, step: int) -> None:
         self.path = Path(config.run) / "log.jsonl"
         self.every = config.log_every
-        self.active = accelerator.is_main_process
+        self.accelerator = accelerator
         self.bar = tqdm(
-            total=config.steps, initial=step, unit="step", disable=not self.active, smoothing=0.05
+            total=config.steps,
+            initial=step,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            smoothing=0.05,
         )
         self.started = time.time()
 
@@ -242,11 +248,15 @@ class Log:
         self.bar.close()
 
     def update(self, step: int, values: dict[str, Tensor]) -> None:
-        """Count a step and report its figures every ``log_every`` steps."""
+        """Count a step; every ``log_every`` steps report its figures, the mean over processes."""
         self.bar.update()
-        if not self.active or step % self.every:
+        if step % self.every:
             return
-        figures = {name: float(f"{value.item():.5g}") for name, value in values.items()}
+        local = torch.stack([value.detach().float() for value in values.values()])
+        means = self.accelerator.reduce(local, reduction="mean").tolist()
+        if not self.accelerator.is_main_process:
+            return
+        figures = {name: float(f"{mean:.5g}") for name, mean in zip(values, means, strict=True)}
         self.bar.set_postfix(figures, refresh=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
