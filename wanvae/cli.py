@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 import warnings
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jsonargparse import ActionYesNo, Namespace
 from tqdm import tqdm
 
 import wanvae
 from wanvae import formats
 from wanvae.convert import ConversionReport, convert
 from wanvae.demo import demo_clip, demo_weights
+from wanvae.engine.arguments import Parser
 from wanvae.engine.checkpoint import check_tensors, first_sentence
 from wanvae.engine.config import to_json_dict
+from wanvae.engine.memory import keep_freed_memory
 from wanvae.formats import Layout
 from wanvae.latents import parse_rate
 from wanvae.model import WanVAE
@@ -37,7 +39,7 @@ def reconstruct(arguments: Namespace) -> None:
         arguments.output,
         side_by_side=arguments.side_by_side or demo,
         crf=arguments.crf,
-        progress=shows_progress(arguments),
+        progress=arguments.progress,
     )
     print(
         f"{source} -> {arguments.output}: {report.frames} frames, "
@@ -52,7 +54,7 @@ def encode(arguments: Namespace) -> None:
         load_model(arguments),
         arguments.input,
         arguments.output,
-        progress=shows_progress(arguments),
+        progress=arguments.progress,
     )
     print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
 
@@ -66,7 +68,7 @@ def decode(arguments: Namespace) -> None:
         normalized=arguments.normalized,
         fps=fps,
         crf=arguments.crf,
-        progress=shows_progress(arguments),
+        progress=arguments.progress,
     )
     print(f"{arguments.input} -> {arguments.output}: {frames} frames")
 
@@ -127,52 +129,45 @@ def check_device(device: str, dtype: str) -> None:
         ) from error
 
 
-def shows_progress(arguments: Namespace) -> bool:
-    return sys.stderr.isatty() if arguments.progress is None else arguments.progress
-
-
-def add_model_options(parser: ArgumentParser) -> None:
+def add_model_options(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint",
         help="native, official or diffusers checkpoint (default: the small model of this package)",
     )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)"
-    )
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     parser.add_argument(
         "--progress",
-        action=BooleanOptionalAction,
-        help="show a progress bar (default: if stderr is a terminal)",
+        action=ActionYesNo(no_prefix="no-"),
+        default=sys.stderr.isatty(),
+        help="show a progress bar",
     )
 
 
-def add_quality_option(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)"
-    )
+def add_quality_option(parser: Parser) -> None:
+    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
 
-def add_reconstruct_options(parser: ArgumentParser) -> None:
+def add_reconstruct_options(parser: Parser) -> None:
     parser.add_argument("input", nargs="?", help=VIDEO_HELP)
     parser.add_argument(
         "output",
         nargs="?",
         default="reconstruction.mp4",
-        help=f"{OUTPUT_HELP} (default: reconstruction.mp4)",
+        help=OUTPUT_HELP,
     )
     parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
     add_quality_option(parser)
     add_model_options(parser)
 
 
-def add_encode_options(parser: ArgumentParser) -> None:
+def add_encode_options(parser: Parser) -> None:
     parser.add_argument("input", help=VIDEO_HELP)
     parser.add_argument("output", help="file to write, .safetensors")
     add_model_options(parser)
 
 
-def add_decode_options(parser: ArgumentParser) -> None:
+def add_decode_options(parser: Parser) -> None:
     parser.add_argument("input", help="latents, .safetensors")
     parser.add_argument("output", help=OUTPUT_HELP)
     parser.add_argument(
@@ -187,13 +182,13 @@ def add_decode_options(parser: ArgumentParser) -> None:
     add_model_options(parser)
 
 
-def add_info_options(parser: ArgumentParser) -> None:
+def add_info_options(parser: Parser) -> None:
     parser.add_argument(
         "checkpoint", nargs="?", help="of any layout (default: the small model of this package)"
     )
 
 
-def add_convert_options(parser: ArgumentParser) -> None:
+def add_convert_options(parser: Parser) -> None:
     parser.add_argument("source", help="checkpoint of any layout; which one is found out")
     parser.add_argument(
         "destination",
@@ -201,7 +196,7 @@ def add_convert_options(parser: ArgumentParser) -> None:
     )
     layouts = [layout.value for layout in Layout]
     parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the tensors (default: as read)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the tensors (default: as read)")
 
 
 @dataclass(frozen=True)
@@ -216,7 +211,7 @@ class Command:
     """
 
     run: Callable[[Namespace], None]
-    add_options: Callable[[ArgumentParser], None]
+    add_options: Callable[[Parser], None]
     summary: str
     description: str
 
@@ -257,23 +252,26 @@ COMMANDS = {
 }
 
 
-def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="wanvae", description=wanvae.__doc__)
+def make_parser() -> Parser:
+    parser = Parser(wanvae.__doc__, "wanvae")
     parser.add_argument("--version", action="version", version=f"wanvae {wanvae.__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    subcommands = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
-        options = subparsers.add_parser(name, help=command.summary, description=command.description)
+        options = Parser(command.description)
+        options.add_config_option()
         command.add_options(options)
+        subcommands.add_subcommand(name, options, help=command.summary)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage)."""
     parsed = make_parser().parse_args(arguments)
+    keep_freed_memory()
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
-            COMMANDS[parsed.command].run(parsed)
+            COMMANDS[parsed.command].run(parsed[parsed.command])
         except KeyboardInterrupt:
             say("interrupted; nothing was written")
             return 130

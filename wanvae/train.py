@@ -15,6 +15,7 @@ from wanvae.config import WanVAEConfig
 from wanvae.data import DataConfig, VideoClips
 from wanvae.engine.arguments import parse_config
 from wanvae.engine.checkpoint import check_tensors, read_tensors
+from wanvae.engine.memory import keep_freed_memory
 from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
 from wanvae.initialise import start_as_image_model
 from wanvae.losses import LossConfig, peak_signal_to_noise, reconstruction_losses
@@ -83,6 +84,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error."""
+    keep_freed_memory()
     config = parse_config(TrainConfig, "wanvae.train", __doc__, arguments)
     try:
         return 0 if run(config) else 130

@@ -1,14 +1,39 @@
-"""A configuration dataclass from a YAML file and the command line."""
+"""Command-line parsing: jsonargparse, with help and errors for people; configs from dataclasses."""
 
 from __future__ import annotations
 
+import sys
+from argparse import Action
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 T = TypeVar("T")
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Help that does not call the default of an option that may be left out "null"."""
+
+    def _expand_help(self, action: Action) -> str:
+        return super()._expand_help(action).replace(" (default: null)", "")
+
+
+class Parser(ArgumentParser):
+    """A parser whose options may come from ``--config file.yaml`` too."""
+
+    def __init__(self, description: str | None, program: str | None = None) -> None:
+        super().__init__(prog=program, description=description, formatter_class=HelpFormatter)
+
+    def add_config_option(self) -> None:
+        self.add_argument("--config", action="config", help="YAML file with any of these options")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say in one line what was wrong, after the usage, and exit with status 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        parser.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def parse_config(
@@ -23,8 +48,8 @@ def parse_config(
     Raises:
         SystemExit: with status 2, after a message, for an unknown key or an impossible value.
     """
-    parser = ArgumentParser(prog=program, description=description)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser = Parser(description, program)
+    parser.add_config_option()
     parser.add_class_arguments(cls, None)
     parsed = parser.parse_args(arguments)
     try:
