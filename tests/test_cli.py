@@ -200,7 +200,7 @@ def test_impossible_rates(tmp_path: Path, files: Path, fail: Fail, fps: str) -> 
 def test_impossible_quality(tmp_path: Path, files: Path, fail: Fail) -> None:
     arguments = [files / "a.mp4", tmp_path / "b.mp4", "--crf", 52]
     err = fail("reconstruct", *arguments, "--checkpoint", files / "vae.safetensors")
-    assert "crf 52; size and fps must be positive and crf 0 to 51" in err
+    assert "crf 52; sizes must be positive, fps 1/1000 to 10000 and crf 0 to 51" in err
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", "cuda:99", "xla"])

@@ -252,6 +252,21 @@ def test_variable_times_come_back(tmp_path, suffix, tolerance):
         assert (frame.image - original).abs().max() <= 4 * STEP
 
 
+def test_times_closer_than_a_tick_stay_apart(tmp_path):
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, width=32, height=16, fps=Fraction(25)) as writer:
+        writer.write(ramp(3), [0.0, 1e-7, 2e-7])
+    with VideoReader(path) as reader:
+        times = [frame.time for frame in reader]
+    assert times[0] < times[1] < times[2] < 1e-3
+
+
+@pytest.mark.parametrize("fps", [Fraction(0), Fraction(1, 10**9), Fraction(2**31)])
+def test_an_impossible_rate_is_refused(tmp_path, fps):
+    with pytest.raises(VideoError, match="fps 1/1000 to 10000"):
+        VideoWriter(tmp_path / "a.mp4", width=32, height=32, fps=fps)
+
+
 def test_raw_stream_times_follow_the_rate(tmp_path):
     frames = [picture([np.array(128, np.uint8)] * 3, 32, 16, "yuv420p") for _ in range(4)]
     path = encode(tmp_path / "a.h264", frames, codec="libx264", rate=50)

@@ -25,14 +25,14 @@ from torch import Tensor
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.posterior import Posterior
+from wanvae.video.common import RATES
 
 FORMAT = "wanvae-latents"
 # Latents of other programs are a single tensor of this name.
 OTHER_NAME = "latents"
 # Frames of latents copied at once.
 PIECE = 64
-# Frames per second that video files can hold, and more seconds than any has.
-RATES = Fraction(1, 1000), Fraction(10_000)
+# More seconds than any video has.
 LONGEST = 1e9
 
 

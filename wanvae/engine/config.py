@@ -68,5 +68,5 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
 def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the config is no JSON ({error}); download or save it again") from error

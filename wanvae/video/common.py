@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,11 +13,18 @@ import av
 INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 
+# The lowest and highest rate, in frames per second, that every container can say.
+RATES = Fraction(1, 1000), Fraction(10_000)
+
+
 class VideoError(ValueError):
     """A video file that cannot be read or written; the message says which and why in one line."""
 
 
 def reason(error: Exception) -> str:
+    """Why FFmpeg or the system failed, in words."""
+    if isinstance(error, av.error.EOFError):
+        return "it ends too early: it is cut short"
     if isinstance(error, av.error.InvalidDataError):
         return "it is not a video or image that FFmpeg can read, or it is damaged or cut short"
     return getattr(error, "strerror", None) or str(error)

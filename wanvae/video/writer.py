@@ -17,7 +17,7 @@ from av.video.reformatter import (
     VideoReformatter,
 )
 
-from wanvae.video.common import INTERPOLATION, VideoError, one_line_errors
+from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
 
 _VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 # Encoder, pixel format and options: lossless, or for JPEG the finest quantiser.
@@ -56,15 +56,17 @@ class VideoWriter:
         self._is_image = self.path.suffix.lower() in _IMAGE_ENCODERS
         with one_line_errors("write", self.path):
             self._check_target()
-        if width < 1 or height < 1 or fps <= 0 or not 0 <= crf <= 51:
+        if width < 1 or height < 1 or not RATES[0] <= fps <= RATES[1] or not 0 <= crf <= 51:
             given = f"size {width}x{height}, fps {fps}, crf {crf}"
-            raise self._error(f"{given}; size and fps must be positive and crf 0 to 51")
+            limits = f"fps {RATES[0]} to {RATES[1]} and crf 0 to 51"
+            raise self._error(f"{given}; sizes must be positive, {limits}")
         fps = Fraction(fps).limit_denominator(_FINE_TICKS)
         # A whole number of ticks per frame keeps the rate exact; many ticks keep given times so.
         ticks = fps.numerator * max(1, _FINE_TICKS // fps.numerator)
         self._time_base = Fraction(1, ticks)
         self._step = int(ticks / fps)
         self._last_pts: int | None = None
+        self._last_time: float | None = None
         self._reformatter = VideoReformatter()
         self._partial = self.path.with_name(
             f".{self.path.stem}.{os.getpid()}.partial{self.path.suffix}"
@@ -135,13 +137,15 @@ class VideoWriter:
             self._encode(pixels, None if times is None else times[index])
 
     def _encode(self, pixels: np.ndarray, time: float | None) -> None:
-        if time is not None:
-            pts = round(Fraction(time) / self._time_base)
+        earliest = 0 if self._last_pts is None else self._last_pts + 1
+        if time is None:
+            pts = earliest - 1 + self._step if earliest else 0
         else:
-            pts = 0 if self._last_pts is None else self._last_pts + self._step
-        if self._last_pts is not None and pts <= self._last_pts:
-            last = float(self._last_pts * self._time_base)
-            raise self._error(f"time {time} s follows {last} s; times must increase")
+            if self._last_time is not None and time <= self._last_time:
+                raise self._error(f"time {time} s follows {self._last_time} s; times must increase")
+            # Times closer than a tick still need a tick each.
+            pts = max(earliest, round(Fraction(time) / self._time_base))
+            self._last_time = time
         with one_line_errors("write", self.path):
             frame = self._reformatter.reformat(
                 av.VideoFrame.from_ndarray(pixels, format="rgb24"),
