@@ -223,6 +223,7 @@ def test_native_keeps_everything(tmp_path: Path, config: WanVAEConfig, dtype: to
         ('{"dim": 0}', "dim must be at least 1, not 0"),
         ("[]", "WanVAEConfig must be an object"),
         ("{", "no JSON"),
+        ("[" * 200_000, "no JSON"),
     ],
 )
 def test_a_bad_native_config_is_explained(tmp_path: Path, config: str, message: str) -> None:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
-from wanvae.engine.config import from_json_dict, to_json_dict
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.posterior import Posterior
 from wanvae.video.common import RATES
 
@@ -229,17 +229,9 @@ def describe_latents(file: safe_open) -> LatentsFile:
         raise ValueError(f"{name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}")
     video, times = None, ()
     if ours:
-        video = from_json_dict(VideoShape, parse_metadata(metadata.get("video", "")))
+        video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
         times = check_times(file.get_tensor("times"))
     return LatentsFile(*sizes[-4:], video, times, slices, batched)
-
-
-def parse_metadata(text: str) -> Any:
-    """JSON to its values; ValueError if it is damaged or made to exhaust the parser."""
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"its metadata is damaged ({error})") from error
 
 
 def check_times(times: Tensor) -> tuple[float, ...]:

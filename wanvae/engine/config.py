@@ -66,7 +66,8 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
 
 
 def parse_json(text: str) -> Any:
+    """The values in a JSON text; ValueError if it is none, or made to exhaust the parser."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"the config is no JSON ({error}); download or save it again") from error
+        raise ValueError(f"its metadata is no JSON ({error}); download or save it again") from error
