@@ -115,8 +115,13 @@ def test_finish_on_an_empty_stream_gives_nothing():
     assert end.padded_frames == 0
 
 
-def test_a_stream_keeps_its_size():
-    session = tiny().stream_encode()
-    session.push(random_video(3))
+@pytest.mark.parametrize("pushed", [1, 3])
+def test_a_stream_keeps_its_size(pushed):
+    vae = tiny()
+    encoder, decoder = vae.stream_encode(), vae.stream_decode()
+    latents = encoder.push(random_video(pushed)).mean
+    decoder.push(latents)
     with pytest.raises(ValueError, match=r"keeps its shape.*\(1, 3, 1, 24, 16\)"):
-        session.push(random_video(1, 24))
+        encoder.push(random_video(1, 24))
+    with pytest.raises(ValueError, match=r"keeps its shape.*\(2, 2, 1, 2, 2\)"):
+        decoder.push(latents.repeat(2, 1, 1, 1, 1))

@@ -38,7 +38,7 @@ from wanvae.engine.checkpoint import (
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
-from wanvae.latent_statistics import with_known_statistics
+from wanvae.latent_statistics import NO_STATISTICS, with_known_statistics
 
 INFERRED = "architecture: read off the names and shapes of the tensors"
 
@@ -91,7 +91,9 @@ def load_file(path: Path) -> Checkpoint:
     file = read_tensors(path)
     layout = detect_layout(file)
     if layout is Layout.NATIVE:
-        return Checkpoint(read_native_config(file.metadata), file.tensors, layout, ())
+        config = read_native_config(file.metadata)
+        notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
+        return Checkpoint(config, file.tensors, layout, notes)
     tensors = file.tensors
     if layout is Layout.DIFFUSERS:
         tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))

@@ -16,7 +16,7 @@ WAN21_STD = (
 )
 
 OFFICIAL_STATISTICS = "latent statistics: those of Wan2.1, for the architecture is the same"
-NO_STATISTICS = "latent statistics: unknown, so mean 0 and standard deviation 1"
+NO_STATISTICS = "latent statistics: none, so mean 0 and standard deviation 1"
 
 
 def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:

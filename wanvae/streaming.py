@@ -65,8 +65,8 @@ class StreamEncoder:
         first frame is a group; after it every ``temporal_factor`` frames are one (4 for Wan2.1).
         """
         frames = self._vae.check_video(frames)
+        check_same_stream(frames, self._state)
         if self._waiting is not None:
-            check_same_stream(frames, self._waiting)
             frames = torch.cat([self._waiting, frames], dim=2)
         factor = self._vae.config.temporal_factor
         first = 1 if self._state is None else 0
@@ -108,6 +108,7 @@ class StreamDecoder:
         The first gives one frame, every later one ``temporal_factor`` frames (4 for Wan2.1).
         """
         latents = self._vae.check_latents(latents)
+        check_same_stream(latents, self.state)
         video, self.state = self._vae.decode_in_chunks(latents, self.state)
         return video.clamp_(-1, 1) if self._clamp else video
 
@@ -126,8 +127,12 @@ def require_streamable(network: nn.Module) -> None:
         )
 
 
-def check_same_stream(piece: Tensor, before: Tensor) -> None:
-    """Raise ValueError if ``piece`` cannot continue ``before``: all but time must agree."""
+def check_same_stream(piece: Tensor, state: State) -> None:
+    """Raise ValueError if ``piece`` cannot go on from ``state``: only its length may be another."""
+    if state is None:
+        return
+    # The first layer of encoder and decoder is a convolution, whose state is a piece of the input.
+    ((before, *_), *_) = state
     shape, expected = list(piece.shape), list(before.shape)
     shape[2] = expected[2] = 0
     if shape != expected:

@@ -130,7 +130,8 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
             loss = torch.stack(list(terms.values())).sum()
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            if not torch.isfinite(norm):
+            # A gradient scaler, of float16, makes up for overflows of the gradient by itself.
+            if not torch.isfinite(loss if accelerator.scaler else norm):
                 raise NotFiniteError(
                     f"the gradient is {norm.item()} at step {step} ("
                     + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())

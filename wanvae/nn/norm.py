@@ -31,7 +31,8 @@ class RMSNorm(nn.Module):
         wide = x.to(wide_dtype(x))
         # Not a vector norm: along channels that is many times slower on CPUs.
         inverse_norm = wide.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
-        return (wide * inverse_norm * (math.sqrt(x.shape[1]) * self.gamma)).to(x.dtype)
+        scale = math.sqrt(x.shape[1]) * self.gamma.to(wide.dtype)
+        return (wide * inverse_norm * scale).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
