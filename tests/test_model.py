@@ -94,7 +94,7 @@ plans = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 sizes = st.tuples(st.integers(1, 2), st.integers(1, 3))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(coder=coders, plan=plans, size=sizes)
 @torch.no_grad()
 def test_any_chunk_plan_equals_the_whole(coder, plan, size):
@@ -118,7 +118,7 @@ def test_any_chunk_plan_equals_the_whole(coder, plan, size):
     torch.testing.assert_close(decoded, decoder(latents))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(frame=st.integers(0, 8), temporal=st.sampled_from([(True, True), (False, True)]))
 @torch.no_grad()
 def test_the_past_does_not_depend_on_the_future(frame, temporal):

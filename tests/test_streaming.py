@@ -19,7 +19,7 @@ def push_all(session, pieces):
 pushes = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=pushes)
 def test_any_pushes_encode_to_the_whole(lengths):
     vae, frames = tiny(), sum(lengths)
@@ -37,7 +37,7 @@ def test_any_pushes_encode_to_the_whole(lengths):
     torch.testing.assert_close(torch.cat([p.logvar for p in posteriors], dim=2), whole.logvar)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(lengths=st.lists(st.integers(1, 3), min_size=1, max_size=4))
 def test_any_pushes_decode_to_the_whole(lengths):
     vae = tiny()

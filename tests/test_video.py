@@ -197,9 +197,7 @@ def test_solid_colours_come_back_and_are_tagged(tmp_path, suffix, size):
     assert (frame.color_primaries, frame.color_trc) == (BT709, BT709)
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=st.integers(1, 40), height=st.integers(1, 40), count=st.integers(1, 4))
 def test_any_size_comes_back(tmp_path, width, height, count):
     path = tmp_path / "a.mp4"
