@@ -13,10 +13,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from helpers import tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.helpers import tiny
 from wanvae import __version__, cli, formats
 from wanvae.video import read_video, write_video
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,6 +18,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from tests.helpers import tiny
 from wanvae import WanVAE
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.pipeline import decode_file, encode_file, encode_frames, reconstruct_file
