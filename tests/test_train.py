@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from wanvae import WanVAE
-from wanvae.train import main
-from wanvae.video import write_video
+from wanvae.train import TrainConfig, main
+from wanvae.video import VideoError, write_video
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -106,3 +106,21 @@ def test_an_impossible_value_is_refused_by_name(folder, tmp_path, capsys):
         main([*options(folder, tmp_path / "run", 1), "--model.dim=0"])
     assert exit_.value.code == 2
     assert "dim must be at least 1" in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_first_step_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(_: TrainConfig) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wanvae.train.run", interrupted)
+    assert main(options(tmp_path, tmp_path / "run", 1)) == 130
+    assert capsys.readouterr().err == "wanvae.train: interrupted before the first step\n"
+
+
+def test_an_error_in_a_loading_process_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    def unreadable(*_: object) -> torch.Tensor:
+        raise VideoError("cannot read it")
+
+    monkeypatch.setattr("wanvae.data.read_clip", unreadable)
+    assert main([*options(folder, tmp_path / "run", 1), "--trainer.workers=1"]) == 1
+    assert capsys.readouterr().err.endswith("VideoError: cannot read it\n")

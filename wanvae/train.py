@@ -88,8 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_config(TrainConfig, "wanvae.train", __doc__, arguments)
     try:
         return 0 if run(config) else 130
+    except KeyboardInterrupt:
+        print("wanvae.train: interrupted before the first step", file=sys.stderr)
+        return 130
     except (ValueError, OSError, NotFiniteError) as error:
-        print(f"wanvae.train: {error}", file=sys.stderr)
+        # Of an error in a process that loads data, the last line is the error itself.
+        *_, line = (str(error).strip() or type(error).__name__).splitlines()
+        print(f"wanvae.train: {line}", file=sys.stderr)
         return 1
 
 
