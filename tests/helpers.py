@@ -1,5 +1,9 @@
-"""Small models and videos for tests."""
+"""Small models, videos and files for tests."""
 
+from pathlib import Path
+
+import av
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,3 +37,13 @@ def run_steps(step, chunks):
         output, state = step(chunk, state)
         outputs.append(output)
     return torch.cat(outputs, dim=2)
+
+
+def write_sound(path: Path) -> None:
+    """Write a file that has sound but no video."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

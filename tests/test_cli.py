@@ -9,14 +9,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.helpers import tiny
+from tests.helpers import tiny, write_sound
 from wanvae import __version__, cli, formats
 from wanvae.video import read_video, write_video
 
@@ -217,15 +215,6 @@ def test_unusable_devices(tmp_path: Path, files: Path, fail: Fail, device: str) 
 # Videos that cannot be read
 
 
-def sound(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
 def truncated(path: Path) -> None:
     noise = torch.rand(3, 20, 24, 32, generator=torch.Generator().manual_seed(0))
     write_video(path, noise, Fraction(25))
@@ -238,7 +227,7 @@ BAD_VIDEOS = {
     "directory.mp4": (lambda path: path.mkdir(), ""),
     "empty.mp4": (lambda path: path.touch(), "not a video or image"),
     "text.mp4": (lambda path: path.write_text("a text\n" * 99), "not a video or image"),
-    "sound.wav": (sound, "it has no video"),
+    "sound.wav": (write_sound, "it has no video"),
     "truncated.mp4": (truncated, "damaged or cut short"),
 }
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import write_sound
 from wanvae.video import (
     VideoError,
     VideoReader,
@@ -434,22 +435,13 @@ def noisy_video(path: Path, count: int = 50) -> Path:
     return encode(path, frames, codec="libx264", options={"preset": "ultrafast"})
 
 
-def audio_file(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
-        sound.rate = 8000
-        container.mux(stream.encode(sound))
-        container.mux(stream.encode(None))
-
-
 BAD_FILES = {
     "missing.mp4": lambda path: None,
     "directory.mp4": lambda path: path.mkdir(),
     "empty.mp4": lambda path: path.write_bytes(b""),
     "empty.png": lambda path: path.write_bytes(b""),
     "text.mp4": lambda path: path.write_text("not a video\n" * 99),
-    "sound.wav": audio_file,
+    "sound.wav": write_sound,
     # The index is at the end of an mp4: cut, there is nothing to find the frames by.
     "headless.mp4": lambda path: path.write_bytes(noisy_video(path).read_bytes()[:20000]),
 }

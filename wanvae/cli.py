@@ -13,11 +13,10 @@ from jsonargparse import ActionYesNo, Namespace
 from tqdm import tqdm
 
 import wanvae
-from wanvae import formats
-from wanvae.convert import ConversionReport, convert
+from wanvae.convert import convert, load_complete
 from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.arguments import Parser
-from wanvae.engine.checkpoint import check_tensors, first_sentence
+from wanvae.engine.checkpoint import first_sentence
 from wanvae.engine.config import to_json_dict
 from wanvae.engine.memory import keep_freed_memory
 from wanvae.formats import Layout
@@ -75,9 +74,7 @@ def decode(arguments: Namespace) -> None:
 
 def info(arguments: Namespace) -> None:
     path = arguments.checkpoint or demo_weights()
-    checkpoint = formats.load(path)
-    with torch.device("meta"):
-        check_tensors(WanVAE(checkpoint.config), checkpoint.tensors, path)
+    checkpoint = load_complete(path)
     count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
     config = checkpoint.config
@@ -96,11 +93,6 @@ def info(arguments: Namespace) -> None:
 def convert_checkpoint(arguments: Namespace) -> None:
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     report = convert(arguments.source, arguments.destination, Layout(arguments.to), dtype)
-    print_conversion(report)
-
-
-def print_conversion(report: ConversionReport) -> None:
-    """Say what a conversion did."""
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"

@@ -13,7 +13,7 @@ from wanvae import formats
 from wanvae.architecture import infer_config
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import check_tensors
-from wanvae.formats import Layout
+from wanvae.formats import Checkpoint, Layout
 from wanvae.latent_statistics import with_known_statistics
 from wanvae.model import WanVAE
 
@@ -60,10 +60,8 @@ def convert(
         CheckpointError: ``source`` cannot be read or is no complete model, or ``destination``
             cannot be written, or its layout cannot say the architecture. Nothing is written then.
     """
-    checkpoint = formats.load(source)
+    checkpoint = load_complete(source)
     config, tensors = checkpoint.config, checkpoint.tensors
-    with torch.device("meta"):
-        check_tensors(WanVAE(config), tensors, source)
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
     WRITERS[target](destination, config, tensors)
@@ -76,6 +74,18 @@ def convert(
         renamed=len(tensors) if changed else 0,
         notes=checkpoint.notes + (lost(config, tensors) if target is Layout.WAN else ()),
     )
+
+
+def load_complete(path: str | PathLike[str]) -> Checkpoint:
+    """Read a checkpoint of any layout and check that its tensors are those of its architecture.
+
+    Raises:
+        CheckpointError: ``path`` cannot be read or is no complete model.
+    """
+    checkpoint = formats.load(path)
+    with torch.device("meta"):
+        check_tensors(WanVAE(checkpoint.config), checkpoint.tensors, path)
+    return checkpoint
 
 
 def lost(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
