@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,14 @@ from torch import Tensor, nn
 from wanvae import formats
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.execution import join
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.posterior import Posterior
-from wanvae.streaming import (
-    SessionState,
-    StreamDecoder,
-    StreamEncoder,
-    groups_per_chunk,
-    run_in_chunks,
-    split_frames,
-)
+from wanvae.streaming import SessionState, StreamDecoder, StreamEncoder
+from wanvae.tiling import Coding, Network, Plan, default_plan, make_network
+
+# Height and width in pixels, or one number for both.
+TileSize: TypeAlias = "int | tuple[int, int]"
 
 
 @dataclass(frozen=True)
@@ -99,41 +98,110 @@ class WanVAE(nn.Module):
 
         While training the latents are a sample of the posterior, in evaluation its mode.
         """
-        video = self.check_clip(video)
+        self.check_clip(video)
+        video = video.to(self.device, self.dtype)
         posterior = Posterior.from_moments(self.encode_step(video, None)[0])
         latents = posterior.sample() if self.training else posterior.mode()
         return Reconstruction(self.decode_step(latents, None)[0], posterior)
 
-    def encode(self, video: Tensor) -> Posterior:
-        """The posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
+    @torch.no_grad()
+    def encode(self, video: Tensor, *, tile_size: TileSize | None = None) -> Posterior:
+        """The posterior of a video ``(B, C, T, H, W)`` in [-1, 1]; no gradients are kept.
 
-        Long videos are encoded in chunks, with the result of the whole.
+        It is encoded a few frames at a time, with the result of the whole; for gradients there is
+        ``encode_step``.
+
+        Args:
+            video: on any device: frames go to that of the model when it is their turn.
+            tile_size: pixels, a multiple of 8, or two of them for height and width: encode each
+                frame in tiles of at most this size, with the result of the whole.
 
         Raises:
-            ValueError: T is not 1 + 4n, or H or W not a multiple of 8.
+            ValueError: T is not 1 + 4n, or H or W or ``tile_size`` not a multiple of 8.
         """
-        video = self.check_clip(video)
-        return Posterior.from_moments(self.encode_in_chunks(video, None)[0])
+        self.check_clip(video)
+        network = self.encoder_network()
+        latents = network.frames_made(video.shape[2], starts=True)
+        plan = self._choose_plan(network, video.shape, tile_size)
+        coding = Coding(network, *video.shape[3:], plan, latents)
+        return Posterior.from_moments(join(coding.push([video]), latents))
 
-    def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
+    @torch.no_grad()
+    def decode(
+        self, latents: Tensor, clamp: bool = True, *, tile_size: TileSize | None = None
+    ) -> Tensor:
         """The video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
-        Long videos are decoded in chunks, with the result of the whole.
+        It is decoded a few frames at a time, with the result of the whole, and no gradients are
+        kept; for those there is ``decode_step``.
 
         Args:
             latents: as ``Posterior`` gives them; normalised ones need ``denormalize`` first.
             clamp: limit the video to [-1, 1], as the official code does.
+            tile_size: pixels, a multiple of 8, or two of them for height and width: decode each
+                frame in tiles of at most this size, with the result of the whole.
+
+        Raises:
+            ValueError: ``latents`` has not this shape, or ``tile_size`` is no multiple of 8.
         """
-        video, _ = self.decode_in_chunks(self.check_latents(latents), None)
-        return video.clamp(-1, 1) if clamp else video
+        self.check_latents(latents)
+        network = self.decoder_network()
+        plan = self._choose_plan(network, latents.shape, tile_size)
+        height, width = (side * network.spatial_factor for side in latents.shape[3:])
+        coding = Coding(network, height, width, plan, latents.shape[2])
+        frames = network.frames_made(latents.shape[2], starts=True)
+        video = join(coding.push([latents]), frames)
+        return video.clamp_(-1, 1) if clamp else video
 
-    def stream_encode(self, state: SessionState | None = None) -> StreamEncoder:
-        """A session that encodes frames as they come; ``state`` continues an earlier one."""
-        return StreamEncoder(self, state)
+    def stream_encode(
+        self, state: SessionState = None, *, tile_size: TileSize | None = None
+    ) -> StreamEncoder:
+        """A session that encodes frames as they come; ``state`` continues an earlier one.
 
-    def stream_decode(self, state: State = None, *, clamp: bool = True) -> StreamDecoder:
-        """A session that decodes latents as they come; ``state`` continues an earlier one."""
-        return StreamDecoder(self, state, clamp=clamp)
+        Args:
+            tile_size: as for ``encode``; a session keeps the state of every tile.
+        """
+        network = self.encoder_network()
+
+        def choose(shape: torch.Size) -> Plan:
+            return self._choose_plan(network, shape, tile_size)
+
+        return StreamEncoder(network, self.check_video, choose, state)
+
+    def stream_decode(
+        self, state: SessionState = None, *, clamp: bool = True, tile_size: TileSize | None = None
+    ) -> StreamDecoder:
+        """A session that decodes latents as they come; ``state`` continues an earlier one.
+
+        Args:
+            clamp, tile_size: as for ``decode``; a session keeps the state of every tile.
+        """
+        network = self.decoder_network()
+
+        def choose(shape: torch.Size) -> Plan:
+            return self._choose_plan(network, shape, tile_size)
+
+        return StreamDecoder(network, self.check_latents, choose, state, clamp=clamp)
+
+    def encoder_network(self) -> Network:
+        """The layers from video to moments."""
+        return make_network(
+            core=(*self.encoder.core(), self.conv1),
+            shell=self.encoder.shell(),
+            core_first=False,
+            spatial_factor=self.config.spatial_factor,
+            temporal_factor=self.config.temporal_factor,
+        )
+
+    def decoder_network(self) -> Network:
+        """The layers from latents to video."""
+        return make_network(
+            core=(self.conv2, *self.decoder.core()),
+            shell=self.decoder.shell(),
+            core_first=True,
+            spatial_factor=self.config.spatial_factor,
+            temporal_factor=self.config.temporal_factor,
+        )
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw latents to those a diffusion model sees: ``(latents - mean) / std`` per channel."""
@@ -154,21 +222,8 @@ class WanVAE(nn.Module):
         """The video, not clamped, of the next latents of a stream."""
         return self.decoder.step(self.conv2(latents), state)
 
-    def encode_in_chunks(self, video: Tensor, state: State) -> tuple[Tensor, State]:
-        """``encode_step`` in chunks, so that memory does not grow with length."""
-        factor = self.config.temporal_factor
-        groups = groups_per_chunk(self.encoder, video.shape[3:], factor)
-        chunks = split_frames(video, groups, factor, starts=state is None)
-        return run_in_chunks(self.encode_step, chunks, state)
-
-    def decode_in_chunks(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
-        """``decode_step`` in chunks, so that memory does not grow with length."""
-        size = [n * self.config.spatial_factor for n in latents.shape[3:]]
-        groups = groups_per_chunk(self.decoder, size, self.config.temporal_factor)
-        return run_in_chunks(self.decode_step, latents.split(groups, dim=2), state)
-
-    def check_video(self, video: Tensor) -> Tensor:
-        """``video`` on the model's device and dtype; ValueError if it is not of its shape."""
+    def check_video(self, video: Tensor) -> None:
+        """Raise ValueError if ``video`` is no ``(B, C, T, H, W)`` that this model can encode."""
         self._check_tensor(video, "video", self.config.in_channels)
         factor = self.config.spatial_factor
         height, width = video.shape[3:]
@@ -179,11 +234,10 @@ class WanVAE(nn.Module):
                 f"height and width must be multiples of {factor}, not {height}x{width}: "
                 f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
             )
-        return video.to(self.device, self.dtype)
 
-    def check_clip(self, video: Tensor) -> Tensor:
+    def check_clip(self, video: Tensor) -> None:
         """As ``check_video``, and ValueError if it is not a whole clip of 1 + 4n frames."""
-        video = self.check_video(video)
+        self.check_video(video)
         frames, factor = video.shape[2], self.config.temporal_factor
         if (frames - 1) % factor:
             below = (frames - 1) // factor * factor + 1
@@ -191,12 +245,16 @@ class WanVAE(nn.Module):
                 f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
                 f"repeat the last one to {below + factor} (stream_encode does this by itself)"
             )
-        return video
 
-    def check_latents(self, latents: Tensor) -> Tensor:
-        """``latents`` on the model's device and dtype; ValueError if they are not of its shape."""
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ValueError if ``latents`` are no ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
-        return latents.to(self.device, self.dtype)
+
+    def _choose_plan(self, network: Network, shape: torch.Size, tile_size: TileSize | None) -> Plan:
+        height, width = (side * network.pixels_per_input for side in shape[3:])
+        if isinstance(tile_size, int):
+            tile_size = (tile_size, tile_size)
+        return default_plan(network, height, width, tile_size)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.execution import default_frames
 from wanvae.latents import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
-from wanvae.streaming import groups_per_chunk
 from wanvae.video import Frame, VideoReader, VideoWriter
 
 # Below this, SSIM's 11 pixel window does not fit.
@@ -201,7 +201,7 @@ def encode_frames(
             torch.stack([frame.image for frame in batch], dim=1)[None], vae.config.spatial_factor
         )
         factor = vae.config.temporal_factor
-        count = factor * groups_per_chunk(vae.encoder, video.shape[3:], factor)
+        count = max(1, default_frames(*video.shape[3:]) // factor) * factor
         posterior = encoder.push(video)
         if posterior is not None:
             yield posterior

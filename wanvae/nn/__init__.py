@@ -8,7 +8,7 @@ from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
 from wanvae.nn.coder import Decoder, Encoder
 from wanvae.nn.conv import CausalConv, use_channels_last
 from wanvae.nn.norm import NormKind, RMSNorm, make_norm
-from wanvae.nn.resample import Downsample, Upsample
+from wanvae.nn.resample import Downsample, Resample, Upsample
 from wanvae.nn.residual import (
     ActivationKind,
     BlockKind,
@@ -24,7 +24,8 @@ from wanvae.nn.residual import (
     make_activation,
     make_block,
 )
-from wanvae.nn.streaming import Sequential, State, Streaming, unstreamable_layers
+from wanvae.nn.sequential import Sequential
+from wanvae.nn.streaming import State, Streaming, needs_whole_frames, unstreamable_layers
 
 __all__ = [
     "ActivationKind",
@@ -42,6 +43,7 @@ __all__ = [
     "PreActivationBlock",
     "RMSNorm",
     "ResConv1DBlock",
+    "Resample",
     "Residual",
     "ResidualBlock",
     "Sequential",
@@ -53,6 +55,7 @@ __all__ = [
     "make_activation",
     "make_block",
     "make_norm",
+    "needs_whole_frames",
     "unstreamable_layers",
     "use_channels_last",
 ]

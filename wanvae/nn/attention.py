@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import RMSNorm
+from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual
 from wanvae.nn.streaming import State
+
+# Scores of queries and keys that may be in memory at once: 64 MB in float32.
+LARGEST_SCORES = 2**24
 
 
 class Attention(Residual):
@@ -33,17 +37,28 @@ class AttentionBlock(Attention):
     def __init__(self, dim: int) -> None:
         super().__init__(2, dim)
 
-    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def body_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
         if x.dim() == 4:
-            return self._attend(x), ()
+            return crop_whole(self._attend(x), region), ()
         y = self._attend(rearrange(x, "b c t h w -> (b t) c h w"))
-        return rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), ()
+        return crop_whole(rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), region), ()
+
+    def body_input_region(self, region: Region) -> Region:
+        return whole_of(region)
+
+    def looks_across_space(self) -> bool:
+        return True
 
     def _attend(self, images: Tensor) -> Tensor:
         qkv = self.to_qkv(self.norm(images))
         q, k, v = rearrange(qkv, "b (three c) h w -> three b 1 (h w) c", three=3)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(y, "b 1 (h w) c -> b c h w", h=images.shape[2]))
+        # Queries in blocks, for the scores of a large frame would not fit in memory.
+        rows = max(1, LARGEST_SCORES // (k.shape[0] * k.shape[2]))
+        y = [F.scaled_dot_product_attention(block, k, v) for block in q.split(rows, dim=2)]
+        y = rearrange(torch.cat(y, dim=2), "b 1 (h w) c -> b h w c", h=images.shape[2])
+        return self.proj(y.movedim(-1, 1))
 
 
 class TimeAttentionBlock(Attention):
@@ -75,7 +90,9 @@ class TimeAttentionBlock(Attention):
             allowed = allowed & self._visible(x.shape[2], 0, x.device)
         return self.add(self._mix(q, k, v, allowed), x)
 
-    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def body_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
         if self.looks_across_time():
             self.refuse_to_continue(state)
         q, k, v = self._queries_keys_values(x)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import make_norm
+from wanvae.nn.region import Region
 from wanvae.nn.resample import Downsample, Upsample
 from wanvae.nn.residual import BlockSpec, make_activation, make_block
-from wanvae.nn.streaming import Sequential, State, Streaming, step_through
+from wanvae.nn.sequential import Sequential, regions_between, step_through
+from wanvae.nn.streaming import State, Streaming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,25 @@ class CoderSpec:
 
 
 class Coder(Streaming):
-    """What encoder and decoder have in common: four parts in a row. State: one entry a part."""
+    """What encoder and decoder have in common: layers in a row. State: one entry a layer."""
 
-    def parts(self) -> tuple[nn.Module, ...]:
-        """The parts in the order they run."""
-        raise NotImplementedError(f"{type(self).__name__} has no parts")
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The layers in the order they run."""
+        raise NotImplementedError(f"{type(self).__name__} has no layers")
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        return step_through(self.parts(), x, state)
+    def core(self) -> tuple[nn.Module, ...]:
+        """The layers around the attention at the smallest resolution, with the narrow end."""
+        raise NotImplementedError(f"{type(self).__name__} has no core")
+
+    def shell(self) -> tuple[nn.Module, ...]:
+        """The other layers, those of all resolutions."""
+        raise NotImplementedError(f"{type(self).__name__} has no shell")
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        return step_through(self.layers(), x, state, region)
+
+    def input_region(self, region: Region) -> Region:
+        return regions_between(self.layers(), region)[0]
 
 
 class Encoder(Coder):
@@ -76,8 +89,14 @@ class Encoder(Coder):
         self.middle = make_middle(spec, widths[-1])
         self.head = make_head(spec, widths[-1], out_channels)
 
-    def parts(self) -> tuple[nn.Module, ...]:
-        return self.conv1, self.downsamples, self.middle, self.head
+    def shell(self) -> tuple[nn.Module, ...]:
+        return self.conv1, *self.downsamples
+
+    def core(self) -> tuple[nn.Module, ...]:
+        return *self.middle, self.head
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        return self.shell() + self.core()
 
 
 class Decoder(Coder):
@@ -104,8 +123,14 @@ class Decoder(Coder):
         self.upsamples = Sequential(*layers)
         self.head = make_head(spec, widths[-1], out_channels)
 
-    def parts(self) -> tuple[nn.Module, ...]:
-        return self.conv1, self.middle, self.upsamples, self.head
+    def core(self) -> tuple[nn.Module, ...]:
+        return self.conv1, *self.middle
+
+    def shell(self) -> tuple[nn.Module, ...]:
+        return *self.upsamples, self.head
+
+    def layers(self) -> tuple[nn.Module, ...]:
+        return self.core() + self.shell()
 
 
 def make_conv(spec: CoderSpec, in_dim: int, out_dim: int) -> CausalConv:

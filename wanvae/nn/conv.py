@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wanvae.nn.convolve import (
+    MEMORY_FORMATS,
+    convolution_dtype,
+    convolve,
+    empty_channels_last,
+    sees_plain_operations,
+)
+from wanvae.nn.pointwise import apply, apply_into
+from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming
 
 LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class CausalConv(Streaming):
@@ -55,50 +63,94 @@ class CausalConv(Streaming):
         self.history = padding[0] if self.causal else 0
         if self.causal:
             padding[0] = 0
-        self.symmetric_padding = tuple(p // 2 for p in padding)
-        # What an uneven axis needs beyond that at its end, in the order of F.pad: last axis first.
-        self.extra_padding = [n for p in reversed(padding) for n in (0, p % 2)]
+        self.padding = [(p // 2, p - p // 2) for p in padding]
         layer = LAYERS[ndim](in_channels, out_channels, self.kernel_size)
         self.weight, self.bias = layer.weight, layer.bias
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(
+        self,
+        x: Tensor,
+        state: State,
+        region: Region | None = None,
+        pointwise: Sequence[nn.Module] = (),
+    ) -> tuple[Tensor, State]:
+        """Process the next piece of a stream.
+
+        Args:
+            pointwise: layers that treat each position alone, applied to ``x`` first: on its way to
+                the input of the convolution, which saves copies.
+        """
         if self.looks_across_time():
             self.refuse_to_continue(state)
         if not self.history:
-            return self._convolve(x, self.weight), ()
+            x = self._join(None, x, pointwise) if pointwise else x
+            return self._convolve(x, self.weight, region), ()
         if x.shape[2] % self.stride[0]:
             raise ValueError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
             )
         if state is None and x.shape[2] == 1:
             # Only the last slice of the kernel sees more than zeros: a third of the work.
-            padding = [0, 0] * (self.ndim - 1) + [self.history - 1, 0]
-            return self._convolve(x, self.weight[:, :, -1:]), (F.pad(x, padding),)
-        past = self.start(x) if state is None else state
-        x = torch.cat([*past, x], dim=2)
+            joined = self._join(self._zeros(x, self.history - 1), x, pointwise)
+            y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
+            return y, (joined.to(x.dtype),)
+        (past,) = self.start(x) if state is None else state
+        joined = self._join(past, x, pointwise)
         # A copy, for a view would keep the whole piece alive.
-        return self._convolve(x, self.weight), (x[:, :, -self.history :].clone(),)
+        state = (joined[:, :, -self.history :].to(x.dtype, copy=True),)
+        return self._convolve(joined, self.weight, region), state
 
     def start(self, x: Tensor) -> tuple[Tensor]:
         """The state before the first frame: as many zero frames as the layer looks back."""
-        return (x.new_zeros(x.shape[0], x.shape[1], self.history, *x.shape[3:]),)
+        return (self._zeros(x, self.history),)
 
     def looks_across_time(self) -> bool:
         return not self.causal and self.ndim != 2 and self.kernel_size[0] > 1
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        padding = self.symmetric_padding
-        if any(self.extra_padding):
-            # Convolutions pad both ends alike, so uneven padding is added beforehand.
-            before = [n for p in reversed(padding) for n in (p, p)]
-            x = F.pad(x, [a + b for a, b in zip(before, self.extra_padding, strict=True)])
-            padding = (0,) * self.ndim
-        if needs_onednn(x):
-            return torch.mkldnn_convolution(
-                x, weight, self.bias, padding, self.stride, self.dilation, 1
+    def input_region(self, region: Region) -> Region:
+        rows, columns = zip(region, *self._windows(), strict=True)
+        return tuple(span.before_convolution(*window) for span, *window in (rows, columns))
+
+    def _windows(self) -> tuple[tuple[int, int], ...]:
+        """Extent, stride and padding at the start, each for height and width."""
+        extents = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        starts = [before for before, _ in self.padding]
+        return tuple(extents[-2:]), self.stride[-2:], tuple(starts[-2:])
+
+    def _zeros(self, x: Tensor, frames: int) -> Tensor:
+        return x.new_zeros(x.shape[0], x.shape[1], frames, *x.shape[3:])
+
+    def _join(self, past: Tensor | None, x: Tensor, pointwise: Sequence[nn.Module]) -> Tensor:
+        """``pointwise`` of ``x`` behind the frames ``past``, in the dtype to convolve in."""
+        if sees_plain_operations():
+            x = apply(pointwise, x)
+            return x if past is None else torch.cat([past, x], dim=2)
+        length = 0 if past is None else past.shape[2]
+        shape = (*x.shape[:2], length + x.shape[2], *x.shape[3:])
+        joined = empty_channels_last(x, shape, convolution_dtype(x.dtype, x.device))
+        if past is not None:
+            joined[:, :, :length].copy_(past)
+        apply_into(pointwise, x, joined[:, :, length:])
+        return joined
+
+    def _convolve(self, x: Tensor, weight: Tensor, region: Region | None) -> Tensor:
+        padding = list(self.padding)
+        if region is not None:
+            rows, columns = zip(region, *self._windows(), strict=True)
+            padding[-2:] = [span.padding(*window) for span, *window in (rows, columns)]
+        uniform, cuts = [], []
+        axes = zip(padding, weight.shape[2:], self.stride, self.dilation, x.shape[2:], strict=True)
+        for (before, after), kernel, stride, dilation, size in axes:
+            # Convolutions pad both ends alike; more of it where they differ, and a cut after it.
+            skipped = -(-max(0, after - before) // stride)
+            uniform.append(before + skipped * stride)
+            cuts.append(
+                (skipped, (size + before + after - (kernel - 1) * dilation - 1) // stride + 1)
             )
-        convolve = CONVOLUTIONS[self.ndim]
-        return convolve(x, weight, self.bias, self.stride, padding, self.dilation)
+        y = convolve(x, weight, self.bias, self.stride, uniform, self.dilation)
+        for axis, (start, length) in enumerate(cuts, start=2):
+            y = y if y.shape[axis] == length else y.narrow(axis, start, length)
+        return y
 
     def extra_repr(self) -> str:
         out_channels, in_channels = self.weight.shape[:2]
@@ -106,21 +158,6 @@ class CausalConv(Streaming):
             f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, dilation={self.dilation}, causal={self.causal}"
         )
-
-
-def needs_onednn(x: Tensor) -> bool:
-    """Whether PyTorch, left alone, might convolve ``x`` with its naive 3D kernel.
-
-    On a CPU it does for a batch of one with few channels, 5 to 20 times slower than through oneDNN.
-    """
-    return (
-        x.dim() == 5
-        and x.shape[0] == 1
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
-    )
 
 
 def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -138,6 +175,6 @@ def use_channels_last(module: nn.Module) -> None:
     one on CPUs and GPUs.
     """
     for layer in module.modules():
-        if isinstance(layer, CausalConv) and layer.ndim in MEMORY_FORMATS:
-            memory_format = MEMORY_FORMATS[layer.ndim]
+        if isinstance(layer, CausalConv) and layer.weight.dim() in MEMORY_FORMATS:
+            memory_format = MEMORY_FORMATS[layer.weight.dim()]
             layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)

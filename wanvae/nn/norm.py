@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.streaming import State, Streaming
 
 NormKind = Literal["rms", "layer", "group", "batch", "none"]
@@ -29,10 +30,15 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(wide_dtype(x))
-        # Not a vector norm: along channels that is many times slower on CPUs.
-        inverse_norm = wide.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
+        if wide.stride(1) == 1 and not torch.is_grad_enabled():
+            inverse_norm = (
+                torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12) ** -1
+            )
+        else:
+            # Not a vector norm: where channels are apart that is many times slower on CPUs.
+            inverse_norm = wide.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
         scale = math.sqrt(x.shape[1]) * self.gamma.to(wide.dtype)
-        return (wide * inverse_norm * scale).to(x.dtype)
+        return (wide * inverse_norm).mul_(scale).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -52,21 +58,30 @@ class LayerNorm(nn.Module):
 class GroupNorm(Streaming, nn.GroupNorm):
     """Group norm over all positions of a clip; it cannot stream."""
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         self.refuse_to_continue(state)
-        return nn.GroupNorm.forward(self, x), ()
+        return crop_whole(nn.GroupNorm.forward(self, x), region), ()
+
+    def input_region(self, region: Region) -> Region:
+        return whole_of(region)
 
     def looks_across_time(self) -> bool:
         return True
 
+    def looks_across_space(self) -> bool:
+        return True
+
 
 class BatchNorm(Streaming, nn.modules.batchnorm._BatchNorm):
-    """Batch norm of any rank; it streams in evaluation, when its statistics are fixed."""
+    """Batch norm of any rank; in evaluation its statistics are fixed, and it streams and tiles."""
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         if self.looks_across_time():
             self.refuse_to_continue(state)
         return nn.modules.batchnorm._BatchNorm.forward(self, x), ()
+
+    def input_region(self, region: Region) -> Region:
+        return region
 
     def looks_across_time(self) -> bool:
         return self.training

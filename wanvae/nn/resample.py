@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
+from wanvae.nn.convolve import convolve_doubled
+from wanvae.nn.region import Region, crop
 from wanvae.nn.streaming import State, Streaming
-
-
-class Upsample2x(nn.Module):
-    """Nearest-neighbour doubling of ``(B, C, H, W)`` in both axes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
 
 
 class Resample(Streaming):
     """Changes the size of each frame, and of time if ``temporal``.
 
-    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names). In 1D there
-    is no space, and what remains of the convolution over it is a 1-conv. The first frame of a
-    stream stands for itself: resampling of time passes it through.
+    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names; its parameters
+    are those of ``resample.1``). In 1D there is no space, and what remains of the convolution over
+    it is a 1-conv. The first frame of a stream stands for itself: resampling of time passes it
+    through.
     """
 
-    def __init__(self, ndim: int, resize: nn.Module, conv: CausalConv) -> None:
+    def __init__(self, ndim: int, conv: CausalConv) -> None:
         super().__init__()
         self.ndim = ndim
-        self.resample = nn.Sequential(resize, conv)
+        self.resample = nn.Sequential(nn.Identity(), conv)
 
-    def _per_frame(self, x: Tensor) -> Tensor:
+    @property
+    def conv(self) -> CausalConv:
+        """The convolution of each frame."""
+        return self.resample[1]
+
+    def resize(self, images: Tensor, region: Region | None) -> Tensor:
+        """Resample frames ``(B, C, H, W)``, or in 1D positions ``(B, C, T)``."""
+        raise NotImplementedError(f"{type(self).__name__} has no resize")
+
+    def _per_frame(self, x: Tensor, region: Region | None) -> Tensor:
         if self.ndim != 3:
-            return self.resample(x)
-        y = self.resample(rearrange(x, "b c t h w -> (b t) c h w"))
+            return self.resize(x, region)
+        y = self.resize(rearrange(x, "b c t h w -> (b t) c h w"), region)
         return rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0])
 
 
@@ -46,24 +50,29 @@ class Downsample(Resample):
 
     def __init__(self, ndim: int, dim: int, *, temporal: bool) -> None:
         kernel, stride = (1, 1) if ndim == 1 else (3, 2)
-        conv = CausalConv(min(ndim, 2), dim, dim, kernel, stride)
-        super().__init__(ndim, nn.Identity(), conv)
+        super().__init__(ndim, CausalConv(min(ndim, 2), dim, dim, kernel, stride))
         self.time_conv = None
         if temporal:
             kernel, stride = along_time(ndim, 3), along_time(ndim, 2)
             self.time_conv = CausalConv(ndim, dim, dim, kernel, stride)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        x = self._per_frame(x)
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        x = self._per_frame(x, region)
         if self.time_conv is None:
             return x, ()
         if state is not None:
             return self.time_conv.step(x, state)
         first, rest = x[:, :, :1], x[:, :, 1:]
         if rest.shape[2] == 0:
-            return first, (first,)
+            return first, (first.clone(),)
         y, state = self.time_conv.step(rest, (first,))
         return torch.cat([first, y], dim=2), state
+
+    def input_region(self, region: Region) -> Region:
+        return self.conv.input_region(region)
+
+    def resize(self, images: Tensor, region: Region | None) -> Tensor:
+        return self.conv.step(images, None, region)[0]
 
 
 class Upsample(Resample):
@@ -73,29 +82,42 @@ class Upsample(Resample):
     """
 
     def __init__(self, ndim: int, in_dim: int, out_dim: int, *, temporal: bool) -> None:
-        conv = CausalConv(min(ndim, 2), in_dim, out_dim, 1 if ndim == 1 else 3)
-        super().__init__(ndim, nn.Identity() if ndim == 1 else Upsample2x(), conv)
+        super().__init__(ndim, CausalConv(min(ndim, 2), in_dim, out_dim, 1 if ndim == 1 else 3))
         self.time_conv = None
         if temporal:
             self.time_conv = CausalConv(ndim, in_dim, 2 * in_dim, along_time(ndim, 3))
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         if self.time_conv is None:
-            return self._per_frame(x), ()
+            return self._per_frame(x, region), ()
         if state is not None:
             x, state = self._double_time(x, state)
-            return self._per_frame(x), state
+            return self._per_frame(x, region), state
         first, rest = x[:, :, :1], x[:, :, 1:]
         state = self.time_conv.start(x)
         if rest.shape[2] == 0:
-            return self._per_frame(first), state
+            return self._per_frame(first, region), state
         rest, state = self._double_time(rest, state)
-        return self._per_frame(torch.cat([first, rest], dim=2)), state
+        return self._per_frame(torch.cat([first, rest], dim=2), region), state
+
+    def input_region(self, region: Region) -> Region:
+        rows, columns = self.conv.input_region(region)
+        return rows.halved(), columns.halved()
+
+    def resize(self, images: Tensor, region: Region | None) -> Tensor:
+        if self.ndim == 1:
+            return self.conv(images)
+        y = convolve_doubled(images, self.conv.weight, self.conv.bias)
+        if region is None:
+            return y
+        # Doubled whole, with zeros all around: what these spoil at inner sides is cut off.
+        rows, columns = self.input_region(region)
+        return crop(y, (rows.doubled(), columns.doubled()), region)
 
     def _double_time(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.time_conv.step(x, state)
-        # The first half of the channels is the earlier frame.
-        return rearrange(y, "b (two c) t ... -> b c (t two) ...", two=2), state
+        # The first half of the channels is the earlier frame. Channels stay innermost.
+        return rearrange(y, "b (two c) t ... -> b (t two) ... c", two=2).movedim(-1, 1), state
 
 
 def along_time(ndim: int, size: int) -> tuple[int, ...]:

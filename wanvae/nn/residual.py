@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import NormKind, make_norm
-from wanvae.nn.streaming import Sequential, State, Streaming, step_layer
+from wanvae.nn.region import Region, crop, union
+from wanvae.nn.sequential import Sequential, regions_between
+from wanvae.nn.streaming import State, Streaming, input_region, step_layer
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -52,19 +55,34 @@ class Residual(Streaming):
         self.shortcut = shortcut or nn.Identity()
         self.post_activation = post_activation or nn.Identity()
 
-    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step of the residual function alone."""
+    def body_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
+        """One step of the residual function alone; the result is a new tensor."""
         raise NotImplementedError(f"{type(self).__name__} has no body")
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def body_input_region(self, region: Region) -> Region:
+        """``input_region`` of the residual function alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no input_region")
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         body_state, shortcut_state = (None, None) if state is None else state
-        y, body_state = self.body_step(x, body_state)
-        shortcut, shortcut_state = step_layer(self.shortcut, x, shortcut_state)
+        of_body = of_shortcut = x
+        if region is not None:
+            given = self.input_region(region)
+            of_body = crop(x, given, self.body_input_region(region))
+            of_shortcut = crop(x, given, input_region(self.shortcut, region))
+        y, body_state = self.body_step(of_body, body_state, region)
+        shortcut, shortcut_state = step_layer(self.shortcut, of_shortcut, shortcut_state, region)
         return self.add(y, shortcut), (body_state, shortcut_state)
 
+    def input_region(self, region: Region) -> Region:
+        return union(self.body_input_region(region), input_region(self.shortcut, region))
+
     def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        """The residual addition."""
-        return self.post_activation(y + shortcut)
+        """The residual addition; without gradients in the memory of ``y``."""
+        total = y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
+        return self.post_activation(total)
 
 
 class SequentialResidual(Residual):
@@ -79,8 +97,13 @@ class SequentialResidual(Residual):
         super().__init__(shortcut, post_activation)
         self.residual = Sequential(*body)
 
-    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        return self.residual.step(x, state)
+    def body_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
+        return self.residual.step(x, state, region)
+
+    def body_input_region(self, region: Region) -> Region:
+        return self.residual.input_region(region)
 
 
 class ResidualBlock(SequentialResidual):
@@ -183,14 +206,19 @@ class DenseBlock(Streaming):
         )
         self.out_dim = in_dim + num_layers * growth_rate
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        states = (None,) * len(self.layers) if state is None else state
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        layers = tuple(self.layers)
+        states = (None,) * len(layers) if state is None else state
+        regions = itertools.pairwise(regions_between(layers, region))
         new_states = []
-        for layer, layer_state in zip(self.layers, states, strict=True):
-            feature, layer_state = layer.step(x, layer_state)
-            x = torch.cat([x, feature], dim=1)
+        for layer, layer_state, (given, wanted) in zip(layers, states, regions, strict=True):
+            feature, layer_state = layer.step(x, layer_state, wanted)
+            x = torch.cat([x if wanted is None else crop(x, given, wanted), feature], dim=1)
             new_states.append(layer_state)
         return x, tuple(new_states)
+
+    def input_region(self, region: Region) -> Region:
+        return regions_between(tuple(self.layers), region)[0]
 
 
 class DenseResidualBlock(SequentialResidual):
@@ -244,7 +272,9 @@ class ResConv1DBlock(Residual):
         self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout)
 
-    def body_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def body_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
         norm1_state, conv1_state, norm2_state = (None,) * 3 if state is None else state
         x, norm1_state = step_layer(self.norm1, x, norm1_state)
         x, conv1_state = self.conv1.step(self.activation(x), conv1_state)

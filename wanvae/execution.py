@@ -1,0 +1,177 @@
+"""Running layers on a stream without gradients: how much of it at once, and in what order.
+
+A network is cut into stages at its changes of resolution. Each stage takes pieces of the length
+that suits its resolution, and each piece goes all the way before the next one starts, so what is in
+memory at once is a few frames of each resolution and the states of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wanvae.nn import Downsample, State, Upsample
+from wanvae.nn.region import Region
+from wanvae.nn.sequential import regions_between
+
+# Pixels at full resolution that keep a small machine busy; more of them only cost memory.
+STEP_PIXELS = 2**18
+# Two frames at once take a third fewer multiply-adds than one and one (see nn/convolve.py).
+FEWEST_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers of one resolution, with the resampling before them (decoder) or after (encoder).
+
+    Attributes:
+        layers: in the order they run.
+        frames: how many to take at once, after the first frame of a stream; None is all.
+        group: how many of its frames make one latent, after the first.
+    """
+
+    layers: tuple[nn.Module, ...]
+    frames: int | None
+    group: int
+
+
+def default_frames(height: int, width: int) -> int:
+    """How many frames of this size, at full resolution, to process at once."""
+    return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
+
+
+def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> list[Stage]:
+    """Cut the layers of an encoder or a decoder into stages.
+
+    Args:
+        layers: all of them; the decoder's start at its smallest resolution.
+        frames: to process at once at full resolution, a power of 2 or a multiple of 4; smaller ones
+            have more at once. None is all.
+        group: frames of the first layer's input that make one latent: 1 in a decoder.
+    """
+    if frames is None:
+        return [Stage(tuple(layers), None, group)]
+    runs: list[list[nn.Module]] = [[]]
+    for layer in layers:
+        if isinstance(layer, Upsample):
+            runs.append([])
+        runs[-1].append(layer)
+        if isinstance(layer, Downsample):
+            runs.append([])
+    level = sum(isinstance(layer, Upsample) for layer in layers)
+    stages = []
+    for run in runs:
+        first, last = run[0], run[-1]
+        level -= isinstance(first, Upsample)
+        at_once = frames * 4**level
+        if isinstance(first, Upsample) and first.time_conv is not None:
+            stages.append(Stage(tuple(run), max(1, at_once // 2), group))
+            group *= 2
+        elif isinstance(last, Downsample) and last.time_conv is not None:
+            stages.append(Stage(tuple(run), max(2, at_once), group))
+            group //= 2
+        else:
+            stages.append(Stage(tuple(run), at_once, group))
+        level += isinstance(last, Downsample)
+    return stages
+
+
+class Flow:
+    """A stream through some stages: pieces in, pieces out, the states of the layers in between.
+
+    Args:
+        region: the part of each output frame to make; None is all. Pieces are then the part
+            ``input_region`` of each input frame.
+        latents: how many the stream has in all, if that is known: states are dropped at its end.
+        state: of an earlier flow, to go on from.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        region: Region | None = None,
+        latents: int | None = None,
+        state: State = None,
+    ) -> None:
+        self._stages = stages
+        self._latents = latents
+        self._processed = [0] * len(stages)
+        layers = [layer for stage in stages for layer in stage.layers]
+        self.input_region, *wanted = regions_between(layers, region)
+        self._wanted = dict(zip(layers, wanted, strict=True))
+        states = [None] * len(layers) if state is None else state
+        self._states = dict(zip(layers, states, strict=True))
+
+    @property
+    def started(self) -> bool:
+        """Whether something has been processed, of which more is to come."""
+        return any(state is not None for state in self._states.values())
+
+    @property
+    def state(self) -> State:
+        """The states of the layers."""
+        return tuple(self._states.values())
+
+    def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Process the next whole groups of frames; the results come as they are ready."""
+        for index in range(len(self._stages)):
+            pieces = self._through(index, pieces)
+        return iter(pieces)
+
+    def _through(self, index: int, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        stage = self._stages[index]
+        if stage.frames is not None:
+            starts = self._states[stage.layers[0]] is None
+            pieces = regroup(pieces, stage.frames, starts=starts)
+        for piece in pieces:
+            self._processed[index] += piece.shape[2]
+            yield self._step(stage, piece, ends=self._ends(index))
+
+    def _ends(self, index: int) -> bool:
+        if self._latents is None:
+            return False
+        return self._processed[index] == 1 + (self._latents - 1) * self._stages[index].group
+
+    def _step(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
+        # Only here, so that a long video need not fit on the device of the model.
+        like = next(stage.layers[0].parameters())
+        x = x.to(like.device, like.dtype)
+        for layer in stage.layers:
+            state, self._states[layer] = self._states[layer], None
+            x, state = layer.step(x, state, self._wanted[layer])
+            self._states[layer] = None if ends else state
+        return x
+
+
+def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[Tensor]:
+    """Cut and join pieces to ``frames`` of them; the first is one frame if the stream ``starts``.
+
+    The last piece may be shorter.
+    """
+    wanted = 1 if starts else frames
+    waiting = None
+    for piece in pieces:
+        waiting = piece if waiting is None else torch.cat([waiting, piece], dim=2)
+        while waiting is not None and waiting.shape[2] >= wanted:
+            ready = waiting[:, :, :wanted]
+            waiting = waiting[:, :, wanted:] if waiting.shape[2] > wanted else None
+            wanted = frames
+            yield ready
+    if waiting is not None:
+        yield waiting
+
+
+def join(pieces: Iterable[Tensor], frames: int) -> Tensor:
+    """Pieces of ``frames`` in all one after another, each put in its place as it comes."""
+    joined, start = None, 0
+    for piece in pieces:
+        if piece.shape[2] == frames:
+            return piece.contiguous()
+        if joined is None:
+            joined = piece.new_empty((*piece.shape[:2], frames, *piece.shape[3:]))
+        joined[:, :, start : start + piece.shape[2]] = piece
+        start += piece.shape[2]
+    return joined

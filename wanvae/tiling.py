@@ -1,0 +1,251 @@
+"""Exact tiling: an encoder or a decoder in parts of each frame, with the result of the whole.
+
+Few layers look across whole frames, all of them at the smallest resolution: those and their
+neighbours are the core, which runs on whole frames. The rest, the shell, sees a bounded
+neighbourhood of each pixel and runs tile by tile, each with as much around it as its layers need
+and a stream state of its own. Where a tile ends inside the image a layer reads what lies there, and
+where the image ends it pads: no seam, no blending.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise, product
+
+import torch
+from torch import Tensor, nn
+
+from wanvae.execution import Flow, Stage, default_frames, make_stages
+from wanvae.nn import Downsample, Resample, State, needs_whole_frames, unstreamable_layers
+from wanvae.nn.region import Region, Span, crop, whole_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run a network.
+
+    Attributes:
+        tile_size: height and width in pixels of the largest tile; None is the whole frame.
+        frames: how many to process at once at full resolution; None is the whole clip.
+    """
+
+    tile_size: tuple[int, int] | None
+    frames: int | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers of an encoder or a decoder.
+
+    Attributes:
+        core: layers that run on whole frames.
+        shell: layers that can run on tiles.
+        core_first: True in a decoder.
+        spatial_factor: pixels per latent along height and width.
+        temporal_factor: frames per latent after the first.
+    """
+
+    core: tuple[nn.Module, ...]
+    shell: tuple[nn.Module, ...]
+    core_first: bool
+    spatial_factor: int
+    temporal_factor: int
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """All layers in the order they run."""
+        return self.core + self.shell if self.core_first else self.shell + self.core
+
+    @property
+    def pixels_per_input(self) -> int:
+        """Pixels of the video along each side per position of the input."""
+        return self.spatial_factor if self.core_first else 1
+
+    def frames_made(self, pushed: int, *, starts: bool) -> int:
+        """How many frames (latents) come of so many latents (frames), whole groups of them."""
+        factor = Fraction(self.temporal_factor)
+        return resampled(pushed, factor if self.core_first else 1 / factor, starts=starts)
+
+
+def make_network(
+    core: Sequence[nn.Module],
+    shell: Sequence[nn.Module],
+    *,
+    core_first: bool,
+    spatial_factor: int,
+    temporal_factor: int,
+) -> Network:
+    """A network whose shell layers that look across whole frames belong to the core."""
+    across = [index for index, layer in enumerate(shell) if needs_whole_frames(layer)]
+    core, shell = tuple(core), tuple(shell)
+    if across and core_first:
+        cut = across[-1] + 1
+        core, shell = core + shell[:cut], shell[cut:]
+    elif across:
+        cut = across[0]
+        core, shell = shell[cut:] + core, shell[:cut]
+    return Network(core, shell, core_first, spatial_factor, temporal_factor)
+
+
+def default_plan(
+    network: Network, height: int, width: int, tile_size: tuple[int, int] | None
+) -> Plan:
+    """The fastest plan for frames of this size in pixels.
+
+    Raises:
+        ValueError: ``tile_size`` is no multiple of the spatial factor, or the network needs whole
+            clips.
+    """
+    if unstreamable_layers(nn.ModuleList(network.layers)):
+        if tile_size is not None:
+            raise ValueError("a model with layers that look across all of time cannot be tiled")
+        return Plan(None, None)
+    if tile_size is None:
+        return Plan(None, default_frames(height, width))
+    factor = network.spatial_factor
+    if min(tile_size) < 1 or any(side % factor for side in tile_size):
+        raise ValueError(f"tile_size must be a positive multiple of {factor}, not {tile_size}")
+    sides = [min(side, tile) for side, tile in zip((height, width), tile_size, strict=True)]
+    return Plan(tile_size, default_frames(*sides))
+
+
+class Coding:
+    """A stream through an encoder or a decoder, by a plan.
+
+    Within one push the tiles take turns, each through all of the pushed time: what a clip pushed at
+    once needs is the state of one tile. From push to push, the state of each tile is kept.
+
+    Args:
+        height, width: of the frames in pixels.
+        latents: how many the stream has in all, if that is known.
+        state: of an earlier coding by the same plan, to go on from.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        height: int,
+        width: int,
+        plan: Plan,
+        latents: int | None = None,
+        state: State = None,
+    ) -> None:
+        self._network = network
+        group = 1 if network.core_first else network.temporal_factor
+        stages = make_stages(network.layers, plan.frames, group)
+        parts = network.core, network.shell
+        first, second = cut(stages, len(parts[0] if network.core_first else parts[1]))
+        core, shell = (first, second) if network.core_first else (second, first)
+        tiles: Sequence[Region | None] = [None]
+        if plan.tile_size is not None:
+            tiles = make_tiles(height, width, plan.tile_size, network.spatial_factor)
+            if not network.core_first:
+                shrink = 2 ** sum(isinstance(layer, Downsample) for layer in network.shell)
+                tiles = [shrunk(tile, shrink) for tile in tiles]
+        core_state, *tile_states = [None] * (1 + len(tiles)) if state is None else state
+        self._core = Flow(core, None, latents, core_state)
+        self._tiles = [
+            (tile, Flow(shell, tile, latents, tile_state))
+            for tile, tile_state in zip(tiles, tile_states, strict=True)
+        ]
+
+    @property
+    def started(self) -> bool:
+        """Whether something has been processed, of which more is to come."""
+        return self._core.started
+
+    @property
+    def state(self) -> State:
+        """What is needed to go on later."""
+        return self._core.state, *(flow.state for _, flow in self._tiles)
+
+    def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Process the next whole groups of frames; the results come as they are ready."""
+        starts = not self.started
+        if self._network.core_first:
+            return self._through_tiles(self._core.push(pieces), starts)
+        return self._core.push(self._through_tiles(pieces, starts))
+
+    def _through_tiles(self, pieces: Iterable[Tensor], starts: bool) -> Iterator[Tensor]:
+        if len(self._tiles) == 1:
+            ((_, flow),) = self._tiles
+            return flow.push(pieces)
+        return self._tile_by_tile(pieces, starts)
+
+    def _tile_by_tile(self, pieces: Iterable[Tensor], starts: bool) -> Iterator[Tensor]:
+        """Lay the results of all tiles side by side."""
+        pieces = list(pieces)
+        pushed = sum(piece.shape[2] for piece in pieces)
+        frames = resampled(pushed, time_factor(self._network.shell), starts=starts)
+        whole = None
+        for tile, flow in self._tiles:
+            parts = (
+                crop(piece, whole_of(flow.input_region), flow.input_region) for piece in pieces
+            )
+            start = 0
+            for part in flow.push(parts):
+                if whole is None:
+                    whole = self._empty(part, frames, tile)
+                crop(whole[:, :, start : start + part.shape[2]], whole_of(tile), tile).copy_(part)
+                start += part.shape[2]
+        yield whole
+
+    def _empty(self, part: Tensor, frames: int, tile: Region) -> Tensor:
+        rows, columns = tile
+        last = torch.contiguous_format if self._network.core_first else torch.channels_last_3d
+        shape = (*part.shape[:2], frames, rows.size, columns.size)
+        return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=last)
+
+
+def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
+    """Stages of the first ``count`` layers, and of the others."""
+    before, after = [], []
+    for stage in stages:
+        first, second = stage.layers[:count], stage.layers[count:]
+        before += [replace(stage, layers=first)] if first else []
+        after += [replace(stage, layers=second)] if second else []
+        count = max(0, count - len(stage.layers))
+    return before, after
+
+
+def make_tiles(height: int, width: int, tile_size: tuple[int, int], factor: int) -> list[Region]:
+    """Tiles of about equal size that cover a frame, none larger than ``tile_size``.
+
+    Args:
+        factor: what tiles begin and end at multiples of.
+    """
+    rows, columns = (
+        spans(side, tile, factor) for side, tile in zip((height, width), tile_size, strict=True)
+    )
+    return list(product(rows, columns))
+
+
+def spans(size: int, largest: int, factor: int) -> list[Span]:
+    """As few spans as cover ``size``, of about equal length, multiples of ``factor``."""
+    count = math.ceil(size / largest)
+    ends = [size // factor * index // count * factor for index in range(count + 1)]
+    return [Span(start, stop, size) for start, stop in pairwise(ends)]
+
+
+def time_factor(layers: Iterable[nn.Module]) -> Fraction:
+    """Frames that come out of some layers for each that goes in, after the first."""
+    factor = Fraction(1)
+    for layer in layers:
+        if isinstance(layer, Resample) and layer.time_conv is not None:
+            factor *= Fraction(1, 2) if isinstance(layer, Downsample) else 2
+    return factor
+
+
+def resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
+    """How many frames come of so many; the first of a stream stands for itself."""
+    first = 1 if starts else 0
+    return first + int((frames - first) * factor)
+
+
+def shrunk(region: Region, factor: int) -> Region:
+    """``region`` of an image as one of the image ``factor`` times smaller."""
+    rows, columns = (Span(s.start // factor, s.stop // factor, s.size // factor) for s in region)
+    return rows, columns
