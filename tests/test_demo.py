@@ -23,7 +23,7 @@ def gain(video: torch.Tensor) -> float:
 
 def test_the_weights_are_small_and_half_precision():
     assert demo_weights().stat().st_size <= 8e6
-    assert WanVAE.from_pretrained(demo_weights()).dtype == torch.float16
+    assert WanVAE.from_pretrained(demo_weights()).encode_dtype == torch.float16
 
 
 def test_the_weights_reconstruct_motion():

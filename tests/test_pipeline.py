@@ -172,7 +172,7 @@ def test_few_frames_are_held(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> No
     read: list[Frame] = []
     frames = (Frame(waves(1, 16, 16)[:, 0], index / 25) for index in range(51))
     encoded, ahead = 0, []
-    for posterior in encode_frames(vae, frames, read.append):
+    for posterior in encode_frames(vae, vae.stream_encode(), frames, read.append):
         ahead.append(len(read) - encoded)
         encoded += 4 * posterior.mean.shape[2] if encoded else 1
     assert ahead == [1, *[8] * 6, 2]

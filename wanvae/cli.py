@@ -1,11 +1,12 @@
-"""The command line: ``wanvae reconstruct | encode | decode | info | convert``."""
+"""The command line: ``wanvae reconstruct | encode | decode | plan | info | convert``."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +14,18 @@ from jsonargparse import ActionYesNo, Namespace
 from tqdm import tqdm
 
 import wanvae
+from wanvae.config import WanVAEConfig
 from wanvae.convert import convert, load_complete
 from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.arguments import Parser
 from wanvae.engine.checkpoint import first_sentence
 from wanvae.engine.config import to_json_dict
-from wanvae.engine.memory import keep_freed_memory
 from wanvae.formats import Layout
 from wanvae.latents import parse_rate
-from wanvae.model import WanVAE
+from wanvae.model import WanVAE, check_length, check_size, make_planner
 from wanvae.pipeline import decode_file, encode_file, reconstruct_file
+from wanvae.planning import Job, Planner, choose_plan, show_memory
+from wanvae.tiling import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
@@ -38,6 +41,8 @@ def reconstruct(arguments: Namespace) -> None:
         arguments.output,
         side_by_side=arguments.side_by_side or demo,
         crf=arguments.crf,
+        tile_size=arguments.tile_size,
+        max_memory=arguments.max_memory,
         progress=arguments.progress,
     )
     print(
@@ -53,6 +58,8 @@ def encode(arguments: Namespace) -> None:
         load_model(arguments),
         arguments.input,
         arguments.output,
+        tile_size=arguments.tile_size,
+        max_memory=arguments.max_memory,
         progress=arguments.progress,
     )
     print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
@@ -67,9 +74,43 @@ def decode(arguments: Namespace) -> None:
         normalized=arguments.normalized,
         fps=fps,
         crf=arguments.crf,
+        tile_size=arguments.tile_size,
+        max_memory=arguments.max_memory,
         progress=arguments.progress,
     )
     print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+
+
+def plan(arguments: Namespace) -> None:
+    config = load_complete(arguments.checkpoint).config if arguments.checkpoint else WanVAEConfig()
+    check_size(config, arguments.height, arguments.width)
+    check_length(config, arguments.frames)
+    latents = 1 + (arguments.frames - 1) // config.temporal_factor
+    for decoding in (False, True):
+        dtype = DTYPES[arguments.dtype]
+        planner = make_planner(config, decoding=decoding, dtype=dtype)
+        channels = config.z_dim if decoding else config.in_channels
+        job = Job(1, channels, latents, arguments.height, arguments.width, dtype)
+        within = partial(planner.plan_for, job)
+        limits = arguments.tile_size, arguments.max_memory
+        chosen = choose_plan(planner.network, job, *limits, within)
+        print(f"{'decode' if decoding else 'encode'}: {describe(planner, job, chosen)}")
+
+
+def describe(planner: Planner, job: Job, chosen: Plan) -> str:
+    """A plan and what it takes, in a line."""
+    tiles = planner.tiles(job, chosen)
+    size = "whole frames"
+    if chosen.tile_size is not None:
+        size = f"{len(tiles)} tiles of at most {chosen.tile_size[0]}x{chosen.tile_size[1]} pixels"
+    memory = show_memory(planner.memory(job, chosen))
+    endless = show_memory(planner.memory(replace(job, latents=None), chosen))
+    work = planner.multiply_adds(job, chosen)
+    overhead = work / planner.multiply_adds(job, Plan(None, chosen.frames))
+    return (
+        f"{size}, {chosen.frames or 'all'} frames at once, {memory} (as a stream without end: "
+        f"{endless}), {work / 1e12:.2f} T multiply-adds, {overhead:.2f} times those of whole frames"
+    )
 
 
 def info(arguments: Namespace) -> None:
@@ -103,9 +144,18 @@ def convert_checkpoint(arguments: Namespace) -> None:
 
 def load_model(arguments: Namespace) -> WanVAE:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device, arguments.dtype)
-    path = arguments.checkpoint or demo_weights()
-    return WanVAE.from_pretrained(path, DTYPES[arguments.dtype], device)
+    dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
+    for dtype in dtypes:
+        check_device(device, dtype)
+    vae = WanVAE.from_pretrained(
+        arguments.checkpoint or demo_weights(),
+        device=device,
+        encode_dtype=DTYPES[dtypes[0]],
+        decode_dtype=DTYPES[dtypes[1]],
+    )
+    if arguments.compile:
+        vae.compile()
+    return vae
 
 
 def check_device(device: str, dtype: str) -> None:
@@ -127,12 +177,31 @@ def add_model_options(parser: Parser) -> None:
         help="native, official or diffusers checkpoint (default: the small model of this package)",
     )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
+    for task in ("encode", "decode"):
+        parser.add_argument(
+            f"--{task}-dtype", choices=list(DTYPES), help=f"to {task} in (default: that of --dtype)"
+        )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    parser.add_argument("--compile", action="store_true", help="compile the model; for GPUs")
+    parser.add_argument(
+        "--tile-size",
+        type=int,
+        help="work in tiles of at most so many pixels a side, with the same result",
+    )
+    add_memory_option(parser)
     parser.add_argument(
         "--progress",
         action=ActionYesNo(no_prefix="no-"),
         default=sys.stderr.isatty(),
         help="show a progress bar",
+    )
+
+
+def add_memory_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--max-memory",
+        help="like 700MB or 4GB: work in such steps and tiles that this suffices besides the "
+        "model and the libraries, with the same result",
     )
 
 
@@ -172,6 +241,18 @@ def add_decode_options(parser: Parser) -> None:
     )
     add_quality_option(parser)
     add_model_options(parser)
+
+
+def add_plan_options(parser: Parser) -> None:
+    parser.add_argument("--frames", type=int, default=81, help="of the video, 1 + 4n")
+    parser.add_argument("--height", type=int, required=True, help="pixels, a multiple of 8")
+    parser.add_argument("--width", type=int, required=True, help="pixels, a multiple of 8")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
+    parser.add_argument("--tile-size", type=int, help="pixels a side of the largest tile")
+    add_memory_option(parser)
+    parser.add_argument(
+        "--checkpoint", help="whose architecture to plan for (default: the official one)"
+    )
 
 
 def add_info_options(parser: Parser) -> None:
@@ -229,6 +310,13 @@ COMMANDS = {
         "Decode latents to a video: those of `wanvae encode`, or a tensor `latents` "
         "(z_dim, T, H, W) of another program.",
     ),
+    "plan": Command(
+        plan,
+        add_plan_options,
+        "what encoding and decoding would take",
+        "Say in which steps and tiles a video would be encoded and decoded, how much memory that "
+        "takes, and how much more work tiles are. Nothing is computed.",
+    ),
     "info": Command(
         info,
         add_info_options,
@@ -259,7 +347,6 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage)."""
     parsed = make_parser().parse_args(arguments)
-    keep_freed_memory()
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:

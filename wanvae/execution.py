@@ -7,15 +7,16 @@ memory at once is a few frames of each resolution and the states of the layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from wanvae.nn import Downsample, State, Upsample
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import regions_between
+from wanvae.nn.sequential import regions_between, step_through
 
 # Pixels at full resolution that keep a small machine busy; more of them only cost memory.
 STEP_PIXELS = 2**18
@@ -43,17 +44,23 @@ def default_frames(height: int, width: int) -> int:
     return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
 
 
+def latents_at_once(frames: int) -> int:
+    """Most latents to process at once with so many frames at full resolution."""
+    return max(min(frames, 4), frames // 4)
+
+
 def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> list[Stage]:
     """Cut the layers of an encoder or a decoder into stages.
 
     Args:
         layers: all of them; the decoder's start at its smallest resolution.
-        frames: to process at once at full resolution, a power of 2 or a multiple of 4; smaller ones
-            have more at once. None is all.
+        frames: to process at once at full resolution, 1 or an even number; smaller resolutions have
+            more at once. None is all.
         group: frames of the first layer's input that make one latent: 1 in a decoder.
     """
     if frames is None:
         return [Stage(tuple(layers), None, group)]
+    latents = latents_at_once(frames)
     runs: list[list[nn.Module]] = [[]]
     for layer in layers:
         if isinstance(layer, Upsample):
@@ -66,7 +73,7 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     for run in runs:
         first, last = run[0], run[-1]
         level -= isinstance(first, Upsample)
-        at_once = frames * 4**level
+        at_once = min(frames * 2**level, latents * group)
         if isinstance(first, Upsample) and first.time_conv is not None:
             stages.append(Stage(tuple(run), max(1, at_once // 2), group))
             group *= 2
@@ -87,6 +94,7 @@ class Flow:
             ``input_region`` of each input frame.
         latents: how many the stream has in all, if that is known: states are dropped at its end.
         state: of an earlier flow, to go on from.
+        compiled: whether to run each stage as one compiled step; those of regions are not.
     """
 
     def __init__(
@@ -95,8 +103,11 @@ class Flow:
         region: Region | None = None,
         latents: int | None = None,
         state: State = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._stages = stages
+        self._run = self._compiled_step if compiled and region is None else self._step
         self._latents = latents
         self._processed = [0] * len(stages)
         layers = [layer for stage in stages for layer in stage.layers]
@@ -128,7 +139,9 @@ class Flow:
             pieces = regroup(pieces, stage.frames, starts=starts)
         for piece in pieces:
             self._processed[index] += piece.shape[2]
-            yield self._step(stage, piece, ends=self._ends(index))
+            # Only here, so that a long video need not fit on the device of the model.
+            like = next(stage.layers[0].parameters())
+            yield self._run(stage, piece.to(like.device, like.dtype), ends=self._ends(index))
 
     def _ends(self, index: int) -> bool:
         if self._latents is None:
@@ -136,14 +149,28 @@ class Flow:
         return self._processed[index] == 1 + (self._latents - 1) * self._stages[index].group
 
     def _step(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
-        # Only here, so that a long video need not fit on the device of the model.
-        like = next(stage.layers[0].parameters())
-        x = x.to(like.device, like.dtype)
         for layer in stage.layers:
+            # No longer held here, so that it is freed as soon as the layer has its next state.
             state, self._states[layer] = self._states[layer], None
             x, state = layer.step(x, state, self._wanted[layer])
             self._states[layer] = None if ends else state
         return x
+
+    def _compiled_step(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
+        states = tuple(self._states[layer] for layer in stage.layers)
+        started = any(state is not None for state in states)
+        region = self._wanted[stage.layers[-1]]
+        x, states = compiled_step()(stage.layers, x, states if started else None, region)
+        self._states.update(
+            zip(stage.layers, [None] * len(states) if ends else states, strict=True)
+        )
+        return x
+
+
+@cache
+def compiled_step() -> Callable[..., tuple[Tensor, State]]:
+    """``step_through``, compiled for each new shape."""
+    return torch.compile(step_through, dynamic=False)
 
 
 def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from wanvae import formats
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.engine.memory import returning_freed_memory
 from wanvae.execution import join
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.planning import Job, Memory, Planner, TileSize, choose_plan
 from wanvae.posterior import Posterior
 from wanvae.streaming import SessionState, StreamDecoder, StreamEncoder
-from wanvae.tiling import Coding, Network, Plan, default_plan, make_network
-
-# Height and width in pixels, or one number for both.
-TileSize: TypeAlias = "int | tuple[int, int]"
+from wanvae.tiling import Coding, Network, Plan, make_network, make_tiles
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class WanVAE(nn.Module):
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config.coder, config.z_dim, config.out_channels)
+        self.compiled = False
 
     @classmethod
     def from_pretrained(
@@ -57,6 +57,9 @@ class WanVAE(nn.Module):
         path: str | PathLike[str],
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        *,
+        encode_dtype: torch.dtype | None = None,
+        decode_dtype: torch.dtype | None = None,
     ) -> WanVAE:
         """Load a checkpoint of any known layout, in evaluation mode.
 
@@ -65,6 +68,8 @@ class WanVAE(nn.Module):
                 a diffusers directory or file. Layout and architecture are found out.
             dtype: of the parameters; None keeps the file's.
             device: where to put them; None is the CPU.
+            encode_dtype, decode_dtype: of those that encode, or decode, where it is another:
+                latents encoded in bfloat16 are off by more than videos decoded in it.
 
         Raises:
             CheckpointError: the file cannot be read, or is no such model (the keys are named).
@@ -74,7 +79,12 @@ class WanVAE(nn.Module):
             vae = cls(loaded.config)
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
-        return vae.to(device=device, dtype=dtype).eval()
+        vae.to(device=device, dtype=dtype)
+        for module in (vae.encoder, vae.conv1):
+            module.to(dtype=encode_dtype)
+        for module in (vae.decoder, vae.conv2):
+            module.to(dtype=decode_dtype)
+        return vae.eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write a native checkpoint: one ``.safetensors`` with the config in its metadata.
@@ -84,9 +94,14 @@ class WanVAE(nn.Module):
         formats.save_native(path, self.config, self.state_dict())
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the parameters; inputs are converted to it."""
+    def encode_dtype(self) -> torch.dtype:
+        """The dtype to encode in; videos are converted to it."""
         return self.conv1.weight.dtype
+
+    @property
+    def decode_dtype(self) -> torch.dtype:
+        """The dtype to decode in; latents are converted to it."""
+        return self.conv2.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -99,13 +114,20 @@ class WanVAE(nn.Module):
         While training the latents are a sample of the posterior, in evaluation its mode.
         """
         self.check_clip(video)
-        video = video.to(self.device, self.dtype)
+        video = video.to(self.device, self.encode_dtype)
         posterior = Posterior.from_moments(self.encode_step(video, None)[0])
         latents = posterior.sample() if self.training else posterior.mode()
-        return Reconstruction(self.decode_step(latents, None)[0], posterior)
+        video, _ = self.decode_step(latents.to(self.decode_dtype), None)
+        return Reconstruction(video, posterior)
 
     @torch.no_grad()
-    def encode(self, video: Tensor, *, tile_size: TileSize | None = None) -> Posterior:
+    def encode(
+        self,
+        video: Tensor,
+        *,
+        tile_size: TileSize | None = None,
+        max_memory: Memory | None = None,
+    ) -> Posterior:
         """The posterior of a video ``(B, C, T, H, W)`` in [-1, 1]; no gradients are kept.
 
         It is encoded a few frames at a time, with the result of the whole; for gradients there is
@@ -115,20 +137,27 @@ class WanVAE(nn.Module):
             video: on any device: frames go to that of the model when it is their turn.
             tile_size: pixels, a multiple of 8, or two of them for height and width: encode each
                 frame in tiles of at most this size, with the result of the whole.
+            max_memory: like "4GB", or bytes: encode in such steps and tiles that this suffices,
+                with the result, besides the model and the video.
 
         Raises:
-            ValueError: T is not 1 + 4n, or H or W or ``tile_size`` not a multiple of 8.
+            ValueError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
+                ``max_memory`` is too little.
         """
         self.check_clip(video)
         network = self.encoder_network()
         latents = network.frames_made(video.shape[2], starts=True)
-        plan = self._choose_plan(network, video.shape, tile_size)
-        coding = Coding(network, *video.shape[3:], plan, latents)
-        return Posterior.from_moments(join(coding.push([video]), latents))
+        plan = self._choose_plan(network, video.shape, latents, tile_size, max_memory)
+        return Posterior.from_moments(self._run(network, plan, video, latents))
 
     @torch.no_grad()
     def decode(
-        self, latents: Tensor, clamp: bool = True, *, tile_size: TileSize | None = None
+        self,
+        latents: Tensor,
+        clamp: bool = True,
+        *,
+        tile_size: TileSize | None = None,
+        max_memory: Memory | None = None,
     ) -> Tensor:
         """The video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
@@ -140,48 +169,70 @@ class WanVAE(nn.Module):
             clamp: limit the video to [-1, 1], as the official code does.
             tile_size: pixels, a multiple of 8, or two of them for height and width: decode each
                 frame in tiles of at most this size, with the result of the whole.
+            max_memory: like "4GB", or bytes: decode in such steps and tiles that this suffices,
+                with the result, besides the model and the latents.
 
         Raises:
-            ValueError: ``latents`` has not this shape, or ``tile_size`` is no multiple of 8.
+            ValueError: ``latents`` has not this shape, ``tile_size`` is not a multiple of 8, or
+                ``max_memory`` is too little.
         """
         self.check_latents(latents)
         network = self.decoder_network()
-        plan = self._choose_plan(network, latents.shape, tile_size)
-        height, width = (side * network.spatial_factor for side in latents.shape[3:])
-        coding = Coding(network, height, width, plan, latents.shape[2])
-        frames = network.frames_made(latents.shape[2], starts=True)
-        video = join(coding.push([latents]), frames)
+        length = latents.shape[2]
+        plan = self._choose_plan(network, latents.shape, length, tile_size, max_memory)
+        video = self._run(network, plan, latents, length)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
-        self, state: SessionState = None, *, tile_size: TileSize | None = None
+        self,
+        state: SessionState = None,
+        *,
+        tile_size: TileSize | None = None,
+        max_memory: Memory | None = None,
     ) -> StreamEncoder:
         """A session that encodes frames as they come; ``state`` continues an earlier one.
 
         Args:
-            tile_size: as for ``encode``; a session keeps the state of every tile.
+            tile_size, max_memory: as for ``encode``; a session keeps the state of every tile, so
+                that ``max_memory`` has to be more than for a clip.
         """
         network = self.encoder_network()
 
         def choose(shape: torch.Size) -> Plan:
-            return self._choose_plan(network, shape, tile_size)
+            return self._choose_plan(network, shape, None, tile_size, max_memory)
 
-        return StreamEncoder(network, self.check_video, choose, state)
+        return StreamEncoder(network, self.check_video, choose, state, compiled=self.compiled)
 
     def stream_decode(
-        self, state: SessionState = None, *, clamp: bool = True, tile_size: TileSize | None = None
+        self,
+        state: SessionState = None,
+        *,
+        clamp: bool = True,
+        tile_size: TileSize | None = None,
+        max_memory: Memory | None = None,
     ) -> StreamDecoder:
         """A session that decodes latents as they come; ``state`` continues an earlier one.
 
         Args:
-            clamp, tile_size: as for ``decode``; a session keeps the state of every tile.
+            clamp: as for ``decode``.
+            tile_size, max_memory: as for ``decode``; a session keeps the state of every tile, so
+                that ``max_memory`` has to be more than for a clip.
         """
         network = self.decoder_network()
 
         def choose(shape: torch.Size) -> Plan:
-            return self._choose_plan(network, shape, tile_size)
+            return self._choose_plan(network, shape, None, tile_size, max_memory)
 
-        return StreamDecoder(network, self.check_latents, choose, state, clamp=clamp)
+        return StreamDecoder(
+            network, self.check_latents, choose, state, clamp=clamp, compiled=self.compiled
+        )
+
+    def compile(self) -> None:
+        """From now on encode and decode by compiled steps: slow at first, then faster on GPUs.
+
+        Each new size is compiled for once. Tiles run as before, for they come in many sizes.
+        """
+        self.compiled = True
 
     def encoder_network(self) -> Network:
         """The layers from video to moments."""
@@ -225,36 +276,42 @@ class WanVAE(nn.Module):
     def check_video(self, video: Tensor) -> None:
         """Raise ValueError if ``video`` is no ``(B, C, T, H, W)`` that this model can encode."""
         self._check_tensor(video, "video", self.config.in_channels)
-        factor = self.config.spatial_factor
-        height, width = video.shape[3:]
-        if height % factor or width % factor:
-            below = [n // factor * factor for n in (height, width)]
-            above = [-(-n // factor) * factor for n in (height, width)]
-            raise ValueError(
-                f"height and width must be multiples of {factor}, not {height}x{width}: "
-                f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
-            )
+        check_size(self.config, *video.shape[3:])
 
     def check_clip(self, video: Tensor) -> None:
         """As ``check_video``, and ValueError if it is not a whole clip of 1 + 4n frames."""
         self.check_video(video)
-        frames, factor = video.shape[2], self.config.temporal_factor
-        if (frames - 1) % factor:
-            below = (frames - 1) // factor * factor + 1
-            raise ValueError(
-                f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
-                f"repeat the last one to {below + factor} (stream_encode does this by itself)"
-            )
+        check_length(self.config, video.shape[2])
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ValueError if ``latents`` are no ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
 
-    def _choose_plan(self, network: Network, shape: torch.Size, tile_size: TileSize | None) -> Plan:
+    def _run(self, network: Network, plan: Plan, x: Tensor, latents: int) -> Tensor:
+        """All of a clip of so many latents."""
+        height, width = (side * network.pixels_per_input for side in x.shape[3:])
+        tiles = make_tiles(network, height, width, plan)
+        coding = Coding(network, plan.frames, tiles, latents, compiled=self.compiled)
+        with returning_freed_memory(plan.lean):
+            return join(coding.push([x]), network.frames_made(x.shape[2], starts=True))
+
+    def _choose_plan(
+        self,
+        network: Network,
+        shape: torch.Size,
+        latents: int | None,
+        tile_size: TileSize | None,
+        max_memory: Memory | None,
+    ) -> Plan:
+        """The plan for an input of a shape; ``latents`` is None for a stream."""
         height, width = (side * network.pixels_per_input for side in shape[3:])
-        if isinstance(tile_size, int):
-            tile_size = (tile_size, tile_size)
-        return default_plan(network, height, width, tile_size)
+        dtype = self.decode_dtype if network.core_first else self.encode_dtype
+        job = Job(*shape[:2], latents, height, width, dtype)
+
+        def within(size: int) -> Plan:
+            return plan_within(self.config, network.core_first, job, size)
+
+        return choose_plan(network, job, tile_size, max_memory, within)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
@@ -268,3 +325,39 @@ class WanVAE(nn.Module):
         mean = self.config.latents_mean or (0.0,) * self.config.z_dim
         std = self.config.latents_std or (1.0,) * self.config.z_dim
         return tuple(latents.new_tensor(values)[:, None, None, None] for values in (mean, std))
+
+
+def check_size(config: WanVAEConfig, height: int, width: int) -> None:
+    """Raise ValueError if frames of this size in pixels cannot be encoded."""
+    factor = config.spatial_factor
+    if height < 1 or width < 1 or height % factor or width % factor:
+        below = [n // factor * factor for n in (height, width)]
+        above = [-(-n // factor) * factor for n in (height, width)]
+        raise ValueError(
+            f"height and width must be multiples of {factor}, not {height}x{width}: "
+            f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
+        )
+
+
+def check_length(config: WanVAEConfig, frames: int) -> None:
+    """Raise ValueError if so many frames are not a whole clip."""
+    factor = config.temporal_factor
+    if frames < 1 or (frames - 1) % factor:
+        below = (frames - 1) // factor * factor + 1
+        raise ValueError(
+            f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
+            f"repeat the last one to {below + factor} (stream_encode does this by itself)"
+        )
+
+
+def make_planner(config: WanVAEConfig, *, decoding: bool, dtype: torch.dtype) -> Planner:
+    """A planner for the decoder or the encoder of such a model, which need not be there."""
+    with torch.device("meta"):
+        twin = WanVAE(config).to(dtype).eval()
+    return Planner(twin.decoder_network() if decoding else twin.encoder_network())
+
+
+@lru_cache(maxsize=64)
+def plan_within(config: WanVAEConfig, decoding: bool, job: Job, max_memory: int) -> Plan:
+    """The fastest plan within ``max_memory`` bytes; ValueError if there is none."""
+    return make_planner(config, decoding=decoding, dtype=job.dtype).plan_for(job, max_memory)

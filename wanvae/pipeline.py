@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.execution import default_frames
 from wanvae.latents import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.model import WanVAE
+from wanvae.planning import Memory, TileSize, TooLittleMemory, parse_memory
 from wanvae.posterior import Posterior
+from wanvae.streaming import StreamEncoder
 from wanvae.video import Frame, VideoReader, VideoWriter
 
 # Below this, SSIM's 11 pixel window does not fit.
@@ -65,6 +66,8 @@ def reconstruct_file(
     *,
     side_by_side: bool = False,
     crf: int = 18,
+    tile_size: TileSize | None = None,
+    max_memory: Memory | None = None,
     progress: bool = False,
 ) -> ReconstructionReport:
     """Encode and decode a video or image file.
@@ -73,6 +76,8 @@ def reconstruct_file(
         destination: the file to write; its suffix tells the kind.
         side_by_side: put the original at the left of the reconstruction.
         crf: quality of the written video, 0 (best) to 51.
+        tile_size: work in tiles of at most so many pixels a side.
+        max_memory: bytes, or text like "4GB", for the work, besides the model.
         progress: show a progress bar.
 
     Raises:
@@ -84,7 +89,10 @@ def reconstruct_file(
     with VideoReader(source) as reader:
         info = reader.info
         waiting: deque[Frame] = deque()
-        decoder = vae.stream_decode()
+        # Encoder and decoder are at work at the same time.
+        share = half(max_memory)
+        encoder = vae.stream_encode(tile_size=tile_size, max_memory=share)
+        decoder = vae.stream_decode(tile_size=tile_size, max_memory=share)
         width = 2 * info.width if side_by_side else info.width
         with (
             VideoWriter(
@@ -92,7 +100,7 @@ def reconstruct_file(
             ) as writer,
             show_progress(reader, info.frames, progress) as originals,
         ):
-            for posterior in encode_frames(vae, originals, waiting.append):
+            for posterior in encode_frames(vae, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
                 for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
@@ -116,9 +124,16 @@ def encode_file(
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
+    tile_size: TileSize | None = None,
+    max_memory: Memory | None = None,
     progress: bool = False,
 ) -> tuple[int, ...]:
     """Encode a video or image file to a latents file; returns the shape of its mean.
+
+    Args:
+        tile_size: work in tiles of at most so many pixels a side.
+        max_memory: bytes, or text like "4GB", for the work, besides the model.
+        progress: show a progress bar.
 
     Raises:
         VideoError: ``source`` cannot be read.
@@ -133,7 +148,10 @@ def encode_file(
             write_latents(destination, shape) as writer,
             show_progress(reader, info.frames, progress) as frames,
         ):
-            for posterior in encode_frames(vae, frames, lambda f: writer.write_time(f.time)):
+            encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory)
+            for posterior in encode_frames(
+                vae, encoder, frames, lambda frame: writer.write_time(frame.time)
+            ):
                 writer.write(posterior)
             return writer.shape
 
@@ -146,6 +164,8 @@ def decode_file(
     normalized: bool = False,
     fps: Fraction | None = None,
     crf: int = 18,
+    tile_size: TileSize | None = None,
+    max_memory: Memory | None = None,
     progress: bool = False,
 ) -> int:
     """Decode a latents file to a video or image file; returns the number of frames.
@@ -155,6 +175,8 @@ def decode_file(
         normalized: the latents are as a diffusion model gives them: denormalize them first.
         fps: frames per second; None keeps those of the encoded video, or 16 if unknown.
         crf: quality of the written video, 0 (best) to 51.
+        tile_size: work in tiles of at most so many pixels a side.
+        max_memory: bytes, or text like "4GB", for the work, besides the model.
         progress: show a progress bar.
 
     Raises:
@@ -170,16 +192,17 @@ def decode_file(
             height, width = latents.video.height, latents.video.width
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
-        decoder, done = vae.stream_decode(), 0
+        done = 0
         with (
             VideoWriter(
                 destination, width=width, height=height, fps=fps or rate, crf=crf
             ) as writer,
             show_progress(range(latents.length), latents.length, progress) as starts,
         ):
-            for start in starts:
-                piece = latents.piece(start, start + 1)
-                decoded = decoder.push(vae.denormalize(piece) if normalized else piece)
+            pieces = (latents.piece(start, start + 1) for start in starts)
+            if normalized:
+                pieces = map(vae.denormalize, pieces)
+            for decoded in decode_pieces(vae, pieces, tile_size, max_memory):
                 decoded = decoded[0, :, : frames - done, :height, :width]
                 count = decoded.shape[1]
                 writer.write(decoded, times[done : done + count] or None)
@@ -187,12 +210,34 @@ def decode_file(
     return done
 
 
+def decode_pieces(
+    vae: WanVAE,
+    pieces: Iterable[Tensor],
+    tile_size: TileSize | None,
+    max_memory: Memory | None,
+) -> Iterator[Tensor]:
+    """The video of latents, piece by piece.
+
+    Where ``max_memory`` is too little for the states of all tiles of a stream, it comes in one
+    piece: made tile after tile, only one tile has a state at a time.
+    """
+    pieces = iter(pieces)
+    first = next(pieces)
+    decoder = vae.stream_decode(tile_size=tile_size, max_memory=max_memory)
+    try:
+        decoded = decoder.push(first)
+    except TooLittleMemory:
+        yield vae.decode(torch.cat([first, *pieces], dim=2), max_memory=max_memory)
+        return
+    yield decoded
+    yield from map(decoder.push, pieces)
+
+
 def encode_frames(
-    vae: WanVAE, frames: Iterable[Frame], seen: Callable[[Frame], Any]
+    vae: WanVAE, encoder: StreamEncoder, frames: Iterable[Frame], seen: Callable[[Frame], Any]
 ) -> Iterator[Posterior]:
     """The posterior of a stream of frames, piece by piece; ``seen`` is told of each frame read."""
     frames = iter(frames)
-    encoder = vae.stream_encode()
     count = 1
     while batch := list(islice(frames, count)):
         for frame in batch:
@@ -200,9 +245,9 @@ def encode_frames(
         video = pad_to_multiple(
             torch.stack([frame.image for frame in batch], dim=1)[None], vae.config.spatial_factor
         )
-        factor = vae.config.temporal_factor
-        count = max(1, default_frames(*video.shape[3:]) // factor) * factor
         posterior = encoder.push(video)
+        factor = vae.config.temporal_factor
+        count = max(1, encoder.plan.frames // factor) * factor
         if posterior is not None:
             yield posterior
     end = encoder.finish()
@@ -235,6 +280,13 @@ def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathL
             f"{len(latents.times)} frames of {video.width}x{video.height}; decode them with the "
             "checkpoint that made them"
         )
+
+
+def half(max_memory: Memory | None) -> int | None:
+    """Half of a limit, in bytes."""
+    if isinstance(max_memory, str):
+        max_memory = parse_memory(max_memory)
+    return None if max_memory is None else max_memory // 2
 
 
 def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> tqdm:

@@ -13,13 +13,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from wanvae.engine.memory import returning_freed_memory
 from wanvae.execution import join
 from wanvae.nn import State, unstreamable_layers
 from wanvae.posterior import Posterior
-from wanvae.tiling import Coding, Network, Plan
+from wanvae.tiling import Coding, Network, Plan, make_tiles
 
-# Shape of a piece but for T, plan (frames, tile height and width if any), states of the layers,
-# frames that wait for the rest of their group. None before the first piece.
+# Shape of a piece but for T; plan: frames, lean, tile height and width if any; states of the
+# layers; frames that wait for the rest of their group. None before the first piece.
 SessionState: TypeAlias = "tuple[tuple[int, ...], tuple[int, ...], State, Tensor | None] | None"
 
 
@@ -45,6 +46,7 @@ class Session:
         check: raises ValueError for a piece of the wrong shape.
         choose: the plan for pieces of a shape.
         state: of an earlier session, to go on from by its plan.
+        compiled: whether to run compiled steps.
     """
 
     def __init__(
@@ -53,16 +55,19 @@ class Session:
         check: Callable[[Tensor], None],
         choose: Callable[[torch.Size], Plan],
         state: SessionState = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         require_streamable(network)
         self._network = network
         self._check = check
         self._choose = choose
+        self._compiled = compiled
         self._coding: Coding | None = None
         self._waiting: Tensor | None = None
         if state is not None:
-            shape, (frames, *tile_size), states, self._waiting = state
-            self._start(shape, Plan(tuple(tile_size) or None, frames), states)
+            shape, (frames, lean, *tile_size), states, self._waiting = state
+            self._start(shape, Plan(tuple(tile_size) or None, frames, lean), states)
 
     @property
     def state(self) -> SessionState:
@@ -72,7 +77,7 @@ class Session:
         """
         if self._coding is None:
             return None
-        plan = self._plan.frames, *(self._plan.tile_size or ())
+        plan = self._plan.frames, self._plan.lean, *(self._plan.tile_size or ())
         return self._shape, plan, self._coding.state, self._waiting
 
     @property
@@ -83,7 +88,10 @@ class Session:
     def _start(self, shape: tuple[int, ...], plan: Plan, states: State) -> None:
         height, width = (side * self._network.pixels_per_input for side in shape[2:])
         self._shape, self._plan = shape, plan
-        self._coding = Coding(self._network, height, width, plan, state=states)
+        tiles = make_tiles(self._network, height, width, plan)
+        self._coding = Coding(
+            self._network, plan.frames, tiles, state=states, compiled=self._compiled
+        )
 
     def _begin_or_check(self, piece: Tensor) -> Coding:
         """Start with the first piece; ValueError if a later one has another shape."""
@@ -101,7 +109,8 @@ class Session:
 
     def _process(self, piece: Tensor) -> Tensor:
         frames = self._network.frames_made(piece.shape[2], starts=not self._coding.started)
-        return join(self._coding.push([piece]), frames)
+        with returning_freed_memory(self._plan.lean):
+            return join(self._coding.push([piece]), frames)
 
 
 class StreamEncoder(Session):
@@ -152,8 +161,9 @@ class StreamDecoder(Session):
         state: SessionState = None,
         *,
         clamp: bool = True,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(network, check, choose, state)
+        super().__init__(network, check, choose, state, compiled=compiled)
         self._clamp = clamp
 
     @torch.no_grad()

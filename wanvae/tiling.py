@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wanvae.execution import Flow, Stage, default_frames, make_stages
 from wanvae.nn import Downsample, Resample, State, needs_whole_frames, unstreamable_layers
 from wanvae.nn.region import Region, Span, crop, whole_of
+from wanvae.nn.sequential import regions_between
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class Plan:
     Attributes:
         tile_size: height and width in pixels of the largest tile; None is the whole frame.
         frames: how many to process at once at full resolution; None is the whole clip.
+        lean: return memory to the system as soon as it is free; slower, but budgets hold.
     """
 
     tile_size: tuple[int, int] | None
     frames: int | None
+    lean: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ class Network:
     def layers(self) -> tuple[nn.Module, ...]:
         """All layers in the order they run."""
         return self.core + self.shell if self.core_first else self.shell + self.core
+
+    def shell_input_region(self, region: Region) -> Region:
+        """What the shell needs of its input for a part of its output."""
+        return regions_between(self.shell, region)[0]
+
+    @property
+    def group(self) -> int:
+        """Inputs that make one latent, after the first."""
+        return 1 if self.core_first else self.temporal_factor
 
     @property
     def pixels_per_input(self) -> int:
@@ -119,61 +131,61 @@ class Coding:
     once needs is the state of one tile. From push to push, the state of each tile is kept.
 
     Args:
-        height, width: of the frames in pixels.
+        frames: how many to process at once, as of ``Plan``.
+        tiles: as ``make_tiles`` gives them.
         latents: how many the stream has in all, if that is known.
         state: of an earlier coding by the same plan, to go on from.
+        compiled: whether to run compiled steps, one latent at a time.
+
+    Attributes:
+        core: the stream through the core.
+        tiles: each with the stream through the shell that makes it.
     """
 
     def __init__(
         self,
         network: Network,
-        height: int,
-        width: int,
-        plan: Plan,
+        frames: int | None,
+        tiles: Sequence[Region | None],
         latents: int | None = None,
         state: State = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._network = network
-        group = 1 if network.core_first else network.temporal_factor
-        stages = make_stages(network.layers, plan.frames, group)
-        parts = network.core, network.shell
-        first, second = cut(stages, len(parts[0] if network.core_first else parts[1]))
+        if compiled:
+            stages = [Stage(network.layers, network.group, network.group)]
+        else:
+            stages = make_stages(network.layers, frames, network.group)
+        first, second = cut(stages, len(network.core if network.core_first else network.shell))
         core, shell = (first, second) if network.core_first else (second, first)
-        tiles: Sequence[Region | None] = [None]
-        if plan.tile_size is not None:
-            tiles = make_tiles(height, width, plan.tile_size, network.spatial_factor)
-            if not network.core_first:
-                shrink = 2 ** sum(isinstance(layer, Downsample) for layer in network.shell)
-                tiles = [shrunk(tile, shrink) for tile in tiles]
         core_state, *tile_states = [None] * (1 + len(tiles)) if state is None else state
-        self._core = Flow(core, None, latents, core_state)
-        self._tiles = [
-            (tile, Flow(shell, tile, latents, tile_state))
+        self.core = Flow(core, None, latents, core_state, compiled=compiled)
+        self.tiles = [
+            (tile, Flow(shell, tile, latents, tile_state, compiled=compiled))
             for tile, tile_state in zip(tiles, tile_states, strict=True)
         ]
 
     @property
     def started(self) -> bool:
         """Whether something has been processed, of which more is to come."""
-        return self._core.started
+        return self.core.started
 
     @property
     def state(self) -> State:
         """What is needed to go on later."""
-        return self._core.state, *(flow.state for _, flow in self._tiles)
+        return self.core.state, *(flow.state for _, flow in self.tiles)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Process the next whole groups of frames; the results come as they are ready."""
         starts = not self.started
         if self._network.core_first:
-            return self._through_tiles(self._core.push(pieces), starts)
-        return self._core.push(self._through_tiles(pieces, starts))
+            return self._through_tiles(self.core.push(pieces), starts)
+        return self.core.push(self._through_tiles(pieces, starts))
 
     def _through_tiles(self, pieces: Iterable[Tensor], starts: bool) -> Iterator[Tensor]:
-        if len(self._tiles) == 1:
-            ((_, flow),) = self._tiles
-            return flow.push(pieces)
-        return self._tile_by_tile(pieces, starts)
+        tile, flow = self.tiles[0]
+        return flow.push(pieces) if tile is None else self._tile_by_tile(pieces, starts)
 
     def _tile_by_tile(self, pieces: Iterable[Tensor], starts: bool) -> Iterator[Tensor]:
         """Lay the results of all tiles side by side."""
@@ -181,7 +193,7 @@ class Coding:
         pushed = sum(piece.shape[2] for piece in pieces)
         frames = resampled(pushed, time_factor(self._network.shell), starts=starts)
         whole = None
-        for tile, flow in self._tiles:
+        for tile, flow in self.tiles:
             parts = (
                 crop(piece, whole_of(flow.input_region), flow.input_region) for piece in pieces
             )
@@ -211,16 +223,22 @@ def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
     return before, after
 
 
-def make_tiles(height: int, width: int, tile_size: tuple[int, int], factor: int) -> list[Region]:
-    """Tiles of about equal size that cover a frame, none larger than ``tile_size``.
+def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Region | None]:
+    """The parts of the shell's output that ``plan`` makes one by one; [None] is all of it.
+
+    Tiles are of about equal size, none larger than planned.
 
     Args:
-        factor: what tiles begin and end at multiples of.
+        height, width: of the frames in pixels.
     """
-    rows, columns = (
-        spans(side, tile, factor) for side, tile in zip((height, width), tile_size, strict=True)
-    )
-    return list(product(rows, columns))
+    if plan.tile_size is None:
+        return [None]
+    sides = zip((height, width), plan.tile_size, strict=True)
+    tiles = product(*(spans(side, tile, network.spatial_factor) for side, tile in sides))
+    if network.core_first:
+        return list(tiles)
+    factor = 2 ** sum(isinstance(layer, Downsample) for layer in network.shell)
+    return [shrunk(tile, factor) for tile in tiles]
 
 
 def spans(size: int, largest: int, factor: int) -> list[Span]:

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wanvae.nn.convolve import (
-    MEMORY_FORMATS,
-    convolution_dtype,
-    convolve,
-    empty_channels_last,
-    sees_plain_operations,
-)
+from wanvae.nn.convolve import convolution_dtype, convolve, sees_plain_operations
+from wanvae.nn.memory import MEMORY_FORMATS, empty
 from wanvae.nn.pointwise import apply, apply_into
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming
@@ -90,15 +85,18 @@ class CausalConv(Streaming):
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
             )
         if state is None and x.shape[2] == 1:
-            # Only the last slice of the kernel sees more than zeros: a third of the work.
-            joined = self._join(self._zeros(x, self.history - 1), x, pointwise)
+            # Only the last slice of the kernel sees more than zeros: a third of the work. They are
+            # not kept either, but where a compiler would have one more shape to compile for.
+            past = self._zeros(x, self.history - 1) if sees_plain_operations() else None
+            joined = self._join(past, x, pointwise)
             y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
         (past,) = self.start(x) if state is None else state
+        if past.shape[2] < self.history:
+            past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
         joined = self._join(past, x, pointwise)
-        # A copy, for a view would keep the whole piece alive.
-        state = (joined[:, :, -self.history :].to(x.dtype, copy=True),)
-        return self._convolve(joined, self.weight, region), state
+        y = self._convolve(joined, self.weight, region)
+        return y, (copied(joined[:, :, -self.history :], x.dtype),)
 
     def start(self, x: Tensor) -> tuple[Tensor]:
         """The state before the first frame: as many zero frames as the layer looks back."""
@@ -127,7 +125,7 @@ class CausalConv(Streaming):
             return x if past is None else torch.cat([past, x], dim=2)
         length = 0 if past is None else past.shape[2]
         shape = (*x.shape[:2], length + x.shape[2], *x.shape[3:])
-        joined = empty_channels_last(x, shape, convolution_dtype(x.dtype, x.device))
+        joined = empty(shape, convolution_dtype(x.dtype, x.device), x.device)
         if past is not None:
             joined[:, :, :length].copy_(past)
         apply_into(pointwise, x, joined[:, :, length:])
@@ -158,6 +156,13 @@ class CausalConv(Streaming):
             f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, dilation={self.dilation}, causal={self.causal}"
         )
+
+
+def copied(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy: a view of the last frames would keep the others alive."""
+    if sees_plain_operations():
+        return x.to(dtype, copy=True)
+    return empty(x.shape, dtype, x.device).copy_(x)
 
 
 def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wanvae.nn.memory import empty
+
 
 def emulated_dtypes() -> frozenset[torch.dtype]:
     """The dtypes that an x86 CPU has no instructions for.
@@ -31,9 +33,9 @@ EMULATED = emulated_dtypes()
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 # Below this many channels the additions of the fast algorithms cost what they save.
 FEWEST_CHANNELS = 48
-# Values of the sums of frames that are in memory at once: 32 MB in float32.
-STRIP = 2**23
-MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Values of the sums of frames that are in memory at once: 16 MB in float32.
+STRIP = 2**22
+MOST_STRIPS = 8
 
 
 def convolve(
@@ -135,15 +137,16 @@ def winograd_along_time(x: Tensor, weight: Tensor, bias: Tensor, padding: Sequen
     kernel_height, kernel_width = weight.shape[3:]
     out_height = height + 2 * padding[1] - kernel_height + 1
     out_width = width + 2 * padding[2] - kernel_width + 1
-    y = empty_channels_last(x, (batch, weight.shape[0], frames, out_height, out_width))
+    y = empty((batch, weight.shape[0], frames, out_height, out_width), x.dtype, x.device)
     kernels = kernels_of_pairs(weight)
-    rows = max(1, STRIP // (batch * channels * frames // 2 * width))
+    rows = max(STRIP // (batch * channels * frames // 2 * width), -(-out_height // MOST_STRIPS))
     for start in range(0, out_height, rows):
         stop = min(start + rows, out_height)
         top, bottom = start - padding[1], stop - padding[1] + kernel_height - 1
         inside = slice(max(top, 0), min(bottom, height))
         a, b, c, d = (x[:, :, i : i + frames : 2, inside] for i in range(4))
-        strip = empty_channels_last(x, (batch, channels, frames // 2, bottom - top, width)).zero_()
+        shape = batch, channels, frames // 2, bottom - top, width
+        strip = empty(shape, x.dtype, x.device).zero_()
         filled = strip[:, :, :, inside.start - top : inside.stop - top]
 
         def per_frame(kernel: Tensor, bias: Tensor | None = None, strip: Tensor = strip) -> Tensor:
@@ -161,6 +164,8 @@ def winograd_along_time(x: Tensor, weight: Tensor, bias: Tensor, padding: Sequen
         even += per_frame(kernels[0])
         torch.sub(d, b, out=filled)
         odd += per_frame(kernels[3])
+        if x.is_meta:
+            break  # one strip shows how much memory it takes
     return y
 
 
@@ -179,7 +184,7 @@ def in_four_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     the small images, with kernels of 2x2 sums.
     """
     batch, _, height, width = x.shape
-    y = empty_channels_last(x, (batch, weight.shape[0], 2 * height, 2 * width))
+    y = empty((batch, weight.shape[0], 2 * height, 2 * width), x.dtype, x.device)
     for row, of_rows in enumerate(kernels_of_two(weight, dim=2)):
         for column, kernel in enumerate(kernels_of_two(of_rows, dim=3)):
             kernel = kernel.contiguous(memory_format=torch.channels_last)
@@ -192,11 +197,3 @@ def kernels_of_two(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """What a kernel of three is to even and to odd positions of doubled values along ``dim``."""
     first, middle, last = weight.split(1, dim)
     return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)
-
-
-def empty_channels_last(
-    x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None
-) -> Tensor:
-    """Memory like ``x`` of another shape, channels innermost if there are two axes of space."""
-    memory_format = MEMORY_FORMATS.get(len(shape), torch.contiguous_format)
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-# Values of a block: 1 MB in float32 for each thread of a CPU; elsewhere what bounds the memory.
-CPU_BLOCK = 2**18
+# Values of a block: 512 KB in float32 for each thread of a CPU; elsewhere what bounds the memory.
+CPU_BLOCK = 2**17
 DEVICE_BLOCK = 2**26
 
 

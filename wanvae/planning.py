@@ -1,0 +1,354 @@
+"""Plans that fit a memory budget, and what a plan costs.
+
+Nothing here is a formula of the network: a plan is run on the meta device, where tensors have
+shapes but no values, on a clip just long enough to show how the cost grows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from wanvae.execution import join, latents_at_once
+from wanvae.nn import AttentionBlock, CausalConv, Downsample, Upsample
+from wanvae.nn.region import Region, whole_region
+from wanvae.nn.sequential import regions_between
+from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resampled, time_factor
+
+UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+# What the libraries need besides tensors, and what the heap wastes between them.
+OVERHEAD = 64 * UNITS["MB"]
+# The smallest tile that is tried, in pixels; smaller ones are nearly all halo.
+SMALLEST_TILE = 64
+# How much longer frames one by one take than pairs (nn/convolve.py).
+SINGLE_FRAME_COST = 1.4
+
+# Height and width in pixels, or one number for both.
+TileSize: TypeAlias = "int | tuple[int, int]"
+# Bytes, or text like "4GB".
+Memory: TypeAlias = "int | str"
+# What tells how much work a tile is: sizes of input and output, and which sides end the image.
+Geometry: TypeAlias = "tuple[tuple[int, ...], ...] | None"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to plan for.
+
+    Attributes:
+        batch: clips at once.
+        channels: of the input: 3 to encode, those of the latents to decode.
+        latents: of the clip, or None for a stream without end.
+        height, width: of the frames in pixels.
+        dtype: to compute in.
+    """
+
+    batch: int
+    channels: int
+    latents: int | None
+    height: int
+    width: int
+    dtype: torch.dtype
+
+
+class TooLittleMemory(ValueError):
+    """A memory limit that no plan keeps to; the message names the least that one does."""
+
+
+class Planner:
+    """Finds plans for one encoder or decoder.
+
+    Args:
+        network: a twin of it on the meta device.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._parameters = list(nn.ModuleList(network.layers).parameters())
+
+    def plan_for(self, job: Job, max_memory: int) -> Plan:
+        """The plan that is expected to be fastest within ``max_memory`` bytes.
+
+        Raises:
+            TooLittleMemory: no plan takes so little.
+        """
+        whole = default_plan(self.network, job.height, job.width, None)
+        smallest = self.memory(job, whole)
+        if smallest <= max_memory:
+            return replace(whole, lean=True)
+        if whole.frames is not None:
+            plans = self._plans(job)
+            expected = self._expected_memory(job, plans)
+            for plan in sorted(plans, key=lambda plan: self._slowness(job, plan)):
+                if expected[plan] <= max_memory and self.memory(job, plan) <= max_memory:
+                    return plan
+            smallest = min(self.memory(job, plan) for plan in sorted(plans, key=expected.get)[:3])
+        raise TooLittleMemory(
+            f"{show_memory(max_memory)} is too little memory for this: it takes at least "
+            f"{show_memory(smallest)}, besides the model and its input"
+        )
+
+    def tiles(self, job: Job, plan: Plan) -> list[Region | None]:
+        """The tiles of a plan."""
+        return make_tiles(self.network, job.height, job.width, plan)
+
+    @torch.no_grad()
+    def memory(self, job: Job, plan: Plan) -> int:
+        """The expected peak of ``plan`` in bytes: with the result, without model and input."""
+        largest = self._largest(job, plan)
+        if job.latents is None:
+            return OVERHEAD + self._stream_memory(job, plan, largest)
+
+        def peak(latents: int) -> int:
+            x = self._input(job, latents)
+            known = latents if latents == job.latents else None
+            coding = Coding(self.network, plan.frames, [largest], known)
+            with MemoryMeter([x, *self._parameters]) as meter:
+                join(coding.push([x]), self.network.frames_made(x.shape[2], starts=True))
+            return meter.peak
+
+        return OVERHEAD + extrapolated(peak, job.latents, plan)
+
+    def multiply_adds(self, job: Job, plan: Plan) -> int:
+        """The multiply-adds of ``plan``, as the layers define them; some are computed in fewer.
+
+        The length of ``job`` must be known.
+        """
+        total, frames = 0, 1 + (job.latents - 1) * self.network.group
+        for layer, positions in self._positions(job, plan).items():
+            made = resampled(frames, time_factor([layer]), starts=True)
+            total += multiply_adds(layer, positions, frames, made)
+            frames = made
+        return job.batch * total
+
+    def _positions(self, job: Job, plan: Plan) -> dict[nn.Module, int]:
+        """For each layer, in order, the positions of a frame that it computes for all tiles."""
+        network = self.network
+        sides = job.height, job.width
+        if not network.core_first:
+            sides = tuple(side // network.spatial_factor for side in sides)
+        whole = regions_between(network.layers, whole_region(*sides))[1:]
+        positions = {
+            layer: rows.size * columns.size
+            for layer, (rows, columns) in zip(network.layers, whole, strict=True)
+        }
+        if plan.tile_size is not None:
+            rows, columns = ends(self.tiles(job, plan))
+            lengths = zip(
+                *(
+                    [sum(len(made[axis]) for made in layer) for layer in self._made(tiles)]
+                    for axis, tiles in enumerate((rows, columns))
+                ),
+                strict=True,
+            )
+            for layer, (height, width) in zip(network.shell, lengths, strict=True):
+                positions[layer] = height * width
+        return positions
+
+    def _made(self, tiles: Iterable[Region]) -> Iterable[tuple[Region, ...]]:
+        """For each layer of the shell, what it makes for each of the tiles."""
+        return zip(*(regions_between(self.network.shell, t)[1:] for t in tiles), strict=True)
+
+    def _stream_memory(self, job: Job, plan: Plan, largest: Region | None) -> int:
+        """The peak of a stream of one tile, and the states of all others."""
+        at_once = latents_of(plan)
+        coding = Coding(self.network, plan.frames, [largest])
+        x = self._input(job, 1 + 2 * at_once)
+        steps = [1, *[at_once * self.network.group] * 2]
+        with MemoryMeter([x, *self._parameters]) as meter:
+            for piece in x.split(steps, dim=2):
+                for _ in coding.push([piece]):
+                    pass
+        tiles = self.tiles(job, plan)
+        sizes = {self._geometry(tile): self._state_size(job, plan, tile) for tile in tiles}
+        states = sum(sizes[self._geometry(tile)] for tile in tiles)
+        return meter.peak + states - sizes[self._geometry(largest)]
+
+    def _state_size(self, job: Job, plan: Plan, tile: Region | None) -> int:
+        coding = Coding(self.network, plan.frames, [tile])
+        for _ in coding.push([self._input(job, 1 + 2)]):
+            pass
+        ((_, flow),) = coding.tiles
+        return sum(leaf.nbytes for leaf in tree_leaves(flow.state))
+
+    def _plans(self, job: Job) -> list[Plan]:
+        """All plans that are worth a look."""
+        factor = self.network.spatial_factor
+        sides = [
+            {math.ceil(side / factor / count) * factor for count in range(1, most + 1)}
+            for side, most in (
+                (side, max(1, side // SMALLEST_TILE)) for side in (job.height, job.width)
+            )
+        ]
+        return [
+            Plan(tile_size, frames, lean=True) for tile_size in product(*sides) for frames in (2, 1)
+        ]
+
+    def _expected_memory(self, job: Job, plans: list[Plan]) -> dict[Plan, float]:
+        """A quick guess: linear in the pixels of the largest tile."""
+        expected = {}
+        for frames in (2, 1):
+            pixels = {plan: self._pixels(job, plan) for plan in plans if plan.frames == frames}
+            least, most = min(pixels, key=pixels.get), max(pixels, key=pixels.get)
+            low, high = self.memory(job, least), self.memory(job, most)
+            slope = (high - low) / max(1, pixels[most] - pixels[least])
+            for plan, number in pixels.items():
+                expected[plan] = low + slope * (number - pixels[least])
+        return expected
+
+    def _pixels(self, job: Job, plan: Plan) -> int:
+        """Of the largest tile with its halo, where that is largest."""
+        regions = regions_between(self.network.shell, self._largest(job, plan))
+        return max(len(rows) * len(columns) for rows, columns in regions)
+
+    def _slowness(self, job: Job, plan: Plan) -> float:
+        """What grows as the time that a plan takes."""
+        single = SINGLE_FRAME_COST if plan.frames == 1 else 1
+        return single * self.multiply_adds(job if job.latents else replace(job, latents=2), plan)
+
+    def _largest(self, job: Job, plan: Plan) -> Region | None:
+        """The tile that reads most."""
+        if plan.tile_size is None:
+            return None
+        rows, columns = ends(self.tiles(job, plan))
+        reads = self.network.shell_input_region
+        tallest = max(rows, key=lambda tile: len(reads(tile)[0]))
+        widest = max(columns, key=lambda tile: len(reads(tile)[1]))
+        return tallest[0], widest[1]
+
+    def _geometry(self, tile: Region | None) -> Geometry:
+        if tile is None:
+            return None
+        spans = *tile, *self.network.shell_input_region(tile)
+        return tuple((len(s), s.start == 0, s.stop == s.size) for s in spans)
+
+    def _input(self, job: Job, latents: int) -> Tensor:
+        scale = self.network.pixels_per_input
+        length = 1 + (latents - 1) * self.network.group
+        shape = job.batch, job.channels, length, job.height // scale, job.width // scale
+        return torch.empty(shape, dtype=job.dtype, device="meta")
+
+
+def choose_plan(
+    network: Network,
+    job: Job,
+    tile_size: TileSize | None,
+    max_memory: Memory | None,
+    within: Callable[[int], Plan],
+) -> Plan:
+    """The plan that people ask for by tiles of at most ``tile_size``, or by ``max_memory``.
+
+    Args:
+        within: the plan for a limit in bytes.
+
+    Raises:
+        ValueError: both are given, ``tile_size`` is not a multiple of the spatial factor, or
+            ``max_memory`` cannot be read.
+        TooLittleMemory: no plan takes so little.
+    """
+    if max_memory is not None:
+        if tile_size is not None:
+            raise ValueError("max_memory chooses tiles by itself: give it or tile_size, not both")
+        return within(parse_memory(max_memory) if isinstance(max_memory, str) else max_memory)
+    if isinstance(tile_size, int):
+        tile_size = (tile_size, tile_size)
+    return default_plan(network, job.height, job.width, tile_size)
+
+
+def ends(tiles: list[Region]) -> tuple[list[Region], list[Region]]:
+    """A tile of each row, and one of each column: the axes do not depend on each other."""
+    return list({t[0]: t for t in tiles}.values()), list({t[1]: t for t in tiles}.values())
+
+
+def latents_of(plan: Plan) -> int:
+    """Latents that a plan processes at once."""
+    return 1 if plan.frames is None else latents_at_once(plan.frames)
+
+
+def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
+    """``cost`` of a clip of so many latents, from what it is for short ones if it is long."""
+    at_once = latents_of(plan)
+    # After the first full step, the cost grows evenly.
+    short, longer = 1 + at_once, 1 + 2 * at_once
+    if plan.frames is None or latents <= longer:
+        return cost(latents)
+    of_short = cost(short)
+    return of_short + (cost(longer) - of_short) * (latents - short) // at_once
+
+
+def multiply_adds(layer: nn.Module, positions: int, frames: int, made: int) -> int:
+    """What a layer takes to make ``made`` frames of ``positions`` each, of ``frames`` frames."""
+    total = 0
+    for module in layer.modules():
+        if isinstance(module, AttentionBlock):
+            total += 2 * made * positions**2 * module.proj.weight.shape[0]
+        elif isinstance(module, CausalConv):
+            size, count, after_first = module.weight.numel(), positions, max(frames, made) - 1
+            if module.ndim == 2:
+                total += size * count * (1 + after_first)
+                continue
+            if isinstance(layer, Upsample) and module is layer.time_conv:
+                count, after_first = count // 4, frames - 1
+            elif isinstance(layer, Downsample):
+                after_first = made - 1
+            # The first frame sees the last slice of the kernel only.
+            total += size // module.kernel_size[0] * count + size * count * after_first
+    return total
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Adds up the memory of tensors as they come and go inside ``with``, those given apart."""
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = self._current = 0
+        # Kept as well, for a weak set forgets what nobody holds.
+        self._given = [tensor.untyped_storage() for tensor in given]
+        self._counted = weakref.WeakSet(self._given)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._counted:
+            return
+        self._counted.add(storage)
+        self._current += storage.nbytes()
+        self.peak = max(self.peak, self._current)
+        weakref.finalize(storage, self._release, storage.nbytes())
+
+    def _release(self, size: int) -> None:
+        self._current -= size
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a text such as "700MB" or "4.5 GB" (units of 1024).
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", text.upper())
+    if match is None:
+        raise ValueError(f"cannot read {text!r} as memory: write a number and KB, MB or GB")
+    return int(float(match[1]) * UNITS[match[2] or "B"])
+
+
+def show_memory(size: int) -> str:
+    """Bytes as text that ``parse_memory`` reads, rounded up."""
+    return f"{-(-size // UNITS['MB'])}MB"
