@@ -190,6 +190,78 @@ def test_usage_errors(
     assert line.startswith("wanvae") and ": error: " in line and reason in line
 
 
+@pytest.mark.parametrize("limits", [["--tile-size", 16], ["--max-memory", "100MB"]])
+def test_limits_change_nothing(tmp_path: Path, files: Path, run: Run, limits: list[object]) -> None:
+    model = "--checkpoint", files / "vae.safetensors"
+    for name, options in (("a", []), ("b", limits)):
+        run("encode", files / "a.mp4", tmp_path / f"{name}.safetensors", *model, *options)
+        run("reconstruct", files / "a.mp4", tmp_path / f"{name}.mp4", *model, *options)
+        run("decode", files / "a.safetensors", tmp_path / f"{name}.mkv", *model, *options)
+    plain, limited = (load_file(tmp_path / f"{name}.safetensors")["mean"] for name in "ab")
+    torch.testing.assert_close(limited, plain, atol=1e-5, rtol=0)
+    for suffix in ("mp4", "mkv"):
+        plain, limited = (read_video(tmp_path / f"{name}.{suffix}")[0] for name in "ab")
+        torch.testing.assert_close(limited, plain, atol=0.05, rtol=0)
+
+
+def test_encoding_and_decoding_can_have_different_dtypes(files: Path) -> None:
+    options = ["--checkpoint", str(files / "vae.safetensors"), "--encode-dtype", "bfloat16"]
+    parsed = cli.make_parser().parse_args(["reconstruct", "a.mp4", *options, "--compile"])
+    vae = cli.load_model(parsed["reconstruct"])
+    assert (vae.encode_dtype, vae.decode_dtype) == (torch.bfloat16, torch.float32)
+    assert vae.compiled
+
+
+def test_a_budget_too_small_for_a_stream_is_enough_for_tile_after_tile(
+    tmp_path: Path, files: Path, run: Run, fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wanvae.planning.OVERHEAD", 0)
+    monkeypatch.setattr("wanvae.planning.SMALLEST_TILE", 16)
+    latents = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents}, tmp_path / "l.safetensors")
+    command = "decode", tmp_path / "l.safetensors"
+    model = "--checkpoint", files / "vae.safetensors"
+    stream = fail(*command, tmp_path / "a.mp4", *model, "--max-memory", "0.001MB")
+    assert "it takes at least" in stream
+    smallest = stream.split("at least ")[1].split(",")[0]
+    run(*command, tmp_path / "a.mp4", *model, "--max-memory", smallest)
+    run(*command, tmp_path / "b.mp4", *model)
+    torch.testing.assert_close(
+        read_video(tmp_path / "a.mp4")[0], read_video(tmp_path / "b.mp4")[0], atol=0.02, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tile-size", 12, "multiple of 8, not (12, 12)"),
+        ("--tile-size", 0, "multiple of 8, not (0, 0)"),
+        ("--max-memory", "much", "cannot read 'much' as memory"),
+        ("--max-memory", "1KB", "1MB is too little memory"),
+    ],
+)
+def test_bad_limits(
+    tmp_path: Path, files: Path, fail: Callable[..., str], option: str, value: object, message: str
+) -> None:
+    model = "--checkpoint", files / "vae.safetensors"
+    for command, output in (("reconstruct", "b.mp4"), ("encode", "b.safetensors")):
+        assert message in fail(command, files / "a.mp4", tmp_path / output, *model, option, value)
+    assert not list(tmp_path.iterdir())
+    assert message in fail("plan", "--height", 32, "--width", 32, *model, option, value)
+
+
+def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
+    size = "plan", "--checkpoint", files / "vae.safetensors", "--height", 64, "--width", 96
+    encode, decode = run(*size, "--frames", 9)[0].splitlines()
+    assert encode.startswith("encode: whole frames") and decode.startswith("decode: whole frames")
+    assert decode.endswith(" 1.00 times those of whole frames")
+    encode, decode = run(*size, "--frames", 9, "--tile-size", 32)[0].splitlines()
+    assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
+    assert all(float(line.split()[-6]) > 1.2 for line in (encode, decode))
+    assert "not 10: drop frames to 9" in fail(*size, "--frames", 10)
+    assert "multiples of 8, not 60x96" in fail(*size, "--height", 60)
+
+
 @pytest.mark.parametrize("fps", ["0", "-1", "fast", "1/0", "1e99999999"])
 def test_impossible_rates(tmp_path: Path, files: Path, fail: Fail, fps: str) -> None:
     arguments = [files / "a.safetensors", tmp_path / "b.mp4", f"--fps={fps}"]

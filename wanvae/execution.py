@@ -159,11 +159,9 @@ class Flow:
     def _compiled_step(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
         states = tuple(self._states[layer] for layer in stage.layers)
         started = any(state is not None for state in states)
-        region = self._wanted[stage.layers[-1]]
-        x, states = compiled_step()(stage.layers, x, states if started else None, region)
-        self._states.update(
-            zip(stage.layers, [None] * len(states) if ends else states, strict=True)
-        )
+        x, states = compiled_step()(stage.layers, x, states if started else None)
+        for layer, state in zip(stage.layers, states, strict=True):
+            self._states[layer] = None if ends else state
         return x
 
 

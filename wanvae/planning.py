@@ -37,7 +37,7 @@ SINGLE_FRAME_COST = 1.4
 TileSize: TypeAlias = "int | tuple[int, int]"
 # Bytes, or text like "4GB".
 Memory: TypeAlias = "int | str"
-# What tells how much work a tile is: sizes of input and output, and which sides end the image.
+# What tells how much a tile takes: height and width of what each layer reads and makes.
 Geometry: TypeAlias = "tuple[tuple[int, ...], ...] | None"
 
 
@@ -89,10 +89,14 @@ class Planner:
         if whole.frames is not None:
             plans = self._plans(job)
             expected = self._expected_memory(job, plans)
-            for plan in sorted(plans, key=lambda plan: self._slowness(job, plan)):
-                if expected[plan] <= max_memory and self.memory(job, plan) <= max_memory:
+            # Those that are expected to fit, the fastest first; then the smallest, to be sure.
+            fitting = [plan for plan in plans if expected[plan] <= max_memory]
+            fitting.sort(key=lambda plan: self._slowness(job, plan))
+            for plan in (*fitting, *sorted(plans, key=expected.get)[:3]):
+                memory = self.memory(job, plan)
+                if memory <= max_memory:
                     return plan
-            smallest = min(self.memory(job, plan) for plan in sorted(plans, key=expected.get)[:3])
+                smallest = min(smallest, memory)
         raise TooLittleMemory(
             f"{show_memory(max_memory)} is too little memory for this: it takes at least "
             f"{show_memory(smallest)}, besides the model and its input"
@@ -111,8 +115,9 @@ class Planner:
 
         def peak(latents: int) -> int:
             x = self._input(job, latents)
-            known = latents if latents == job.latents else None
-            coding = Coding(self.network, plan.frames, [largest], known)
+            # Two tiles where there are some, for the second finds the result already there.
+            tiles = [largest] if len(self.tiles(job, plan)) == 1 else [largest, largest]
+            coding = Coding(self.network, plan.frames, tiles, latents)
             with MemoryMeter([x, *self._parameters]) as meter:
                 join(coding.push([x]), self.network.frames_made(x.shape[2], starts=True))
             return meter.peak
@@ -208,8 +213,10 @@ class Planner:
 
     def _pixels(self, job: Job, plan: Plan) -> int:
         """Of the largest tile with its halo, where that is largest."""
-        regions = regions_between(self.network.shell, self._largest(job, plan))
-        return max(len(rows) * len(columns) for rows, columns in regions)
+        if plan.tile_size is None:
+            return job.height * job.width
+        geometry = self._geometry(self._largest(job, plan))
+        return max(height * width for height, width in geometry)
 
     def _slowness(self, job: Job, plan: Plan) -> float:
         """What grows as the time that a plan takes."""
@@ -217,20 +224,19 @@ class Planner:
         return single * self.multiply_adds(job if job.latents else replace(job, latents=2), plan)
 
     def _largest(self, job: Job, plan: Plan) -> Region | None:
-        """The tile that reads most."""
+        """The tile that takes most."""
         if plan.tile_size is None:
             return None
         rows, columns = ends(self.tiles(job, plan))
-        reads = self.network.shell_input_region
-        tallest = max(rows, key=lambda tile: len(reads(tile)[0]))
-        widest = max(columns, key=lambda tile: len(reads(tile)[1]))
+        tallest = max(rows, key=lambda tile: sum(heights for heights, _ in self._geometry(tile)))
+        widest = max(columns, key=lambda tile: sum(widths for _, widths in self._geometry(tile)))
         return tallest[0], widest[1]
 
     def _geometry(self, tile: Region | None) -> Geometry:
         if tile is None:
             return None
-        spans = *tile, *self.network.shell_input_region(tile)
-        return tuple((len(s), s.start == 0, s.stop == s.size) for s in spans)
+        regions = regions_between(self.network.shell, tile)
+        return tuple((len(rows), len(columns)) for rows, columns in regions)
 
     def _input(self, job: Job, latents: int) -> Tensor:
         scale = self.network.pixels_per_input
@@ -262,6 +268,8 @@ def choose_plan(
         return within(parse_memory(max_memory) if isinstance(max_memory, str) else max_memory)
     if isinstance(tile_size, int):
         tile_size = (tile_size, tile_size)
+    if tile_size is not None and len(tile_size) != 2:
+        raise ValueError(f"tile_size must be one number or a height and a width, not {tile_size}")
     return default_plan(network, job.height, job.width, tile_size)
 
 
@@ -278,8 +286,8 @@ def latents_of(plan: Plan) -> int:
 def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
     """``cost`` of a clip of so many latents, from what it is for short ones if it is long."""
     at_once = latents_of(plan)
-    # After the first full step, the cost grows evenly.
-    short, longer = 1 + at_once, 1 + 2 * at_once
+    # After the second full step, the cost grows evenly.
+    short, longer = 1 + 2 * at_once, 1 + 3 * at_once
     if plan.frames is None or latents <= longer:
         return cost(latents)
     of_short = cost(short)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from wanvae.execution import Flow, Stage, default_frames, make_stages
 from wanvae.nn import Downsample, Resample, State, needs_whole_frames, unstreamable_layers
 from wanvae.nn.region import Region, Span, crop, whole_of
-from wanvae.nn.sequential import regions_between
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,6 @@ class Network:
     def layers(self) -> tuple[nn.Module, ...]:
         """All layers in the order they run."""
         return self.core + self.shell if self.core_first else self.shell + self.core
-
-    def shell_input_region(self, region: Region) -> Region:
-        """What the shell needs of its input for a part of its output."""
-        return regions_between(self.shell, region)[0]
 
     @property
     def group(self) -> int:

@@ -1,0 +1,178 @@
+"""Fast ways to convolve: the values of the plain one, and taken only where nobody looks on."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import random_video, tiny
+from wanvae.nn import convolve as module
+from wanvae.nn.convolve import convolve, convolve_doubled, in_four_phases, winograd_along_time
+
+ONES, ZEROS = (1, 1, 1), (0, 0, 0)
+
+
+def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    pairs=st.integers(1, 4),
+    size=st.tuples(st.integers(3, 9), st.integers(3, 6)),
+    kernel=st.sampled_from([(3, 3, 3), (3, 1, 1)]),
+    padding=st.integers(0, 1),
+    strip=st.sampled_from([1, 100, 10**6]),
+    most=st.integers(1, 4),
+)
+def test_winograd_is_a_convolution(batch, channels, pairs, size, kernel, padding, strip, most):
+    x = example(batch, channels[0], 2 * pairs + 2, *size)
+    weight, bias = example(channels[1], channels[0], *kernel), example(channels[1])
+    padding = (0, padding, padding)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(module, "STRIP", strip)
+        patch.setattr(module, "MOST_STRIPS", most)
+        exact = winograd_along_time(x, weight, bias, padding)
+        single = winograd_along_time(x.float(), weight.float(), bias.float(), padding)
+    expected = F.conv3d(x, weight, bias, padding=padding)
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-12)
+    assert (single - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_winograd_goes_strip_by_strip(monkeypatch):
+    heights = []
+
+    def spy(x, *arguments):
+        heights.append(x.shape[3])
+        return plain(x, *arguments)
+
+    plain = module.plain
+    monkeypatch.setattr(module, "plain", spy)
+    monkeypatch.setattr(module, "STRIP", 1)
+    monkeypatch.setattr(module, "MOST_STRIPS", 4)
+    with torch.no_grad():
+        winograd_along_time(example(1, 2, 4, 10, 5), example(2, 2, 3, 3, 3), example(2), (0, 1, 1))
+    # Four convolutions each of 3 + 3 + 3 + 1 rows, with a row more above and below.
+    assert heights == [5] * 12 + [3] * 4
+
+
+@given(
+    batch=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+def test_four_phases_are_a_convolution_of_the_doubled(batch, channels, size):
+    x, weight = example(batch, channels[0], *size), example(channels[1], channels[0], 3, 3)
+    bias = example(channels[1])
+    doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = F.conv2d(doubled, weight, bias, padding=1)
+    torch.testing.assert_close(in_four_phases(x, weight, bias), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(convolve_doubled(x, weight, bias), expected, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The names of the fast ways that were taken."""
+    names = []
+
+    def spy(name):
+        fast = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (names.append(name), fast(*args))[1])
+
+    spy("winograd_along_time")
+    spy("in_four_phases")
+    monkeypatch.setattr(module, "FEWEST_CHANNELS", 1)
+    return names
+
+
+def both_ways(frames=4, stride=ONES, padding=(0, 1, 1)):
+    x, weight, bias = example(1, 2, frames, 4, 4), example(2, 2, 3, 3, 3), example(2)
+    return [
+        convolve(x, weight, bias, stride, padding, ONES),
+        convolve_doubled(x[:, :, 0], weight[:, :, 0], bias),
+    ]
+
+
+def test_fast_ways_are_taken_only_without_gradients(taken, monkeypatch):
+    plain = both_ways()
+    assert taken == []
+    with torch.no_grad():
+        torch.testing.assert_close(both_ways(), plain)
+        assert taken == ["winograd_along_time", "in_four_phases"]
+        taken.clear()
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        torch.testing.assert_close(both_ways(), plain)
+        assert taken == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"frames": 3}, {"frames": 5}, {"stride": (1, 2, 2)}, {"padding": (1, 1, 1)}],
+    ids=str,
+)
+def test_winograd_is_not_taken_where_it_does_not_apply(taken, changes):
+    plain = both_ways(**changes)
+    with torch.no_grad():
+        torch.testing.assert_close(both_ways(**changes), plain)
+    assert taken == ["in_four_phases"]
+
+
+def test_winograd_is_not_taken_for_few_channels(taken, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST_CHANNELS", 3)
+    with torch.no_grad():
+        both_ways()
+    assert taken == ["in_four_phases"]
+
+
+@pytest.mark.parametrize("frames", [3, 4])
+@torch.no_grad()
+def test_emulated_dtypes_are_computed_in_single_precision(monkeypatch, frames):
+    x, weight, bias = example(1, 64, frames, 6, 6), example(64, 64, 3, 3, 3), example(64)
+    half = [t.bfloat16() for t in (x, weight, bias)]
+    wide = [t.double() for t in half]
+    of_3d = F.conv3d(*wide, padding=(0, 1, 1))
+    doubled = F.interpolate(wide[0][:, :, 0], scale_factor=2.0, mode="nearest-exact")
+    of_2d = F.conv2d(doubled, wide[1][:, :, 0], wide[2], padding=1)
+    errors = []
+    for emulated in ({torch.bfloat16}, set()):
+        monkeypatch.setattr(module, "EMULATED", frozenset(emulated))
+        y = convolve(*half, ONES, (0, 1, 1), ONES)
+        z = convolve_doubled(half[0][:, :, 0], half[1][:, :, 0], half[2])
+        assert y.dtype == z.dtype == torch.bfloat16
+        errors.append(((y - of_3d).norm(), (z - of_2d).norm()))
+    rounding = [(truth.bfloat16() - truth).norm() for truth in (of_3d, of_2d)]
+    for emulated, native, best in zip(*errors, rounding, strict=True):
+        assert emulated <= native
+        # Nothing but the result was rounded.
+        assert emulated <= 1.01 * best
+
+
+def test_the_result_has_the_dtype_of_the_weight():
+    weight, bias = example(2, 2, 3, 3, 3), example(2)
+    x = example(1, 2, 4, 4, 4, dtype=torch.float32)
+    with torch.no_grad():
+        y = convolve(x, weight, bias, ONES, ZEROS, ONES)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, F.conv3d(x.double(), weight, bias))
+
+
+@pytest.mark.parametrize("changes", [{}, {"temporal_downsample": (True, False, True)}], ids=str)
+def test_a_whole_model_gives_the_same_with_and_without_gradients(taken, changes):
+    vae, video = tiny(**changes), random_video(13)
+    moments = vae.encode_step(video, None)[0]
+    latents = moments[:, :2].detach()
+    decoded = vae.decode_step(latents, None)[0]
+    assert taken == []
+    with torch.no_grad():
+        torch.testing.assert_close(vae.encode_step(video, None)[0], moments, rtol=0, atol=1e-9)
+        assert "winograd_along_time" in taken
+        taken.clear()
+        torch.testing.assert_close(vae.decode_step(latents, None)[0], decoded, rtol=0, atol=1e-9)
+        assert {*taken} == {"winograd_along_time", "in_four_phases"}
+        taken.clear()
+    torch.testing.assert_close(vae.encode(video).mean, latents, rtol=0, atol=1e-9)
+    torch.testing.assert_close(vae.decode(latents, clamp=False), decoded, rtol=0, atol=1e-9)
+    assert {*taken} == {"winograd_along_time", "in_four_phases"}

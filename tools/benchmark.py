@@ -1,0 +1,575 @@
+"""Compare WanVAE with its peer, diffusers' AutoencoderKLWan: time, memory and error.
+
+Both have the same random weights and get the same input. Times alternate between the two in one
+process; the peak memory of each call is that of a process of its own, over the loaded model.
+
+    python tools/benchmark.py                                  # all jobs at full size
+    python tools/benchmark.py --jobs decode-clip --repeats 5 --json clip.json
+    python tools/benchmark.py --sweep --dtypes float32 --plot sweep.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from functools import cache, partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.convert import convert
+from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.formats import Layout
+
+Side = Literal["ours", "peer"]
+
+MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
+
+
+class BenchmarkError(RuntimeError):
+    """A measurement that cannot be made; one line that says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        name: what it is called on the command line and in the report.
+        direction: "stream" decodes one latent at a time, on our side alone.
+        frames, height, width: of the video.
+        tile_size: in pixels, for both; None decodes whole frames.
+        max_memory: for ours alone; None is its default.
+        compiled: whether ours runs after ``vae.compile()``.
+    """
+
+    name: str
+    direction: Literal["decode", "encode", "stream"]
+    frames: int
+    height: int
+    width: int
+    dtype: str = "float32"
+    tile_size: int | None = None
+    max_memory: str | None = None
+    compiled: bool = False
+
+    def plain(self) -> Job:
+        """The same without options that trade time for memory."""
+        return replace(self, tile_size=None, max_memory=None)
+
+    def scaled(self, scale: float) -> Job:
+        """The same on smaller or larger frames; sizes stay multiples of 8."""
+        names = ["height", "width", *(["tile_size"] if self.tile_size else [])]
+        return replace(self, **{n: max(8, round(getattr(self, n) * scale / 8) * 8) for n in names})
+
+
+JOBS = (
+    Job("decode-image", "decode", 1, 512, 512),
+    Job("encode-image", "encode", 1, 512, 512),
+    Job("decode-clip", "decode", 5, 256, 256),
+    Job("encode-clip", "encode", 5, 256, 256),
+    Job("decode-long", "decode", 17, 256, 256),
+    Job("encode-long", "encode", 17, 256, 256),
+    Job("decode-large", "decode", 5, 512, 512),
+    Job("decode-large-tiled", "decode", 5, 512, 512, tile_size=256),
+    Job("decode-large-700MB", "decode", 5, 512, 512, max_memory="700MB"),
+    Job("stream-short", "stream", 9, 128, 128),
+    Job("stream-long", "stream", 81, 128, 128),
+)
+SWEEP_SIDE, SWEEP_FRAMES = 128, 5
+SWEEP = (
+    *(Job("sweep", "decode", SWEEP_FRAMES, side, side) for side in (SWEEP_SIDE, 192, 256, 384)),
+    *(Job("sweep", "decode", frames, SWEEP_SIDE, SWEEP_SIDE) for frames in (1, 9, 17)),
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of a run share: a model of MODELS, a folder with its weights, the device."""
+
+    model: str
+    folder: str
+    device: str
+
+    @property
+    def native(self) -> Path:
+        return Path(self.folder, "vae.safetensors")
+
+    @property
+    def diffusers(self) -> Path:
+        return Path(self.folder, "diffusers")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a job, for "ours" and "peer"; for "ours" alone if it is a stream.
+
+    Attributes:
+        seconds: in each round; of a stream, for each frame after the first. "convolution" is the
+            model's largest convolution alone.
+        peak_bytes: memory of a call at its peak, over the loaded model.
+        flops: floating point operations of a call, "ours" and "convolution".
+        errors: the largest difference over the largest value; "between" the two, and of each from
+            its own result without tiles and memory limit, where the job has them.
+    """
+
+    job: Job
+    seconds: Mapping[str, Sequence[float]]
+    peak_bytes: Mapping[str, int]
+    flops: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float | None]:
+        """The numbers of the report, by their headings."""
+        ours = median(self.seconds["ours"])
+        megabytes = {side: peak / 1e6 for side, peak in self.peak_bytes.items()}
+        if self.job.direction == "stream":
+            return {"s per frame": ours, "ours MB": megabytes["ours"]}
+        peer = median(self.seconds["peer"])
+        speed = self.flops["ours"] / ours / 1e9
+        roofline = self.flops["convolution"] / min(self.seconds["convolution"]) / 1e9
+        return {
+            "ours s": ours,
+            "peer s": peer,
+            "time ratio": ours / peer,
+            "ours MB": megabytes["ours"],
+            "peer MB": megabytes["peer"],
+            "memory ratio": megabytes["ours"] / megabytes["peer"] if megabytes["peer"] else None,
+            "error": self.errors["between"],
+            "ours vs plain": self.errors.get("ours"),
+            "peer vs plain": self.errors.get("peer"),
+            "GFLOP/s": speed,
+            "of roofline": speed / roofline,
+        }
+
+
+# How the report prints what is neither a time nor a ratio.
+FORMATS = {
+    **dict.fromkeys(("ours MB", "peer MB", "GFLOP/s"), ".1f"),
+    **dict.fromkeys(("error", "ours vs plain", "peer vs plain"), ".1e"),
+    "s per frame": ".4f",
+    "of roofline": ".0%",
+}
+
+
+def write_weights(setup: Setup) -> None:
+    """Write the same random weights for both sides."""
+    torch.manual_seed(0)
+    vae = WanVAE(MODELS[setup.model])
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            # Attention starts at a zero projection, which would hide a wrong one.
+            parameter += 0.02 * torch.randn_like(parameter)
+    vae.save_pretrained(setup.native)
+    convert(setup.native, setup.diffusers, Layout.DIFFUSERS)
+
+
+@cache
+def load(side: Side, dtype: str, compiled: bool, setup: Setup) -> nn.Module:
+    if side == "peer":
+        # Imported late: it would count as memory of ours.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what diffusers says on import is not ours
+            from diffusers import AutoencoderKLWan
+        vae = AutoencoderKLWan.from_pretrained(setup.diffusers, torch_dtype=getattr(torch, dtype))
+        return vae.to(setup.device).eval()
+    vae = WanVAE.from_pretrained(setup.native, getattr(torch, dtype), setup.device)
+    if compiled:
+        vae.compile()
+    return vae
+
+
+def make_input(job: Job, setup: Setup) -> Tensor:
+    """The video to encode, or the latents to decode."""
+    config, generator = MODELS[setup.model], torch.Generator().manual_seed(1)
+    if job.direction == "encode":
+        shape = (1, config.in_channels, job.frames, job.height, job.width)
+        x = torch.rand(shape, generator=generator) * 2 - 1
+    else:
+        frames = 1 + (job.frames - 1) // config.temporal_factor
+        size = (job.height // config.spatial_factor, job.width // config.spatial_factor)
+        x = torch.randn((1, config.z_dim, frames, *size), generator=generator)
+    return x.to(setup.device, getattr(torch, job.dtype))
+
+
+def make_call(side: Side, job: Job, setup: Setup) -> Callable[[], Any]:
+    """The call to measure, with its model and input loaded."""
+    vae = load(side, job.dtype, job.compiled and side == "ours", setup)
+    x = make_input(job, setup)
+    if job.direction == "stream":
+        return partial(push_all, vae.stream_decode(), x)
+    return partial(call_peer if side == "peer" else call_ours, vae, job, x)
+
+
+@torch.inference_mode()
+def call_ours(vae: nn.Module, job: Job, x: Tensor) -> Tensor:
+    options = {"tile_size": job.tile_size, "max_memory": job.max_memory}
+    options = {name: value for name, value in options.items() if value is not None}
+    if job.direction == "decode":
+        return vae.decode(x, **options)
+    posterior = vae.encode(x, **options)
+    return torch.cat([posterior.mean, posterior.logvar], dim=1)
+
+
+@torch.inference_mode()
+def call_peer(vae: nn.Module, job: Job, x: Tensor) -> Tensor:
+    if job.tile_size is None:
+        vae.disable_tiling()
+    else:
+        # Its default overlap: tiles of 256 pixels every 192.
+        vae.enable_tiling(*[job.tile_size] * 2, *[job.tile_size * 3 // 4] * 2)
+    if job.direction == "decode":
+        return vae.decode(x).sample
+    return vae.encode(x).latent_dist.parameters
+
+
+@torch.inference_mode()
+def push_all(session: Any, latents: Tensor) -> None:
+    """Decode a stream latent by latent, dropping the output as it comes."""
+    for latent in latents.split(1, dim=2):
+        session.push(latent)
+
+
+def make_largest_convolution(job: Job, setup: Setup) -> Callable[[], Tensor]:
+    """The model's largest convolution, from dim to dim at full resolution, on 4 frames."""
+    dim, dtype = MODELS[setup.model].dim, getattr(torch, job.dtype)
+    x, weight = (
+        torch.randn(shape, device=setup.device, dtype=dtype).to(
+            memory_format=torch.channels_last_3d
+        )
+        for shape in ((1, dim, 2 + 4, job.height, job.width), (dim, dim, 3, 3, 3))
+    )
+    padding, ones = (0, 1, 1), (1, 1, 1)
+    if setup.device == "cpu" and job.dtype == "float32":
+        # F.conv3d may choose a naive kernel for a batch of one.
+        return partial(torch.mkldnn_convolution, x, weight, None, padding, ones, ones, 1)
+    return partial(F.conv3d, x, weight, padding=padding)
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """The floating point operations of the convolutions and matrix products of ``call``."""
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten.mkldnn_convolution: convolution_flops,
+            torch.ops.mkldnn._convolution_pointwise: convolution_flops,
+            torch.ops.mkldnn._convolution_pointwise_: convolution_flops,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        },
+    )
+    with counter, torch.inference_mode():
+        call()
+    return counter.get_total_flops()
+
+
+def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:
+    """Operations of a convolution: each output value is a dot product with a filter.
+
+    The weight is the second argument, or the third after a tensor to add, which has its rank.
+    """
+    _, second, third, *_ = shapes
+    adds = third is not None and len(third) == len(out_shape)
+    weight = third if adds else second
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
+) -> int:
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """Seconds that ``call`` takes, with what it leaves running on the device."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    began = perf_counter()
+    call()
+    return perf_counter() - began
+
+
+def difference(result: Tensor, expected: Tensor) -> float:
+    """The largest difference, over the largest value expected."""
+    result, expected = result.float(), expected.float()
+    return ((result - expected).abs().max() / expected.abs().max()).item()
+
+
+def measure(job: Job, setup: Setup, repeats: int) -> Result:
+    """All measurements of a job."""
+    if job.direction == "stream":
+        make_call("ours", job, setup)()  # warms up
+        seconds = [time_stream(job, setup) for _ in range(repeats)]
+        return Result(job, {"ours": seconds}, {"ours": measure_memory("ours", job, setup)})
+    calls = {
+        "ours": make_call("ours", job, setup),
+        "peer": make_call("peer", job, setup),
+        "convolution": make_largest_convolution(job, setup),
+    }
+    errors = {"between": difference(calls["ours"](), calls["peer"]())}  # warms up both
+    if job.tile_size or job.max_memory:
+        errors["ours"] = own_error("ours", job, setup)
+    if job.tile_size:
+        errors["peer"] = own_error("peer", job, setup)
+    eager = make_call("ours", replace(job, compiled=False), setup)
+    flops = {"ours": count_flops(eager), "convolution": count_flops(calls["convolution"])}
+    rounds = [
+        {name: timed(call, setup.device) for name, call in calls.items()} for _ in range(repeats)
+    ]
+    if setup.device == "cuda":
+        torch.cuda.empty_cache()  # leaves the memory to the processes that measure it
+    seconds = {name: [times[name] for times in rounds] for name in calls}
+    peaks = {side: measure_memory(side, job, setup) for side in get_args(Side)}
+    return Result(job, seconds, peaks, flops, errors)
+
+
+def own_error(side: Side, job: Job, setup: Setup) -> float:
+    """How far the options of ``job`` take one side from its own plain result."""
+    return difference(make_call(side, job, setup)(), make_call(side, job.plain(), setup)())
+
+
+def time_stream(job: Job, setup: Setup) -> float:
+    """Seconds for each frame after the first."""
+    session = load("ours", job.dtype, job.compiled, setup).stream_decode()
+    latents = make_input(job, setup)
+    push_all(session, latents[:, :, :1])
+    return timed(partial(push_all, session, latents[:, :, 1:]), setup.device) / (job.frames - 1)
+
+
+def measure_memory(side: Side, job: Job, setup: Setup) -> int:
+    """``peak_memory`` in a process of its own."""
+    request = json.dumps({"side": side, "job": asdict(job), "setup": asdict(setup)})
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure-memory", request]
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode:
+        *_, reason = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+        raise BenchmarkError(f"no peak memory of {job.name} ({job.dtype}, {side}): {reason}")
+    return int(child.stdout.split()[-1])
+
+
+def peak_memory(side: Side, job: Job, setup: Setup) -> int:
+    """Bytes that the first call of a job's size takes at its peak, over the loaded model."""
+    # Weights may be mapped from their file, and code is loaded late: a small call reads them. A
+    # compiled model would compile again for another size.
+    small = replace(job.plain(), frames=5, height=64, width=64)
+    make_call(side, job if job.compiled else small, setup)()
+    call = make_call(side, job, setup)
+    if setup.device == "cpu":
+        return peak_resident_memory(call)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_resident_memory(call: Callable[[], object]) -> int:
+    """Bytes that ``call`` adds to this process at its peak."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but not returned would be used uncounted
+    before = resident_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
+    call()
+    return resident_memory("VmHWM") - before
+
+
+def resident_memory(key: str) -> int:
+    """Bytes of an entry of Linux's /proc/self/status."""
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def describe(options: argparse.Namespace) -> str:
+    """One line on what was measured where and when."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    device = options.device
+    if device == "cuda":
+        tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
+        device += f" ({torch.cuda.get_device_name()}, {tf32} TF32 convolutions)"
+    return (
+        f"{options.model} model on {device}; {names[0] if names else platform.machine()}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; torch {torch.__version__}, "
+        f"diffusers {version('diffusers')}; {date.today().isoformat()}"
+    )
+
+
+def report(results: Sequence[Result]) -> str:
+    """Markdown tables: of comparisons, then of streams."""
+    parts: dict[bool, list[Result]] = {False: [], True: []}
+    for result in results:
+        parts[result.job.direction == "stream"].append(result)
+    return "\n\n".join(table(part) for part in parts.values() if part)
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table of results with the same numbers."""
+    rows = [["job", "size", "dtype", *results[0].summary()]]
+    for job, summary in ((result.job, result.summary()) for result in results):
+        name = f"{job.name} compiled" if job.compiled else job.name
+        numbers = [cell(heading, value) for heading, value in summary.items()]
+        rows.append([name, f"{job.frames}x{job.height}x{job.width}", job.dtype, *numbers])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)])
+    aligns = [str.ljust] * 3 + [str.rjust] * (len(widths) - 3)
+    columns = [[a(c, w) for c in cells] for a, w, *cells in zip(aligns, widths, *rows, strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+
+
+def cell(heading: str, value: float | None) -> str:
+    return "-" if value is None else format(value, FORMATS.get(heading, ".3f"))
+
+
+def write_json(path: Path, header: str, results: Sequence[Result]) -> None:
+    """Write everything that was measured, each single time too."""
+    entries = [asdict(result) | {"summary": result.summary()} for result in results]
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"header": header, "results": entries}, indent=2) + "\n")
+
+
+def plot(path: Path, results: Sequence[Result]) -> None:
+    """Draw time and memory of a sweep against resolution and against length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    smallest = min(result.job.height for result in results)
+    slices = (
+        ("height", "height and width", [r for r in results if r.job.frames == SWEEP_FRAMES]),
+        ("frames", "frames", [r for r in results if r.job.height == smallest]),
+    )
+    quantities = (("s", "median seconds"), ("MB", "peak MB over the model"))
+    for row, (unit, label) in zip(figure.subplots(2, 2), quantities, strict=True):
+        for axes, (attribute, title, chosen) in zip(row, slices, strict=True):
+            draw_lines(axes, chosen, attribute, unit)
+            axes.set(xlabel=title, ylabel=label, ylim=(0, None))
+            axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def draw_lines(axes: Any, results: Sequence[Result], attribute: str, unit: str) -> None:
+    """A line for ours, for ours compiled and for the peer, in each dtype."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for job, summary in ((result.job, result.summary()) for result in results):
+        for side in ("ours",) if job.compiled else ("ours", "peer"):
+            label = f"{side}, {job.dtype}{', compiled' if job.compiled else ''}"
+            point = (getattr(job, attribute), summary[f"{side} {unit}"])
+            lines.setdefault(label, []).append(point)
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+
+
+def choose_jobs(options: argparse.Namespace) -> list[Job]:
+    """The jobs to run, those of one dtype together."""
+    chosen = SWEEP if options.sweep else [job for job in JOBS if job.name in options.jobs]
+    return [
+        replace(job.scaled(options.size_scale), dtype=dtype, compiled=compiled)
+        for dtype in options.dtypes
+        for job in chosen
+        for compiled in ((False, True) if options.compile else (False,))
+    ]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; on a bad one, a message and exit status 2."""
+    names = [job.name for job in JOBS]
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser = argparse.ArgumentParser(prog="benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("--measure-memory", type=json.loads, help=argparse.SUPPRESS)
+    which = parser.add_mutually_exclusive_group()
+    jobs_help = f"what to measure (default: all): {', '.join(names)}"
+    which.add_argument(
+        "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=jobs_help
+    )
+    which.add_argument("--sweep", action="store_true", help="decode over sizes and lengths instead")
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes[:2])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=MODELS, default="full")
+    parser.add_argument("--size-scale", type=float, default=1.0, help="of all frames (default: 1)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
+    parser.add_argument("--json", type=Path, help="file for everything that was measured")
+    parser.add_argument("--plot", type=Path, help="image of a sweep, .png for example")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1 or not 0 < options.size_scale < math.inf:
+        parser.error("--repeats and --size-scale must be positive")
+    for path in filter(None, (options.json, options.plot)):
+        if path.is_dir() or not path.parent.is_dir():
+            parser.error(f"{path} cannot be written: name a file in a directory that exists")
+    if options.plot and not options.sweep:
+        parser.error("--plot draws a sweep: add --sweep")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no such device here")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and report."""
+    for module, wanted in (("diffusers", True), ("matplotlib", options.plot)):
+        if wanted and find_spec(module) is None:
+            raise BenchmarkError(f"this needs {module}: pip install {module}")
+    header, jobs = describe(options), choose_jobs(options)
+    results: list[Result] = []
+    try:
+        with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
+            setup = Setup(options.model, folder, options.device)
+            write_weights(setup)
+            for job in tqdm(jobs, unit="job"):
+                results.append(measure(job, setup, options.repeats))
+    finally:
+        if results:  # what is done is not lost by an interrupt
+            print(f"{header}\n\n{report(results)}")
+    if options.json:
+        write_json(options.json, header, results)
+    if options.plot:
+        plot(options.plot, results)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        if options.measure_memory:
+            request = options.measure_memory
+            job, setup = Job(**request["job"]), Setup(**request["setup"])
+            print(peak_memory(request["side"], job, setup))
+        else:
+            run(options)
+    except KeyboardInterrupt:
+        print("benchmark: interrupted", file=sys.stderr)
+        return 130
+    except (BenchmarkError, CheckpointError) as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
