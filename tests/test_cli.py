@@ -190,7 +190,7 @@ def test_usage_errors(
     assert line.startswith("wanvae") and ": error: " in line and reason in line
 
 
-@pytest.mark.parametrize("limits", [["--tile-size", 16], ["--max-memory", "100MB"]])
+@pytest.mark.parametrize("limits", [["--tile-size", 16], ["--max-memory", "200MB"]])
 def test_limits_change_nothing(tmp_path: Path, files: Path, run: Run, limits: list[object]) -> None:
     model = "--checkpoint", files / "vae.safetensors"
     for name, options in (("a", []), ("b", limits)):
@@ -224,10 +224,11 @@ def test_a_budget_too_small_for_a_stream_is_enough_for_tile_after_tile(
     stream = fail(*command, tmp_path / "a.mp4", *model, "--max-memory", "0.001MB")
     assert "it takes at least" in stream
     smallest = stream.split("at least ")[1].split(",")[0]
-    run(*command, tmp_path / "a.mp4", *model, "--max-memory", smallest)
-    run(*command, tmp_path / "b.mp4", *model)
+    lossless = "--crf", 0
+    run(*command, tmp_path / "a.mp4", *model, *lossless, "--max-memory", smallest)
+    run(*command, tmp_path / "b.mp4", *model, *lossless)
     torch.testing.assert_close(
-        read_video(tmp_path / "a.mp4")[0], read_video(tmp_path / "b.mp4")[0], atol=0.02, rtol=0
+        read_video(tmp_path / "a.mp4")[0], read_video(tmp_path / "b.mp4")[0], atol=0.05, rtol=0
     )
 
 

@@ -209,7 +209,7 @@ def test_native_keeps_everything(tmp_path: Path, config: WanVAEConfig, dtype: to
     vae.save_pretrained(tmp_path / "a.safetensors")
     loaded = WanVAE.from_pretrained(tmp_path / "a.safetensors")
     assert loaded.config == config
-    assert loaded.dtype == dtype
+    assert (loaded.encode_dtype, loaded.decode_dtype) == (dtype, dtype)
     assert all(p.requires_grad for p in loaded.parameters())
     for name, tensor in vae.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)

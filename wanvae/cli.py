@@ -245,8 +245,8 @@ def add_decode_options(parser: Parser) -> None:
 
 def add_plan_options(parser: Parser) -> None:
     parser.add_argument("--frames", type=int, default=81, help="of the video, 1 + 4n")
-    parser.add_argument("--height", type=int, required=True, help="pixels, a multiple of 8")
-    parser.add_argument("--width", type=int, required=True, help="pixels, a multiple of 8")
+    parser.add_argument("--height", type=int, default=480, help="pixels, a multiple of 8")
+    parser.add_argument("--width", type=int, default=832, help="pixels, a multiple of 8")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
     parser.add_argument("--tile-size", type=int, help="pixels a side of the largest tile")
     add_memory_option(parser)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -174,9 +175,10 @@ class Planner:
             for piece in x.split(steps, dim=2):
                 for _ in coding.push([piece]):
                     pass
-        tiles = self.tiles(job, plan)
-        sizes = {self._geometry(tile): self._state_size(job, plan, tile) for tile in tiles}
-        states = sum(sizes[self._geometry(tile)] for tile in tiles)
+        numbers = Counter(map(self._geometry, self.tiles(job, plan)))
+        kinds = {self._geometry(tile): tile for tile in self.tiles(job, plan)}
+        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in kinds.items()}
+        states = sum(size * numbers[kind] for kind, size in sizes.items())
         return meter.peak + states - sizes[self._geometry(largest)]
 
     def _state_size(self, job: Job, plan: Plan, tile: Region | None) -> int:
@@ -195,9 +197,8 @@ class Planner:
                 (side, max(1, side // SMALLEST_TILE)) for side in (job.height, job.width)
             )
         ]
-        return [
-            Plan(tile_size, frames, lean=True) for tile_size in product(*sides) for frames in (2, 1)
-        ]
+        tile_sizes = [None, *product(*sides)]
+        return [Plan(size, frames, lean=True) for size in tile_sizes for frames in (2, 1)]
 
     def _expected_memory(self, job: Job, plans: list[Plan]) -> dict[Plan, float]:
         """A quick guess: linear in the pixels of the largest tile."""

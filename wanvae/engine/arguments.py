@@ -17,7 +17,8 @@ class HelpFormatter(DefaultHelpFormatter):
     """Help that does not call the default of an option that may be left out "null"."""
 
     def _expand_help(self, action: Action) -> str:
-        return super()._expand_help(action).replace(" (default: null)", "")
+        text = super()._expand_help(action)
+        return text.replace(" (default: null)", "").replace(", default: null)", ")")
 
 
 class Parser(ArgumentParser):
