@@ -39,6 +39,15 @@ def run_steps(step, chunks):
     return torch.cat(outputs, dim=2)
 
 
+def tensors_in(state):
+    """All tensors of a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from tensors_in(part)
+
+
 def write_sound(path: Path) -> None:
     """Write a file that has sound but no video."""
     with av.open(str(path), "w") as container:

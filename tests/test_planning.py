@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import random_video, tiny
+from tests.helpers import random_video, tensors_in, tiny
 from wanvae import model, planning
 from wanvae.execution import join
 from wanvae.nn import convolve, pointwise
@@ -184,17 +184,9 @@ def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
     with torch.no_grad():
         for _ in coding.push([x]):
             pass
-    states = sum(t.nbytes for t in nested(coding.state))
+    states = sum(t.nbytes for t in tensors_in(coding.state))
     stream = case.planner.memory(case.of(None), plan)
     assert stream >= states
-
-
-def nested(state):
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from nested(part)
 
 
 def test_a_stream_keeps_a_budget():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import random_video, tiny
+from tests.helpers import random_video, tensors_in, tiny
 
 
 def groups(video):
@@ -84,14 +84,6 @@ def test_interleaved_streams_do_not_mix():
             mean.append(session.push(piece).mean)
     for video, mean in zip(videos, means, strict=True):
         torch.testing.assert_close(torch.cat(mean, dim=2), vae.encode(video).mean)
-
-
-def tensors_in(state):
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from tensors_in(part)
 
 
 def test_state_does_not_grow():

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from wanvae.nn import Downsample, State, Upsample
+from wanvae.nn import Downsample, Resample, State, Upsample
 from wanvae.nn.region import Region
 from wanvae.nn.sequential import regions_between, step_through
 
@@ -74,16 +75,22 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
         first, last = run[0], run[-1]
         level -= isinstance(first, Upsample)
         at_once = min(frames * 2**level, latents * group)
-        if isinstance(first, Upsample) and first.time_conv is not None:
-            stages.append(Stage(tuple(run), max(1, at_once // 2), group))
-            group *= 2
-        elif isinstance(last, Downsample) and last.time_conv is not None:
-            stages.append(Stage(tuple(run), max(2, at_once), group))
-            group //= 2
-        else:
-            stages.append(Stage(tuple(run), at_once, group))
+        factor = time_factor(run)
+        # Half as many before time is doubled, and whole pairs where it is halved.
+        taken = max(factor.denominator, at_once // factor.numerator)
+        stages.append(Stage(tuple(run), taken, group))
+        group = int(group * factor)
         level += isinstance(last, Downsample)
     return stages
+
+
+def time_factor(layers: Iterable[nn.Module]) -> Fraction:
+    """Frames that come out of some layers for each that goes in, after the first."""
+    factor = Fraction(1)
+    for layer in layers:
+        if isinstance(layer, Resample) and layer.time_conv is not None:
+            factor *= Fraction(1, 2) if isinstance(layer, Downsample) else 2
+    return factor
 
 
 class Flow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -17,7 +18,7 @@ from wanvae.execution import join
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.planning import Job, Memory, Planner, TileSize, choose_plan
 from wanvae.posterior import Posterior
-from wanvae.streaming import SessionState, StreamDecoder, StreamEncoder
+from wanvae.streaming import Rules, SessionState, StreamDecoder, StreamEncoder
 from wanvae.tiling import Coding, Network, Plan, make_network, make_tiles
 
 
@@ -196,12 +197,8 @@ class WanVAE(nn.Module):
             tile_size, max_memory: as for ``encode``; a session keeps the state of every tile, so
                 that ``max_memory`` has to be more than for a clip.
         """
-        network = self.encoder_network()
-
-        def choose(shape: torch.Size) -> Plan:
-            return self._choose_plan(network, shape, None, tile_size, max_memory)
-
-        return StreamEncoder(network, self.check_video, choose, state, compiled=self.compiled)
+        rules = self._rules(self.encoder_network(), self.check_video, tile_size, max_memory)
+        return StreamEncoder(rules, state)
 
     def stream_decode(
         self,
@@ -218,14 +215,8 @@ class WanVAE(nn.Module):
             tile_size, max_memory: as for ``decode``; a session keeps the state of every tile, so
                 that ``max_memory`` has to be more than for a clip.
         """
-        network = self.decoder_network()
-
-        def choose(shape: torch.Size) -> Plan:
-            return self._choose_plan(network, shape, None, tile_size, max_memory)
-
-        return StreamDecoder(
-            network, self.check_latents, choose, state, clamp=clamp, compiled=self.compiled
-        )
+        rules = self._rules(self.decoder_network(), self.check_latents, tile_size, max_memory)
+        return StreamDecoder(rules, state, clamp=clamp)
 
     def compile(self) -> None:
         """From now on encode and decode by compiled steps: slow at first, then faster on GPUs.
@@ -294,6 +285,20 @@ class WanVAE(nn.Module):
         coding = Coding(network, plan.frames, tiles, latents, compiled=self.compiled)
         with returning_freed_memory(plan.lean):
             return join(coding.push([x]), network.frames_made(x.shape[2], starts=True))
+
+    def _rules(
+        self,
+        network: Network,
+        check: Callable[[Tensor], None],
+        tile_size: TileSize | None,
+        max_memory: Memory | None,
+    ) -> Rules:
+        """What a session with these limits has to know."""
+
+        def choose(shape: torch.Size) -> Plan:
+            return self._choose_plan(network, shape, None, tile_size, max_memory)
+
+        return Rules(network, check, choose, self.compiled)
 
     def _choose_plan(
         self,

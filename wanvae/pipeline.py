@@ -284,9 +284,7 @@ def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathL
 
 def half(max_memory: Memory | None) -> int | None:
     """Half of a limit, in bytes."""
-    if isinstance(max_memory, str):
-        max_memory = parse_memory(max_memory)
-    return None if max_memory is None else max_memory // 2
+    return None if max_memory is None else parse_memory(max_memory) // 2
 
 
 def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> tqdm:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wanvae.execution import join, latents_at_once
+from wanvae.execution import join, latents_at_once, time_factor
 from wanvae.nn import AttentionBlock, CausalConv, Downsample, Upsample
 from wanvae.nn.region import Region, whole_region
 from wanvae.nn.sequential import regions_between
-from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resampled, time_factor
+from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resampled
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # What the libraries need besides tensors, and what the heap wastes between them.
@@ -266,7 +266,7 @@ def choose_plan(
     if max_memory is not None:
         if tile_size is not None:
             raise ValueError("max_memory chooses tiles by itself: give it or tile_size, not both")
-        return within(parse_memory(max_memory) if isinstance(max_memory, str) else max_memory)
+        return within(parse_memory(max_memory))
     if isinstance(tile_size, int):
         tile_size = (tile_size, tile_size)
     if tile_size is not None and len(tile_size) != 2:
@@ -346,15 +346,17 @@ class MemoryMeter(TorchDispatchMode):
         self._current -= size
 
 
-def parse_memory(text: str) -> int:
-    """Bytes of a text such as "700MB" or "4.5 GB" (units of 1024).
+def parse_memory(memory: Memory) -> int:
+    """Bytes, of a text such as "700MB" or "4.5 GB" (units of 1024), or of their number itself.
 
     Raises:
         ValueError: it is no such text.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", text.upper())
+    if isinstance(memory, int):
+        return memory
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", memory.upper())
     if match is None:
-        raise ValueError(f"cannot read {text!r} as memory: write a number and KB, MB or GB")
+        raise ValueError(f"cannot read {memory!r} as memory: write a number and KB, MB or GB")
     return int(float(match[1]) * UNITS[match[2] or "B"])
 
 

@@ -38,31 +38,34 @@ class EncodeEnd:
     padded_frames: int
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a session needs to know of its model.
+
+    Attributes:
+        network: to run.
+        check: raises ValueError for a piece of the wrong shape.
+        choose: the plan for pieces of a shape.
+        compiled: whether to run compiled steps.
+    """
+
+    network: Network
+    check: Callable[[Tensor], None]
+    choose: Callable[[torch.Size], Plan]
+    compiled: bool
+
+
 class Session:
     """What encoding and decoding streams have in common; it starts with the first piece.
 
     Args:
-        network: to run.
-        check: raises ValueError for a piece of the wrong shape.
-        choose: the plan for pieces of a shape.
         state: of an earlier session, to go on from by its plan.
-        compiled: whether to run compiled steps.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        check: Callable[[Tensor], None],
-        choose: Callable[[torch.Size], Plan],
-        state: SessionState = None,
-        *,
-        compiled: bool = False,
-    ) -> None:
-        require_streamable(network)
-        self._network = network
-        self._check = check
-        self._choose = choose
-        self._compiled = compiled
+    def __init__(self, rules: Rules, state: SessionState = None) -> None:
+        require_streamable(rules.network)
+        self._rules = rules
+        self._network = rules.network
         self._coding: Coding | None = None
         self._waiting: Tensor | None = None
         if state is not None:
@@ -90,15 +93,15 @@ class Session:
         self._shape, self._plan = shape, plan
         tiles = make_tiles(self._network, height, width, plan)
         self._coding = Coding(
-            self._network, plan.frames, tiles, state=states, compiled=self._compiled
+            self._network, plan.frames, tiles, state=states, compiled=self._rules.compiled
         )
 
     def _begin_or_check(self, piece: Tensor) -> Coding:
         """Start with the first piece; ValueError if a later one has another shape."""
-        self._check(piece)
+        self._rules.check(piece)
         shape = (*piece.shape[:2], *piece.shape[3:])
         if self._coding is None:
-            self._start(shape, self._choose(piece.shape), None)
+            self._start(shape, self._rules.choose(piece.shape), None)
         elif shape != self._shape:
             before = (*self._shape[:2], "T", *self._shape[2:])
             raise ValueError(
@@ -153,17 +156,8 @@ class StreamDecoder(Session):
     Every latent is a group of its own, so nothing ever waits.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        check: Callable[[Tensor], None],
-        choose: Callable[[torch.Size], Plan],
-        state: SessionState = None,
-        *,
-        clamp: bool = True,
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(network, check, choose, state, compiled=compiled)
+    def __init__(self, rules: Rules, state: SessionState = None, *, clamp: bool = True) -> None:
+        super().__init__(rules, state)
         self._clamp = clamp
 
     @torch.no_grad()

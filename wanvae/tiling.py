@@ -18,8 +18,8 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor, nn
 
-from wanvae.execution import Flow, Stage, default_frames, make_stages
-from wanvae.nn import Downsample, Resample, State, needs_whole_frames, unstreamable_layers
+from wanvae.execution import Flow, Stage, default_frames, make_stages, time_factor
+from wanvae.nn import Downsample, State, needs_whole_frames, unstreamable_layers
 from wanvae.nn.region import Region, Span, crop, whole_of
 
 
@@ -241,15 +241,6 @@ def spans(size: int, largest: int, factor: int) -> list[Span]:
     count = math.ceil(size / largest)
     ends = [size // factor * index // count * factor for index in range(count + 1)]
     return [Span(start, stop, size) for start, stop in pairwise(ends)]
-
-
-def time_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Frames that come out of some layers for each that goes in, after the first."""
-    factor = Fraction(1)
-    for layer in layers:
-        if isinstance(layer, Resample) and layer.time_conv is not None:
-            factor *= Fraction(1, 2) if isinstance(layer, Downsample) else 2
-    return factor
 
 
 def resampled(frames: int, factor: Fraction, *, starts: bool) -> int:

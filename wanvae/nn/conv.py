@@ -106,14 +106,14 @@ class CausalConv(Streaming):
         return not self.causal and self.ndim != 2 and self.kernel_size[0] > 1
 
     def input_region(self, region: Region) -> Region:
-        rows, columns = zip(region, *self._windows(), strict=True)
-        return tuple(span.before_convolution(*window) for span, *window in (rows, columns))
+        windows = zip(region, self._windows(), strict=True)
+        rows, columns = (span.before_convolution(*window) for span, window in windows)
+        return rows, columns
 
-    def _windows(self) -> tuple[tuple[int, int], ...]:
-        """Extent, stride and padding at the start, each for height and width."""
-        extents = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        starts = [before for before, _ in self.padding]
-        return tuple(extents[-2:]), self.stride[-2:], tuple(starts[-2:])
+    def _windows(self) -> list[tuple[int, int, int]]:
+        """Extent, stride and padding at the start, along height and along width."""
+        axes = zip(self.kernel_size, self.dilation, self.stride, self.padding, strict=True)
+        return [((k - 1) * d + 1, s, before) for k, d, s, (before, _) in axes][-2:]
 
     def _zeros(self, x: Tensor, frames: int) -> Tensor:
         return x.new_zeros(x.shape[0], x.shape[1], frames, *x.shape[3:])
@@ -134,8 +134,8 @@ class CausalConv(Streaming):
     def _convolve(self, x: Tensor, weight: Tensor, region: Region | None) -> Tensor:
         padding = list(self.padding)
         if region is not None:
-            rows, columns = zip(region, *self._windows(), strict=True)
-            padding[-2:] = [span.padding(*window) for span, *window in (rows, columns)]
+            windows = zip(region, self._windows(), strict=True)
+            padding[-2:] = [span.padding(*window) for span, window in windows]
         uniform, cuts = [], []
         axes = zip(padding, weight.shape[2:], self.stride, self.dilation, x.shape[2:], strict=True)
         for (before, after), kernel, stride, dilation, size in axes:

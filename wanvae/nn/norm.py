@@ -31,14 +31,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(wide_dtype(x))
         if wide.stride(1) == 1 and not torch.is_grad_enabled():
-            inverse_norm = (
-                torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(1e-12) ** -1
-            )
+            norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            inverse_norm = norm.clamp_min(1e-12).reciprocal()
         else:
             # Not a vector norm: where channels are apart that is many times slower on CPUs.
             inverse_norm = wide.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
         scale = math.sqrt(x.shape[1]) * self.gamma.to(wide.dtype)
-        return (wide * inverse_norm).mul_(scale).to(x.dtype)
+        return (wide * inverse_norm * scale).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
