@@ -3,12 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import random_video, tiny
 from wanvae.nn import convolve as module
-from wanvae.nn.convolve import convolve, convolve_doubled, in_four_phases, winograd_along_time
+from wanvae.nn.convolve import (
+    HEIGHT,
+    TIME,
+    convolve,
+    convolve_doubled,
+    in_four_phases,
+    winograd,
+)
 
 ONES, ZEROS = (1, 1, 1), (0, 0, 0)
 
@@ -17,36 +24,53 @@ def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
     batch=st.integers(1, 2),
     channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    pairs=st.integers(1, 4),
-    size=st.tuples(st.integers(3, 9), st.integers(3, 6)),
-    kernel=st.sampled_from([(3, 3, 3), (3, 1, 1)]),
+    frames=st.integers(1, 10),
+    size=st.tuples(st.integers(1, 9), st.integers(3, 6)),
+    kernel=st.sampled_from([(3, 3, 3), (3, 1, 1), (1, 3, 3), (1, 3, 1)]),
     padding=st.integers(0, 1),
+    axis=st.sampled_from([TIME, HEIGHT]),
     strip=st.sampled_from([1, 100, 10**6]),
     most=st.integers(1, 4),
+    fewest=st.sampled_from([1, 99]),
 )
-def test_winograd_is_a_convolution(batch, channels, pairs, size, kernel, padding, strip, most):
-    x = example(batch, channels[0], 2 * pairs + 2, *size)
+def test_winograd_is_a_convolution(
+    batch, channels, frames, size, kernel, padding, axis, strip, most, fewest
+):
+    x = example(batch, channels[0], frames, *size)
     weight, bias = example(channels[1], channels[0], *kernel), example(channels[1])
-    padding = (0, padding, padding)
+    padding = (0, *(padding if extent == 3 else 0 for extent in kernel[1:]))
+    outputs = x.shape[axis] + 2 * padding[axis - 2] - 2
+    assume(kernel[axis - 2] == 3 and outputs > 0 and outputs % 2 == 0)
+    assume(all(n + 2 * p >= k for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(module, "STRIP", strip)
         patch.setattr(module, "MOST_STRIPS", most)
-        exact = winograd_along_time(x, weight, bias, padding)
-        single = winograd_along_time(x.float(), weight.float(), bias.float(), padding)
+        patch.setattr(module, "FEWEST_CHANNELS", fewest)  # 1: strips are convolved by it as well
+        exact = winograd(x, weight, bias, padding, axis)
+        single = winograd(x.float(), weight.float(), bias.float(), padding, axis)
     expected = F.conv3d(x, weight, bias, padding=padding)
     torch.testing.assert_close(exact, expected, rtol=0, atol=1e-12)
     assert (single - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_winograd_goes_strip_by_strip(monkeypatch):
-    heights = []
+@pytest.mark.parametrize(
+    ("axis", "heights"),
+    [
+        # Four convolutions each of 4 + 4 + 2 rows, with a row more above and below.
+        (TIME, [6] * 8 + [4] * 4),
+        # And each of as many pairs of rows.
+        (HEIGHT, [2] * 8 + [1] * 4),
+    ],
+)
+def test_winograd_goes_strip_by_strip(monkeypatch, axis, heights):
+    taken = []
 
     def spy(x, *arguments):
-        heights.append(x.shape[3])
+        taken.append(x.shape[3])
         return plain(x, *arguments)
 
     plain = module.plain
@@ -54,9 +78,8 @@ def test_winograd_goes_strip_by_strip(monkeypatch):
     monkeypatch.setattr(module, "STRIP", 1)
     monkeypatch.setattr(module, "MOST_STRIPS", 4)
     with torch.no_grad():
-        winograd_along_time(example(1, 2, 4, 10, 5), example(2, 2, 3, 3, 3), example(2), (0, 1, 1))
-    # Four convolutions each of 3 + 3 + 3 + 1 rows, with a row more above and below.
-    assert heights == [5] * 12 + [3] * 4
+        winograd(example(1, 2, 4, 10, 5), example(2, 2, 3, 3, 3), example(2), (0, 1, 1), axis)
+    assert taken == heights
 
 
 @given(
@@ -75,21 +98,22 @@ def test_four_phases_are_a_convolution_of_the_doubled(batch, channels, size):
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The names of the fast ways that were taken."""
+    """The fast ways that were taken: Winograd's by the axis."""
     names = []
 
-    def spy(name):
+    def spy(name, label):
         fast = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args: (names.append(name), fast(*args))[1])
+        monkeypatch.setattr(module, name, lambda *args: (names.append(label(args)), fast(*args))[1])
 
-    spy("winograd_along_time")
-    spy("in_four_phases")
+    spy("winograd", lambda args: {TIME: "time", HEIGHT: "height"}[args[-1]])
+    spy("in_four_phases", lambda args: "in_four_phases")
     monkeypatch.setattr(module, "FEWEST_CHANNELS", 1)
     return names
 
 
-def both_ways(frames=4, stride=ONES, padding=(0, 1, 1)):
-    x, weight, bias = example(1, 2, frames, 4, 4), example(2, 2, 3, 3, 3), example(2)
+def both_ways(frames=4, height=5, stride=ONES, padding=(0, 1, 1)):
+    """A convolution, and one of doubled images."""
+    x, weight, bias = example(1, 2, frames, height, 4), example(2, 2, 3, 3, 3), example(2)
     return [
         convolve(x, weight, bias, stride, padding, ONES),
         convolve_doubled(x[:, :, 0], weight[:, :, 0], bias),
@@ -101,7 +125,7 @@ def test_fast_ways_are_taken_only_without_gradients(taken, monkeypatch):
     assert taken == []
     with torch.no_grad():
         torch.testing.assert_close(both_ways(), plain)
-        assert taken == ["winograd_along_time", "in_four_phases"]
+        assert taken == ["time", "in_four_phases"]
         taken.clear()
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         torch.testing.assert_close(both_ways(), plain)
@@ -109,15 +133,24 @@ def test_fast_ways_are_taken_only_without_gradients(taken, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"frames": 3}, {"frames": 5}, {"stride": (1, 2, 2)}, {"padding": (1, 1, 1)}],
+    ("changes", "ways"),
+    [
+        ({}, ["time"]),
+        ({"height": 4}, ["time", "height"]),
+        ({"frames": 3, "height": 4}, ["height"]),
+        ({"frames": 3}, []),
+        ({"frames": 5}, []),
+        ({"stride": (1, 2, 2)}, []),
+        ({"padding": (1, 1, 1)}, []),
+        ({"height": 4, "frames": 3, "padding": (0, 2, 1)}, []),
+    ],
     ids=str,
 )
-def test_winograd_is_not_taken_where_it_does_not_apply(taken, changes):
+def test_winograd_is_taken_where_it_applies(taken, changes, ways):
     plain = both_ways(**changes)
     with torch.no_grad():
         torch.testing.assert_close(both_ways(**changes), plain)
-    assert taken == ["in_four_phases"]
+    assert list(dict.fromkeys(taken)) == [*ways, "in_four_phases"]
 
 
 def test_winograd_is_not_taken_for_few_channels(taken, monkeypatch):
@@ -145,7 +178,7 @@ def test_emulated_dtypes_are_computed_in_single_precision(monkeypatch, frames):
         errors.append(((y - of_3d).norm(), (z - of_2d).norm()))
     rounding = [(truth.bfloat16() - truth).norm() for truth in (of_3d, of_2d)]
     for emulated, native, best in zip(*errors, rounding, strict=True):
-        assert emulated <= native
+        assert emulated <= 1.0001 * native
         # Nothing but the result was rounded.
         assert emulated <= 1.01 * best
 
@@ -168,11 +201,11 @@ def test_a_whole_model_gives_the_same_with_and_without_gradients(taken, changes)
     assert taken == []
     with torch.no_grad():
         torch.testing.assert_close(vae.encode_step(video, None)[0], moments, rtol=0, atol=1e-9)
-        assert "winograd_along_time" in taken
+        assert {"time", "height"} < {*taken, "in_four_phases"}
         taken.clear()
         torch.testing.assert_close(vae.decode_step(latents, None)[0], decoded, rtol=0, atol=1e-9)
-        assert {*taken} == {"winograd_along_time", "in_four_phases"}
+        assert {*taken} == {"time", "height", "in_four_phases"}
         taken.clear()
     torch.testing.assert_close(vae.encode(video).mean, latents, rtol=0, atol=1e-9)
     torch.testing.assert_close(vae.decode(latents, clamp=False), decoded, rtol=0, atol=1e-9)
-    assert {*taken} == {"winograd_along_time", "in_four_phases"}
+    assert {*taken} == {"time", "height", "in_four_phases"}

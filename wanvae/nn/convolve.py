@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ def emulated_dtypes() -> frozenset[torch.dtype]:
 
 EMULATED = emulated_dtypes()
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+TIME, HEIGHT = 2, 3
 # Below this many channels the additions of the fast algorithms cost what they save.
 FEWEST_CHANNELS = 48
 # Values of the sums of frames that are in memory at once: 16 MB in float32.
@@ -54,11 +56,22 @@ def convolve(
         return plain(x, weight, bias, stride, padding, dilation)
     dtype = weight.dtype
     x, weight, bias = (t.to(convolution_dtype(dtype, x.device)) for t in (x, weight, bias))
-    if suits_winograd(x, weight, stride, padding, dilation):
-        y = winograd_along_time(x, weight, bias, padding)
-    else:
-        y = plain(x, weight, bias, stride, padding, dilation)
-    return y.to(dtype)
+    return fastest(x, weight, bias, stride, padding, dilation).to(dtype)
+
+
+def fastest(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """A convolution of tensors of one dtype, with the fewest multiply-adds where that pays."""
+    axis = winograd_axis(x, weight, stride, padding, dilation)
+    if axis is None:
+        return plain(x, weight, bias, stride, padding, dilation)
+    return winograd(x, weight, bias, padding, axis)
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -105,73 +118,117 @@ def suits_fast_algorithms(device: torch.device, dtype: torch.dtype) -> bool:
     return wide and device.type != "cuda" and not sees_plain_operations()
 
 
-def suits_winograd(
+def winograd_axis(
     x: Tensor,
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> bool:
-    """Whether ``winograd_along_time`` can compute this convolution, and faster."""
-    return (
-        suits_fast_algorithms(x.device, x.dtype)
-        and weight.dim() == 5
-        and weight.shape[2] == 3
-        and x.shape[2] > 2
-        and x.shape[2] % 2 == 0
-        and padding[0] == 0
-        and max(*stride, *dilation) == 1
-        and min(weight.shape[:2]) >= FEWEST_CHANNELS
-    )
+) -> int | None:
+    """The axis along which ``winograd`` computes this convolution, and faster; None if none."""
+    if (
+        not suits_fast_algorithms(x.device, x.dtype)
+        or weight.dim() != 5
+        or padding[0] > 0
+        or padding[1] > 1
+        or max(*stride, *dilation) != 1
+        or min(weight.shape[:2]) < FEWEST_CHANNELS
+    ):
+        return None
+    made = [x.shape[2] - 2, x.shape[3] + 2 * padding[1] - 2]
+    for axis, count in zip((TIME, HEIGHT), made, strict=True):
+        if weight.shape[axis] == 3 and count > 0 and count % 2 == 0:
+            return axis
+    return None
 
 
-def winograd_along_time(x: Tensor, weight: Tensor, bias: Tensor, padding: Sequence[int]) -> Tensor:
-    """A convolution whose kernel spans 3 frames, of an even number of output frames.
+def winograd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], axis: int
+) -> Tensor:
+    """A convolution whose kernel spans 3 positions of time or height, ``axis``.
 
-    Winograd's F(2, 3) (Lavin and Gray, arXiv 1509.09308) along time: two output frames by four
-    convolutions of single frames, where the direct way takes six. Sums and differences of frames
-    are made for a strip of rows at a time, so that they take little memory.
+    Winograd's F(2, 3) (Lavin and Gray, arXiv 1509.09308) along that axis, where there must be an
+    even number of outputs: two by four convolutions with kernels of one position, where the direct
+    way takes six. Sums and differences of inputs are made for a strip of rows at a time, so that
+    they stay in the cache and take little memory. Time is not padded, height by one at most.
     """
-    batch, channels, frames, height, width = x.shape
-    frames -= 2
-    kernel_height, kernel_width = weight.shape[3:]
-    out_height = height + 2 * padding[1] - kernel_height + 1
-    out_width = width + 2 * padding[2] - kernel_width + 1
+    batch, channels, _, _, width = x.shape
+    axes = zip(x.shape[2:], weight.shape[2:], padding, strict=True)
+    frames, out_height, out_width = (size + 2 * pad - kernel + 1 for size, kernel, pad in axes)
     y = empty((batch, weight.shape[0], frames, out_height, out_width), x.dtype, x.device)
-    kernels = kernels_of_pairs(weight)
-    rows = max(STRIP // (batch * channels * frames // 2 * width), -(-out_height // MOST_STRIPS))
+    kernels = kernels_of_pairs(weight, axis)
+    rows = strip_rows(batch * channels * frames * width, out_height)
     for start in range(0, out_height, rows):
         stop = min(start + rows, out_height)
-        top, bottom = start - padding[1], stop - padding[1] + kernel_height - 1
-        inside = slice(max(top, 0), min(bottom, height))
-        a, b, c, d = (x[:, :, i : i + frames : 2, inside] for i in range(4))
-        shape = batch, channels, frames // 2, bottom - top, width
-        strip = empty(shape, x.dtype, x.device).zero_()
-        filled = strip[:, :, :, inside.start - top : inside.stop - top]
+        top, bottom = start - padding[1], stop - padding[1]
+        if axis == TIME:
+            read = range(top, bottom + weight.shape[HEIGHT] - 1)
+            a, b, c, d = (pick(x[:, :, i : i + frames : 2], read) for i in range(4))
+        else:
+            read = range(top + 1, bottom + 1, 2)
+            a, b, c, d = (pick(x, range(top + i, bottom + i, 2)) for i in range(4))
+        strip = empty((*b[0].shape[:3], len(read), width), x.dtype, x.device)
+        made = y[:, :, :, start:stop].movedim(axis, 0)
+        even, odd = made[0::2].movedim(0, axis), made[1::2].movedim(0, axis)
 
-        def per_frame(kernel: Tensor, bias: Tensor | None = None, strip: Tensor = strip) -> Tensor:
-            return plain(strip, kernel, bias, (1, 1, 1), (0, 0, padding[2]), (1, 1, 1))
+        def by(kernel: Tensor, bias: Tensor | None = None, strip: Tensor = strip) -> Tensor:
+            return fastest(strip, kernel, bias, (1, 1, 1), (0, 0, padding[2]), (1, 1, 1))
 
-        even, odd = y[:, :, 0::2, start:stop], y[:, :, 1::2, start:stop]
-        torch.add(b, c, out=filled)
-        total = per_frame(kernels[1], bias)
-        torch.sub(c, b, out=filled)
-        difference = per_frame(kernels[2])
+        add_into(strip, b, c)
+        total = by(kernels[1], bias)
+        subtract_into(strip, c, b)
+        difference = by(kernels[2])
         torch.add(total, difference, out=even)
         torch.sub(total, difference, out=odd)
         del total, difference
-        torch.sub(a, c, out=filled)
-        even += per_frame(kernels[0])
-        torch.sub(d, b, out=filled)
-        odd += per_frame(kernels[3])
+        subtract_into(strip, a, c)
+        even += by(kernels[0])
+        subtract_into(strip, d, b)
+        odd += by(kernels[3])
         if x.is_meta:
             break  # one strip shows how much memory it takes
     return y
 
 
-def kernels_of_pairs(weight: Tensor) -> list[Tensor]:
-    """The four one-frame kernels of Winograd's F(2, 3), of one that spans three frames."""
-    first, middle, last = weight.split(1, dim=2)
+def strip_rows(values: int, height: int) -> int:
+    """How many of ``height`` rows, of so many values each, to take at once; an even number."""
+    rows = max(STRIP // values, -(-height // MOST_STRIPS))
+    return rows + rows % 2
+
+
+# Rows of a tensor (..., H, W), and which rows of a strip they are; the others lie outside: zeros.
+Rows: TypeAlias = "tuple[Tensor, slice]"
+
+
+def pick(x: Tensor, rows: range) -> Rows:
+    """``rows`` of ``x`` as a strip, where some of them may lie above or below ``x``."""
+    above = len(range(rows.start, min(rows.stop, 0), rows.step))
+    inside = range(above, len(range(rows.start, min(rows.stop, x.shape[-2]), rows.step)))
+    taken = rows[inside.start : inside.stop]
+    return x[..., taken.start : taken.stop : taken.step, :], slice(inside.start, inside.stop)
+
+
+def add_into(strip: Tensor, first: Rows, second: Rows) -> None:
+    """Write ``first + second``, which are of the same rows of ``strip``, and zeros around them."""
+    (x, place), (y, _) = first, second
+    strip[..., : place.start, :] = 0
+    strip[..., place.stop :, :] = 0
+    torch.add(x, y, out=strip[..., place, :])
+
+
+def subtract_into(strip: Tensor, first: Rows, second: Rows) -> None:
+    """Write ``first - second`` where ``second`` has rows, of which ``first`` may lack some."""
+    (x, place), (y, of_second) = first, second
+    if place == of_second:
+        torch.sub(x, y, out=strip[..., place, :])
+    else:
+        torch.neg(y, out=strip[..., of_second, :])
+        strip[..., place, :] += x
+
+
+def kernels_of_pairs(weight: Tensor, axis: int) -> list[Tensor]:
+    """The four kernels of Winograd's F(2, 3), of one that spans three positions of ``axis``."""
+    first, middle, last = weight.split(1, axis)
     ends = first + last
     kernels = first, (ends + middle) / 2, (ends - middle) / 2, last
     return [kernel.contiguous(memory_format=torch.channels_last_3d) for kernel in kernels]
