@@ -1,6 +1,7 @@
 """Plans keep what they promise: measured on real runs, not on the meta device."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import random_video, tensors_in, tiny
-from wanvae import model, planning
+from wanvae import WanVAEConfig, model, planning
 from wanvae.execution import join
 from wanvae.nn import convolve, pointwise
-from wanvae.planning import Job, MemoryMeter, parse_memory, show_memory
+from wanvae.planning import Job, MemoryMeter, TooLittleMemory, parse_memory, show_memory
 from wanvae.tiling import Coding, Plan, default_plan, make_tiles
 
 SIDES = 32, 48
@@ -65,13 +66,14 @@ class Case:
         """The peak of a real run."""
         x = self.input()
         tiles = make_tiles(self.network, *self.sides, plan)
-        coding = Coding(self.network, plan.frames, tiles, self.job.latents)
+        coding = Coding(self.network, plan, tiles, self.job.latents)
         with MemoryMeter([x, *nn.ModuleList(self.network.layers).parameters()]) as meter:
             join(coding.push([x]), self.network.frames_made(x.shape[2], starts=True))
         return meter.peak
 
 
 PLANS = [Plan(None, 2), Plan(None, 1), Plan((16, 16), 2), Plan((32, 16), 1)]
+SPLIT = Plan((16, 16), 2, split_core=True)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_memory_that_is_shown_is_enough(size):
 )
 def test_the_expected_memory_is_that_of_a_real_run(decoding, variant, latents):
     case = Case(decoding, latents, **variant)
-    for plan in PLANS:
+    for plan in (*PLANS, SPLIT):
         measured = case.measured(plan)
         assert case.planner.memory(case.job, plan) == pytest.approx(measured, rel=0.15), plan
 
@@ -134,11 +136,12 @@ def test_multiply_adds_are_those_that_are_computed(monkeypatch, decoding, varian
     monkeypatch.setattr(convolve, "suits_fast_algorithms", lambda device, dtype: False)
     case, plan = Case(decoding, **variant), PLANS[0]
     with FlopCounterMode(display=False) as counter:
-        for _ in Coding(case.network, plan.frames, [None]).push([case.input()]):
+        for _ in Coding(case.network, plan, [None]).push([case.input()]):
             pass
     expected = case.planner.multiply_adds(case.job, plan)
     assert expected == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
-    assert case.planner.multiply_adds(case.job, PLANS[2]) > expected
+    in_tiles = case.planner.multiply_adds(case.job, PLANS[2])
+    assert case.planner.multiply_adds(case.job, SPLIT) > in_tiles > expected
 
 
 @pytest.mark.parametrize("decoding", [False, True])
@@ -146,15 +149,13 @@ def test_a_budget_is_kept_and_changes_nothing(monkeypatch, decoding):
     case = Case(decoding)
     x = case.input()
     expected, whole = case.run(x), case.planner.memory(case.job, Plan(None, 2))
-    with pytest.raises(ValueError, match="at least") as error:
-        case.planner.plan_for(case.job, 1)
-    smallest = int(re.search(r"at least (\d+)B", str(error.value))[1])
+    smallest = smallest_of(case.planner, case.job)
     chosen = []
     coding = model.Coding
 
-    def spy(network, frames, tiles, *arguments, **options):
-        chosen.append((frames, tiles))
-        return coding(network, frames, tiles, *arguments, **options)
+    def spy(network, plan, tiles, *arguments, **options):
+        chosen.append((plan, tiles))
+        return coding(network, plan, tiles, *arguments, **options)
 
     monkeypatch.setattr(model, "Coding", spy)
     # The smallest that is named is possible.
@@ -164,7 +165,7 @@ def test_a_budget_is_kept_and_changes_nothing(monkeypatch, decoding):
         assert case.planner.memory(case.job, plan) <= budget
         assert case.measured(plan) <= 1.15 * budget
         torch.testing.assert_close(case.run(x, max_memory=budget), expected, rtol=0, atol=1e-9)
-        assert chosen.pop() == (plan.frames, case.planner.tiles(case.job, plan))
+        assert chosen.pop() == (plan, case.planner.tiles(case.job, plan))
     with pytest.raises(ValueError, match="too little"):
         case.run(x, max_memory=smallest - 1)
 
@@ -180,21 +181,47 @@ def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
     case, plan = Case(decoding), PLANS[2]
     x = case.input()
     tiles = make_tiles(case.network, *SIDES, plan)
-    coding = Coding(case.network, plan.frames, tiles)
+    coding = Coding(case.network, plan, tiles)
     with torch.no_grad():
         for _ in coding.push([x]):
             pass
     states = sum(t.nbytes for t in tensors_in(coding.state))
     stream = case.planner.memory(case.of(None), plan)
     assert stream >= states
+    assert case.planner.memory(case.of(None), replace(plan, offload=True)) < stream - states / 2
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
+    # Fewer sizes to try, and fewer operations on the meta device.
+    monkeypatch.setattr(planning, "SMALLEST_TILE", 256)
+    monkeypatch.setattr(convolve, "FEWEST_CHANNELS", 1000)
+    planner = model.make_planner(WanVAEConfig(), decoding=decoding, dtype=torch.bfloat16)
+    clip = Job(1, 16 if decoding else 3, 2, 2160, 3840, torch.bfloat16)
+    # The smallest tiles come last.
+    plain = min(planner.memory(clip, plan) for plan in next(planner._plans(clip))[-4:])
+    plans = [planner.plan_for(clip, plain), planner.plan_for(clip, plain - 1)]
+    assert [plan.split_core for plan in plans] == [False, True]
+
+    stream = replace(clip, latents=None, offloads=True)
+    least = smallest_of(planner, replace(stream, offloads=False))
+    assert planner.plan_for(stream, least - 1).offload
+    assert smallest_of(planner, stream) < least / 10
+    # There is no use for other memory in a clip, whose tiles have a state one at a time.
+    assert smallest_of(planner, replace(clip, offloads=True)) == smallest_of(planner, clip)
+
+
+def smallest_of(planner, job):
+    """The least memory for a job, as the error tells it."""
+    with pytest.raises(TooLittleMemory, match="at least") as error:
+        planner.plan_for(job, 1)
+    return int(re.search(r"at least (\d+)B", str(error.value))[1])
 
 
 def test_a_stream_keeps_a_budget():
     case = Case(True)
     x, stream = case.input(), case.of(None)
-    with pytest.raises(ValueError, match="at least") as error:
-        case.planner.plan_for(stream, 1)
-    smallest = int(re.search(r"at least (\d+)B", str(error.value))[1])
+    smallest = smallest_of(case.planner, stream)
     session = case.vae.stream_decode(clamp=False, max_memory=smallest)
     made = [session.push(piece) for piece in x.split(1, dim=2)]
     assert case.planner.memory(stream, session.plan) <= smallest

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from tests.helpers import random_video, tiny
 from wanvae import tiling
-from wanvae.execution import make_stages
+from wanvae.execution import make_stages, time_factor
 from wanvae.nn import AttentionBlock
 from wanvae.nn.region import Span
-from wanvae.tiling import Plan, cut, default_plan, make_tiles, spans
+from wanvae.tiling import Plan, cut, default_plan, make_tiles, regions_of, resampled, spans
 
 VARIANTS = [
     {},
@@ -138,6 +138,61 @@ def test_attention_always_runs_on_whole_frames(scale, decoding):
     assert network.layers == own
 
 
+@contextmanager
+def planned(vae, **choices):
+    """Inside, ``vae`` runs by a plan with these choices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae, "_choose_plan", lambda *_: Plan((16, 24), 2, **choices))
+        yield
+
+
+@pytest.mark.parametrize("index", range(len(MODELS)), ids=IDS)
+@pytest.mark.parametrize("frames", [1, 9])
+def test_a_split_core_gives_the_whole(index, frames):
+    vae = MODELS[index]
+    factor = vae.config.temporal_factor
+    video, z = random_video(1 + (frames - 1) // 8 * 2 * factor, 32, 48), latents_of(1, frames, 4, 6)
+    expected = vae.encode(video).mean, vae.decode(z, clamp=False)
+    with shell_only_in_tiles(vae), planned(vae, split_core=True):
+        mean = vae.encode(video).mean
+    with shell_only_in_tiles(vae), planned(vae, split_core=True):
+        decoded = vae.decode(z, clamp=False)
+    torch.testing.assert_close((mean, decoded), expected, **exactly(torch.float64))
+
+
+def test_a_split_core_has_only_attention_on_whole_frames():
+    for network in (MODELS[0].encoder_network(), MODELS[0].decoder_network()):
+        parts = network.parts(split_core=True)
+        assert sum((part.layers for part in parts), ()) == network.layers
+        assert [part.whole for part in parts] == [False, True, False]
+        assert isinstance(parts[1].layers[0], AttentionBlock) and len(parts[1].layers) == 1
+
+
+@pytest.mark.parametrize("split_core", [False, True])
+def test_states_wait_on_the_host_while_other_tiles_run(monkeypatch, split_core):
+    vae, z = MODELS[0], latents_of(1, 3, 4, 6)
+    decoded, moves = vae.decode(z, clamp=False), []
+    move = tiling.Flow.move_state
+
+    def spy(flow, device):
+        moves.append((flow, flow.started))
+        return move(flow, device)
+
+    monkeypatch.setattr(tiling.Flow, "move_state", spy)
+    with planned(vae, split_core=split_core, offload=True):
+        session = vae.stream_decode(clamp=False)
+        made = [session.push(piece) for piece in z.split(1, dim=2)]
+        assert session.plan.offload
+    torch.testing.assert_close(torch.cat(made, dim=2), decoded, **exactly(torch.float64))
+    # Each tile's state comes and goes in each of three pushes; before the first it has none.
+    tiles = 4 * (2 if split_core else 1)
+    assert len(moves) == 2 * 3 * tiles
+    assert sum(not started for _, started in moves) == tiles
+    assert all(first[0] is second[0] for first, second in zip(moves[::2], moves[1::2], strict=True))
+    again = vae.stream_decode(saved_and_loaded(session.state), clamp=False)
+    assert again.plan == session.plan
+
+
 pushes = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 
 
@@ -223,7 +278,8 @@ def test_spans_cover_an_axis_once(size, largest, factor):
 def test_tiles_cover_the_output_of_the_shell_once(variant, decoding):
     vae = tiny(**variant)
     network = vae.decoder_network() if decoding else vae.encoder_network()
-    tiles = make_tiles(network, 40, 72, Plan((16, 32), 2))
+    (shell,) = (part for part in network.parts(split_core=False) if not part.whole)
+    tiles = regions_of(shell, make_tiles(network, 40, 72, Plan((16, 32), 2)))
     rows, columns = tiles[0]
     covered = torch.zeros(rows.size, columns.size)
     for rows, columns in tiles:
@@ -234,9 +290,7 @@ def test_tiles_cover_the_output_of_the_shell_once(variant, decoding):
     factor = 1 if decoding else 4 if variant else 8
     assert covered.shape == (40 // factor, 72 // factor)
     assert make_tiles(network, 40, 72, Plan(None, 2)) == [None]
-    assert make_tiles(network, 40, 72, Plan((48, 80), 2)) == [
-        (Span(0, 40 // factor, 40 // factor), Span(0, 72 // factor, 72 // factor))
-    ]
+    assert make_tiles(network, 40, 72, Plan((48, 80), 2)) == [(Span(0, 40, 40), Span(0, 72, 72))]
 
 
 @given(count=st.integers(0, 40))
@@ -247,6 +301,12 @@ def test_stages_are_cut_between_any_layers(count):
     assert sum((stage.layers for stage in before), ()) == layers[:count]
     assert sum((stage.layers for stage in after), ()) == layers[count:]
     assert all(stage.layers for stage in before + after)
+    frames = 17
+    for stage in before + after:
+        # A stage knows how many frames of its input a clip of 17 latents has.
+        assert frames == 1 + 16 * stage.group
+        frames = resampled(frames, time_factor(stage.layers), starts=True)
+    assert frames == 65
 
 
 BAD = [0, 12, -8, (16, 0), (16, 12), (-16, 16)]

@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from wanvae.nn import Downsample, Resample, State, Upsample
 from wanvae.nn.region import Region
@@ -132,6 +133,15 @@ class Flow:
     def state(self) -> State:
         """The states of the layers."""
         return tuple(self._states.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layers are; between steps the states may be elsewhere."""
+        return next(self._stages[0].layers[0].parameters()).device
+
+    def move_state(self, device: torch.device) -> None:
+        """Move the states of the layers."""
+        self._states = tree_map(lambda x: x if x is None else x.to(device), self._states)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Process the next whole groups of frames; the results come as they are ready."""

@@ -282,7 +282,7 @@ class WanVAE(nn.Module):
         """All of a clip of so many latents."""
         height, width = (side * network.pixels_per_input for side in x.shape[3:])
         tiles = make_tiles(network, height, width, plan)
-        coding = Coding(network, plan.frames, tiles, latents, compiled=self.compiled)
+        coding = Coding(network, plan, tiles, latents, compiled=self.compiled)
         with returning_freed_memory(plan.lean):
             return join(coding.push([x]), network.frames_made(x.shape[2], starts=True))
 
@@ -311,7 +311,7 @@ class WanVAE(nn.Module):
         """The plan for an input of a shape; ``latents`` is None for a stream."""
         height, width = (side * network.pixels_per_input for side in shape[3:])
         dtype = self.decode_dtype if network.core_first else self.encode_dtype
-        job = Job(*shape[:2], latents, height, width, dtype)
+        job = Job(*shape[:2], latents, height, width, dtype, offloads=self.device.type != "cpu")
 
         def within(size: int) -> Plan:
             return plan_within(self.config, network.core_first, job, size)

@@ -10,9 +10,10 @@ import math
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cache
+from itertools import pairwise, product
 from typing import Any, TypeAlias
 
 import torch
@@ -22,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from wanvae.execution import join, latents_at_once, time_factor
 from wanvae.nn import AttentionBlock, CausalConv, Downsample, Upsample
-from wanvae.nn.region import Region, whole_region
+from wanvae.nn.region import Region, Span, whole_region
 from wanvae.nn.sequential import regions_between
-from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resampled
+from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resampled, shrunk
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # What the libraries need besides tensors, and what the heap wastes between them.
@@ -38,8 +39,6 @@ SINGLE_FRAME_COST = 1.4
 TileSize: TypeAlias = "int | tuple[int, int]"
 # Bytes, or text like "4GB".
 Memory: TypeAlias = "int | str"
-# What tells how much a tile takes: height and width of what each layer reads and makes.
-Geometry: TypeAlias = "tuple[tuple[int, ...], ...] | None"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Job:
         latents: of the clip, or None for a stream without end.
         height, width: of the frames in pixels.
         dtype: to compute in.
+        offloads: whether states can wait in other memory than that of the device: on GPUs.
     """
 
     batch: int
@@ -60,6 +60,7 @@ class Job:
     height: int
     width: int
     dtype: torch.dtype
+    offloads: bool = False
 
 
 class TooLittleMemory(ValueError):
@@ -76,6 +77,8 @@ class Planner:
     def __init__(self, network: Network) -> None:
         self.network = network
         self._parameters = list(nn.ModuleList(network.layers).parameters())
+        self._memory = cache(self._find_memory)
+        self._lengths = cache(self._find_lengths)
 
     def plan_for(self, job: Job, max_memory: int) -> Plan:
         """The plan that is expected to be fastest within ``max_memory`` bytes.
@@ -87,8 +90,7 @@ class Planner:
         smallest = self.memory(job, whole)
         if smallest <= max_memory:
             return replace(whole, lean=True)
-        if whole.frames is not None:
-            plans = self._plans(job)
+        for plans in self._plans(job) if whole.frames is not None else []:
             expected = self._expected_memory(job, plans)
             # Those that are expected to fit, the fastest first; then the smallest, to be sure.
             fitting = [plan for plan in plans if expected[plan] <= max_memory]
@@ -107,9 +109,12 @@ class Planner:
         """The tiles of a plan."""
         return make_tiles(self.network, job.height, job.width, plan)
 
-    @torch.no_grad()
     def memory(self, job: Job, plan: Plan) -> int:
         """The expected peak of ``plan`` in bytes: with the result, without model and input."""
+        return self._memory(job, replace(plan, lean=False))
+
+    @torch.no_grad()
+    def _find_memory(self, job: Job, plan: Plan) -> int:
         largest = self._largest(job, plan)
         if job.latents is None:
             return OVERHEAD + self._stream_memory(job, plan, largest)
@@ -118,7 +123,7 @@ class Planner:
             x = self._input(job, latents)
             # Two tiles where there are some, for the second finds the result already there.
             tiles = [largest] if len(self.tiles(job, plan)) == 1 else [largest, largest]
-            coding = Coding(self.network, plan.frames, tiles, latents)
+            coding = Coding(self.network, plan, tiles, latents)
             with MemoryMeter([x, *self._parameters]) as meter:
                 join(coding.push([x]), self.network.frames_made(x.shape[2], starts=True))
             return meter.peak
@@ -149,56 +154,62 @@ class Planner:
             for layer, (rows, columns) in zip(network.layers, whole, strict=True)
         }
         if plan.tile_size is not None:
-            rows, columns = ends(self.tiles(job, plan))
-            lengths = zip(
-                *(
-                    [sum(len(made[axis]) for made in layer) for layer in self._made(tiles)]
-                    for axis, tiles in enumerate((rows, columns))
-                ),
-                strict=True,
+            heights, widths = (
+                [self._lengths(span, plan.split_core) for span in spans]
+                for spans in self._grid(job, plan)
             )
-            for layer, (height, width) in zip(network.shell, lengths, strict=True):
+            for layer in heights[0]:
+                height, width = (sum(made[layer][1] for made in axis) for axis in (heights, widths))
                 positions[layer] = height * width
         return positions
 
-    def _made(self, tiles: Iterable[Region]) -> Iterable[tuple[Region, ...]]:
-        """For each layer of the shell, what it makes for each of the tiles."""
-        return zip(*(regions_between(self.network.shell, t)[1:] for t in tiles), strict=True)
-
     def _stream_memory(self, job: Job, plan: Plan, largest: Region | None) -> int:
-        """The peak of a stream of one tile, and the states of all others."""
+        """The peak of a stream of one tile, and the states of all others that stay there."""
         at_once = latents_of(plan)
-        coding = Coding(self.network, plan.frames, [largest])
+        coding = Coding(self.network, replace(plan, offload=False), [largest])
         x = self._input(job, 1 + 2 * at_once)
         steps = [1, *[at_once * self.network.group] * 2]
         with MemoryMeter([x, *self._parameters]) as meter:
             for piece in x.split(steps, dim=2):
                 for _ in coding.push([piece]):
                     pass
-        numbers = Counter(map(self._geometry, self.tiles(job, plan)))
-        kinds = {self._geometry(tile): tile for tile in self.tiles(job, plan)}
-        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in kinds.items()}
-        states = sum(size * numbers[kind] for kind, size in sizes.items())
-        return meter.peak + states - sizes[self._geometry(largest)]
+        if plan.tile_size is None or plan.offload:
+            return meter.peak
+        # Tiles that read and make the same sizes have states of the same size.
+        kinds: Counter[Any] = Counter()
+        examples = {}
+        for tile in self.tiles(job, plan):
+            kind = tuple(self._kind(span, plan) for span in tile)
+            kinds[kind] += 1
+            examples[kind] = tile
+        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in examples.items()}
+        others = sum(size * kinds[kind] for kind, size in sizes.items())
+        return meter.peak + others - self._state_size(job, plan, largest)
+
+    def _kind(self, span: Span, plan: Plan) -> tuple[tuple[int, int], ...]:
+        """What tells how much tiles of a span take."""
+        return tuple(self._lengths(span, plan.split_core).values())
 
     def _state_size(self, job: Job, plan: Plan, tile: Region | None) -> int:
-        coding = Coding(self.network, plan.frames, [tile])
+        """Bytes that the tiled layers keep for a tile."""
+        coding = Coding(self.network, plan, [tile])
         for _ in coding.push([self._input(job, 1 + 2)]):
             pass
-        ((_, flow),) = coding.tiles
-        return sum(leaf.nbytes for leaf in tree_leaves(flow.state))
+        states = [flow.state for part, flows in coding.parts if not part.whole for _, flow in flows]
+        return sum(leaf.nbytes for leaf in tree_leaves(states))
 
-    def _plans(self, job: Job) -> list[Plan]:
-        """All plans that are worth a look."""
+    def _plans(self, job: Job) -> Iterator[list[Plan]]:
+        """All plans that are worth a look: those that take more time or more overlap come later."""
         factor = self.network.spatial_factor
-        sides = [
-            {math.ceil(side / factor / count) * factor for count in range(1, most + 1)}
-            for side, most in (
-                (side, max(1, side // SMALLEST_TILE)) for side in (job.height, job.width)
-            )
-        ]
-        tile_sizes = [None, *product(*sides)]
-        return [Plan(size, frames, lean=True) for size in tile_sizes for frames in (2, 1)]
+        tile_sizes = [*product(tile_sides(job.height, factor), tile_sides(job.width, factor))]
+        offloads = (False, True) if job.offloads and job.latents is None else (False,)
+        for offload, split_core in product(offloads, (False, True)):
+            choices = [None, *tile_sizes] if not (offload or split_core) else tile_sizes
+            yield [
+                Plan(size, frames, lean=True, split_core=split_core, offload=offload)
+                for size in choices
+                for frames in (2, 1)
+            ]
 
     def _expected_memory(self, job: Job, plans: list[Plan]) -> dict[Plan, float]:
         """A quick guess: linear in the pixels of the largest tile."""
@@ -216,8 +227,13 @@ class Planner:
         """Of the largest tile with its halo, where that is largest."""
         if plan.tile_size is None:
             return job.height * job.width
-        geometry = self._geometry(self._largest(job, plan))
-        return max(height * width for height, width in geometry)
+        rows, columns = self._largest(job, plan)
+        heights, widths = (self._lengths(span, plan.split_core) for span in (rows, columns))
+        return max(
+            height * width
+            for layer in heights
+            for height, width in zip(heights[layer], widths[layer], strict=True)
+        )
 
     def _slowness(self, job: Job, plan: Plan) -> float:
         """What grows as the time that a plan takes."""
@@ -228,16 +244,27 @@ class Planner:
         """The tile that takes most."""
         if plan.tile_size is None:
             return None
-        rows, columns = ends(self.tiles(job, plan))
-        tallest = max(rows, key=lambda tile: sum(heights for heights, _ in self._geometry(tile)))
-        widest = max(columns, key=lambda tile: sum(widths for _, widths in self._geometry(tile)))
-        return tallest[0], widest[1]
 
-    def _geometry(self, tile: Region | None) -> Geometry:
-        if tile is None:
-            return None
-        regions = regions_between(self.network.shell, tile)
-        return tuple((len(rows), len(columns)) for rows, columns in regions)
+        def extent(span: Span) -> int:
+            return sum(map(sum, self._lengths(span, plan.split_core).values()))
+
+        rows, columns = (max(spans, key=extent) for spans in self._grid(job, plan))
+        return rows, columns
+
+    def _grid(self, job: Job, plan: Plan) -> tuple[list[Span], list[Span]]:
+        """The rows and the columns of tiles, which do not depend on each other."""
+        rows, columns = zip(*self.tiles(job, plan), strict=True)
+        return list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
+
+    def _find_lengths(self, span: Span, split_core: bool) -> dict[nn.Module, tuple[int, int]]:
+        """How much each tiled layer reads and makes, along an axis, for a span in pixels."""
+        lengths = {}
+        for part in self.network.parts(split_core=split_core):
+            if not part.whole:
+                regions = regions_between(part.layers, shrunk((span, span), part.scale))
+                extents = [len(rows) for rows, _ in regions]  # kernels are square
+                lengths.update(zip(part.layers, pairwise(extents), strict=True))
+        return lengths
 
     def _input(self, job: Job, latents: int) -> Tensor:
         scale = self.network.pixels_per_input
@@ -274,9 +301,14 @@ def choose_plan(
     return default_plan(network, job.height, job.width, tile_size)
 
 
-def ends(tiles: list[Region]) -> tuple[list[Region], list[Region]]:
-    """A tile of each row, and one of each column: the axes do not depend on each other."""
-    return list({t[0]: t for t in tiles}.values()), list({t[1]: t for t in tiles}.values())
+def tile_sides(side: int, factor: int) -> list[int]:
+    """Lengths of tiles that are worth a look along a side in pixels, the longest first."""
+    most = max(1, side // SMALLEST_TILE)
+    counts, count = [most], 1
+    while count < most:
+        counts.append(count)
+        count = max(count + 1, count * 5 // 4)
+    return sorted({math.ceil(side / factor / n) * factor for n in counts}, reverse=True)
 
 
 def latents_of(plan: Plan) -> int:

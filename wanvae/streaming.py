@@ -19,8 +19,8 @@ from wanvae.nn import State, unstreamable_layers
 from wanvae.posterior import Posterior
 from wanvae.tiling import Coding, Network, Plan, make_tiles
 
-# Shape of a piece but for T; plan: frames, lean, tile height and width if any; states of the
-# layers; frames that wait for the rest of their group. None before the first piece.
+# Shape of a piece but for T; plan: frames, lean, split_core, offload, tile height and width;
+# states of the layers; frames that wait for the rest of their group. None before the first piece.
 SessionState: TypeAlias = "tuple[tuple[int, ...], tuple[int, ...], State, Tensor | None] | None"
 
 
@@ -69,8 +69,9 @@ class Session:
         self._coding: Coding | None = None
         self._waiting: Tensor | None = None
         if state is not None:
-            shape, (frames, lean, *tile_size), states, self._waiting = state
-            self._start(shape, Plan(tuple(tile_size) or None, frames, lean), states)
+            shape, (frames, *choices, height, width), states, self._waiting = state
+            tile_size = None if height is None else (height, width)
+            self._start(shape, Plan(tile_size, frames, *choices), states)
 
     @property
     def state(self) -> SessionState:
@@ -80,8 +81,10 @@ class Session:
         """
         if self._coding is None:
             return None
-        plan = self._plan.frames, self._plan.lean, *(self._plan.tile_size or ())
-        return self._shape, plan, self._coding.state, self._waiting
+        plan = self._plan
+        choices = plan.lean, plan.split_core, plan.offload
+        numbers = plan.frames, *choices, *(plan.tile_size or (None, None))
+        return self._shape, numbers, self._coding.state, self._waiting
 
     @property
     def plan(self) -> Plan | None:
@@ -93,7 +96,7 @@ class Session:
         self._shape, self._plan = shape, plan
         tiles = make_tiles(self._network, height, width, plan)
         self._coding = Coding(
-            self._network, plan.frames, tiles, state=states, compiled=self._rules.compiled
+            self._network, plan, tiles, state=states, compiled=self._rules.compiled
         )
 
     def _begin_or_check(self, piece: Tensor) -> Coding:

@@ -4,7 +4,8 @@ Few layers look across whole frames, all of them at the smallest resolution: tho
 neighbours are the core, which runs on whole frames. The rest, the shell, sees a bounded
 neighbourhood of each pixel and runs tile by tile, each with as much around it as its layers need
 and a stream state of its own. Where a tile ends inside the image a layer reads what lies there, and
-where the image ends it pads: no seam, no blending.
+where the image ends it pads: no seam, no blending. For frames so large that the core is too much,
+it is split: only the layers that really look across frames run on whole ones.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 
 import torch
 from torch import Tensor, nn
 
 from wanvae.execution import Flow, Stage, default_frames, make_stages, time_factor
-from wanvae.nn import Downsample, State, needs_whole_frames, unstreamable_layers
+from wanvae.nn import Downsample, State, Upsample, needs_whole_frames, unstreamable_layers
 from wanvae.nn.region import Region, Span, crop, whole_of
+
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,30 @@ class Plan:
         tile_size: height and width in pixels of the largest tile; None is the whole frame.
         frames: how many to process at once at full resolution; None is the whole clip.
         lean: return memory to the system as soon as it is free; slower, but budgets hold.
+        split_core: run the core's convolutions on tiles too; they overlap more.
+        offload: keep the states of tiles in the memory of the host while other tiles run.
     """
 
     tile_size: tuple[int, int] | None
     frames: int | None
     lean: bool = False
+    split_core: bool = False
+    offload: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Layers in a row that run alike.
+
+    Attributes:
+        layers: in the order they run.
+        whole: whether they run on whole frames, and not on tiles.
+        scale: pixels of the video along each side per position of their output.
+    """
+
+    layers: tuple[nn.Module, ...]
+    whole: bool
+    scale: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +65,7 @@ class Network:
     """The layers of an encoder or a decoder.
 
     Attributes:
-        core: layers that run on whole frames.
+        core: layers that run on whole frames where they are not split.
         shell: layers that can run on tiles.
         core_first: True in a decoder.
         spatial_factor: pixels per latent along height and width.
@@ -70,6 +92,20 @@ class Network:
     def pixels_per_input(self) -> int:
         """Pixels of the video along each side per position of the input."""
         return self.spatial_factor if self.core_first else 1
+
+    def parts(self, *, split_core: bool) -> list[Part]:
+        """The layers, cut where whole frames and tiles meet."""
+        whole = {layer: layer in self.core for layer in self.layers}
+        if split_core:
+            whole = {layer: needs_whole_frames(layer) for layer in self.layers}
+        parts, scale = [], self.pixels_per_input
+        for on_whole_frames, run in groupby(self.layers, whole.get):
+            layers = tuple(run)
+            halvings = sum(isinstance(layer, Downsample) for layer in layers)
+            doublings = sum(isinstance(layer, Upsample) for layer in layers)
+            scale = scale * 2**halvings // 2**doublings
+            parts.append(Part(layers, on_whole_frames, scale))
+        return parts
 
     def frames_made(self, pushed: int, *, starts: bool) -> int:
         """How many frames (latents) come of so many latents (frames), whole groups of them."""
@@ -126,85 +162,99 @@ class Coding:
     once needs is the state of one tile. From push to push, the state of each tile is kept.
 
     Args:
-        frames: how many to process at once, as of ``Plan``.
-        tiles: as ``make_tiles`` gives them.
+        plan: how to run, but for its tiles.
+        tiles: those, as ``make_tiles`` gives them.
         latents: how many the stream has in all, if that is known.
         state: of an earlier coding by the same plan, to go on from.
         compiled: whether to run compiled steps, one latent at a time.
 
     Attributes:
-        core: the stream through the core.
-        tiles: each with the stream through the shell that makes it.
+        parts: each with the streams through it and what they make: one of whole frames (None), or
+            one for each tile.
     """
 
     def __init__(
         self,
         network: Network,
-        frames: int | None,
+        plan: Plan,
         tiles: Sequence[Region | None],
         latents: int | None = None,
         state: State = None,
         *,
         compiled: bool = False,
     ) -> None:
-        self._network = network
         if compiled:
             stages = [Stage(network.layers, network.group, network.group)]
         else:
-            stages = make_stages(network.layers, frames, network.group)
-        first, second = cut(stages, len(network.core if network.core_first else network.shell))
-        core, shell = (first, second) if network.core_first else (second, first)
-        core_state, *tile_states = [None] * (1 + len(tiles)) if state is None else state
-        self.core = Flow(core, None, latents, core_state, compiled=compiled)
-        self.tiles = [
-            (tile, Flow(shell, tile, latents, tile_state, compiled=compiled))
-            for tile, tile_state in zip(tiles, tile_states, strict=True)
-        ]
+            stages = make_stages(network.layers, plan.frames, network.group)
+        self._network = network
+        self._offload = plan.offload
+        self.parts: list[tuple[Part, list[tuple[Region | None, Flow]]]] = []
+        for index, part in enumerate(network.parts(split_core=plan.split_core)):
+            of_part, stages = cut(stages, len(part.layers))
+            made = regions_of(part, tiles)
+            states = [None] * len(made) if state is None else state[index]
+            flows = [
+                (region, Flow(of_part, region, latents, flow_state, compiled=compiled))
+                for region, flow_state in zip(made, states, strict=True)
+            ]
+            self.parts.append((part, flows))
 
     @property
     def started(self) -> bool:
         """Whether something has been processed, of which more is to come."""
-        return self.core.started
+        return any(flow.started for _, flows in self.parts for _, flow in flows)
 
     @property
     def state(self) -> State:
-        """What is needed to go on later."""
-        return self.core.state, *(flow.state for _, flow in self.tiles)
+        """What is needed to go on later: for each part, the states of its streams."""
+        return tuple(tuple(flow.state for _, flow in flows) for _, flows in self.parts)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Process the next whole groups of frames; the results come as they are ready."""
         starts = not self.started
-        if self._network.core_first:
-            return self._through_tiles(self.core.push(pieces), starts)
-        return self.core.push(self._through_tiles(pieces, starts))
+        for part, flows in self.parts:
+            region, flow = flows[0]
+            if region is None:
+                pieces = flow.push(pieces)
+            else:
+                pieces = self._tile_by_tile(part, flows, pieces, starts)
+        return iter(pieces)
 
-    def _through_tiles(self, pieces: Iterable[Tensor], starts: bool) -> Iterator[Tensor]:
-        tile, flow = self.tiles[0]
-        return flow.push(pieces) if tile is None else self._tile_by_tile(pieces, starts)
-
-    def _tile_by_tile(self, pieces: Iterable[Tensor], starts: bool) -> Iterator[Tensor]:
+    def _tile_by_tile(
+        self,
+        part: Part,
+        flows: Sequence[tuple[Region, Flow]],
+        pieces: Iterable[Tensor],
+        starts: bool,
+    ) -> Iterator[Tensor]:
         """Lay the results of all tiles side by side."""
         pieces = list(pieces)
         pushed = sum(piece.shape[2] for piece in pieces)
-        frames = resampled(pushed, time_factor(self._network.shell), starts=starts)
+        frames = resampled(pushed, time_factor(part.layers), starts=starts)
         whole = None
-        for tile, flow in self.tiles:
+        for tile, flow in flows:
             parts = (
                 crop(piece, whole_of(flow.input_region), flow.input_region) for piece in pieces
             )
+            if self._offload:
+                flow.move_state(flow.device)
             start = 0
-            for part in flow.push(parts):
+            for made in flow.push(parts):
                 if whole is None:
-                    whole = self._empty(part, frames, tile)
-                crop(whole[:, :, start : start + part.shape[2]], whole_of(tile), tile).copy_(part)
-                start += part.shape[2]
+                    whole = self._empty(made, frames, tile, part)
+                crop(whole[:, :, start : start + made.shape[2]], whole_of(tile), tile).copy_(made)
+                start += made.shape[2]
+            if self._offload:
+                flow.move_state(HOST)
         yield whole
 
-    def _empty(self, part: Tensor, frames: int, tile: Region) -> Tensor:
+    def _empty(self, made: Tensor, frames: int, tile: Region, part: Part) -> Tensor:
         rows, columns = tile
-        last = torch.contiguous_format if self._network.core_first else torch.channels_last_3d
-        shape = (*part.shape[:2], frames, rows.size, columns.size)
-        return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=last)
+        is_video = self._network.core_first and part.layers[-1] is self._network.layers[-1]
+        memory_format = torch.contiguous_format if is_video else torch.channels_last_3d
+        shape = (*made.shape[:2], frames, rows.size, columns.size)
+        return torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=memory_format)
 
 
 def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
@@ -213,13 +263,17 @@ def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
     for stage in stages:
         first, second = stage.layers[:count], stage.layers[count:]
         before += [replace(stage, layers=first)] if first else []
-        after += [replace(stage, layers=second)] if second else []
+        if second:
+            # More frames come out of the first ones if those double time.
+            factor = time_factor(first)
+            frames = None if stage.frames is None else int(stage.frames * factor)
+            after.append(Stage(second, frames, int(stage.group * factor)))
         count = max(0, count - len(stage.layers))
     return before, after
 
 
 def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Region | None]:
-    """The parts of the shell's output that ``plan`` makes one by one; [None] is all of it.
+    """The parts of each frame, in pixels, that ``plan`` makes one by one; [None] is all of it.
 
     Tiles are of about equal size, none larger than planned.
 
@@ -229,11 +283,14 @@ def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Re
     if plan.tile_size is None:
         return [None]
     sides = zip((height, width), plan.tile_size, strict=True)
-    tiles = product(*(spans(side, tile, network.spatial_factor) for side, tile in sides))
-    if network.core_first:
-        return list(tiles)
-    factor = 2 ** sum(isinstance(layer, Downsample) for layer in network.shell)
-    return [shrunk(tile, factor) for tile in tiles]
+    return list(product(*(spans(side, tile, network.spatial_factor) for side, tile in sides)))
+
+
+def regions_of(part: Part, tiles: Sequence[Region | None]) -> list[Region | None]:
+    """What ``part`` makes for each of some tiles."""
+    if part.whole or tiles[0] is None:
+        return [None]
+    return [shrunk(tile, part.scale) for tile in tiles]
 
 
 def spans(size: int, largest: int, factor: int) -> list[Span]:

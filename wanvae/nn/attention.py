@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
+from wanvae.nn.convolve import convolve, sees_plain_operations
+from wanvae.nn.memory import empty
 from wanvae.nn.norm import RMSNorm
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual
@@ -15,6 +17,8 @@ from wanvae.nn.streaming import State
 
 # Scores of queries and keys that may be in memory at once: 64 MB in float32.
 LARGEST_SCORES = 2**24
+# Stride, padding and dilation of a 1-conv.
+ONE_POSITION = (1, 1), (0, 0), (1, 1)
 
 
 class Attention(Residual):
@@ -52,13 +56,45 @@ class AttentionBlock(Attention):
         return True
 
     def _attend(self, images: Tensor) -> Tensor:
-        qkv = self.to_qkv(self.norm(images))
-        q, k, v = rearrange(qkv, "b (three c) h w -> three b 1 (h w) c", three=3)
-        # Queries in blocks, for the scores of a large frame would not fit in memory.
-        rows = max(1, LARGEST_SCORES // (k.shape[0] * k.shape[2]))
-        y = [F.scaled_dot_product_attention(block, k, v) for block in q.split(rows, dim=2)]
-        y = rearrange(torch.cat(y, dim=2), "b 1 (h w) c -> b h w c", h=images.shape[2])
-        return self.proj(y.movedim(-1, 1))
+        if sees_plain_operations():
+            q, k, v = map(tokens, self.to_qkv(self.norm(images)).chunk(3, dim=1))
+            y = F.scaled_dot_product_attention(q, k, v)
+            return self.proj(
+                rearrange(y, "b 1 (h w) c -> b h w c", h=images.shape[2]).movedim(-1, 1)
+            )
+        return self._attend_in_blocks(images)
+
+    def _attend_in_blocks(self, images: Tensor) -> Tensor:
+        """Some images at a time, and of large ones some queries."""
+        count, channels, *size = images.shape
+        positions = size[0] * size[1]
+        at_once = min(count, max(1, LARGEST_SCORES // positions**2))
+        y = empty((count, channels, 1, positions), images.dtype, images.device)
+        in_a_row = images.flatten(2).unsqueeze(2)
+        for some, out in zip(in_a_row.split(at_once), y.split(at_once), strict=True):
+            self._attend_into(out, some, queries=max(1, LARGEST_SCORES // (at_once * positions)))
+        return y.unflatten(3, size).squeeze(2)
+
+    def _attend_into(self, out: Tensor, images: Tensor, queries: int) -> None:
+        """Write what so many queries at a time come to, of images ``(B, C, 1, H * W)``."""
+        channels = images.shape[1]
+        (of_q, of_kv), (q_bias, kv_bias) = (
+            parameter.split([channels, 2 * channels])
+            for parameter in (self.to_qkv.weight, self.to_qkv.bias)
+        )
+        normed = self.norm(images)
+        k, v = map(tokens, convolve(normed, of_kv, kv_bias, *ONE_POSITION).chunk(2, dim=1))
+        for block, made in zip(normed.split(queries, 3), out.split(queries, 3), strict=True):
+            q = tokens(convolve(block, of_q, q_bias, *ONE_POSITION))
+            attended = F.scaled_dot_product_attention(q, k, v)
+            made.copy_(self.proj(attended.movedim(-1, 1)))
+            if out.is_meta:
+                break  # one block shows how much memory it takes
+
+
+def tokens(images: Tensor) -> Tensor:
+    """``(B, C, H, W)`` as ``(B, 1, H * W, C)``: one head, a token for each position."""
+    return rearrange(images, "b c h w -> b 1 (h w) c")
 
 
 class TimeAttentionBlock(Attention):

@@ -174,6 +174,10 @@ def winograd(
         def by(kernel: Tensor, bias: Tensor | None = None, strip: Tensor = strip) -> Tensor:
             return fastest(strip, kernel, bias, (1, 1, 1), (0, 0, padding[2]), (1, 1, 1))
 
+        if x.is_meta:
+            # Where only shapes are wanted: what is in memory at once, of one strip.
+            _ = by(kernels[1], bias), by(kernels[2])
+            break
         add_into(strip, b, c)
         total = by(kernels[1], bias)
         subtract_into(strip, c, b)
@@ -185,8 +189,6 @@ def winograd(
         even += by(kernels[0])
         subtract_into(strip, d, b)
         odd += by(kernels[3])
-        if x.is_meta:
-            break  # one strip shows how much memory it takes
     return y
 
 
