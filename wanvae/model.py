@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wanvae import formats
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.engine.memory import returning_freed_memory
 from wanvae.execution import join
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
@@ -85,6 +86,7 @@ class WanVAE(nn.Module):
             module.to(dtype=encode_dtype)
         for module in (vae.decoder, vae.conv2):
             module.to(dtype=decode_dtype)
+        warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
