@@ -18,7 +18,7 @@ from wanvae.engine.checkpoint import check_tensors, read_tensors
 from wanvae.engine.memory import keep_freed_memory
 from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
 from wanvae.initialise import start_as_image_model
-from wanvae.losses import LossConfig, peak_signal_to_noise, reconstruction_losses
+from wanvae.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.model import WanVAE
 from wanvae.nn import use_channels_last
 
@@ -48,12 +48,16 @@ def run(config: TrainConfig) -> bool:
     accelerator = Accelerator()
     torch.manual_seed(config.trainer.seed)
     vae = first_model(config)
+    video_losses = VideoLosses(config.loss, accelerator.device)
 
     def losses(model: nn.Module, video: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         output = model(video)
         with torch.no_grad():
             figures = {"psnr": peak_signal_to_noise(output.video, video)}
-        return reconstruction_losses(output, video, config.loss), figures
+        terms = video_losses.generator(
+            output, video, discriminator=None, last_layer=vae.decoder.head[-1].weight, step=0
+        )
+        return terms, figures
 
     task = Task(
         model=vae,

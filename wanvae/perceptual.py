@@ -1,0 +1,90 @@
+"""LPIPS: how different two videos look to a network that was trained on images."""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from wanvae.engine.checkpoint import check_tensors, first_sentence, read_tensors
+
+LpipsNetwork = Literal["vgg", "alex", "squeeze"]
+
+# The network of torchvision that each is built on, and the smallest side of a frame it can see.
+BACKBONES = {"vgg": ("vgg16", 16), "alex": ("alexnet", 31), "squeeze": ("squeezenet1_1", 17)}
+# Pixels whose features are in memory at once: about 1 GB of them with "vgg".
+PIXELS_AT_ONCE = 2**19
+
+
+class Lpips(nn.Module):
+    """LPIPS (Zhang et al., arXiv 1801.03924) of each frame; a fixed network, in float32.
+
+    Args:
+        network: which network looks at the frames; "vgg" is the usual one to train with, "alex" to
+            compare with.
+        weights: file of that network's weights as torchvision names them ("features.0.weight"),
+            for machines that cannot download them.
+
+    Raises:
+        ValueError: the weights cannot be had; it says how to supply them.
+    """
+
+    def __init__(self, network: LpipsNetwork, weights: str | PathLike[str] | None = None) -> None:
+        super().__init__()
+        backbone, self.smallest_side = BACKBONES[network]
+        try:
+            # The public class of torchmetrics can only download its backbone.
+            from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+            self.network = _NoTrainLpips(net=network, pnet_rand=weights is not None)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"LPIPS cannot get the weights of {backbone} ({first_sentence(error)}): install "
+                "torchvision and either connect to the internet or name a file of them as "
+                "loss.lpips_weights; or train without it by loss.lpips 0"
+            ) from error
+        if weights is not None:
+            load_backbone(self.network.net, weights)
+
+    def forward(self, output: Tensor, video: Tensor) -> Tensor:
+        """The distance of each frame of two videos, ``(B, T)``, at least 0.
+
+        Args:
+            output, video: ``(B, 3, T, H, W)`` in about [-1, 1], with gradients or without.
+        """
+        batch, channels, frames, height, width = video.shape
+        if channels != 3 or min(height, width) < self.smallest_side:
+            raise ValueError(
+                f"LPIPS needs 3 channels and at least {self.smallest_side} pixels a side, not "
+                f"{channels} and {height}x{width}: set loss.lpips to 0 or take larger crops"
+            )
+        images = [x.float().transpose(1, 2).flatten(0, 1) for x in (output, video)]
+        at_once = max(1, PIXELS_AT_ONCE // (height * width))
+        pieces = zip(*(x.split(at_once) for x in images), strict=True)
+        if batch * frames <= at_once:
+            distances = [self.compare(*piece) for piece in pieces]
+        else:
+            distances = [
+                checkpoint(self.compare, *piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in pieces
+            ]
+        return torch.cat(distances).view(batch, frames)
+
+    def compare(self, output: Tensor, image: Tensor) -> Tensor:
+        """The distances of images ``(N, 3, H, W)``, ``(N,)``, also under autocast in float32."""
+        with torch.autocast(output.device.type, enabled=False):
+            return self.network(output, image).flatten()
+
+
+def load_backbone(backbone: nn.Module, path: str | PathLike[str]) -> None:
+    """Load torchvision's weights, whose classifier may be there, into slices of its features."""
+    tensors = read_tensors(path).tensors
+    # "slice2.5.weight" or "slices.1.5.weight" here is "features.5.weight" there.
+    names = {name: re.sub(r"^slices?\.?\d+", "features", name) for name in backbone.state_dict()}
+    found = {name: tensors[theirs] for name, theirs in names.items() if theirs in tensors}
+    check_tensors(backbone, found, path)
+    backbone.load_state_dict(found)
