@@ -220,23 +220,27 @@ def test_low_precision_is_reduced_in_float32(game):
     assert hinge_loss(rounded).item() == 0.5 * (1 + 2**-8) / 4
 
 
-def test_a_discriminator_alone_learns_to_tell_them_apart(game):
-    losses = VideoLosses(CONFIG, "cpu")
+def teach_discriminator(game: Game, losses: VideoLosses) -> list[float]:
+    """Train it alone for some steps; returns its losses."""
     fake = game.reconstruct().video
-    values = learn(
+    return learn(
         game.discriminator.parameters(),
         lambda: total(losses.adversary(game.discriminator, fake, game.video, 0)[0]),
         30,
     )
+
+
+def test_a_discriminator_alone_learns_to_tell_them_apart(game):
+    values = teach_discriminator(game, VideoLosses(CONFIG, "cpu"))
     assert values[-1] < 0.5 * values[0]
-    verdict = game.discriminator(fake, game.video)
+    verdict = game.discriminator(game.reconstruct().video, game.video)
     assert verdict.real.mean() > verdict.fake.mean() + 1
 
 
 def test_a_generator_learns_to_please_a_fixed_discriminator(game):
     # One that has learnt something: a fresh one says about the same of any video.
     losses = VideoLosses(CONFIG, "cpu")
-    test_a_discriminator_alone_learns_to_tell_them_apart(game)
+    teach_discriminator(game, losses)
     before = {name: x.clone() for name, x in game.discriminator.state_dict().items()}
     seen: list[float] = []
 
