@@ -121,6 +121,14 @@ def test_info(files: Path, run: Run) -> None:
     assert err == ""
 
 
+def test_an_image_model(tmp_path: Path, files: Path, run: Run) -> None:
+    path = tmp_path / "image.safetensors"
+    tiny(ndim=2).float().save_pretrained(path)
+    assert "compression: 1x8x8, 2 channels, an image model\n" in run("info", path)[0]
+    run("reconstruct", files / "a.mp4", tmp_path / "b.mkv", "--checkpoint", path)
+    assert read_video(tmp_path / "b.mkv")[0].shape == (3, 7, 22, 30)
+
+
 def test_convert(tmp_path: Path, files: Path, run: Run) -> None:
     source, target = files / "vae.safetensors", tmp_path / "vae.pth"
     out, _ = run("convert", source, target, "--to", "wan", "--dtype", "bfloat16")

@@ -201,6 +201,7 @@ def test_another_architecture_has_none() -> None:
         replace(TINY, latents_mean=(0.1, -1.0), latents_std=(1e-3, 2.0), dropout=0.1),
         replace(TINY, attn_scales=(0.25,), num_res_blocks=1),
         replace(TINY, block="bottleneck", norm="batch", activation="gelu"),
+        replace(TINY, ndim=2),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -378,9 +379,9 @@ def test_only_a_wan_vae_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"block": "standard"}, {"norm": "layer"}, {"activation": "relu"}]
+    "change", [{"block": "standard"}, {"norm": "layer"}, {"activation": "relu"}, {"ndim": 2}]
 )
-def test_what_a_layout_cannot_say_is_refused(tmp_path: Path, change: dict[str, str]) -> None:
+def test_what_a_layout_cannot_say_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     config = replace(TINY, **change)
     (value,) = change.values()
     with pytest.raises(CheckpointError, match=f"the wan layout has no .*{value}"):

@@ -123,7 +123,7 @@ def info(arguments: Namespace) -> None:
     print(f"parameters: {count:,} in {len(checkpoint.tensors)} tensors, {', '.join(dtypes)}")
     print(
         f"compression: {config.temporal_factor}x{config.spatial_factor}x{config.spatial_factor}, "
-        f"{config.z_dim} channels"
+        f"{config.z_dim} channels{', an image model' if config.ndim == 2 else ''}"
     )
     for name, value in to_json_dict(config).items():
         print(f"{name}: {value}")

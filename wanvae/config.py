@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
@@ -28,6 +28,9 @@ class WanVAEConfig:
         block: body of the residual blocks; official checkpoints need "residual".
         norm: normalisation; official checkpoints need "rms". "group" needs whole clips.
         activation: nonlinearity; official checkpoints need "silu".
+        ndim: 3 for a video model, 2 for an image model: the same layers, but kernels have no extent
+            in time and nothing resamples it, so that each frame stands alone (unless norm is
+            "group"). Its temporal_downsample is that of the video model it can be inflated to.
         latents_mean: mean of each latent channel, for normalize; empty means 0.
         latents_std: standard deviation of each latent channel, for normalize; empty means 1.
     """
@@ -44,6 +47,7 @@ class WanVAEConfig:
     block: BlockKind = "residual"
     norm: NormKind = "rms"
     activation: ActivationKind = "silu"
+    ndim: Literal[2, 3] = 3
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
 
@@ -64,6 +68,7 @@ class WanVAEConfig:
         ):
             options = get_args(kinds)
             check(getattr(self, name) in options, name, getattr(self, name), " or ".join(options))
+        check(self.ndim in (2, 3), "ndim", self.ndim, "2 (images) or 3 (video)")
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             check(len(values) in (0, self.z_dim), name, values, f"{self.z_dim} numbers (z_dim)")
@@ -76,21 +81,26 @@ class WanVAEConfig:
 
     @property
     def temporal_factor(self) -> int:
-        """Frames per latent after the first: 4 for the official model."""
-        return 2 ** sum(self.temporal_downsample)
+        """Frames per latent after the first: 4 for the official model, 1 for an image model."""
+        return 2 ** sum(self.coder.temporal_downsample)
 
     @property
     def coder(self) -> CoderSpec:
         """The shape of encoder and decoder."""
         block = BlockSpec(
-            kind=self.block, norm=self.norm, activation=self.activation, dropout=self.dropout
+            kind=self.block,
+            norm=self.norm,
+            activation=self.activation,
+            dropout=self.dropout,
+            time_kernel=3 if self.ndim == 3 else 1,
         )
+        steps = self.temporal_downsample
         return CoderSpec(
             ndim=3,
             dim=self.dim,
             dim_mult=self.dim_mult,
             num_res_blocks=self.num_res_blocks,
-            temporal_downsample=self.temporal_downsample,
+            temporal_downsample=steps if self.ndim == 3 else (False,) * len(steps),
             attn_scales=self.attn_scales,
             block=block,
         )

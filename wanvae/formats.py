@@ -177,7 +177,7 @@ def save_wan(
             the architecture.
     """
     require_suffix(path, ".pth", ".safetensors")
-    require_official(config, Layout.WAN, ("block", "norm", "activation"))
+    require_official(config, Layout.WAN, ("ndim", "block", "norm", "activation"))
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:
@@ -196,7 +196,8 @@ def save_diffusers(
         CheckpointError: ``directory`` holds anything else or cannot be written, or diffusers has
             no such architecture.
     """
-    require_official(config, Layout.DIFFUSERS, ("block", "norm", "activation", "attn_scales"))
+    names = ("ndim", "block", "norm", "activation", "attn_scales")
+    require_official(config, Layout.DIFFUSERS, names)
     content = json.dumps(diffusers_config(config), indent=2) + "\n"
     names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
     renamed = {names[name]: tensor for name, tensor in tensors.items()}

@@ -1,12 +1,14 @@
-"""How a video VAE starts that is trained from nothing: as an image VAE applied to each frame."""
+"""How a video VAE starts: as an image VAE applied to each frame, a new one or one that is given."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from wanvae.model import WanVAE
-from wanvae.nn import CausalConv, Downsample, Upsample
+from wanvae.nn import CausalConv, Resample
 
 # The log variance of untrained latents: with a variance of 1 the decoder would see only noise.
 FIRST_LOGVAR = -8.0
@@ -16,15 +18,47 @@ FIRST_LOGVAR = -8.0
 def start_as_image_model(vae: WanVAE) -> None:
     """Make a new model treat frames alone, with nearly certain latents.
 
-    Every 3D kernel keeps its last temporal slice only. Halving of time keeps the last frame of each
-    pair, and doubling repeats it. All of it can be trained away.
+    All of it can be trained away.
+    """
+    treat_frames_alone(vae)
+    vae.conv1.bias[vae.config.z_dim :] = FIRST_LOGVAR
+
+
+@torch.no_grad()
+def inflate(image_vae: WanVAE) -> WanVAE:
+    """A video model that starts as ``image_vae``, an image model (``ndim: 2``), on each frame.
+
+    Its kernels become the last temporal slice of the new ones, as in the second stage of the Wan
+    report (arXiv 2503.20314), so one frame has the same latents and the same reconstruction; of
+    each group of frames the last one is kept, and repeated. In the dtype and on the device of the
+    encoder of ``image_vae``.
+
+    Raises:
+        ValueError: ``image_vae`` is a video model.
+    """
+    if image_vae.config.ndim != 2:
+        raise ValueError("only an image model can be inflated, and this is a video model already")
+    vae = WanVAE(replace(image_vae.config, ndim=3))
+    vae.to(image_vae.device, image_vae.encode_dtype)
+    treat_frames_alone(vae)
+    tensors = vae.state_dict()
+    for name, tensor in image_vae.state_dict().items():
+        same = tensors[name].shape == tensor.shape
+        (tensors[name] if same else tensors[name][:, :, -1:]).copy_(tensor)
+    return vae.train(image_vae.training)
+
+
+@torch.no_grad()
+def treat_frames_alone(vae: WanVAE) -> None:
+    """Make all kernels look at the last frame only.
+
+    Halving of time keeps the last frame of each pair, and doubling repeats it.
     """
     for layer in vae.modules():
         if isinstance(layer, CausalConv) and layer.ndim == 3:
             layer.weight[:, :, :-1] = 0
-        if isinstance(layer, Downsample | Upsample) and layer.time_conv is not None:
+        if isinstance(layer, Resample) and layer.time_conv is not None:
             repeat_last_frame(layer.time_conv)
-    vae.conv1.bias[vae.config.z_dim :] = FIRST_LOGVAR
 
 
 def repeat_last_frame(conv: CausalConv) -> None:

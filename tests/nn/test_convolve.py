@@ -193,6 +193,15 @@ def test_the_result_has_the_dtype_of_the_weight():
     torch.testing.assert_close(y, F.conv3d(x.double(), weight, bias))
 
 
+def test_a_single_frame_is_convolved_as_an_image(monkeypatch):
+    weight, bias = example(3, 2, 1, 3, 3), example(3)
+    x = example(2, 2, 1, 5, 6)
+    expected = F.conv3d(x, weight, bias, stride=(1, 2, 1), padding=(0, 1, 1))
+    monkeypatch.setitem(module.CONVOLUTIONS, 5, None)
+    y = convolve(x, weight, bias, (1, 2, 1), (0, 1, 1), ONES)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("changes", [{}, {"temporal_downsample": (True, False, True)}], ids=str)
 def test_a_whole_model_gives_the_same_with_and_without_gradients(taken, changes):
     vae, video = tiny(**changes), random_video(13)

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
-from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import make_norm
 from wanvae.nn.region import Region
 from wanvae.nn.resample import Downsample, Upsample
-from wanvae.nn.residual import BlockSpec, make_activation, make_block
+from wanvae.nn.residual import BlockSpec, make_activation, make_block, make_conv
 from wanvae.nn.sequential import Sequential, regions_between, step_through
 from wanvae.nn.streaming import State, Streaming
 
@@ -77,7 +76,7 @@ class Encoder(Coder):
     def __init__(self, spec: CoderSpec, in_channels: int, out_channels: int) -> None:
         super().__init__()
         widths = [spec.dim * multiple for multiple in (1, *spec.dim_mult)]
-        self.conv1 = make_conv(spec, in_channels, widths[0])
+        self.conv1 = make_conv(spec.ndim, in_channels, widths[0], spec.block)
         layers: list[nn.Module] = []
         for stage, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
             attention = 0.5**stage in spec.attn_scales
@@ -110,7 +109,7 @@ class Decoder(Coder):
         multiples = spec.dim_mult[::-1]
         widths = [spec.dim * multiple for multiple in (multiples[0], *multiples)]
         temporal_upsample = spec.temporal_downsample[::-1]
-        self.conv1 = make_conv(spec, in_channels, widths[0])
+        self.conv1 = make_conv(spec.ndim, in_channels, widths[0], spec.block)
         self.middle = make_middle(spec, widths[0])
         layers: list[nn.Module] = []
         for stage, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
@@ -131,10 +130,6 @@ class Decoder(Coder):
 
     def layers(self) -> tuple[nn.Module, ...]:
         return self.core() + self.shell()
-
-
-def make_conv(spec: CoderSpec, in_dim: int, out_dim: int) -> CausalConv:
-    return CausalConv(spec.ndim, in_dim, out_dim, 3, causal=spec.block.causal)
 
 
 def make_stage(
@@ -168,5 +163,5 @@ def make_head(spec: CoderSpec, in_dim: int, out_dim: int) -> Sequential:
     return Sequential(
         make_norm(spec.block.norm, spec.ndim, in_dim),
         make_activation(spec.block.activation),
-        make_conv(spec, in_dim, out_dim),
+        make_conv(spec.ndim, in_dim, out_dim, spec.block),
     )

@@ -96,11 +96,15 @@ def plain(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """PyTorch's convolution, but never its naive 3D kernel.
+    """PyTorch's convolution, but never its naive 3D kernel, and in 2D where there is one frame.
 
     Left alone, PyTorch takes that kernel on CPUs for a batch of one with few channels, where it is
     5 to 20 times slower than oneDNN.
     """
+    if x.dim() == 5 and x.shape[TIME] == weight.shape[TIME] == 1 and not padding[0]:
+        image, kernel = x.squeeze(TIME), weight.squeeze(TIME)
+        y = CONVOLUTIONS[4](image, kernel, bias, stride[1:], padding[1:], dilation[1:])
+        return y.unsqueeze(TIME)
     onednn = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 5
     if onednn and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, 1)

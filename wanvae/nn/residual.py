@@ -33,6 +33,7 @@ class BlockSpec:
         dropout: probability of dropping a value before the last convolution ("residual") or after
             the body (the others).
         causal: whether convolutions see only the past; needed for streaming.
+        time_kernel: extent of 3-convs in time; with 1 they treat each frame alone.
     """
 
     kind: BlockKind = "residual"
@@ -40,6 +41,7 @@ class BlockSpec:
     activation: ActivationKind = "silu"
     dropout: float = 0.0
     causal: bool = True
+    time_kernel: int = 3
 
 
 class Residual(Streaming):
@@ -118,11 +120,11 @@ class ResidualBlock(SequentialResidual):
             [
                 make_norm(spec.norm, ndim, in_dim),
                 make_activation(spec.activation),
-                CausalConv(ndim, in_dim, out_dim, 3, causal=spec.causal),
+                make_conv(ndim, in_dim, out_dim, spec),
                 make_norm(spec.norm, ndim, out_dim),
                 make_activation(spec.activation),
                 nn.Dropout(spec.dropout),
-                CausalConv(ndim, out_dim, out_dim, 3, causal=spec.causal),
+                make_conv(ndim, out_dim, out_dim, spec),
             ],
             projection(ndim, in_dim, out_dim),
         )
@@ -134,10 +136,10 @@ class StandardBlock(SequentialResidual):
     def __init__(self, ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> None:
         super().__init__(
             [
-                CausalConv(ndim, in_dim, out_dim, 3, causal=spec.causal),
+                make_conv(ndim, in_dim, out_dim, spec),
                 make_norm(spec.norm, ndim, out_dim),
                 make_activation(spec.activation),
-                CausalConv(ndim, out_dim, out_dim, 3, causal=spec.causal),
+                make_conv(ndim, out_dim, out_dim, spec),
                 make_norm(spec.norm, ndim, out_dim),
                 nn.Dropout(spec.dropout),
             ],
@@ -163,7 +165,7 @@ class BottleneckBlock(SequentialResidual):
                 CausalConv(ndim, in_dim, mid_dim, 1),
                 make_norm(spec.norm, ndim, mid_dim),
                 make_activation(spec.activation),
-                CausalConv(ndim, mid_dim, mid_dim, 3, causal=spec.causal),
+                make_conv(ndim, mid_dim, mid_dim, spec),
                 make_norm(spec.norm, ndim, mid_dim),
                 make_activation(spec.activation),
                 CausalConv(ndim, mid_dim, out_dim, 1),
@@ -301,6 +303,12 @@ def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residua
     raise ValueError(f"block must be one of {', '.join(get_args(BlockKind))}, not {spec.kind!r}")
 
 
+def make_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> CausalConv:
+    """A 3-conv."""
+    kernel = (3, 3) if ndim == 2 else (spec.time_kernel, 3, 3)[:ndim]
+    return CausalConv(ndim, in_dim, out_dim, kernel, causal=spec.causal)
+
+
 def make_activation(kind: ActivationKind) -> nn.Module:
     """A nonlinearity by name."""
     if kind not in ACTIVATIONS:
@@ -313,7 +321,7 @@ def normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[n
     return [
         make_norm(spec.norm, ndim, in_dim),
         make_activation(spec.activation),
-        CausalConv(ndim, in_dim, out_dim, 3, causal=spec.causal),
+        make_conv(ndim, in_dim, out_dim, spec),
     ]
 
 
