@@ -265,6 +265,7 @@ def test_whole_numbers_are_refused():
         ("dim_mult", ()),
         ("dropout", 1.0),
         ("block", "resnext"),
+        ("ndim", 1),
         ("latents_mean", (1.0,)),
         ("latents_std", (0.0,) * 16),
     ],
@@ -272,6 +273,80 @@ def test_whole_numbers_are_refused():
 def test_an_impossible_config_names_the_field_and_value(field, value):
     with pytest.raises(ValueError, match=field):
         WanVAEConfig(**{field: value})
+
+
+def test_an_image_model_has_a_third_of_the_weights_in_its_3_convs():
+    image, video = (tiny(ndim=ndim).state_dict() for ndim in (2, 3))
+    assert image.keys() == {name for name in video if "time_conv" not in name}
+    for name, tensor in image.items():
+        thirds = 3 if tensor.shape[3:] == (3, 3) else 1
+        assert video[name].numel() == thirds * tensor.numel(), name
+
+
+@torch.no_grad()
+def test_an_image_model_treats_frames_alone_however_it_runs():
+    vae = tiny(ndim=2)
+    video = random_video(5, 24, 16)
+    images = video.unflatten(2, (5, 1)).movedim(2, 1).flatten(0, 1)
+    latents = vae.encode(images).mean
+    of_video = latents.movedim(2, 0).movedim(1, 2)
+    torch.testing.assert_close(vae.encode(video).mean, of_video)
+    torch.testing.assert_close(vae.encode(video, tile_size=8).mean, of_video)
+    torch.testing.assert_close(vae.encode(video, max_memory="1GB").mean, of_video)
+    session = vae.stream_encode()
+    pushed = [session.push(piece).mean for piece in video.split([2, 3], dim=2)]
+    torch.testing.assert_close(torch.cat(pushed, dim=2), of_video)
+    assert session.finish().padded_frames == 0
+    decoded = vae.decode(of_video, clamp=False)
+    torch.testing.assert_close(decoded, vae(video).video)
+    torch.testing.assert_close(vae.decode(of_video, clamp=False, tile_size=8), decoded)
+    torch.testing.assert_close(vae.stream_decode(clamp=False).push(of_video), decoded)
+
+
+def trained_with_a_frozen_encoder(vae: WanVAE) -> WanVAE:
+    vae.train()
+    vae.freeze_encoder()
+    vae.train()
+    vae(random_video(5)).video.square().sum().backward()
+    return vae
+
+
+def test_a_frozen_encoder_gets_no_gradients_and_the_decoder_does():
+    vae = trained_with_a_frozen_encoder(tiny())
+    for name, parameter in vae.named_parameters():
+        frozen = name.startswith(("encoder.", "conv1."))
+        assert (parameter.grad is None) == frozen, name
+    assert not vae(random_video(5)).posterior.mean.requires_grad
+
+
+def test_a_frozen_encoder_gives_the_latents_it_always_gave():
+    untrained = tiny(dropout=0.5, norm="batch")
+    vae = trained_with_a_frozen_encoder(copy.deepcopy(untrained))
+    video = random_video(5)
+    expected = untrained.encode(video).mean
+    assert vae.decoder.training
+    torch.testing.assert_close(vae(video).posterior.mean, expected)
+    # Statistics of batches are part of it.
+    for part in ("encoder", "conv1"):
+        before = getattr(untrained, part).state_dict()
+        after = getattr(vae, part).state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_frozen_encoder_gives_the_decoder_its_mode():
+    vae = trained_with_a_frozen_encoder(tiny())
+    video = random_video(5)
+    assert torch.equal(vae(video).video, vae(video).video)
+    expected = vae.decode_step(vae.encode(video).mode(), None)[0]
+    torch.testing.assert_close(vae(video).video, expected)
+
+
+def test_gradients_reach_the_video_through_a_frozen_encoder():
+    vae = tiny()
+    vae.freeze_encoder()
+    video = random_video(5).requires_grad_()
+    vae(video).video.sum().backward()
+    assert video.grad.abs().max() > 0
 
 
 def test_import_is_light():

@@ -40,8 +40,9 @@ class WanVAE(nn.Module):
     """The Wan2.1 causal 3D video VAE.
 
     A video ``(B, C, T, H, W)`` in [-1, 1], with T = 1 + 4n and H and W multiples of 8, has latents
-    ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config. Parameter names are
-    those of the official checkpoints.
+    ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config. For an image model
+    (``ndim: 2``) T is any number of unrelated frames, each with a latent. Parameter names are those
+    of the official checkpoints.
     """
 
     def __init__(self, config: WanVAEConfig) -> None:
@@ -114,14 +115,44 @@ class WanVAE(nn.Module):
     def forward(self, video: Tensor) -> Reconstruction:
         """Encode and decode a whole clip in one pass over each layer, for training.
 
-        While training the latents are a sample of the posterior, in evaluation its mode.
+        While training the latents are a sample of the posterior; in evaluation, and behind a frozen
+        encoder, its mode.
         """
         self.check_clip(video)
         video = video.to(self.device, self.encode_dtype)
-        posterior = Posterior.from_moments(self.encode_step(video, None)[0])
-        latents = posterior.sample() if self.training else posterior.mode()
+        frozen = self.encoder_is_frozen
+        wanted = torch.is_grad_enabled() and (video.requires_grad or not frozen)
+        with torch.set_grad_enabled(wanted):
+            posterior = Posterior.from_moments(self.encode_step(video, None)[0])
+        latents = posterior.sample() if self.training and not frozen else posterior.mode()
         video, _ = self.decode_step(latents.to(self.decode_dtype), None)
         return Reconstruction(video, posterior)
+
+    def freeze_encoder(self) -> None:
+        """Train the decoder alone from now on.
+
+        Latents stay what they are, so diffusion models keep working. The encoder stays in
+        evaluation mode, runs without gradients, and the decoder gets the mode of the posterior, as
+        it does in use: noise would only blur what it learns.
+        """
+        for module in (self.encoder, self.conv1):
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether no parameter that latents depend on can be trained."""
+        return not any(
+            parameter.requires_grad
+            for module in (self.encoder, self.conv1)
+            for parameter in module.parameters()
+        )
+
+    def train(self, mode: bool = True) -> WanVAE:
+        """Switch to training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.train(mode and not self.encoder_is_frozen)
+        return self
 
     @torch.no_grad()
     def encode(
