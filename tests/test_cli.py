@@ -166,6 +166,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     text = capsys.readouterr().out
+    assert "train or fine-tune a model" in text
     assert all(command.summary in text for command in cli.COMMANDS.values())
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])

@@ -341,6 +341,15 @@ def test_a_frozen_encoder_gives_the_decoder_its_mode():
     torch.testing.assert_close(vae(video).video, expected)
 
 
+def test_autocast_does_not_touch_the_latents_of_a_frozen_encoder():
+    vae = trained_with_a_frozen_encoder(tiny().float())
+    video = random_video(1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = vae(video)
+    assert torch.equal(output.posterior.mean, vae(video).posterior.mean)
+    assert not torch.equal(output.video, vae(video).video)
+
+
 def test_gradients_reach_the_video_through_a_frozen_encoder():
     vae = tiny()
     vae.freeze_encoder()

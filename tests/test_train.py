@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from wanvae import WanVAE
-from wanvae.train import TrainConfig, main
+from tests.helpers import tiny
+from wanvae import WanVAE, WanVAEConfig, cli
+from wanvae.engine.arguments import parse_config
+from wanvae.train import TrainConfig, first_model, main
 from wanvae.video import VideoError, write_video
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -74,6 +77,59 @@ def test_training_goes_on_from_given_weights(folder, tmp_path):
     before = WanVAE.from_pretrained(weights).state_dict()
     after = WanVAE.from_pretrained(second / "model.safetensors").state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    return WanVAE.from_pretrained(path).state_dict()
+
+
+def test_a_frozen_encoder_is_bit_equal_after_training(folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(options(folder, first, 1)) == 0
+    weights = first / "model.safetensors"
+    changes = [f"--weights={weights}", "--freeze_encoder=true", "--trainer.weight_decay=0.1"]
+    assert main([*options(folder, second, 3), *changes]) == 0
+    before, after = tensors_of(weights), tensors_of(second / "model.safetensors")
+    for name, tensor in before.items():
+        frozen = name.startswith(("encoder.", "conv1."))
+        # Attention starts at zero, and so do the gradients of what is before its projection.
+        if frozen or "middle.1." not in name:
+            assert torch.equal(after[name], tensor) == frozen, name
+
+
+def test_an_image_model_is_trained_and_inflated(folder, tmp_path):
+    image, video = tmp_path / "image", tmp_path / "video"
+    assert main([*options(folder, image, 2), "--model.ndim=2", "--data.frames=1"]) == 0
+    weights = image / "model.safetensors"
+    config = parse_config(TrainConfig, "test", "", [f"--weights={weights}"])
+    assert first_model(config).config.ndim == 3
+    assert first_model(replace(config, model=WanVAEConfig(ndim=2))).config.ndim == 2
+    assert main([*options(folder, video, 1), f"--weights={weights}"]) == 0
+    vae = WanVAE.from_pretrained(video / "model.safetensors")
+    assert vae.config == replace(WanVAE.from_pretrained(weights).config, ndim=3)
+
+
+def test_a_video_model_does_not_become_an_image_model(tmp_path, capsys):
+    weights = tmp_path / "vae.safetensors"
+    tiny().float().save_pretrained(weights)
+    assert main([f"--weights={weights}", "--model.ndim=2"]) == 1
+    assert "is a video model, not an image model: set model.ndim to 3" in capsys.readouterr().err
+
+
+def test_a_new_encoder_cannot_be_frozen(capsys):
+    with pytest.raises(SystemExit):
+        main(["--freeze_encoder=true"])
+    assert "freeze_encoder needs weights" in capsys.readouterr().err
+
+
+def test_wanvae_train_is_the_same_command(folder, tmp_path, capsys):
+    runs = tmp_path / "module", tmp_path / "command"
+    assert main(options(folder, runs[0], 2)) == 0
+    assert cli.main(["train", *options(folder, runs[1], 2)]) == 0
+    of_module, of_command = (tensors_of(run / "model.safetensors") for run in runs)
+    assert all(torch.equal(of_command[name], tensor) for name, tensor in of_module.items())
+    assert cli.main(["train", *options(tmp_path / "nowhere", tmp_path / "run", 1)]) == 1
+    assert "\nwanvae train: no usable video in" in capsys.readouterr().err
 
 
 def test_the_command_of_the_readme_trains(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: ``wanvae reconstruct | encode | decode | plan | info | convert``."""
+"""The command line: ``wanvae reconstruct | encode | decode | plan | info | convert | train``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from wanvae.tiling import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
+TRAIN = "train"
 OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
 
 
@@ -341,11 +342,19 @@ def make_parser() -> Parser:
         options.add_config_option()
         command.add_options(options)
         subcommands.add_subcommand(name, options, help=command.summary)
+    # Only to be listed: wanvae.train has a parser of its own, and reports in its own way.
+    subcommands.add_subcommand(TRAIN, Parser(None), help="train or fine-tune a model")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == [TRAIN]:
+        # Imported here, for no other command needs what it does.
+        from wanvae import train
+
+        return train.main(arguments[1:], f"wanvae {TRAIN}")
     parsed = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = show_warning

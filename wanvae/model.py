@@ -122,7 +122,10 @@ class WanVAE(nn.Module):
         video = video.to(self.device, self.encode_dtype)
         frozen = self.encoder_is_frozen
         wanted = torch.is_grad_enabled() and (video.requires_grad or not frozen)
-        with torch.set_grad_enabled(wanted):
+        # Latents of a frozen encoder are exact, whatever the decoder is trained in.
+        kind = self.device.type
+        narrow = torch.is_autocast_enabled(kind) and not frozen
+        with torch.set_grad_enabled(wanted), torch.autocast(kind, enabled=narrow):
             posterior = Posterior.from_moments(self.encode_step(video, None)[0])
         latents = posterior.sample() if self.training and not frozen else posterior.mode()
         video, _ = self.decode_step(latents.to(self.decode_dtype), None)

@@ -19,23 +19,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 from tqdm import tqdm
 
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.latents import LatentsFile, VideoShape, read_latents, write_latents
+from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE
 from wanvae.planning import Memory, TileSize, TooLittleMemory, parse_memory
 from wanvae.posterior import Posterior
 from wanvae.streaming import StreamEncoder
 from wanvae.video import Frame, VideoReader, VideoWriter
 
-# Below this, SSIM's 11 pixel window does not fit.
-SMALLEST_SSIM_SIZE = 11
 # The rate of the videos that Wan models make.
 WAN_RATE = Fraction(16)
 
@@ -85,7 +80,7 @@ def reconstruct_file(
         ValueError: the model cannot stream.
     """
     started = time.perf_counter()
-    frames, psnr, ssim, latent_values = 0, 0.0, 0.0, 0
+    frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
     with VideoReader(source) as reader:
         info = reader.info
         waiting: deque[Frame] = deque()
@@ -106,14 +101,15 @@ def reconstruct_file(
                 for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
                     original = waiting.popleft()
                     frames += 1
-                    psnr += frame_psnr(image, original.image)
-                    ssim += frame_ssim(image, original.image)
+                    pair = image[None], original.image[None]
+                    total_psnr += psnr(*pair)
+                    total_ssim += ssim(*pair)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
     return ReconstructionReport(
         frames=frames,
-        psnr=psnr / frames,
-        ssim=ssim / frames,
+        psnr=total_psnr / frames,
+        ssim=total_ssim / frames,
         compression=3 * frames * info.width * info.height / latent_values,
         seconds=time.perf_counter() - started,
     )
@@ -290,16 +286,3 @@ def half(max_memory: Memory | None) -> int | None:
 def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> tqdm:
     """``items`` with a progress bar, if asked for; as a context manager it ends the bar's line."""
     return tqdm(items, total=total, unit="frame", disable=not progress)
-
-
-def frame_psnr(image: Tensor, original: Tensor) -> float:
-    """PSNR in dB of two images ``(C, H, W)`` in [-1, 1]."""
-    return peak_signal_noise_ratio(image, original, data_range=2.0).item()
-
-
-def frame_ssim(image: Tensor, original: Tensor) -> float:
-    """SSIM of two images ``(C, H, W)`` in [-1, 1]; NaN if they are too small for it."""
-    if min(image.shape[1:]) < SMALLEST_SSIM_SIZE:
-        return float("nan")
-    pair = image[None], original[None]
-    return structural_similarity_index_measure(*pair, data_range=2.0).item()

@@ -1,4 +1,8 @@
-"""Train a video VAE: ``accelerate launch -m wanvae.train --config configs/video/tiny.yaml``."""
+"""Train or fine-tune a video VAE.
+
+``wanvae train --config configs/video/tiny.yaml`` does so on one device, and on any number of them
+``accelerate launch -m wanvae.train`` with the same options.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +22,7 @@ from wanvae.engine.arguments import parse_config
 from wanvae.engine.checkpoint import check_tensors, read_tensors
 from wanvae.engine.memory import keep_freed_memory
 from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
-from wanvae.initialise import start_as_image_model
+from wanvae.initialise import inflate, start_as_image_model
 from wanvae.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.model import WanVAE
 from wanvae.nn import use_channels_last
@@ -32,8 +37,11 @@ class TrainConfig:
         data: the training clips.
         loss: the loss terms.
         trainer: the loop.
-        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``;
-            without one the model starts as wanvae.initialise says.
+        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``, but
+            for ``model.ndim``: if that is 3 an image model is inflated to a video model. Without
+            one the model starts as wanvae.initialise says.
+        freeze_encoder: train the decoder alone. Latents stay what they are, so that diffusion
+            models that make them keep working; the decoder learns from their mode.
     """
 
     model: WanVAEConfig = field(default_factory=WanVAEConfig)
@@ -41,6 +49,11 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     weights: str | None = None
+    freeze_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        if self.freeze_encoder and self.weights is None:
+            raise ValueError("freeze_encoder needs weights: a new encoder has not learnt anything")
 
 
 def run(config: TrainConfig) -> bool:
@@ -71,12 +84,23 @@ def run(config: TrainConfig) -> bool:
 
 def first_model(config: TrainConfig) -> WanVAE:
     """The model at step 0, in float32."""
-    if config.weights is not None:
-        return WanVAE.from_pretrained(config.weights, torch.float32)
-    vae = WanVAE(config.model)
-    start_as_image_model(vae)
+    if config.weights is None:
+        vae = WanVAE(config.model)
+        start_as_image_model(vae)
+    else:
+        vae = load_first(config.weights, config.model.ndim)
     use_channels_last(vae)
+    if config.freeze_encoder:
+        vae.freeze_encoder()
     return vae
+
+
+def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
+    """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
+    vae = WanVAE.from_pretrained(path, torch.float32)
+    if ndim < vae.config.ndim:
+        raise ValueError(f"{path} is a video model, not an image model: set model.ndim to 3")
+    return inflate(vae) if ndim > vae.config.ndim else vae
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -86,19 +110,23 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error."""
+def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:
+    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error.
+
+    Args:
+        program: what the command is called in what it prints.
+    """
     keep_freed_memory()
-    config = parse_config(TrainConfig, "wanvae.train", __doc__, arguments)
+    config = parse_config(TrainConfig, program, __doc__, arguments)
     try:
         return 0 if run(config) else 130
     except KeyboardInterrupt:
-        print("wanvae.train: interrupted before the first step", file=sys.stderr)
+        print(f"{program}: interrupted before the first step", file=sys.stderr)
         return 130
     except (ValueError, OSError, NotFiniteError) as error:
         # Of an error in a process that loads data, the last line is the error itself.
         *_, line = (str(error).strip() or type(error).__name__).splitlines()
-        print(f"wanvae.train: {line}", file=sys.stderr)
+        print(f"{program}: {line}", file=sys.stderr)
         return 1
 
 
