@@ -268,6 +268,7 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     assert decode.endswith(" 1.00 times those of whole frames")
     encode, decode = run(*size, "--frames", 9, "--tile-size", 32)[0].splitlines()
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
+    assert "MB, on a GPU with states offloaded: " in encode
     assert all(float(line.split()[-6]) > 1.2 for line in (encode, decode))
     assert "not 10: drop frames to 9" in fail(*size, "--frames", 10)
     assert "multiples of 8, not 60x96" in fail(*size, "--height", 60)

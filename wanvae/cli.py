@@ -104,13 +104,19 @@ def describe(planner: Planner, job: Job, chosen: Plan) -> str:
     size = "whole frames"
     if chosen.tile_size is not None:
         size = f"{len(tiles)} tiles of at most {chosen.tile_size[0]}x{chosen.tile_size[1]} pixels"
-    memory = show_memory(planner.memory(job, chosen))
-    endless = show_memory(planner.memory(replace(job, latents=None), chosen))
+        if chosen.split_core:
+            size += ", all but attention"
+    stream = replace(job, latents=None)
+    endless = f"as a stream without end: {show_memory(planner.memory(stream, chosen))}"
+    if len(tiles) > 1:
+        offloaded = planner.memory(stream, replace(chosen, offload=True))
+        endless += f", on a GPU with states offloaded: {show_memory(offloaded)}"
     work = planner.multiply_adds(job, chosen)
     overhead = work / planner.multiply_adds(job, Plan(None, chosen.frames))
     return (
-        f"{size}, {chosen.frames or 'all'} frames at once, {memory} (as a stream without end: "
-        f"{endless}), {work / 1e12:.2f} T multiply-adds, {overhead:.2f} times those of whole frames"
+        f"{size}, {chosen.frames or 'all'} frames at once, "
+        f"{show_memory(planner.memory(job, chosen))} ({endless}), "
+        f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times those of whole frames"
     )
 
 

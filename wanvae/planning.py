@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -32,8 +33,10 @@ UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 OVERHEAD = 64 * UNITS["MB"]
 # The smallest tile that is tried, in pixels; smaller ones are nearly all halo.
 SMALLEST_TILE = 64
-# How much longer frames one by one take than pairs (nn/convolve.py).
-SINGLE_FRAME_COST = 1.4
+# How many plans of a kind to look at for a stream.
+STREAM_LOOKS = 12
+# How many of the smallest tiles to look at: the very smallest overlap so much that they take more.
+FEWEST_LOOKS = 3
 
 # Height and width in pixels, or one number for both.
 TileSize: TypeAlias = "int | tuple[int, int]"
@@ -90,16 +93,13 @@ class Planner:
         smallest = self.memory(job, whole)
         if smallest <= max_memory:
             return replace(whole, lean=True)
-        for plans in self._plans(job) if whole.frames is not None else []:
-            expected = self._expected_memory(job, plans)
-            # Those that are expected to fit, the fastest first; then the smallest, to be sure.
-            fitting = [plan for plan in plans if expected[plan] <= max_memory]
-            fitting.sort(key=lambda plan: self._slowness(job, plan))
-            for plan in (*fitting, *sorted(plans, key=expected.get)[:3]):
-                memory = self.memory(job, plan)
-                if memory <= max_memory:
+        for kinds in self._plans(job) if whole.frames is not None else []:
+            looks = [self._look(job, plans, max_memory) for plans in kinds]
+            fitting = [plan for plans, _ in looks for plan in plans]
+            for plan in sorted(fitting, key=lambda plan: self._slowness(job, plan)):
+                if self.memory(job, plan) <= max_memory:
                     return plan
-                smallest = min(smallest, memory)
+            smallest = min(smallest, *(least for _, least in looks))
         raise TooLittleMemory(
             f"{show_memory(max_memory)} is too little memory for this: it takes at least "
             f"{show_memory(smallest)}, besides the model and its input"
@@ -198,30 +198,31 @@ class Planner:
         states = [flow.state for part, flows in coding.parts if not part.whole for _, flow in flows]
         return sum(leaf.nbytes for leaf in tree_leaves(states))
 
-    def _plans(self, job: Job) -> Iterator[list[Plan]]:
-        """All plans that are worth a look: those that take more time or more overlap come later."""
+    def _plans(self, job: Job) -> Iterator[list[list[Plan]]]:
+        """Plans that are worth a look, by kinds that differ in their tiles alone.
+
+        What comes together is about equally fast, but for tiles; slower kinds come later.
+        """
         factor = self.network.spatial_factor
         tile_sizes = [*product(tile_sides(job.height, factor), tile_sides(job.width, factor))]
         offloads = (False, True) if job.offloads and job.latents is None else (False,)
-        for offload, split_core in product(offloads, (False, True)):
-            choices = [None, *tile_sizes] if not (offload or split_core) else tile_sizes
-            yield [
-                Plan(size, frames, lean=True, split_core=split_core, offload=offload)
-                for size in choices
-                for frames in (2, 1)
-            ]
+        for offload, frames in product(offloads, (2, 1)):
+            split = [Plan(size, frames, True, True, offload) for size in tile_sizes]
+            plain = [replace(plan, split_core=False) for plan in split]
+            yield [plain if offload else [Plan(None, frames, lean=True), *plain], split]
 
-    def _expected_memory(self, job: Job, plans: list[Plan]) -> dict[Plan, float]:
-        """A quick guess: linear in the pixels of the largest tile."""
-        expected = {}
-        for frames in (2, 1):
-            pixels = {plan: self._pixels(job, plan) for plan in plans if plan.frames == frames}
-            least, most = min(pixels, key=pixels.get), max(pixels, key=pixels.get)
-            low, high = self.memory(job, least), self.memory(job, most)
-            slope = (high - low) / max(1, pixels[most] - pixels[least])
-            for plan, number in pixels.items():
-                expected[plan] = low + slope * (number - pixels[least])
-        return expected
+    def _look(self, job: Job, plans: list[Plan], max_memory: int) -> tuple[list[Plan], int]:
+        """Those of a kind that are expected to fit, and the least memory that was seen."""
+        plans = sorted(plans, key=lambda plan: self._pixels(job, plan))
+        if job.latents is None and not plans[0].offload:
+            # Large tiles take much at once, and small ones, which overlap more, much for states.
+            plans = plans[:: math.ceil(len(plans) / STREAM_LOOKS)]
+            fitting = [plan for plan in plans if self.memory(job, plan) <= max_memory]
+            return fitting, min(self.memory(job, plan) for plan in plans)
+        # Larger tiles take more memory, so that few need a look to tell which fit.
+        count = bisect_right(plans, max_memory, key=lambda plan: self.memory(job, plan))
+        least = min(self.memory(job, plan) for plan in plans[:FEWEST_LOOKS])
+        return plans[: max(count, FEWEST_LOOKS)], least
 
     def _pixels(self, job: Job, plan: Plan) -> int:
         """Of the largest tile with its halo, where that is largest."""
@@ -235,10 +236,9 @@ class Planner:
             for height, width in zip(heights[layer], widths[layer], strict=True)
         )
 
-    def _slowness(self, job: Job, plan: Plan) -> float:
-        """What grows as the time that a plan takes."""
-        single = SINGLE_FRAME_COST if plan.frames == 1 else 1
-        return single * self.multiply_adds(job if job.latents else replace(job, latents=2), plan)
+    def _slowness(self, job: Job, plan: Plan) -> int:
+        """What grows as the time that plans take which differ in their tiles."""
+        return self.multiply_adds(job if job.latents else replace(job, latents=2), plan)
 
     def _largest(self, job: Job, plan: Plan) -> Region | None:
         """The tile that takes most."""
