@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import write_sound
 from wanvae.video import (
+    FilePart,
     VideoError,
     VideoReader,
     VideoWriter,
@@ -423,6 +424,24 @@ def test_clip_from_other_containers(tmp_path, suffix):
         assert torch.equal(read_clip(path, first / 25, 3), video[:, first : first + 3])
 
 
+def test_part_of_a_file_reads_as_a_file_does(long_video, tmp_path):
+    path, video, times = long_video
+    content = path.read_bytes()
+    image = tmp_path / "a.png"
+    write_video(image, solid(9, 90, 250), Fraction(1))
+    picture = image.read_bytes()
+    # A name that would mean something to FFmpeg if it were not quoted.
+    container = tmp_path / "a:b,,:c%03d.tar"
+    container.write_bytes(bytes(700) + content + picture + bytes(99))
+    part = FilePart(container, "clip.mkv", 700, len(content))
+    assert probe(part) == probe(path)
+    assert torch.equal(read_video(part)[0], video)
+    assert torch.equal(read_clip(part, times[57], 5, 2), video[:, 57:67:2])
+    still = FilePart(container, "still.png", 700 + len(content), len(picture))
+    assert probe(still) == probe(image)
+    assert torch.equal(read_video(still)[0], read_video(image)[0])
+
+
 # Damaged and unsuitable input
 
 
@@ -481,6 +500,14 @@ def test_cut_file_gives_its_good_frames_and_a_warning(tmp_path, suffix, options)
     original, _ = read_video(whole)
     good = video.shape[1] - 4  # frames next to the damage may be patched up
     assert torch.equal(video[:, :good], original[:, :good])
+
+
+def test_part_past_the_end_of_its_file_is_one_clear_line(tmp_path):
+    container = tmp_path / "a.tar"
+    container.write_bytes(bytes(700))
+    with pytest.raises(VideoError, match=r"^cannot read .*a\.tar/clip\.mp4: ") as caught:
+        probe(FilePart(container, "clip.mp4", 900, 100))
+    assert "\n" not in str(caught.value)
 
 
 def test_stopping_early_is_no_damage(long_video):

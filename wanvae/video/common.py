@@ -1,7 +1,9 @@
 """What reading and writing video files have in common."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +23,35 @@ class VideoError(ValueError):
     """A video file that cannot be read or written; the message says which and why in one line."""
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """A video or image inside a larger file, such as an uncompressed tar.
+
+    container: the larger file.
+    name: what to call the part in messages.
+    offset, size: where it lies, in bytes.
+    """
+
+    container: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.container}/{self.name}"
+
+
+Source = str | os.PathLike[str] | FilePart
+
+
+def address(source: Source) -> str:
+    """What FFmpeg opens: an absolute path, so that no name is taken for a protocol like "data:"."""
+    if isinstance(source, FilePart):
+        end = source.offset + source.size
+        return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
+    return os.path.abspath(source)
+
+
 def reason(error: Exception) -> str:
     """Why FFmpeg or the system failed, in words."""
     if isinstance(error, av.error.EOFError):
@@ -31,7 +62,7 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def one_line_errors(action: str, path: Path) -> Iterator[None]:
+def one_line_errors(action: str, path: Source) -> Iterator[None]:
     """Turn what FFmpeg and the system raise into a VideoError."""
     try:
         yield

@@ -4,21 +4,19 @@ Colours are converted the way the file is tagged, times are the file's own, and 
 are held at a time.
 """
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
-from pathlib import Path
 
 import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from wanvae.video.common import INTERPOLATION, VideoError, one_line_errors, reason
+from wanvae.video.common import INTERPOLATION, Source, VideoError, address, one_line_errors, reason
 
 _DEFAULT_RATE = Fraction(25)
 _ALLOWED_SHORTFALL = 0.5  # seconds; containers round or pad their durations
@@ -56,18 +54,19 @@ class Frame:
 class VideoReader:
     """Iterates once over the frames of a video or image file, decoding as it goes.
 
-    Any container and pixel format that FFmpeg reads. Frames come upright: rotation metadata (video
-    or EXIF) is applied, but mirroring is not told apart from rotation. Alpha is dropped. Times are
-    the file's timestamps, or frame number / fps where there are none, and always increase. A file
-    that turns out damaged or cut short ends at its last good frame with a UserWarning.
+    Any container and pixel format that FFmpeg reads, from a file or a part of one. Frames come
+    upright: rotation metadata (video or EXIF) is applied, but mirroring is not told apart from
+    rotation. Alpha is dropped. Times are the file's timestamps, or frame number / fps where there
+    are none, and always increase. A file that turns out damaged or cut short ends at its last good
+    frame with a UserWarning.
 
     Raises VideoError if the file cannot be opened or not one frame of it can be decoded.
     """
 
     info: VideoInfo
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Source) -> None:
+        self.path = path
         self._open()
         try:
             self._start()
@@ -77,9 +76,8 @@ class VideoReader:
 
     def _open(self) -> None:
         with one_line_errors("read", self.path):
-            # An absolute path, so that a name like "data:x" is never taken for a protocol; metadata
-            # in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(os.path.abspath(self.path), metadata_errors="replace")
+            # Metadata in a wrong encoding is no reason to refuse the pictures.
+            self._container = av.open(address(self.path), metadata_errors="replace")
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             self.close()
@@ -233,21 +231,19 @@ class VideoReader:
         self.close()
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
+def probe(path: Source) -> VideoInfo:
     """What the file says about its video; VideoError as for VideoReader."""
     with VideoReader(path) as reader:
         return reader.info
 
 
-def read_video(path: str | os.PathLike[str]) -> tuple[torch.Tensor, VideoInfo]:
+def read_video(path: Source) -> tuple[torch.Tensor, VideoInfo]:
     """All frames (3, T, H, W) float32 RGB in [-1, 1], and the info; VideoError as VideoReader."""
     with VideoReader(path) as reader:
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
 
-def read_clip(
-    path: str | os.PathLike[str], start: float, frames: int, stride: int = 1
-) -> torch.Tensor:
+def read_clip(path: Source, start: float, frames: int, stride: int = 1) -> torch.Tensor:
     """`frames` frames (3, T, H, W) in [-1, 1]: every `stride`-th from `start` seconds on.
 
     Seeks to the keyframe before `start` and decodes forward from there. Raises VideoError if the
