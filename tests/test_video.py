@@ -411,6 +411,20 @@ def test_clip_past_the_end_says_how_many_there_are(long_video):
         read_clip(path, -1, 1)
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
+def test_the_frame_count_does_not_depend_on_when_the_first_is_shown(tmp_path, suffix):
+    path = tmp_path / f"late{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        for index in range(20):
+            frame = av.VideoFrame(32, 16, "yuv420p")
+            frame.pts, frame.time_base = 10 + index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert probe(path).frames == read_video(path)[0].shape[1] == 20
+
+
 @pytest.mark.parametrize("suffix", [".ts", ".avi", ".mp4"])
 def test_clip_from_other_containers(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"

@@ -106,6 +106,9 @@ class VideoReader:
         else:
             fps, is_image = self._rate(), False
             duration = self._duration()
+            if duration is not None and "matroska" in name:
+                # Counted from time 0, at which the first frame need not be.
+                duration -= (self._origin or 0) * self._stream.time_base
             estimate = None if duration is None else max(1, round(duration * fps))
             frames = self._stream.frames or estimate
         sideways = round(first.rotation / 90) % 2 == 1
