@@ -6,6 +6,7 @@ import sys
 from argparse import Action
 from collections.abc import Sequence
 from dataclasses import fields
+from logging import Logger
 from typing import NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -22,16 +23,37 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A parser whose options may come from ``--config file.yaml`` too."""
+    """A parser whose options may come from ``--config file.yaml`` too.
 
-    def __init__(self, description: str | None, program: str | None = None) -> None:
-        super().__init__(prog=program, description=description, formatter_class=HelpFormatter)
+    ``exit_on_error``, ``logger`` and ``parser_mode`` are for jsonargparse, which makes parsers of
+    this class for lists of dataclasses.
+    """
+
+    def __init__(
+        self,
+        description: str | None = None,
+        program: str | None = None,
+        *,
+        exit_on_error: bool = True,
+        logger: bool | Logger = False,
+        parser_mode: str = "yaml",
+    ) -> None:
+        super().__init__(
+            prog=program,
+            description=description,
+            formatter_class=HelpFormatter,
+            exit_on_error=exit_on_error,
+            logger=logger,
+            parser_mode=parser_mode,
+        )
 
     def add_config_option(self) -> None:
         self.add_argument("--config", action="config", help="YAML file with any of these options")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one line what was wrong, after the usage, and exit with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         parser.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
