@@ -1,4 +1,5 @@
-"""The command line: ``wanvae reconstruct | encode | decode | plan | info | convert | train``."""
+"""The command line: ``wanvae reconstruct | encode | decode | plan | info | convert | index | train``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from wanvae.engine.checkpoint import first_sentence
 from wanvae.engine.config import to_json_dict
 from wanvae.formats import Layout
 from wanvae.latents import parse_rate
+from wanvae.manifest import MANIFEST, write_manifest
 from wanvae.model import WanVAE, check_length, check_size, make_planner
 from wanvae.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.planning import Job, Planner, choose_plan, show_memory
@@ -149,6 +152,22 @@ def convert_checkpoint(arguments: Namespace) -> None:
         print(f"note: {note}")
 
 
+def index(arguments: Namespace) -> None:
+    folder = Path(arguments.folder)
+    try:
+        entries = write_manifest(folder, progress=arguments.progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run it again to go on from there") from None
+    broken = [entry for entry in entries if entry.error is not None]
+    images = sum(entry.is_image for entry in entries)
+    videos = len(entries) - len(broken) - images
+    print(
+        f"{folder / MANIFEST}: {videos} videos, {images} images, {len(broken)} that cannot be read"
+    )
+    for entry in broken:
+        print(f"cannot read {entry.name}: {entry.error}")
+
+
 def load_model(arguments: Namespace) -> WanVAE:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
@@ -196,6 +215,10 @@ def add_model_options(parser: Parser) -> None:
         help="work in tiles of at most so many pixels a side, with the same result",
     )
     add_memory_option(parser)
+    add_progress_option(parser)
+
+
+def add_progress_option(parser: Parser) -> None:
     parser.add_argument(
         "--progress",
         action=ActionYesNo(no_prefix="no-"),
@@ -279,6 +302,11 @@ def add_convert_options(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the tensors (default: as read)")
 
 
+def add_index_options(parser: Parser) -> None:
+    parser.add_argument("folder", help="of videos, images and tars of them; with its subfolders")
+    add_progress_option(parser)
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand.
@@ -336,6 +364,14 @@ COMMANDS = {
         "checkpoint to another layout",
         "Write a checkpoint in another layout.",
     ),
+    "index": Command(
+        index,
+        add_index_options,
+        "list the videos of a folder, for training",
+        "Find the videos, images and tar shards in a folder, and write what they are to a file in "
+        "it, so that training on many of them starts quickly. Files that cannot be read are "
+        "listed. Run it again after adding files: only new and changed ones are opened.",
+    ),
 }
 
 
@@ -366,8 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = show_warning
         try:
             COMMANDS[parsed.command].run(parsed[parsed.command])
-        except KeyboardInterrupt:
-            say("interrupted; nothing was written")
+        except KeyboardInterrupt as interruption:
+            say(f"interrupted; {interruption if interruption.args else 'nothing was written'}")
             return 130
         except (ValueError, OSError) as error:
             say(str(error))
