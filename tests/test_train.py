@@ -173,10 +173,31 @@ def test_an_interruption_before_the_first_step_is_one_line(tmp_path, capsys, mon
     assert capsys.readouterr().err == "wanvae.train: interrupted before the first step\n"
 
 
+@pytest.mark.filterwarnings("ignore:a clip of waves.mp4")
 def test_an_error_in_a_loading_process_is_one_line(folder, tmp_path, capsys, monkeypatch):
     def unreadable(*_: object) -> torch.Tensor:
         raise VideoError("cannot read it")
 
     monkeypatch.setattr("wanvae.data.read_clip", unreadable)
     assert main([*options(folder, tmp_path / "run", 1), "--trainer.workers=1"]) == 1
-    assert capsys.readouterr().err.endswith("VideoError: cannot read it\n")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "VideoError: 100 files in a row could not be read" in last
+    assert "the last: cannot read it" in last
+
+
+def test_buckets_train(folder, tmp_path):
+    buckets = "[{frames: 5, height: 16, width: 24}, {frames: 1, height: 32, width: 8}]"
+    arguments = [*options(folder, tmp_path / "run", 6), f"--data.buckets={buckets}"]
+    assert main(arguments) == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_shapes_that_the_model_cannot_take_are_refused_at_once(folder, tmp_path, capsys):
+    for shape, wrong in (
+        ("frames: 4, height: 16, width: 16", "not 4"),
+        ("frames: 5, height: 16, width: 15", "not 16x15"),
+    ):
+        buckets = f"[{{frames: 5, height: 16, width: 16}}, {{{shape}}}]"
+        assert main([*options(folder, tmp_path / "run", 1), f"--data.buckets={buckets}"]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and wrong in error

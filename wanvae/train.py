@@ -24,7 +24,7 @@ from wanvae.engine.memory import keep_freed_memory
 from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
 from wanvae.initialise import inflate, start_as_image_model
 from wanvae.losses import LossConfig, VideoLosses, peak_signal_to_noise
-from wanvae.model import WanVAE
+from wanvae.model import WanVAE, check_length, check_size
 from wanvae.nn import use_channels_last
 
 
@@ -61,6 +61,9 @@ def run(config: TrainConfig) -> bool:
     accelerator = Accelerator()
     torch.manual_seed(config.trainer.seed)
     vae = first_model(config)
+    for shape in config.data.shapes:
+        check_size(vae.config, shape.height, shape.width)
+        check_length(vae.config, shape.frames)
     video_losses = VideoLosses(config.loss, accelerator.device)
 
     def losses(model: nn.Module, video: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -74,7 +77,11 @@ def run(config: TrainConfig) -> bool:
 
     task = Task(
         model=vae,
-        samples=VideoClips(config.data, config.trainer.seed),
+        samples=VideoClips(
+            config.data,
+            config.trainer.seed,
+            samples_per_step=config.trainer.batch_size * accelerator.num_processes,
+        ),
         losses=losses,
         save_weights=lambda model, path: model.save_pretrained(path),
         load_weights=load_weights,
