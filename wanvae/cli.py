@@ -1,5 +1,4 @@
-"""The command line: ``wanvae reconstruct | encode | decode | plan | info | convert | index | train``.
-"""
+"""The command line, ``wanvae``: encode, decode, reconstruct, plan, train and others."""
 
 from __future__ import annotations
 

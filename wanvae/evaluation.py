@@ -17,12 +17,10 @@ from einops import rearrange
 from torch import Tensor
 
 from wanvae.config import WanVAEConfig
-from wanvae.data import VIDEO_SUFFIXES
+from wanvae.manifest import MEDIA_SUFFIXES
 from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE, check_length, check_size
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.
 Metric: TypeAlias = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -105,7 +103,7 @@ def usable_clips(config: EvaluationConfig) -> Iterator[Clip]:
     """A clip of each file of the folder that has one, in the order of their names."""
     folder = Path(config.folder)
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        if path.suffix.lower() not in MEDIA_SUFFIXES:
             continue
         try:
             info = probe(path)
