@@ -226,6 +226,7 @@ def test_a_budget_too_small_for_a_stream_is_enough_for_tile_after_tile(
     tmp_path: Path, files: Path, run: Run, fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wanvae.planning.OVERHEAD", 0)
+    monkeypatch.setattr("wanvae.planning.PLANNING_MEMORY", 0)
     monkeypatch.setattr("wanvae.planning.SMALLEST_TILE", 16)
     latents = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, tmp_path / "l.safetensors")

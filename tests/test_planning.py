@@ -25,6 +25,7 @@ KB = 2**10
 def small(monkeypatch):
     """No overhead, small tiles, and Winograd even for few channels."""
     monkeypatch.setattr(planning, "OVERHEAD", 0)
+    monkeypatch.setattr(planning, "PLANNING_MEMORY", 0)
     monkeypatch.setattr(planning, "SMALLEST_TILE", 16)
     monkeypatch.setattr(planning, "show_memory", lambda size: f"{size}B")
     monkeypatch.setattr(convolve, "FEWEST_CHANNELS", 1)

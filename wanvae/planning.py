@@ -31,6 +31,8 @@ from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resam
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # What the libraries need besides tensors, and what the heap wastes between them.
 OVERHEAD = 64 * UNITS["MB"]
+# What planning itself takes, once in the life of a process: libraries that PyTorch loads for it.
+PLANNING_MEMORY = 160 * UNITS["MB"]
 # The smallest tile that is tried, in pixels; smaller ones are nearly all halo.
 SMALLEST_TILE = 64
 # How many plans of a kind to look at for a stream.
@@ -86,24 +88,34 @@ class Planner:
     def plan_for(self, job: Job, max_memory: int) -> Plan:
         """The plan that is expected to be fastest within ``max_memory`` bytes.
 
+        On the CPU, what planning takes is part of that.
+
         Raises:
             TooLittleMemory: no plan takes so little.
         """
+        planning = 0 if job.offloads else PLANNING_MEMORY
+        plan, smallest = self._fastest_within(job, max_memory - planning)
+        if plan is None:
+            raise TooLittleMemory(
+                f"{show_memory(max_memory)} is too little memory for this: it takes at least "
+                f"{show_memory(smallest + planning)}, besides the model and its input"
+            )
+        return plan
+
+    def _fastest_within(self, job: Job, limit: int) -> tuple[Plan | None, int]:
+        """The fastest plan of at most ``limit`` bytes, and the least memory that was seen."""
         whole = default_plan(self.network, job.height, job.width, None)
         smallest = self.memory(job, whole)
-        if smallest <= max_memory:
-            return replace(whole, lean=True)
+        if smallest <= limit:
+            return replace(whole, lean=True), smallest
         for kinds in self._plans(job) if whole.frames is not None else []:
-            looks = [self._look(job, plans, max_memory) for plans in kinds]
+            looks = [self._look(job, plans, limit) for plans in kinds]
             fitting = [plan for plans, _ in looks for plan in plans]
-            for plan in sorted(fitting, key=lambda plan: self._slowness(job, plan)):
-                if self.memory(job, plan) <= max_memory:
-                    return plan
             smallest = min(smallest, *(least for _, least in looks))
-        raise TooLittleMemory(
-            f"{show_memory(max_memory)} is too little memory for this: it takes at least "
-            f"{show_memory(smallest)}, besides the model and its input"
-        )
+            for plan in sorted(fitting, key=lambda plan: self._slowness(job, plan)):
+                if self.memory(job, plan) <= limit:
+                    return plan, smallest
+        return None, smallest
 
     def tiles(self, job: Job, plan: Plan) -> list[Region | None]:
         """The tiles of a plan."""
@@ -211,16 +223,16 @@ class Planner:
             plain = [replace(plan, split_core=False) for plan in split]
             yield [plain if offload else [Plan(None, frames, lean=True), *plain], split]
 
-    def _look(self, job: Job, plans: list[Plan], max_memory: int) -> tuple[list[Plan], int]:
+    def _look(self, job: Job, plans: list[Plan], limit: int) -> tuple[list[Plan], int]:
         """Those of a kind that are expected to fit, and the least memory that was seen."""
         plans = sorted(plans, key=lambda plan: self._pixels(job, plan))
         if job.latents is None and not plans[0].offload:
             # Large tiles take much at once, and small ones, which overlap more, much for states.
             plans = plans[:: math.ceil(len(plans) / STREAM_LOOKS)]
-            fitting = [plan for plan in plans if self.memory(job, plan) <= max_memory]
+            fitting = [plan for plan in plans if self.memory(job, plan) <= limit]
             return fitting, min(self.memory(job, plan) for plan in plans)
         # Larger tiles take more memory, so that few need a look to tell which fit.
-        count = bisect_right(plans, max_memory, key=lambda plan: self.memory(job, plan))
+        count = bisect_right(plans, limit, key=lambda plan: self.memory(job, plan))
         least = min(self.memory(job, plan) for plan in plans[:FEWEST_LOOKS])
         return plans[: max(count, FEWEST_LOOKS)], least
 
