@@ -199,7 +199,7 @@ def test_usage_errors(
     assert line.startswith("wanvae") and ": error: " in line and reason in line
 
 
-@pytest.mark.parametrize("limits", [["--tile-size", 16], ["--max-memory", "200MB"]])
+@pytest.mark.parametrize("limits", [["--tile-size", 16], ["--max-memory", "600MB"]])
 def test_limits_change_nothing(tmp_path: Path, files: Path, run: Run, limits: list[object]) -> None:
     model = "--checkpoint", files / "vae.safetensors"
     for name, options in (("a", []), ("b", limits)):

@@ -36,6 +36,7 @@ clips = read_held_out(EvaluationConfig(folder=folder, frames=5, size=16), vae.co
 result = evaluate(vae, clips, accelerator=accelerator)
 content = json.dumps({"rows": result.rows, "means": result.means})
 Path(results, f"{accelerator.process_index}.json").write_text(content)
+accelerator.end_training()
 """
 
 
