@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from wanvae.config import check
 from wanvae.manifest import Entry, load_entries, reason
 from wanvae.video import VideoError, read_clip
 
@@ -40,9 +41,8 @@ class BucketConfig:
 
     def __post_init__(self) -> None:
         for name in ("frames", "height", "width"):
-            check_at_least(1, name, getattr(self, name))
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight must be above 0, not {self.weight}")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(0 < self.weight < float("inf"), "weight", self.weight, "above 0")
 
     def __str__(self) -> str:
         return f"{self.frames} frames of {self.width}x{self.height} pixels"
@@ -80,20 +80,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "largest_scale", "crops_per_clip"):
-            check_at_least(1, name, getattr(self, name))
-        if not 1 <= self.strides[0] <= self.strides[1]:
-            raise ValueError(f"strides must be 1 or more and in order, not {self.strides}")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        smallest, largest = self.strides
+        check(1 <= smallest <= largest, "strides", self.strides, "1 or more and in order")
 
     @property
     def shapes(self) -> tuple[BucketConfig, ...]:
         """The buckets; of one shape, where only ``frames`` and ``size`` are given."""
         single = BucketConfig(frames=self.frames, height=self.size, width=self.size)
         return self.buckets or (single,)
-
-
-def check_at_least(least: int, name: str, value: float) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 class VideoClips(Dataset):

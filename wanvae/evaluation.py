@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check
 from wanvae.manifest import MEDIA_SUFFIXES
 from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE, check_length, check_size
@@ -47,8 +47,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)

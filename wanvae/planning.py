@@ -188,19 +188,15 @@ class Planner:
         if plan.tile_size is None or plan.offload:
             return meter.peak
         # Tiles that read and make the same sizes have states of the same size.
-        kinds: Counter[Any] = Counter()
-        examples = {}
-        for tile in self.tiles(job, plan):
-            kind = tuple(self._kind(span, plan) for span in tile)
-            kinds[kind] += 1
-            examples[kind] = tile
-        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in examples.items()}
-        others = sum(size * kinds[kind] for kind, size in sizes.items())
-        return meter.peak + others - self._state_size(job, plan, largest)
+        numbers = Counter(self._kind(tile, plan) for tile in self.tiles(job, plan))
+        kinds = {self._kind(tile, plan): tile for tile in self.tiles(job, plan)}
+        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in kinds.items()}
+        states = sum(size * numbers[kind] for kind, size in sizes.items())
+        return meter.peak + states - sizes[self._kind(largest, plan)]
 
-    def _kind(self, span: Span, plan: Plan) -> tuple[tuple[int, int], ...]:
-        """What tells how much tiles of a span take."""
-        return tuple(self._lengths(span, plan.split_core).values())
+    def _kind(self, tile: Region, plan: Plan) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """What tells how much a tile takes: what each layer reads and makes, along both axes."""
+        return tuple(tuple(self._lengths(span, plan.split_core).values()) for span in tile)
 
     def _state_size(self, job: Job, plan: Plan, tile: Region | None) -> int:
         """Bytes that the tiled layers keep for a tile."""

@@ -95,11 +95,9 @@ class Network:
 
     def parts(self, *, split_core: bool) -> list[Part]:
         """The layers, cut where whole frames and tiles meet."""
-        whole = {layer: layer in self.core for layer in self.layers}
-        if split_core:
-            whole = {layer: needs_whole_frames(layer) for layer in self.layers}
+        whole = needs_whole_frames if split_core else self.core.__contains__
         parts, scale = [], self.pixels_per_input
-        for on_whole_frames, run in groupby(self.layers, whole.get):
+        for on_whole_frames, run in groupby(self.layers, whole):
             layers = tuple(run)
             halvings = sum(isinstance(layer, Downsample) for layer in layers)
             doublings = sum(isinstance(layer, Upsample) for layer in layers)
