@@ -1,6 +1,8 @@
 """Stream sessions: any pushes, saved and restored, side by side, in constant memory."""
 
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -122,3 +124,17 @@ def test_a_stream_keeps_its_size(pushed):
         encoder.push(random_video(1, 24))
     with pytest.raises(ValueError, match=r"keeps its shape.*\(2, 2, 1, 2, 2\)"):
         decoder.push(latents.repeat(2, 1, 1, 1, 1))
+
+
+def test_the_memory_of_a_stream_goes_with_its_session():
+    session = tiny().stream_decode()
+    session.push(torch.randn(1, 2, 2, 2, 3, dtype=torch.float64))
+    states = [weakref.ref(tensor) for tensor in tensors_in(session.state)]
+    gc.collect()
+    gc.disable()
+    try:
+        del session
+        assert states
+        assert not any(state() is not None for state in states)
+    finally:
+        gc.enable()

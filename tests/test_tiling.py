@@ -42,7 +42,7 @@ def exactly(dtype):
 def shell_only_in_tiles(vae):
     """Inside, a layer of a shell that makes whole frames is an error."""
     shells = {*vae.encoder_network().shell, *vae.decoder_network().shell}
-    step, seen = tiling.Flow._step, set()
+    step, seen = tiling.Flow._run, set()
 
     def guarded(flow, stage, x, *, ends):
         for layer in shells.intersection(stage.layers):
@@ -51,7 +51,7 @@ def shell_only_in_tiles(vae):
         return step(flow, stage, x, ends=ends)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling.Flow, "_step", guarded)
+        patch.setattr(tiling.Flow, "_run", guarded)
         yield
     assert seen == {*vae.encoder_network().shell} or seen == {*vae.decoder_network().shell}
 

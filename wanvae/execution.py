@@ -115,7 +115,7 @@ class Flow:
         compiled: bool = False,
     ) -> None:
         self._stages = stages
-        self._run = self._compiled_step if compiled and region is None else self._step
+        self._compiled = compiled and region is None
         self._latents = latents
         self._processed = [0] * len(stages)
         layers = [layer for stage in stages for layer in stage.layers]
@@ -165,7 +165,9 @@ class Flow:
             return False
         return self._processed[index] == 1 + (self._latents - 1) * self._stages[index].group
 
-    def _step(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
+    def _run(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
+        if self._compiled:
+            return self._compiled_step(stage, x, ends=ends)
         for layer in stage.layers:
             # No longer held here, so that it is freed as soon as the layer has its next state.
             state, self._states[layer] = self._states[layer], None

@@ -14,8 +14,6 @@ from wanvae import formats
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.engine.memory import returning_freed_memory
-from wanvae.execution import join
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.planning import Job, Memory, Planner, TileSize, choose_plan
 from wanvae.posterior import Posterior
@@ -318,9 +316,7 @@ class WanVAE(nn.Module):
         """All of a clip of so many latents."""
         height, width = (side * network.pixels_per_input for side in x.shape[3:])
         tiles = make_tiles(network, height, width, plan)
-        coding = Coding(network, plan, tiles, latents, compiled=self.compiled)
-        with returning_freed_memory(plan.lean):
-            return join(coding.push([x]), network.frames_made(x.shape[2], starts=True))
+        return Coding(network, plan, tiles, latents, compiled=self.compiled).run(x)
 
     def _rules(
         self,

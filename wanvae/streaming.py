@@ -13,8 +13,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from wanvae.engine.memory import returning_freed_memory
-from wanvae.execution import join
 from wanvae.nn import State, unstreamable_layers
 from wanvae.posterior import Posterior
 from wanvae.tiling import Coding, Network, Plan, make_tiles
@@ -113,11 +111,6 @@ class Session:
             )
         return self._coding
 
-    def _process(self, piece: Tensor) -> Tensor:
-        frames = self._network.frames_made(piece.shape[2], starts=not self._coding.started)
-        with returning_freed_memory(self._plan.lean):
-            return join(self._coding.push([piece]), frames)
-
 
 class StreamEncoder(Session):
     """Encodes a stream of frames; made by ``WanVAE.stream_encode``. No gradients are kept."""
@@ -139,7 +132,7 @@ class StreamEncoder(Session):
         first = 0 if coding.started else 1
         ready = first + (frames.shape[2] - first) // factor * factor
         self._waiting = frames[:, :, ready:].clone() if ready < frames.shape[2] else None
-        return Posterior.from_moments(self._process(frames[:, :, :ready])) if ready else None
+        return Posterior.from_moments(coding.run(frames[:, :, :ready])) if ready else None
 
     @torch.no_grad()
     def finish(self) -> EncodeEnd:
@@ -149,7 +142,7 @@ class StreamEncoder(Session):
         frames, self._waiting = self._waiting, None
         missing = self._network.temporal_factor - frames.shape[2]
         tail = frames[:, :, -1:].expand(-1, -1, missing, -1, -1)
-        moments = self._process(torch.cat([frames, tail], dim=2))
+        moments = self._coding.run(torch.cat([frames, tail], dim=2))
         return EncodeEnd(Posterior.from_moments(moments), missing)
 
 
@@ -172,8 +165,7 @@ class StreamDecoder(Session):
         Raises:
             ValueError: H or W is not that of the latents before.
         """
-        self._begin_or_check(latents)
-        video = self._process(latents)
+        video = self._begin_or_check(latents).run(latents)
         return video.clamp_(-1, 1) if self._clamp else video
 
 

@@ -19,11 +19,15 @@ from itertools import groupby, pairwise, product
 import torch
 from torch import Tensor, nn
 
-from wanvae.execution import Flow, Stage, default_frames, make_stages, time_factor
+from wanvae.engine.memory import returning_freed_memory
+from wanvae.execution import Flow, Stage, default_frames, join, make_stages, time_factor
 from wanvae.nn import Downsample, State, Upsample, needs_whole_frames, unstreamable_layers
+from wanvae.nn.memory import POOL
 from wanvae.nn.region import Region, Span, crop, whole_of
 
 HOST = torch.device("cpu")
+# Bytes that a process keeps for its next call.
+KEPT_MEMORY = 2**28
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Coding:
         else:
             stages = make_stages(network.layers, plan.frames, network.group)
         self._network = network
-        self._offload = plan.offload
+        self._plan = plan
         self.parts: list[tuple[Part, list[tuple[Region | None, Flow]]]] = []
         for index, part in enumerate(network.parts(split_core=plan.split_core)):
             of_part, stages = cut(stages, len(part.layers))
@@ -207,6 +211,15 @@ class Coding:
     def state(self) -> State:
         """What is needed to go on later: for each part, the states of its streams."""
         return tuple(tuple(flow.state for _, flow in flows) for _, flows in self.parts)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Process the next whole groups of frames, and return all of the result."""
+        frames = self._network.frames_made(x.shape[2], starts=not self.started)
+        try:
+            with returning_freed_memory(self._plan.lean):
+                return join(self.push([x]), frames)
+        finally:
+            POOL.shrink(0 if self._plan.lean else KEPT_MEMORY)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Process the next whole groups of frames; the results come as they are ready."""
@@ -235,7 +248,7 @@ class Coding:
             parts = (
                 crop(piece, whole_of(flow.input_region), flow.input_region) for piece in pieces
             )
-            if self._offload:
+            if self._plan.offload:
                 flow.move_state(flow.device)
             start = 0
             for made in flow.push(parts):
@@ -243,7 +256,7 @@ class Coding:
                     whole = self._empty(made, frames, tile, part)
                 crop(whole[:, :, start : start + made.shape[2]], whole_of(tile), tile).copy_(made)
                 start += made.shape[2]
-            if self._offload:
+            if self._plan.offload:
                 flow.move_state(HOST)
         yield whole
 

@@ -1,42 +1,124 @@
-"""Memory for intermediate results."""
+"""Memory for intermediate results.
+
+Blocks of MBs come and go with every layer. The C library gives the large ones back to the system
+each time, and the next one costs a page fault for each 4 KB: a third of the time of a decoder on
+some machines. The smaller ones it keeps, with holes between them that grow as a stream goes on. So
+on CPUs large blocks come from a pool, in pages of 2 MB where the system has them.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import math
+import mmap
 import sys
+import weakref
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-# Of Linux' madvise.
-MADV_HUGEPAGE = 14
-PAGE = 4096
-# Smaller blocks are mostly reused by the allocator, and cost no page faults.
-SMALLEST_LARGE_BLOCK = 2**22
+# In bytes; what is smaller is left to the C library.
+SMALLEST_BLOCK = 2**20
+# A free block is taken for less than its size if no more than this fraction is wasted.
+WASTE = 1 / 8
 
-madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+
+class Pool:
+    """Blocks of memory that are lent, come back when nobody uses them, and are lent again.
+
+    What is free and what is lent together are never more than what was lent at once at some time,
+    so the pool takes no more memory than its users do without it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []  # the one that waits longest is first
+        self._lent = 0
+        self._most_lent = 0
+        # Blocks come back at any time, even while this thread holds the lock.
+        self._returned: deque[mmap.mmap] = deque()
+        self._lock = Lock()
+
+    @property
+    def free(self) -> int:
+        """Bytes that wait to be lent."""
+        with self._lock:
+            self._collect()
+            return sum(map(len, self._free))
+
+    def lend(self, size: int) -> memoryview:
+        """Uninitialised memory of ``size`` bytes or a little more; it comes back by itself.
+
+        Raises:
+            MemoryError: the system has not that much.
+        """
+        size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
+        with self._lock:
+            self._collect()
+            block = self._take(size) or self._make(size)
+            self._lent += len(block)
+        view = memoryview(block)
+        weakref.finalize(view, self._returned.append, block)
+        return view
+
+    def shrink(self, kept: int) -> None:
+        """Return free memory to the system, but for ``kept`` bytes at most."""
+        with self._lock:
+            self._collect()
+            self._limit(kept)
+            self._most_lent = self._lent + sum(map(len, self._free))
+
+    def _collect(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
+            self._lent -= len(block)
+            self._free.append(block)
+
+    def _take(self, size: int) -> mmap.mmap | None:
+        fitting = [block for block in self._free if size <= len(block) <= size * (1 + WASTE)]
+        if not fitting:
+            return None
+        block = min(fitting, key=len)
+        self._free.remove(block)
+        return block
+
+    def _make(self, size: int) -> mmap.mmap:
+        self._most_lent = max(self._most_lent, self._lent + size)
+        self._limit(self._most_lent - self._lent - size)
+        try:
+            # Private: a process that is forked must not see what its parent computes.
+            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"cannot allocate {size} bytes: {error.strerror}") from error
+        with suppress(OSError):  # a system without large pages
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+    def _limit(self, kept: int) -> None:
+        free = sum(map(len, self._free))
+        while free > kept:
+            free -= len(self._free.pop(0))
+
+
+POOL = Pool()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory; channels are innermost if there are two axes of space or more."""
-    memory_format = MEMORY_FORMATS.get(len(shape), torch.contiguous_format)
-    x = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
-    if device.type == "cpu":
-        use_huge_pages(x)
-    return x
+    """Uninitialised memory; channels are innermost if there are two axes of space or more.
 
-
-def use_huge_pages(x: Tensor) -> None:
-    """Ask Linux for pages of 2 MB instead of 4 KB for ``x``, which nobody has written to yet.
-
-    The C library gives large blocks back to the system when they are freed, so they cost a page
-    fault for each page every time: with small pages a third of the time of a decoder.
+    Raises:
+        MemoryError: there is not that much.
     """
-    size = x.numel() * x.element_size()
-    if madvise is not None and size >= SMALLEST_LARGE_BLOCK:
-        start = -(-x.data_ptr() // PAGE) * PAGE
-        length = (x.data_ptr() + size - start) // PAGE * PAGE
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
+    size = math.prod(shape) * dtype.itemsize
+    if sys.platform != "linux" or device.type != "cpu" or size < SMALLEST_BLOCK:
+        memory_format = MEMORY_FORMATS.get(len(shape), torch.contiguous_format)
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+    x = torch.frombuffer(POOL.lend(size), dtype=dtype, count=math.prod(shape))
+    if len(shape) not in MEMORY_FORMATS:
+        return x.view(*shape)
+    batch, channels, *axes = shape
+    return x.view(batch, *axes, channels).movedim(-1, 1)
