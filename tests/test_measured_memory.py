@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +11,15 @@ from wanvae import WanVAEConfig
 from wanvae.model import make_planner
 from wanvae.planning import Job, Plan
 
+ROOT = Path(__file__).parents[1]
+
 # Full-size model; peak of the resident memory over what it was before the call.
 MEASURE = """
-import re, sys, torch
+import sys, torch
+from tools.benchmark import peak_resident_memory
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.nn import use_channels_last
 from wanvae.tiling import Plan
-
-def status(key):
-    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 
 dtype = getattr(torch, sys.argv[1])
 decoding, frames, height, width, *plan = map(int, sys.argv[2:])
@@ -29,10 +30,7 @@ tile_size = None if plan[0] == 0 else (plan[0], plan[1])
 vae._choose_plan = lambda *_: Plan(tile_size, plan[2], lean=True)
 latents = torch.randn(1, 16, 1 + (frames - 1) // 4, height // 8, width // 8).to(dtype)
 video = torch.rand(1, 3, frames, height, width).to(dtype)
-open("/proc/self/clear_refs", "w").write("5")
-before = status("VmRSS")
-result = vae.decode(latents) if decoding else vae.encode(video)
-print(status("VmHWM") - before)
+print(peak_resident_memory(lambda: vae.decode(latents) if decoding else vae.encode(video)))
 """
 
 
@@ -56,7 +54,7 @@ def test_predicted_memory_is_what_is_taken(
     plan = Plan(tile_size, at_once, lean=True)
     sizes = decoding, frames, height, width, *(tile_size or (0, 0)), at_once
     command = [sys.executable, "-c", MEASURE, dtype, *(str(int(size)) for size in sizes)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     planner = make_planner(WanVAEConfig(), decoding=decoding, dtype=getattr(torch, dtype))
     job = Job(1, 16 if decoding else 3, 1 + (frames - 1) // 4, height, width, getattr(torch, dtype))
     expected = planner.memory(job, plan)

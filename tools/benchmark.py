@@ -44,6 +44,7 @@ from wanvae.convert import convert
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
 from wanvae.formats import Layout
 from wanvae.model import make_planner
+from wanvae.nn.memory import POOL
 
 Side = Literal["ours", "peer"]
 
@@ -415,7 +416,9 @@ def peak_memory(side: Side, job: Job, setup: Setup) -> int:
 def peak_resident_memory(call: Callable[[], object]) -> int:
     """Bytes that ``call`` adds to this process at its peak."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but not returned would be used uncounted
+    # What is free but not returned would be used uncounted.
+    POOL.shrink(0)
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident_memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
     call()
