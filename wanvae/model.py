@@ -110,11 +110,15 @@ class WanVAE(nn.Module):
         """The device of the parameters; inputs are moved to it."""
         return self.conv1.weight.device
 
-    def forward(self, video: Tensor) -> Reconstruction:
+    def forward(self, video: Tensor, *, recompute: bool = False) -> Reconstruction:
         """Encode and decode a whole clip in one pass over each layer, for training.
 
         While training the latents are a sample of the posterior; in evaluation, and behind a frozen
         encoder, its mode.
+
+        Args:
+            recompute: for the backward pass keep only what goes from block to block, and compute
+                what is inside them again: less memory, more time, the same gradients.
         """
         self.check_clip(video)
         video = video.to(self.device, self.encode_dtype)
@@ -124,9 +128,11 @@ class WanVAE(nn.Module):
         kind = self.device.type
         narrow = torch.is_autocast_enabled(kind) and not frozen
         with torch.set_grad_enabled(wanted), torch.autocast(kind, enabled=narrow):
-            posterior = Posterior.from_moments(self.encode_step(video, None)[0])
+            moments = self.encode_step(video, None, recompute=recompute)[0]
+        posterior = Posterior.from_moments(moments)
         latents = posterior.sample() if self.training and not frozen else posterior.mode()
-        video, _ = self.decode_step(latents.to(self.decode_dtype), None)
+        latents = latents.to(self.decode_dtype)
+        video = self.decode_step(latents, None, recompute=recompute)[0]
         return Reconstruction(video, posterior)
 
     def freeze_encoder(self) -> None:
@@ -289,14 +295,26 @@ class WanVAE(nn.Module):
         mean, std = self._latent_statistics(latents)
         return latents * std + mean
 
-    def encode_step(self, video: Tensor, state: State) -> tuple[Tensor, State]:
-        """Moments ``(B, 2 * z_dim, ...)`` of the next 1 + 4n (first) or 4n frames of a stream."""
-        features, state = self.encoder.step(video, state)
+    def encode_step(
+        self, video: Tensor, state: State, *, recompute: bool = False
+    ) -> tuple[Tensor, State]:
+        """Moments ``(B, 2 * z_dim, ...)`` of the next 1 + 4n (first) or 4n frames of a stream.
+
+        Args:
+            recompute: as for ``forward``.
+        """
+        features, state = self.encoder.step(video, state, recompute=recompute)
         return self.conv1(features), state
 
-    def decode_step(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
-        """The video, not clamped, of the next latents of a stream."""
-        return self.decoder.step(self.conv2(latents), state)
+    def decode_step(
+        self, latents: Tensor, state: State, *, recompute: bool = False
+    ) -> tuple[Tensor, State]:
+        """The video, not clamped, of the next latents of a stream.
+
+        Args:
+            recompute: as for ``forward``.
+        """
+        return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
     def check_video(self, video: Tensor) -> None:
         """Raise ValueError if ``video`` is no ``(B, C, T, H, W)`` that this model can encode."""

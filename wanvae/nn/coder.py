@@ -59,8 +59,16 @@ class Coder(Streaming):
         """The other layers, those of all resolutions."""
         raise NotImplementedError(f"{type(self).__name__} has no shell")
 
-    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        return step_through(self.layers(), x, state, region)
+    def step(
+        self, x: Tensor, state: State, region: Region | None = None, *, recompute: bool = False
+    ) -> tuple[Tensor, State]:
+        """Process the next piece of a stream.
+
+        Args:
+            recompute: for the backward pass keep only what goes from block to block, and compute
+                what is inside them again: less memory, more time, the same gradients.
+        """
+        return step_through(self.layers(), x, state, region, recompute=recompute)
 
     def input_region(self, region: Region) -> Region:
         return regions_between(self.layers(), region)[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.pointwise import apply
@@ -23,12 +25,21 @@ class Sequential(Streaming, nn.Sequential):
 
 
 def step_through(
-    layers: Iterable[nn.Module], x: Tensor, state: State, region: Region | None = None
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    state: State,
+    region: Region | None = None,
+    *,
+    recompute: bool = False,
 ) -> tuple[Tensor, State]:
     """One step of several layers in a row; the state holds one entry a layer.
 
     Layers that are not :class:`Streaming` treat each position alone; the convolution after them
     applies them on its way to its input.
+
+    Args:
+        recompute: for the backward pass keep only what goes from layer to layer and compute what
+            is inside them again (Chen et al., arXiv 1604.06174), with the same dropout.
     """
     layers = tuple(layers)
     states = (None,) * len(layers) if state is None else state
@@ -43,7 +54,8 @@ def step_through(
             x, layer_state = layer.step(x, layer_state, layer_region, pointwise)
             pointwise = []
         else:
-            x, layer_state = layer.step(apply(pointwise, x), layer_state, layer_region)
+            step = partial(checkpoint, layer.step, use_reentrant=False) if recompute else layer.step
+            x, layer_state = step(apply(pointwise, x), layer_state, layer_region)
             pointwise = []
         new_states.append(layer_state)
     return apply(pointwise, x), tuple(new_states)
