@@ -9,19 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from wanvae.config import WanVAEConfig
 from wanvae.data import DataConfig, VideoClips
 from wanvae.engine.arguments import parse_config
-from wanvae.engine.checkpoint import check_tensors, read_tensors
+from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.memory import keep_freed_memory
-from wanvae.engine.trainer import NotFiniteError, Task, TrainerConfig, train
+from wanvae.engine.trainer import (
+    NotFiniteError,
+    StepLosses,
+    Task,
+    TrainerConfig,
+    make_accelerator,
+    train,
+)
 from wanvae.initialise import inflate, start_as_image_model
 from wanvae.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.model import WanVAE, check_length, check_size
@@ -37,6 +42,8 @@ class TrainConfig:
         data: the training clips.
         loss: the loss terms.
         trainer: the loop.
+        gradient_checkpointing: keep less of the forward pass and compute it again for the
+            gradients: a fraction of the memory, a sixth more time, the same result.
         weights: checkpoint to start from, of any layout, whose architecture replaces ``model``, but
             for ``model.ndim``: if that is 3 an image model is inflated to a video model. Without
             one the model starts as wanvae.initialise says.
@@ -48,6 +55,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    gradient_checkpointing: bool = False
     weights: str | None = None
     freeze_encoder: bool = False
 
@@ -58,7 +66,7 @@ class TrainConfig:
 
 def run(config: TrainConfig) -> bool:
     """Train as ``config`` says; returns whether all steps are done."""
-    accelerator = Accelerator()
+    accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     vae = first_model(config)
     for shape in config.data.shapes:
@@ -66,14 +74,16 @@ def run(config: TrainConfig) -> bool:
         check_length(vae.config, shape.frames)
     video_losses = VideoLosses(config.loss, accelerator.device)
 
-    def losses(model: nn.Module, video: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        output = model(video)
+    def losses(
+        model: nn.Module, adversary: nn.Module | None, video: Tensor, step: int
+    ) -> StepLosses:
+        output = model(video, recompute=config.gradient_checkpointing)
         with torch.no_grad():
             figures = {"psnr": peak_signal_to_noise(output.video, video)}
         terms = video_losses.generator(
             output, video, discriminator=None, last_layer=vae.decoder.head[-1].weight, step=0
         )
-        return terms, figures
+        return StepLosses(terms, figures)
 
     task = Task(
         model=vae,
@@ -84,7 +94,7 @@ def run(config: TrainConfig) -> bool:
         ),
         losses=losses,
         save_weights=lambda model, path: model.save_pretrained(path),
-        load_weights=load_weights,
+        load_weights=load_in_place,
     )
     return train(task, config.trainer, accelerator)
 
@@ -108,13 +118,6 @@ def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
     if ndim < vae.config.ndim:
         raise ValueError(f"{path} is a video model, not an image model: set model.ndim to 3")
     return inflate(vae) if ndim > vae.config.ndim else vae
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint of the same architecture into the parameters that ``model`` has."""
-    tensors = read_tensors(path).tensors
-    check_tensors(model, tensors, path)
-    model.load_state_dict(tensors)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:

@@ -245,6 +245,17 @@ def load_tensors(
     module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
 
 
+def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy the tensors of a file into the parameters and buffers that ``module`` has.
+
+    Raises:
+        CheckpointError: as ``read_tensors`` and ``check_tensors``.
+    """
+    tensors = read_tensors(path).tensors
+    check_tensors(module, tensors, path)
+    module.load_state_dict(tensors)
+
+
 def check_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
 ) -> None:

@@ -1,105 +1,78 @@
-"""The training loop, for any model: accelerate, checkpoints, resume.
+"""The training loop, for any model: accelerate, an adversary, checkpoints, resume.
 
-Everything random in a step follows from (seed, step, rank), and a sample from (seed, its number):
-a checkpoint is the weights, the optimizer and a step count.
+Everything random in a batch follows from (seed, step, its place in the step), and a sample from
+(seed, its number): a run that goes on from a checkpoint, or on another number of processes, sees
+what it would have seen.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-WEIGHTS = "model.safetensors"
-PROGRESS = "progress.json"
+from wanvae.engine.averaging import moving_average
+from wanvae.engine.log import Log
+from wanvae.engine.run_directory import WEIGHTS, Checkpoints
+from wanvae.engine.task import Adversary, StepLosses, Task
+from wanvae.engine.trainer_config import TrainerConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """How to train, whatever the model.
-
-    Attributes:
-        run: directory of the run: checkpoints, log.jsonl and, at the end, model.safetensors. A run
-            that has checkpoints is continued from the newest.
-        steps: optimizer steps.
-        batch_size: samples per step on each process.
-        learning_rate: at its highest, after warm-up.
-        warmup_steps: steps of linear warm-up; a cosine to 0 at the last step follows.
-        betas: of AdamW.
-        weight_decay: of AdamW.
-        gradient_clip: largest norm of the gradient.
-        checkpoint_every: steps between checkpoints.
-        keep_checkpoints: how many of the newest to keep.
-        log_every: steps between lines in log.jsonl.
-        compile: run the model through torch.compile; needs a C++ compiler.
-        workers: processes that load data, for each process that trains.
-        seed: of weights, samples and noise.
-    """
-
-    run: str = "runs/latest"
-    steps: int = 100_000
-    batch_size: int = 1
-    learning_rate: float = 1e-4
-    warmup_steps: int = 1000
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    compile: bool = False
-    workers: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+__all__ = [
+    "Adversary",
+    "NotFiniteError",
+    "StepLosses",
+    "Task",
+    "TrainerConfig",
+    "make_accelerator",
+    "train",
+]
 
 
-@dataclass(frozen=True)
-class Task:
-    """What to train: a model, its data, its loss, and how its weights are kept.
-
-    Attributes:
-        model: called by ``losses`` only, so that accelerate may wrap it.
-        samples: gives sample ``number`` for any number from 0 on.
-        losses: from (wrapped model, batch) to (loss terms that are summed, figures to report).
-        save_weights: writes the model to a file.
-        load_weights: reads such a file into the model.
-    """
-
-    model: nn.Module
-    samples: Dataset
-    losses: Callable[[nn.Module, Tensor], tuple[dict[str, Tensor], dict[str, Tensor]]]
-    save_weights: Callable[[nn.Module, Path], None]
-    load_weights: Callable[[nn.Module, Path], None]
+# What has to be finite for a step to count.
+DECISIVE = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
 
 
 class NotFiniteError(RuntimeError):
-    """The loss became infinite or NaN."""
+    """The loss or its gradient was infinite or NaN too many times in a row."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model as accelerate wraps it, with its optimizer and its highest learning rate."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    learning_rate: float
+
+
+def make_accelerator(config: TrainerConfig) -> Accelerator:
+    """The devices, processes and trackers of a run; made before anything that depends on them.
+
+    Raises:
+        ValueError: the tracker is not installed.
+    """
+    tracked = config.tracker == "tensorboard"
+    if tracked and find_spec("tensorboard") is None:
+        raise ValueError("tensorboard is not installed: pip install it, or set tracker to none")
+    unused = config.find_unused_parameters
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard" if tracked else None,
+        project_dir=config.run,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
 
 
 def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
@@ -107,56 +80,138 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
 
     Returns whether all steps are done: False after SIGINT or SIGTERM, which end the run with a
     checkpoint once the step under way is complete.
+
+    Raises:
+        ValueError: the task and the config do not fit.
+        NotFiniteError: more steps in a row had to be skipped than ``config`` allows.
+        CheckpointError: a checkpoint cannot be written or read.
     """
-    optimizer = AdamW(
-        task.model.parameters(),
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-    )
-    model, optimizer = accelerator.prepare(task.model, optimizer)
-    forward = torch.compile(model) if config.compile else model
-    checkpoints = Checkpoints(task, config, accelerator)
-    step = checkpoints.load_newest()
-    batches = load_batches(task.samples, config, accelerator, step)
-    log = Log(config, accelerator, step)
-    model.train()
+    check_task(task, config, accelerator)
+    run = Path(config.run)
+    average = None
+    if config.ema_decay > 0:
+        average = moving_average(task.model, config.ema_decay, accelerator.device)
+    judged = task.model if average is None else average.module
+    generator = make_learner(task.model, config.learning_rate, config, accelerator)
+    forward = torch.compile(generator.model) if config.compile else generator.model
+    opponent = None
+    if task.adversary is not None:
+        rate = task.adversary.learning_rate
+        opponent = make_learner(task.adversary.model, rate, config, accelerator)
+
+    checkpoints = Checkpoints(run, config.keep_checkpoints, task, average, accelerator)
+    progress = checkpoints.load_newest()
+    batches = load_batches(task.samples, config, accelerator, progress.step)
+    log = Log(run, config.steps, config.log_every, progress.step, accelerator)
     with log, stop_on_signal(accelerator):
-        for batch in batches:
-            torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
-            terms, figures = task.losses(forward, batch)
-            loss = torch.stack(list(terms.values())).sum()
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            # A gradient scaler, of float16, makes up for overflows of the gradient by itself.
-            if not torch.isfinite(loss if accelerator.scaler else norm):
-                raise NotFiniteError(
-                    f"the gradient is {norm.item()} at step {step} ("
-                    + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-                    + "): lower the learning rate, then run again to go on from the last checkpoint"
-                )
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            log.update(step, {"loss": loss, **terms, **figures, "gradient_norm": norm})
+        for parts in batches:
+            step = progress.step
+            playing = task.adversary is not None and step >= task.adversary.starts_at
+            rival = opponent.model if playing else None
+            learners = [generator, opponent] if playing else [generator]
+            buffers = [buffer for each in learners for buffer in each.model.buffers()]
+            buffers_before = [buffer.clone() for buffer in buffers]
+
+            values: dict[str, Tensor] = {}
+            for part, batch in enumerate(parts):
+                place = part * accelerator.num_processes + accelerator.process_index
+                torch.manual_seed(place_seed(config.seed, step, place))
+                # Processes average their gradients once, with those of the last part.
+                alone = part + 1 < config.accumulate
+                found = add_gradients(task, forward, rival, batch, step, alone, config, accelerator)
+                for name, value in found.items():
+                    share = value.detach().float() / config.accumulate
+                    values[name] = values[name] + share if name in values else share
+            values["gradient_norm"] = clip_gradient(generator, config, accelerator)
+            if playing:
+                values["adversary_gradient_norm"] = clip_gradient(opponent, config, accelerator)
+
+            if all_finite([values[name] for name in DECISIVE if name in values], accelerator):
+                for each in learners:
+                    for group in each.optimizer.param_groups:
+                        group["lr"] = each.learning_rate * config.schedule(step)
+                    each.optimizer.step()
+                if average is not None:
+                    average.update_parameters(task.model)
+                progress.skipped_in_a_row = 0
+            else:
+                for buffer, before in zip(buffers, buffers_before, strict=True):
+                    buffer.copy_(before)
+                if accelerator.scaler is not None:
+                    accelerator.scaler.update()  # float16: the factor of the loss was too large
+                progress.skipped += 1
+                progress.skipped_in_a_row += 1
+                about = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                log.say(f"step {step} is skipped, for it is not finite: {about}")
+                if progress.skipped_in_a_row > config.most_skipped_steps:
+                    raise NotFiniteError(
+                        f"{progress.skipped_in_a_row} steps in a row were not finite, the last of "
+                        f"them at step {step} ({about}): lower the learning rate, then run again "
+                        "to go on from the last checkpoint"
+                    )
+            for each in learners:
+                each.optimizer.zero_grad()
+            progress.step += 1
+            log.update(progress, config.learning_rate * config.schedule(step), values)
+
+            best = False
+            if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
+                figures = evaluate(task.evaluate, judged, accelerator)
+                log.evaluated(progress.step, figures)
+                if config.best is not None:
+                    score = figure_named(config.best, figures)
+                    best = progress.note_score(score, config.best_is)
+            if task.preview is not None and config.due(progress.step, config.preview_every):
+                path = run / "previews" / f"step-{progress.step:08d}.png"
+                preview(task.preview, judged, path, accelerator)
             stop = accelerator.check_trigger()
-            if stop or step % config.checkpoint_every == 0 or step == config.steps:
-                checkpoints.save(step)
+            if stop or best or config.due(progress.step, config.checkpoint_every):
+                checkpoints.save(progress)
+                log.plot()
             if stop:
                 break
-    done = step >= config.steps
+    done = progress.step >= config.steps
     if done and accelerator.is_main_process:
-        task.save_weights(accelerator.unwrap_model(model), Path(config.run) / WEIGHTS)
+        task.save_weights(judged, run / WEIGHTS)
     return done
+
+
+def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
+    """Raise ValueError if ``config`` asks for what cannot be done with ``task``."""
+    if config.best is not None and task.evaluate is None:
+        raise ValueError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
+    if task.adversary is not None and accelerator.scaler is not None:
+        raise ValueError(
+            "mixed_precision is fp16, whose one factor cannot suit the losses of two models: "
+            "train with an adversary in bf16, or with no"
+        )
+
+
+def make_learner(
+    model: nn.Module, learning_rate: float, config: TrainerConfig, accelerator: Accelerator
+) -> Learner:
+    """``model`` ready for training, with an optimizer of those parameters that may change."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Optimizer
+    if config.optimizer == "sgd":
+        optimizer = SGD(parameters, lr=learning_rate, weight_decay=config.weight_decay)
+    else:
+        optimizer = AdamW(
+            parameters, lr=learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    return Learner(wrapped.train(), optimizer, learning_rate)
 
 
 def load_batches(
     samples: Dataset, config: TrainerConfig, accelerator: Accelerator, step: int
-) -> DataLoader:
-    """Batches from ``step`` on: each step takes the next numbers, shared out over processes."""
-    per_step = config.batch_size * accelerator.num_processes
+) -> Iterator[tuple[Any, ...]]:
+    """The batches of each step from ``step`` on, ``config.accumulate`` of them for this process.
+
+    Each step takes the next ``config.samples_per_step`` numbers, shared out over parts and, within
+    a part, over processes.
+    """
+    per_step = config.samples_per_step(accelerator.num_processes)
     loader = DataLoader(
         samples,
         batch_size=config.batch_size,
@@ -164,105 +219,120 @@ def load_batches(
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )
-    return accelerator.prepare(loader)
+    batches = iter(accelerator.prepare(loader))
+    return zip(*[batches] * config.accumulate, strict=True)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for everything random in one step of one process."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+def place_seed(seed: int, step: int, place: int) -> int:
+    """A seed for everything random in one batch of a step, of which there are many at places."""
+    sequence = np.random.SeedSequence([seed, step, place])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
-class Checkpoints:
-    """Complete checkpoints in ``run/checkpoints/step-N``, written aside and then renamed."""
+def add_gradients(
+    task: Task,
+    forward: nn.Module,
+    rival: nn.Module | None,
+    batch: Any,
+    step: int,
+    alone: bool,
+    config: TrainerConfig,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """Add one batch's share to the gradients; returns its losses and figures, scalars by name.
 
-    def __init__(self, task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
-        self.folder = Path(config.run) / "checkpoints"
-        self.keep = config.keep_checkpoints
-        self.accelerator = accelerator
-
-        # accelerate saves and loads the optimizer; the weights are in the model's own format.
-        def save_weights(models: list[nn.Module], weights: list[dict], folder: str) -> None:
-            weights.clear()
-            if accelerator.is_main_process:
-                task.save_weights(accelerator.unwrap_model(models[0]), Path(folder) / WEIGHTS)
-
-        def load_weights(models: list[nn.Module], folder: str) -> None:
-            task.load_weights(accelerator.unwrap_model(models.pop()), Path(folder) / WEIGHTS)
-
-        accelerator.register_save_state_pre_hook(save_weights)
-        accelerator.register_load_state_pre_hook(load_weights)
-
-    def save(self, step: int) -> None:
-        """Write a checkpoint and remove those beyond the newest ``keep``."""
-        final = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{final.name}.partial"
-        main = self.accelerator.is_main_process
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        if main:
-            (partial / PROGRESS).write_text(json.dumps({"step": step}))
-        self.accelerator.wait_for_everyone()
-        if main:
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in self.complete()[: -self.keep]:
-                shutil.rmtree(old)
-
-    def load_newest(self) -> int:
-        """Load the newest checkpoint; returns the number of steps done."""
-        complete = self.complete()
-        if not complete:
-            return 0
-        newest = complete[-1]
-        self.accelerator.print(f"going on from {newest}")
-        self.accelerator.load_state(str(newest))
-        return json.loads((newest / PROGRESS).read_text())["step"]
-
-    def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*"))
+    Args:
+        forward: the model as it runs.
+        rival: the adversary, if it takes part.
+        alone: keep the gradients to this process, as more are to come.
+    """
+    with constant(rival, accelerator), apart(forward, alone, accelerator):
+        made = task.losses(forward, rival, batch, step)
+        loss = made.total()
+        accelerator.backward(loss / config.accumulate)
+    found = {"loss": loss, **made.terms, **made.figures}
+    if rival is not None:
+        with apart(rival, alone, accelerator):
+            made = task.adversary.losses(rival, made.output, batch, step)
+            loss = made.total()
+            accelerator.backward(loss / config.accumulate)
+        found |= {"adversary_loss": loss, **made.terms, **made.figures}
+    return found
 
 
-class Log:
-    """Progress bar and ``run/log.jsonl``, on the main process only."""
+@contextmanager
+def apart(module: nn.Module, alone: bool, accelerator: Accelerator) -> Iterator[None]:
+    """If ``alone``, the gradients of ``module`` are not averaged over processes."""
+    with accelerator.no_sync(module) if alone else nullcontext():
+        yield
 
-    def __init__(self, config: TrainerConfig, accelerator: Accelerator, step: int) -> None:
-        self.path = Path(config.run) / "log.jsonl"
-        self.every = config.log_every
-        self.accelerator = accelerator
-        self.bar = tqdm(
-            total=config.steps,
-            initial=step,
-            unit="step",
-            disable=not accelerator.is_main_process,
-            smoothing=0.05,
-        )
-        self.started = time.time()
 
-    def __enter__(self) -> Log:
-        return self
+@contextmanager
+def constant(module: nn.Module | None, accelerator: Accelerator) -> Iterator[None]:
+    """The parameters of ``module`` get no gradients, and processes wait for none."""
+    if module is None:
+        yield
+        return
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        with accelerator.no_sync(module):
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
 
-    def update(self, step: int, values: dict[str, Tensor]) -> None:
-        """Count a step; every ``log_every`` steps report its figures, the mean over processes."""
-        self.bar.update()
-        if step % self.every:
-            return
-        local = torch.stack([value.detach().float() for value in values.values()])
-        means = self.accelerator.reduce(local, reduction="mean").tolist()
-        if not self.accelerator.is_main_process:
-            return
-        figures = {name: float(f"{mean:.5g}") for name, mean in zip(values, means, strict=True)}
-        self.bar.set_postfix(figures, refresh=False)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            seconds = round(time.time() - self.started, 1)
-            file.write(json.dumps({"step": step, "seconds": seconds, **figures}) + "\n")
+def clip_gradient(learner: Learner, config: TrainerConfig, accelerator: Accelerator) -> Tensor:
+    """Limit the norm of the gradient; returns what it was."""
+    return accelerator.clip_grad_norm_(learner.model.parameters(), config.gradient_clip)
+
+
+def all_finite(values: Iterable[Tensor], accelerator: Accelerator) -> bool:
+    """Whether all of these scalars are finite, in all processes."""
+    finite = torch.stack([torch.isfinite(value) for value in values]).all()
+    return accelerator.reduce(finite.float(), reduction="mean").item() == 1
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode and without gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def evaluate(
+    figures_of: Callable[[nn.Module], dict[str, float]], model: nn.Module, accelerator: Accelerator
+) -> dict[str, float]:
+    """Figures of ``model`` by name, the means over processes."""
+    with evaluating(model):
+        figures = figures_of(model)
+    local = torch.tensor(list(figures.values()), device=accelerator.device, dtype=torch.float32)
+    means = accelerator.reduce(local, reduction="mean").tolist()
+    return dict(zip(figures, means, strict=True))
+
+
+def figure_named(name: str, figures: dict[str, float]) -> float:
+    """The figure that tells the best checkpoint; ValueError if there is no such one."""
+    if name not in figures:
+        raise ValueError(f"best must be one of {', '.join(figures)}, not {name!r}")
+    return figures[name]
+
+
+def preview(
+    write: Callable[[nn.Module, Path], None], model: nn.Module, path: Path, accelerator: Accelerator
+) -> None:
+    """Write a picture of what ``model`` can do, on the main process."""
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with evaluating(model):
+            write(model, path)
 
 
 @contextmanager
