@@ -20,7 +20,7 @@ from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.run_directory import Progress
 
 # What says how the run goes rather than how well it learns, and so is not plotted.
-CIRCUMSTANCES = {"step", "seconds", "steps_per_second", "memory_gb"}
+CIRCUMSTANCES = {"step", "seconds", "steps_per_second", "memory_gb", "learning_rate", "skipped"}
 
 
 class Log:
@@ -52,7 +52,7 @@ class Log:
         if accelerator.is_main_process:
             run.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
-                write_lines(self.path, (line for line in read_lines(self.path, step)))
+                write_lines(self.path, read_lines(self.path, step))
         accelerator.init_trackers("tensorboard")
 
     def __enter__(self) -> Log:
@@ -130,6 +130,7 @@ def read_lines(path: Path, last_step: int | None = None) -> list[dict[str, float
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, float]]) -> None:
+    """Write a log anew."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
