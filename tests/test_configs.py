@@ -28,7 +28,11 @@ def test_each_stage_starts_from_the_one_before():
     assert second.model.ndim == 3
     assert second.weights == f"{first.trainer.run}/model.safetensors"
     assert (second.data.size, second.data.frames) == (128, 5)
-    assert (second.loss.l1, second.loss.kl) == (3, 3e-6)
+    assert (second.loss.l1, second.loss.kl, second.loss.lpips) == (3, 3e-6, 3)
+    third = load("stage3_gan.yaml")
+    assert third.weights == f"{second.trainer.run}/model.safetensors"
+    assert third.loss.gan.weight > 0 and second.loss.gan.weight == 0
+    assert len({shape.frames for shape in third.data.shapes}) > 1
 
 
 def test_fine_tuning_leaves_the_encoder_alone():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tests.helpers import tiny
 from wanvae import WanVAE, WanVAEConfig, cli
 from wanvae.engine.arguments import parse_config
 from wanvae.train import TrainConfig, first_model, main
-from wanvae.video import VideoError, write_video
+from wanvae.video import VideoError, probe, write_video
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -201,3 +202,57 @@ def test_shapes_that_the_model_cannot_take_are_refused_at_once(folder, tmp_path,
         assert main([*options(folder, tmp_path / "run", 1), f"--data.buckets={buckets}"]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and wrong in error
+
+
+def lines_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+GAN = ["--loss.gan.weight=0.5", "--loss.gan.dim=8", "--loss.gan.layers=2"]
+
+
+def test_a_discriminator_takes_part_from_its_first_step(folder, tmp_path):
+    run = tmp_path / "run"
+    changes = [*GAN, "--loss.gan.start_step=2", "--loss.gan.r1=1", "--loss.gan.lecam=0.01"]
+    assert main([*options(folder, run, 5), *changes, "--gradient_checkpointing=true"]) == 0
+    for line in lines_of(run):
+        plays = line["step"] > 2
+        assert ({"gan", "hinge", "r1", "lecam", "real_logit"} <= line.keys()) == plays
+        assert ("hinge" in line) == plays
+
+
+def test_an_interrupted_game_goes_on_as_if_it_had_not_been(folder, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    changes = [*GAN, "--loss.gan.lecam=0.01", "--trainer.ema_decay=0.9", "--trainer.accumulate=2"]
+    changes += ["--trainer.checkpoint_every=2"]
+    assert main([*options(folder, whole, 4), *changes]) == 0
+    # As after kill -9 in step 3 or 4: the newest checkpoint is that of step 2.
+    shutil.copytree(whole / "checkpoints", cut / "checkpoints")
+    shutil.rmtree(cut / "checkpoints" / "step-00000004")
+    assert main([*options(folder, cut, 4), *changes]) == 0
+    expected, found = (tensors_of(run / "model.safetensors") for run in (whole, cut))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_held_out_clips_are_judged_and_shown_and_the_best_is_kept(folder, tmp_path):
+    run = tmp_path / "run"
+    changes = [f"--evaluation.folder={folder}", "--evaluation.frames=5", "--evaluation.size=32"]
+    changes += ["--trainer.evaluate_every=3", "--trainer.preview_every=3"]
+    changes += ["--trainer.checkpoint_every=3", "--trainer.keep_checkpoints=1"]
+    assert main([*options(folder, run, 9), *changes]) == 0
+    scores = {
+        line["step"]: line["evaluation_psnr"] for line in lines_of(run) if "evaluation_psnr" in line
+    }
+    assert scores.keys() == {3, 6, 9}
+    best = max(scores, key=scores.get)
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert kept == {f"step-{step:08d}" for step in {best, 9}}
+    for step in scores:
+        info = probe(run / "previews" / f"step-{step:08d}.png")
+        assert (info.height, info.width) == (2 * 32, 3 * 32)
+
+
+def test_held_out_clips_that_the_model_cannot_take_are_refused(folder, tmp_path, capsys):
+    changes = [f"--evaluation.folder={folder}", "--evaluation.frames=4"]
+    assert main([*options(folder, tmp_path / "run", 1), *changes]) == 1
+    assert "not 4" in capsys.readouterr().err

@@ -48,6 +48,12 @@ class Progress:
     best_step: int | None = None
     best_score: float | None = None
 
+    def count_step(self, *, skipped: bool) -> None:
+        """Another step is done."""
+        self.step += 1
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
     def note_score(self, score: float, best_is: Literal["highest", "lowest"]) -> bool:
         """Whether ``score`` is the best so far, and so is remembered."""
         sign = 1 if best_is == "highest" else -1

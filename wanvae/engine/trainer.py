@@ -8,24 +8,22 @@ what it would have seen.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.averaging import moving_average
 from wanvae.engine.log import Log
-from wanvae.engine.run_directory import WEIGHTS, Checkpoints
+from wanvae.engine.optimization import Optimization
+from wanvae.engine.run_directory import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.task import Adversary, StepLosses, Task
 from wanvae.engine.trainer_config import TrainerConfig
 
@@ -40,21 +38,8 @@ __all__ = [
 ]
 
 
-# What has to be finite for a step to count.
-DECISIVE = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
-
-
 class NotFiniteError(RuntimeError):
     """The loss or its gradient was infinite or NaN too many times in a row."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A model as accelerate wraps it, with its optimizer and its highest learning rate."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    learning_rate: float
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
@@ -92,78 +77,21 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
     if config.ema_decay > 0:
         average = moving_average(task.model, config.ema_decay, accelerator.device)
     judged = task.model if average is None else average.module
-    generator = make_learner(task.model, config.learning_rate, config, accelerator)
-    forward = torch.compile(generator.model) if config.compile else generator.model
-    opponent = None
-    if task.adversary is not None:
-        rate = task.adversary.learning_rate
-        opponent = make_learner(task.adversary.model, rate, config, accelerator)
-
+    optimization = Optimization(task, config, accelerator)
     checkpoints = Checkpoints(run, config.keep_checkpoints, task, average, accelerator)
     progress = checkpoints.load_newest()
     batches = load_batches(task.samples, config, accelerator, progress.step)
     log = Log(run, config.steps, config.log_every, progress.step, accelerator)
     with log, stop_on_signal(accelerator):
         for parts in batches:
-            step = progress.step
-            playing = task.adversary is not None and step >= task.adversary.starts_at
-            rival = opponent.model if playing else None
-            learners = [generator, opponent] if playing else [generator]
-            buffers = [buffer for each in learners for buffer in each.model.buffers()]
-            buffers_before = [buffer.clone() for buffer in buffers]
-
-            values: dict[str, Tensor] = {}
-            for part, batch in enumerate(parts):
-                place = part * accelerator.num_processes + accelerator.process_index
-                torch.manual_seed(place_seed(config.seed, step, place))
-                # Processes average their gradients once, with those of the last part.
-                alone = part + 1 < config.accumulate
-                found = add_gradients(task, forward, rival, batch, step, alone, config, accelerator)
-                for name, value in found.items():
-                    share = value.detach().float() / config.accumulate
-                    values[name] = values[name] + share if name in values else share
-            values["gradient_norm"] = clip_gradient(generator, config, accelerator)
-            if playing:
-                values["adversary_gradient_norm"] = clip_gradient(opponent, config, accelerator)
-
-            if all_finite([values[name] for name in DECISIVE if name in values], accelerator):
-                for each in learners:
-                    for group in each.optimizer.param_groups:
-                        group["lr"] = each.learning_rate * config.schedule(step)
-                    each.optimizer.step()
-                if average is not None:
-                    average.update_parameters(task.model)
-                progress.skipped_in_a_row = 0
-            else:
-                for buffer, before in zip(buffers, buffers_before, strict=True):
-                    buffer.copy_(before)
-                if accelerator.scaler is not None:
-                    accelerator.scaler.update()  # float16: the factor of the loss was too large
-                progress.skipped += 1
-                progress.skipped_in_a_row += 1
-                about = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                log.say(f"step {step} is skipped, for it is not finite: {about}")
-                if progress.skipped_in_a_row > config.most_skipped_steps:
-                    raise NotFiniteError(
-                        f"{progress.skipped_in_a_row} steps in a row were not finite, the last of "
-                        f"them at step {step} ({about}): lower the learning rate, then run again "
-                        "to go on from the last checkpoint"
-                    )
-            for each in learners:
-                each.optimizer.zero_grad()
-            progress.step += 1
-            log.update(progress, config.learning_rate * config.schedule(step), values)
-
-            best = False
-            if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
-                figures = evaluate(task.evaluate, judged, accelerator)
-                log.evaluated(progress.step, figures)
-                if config.best is not None:
-                    score = figure_named(config.best, figures)
-                    best = progress.note_score(score, config.best_is)
-            if task.preview is not None and config.due(progress.step, config.preview_every):
-                path = run / "previews" / f"step-{progress.step:08d}.png"
-                preview(task.preview, judged, path, accelerator)
+            values, finite = optimization.step(parts, progress.step)
+            progress.count_step(skipped=not finite)
+            if not finite:
+                report_skipped(progress, values, config, log)
+            elif average is not None:
+                average.update_parameters(task.model)
+            log.update(progress, config.learning_rate * config.schedule(progress.step - 1), values)
+            best = judge(task, judged, progress, config, log, accelerator)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
                 checkpoints.save(progress)
@@ -187,22 +115,6 @@ def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> N
         )
 
 
-def make_learner(
-    model: nn.Module, learning_rate: float, config: TrainerConfig, accelerator: Accelerator
-) -> Learner:
-    """``model`` ready for training, with an optimizer of those parameters that may change."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer: Optimizer
-    if config.optimizer == "sgd":
-        optimizer = SGD(parameters, lr=learning_rate, weight_decay=config.weight_decay)
-    else:
-        optimizer = AdamW(
-            parameters, lr=learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    return Learner(wrapped.train(), optimizer, learning_rate)
-
-
 def load_batches(
     samples: Dataset, config: TrainerConfig, accelerator: Accelerator, step: int
 ) -> Iterator[tuple[Any, ...]]:
@@ -223,76 +135,41 @@ def load_batches(
     return zip(*[batches] * config.accumulate, strict=True)
 
 
-def place_seed(seed: int, step: int, place: int) -> int:
-    """A seed for everything random in one batch of a step, of which there are many at places."""
-    sequence = np.random.SeedSequence([seed, step, place])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+def report_skipped(
+    progress: Progress, values: dict[str, Tensor], config: TrainerConfig, log: Log
+) -> None:
+    """Tell of the step that was skipped; NotFiniteError if it is one too many in a row."""
+    step = progress.step - 1
+    about = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    log.say(f"step {step} is skipped, for it is not finite: {about}")
+    if progress.skipped_in_a_row > config.most_skipped_steps:
+        raise NotFiniteError(
+            f"{progress.skipped_in_a_row} steps in a row were not finite, the last of them at step "
+            f"{step} ({about}): lower the learning rate, then run again to go on from the last "
+            "checkpoint"
+        )
 
 
-def add_gradients(
+def judge(
     task: Task,
-    forward: nn.Module,
-    rival: nn.Module | None,
-    batch: Any,
-    step: int,
-    alone: bool,
+    model: nn.Module,
+    progress: Progress,
     config: TrainerConfig,
+    log: Log,
     accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """Add one batch's share to the gradients; returns its losses and figures, scalars by name.
-
-    Args:
-        forward: the model as it runs.
-        rival: the adversary, if it takes part.
-        alone: keep the gradients to this process, as more are to come.
-    """
-    with constant(rival, accelerator), apart(forward, alone, accelerator):
-        made = task.losses(forward, rival, batch, step)
-        loss = made.total()
-        accelerator.backward(loss / config.accumulate)
-    found = {"loss": loss, **made.terms, **made.figures}
-    if rival is not None:
-        with apart(rival, alone, accelerator):
-            made = task.adversary.losses(rival, made.output, batch, step)
-            loss = made.total()
-            accelerator.backward(loss / config.accumulate)
-        found |= {"adversary_loss": loss, **made.terms, **made.figures}
-    return found
-
-
-@contextmanager
-def apart(module: nn.Module, alone: bool, accelerator: Accelerator) -> Iterator[None]:
-    """If ``alone``, the gradients of ``module`` are not averaged over processes."""
-    with accelerator.no_sync(module) if alone else nullcontext():
-        yield
-
-
-@contextmanager
-def constant(module: nn.Module | None, accelerator: Accelerator) -> Iterator[None]:
-    """The parameters of ``module`` get no gradients, and processes wait for none."""
-    if module is None:
-        yield
-        return
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        with accelerator.no_sync(module):
-            yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def clip_gradient(learner: Learner, config: TrainerConfig, accelerator: Accelerator) -> Tensor:
-    """Limit the norm of the gradient; returns what it was."""
-    return accelerator.clip_grad_norm_(learner.model.parameters(), config.gradient_clip)
-
-
-def all_finite(values: Iterable[Tensor], accelerator: Accelerator) -> bool:
-    """Whether all of these scalars are finite, in all processes."""
-    finite = torch.stack([torch.isfinite(value) for value in values]).all()
-    return accelerator.reduce(finite.float(), reduction="mean").item() == 1
+) -> bool:
+    """Evaluate and show ``model`` where it is time to; returns whether it is the best so far."""
+    best = False
+    if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
+        figures = evaluate(task.evaluate, model, accelerator)
+        log.evaluated(progress.step, figures)
+        if config.best is not None:
+            score = figure_named(config.best, figures)
+            best = progress.note_score(score, config.best_is)
+    if task.preview is not None and config.due(progress.step, config.preview_every):
+        path = Path(config.run) / "previews" / f"step-{progress.step:08d}.png"
+        preview(task.preview, model, path, accelerator)
+    return best
 
 
 @contextmanager
