@@ -134,7 +134,7 @@ def test_long_clips_are_extrapolated(monkeypatch, decoding, plan):
 @pytest.mark.parametrize("variant", [{}, {"attn_scales": (0.25,)}, {"block": "dense"}], ids=str)
 @torch.no_grad()
 def test_multiply_adds_are_those_that_are_computed(monkeypatch, decoding, variant):
-    monkeypatch.setattr(convolve, "suits_fast_algorithms", lambda device, dtype: False)
+    monkeypatch.setattr(convolve, "suits_sums_of_kernels", lambda device: False)
     case, plan = Case(decoding, **variant), PLANS[0]
     with FlopCounterMode(display=False) as counter:
         for _ in Coding(case.network, plan, [None]).push([case.input()]):

@@ -184,6 +184,16 @@ def test_emulated_dtypes_are_computed_in_single_precision(monkeypatch, frames):
         assert emulated <= 1.01 * best
 
 
+@torch.no_grad()
+def test_four_phases_in_a_half_type_are_about_as_exact_as_the_convolution():
+    x, weight, bias = example(2, 64, 6, 6), example(64, 64, 3, 3), example(64)
+    half = [t.bfloat16() for t in (x, weight, bias)]
+    doubled = [F.interpolate(t, scale_factor=2.0, mode="nearest-exact") for t in (x, half[0])]
+    exact = F.conv2d(doubled[0], weight, bias, padding=1)
+    plain = F.conv2d(doubled[1], *half[1:], padding=1)
+    assert (in_four_phases(*half) - exact).norm() <= 1.25 * (plain - exact).norm()
+
+
 def test_the_result_has_the_dtype_of_the_weight():
     weight, bias = example(2, 2, 3, 3, 3), example(2)
     x = example(1, 2, 4, 4, 4, dtype=torch.float32)
