@@ -417,7 +417,7 @@ def peak_resident_memory(call: Callable[[], object]) -> int:
     """Bytes that ``call`` adds to this process at its peak."""
     gc.collect()
     # What is free but not returned would be used uncounted.
-    POOL.shrink(0)
+    POOL.clear()
     ctypes.CDLL(None).malloc_trim(0)
     before = resident_memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew

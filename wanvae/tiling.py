@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby, pairwise, product
@@ -22,12 +23,10 @@ from torch import Tensor, nn
 from wanvae.engine.memory import returning_freed_memory
 from wanvae.execution import Flow, Stage, default_frames, join, make_stages, time_factor
 from wanvae.nn import Downsample, State, Upsample, needs_whole_frames, unstreamable_layers
-from wanvae.nn.memory import POOL
+from wanvae.nn.memory import KEPT, KEPT_WITHIN_LIMITS, POOL
 from wanvae.nn.region import Region, Span, crop, whole_of
 
 HOST = torch.device("cpu")
-# Bytes that a process keeps for its next call.
-KEPT_MEMORY = 2**28
 
 
 @dataclass(frozen=True)
@@ -215,11 +214,8 @@ class Coding:
     def run(self, x: Tensor) -> Tensor:
         """Process the next whole groups of frames, and return all of the result."""
         frames = self._network.frames_made(x.shape[2], starts=not self.started)
-        try:
-            with returning_freed_memory(self._plan.lean):
-                return join(self.push([x]), frames)
-        finally:
-            POOL.shrink(0 if self._plan.lean else KEPT_MEMORY)
+        with within_limits() if self._plan.lean else nullcontext():
+            return join(self.push([x]), frames)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Process the next whole groups of frames; the results come as they are ready."""
@@ -266,6 +262,18 @@ class Coding:
         memory_format = torch.contiguous_format if is_video else torch.channels_last_3d
         shape = (*made.shape[:2], frames, rows.size, columns.size)
         return torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=memory_format)
+
+
+@contextmanager
+def within_limits() -> Iterator[None]:
+    """Keep little memory that is free, though it could be used again."""
+    POOL.most_free = KEPT_WITHIN_LIMITS
+    try:
+        with returning_freed_memory():
+            yield
+    finally:
+        POOL.most_free = KEPT
+        POOL.clear()
 
 
 def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:

@@ -14,8 +14,8 @@ M_MMAP_THRESHOLD = -3
 
 LARGEST_INT = 2**31 - 1
 TOP_PAD = 256 * 2**20
-# Blocks above this are returned at once where memory is short: above those of pointwise layers.
-SMALL_BLOCK = 4 * 2**20
+# Blocks above this are returned at once where memory is short: not those of pointwise layers.
+SMALL_BLOCK = 2 * 2**20
 # The most that glibc sets by itself, and the default that goes with it.
 LARGEST_THRESHOLD = 32 * 2**20
 
@@ -31,19 +31,17 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def returning_freed_memory(active: bool) -> Iterator[None]:
-    """Return freed memory to the system at once, if ``active``, so that budgets hold.
+def returning_freed_memory() -> Iterator[None]:
+    """Return freed memory to the system at once, so that budgets hold.
 
     Otherwise glibc keeps hundreds of MB of holes between blocks. It costs page faults.
     """
-    if active:
-        set_malloc(mmap_threshold=SMALL_BLOCK, trim_threshold=2 * SMALL_BLOCK, top_pad=0)
+    set_malloc(mmap_threshold=SMALL_BLOCK, trim_threshold=2 * SMALL_BLOCK, top_pad=0)
     try:
         yield
     finally:
-        if active:
-            limit = LARGEST_THRESHOLD
-            set_malloc(mmap_threshold=limit, trim_threshold=2 * limit, top_pad=0)
+        limit = LARGEST_THRESHOLD
+        set_malloc(mmap_threshold=limit, trim_threshold=2 * limit, top_pad=0)
 
 
 def set_malloc(*, mmap_threshold: int, trim_threshold: int, top_pad: int) -> None:

@@ -26,6 +26,9 @@ MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 SMALLEST_BLOCK = 2**20
 # A free block is taken for less than its size if no more than this fraction is wasted.
 WASTE = 1 / 8
+# How much waits to be used again: where memory is no concern, and where a limit has to be kept.
+KEPT = 2**28
+KEPT_WITHIN_LIMITS = 2**26
 
 
 class Pool:
@@ -33,9 +36,13 @@ class Pool:
 
     What is free and what is lent together are never more than what was lent at once at some time,
     so the pool takes no more memory than its users do without it.
+
+    Attributes:
+        most_free: bytes that are kept at most.
     """
 
     def __init__(self) -> None:
+        self.most_free = KEPT
         self._free: list[mmap.mmap] = []  # the one that waits longest is first
         self._lent = 0
         self._most_lent = 0
@@ -62,21 +69,30 @@ class Pool:
             block = self._take(size) or self._make(size)
             self._lent += len(block)
         view = memoryview(block)
-        weakref.finalize(view, self._returned.append, block)
+        weakref.finalize(view, self._take_back, block)
         return view
 
-    def shrink(self, kept: int) -> None:
-        """Return free memory to the system, but for ``kept`` bytes at most."""
+    def clear(self) -> None:
+        """Return all free memory to the system."""
         with self._lock:
             self._collect()
-            self._limit(kept)
-            self._most_lent = self._lent + sum(map(len, self._free))
+            self._limit(0)
+            self._most_lent = self._lent
+
+    def _take_back(self, block: mmap.mmap) -> None:
+        self._returned.append(block)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._collect()
+            finally:
+                self._lock.release()
 
     def _collect(self) -> None:
         while self._returned:
             block = self._returned.popleft()
             self._lent -= len(block)
             self._free.append(block)
+        self._limit(self.most_free)
 
     def _take(self, size: int) -> mmap.mmap | None:
         fitting = [block for block in self._free if size <= len(block) <= size * (1 + WASTE)]
