@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -113,6 +114,27 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, accelerator
     assert not (stopped / "model.safetensors").exists()
     assert train(make_task(), settings(stopped), accelerator())
     assert_equal(final_weights(whole), final_weights(stopped))
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stops_cleanly_when_its_whole_group_is_told_to(tmp_path, kind):
+    """As a terminal or a scheduler does, with the processes that load data."""
+    config = settings(tmp_path, steps=10**6, checkpoint_every=10**6, workers=2)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.toy", *arguments(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    while run.poll() is None and not (tmp_path / "log.jsonl").exists():
+        time.sleep(0.05)
+    os.killpg(run.pid, kind)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert newest(tmp_path).name == f"step-{log_lines(tmp_path)[-1]['step']:08d}"
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator):

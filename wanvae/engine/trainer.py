@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 class NotFiniteError(RuntimeError):
     """The loss or its gradient was infinite or NaN too many times in a row."""
 
@@ -129,7 +132,7 @@ def load_batches(
         batch_size=config.batch_size,
         sampler=range(step * per_step, config.steps * per_step),
         num_workers=config.workers,
-        persistent_workers=config.workers > 0,
+        worker_init_fn=leave_signals_to_the_trainer,
     )
     batches = iter(accelerator.prepare(loader))
     return zip(*[batches] * config.accumulate, strict=True)
@@ -212,12 +215,21 @@ def preview(
             write(model, path)
 
 
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Let this process, which loads data, live on when its whole group is told to stop.
+
+    Terminals and schedulers tell the whole group; the step under way still needs its samples.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def stop_on_signal(accelerator: Accelerator) -> Iterator[None]:
     """SIGINT and SIGTERM set accelerate's trigger, which all processes see after the same step."""
     previous = {
         number: signal.signal(number, lambda *_: accelerator.set_trigger())
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in STOP_SIGNALS
     }
     try:
         yield
