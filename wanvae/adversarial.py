@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanvae.config import check
 from wanvae.discriminator import Verdict
+from wanvae.engine.config import check
 from wanvae.engine.processes import mean_over_processes
 
 # Of Esser et al.: against a division by 0, and the largest weight.

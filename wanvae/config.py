@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from wanvae.engine.config import check
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
@@ -104,8 +105,3 @@ class WanVAEConfig:
             attn_scales=self.attn_scales,
             block=block,
         )
-
-
-def check(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, not {value!r}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wanvae.config import check
+from wanvae.engine.config import check
 from wanvae.manifest import Entry, load_entries, reason
 from wanvae.video import VideoError, read_clip
 

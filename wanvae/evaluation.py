@@ -16,7 +16,8 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check
+from wanvae.config import WanVAEConfig
+from wanvae.engine.config import check
 from wanvae.manifest import MEDIA_SUFFIXES
 from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE, check_length, check_size

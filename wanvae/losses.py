@@ -20,7 +20,7 @@ from wanvae.adversarial import (
     lecam_penalty,
     r1_penalty,
 )
-from wanvae.config import check
+from wanvae.engine.config import check
 from wanvae.model import Reconstruction
 from wanvae.perceptual import Lpips, LpipsNetwork
 

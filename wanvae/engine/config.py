@@ -71,3 +71,9 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"its metadata is no JSON ({error}); download or save it again") from error
+
+
+def check(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise ValueError, that ``name`` must be what is ``expected``, unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, not {value!r}")
