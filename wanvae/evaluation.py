@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from wanvae.config import WanVAEConfig
 from wanvae.engine.config import check
+from wanvae.engine.evaluating import evaluating
 from wanvae.manifest import MEDIA_SUFFIXES
 from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE, check_length, check_size
@@ -176,16 +176,5 @@ def comparison_grid(vae: WanVAE, clips: Sequence[Clip], frames: int = 3) -> Tens
 
 def reconstruct(vae: WanVAE, video: Tensor) -> Tensor:
     """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model."""
-    with evaluation_mode(vae):
+    with evaluating(vae):
         return vae.decode(vae.encode(video[None]).mode())[0].float()
-
-
-@contextmanager
-def evaluation_mode(vae: WanVAE) -> Iterator[None]:
-    """``vae`` without dropout, and as before in the end."""
-    training = vae.training
-    vae.eval()
-    try:
-        yield
-    finally:
-        vae.train(training)

@@ -188,9 +188,9 @@ class Planner:
         if plan.tile_size is None or plan.offload:
             return meter.peak
         # Tiles that read and make the same sizes have states of the same size.
-        numbers = Counter(self._kind(tile, plan) for tile in self.tiles(job, plan))
-        kinds = {self._kind(tile, plan): tile for tile in self.tiles(job, plan)}
-        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in kinds.items()}
+        kinds = [(self._kind(tile, plan), tile) for tile in self.tiles(job, plan)]
+        numbers = Counter(kind for kind, _ in kinds)
+        sizes = {kind: self._state_size(job, plan, tile) for kind, tile in dict(kinds).items()}
         states = sum(size * numbers[kind] for kind, size in sizes.items())
         return meter.peak + states - sizes[self._kind(largest, plan)]
 

@@ -24,15 +24,9 @@ from wanvae.discriminator import PatchDiscriminator3D
 from wanvae.engine.arguments import parse_config
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.memory import keep_freed_memory
-from wanvae.engine.trainer import (
-    Adversary,
-    NotFiniteError,
-    StepLosses,
-    Task,
-    TrainerConfig,
-    make_accelerator,
-    train,
-)
+from wanvae.engine.task import Adversary, StepLosses, Task
+from wanvae.engine.trainer import NotFiniteError, make_accelerator, train
+from wanvae.engine.trainer_config import TrainerConfig
 from wanvae.evaluation import (
     METRICS,
     Clip,
@@ -87,9 +81,6 @@ class TrainConfig:
 
 class VideoTraining:
     """What the loop has to know of a video VAE: its losses, and how it is judged.
-
-    Args:
-        device: of the process.
 
     Raises:
         ValueError: the model cannot take the clips, none can be read to judge by, or the weights of

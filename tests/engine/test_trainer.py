@@ -20,7 +20,8 @@ from torch import nn
 
 from tests.engine.toy import KillAt, Model, Noise, losses, make_task, settings
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
-from wanvae.engine.trainer import NotFiniteError, TrainerConfig, make_accelerator, train
+from wanvae.engine.trainer import NotFiniteError, make_accelerator, train
+from wanvae.engine.trainer_config import TrainerConfig
 
 pytestmark = pytest.mark.usefixtures("without_matplotlib")
 ROOT = Path(__file__).parents[2]

@@ -11,14 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wanvae.engine.checkpoint import load_in_place, write_tensors
-from wanvae.engine.trainer import (
-    Adversary,
-    StepLosses,
-    Task,
-    TrainerConfig,
-    make_accelerator,
-    train,
-)
+from wanvae.engine.task import Adversary, StepLosses, Task
+from wanvae.engine.trainer import make_accelerator, train
+from wanvae.engine.trainer_config import TrainerConfig
 
 
 class Noise(Dataset):

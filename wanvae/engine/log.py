@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.processes import means_over_processes
 from wanvae.engine.run_directory import Progress
 
 # What says how the run goes rather than how well it learns, and so is not plotted.
@@ -68,9 +69,7 @@ class Log:
         self.bar.update()
         if progress.step % self.every:
             return
-        local = torch.stack([value.detach().float() for value in values.values()])
-        means = self.accelerator.reduce(local, reduction="mean").tolist()
-        figures = dict(zip(values, means, strict=True))
+        figures = means_over_processes(values, self.accelerator.device)
         now = time.monotonic()
         speed = (progress.step - self.last_step) / max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = progress.step, now

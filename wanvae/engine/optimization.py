@@ -70,9 +70,10 @@ class Optimization:
             Losses, figures and norms of gradients, scalars by name, and whether all was finite.
         """
         learners = self._learners(step)
+        rival = self.opponent.model if self.opponent in learners else None
         buffers = [buffer for each in learners for buffer in each.model.buffers()]
         before = [buffer.clone() for buffer in buffers]
-        values = self._add_gradients(parts, step)
+        values = self._add_gradients(rival, parts, step)
         for name, each in zip(("gradient_norm", "adversary_gradient_norm"), learners, strict=False):
             limit = self.config.gradient_clip
             values[name] = self.accelerator.clip_grad_norm_(each.model.parameters(), limit)
@@ -97,9 +98,14 @@ class Optimization:
             return [self.learner]
         return [self.learner, self.opponent]
 
-    def _add_gradients(self, parts: Sequence[Any], step: int) -> dict[str, Tensor]:
-        """The gradients of all batches of a step; returns the means of losses and figures."""
-        rival = self.opponent.model if len(self._learners(step)) > 1 else None
+    def _add_gradients(
+        self, rival: nn.Module | None, parts: Sequence[Any], step: int
+    ) -> dict[str, Tensor]:
+        """The gradients of all batches of a step; returns the means of losses and figures.
+
+        Args:
+            rival: the adversary, if it takes part.
+        """
         values: dict[str, Tensor] = {}
         for part, batch in enumerate(parts):
             place = part * self.accelerator.num_processes + self.accelerator.process_index
@@ -117,7 +123,7 @@ class Optimization:
         """Add one batch's share to the gradients; returns its losses and figures.
 
         Args:
-            rival: the adversary, if it takes part.
+            rival: as for all batches.
             alone: keep the gradients to this process, as more are to come.
         """
         task, accelerator, parts = self.task, self.accelerator, self.config.accumulate

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,3 +20,18 @@ def mean_over_processes(x: Tensor) -> Tensor:
     total = x.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def means_over_processes(
+    figures: Mapping[str, Tensor | float], device: torch.device
+) -> dict[str, float]:
+    """Figures by name, scalars of the same names in all processes, averaged over them in float32.
+
+    Args:
+        device: where the processes exchange tensors.
+    """
+    local = [
+        torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures.values()
+    ]
+    means = mean_over_processes(torch.stack(local)).tolist()
+    return dict(zip(figures, means, strict=True))

@@ -14,29 +14,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.averaging import moving_average
+from wanvae.engine.evaluating import evaluating
 from wanvae.engine.log import Log
 from wanvae.engine.optimization import Optimization
+from wanvae.engine.processes import means_over_processes
 from wanvae.engine.run_directory import WEIGHTS, Checkpoints, Progress
-from wanvae.engine.task import Adversary, StepLosses, Task
+from wanvae.engine.task import Task
 from wanvae.engine.trainer_config import TrainerConfig
-
-__all__ = [
-    "Adversary",
-    "NotFiniteError",
-    "StepLosses",
-    "Task",
-    "TrainerConfig",
-    "make_accelerator",
-    "train",
-]
-
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -175,27 +165,13 @@ def judge(
     return best
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in evaluation mode and without gradients."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
 def evaluate(
     figures_of: Callable[[nn.Module], dict[str, float]], model: nn.Module, accelerator: Accelerator
 ) -> dict[str, float]:
     """Figures of ``model`` by name, the means over processes."""
     with evaluating(model):
         figures = figures_of(model)
-    local = torch.tensor(list(figures.values()), device=accelerator.device, dtype=torch.float32)
-    means = accelerator.reduce(local, reduction="mean").tolist()
-    return dict(zip(figures, means, strict=True))
+    return means_over_processes(figures, accelerator.device)
 
 
 def figure_named(name: str, figures: dict[str, float]) -> float:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from wanvae.engine.config import check
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
@@ -74,15 +76,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         intervals = ("checkpoint_every", "evaluate_every", "preview_every", "log_every")
         for name in ("steps", "batch_size", "accumulate", "keep_checkpoints", *intervals):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "warmup_steps", "weight_decay", "most_skipped_steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-        if not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip must be above 0, not {self.gradient_clip}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        check(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "above 0")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
 
     def schedule(self, step: int) -> float:
         """The share of its highest that the learning rate has in a step, counted from 0."""
