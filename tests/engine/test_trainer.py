@@ -424,6 +424,14 @@ def test_a_full_disk_is_one_line_and_leaves_older_checkpoints(tmp_path, accelera
     assert train(make_task(), config, accelerator())
 
 
+def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path, accelerator):
+    train(make_task(), settings(tmp_path), accelerator())
+    for damage in ("", '{"step": "x"}', "[]"):
+        (newest(tmp_path) / "progress.json").write_text(damage)
+        with pytest.raises(CheckpointError, match=r"progress\.json cannot be read \(.*\): delete"):
+            train(make_task(), settings(tmp_path), accelerator())
+
+
 def test_checkpoints_hold_nothing_that_has_to_be_trusted(tmp_path, accelerator):
     """An optimizer file that holds other objects than tensors is refused."""
     config = settings(tmp_path)

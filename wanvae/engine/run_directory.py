@@ -132,7 +132,7 @@ class Checkpoints:
         newest = self.complete()[-1:]
         progress = Progress()
         for path in newest:
-            progress = from_json_dict(Progress, json.loads((path / PROGRESS).read_text()))
+            progress = read_progress(path / PROGRESS)
         device = self.accelerator.device
         steps = self.accelerator.gather(torch.tensor([progress.step], device=device)).unique()
         if len(steps) > 1:
@@ -175,6 +175,17 @@ class Checkpoints:
             self.task.load_weights(self.average.module, Path(folder) / AVERAGE)
         if self.task.adversary is not None:
             load_in_place(self.task.adversary.model, Path(folder) / ADVERSARY)
+
+
+def read_progress(path: Path) -> Progress:
+    """How far a run is; CheckpointError if ``path`` is missing or damaged."""
+    try:
+        return from_json_dict(Progress, json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({first_sentence(error)}): delete its folder to go on from the "
+            "checkpoint before"
+        ) from error
 
 
 def partial_of(path: Path) -> Path:

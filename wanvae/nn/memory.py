@@ -27,7 +27,7 @@ SMALLEST_BLOCK = 2**20
 # A free block is taken for less than its size if no more than this fraction is wasted.
 WASTE = 1 / 8
 # How much waits to be used again: where memory is no concern, and where a limit has to be kept.
-KEPT = 2**28
+KEPT = 2**30
 KEPT_WITHIN_LIMITS = 2**26
 
 
