@@ -1,0 +1,255 @@
+"""The motion tokenizer: encoder, quantiser, decoder, and what people call on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from motion import formats
+from motion.architecture import Untold
+from motion.config import MotionNorm, RVQVAEConfig
+from motion.masking import mask_of, run_masked
+from motion.normaliser import Normaliser
+from motion.quantize import Quantized, ResidualVQ
+from motion.resnet import ResnetDecoder, ResnetEncoder
+from wanvae.engine.checkpoint import load_tensors
+from wanvae.nn import Decoder, Encoder, State, Streaming
+from wanvae.nn.residual import ActivationKind
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a training step needs.
+
+    Attributes:
+        output: ``(B, T, D)``, the decoded features, normalised.
+        target: ``(B, T, D)``, the features to be reconstructed, normalised.
+        quantized: what the quantiser found in between.
+    """
+
+    output: Tensor
+    target: Tensor
+    quantized: Quantized
+
+
+class RVQVAE(nn.Module):
+    """Turns motion into tokens and back: a 1D convolutional autoencoder around a residual VQ.
+
+    Motion is ``(B, T, D)``, float32, features in their own units; the model normalises them.
+    Tokens are indices ``(B, ceil(T / 4), Q)`` where time is halved twice: one for each layer of the
+    quantiser, -1 where a layer or a clip has none. (Wan's network has 1 + ceil((T - 1) / 4).)
+    Parameter names of encoder and decoder are those of the published models.
+    """
+
+    def __init__(self, config: RVQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = make_networks(config)
+        self.quantizer = ResidualVQ(config.quantizer, config.code_dim)
+        self.normaliser = Normaliser(config.channels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        *,
+        activation: ActivationKind | None = None,
+        norm: MotionNorm | None = None,
+        dilation_growth_rate: int | Sequence[int] | None = None,
+        reverse_dilation: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> RVQVAE:
+        """Load a checkpoint of any known layout, in evaluation mode.
+
+        Args:
+            path: a native ``.safetensors``, or a file of MoMask, T2M-GPT, MotionGPT or GestureLSM.
+                Layout, widths, depths, stages and code books are found out.
+            activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
+                tensors of the latter; None is as published (see
+                :class:`~motion.architecture.Untold`).
+            device: where to put it; None is the CPU.
+
+        Raises:
+            CheckpointError: the file cannot be read or is no such model (the keys are named), or
+                what was given does not fit it.
+        """
+        untold = Untold(
+            activation=activation,
+            norm=norm,
+            dilation_growth_rate=dilation_growth_rate,
+            reverse_dilation=reverse_dilation,
+        )
+        loaded = formats.load(path, untold)
+        with torch.device("meta"):
+            model = cls(loaded.config)
+        load_tensors(model, loaded.tensors, path)
+        return model.to(device).eval()
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Write a native checkpoint: one ``.safetensors``, with config and normaliser in it.
+
+        A file of that name is replaced only once the new one is complete.
+        """
+        formats.save_native(path, self.config, self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model; inputs are moved to it."""
+        return self.normaliser.mean.device
+
+    def forward(self, motion: Tensor, lengths: Tensor | None = None) -> Reconstruction:
+        """Encode, quantise and decode, for training: of clips ``(B, T, D)`` in their own units.
+
+        In training mode the quantiser learns from them. What the result holds from ``lengths``
+        ``(B,)`` on is 0.
+        """
+        self.check_motion(motion)
+        lengths = self._check_lengths(lengths, motion.shape[:2])
+        target = self.normaliser.normalise(motion.to(self.normaliser.mean))
+        frames = self._whole_lengths(lengths)
+        latents, tokens = run(self.encoder, self._complete(target, lengths).mT, frames)
+        quantized = self.quantizer(latents, tokens)
+        output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
+        if lengths is not None:
+            mask = mask_of(lengths, motion.shape[1])[:, :, None]
+            output, target = output * mask, target * mask
+        return Reconstruction(output, target, quantized)
+
+    @torch.no_grad()
+    def encode(self, motion: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Tokens ``(B, tokens, Q)``, int64, of motion ``(B, T, D)``; no gradients are kept.
+
+        Where T is no whole number of tokens, the last frame of a clip is repeated.
+
+        Args:
+            lengths: ``(B,)``, how many frames of each clip there are; the rest is padding. Each
+                clip gets the tokens that it gets alone, and -1 after them.
+
+        Raises:
+            ValueError: motion has another shape, or is not finite; lengths do not fit.
+        """
+        self.check_motion(motion)
+        lengths = self._check_lengths(lengths, motion.shape[:2])
+        features = self.normaliser.normalise(motion.to(self.normaliser.mean))
+        frames = self._whole_lengths(lengths)
+        latents, tokens = run(self.encoder, self._complete(features, lengths).mT, frames)
+        return self.quantizer.encode(latents, tokens)
+
+    @torch.no_grad()
+    def decode(
+        self, indices: Tensor, length: int | Tensor | None = None, *, layers: int | None = None
+    ) -> Tensor:
+        """Motion ``(B, T, D)`` of tokens ``(B, tokens, Q)``; no gradients are kept.
+
+        Args:
+            indices: as ``encode`` gives them, or of the first few layers.
+            length: frames of the motion, or ``(B,)`` of each clip, which ends in zeros then; the
+                tokens of a clip after those of its frames are not looked at. None: as many frames
+                as the tokens have.
+            layers: use the first so many layers only.
+
+        Raises:
+            ValueError: indices are out of range or of another shape; there are fewer frames or
+                layers.
+        """
+        latents = self.quantizer.decode(indices, layers)
+        batch, _, tokens = latents.shape
+        most = self.config.frames_of(tokens)
+        if length is None:
+            length = most
+        if isinstance(length, int):
+            if not 1 <= length <= most:
+                raise ValueError(f"{tokens} tokens have from 1 to {most} frames, not {length}")
+            latents = latents[:, :, : self.config.tokens_of(length)]
+            features = self.decoder(latents).mT[:, :length]
+            return self.normaliser.denormalise(features)
+        lengths = self._check_lengths(length, (batch, most))
+        needed = self._tokens_of(lengths)
+        features = run(self.decoder, latents, needed)[0].mT[:, : int(lengths.max())]
+        motion = self.normaliser.denormalise(features)
+        return motion * mask_of(lengths, motion.shape[1])[:, :, None]
+
+    def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
+        """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one."""
+        features = self.normaliser.normalise(motion.to(self.normaliser.mean))
+        latents, state = self.encoder.step(features.mT, state)
+        return self.quantizer.encode(latents), state
+
+    def decode_step(
+        self, indices: Tensor, state: State, *, layers: int | None = None
+    ) -> tuple[Tensor, State]:
+        """Motion of the next tokens of a stream, any number of them; ``None`` starts one."""
+        features, state = self.decoder.step(self.quantizer.decode(indices, layers), state)
+        return self.normaliser.denormalise(features.mT), state
+
+    def check_motion(self, motion: Tensor) -> None:
+        """Raise ValueError if ``motion`` is no finite ``(B, T, D)`` of this model."""
+        channels = self.config.channels
+        if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
+            raise ValueError(
+                f"motion must be (B, T, {channels}), none of them 0, not {tuple(motion.shape)}"
+            )
+        if not motion.is_floating_point():
+            raise ValueError(f"motion must be floating point, not {motion.dtype}")
+        if not motion.isfinite().all():
+            clip, frame, channel = (~motion.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"motion must be finite, but is {float(motion[clip, frame, channel])} in clip "
+                f"{clip}, frame {frame}, channel {channel}"
+            )
+
+    def _check_lengths(self, lengths: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+        """Lengths on the device of the model, None where they are those of the batch."""
+        batch, frames = shape
+        if lengths is None:
+            return None
+        if lengths.shape != (batch,) or lengths.is_floating_point():
+            raise ValueError(
+                f"lengths must be {batch} whole numbers, one a clip, not {lengths.dtype} "
+                f"{tuple(lengths.shape)}"
+            )
+        if lengths.min() < 1 or lengths.max() > frames:
+            raise ValueError(f"lengths must be from 1 to {frames} frames, not {lengths.tolist()}")
+        return lengths.to(self.device)
+
+    def _tokens_of(self, lengths: Tensor) -> Tensor:
+        tokens = [self.config.tokens_of(frames) for frames in lengths.tolist()]
+        return torch.tensor(tokens, device=self.device)
+
+    def _whole_lengths(self, lengths: Tensor | None) -> Tensor | None:
+        """Lengths once the last token of each clip is complete."""
+        if lengths is None:
+            return None
+        tokens = self._tokens_of(lengths).tolist()
+        return torch.tensor([self.config.frames_of(n) for n in tokens], device=self.device)
+
+    def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        """``(B, T, D)`` with the last frame of each clip repeated up to the end of a token."""
+        length = features.shape[1]
+        whole = self.config.frames_of(self.config.tokens_of(length))
+        if lengths is None and whole == length:
+            return features
+        if lengths is None:
+            lengths = torch.full((len(features),), length, device=self.device)
+        frames = torch.arange(whole, device=self.device)
+        frames = torch.minimum(frames, lengths[:, None] - 1)
+        return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def make_networks(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
+    """Encoder and decoder, between ``(B, channels, T)`` and ``(B, code_dim, tokens)``."""
+    channels, code_dim = config.channels, config.code_dim
+    if config.network == "wan":
+        coder = config.wan.coder
+        return Encoder(coder, channels, code_dim), Decoder(coder, code_dim, channels)
+    resnet = config.resnet
+    return ResnetEncoder(resnet, channels, code_dim), ResnetDecoder(resnet, code_dim, channels)
+
+
+def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A network on clips ``(B, C, T)``, of which ``lengths`` ``(B,)`` count; None is all."""
+    return (network(x), None) if lengths is None else run_masked(network, x, lengths)

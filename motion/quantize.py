@@ -1,0 +1,332 @@
+"""Residual vector quantisation with code books learnt as moving averages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from motion.codes import Finder, blocks, cluster, gather_by_code, random_rows
+from motion.config import QuantizerConfig
+from motion.masking import mask_of
+from wanvae.engine.processes import (
+    copy_from_first_process,
+    count_processes,
+    gather_from_processes,
+    sum_over_processes,
+)
+
+# The index that stands for no code: of layers that a clip was not quantised by, and of padding.
+NO_CODE = -1
+# The moving average below which a code that nothing chose stays as it is: division by 0 is near.
+SMALLEST_COUNT = 1e-12
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantiser makes of latents.
+
+    Attributes:
+        latents: ``(B, C, T)``, sums of codes; gradients go to the latents they stand for.
+        indices: ``(B, T, Q)``, int64, the codes of each layer; -1 where there is none.
+        commitment_loss: scalar; the squared error left by each layer, averaged over channels and
+            latents, then over layers.
+        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K;
+            while training over the batches of all processes.
+        code_use: ``(Q,)``, the part of the codes of each layer that were used, likewise.
+    """
+
+    latents: Tensor
+    indices: Tensor
+    commitment_loss: Tensor
+    perplexity: Tensor
+    code_use: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the layers find for rows of latents.
+
+    Attributes:
+        latents: ``(N, C)``, sums of codes.
+        indices: ``(N, Q)``, -1 where a row is not quantised by a layer.
+        loss: scalar, the commitment loss.
+        loss_gradient: ``(N, C)``, that of the loss in the rows.
+        sums: ``(Q, K, C)``, of what each layer was given, by code.
+        counts: ``(Q, K)``, how much that was.
+    """
+
+    latents: Tensor
+    indices: Tensor
+    loss: Tensor
+    loss_gradient: Tensor
+    sums: Tensor
+    counts: Tensor
+
+
+class StraightThrough(torch.autograd.Function):
+    """Quantised latents and the commitment loss, both of them functions of ``latents``.
+
+    The gradient passes from quantised latents to latents unchanged, once for all layers together.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, latents: Tensor, quantized: Tensor, loss: Tensor, loss_gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(loss_gradient)
+        return quantized.to(latents.dtype, copy=True), loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, of_quantized: Tensor, of_loss: Tensor) -> tuple:
+        (loss_gradient,) = ctx.saved_tensors
+        gradient = of_quantized + (of_loss * loss_gradient).to(of_quantized.dtype)
+        return gradient, None, None, None
+
+
+class ResidualVQ(nn.Module):
+    """Quantises latents ``(B, C, T)`` by a row of code books, each taking what those before left.
+
+    While training it learns its codes, by moving averages of the latents that chose them (van den
+    Oord et al., arXiv 1711.00937, appendix A.1), all processes of a run together. It has no
+    parameters: its state is ``codebooks`` ``(Q, K, C)``, their moving averages ``code_sums`` and
+    ``code_counts``, with 1 for Q where the layers share a book, and ``initialised``. It computes in
+    float32, or float64 where its state is, whatever the latents are.
+    """
+
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        books = torch.randn(1 if config.shared else config.layers, config.codes, dim)
+        self.register_buffer("codebooks", books)
+        self.register_buffer("code_sums", books.clone())
+        self.register_buffer("code_counts", torch.ones(books.shape[:2]))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
+        """Quantise ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
+        batch, _, length = latents.shape
+        valid = None if lengths is None else mask_of(lengths, length)
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            rows = self._rows(latents, valid)
+            layers = self._draw_layers(batch, length, valid)
+            if self.training and not self.initialised:
+                self._initialise(rows)
+            temperature = self.config.temperature if self.training else 0.0
+            search = self._search(rows, layers, temperature)
+            counts = self._learn(rows, search) if self.training else search.counts
+            shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+            found, loss_gradient = (
+                placed(values, (batch, length), valid, 0).movedim(2, 1)
+                for values in (search.latents, search.loss_gradient)
+            )
+        quantized, loss = StraightThrough.apply(latents, found, search.loss, loss_gradient)
+        return Quantized(
+            latents=quantized,
+            indices=placed(search.indices, (batch, length), valid, NO_CODE),
+            commitment_loss=loss,
+            perplexity=torch.special.entr(shares).sum(1).exp(),
+            code_use=(counts > 0).to(shares.dtype).mean(1),
+        )
+
+    @torch.no_grad()
+    def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The indices ``(B, T, Q)`` of ``(B, C, T)``, by all layers; nothing is learnt."""
+        batch, _, length = latents.shape
+        valid = None if lengths is None else mask_of(lengths, length)
+        with torch.autocast(latents.device.type, enabled=False):
+            search = self._search(self._rows(latents, valid), None, 0.0)
+        return placed(search.indices, (batch, length), valid, NO_CODE)
+
+    def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
+        """The latents ``(B, C, T)`` that ``indices`` ``(B, T, Q)`` stand for; -1 adds nothing.
+
+        Args:
+            indices: of all layers, or of the first few.
+            layers: use only so many of them, the first.
+
+        Raises:
+            ValueError: indices have another shape, are no whole numbers or out of range, or there
+                are not as many layers.
+        """
+        self._check_indices(indices)
+        given = indices.shape[2]
+        if layers is not None and not 1 <= layers <= given:
+            raise ValueError(f"layers must be from 1 to {given}, not {layers}")
+        table = self._books()
+        indices = indices[:, :, :layers].to(table.device)
+        first = torch.arange(indices.shape[2], device=table.device) % len(table) * table.shape[1]
+        known = indices != NO_CODE
+        rows = F.embedding_bag(
+            torch.where(known, indices + first, 0).flatten(0, 1),
+            table.flatten(0, 1),
+            per_sample_weights=known.to(table.dtype).flatten(0, 1),
+            mode="sum",
+        )
+        return rows.unflatten(0, indices.shape[:2]).movedim(2, 1)
+
+    def _books(self) -> Tensor:
+        """The code books, ``(Q or 1, K, C)``, in the dtype to compute in."""
+        return self.codebooks.to(torch.promote_types(self.codebooks.dtype, torch.float32))
+
+    def _rows(self, latents: Tensor, valid: Tensor | None) -> Tensor:
+        """``(B, C, T)`` as ``(N, C)``, where ``valid`` ``(B, T)``, in the dtype to compute in."""
+        rows = latents.detach().movedim(1, 2).to(self._books().dtype)
+        return rows.flatten(0, 1) if valid is None else rows[valid]
+
+    def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
+        """How many layers each row is quantised by, ``(N,)``, alike for a clip; None is all."""
+        if not self.training or self.config.dropout == 0:
+            return None
+        device = self.codebooks.device
+        few = torch.randint(1, self.config.layers + 1, (clips,), device=device)
+        dropped = torch.rand(clips, device=device) < self.config.dropout
+        layers = torch.where(dropped, few, self.config.layers)[:, None].expand(-1, length)
+        return layers.flatten() if valid is None else layers[valid]
+
+    def _search(self, rows: Tensor, layers: Tensor | None, temperature: float) -> Search:
+        """Quantise ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
+        books, count = self._books(), self.config.layers
+        codes = books.shape[1]
+        finder = Finder.of(books, self.config.metric)
+        taken = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
+        if layers is not None:
+            taken = layers[:, None] > torch.arange(count, device=rows.device)
+        weights = mean_weights(taken) / rows.shape[1]
+        result = Search(
+            latents=torch.zeros_like(rows),
+            indices=torch.full(taken.shape, NO_CODE, device=rows.device),
+            loss=rows.new_zeros(()),
+            loss_gradient=torch.zeros_like(rows),
+            sums=rows.new_zeros(count, codes, rows.shape[1]),
+            counts=rows.new_zeros(count, codes),
+        )
+        for block in blocks(rows, codes):
+            left = rows[block].clone()
+            for layer in range(count):
+                book = layer % len(books)
+                found = finder.find(left, book, temperature)
+                chosen = F.embedding(found, books[book])
+                given = left
+                if layers is not None:
+                    here = taken[block, layer]
+                    chosen *= here[:, None]
+                    result.indices[block, layer] = torch.where(here, found, NO_CODE)
+                    given, found = left[here], found[here]
+                else:
+                    result.indices[block, layer] = found
+                gather_by_code(given, found, result.sums[layer], result.counts[layer])
+                left -= chosen
+                result.latents[block] += chosen
+                weight = weights[block, layer]
+                result.loss.add_(left.square().sum(1) @ weight)
+                result.loss_gradient[block].addcmul_(left, weight[:, None], value=2)
+        return result
+
+    def _initialise(self, rows: Tensor) -> None:
+        """Make the code books from the latents of all processes, each layer's of what is left.
+
+        Layers that share a book share what the first of them makes. Latents that are not finite
+        make none.
+        """
+        everything = torch.cat(gather_from_processes(rows))
+        if not everything.isfinite().all():
+            return
+        left = everything.clone()
+        for book in range(len(self.codebooks)):
+            made = copy_from_first_process(self._make_book(left))
+            finder = Finder.of(made[None], self.config.metric)
+            for block in blocks(left, len(made)):
+                left[block] -= made[finder.find(left[block], 0)]
+            self.codebooks[book] = made
+        self.code_counts.fill_(len(everything) / self.config.codes)
+        self.code_sums.copy_(self.codebooks * self.code_counts[:, :, None])
+        self.initialised.fill_(True)
+
+    def _make_book(self, rows: Tensor) -> Tensor:
+        config = self.config
+        if config.initialisation == "samples":
+            return random_rows(rows, config.codes)
+        return cluster(rows, config.codes, config.metric, config.kmeans_iterations)
+
+    def _learn(self, rows: Tensor, search: Search) -> Tensor:
+        """Move the code books to what chose them, in all processes; returns the counts of all.
+
+        What is not finite is not learnt from: it would stay in the averages for ever.
+        """
+        counts, sums = sum_over_processes(search.counts), sum_over_processes(search.sums)
+        if self.config.decay == 1 or not sums.isfinite().all():
+            return counts
+        of_books = (len(self.codebooks), -1, *counts.shape[1:])
+        share = 1 - self.config.decay
+        self.code_counts.lerp_(counts.view(of_books).sum(1).to(self.code_counts.dtype), share)
+        sums = sums.view(*of_books, -1).sum(1)
+        self.code_sums.lerp_(sums.to(self.code_sums.dtype), share)
+        alive = self.code_counts > SMALLEST_COUNT
+        means = self.code_sums / self.code_counts.clamp_min(SMALLEST_COUNT)[:, :, None]
+        self.codebooks.copy_(torch.where(alive[:, :, None], means, self.codebooks))
+        self._revive(rows, search.indices)
+        return counts
+
+    def _revive(self, rows: Tensor, indices: Tensor) -> None:
+        """Replace codes that are hardly chosen by random latents, as their layer is given them.
+
+        A new code starts with the average count, so that it is not replaced again at once.
+        """
+        dead = self.code_counts < self.config.revive_below
+        if not dead.any():
+            return
+        books, codes = dead.nonzero(as_tuple=True)
+        picked = torch.randperm(len(rows), device=rows.device)
+        picked = picked[torch.arange(len(codes), device=rows.device) % len(rows)]
+        layers = books
+        if self.config.shared:
+            layers = torch.randint(self.config.layers, codes.shape, device=rows.device)
+        before = torch.arange(self.config.layers, device=rows.device) < layers[:, None]
+        known = torch.where(before, indices[picked], NO_CODE)
+        candidates = rows[picked] - self.decode(known[:, None]).squeeze(2)
+        # Every process takes the same, from each in turn.
+        offered = torch.stack(gather_from_processes(candidates))
+        places = torch.arange(len(codes), device=rows.device)
+        latents = offered[places % count_processes(), places].to(self.codebooks.dtype)
+        count = self.code_counts.mean().clamp_min(self.config.revive_below)
+        self.codebooks[books, codes] = latents
+        self.code_sums[books, codes] = latents * count
+        self.code_counts[books, codes] = count
+
+    def _check_indices(self, indices: Tensor) -> None:
+        layers, codes = self.config.layers, self.config.codes
+        if indices.dim() != 3 or not 1 <= indices.shape[2] <= layers:
+            raise ValueError(
+                f"indices must be (B, T, Q) with Q from 1 to {layers}, not {tuple(indices.shape)}"
+            )
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise ValueError(f"indices must be whole numbers, not {indices.dtype}")
+        if indices.numel() and not (indices.min() >= NO_CODE and indices.max() < codes):
+            raise ValueError(
+                f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
+                f"{indices.min()} to {indices.max()}: they are of another model"
+            )
+
+
+def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
+    """Rows ``(N, X)`` as ``(B, T, X)``, with ``absent`` where ``valid`` ``(B, T)`` is not."""
+    if valid is None:
+        return values.unflatten(0, shape)
+    whole = values.new_full((*shape, values.shape[1]), absent)
+    whole[valid] = values
+    return whole
+
+
+def mean_weights(taken: Tensor) -> Tensor:
+    """``(N, Q)``, such that a sum with them is the mean over rows, then over layers, of ``taken``.
+
+    Layers that take no row do not count.
+    """
+    rows = taken.sum(0)
+    return taken / (rows.clamp_min(1) * (rows > 0).sum().clamp_min(1))
