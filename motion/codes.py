@@ -70,12 +70,6 @@ def blocks(rows: Tensor, codes: int) -> Iterator[slice]:
         yield slice(start, start + length)
 
 
-def gather_by_code(rows: Tensor, found: Tensor, sums: Tensor, counts: Tensor) -> None:
-    """Add each row to the sum, and 1 to the count, of the code that was found for it."""
-    sums.index_add_(0, found, rows)
-    counts += torch.bincount(found, minlength=len(counts))
-
-
 def random_rows(rows: Tensor, count: int) -> Tensor:
     """``count`` different rows in random order; if there are not as many, copies with noise."""
     order = torch.randperm(len(rows), device=rows.device)
@@ -95,6 +89,8 @@ def cluster(rows: Tensor, codes: int, metric: Metric, iterations: int) -> Tensor
         finder = Finder.of(book[None], metric)
         sums, counts = torch.zeros_like(book), book.new_zeros(codes)
         for block in blocks(rows, codes):
-            gather_by_code(rows[block], finder.find(rows[block], 0), sums, counts)
+            found = finder.find(rows[block], 0)
+            sums.index_add_(0, found, rows[block])
+            counts += torch.bincount(found, minlength=codes)
         book = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), book)
     return book

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from motion.codes import Finder, blocks, cluster, gather_by_code, random_rows
+from motion.codes import Finder, blocks, cluster, random_rows
 from motion.config import QuantizerConfig
 from motion.masking import mask_of
 from wanvae.engine.processes import (
@@ -24,6 +24,9 @@ from wanvae.engine.processes import (
 NO_CODE = -1
 # The moving average below which a code that nothing chose stays as it is: division by 0 is near.
 SMALLEST_COUNT = 1e-12
+# The moving average that a new code starts with, in those below which it is replaced: it has
+# log(2) / (1 - decay) batches to be chosen in.
+GRACE = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Search:
         indices: ``(N, Q)``, -1 where a row is not quantised by a layer.
         loss: scalar, the commitment loss.
         loss_gradient: ``(N, C)``, that of the loss in the rows.
-        sums: ``(Q, K, C)``, of what each layer was given, by code.
+        sums: ``(Q, K, C)``, of what each layer was given, by code; 0 unless codes are learnt.
         counts: ``(Q, K)``, how much that was.
     """
 
@@ -220,7 +223,9 @@ class ResidualVQ(nn.Module):
                     given, found = left[here], found[here]
                 else:
                     result.indices[block, layer] = found
-                gather_by_code(given, found, result.sums[layer], result.counts[layer])
+                result.counts[layer] += torch.bincount(found, minlength=codes)
+                if self.training:
+                    result.sums[layer].index_add_(0, found, given)
                 left -= chosen
                 result.latents[block] += chosen
                 weight = weights[block, layer]
@@ -262,42 +267,37 @@ class ResidualVQ(nn.Module):
         counts, sums = sum_over_processes(search.counts), sum_over_processes(search.sums)
         if self.config.decay == 1 or not sums.isfinite().all():
             return counts
-        of_books = (len(self.codebooks), -1, *counts.shape[1:])
-        share = 1 - self.config.decay
-        self.code_counts.lerp_(counts.view(of_books).sum(1).to(self.code_counts.dtype), share)
-        sums = sums.view(*of_books, -1).sum(1)
-        self.code_sums.lerp_(sums.to(self.code_sums.dtype), share)
+        books, share = len(self.codebooks), 1 - self.config.decay
+        of_books = counts.unflatten(0, (books, -1)).sum(1), sums.unflatten(0, (books, -1)).sum(1)
+        for average, new in zip((self.code_counts, self.code_sums), of_books, strict=True):
+            average.lerp_(new.to(average.dtype), share)
+        dead = (self.code_counts < self.config.revive_below).nonzero()
+        replacements = self._draw_replacements(rows, search.indices, dead) if len(dead) else None
         alive = self.code_counts > SMALLEST_COUNT
         means = self.code_sums / self.code_counts.clamp_min(SMALLEST_COUNT)[:, :, None]
         self.codebooks.copy_(torch.where(alive[:, :, None], means, self.codebooks))
-        self._revive(rows, search.indices)
+        if replacements is not None:
+            place, count = dead.unbind(1), GRACE * self.config.revive_below
+            self.codebooks[place] = replacements
+            self.code_sums[place] = replacements * count
+            self.code_counts[place] = count
         return counts
 
-    def _revive(self, rows: Tensor, indices: Tensor) -> None:
-        """Replace codes that are hardly chosen by random latents, as their layer is given them.
+    def _draw_replacements(self, rows: Tensor, indices: Tensor, dead: Tensor) -> Tensor:
+        """Random latents ``(M, C)``, as a layer was given them, for codes ``(M, 2)``: book, code.
 
-        A new code starts with the average count, so that it is not replaced again at once.
+        All processes get the same, from each in turn.
         """
-        dead = self.code_counts < self.config.revive_below
-        if not dead.any():
-            return
-        books, codes = dead.nonzero(as_tuple=True)
-        picked = torch.randperm(len(rows), device=rows.device)
-        picked = picked[torch.arange(len(codes), device=rows.device) % len(rows)]
-        layers = books
+        places = torch.arange(len(dead), device=rows.device)
+        picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
+        layers = dead[:, 0]
         if self.config.shared:
-            layers = torch.randint(self.config.layers, codes.shape, device=rows.device)
+            layers = torch.randint(self.config.layers, layers.shape, device=rows.device)
         before = torch.arange(self.config.layers, device=rows.device) < layers[:, None]
-        known = torch.where(before, indices[picked], NO_CODE)
-        candidates = rows[picked] - self.decode(known[:, None]).squeeze(2)
-        # Every process takes the same, from each in turn.
-        offered = torch.stack(gather_from_processes(candidates))
-        places = torch.arange(len(codes), device=rows.device)
-        latents = offered[places % count_processes(), places].to(self.codebooks.dtype)
-        count = self.code_counts.mean().clamp_min(self.config.revive_below)
-        self.codebooks[books, codes] = latents
-        self.code_sums[books, codes] = latents * count
-        self.code_counts[books, codes] = count
+        taken = torch.where(before, indices[picked], NO_CODE)
+        given = rows[picked] - self.decode(taken[:, None]).squeeze(2)
+        offered = torch.stack(gather_from_processes(given))
+        return offered[places % count_processes(), places].to(self.codebooks.dtype)
 
     def _check_indices(self, indices: Tensor) -> None:
         layers, codes = self.config.layers, self.config.codes
