@@ -10,6 +10,7 @@ from enum import Enum
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from motion.config import RVQVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
+    atomic_path,
     first_few,
     read_tensors,
     write_pickle,
@@ -194,8 +196,9 @@ def save_momask(
 ) -> None:
     """Write the tensors that MoMask reads, in a ``.tar`` or ``.pth``.
 
-    This layout has neither config nor normaliser nor moving averages: whoever reads it must know
-    the options of the network, and normalise features.
+    This layout has neither config nor moving averages: whoever reads it must know the options of
+    the network. Nor has it the normaliser, which goes, where there is one, to files of its name
+    that end in ``_mean.npy`` and ``_std.npy``.
 
     Raises:
         CheckpointError: ``path`` has another suffix or cannot be written, or MoMask has no such
@@ -207,6 +210,15 @@ def save_momask(
     books = tensors["quantizer.codebooks"].expand(config.quantizer.layers, -1, -1)
     named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
     write_pickle(path, networks | named, wrapper="vq_model")
+    statistics = {name: tensors[f"normaliser.{name}"] for name in ("mean", "std")}
+    if statistics["mean"].any() or not (statistics["std"] == 1).all():
+        for name, values in statistics.items():
+            write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)
+
+
+def write_array(path: Path, values: Tensor) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values.cpu().numpy(), allow_pickle=False)
 
 
 def require_published(config: RVQVAEConfig) -> None:
@@ -216,6 +228,7 @@ def require_published(config: RVQVAEConfig) -> None:
         "network wan": config.network != "resnet",
         "causal convolutions": resnet.causal,
         "attention": resnet.attention,
+        "other order of dilations": not resnet.reverse_dilation,
         "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
         "cosine metric": quantizer.metric != "euclidean",
     }

@@ -39,11 +39,6 @@ class Normaliser(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether it changes nothing."""
-        return bool((self.mean == 0).all() and (self.std == 1).all())
-
     def normalise(self, features: Tensor) -> Tensor:
         """Features in their own units to those the networks see."""
         return (features - self.mean) / self.std

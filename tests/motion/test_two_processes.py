@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
 
-STEPS = 50
+STEPS, LIVELY_STEPS = 50, 15
 CLIPS, FRAMES, CHANNELS = 8, 16, 4
 
 
@@ -32,9 +32,12 @@ def train(*, lively: bool, part: slice) -> dict[str, Tensor]:
     resnet = ResnetConfig(width=6, depth=1, dilation_growth_rate=(3,), dropout=0.0)
     config = RVQVAEConfig(channels=CHANNELS, code_dim=5, resnet=resnet, quantizer=quantizer)
     model = RVQVAE(config)
-    wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
+    wrapped = model
+    if dist.is_initialized():
+        # Without copying the code books of one process to the other.
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    for step in range(STEPS):
+    for step in range(LIVELY_STEPS if lively else STEPS):
         torch.manual_seed(100 + step)
         motion = torch.randn(CLIPS, FRAMES, CHANNELS)[part]
         if lively:
