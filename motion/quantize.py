@@ -200,7 +200,7 @@ class ResidualVQ(nn.Module):
         taken = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
         if layers is not None:
             taken = layers[:, None] > torch.arange(count, device=rows.device)
-        weights = mean_weights(taken) / rows.shape[1]
+        weights = mean_weights(taken.to(rows.dtype)) / rows.shape[1]
         result = Search(
             latents=torch.zeros_like(rows),
             indices=torch.full(taken.shape, NO_CODE, device=rows.device),
@@ -324,7 +324,7 @@ def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: i
 
 
 def mean_weights(taken: Tensor) -> Tensor:
-    """``(N, Q)``, such that a sum with them is the mean over rows, then over layers, of ``taken``.
+    """``(N, Q)`` that sum up to means over rows, then over layers, where ``taken`` is 1 and not 0.
 
     Layers that take no row do not count.
     """
