@@ -13,11 +13,12 @@ from motion import formats
 from motion.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
 from motion.masking import mask_of, run_masked
+from motion.networks import make_networks
 from motion.normaliser import Normaliser
 from motion.quantize import Quantized, ResidualVQ
-from motion.resnet import ResnetDecoder, ResnetEncoder
+from motion.streaming import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
-from wanvae.nn import Decoder, Encoder, State, Streaming
+from wanvae.nn import State, Streaming
 from wanvae.nn.residual import ActivationKind
 
 
@@ -173,6 +174,14 @@ class RVQVAE(nn.Module):
         motion = self.normaliser.denormalise(features)
         return motion * mask_of(lengths, motion.shape[1])[:, :, None]
 
+    def stream_encode(self, state: SessionState = None) -> StreamEncoder:
+        """A session that encodes frames as they come; ``state`` continues an earlier one."""
+        return StreamEncoder(self, state)
+
+    def stream_decode(self, state: State = None, *, layers: int | None = None) -> StreamDecoder:
+        """A session that decodes tokens as they come; ``state`` continues an earlier one."""
+        return StreamDecoder(self, state, layers=layers)
+
     def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
         """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one."""
         features = self.normaliser.normalise(motion.to(self.normaliser.mean))
@@ -238,16 +247,6 @@ class RVQVAE(nn.Module):
         frames = torch.arange(whole, device=self.device)
         frames = torch.minimum(frames, lengths[:, None] - 1)
         return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
-
-
-def make_networks(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
-    """Encoder and decoder, between ``(B, channels, T)`` and ``(B, code_dim, tokens)``."""
-    channels, code_dim = config.channels, config.code_dim
-    if config.network == "wan":
-        coder = config.wan.coder
-        return Encoder(coder, channels, code_dim), Decoder(coder, code_dim, channels)
-    resnet = config.resnet
-    return ResnetEncoder(resnet, channels, code_dim), ResnetDecoder(resnet, code_dim, channels)
 
 
 def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
