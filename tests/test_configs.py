@@ -58,6 +58,8 @@ def test_all_configs_are_installed():
     project = (ROOT / "pyproject.toml").read_text()
     for folder in {path.parent.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml")}:
         name = ".".join(["wanvae.configs", *folder.parts])
+        if folder == Path("motion"):
+            name = "motion.configs"
         assert f'"{name}" = ["*.yaml"]' in project
         assert f'"{name}" = "configs/{folder.as_posix()}"' in project
         assert f'    "{name}",\n' in project

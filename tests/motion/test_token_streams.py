@@ -34,15 +34,17 @@ def make(config: RVQVAEConfig) -> RVQVAE:
     model = RVQVAE(config)
     randomise(model)
     model.normaliser.set(torch.randn(3), torch.rand(3) + 0.5)
+    model.eval().quantizer.train()
+    model(example(200).float())
     return model.double().eval()
-
-
-MODELS = {name: make(config) for name, config in CONFIGS.items()}
 
 
 def example(frames: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, frames, 3, generator=generator, dtype=torch.float64)
+
+
+MODELS = {name: make(config) for name, config in CONFIGS.items()}
 
 
 def pushed(session, pieces) -> list[torch.Tensor]:
