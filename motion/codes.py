@@ -27,11 +27,13 @@ class Finder:
     """What finding codes of several books takes, computed once.
 
     Attributes:
+        books: ``(books, K, C)``.
         keys: ``(books, C, K)``, what rows are multiplied with.
         offsets: ``(books, K)``, what is subtracted then; the code of the highest score is nearest.
         metric: what nearest means.
     """
 
+    books: Tensor
     keys: Tensor
     offsets: Tensor
     metric: Metric
@@ -41,8 +43,9 @@ class Finder:
         """For ``(books, K, C)``."""
         if metric == "cosine":
             directions = F.normalize(books, dim=2)
-            return cls(directions.mT, books.new_zeros(books.shape[:2]), metric)
-        return cls(books.mT, books.square().sum(2) / 2, metric)
+            return cls(books, directions.mT, books.new_zeros(books.shape[:2]), metric)
+        # Not the sum of squares, which would take memory for all of them.
+        return cls(books, books.mT, torch.linalg.vector_norm(books, dim=2).square() / 2, metric)
 
     def find(self, rows: Tensor, book: int, temperature: float = 0.0) -> Tensor:
         """The code of each row: the nearest, or drawn as ``QuantizerConfig.temperature`` says.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,16 +59,33 @@ class Search:
         indices: ``(N, Q)``, -1 where a row is not quantised by a layer.
         loss: scalar, the commitment loss.
         loss_gradient: ``(N, C)``, that of the loss in the rows.
-        sums: ``(Q, K, C)``, of what each layer was given, by code; 0 unless codes are learnt.
-        counts: ``(Q, K)``, how much that was.
+        counts: ``(Q, K)``, how many rows chose each code.
+        sums: ``(Q, K, C)``, the sums of these rows as the layer was given them; None in evaluation.
     """
 
     latents: Tensor
     indices: Tensor
     loss: Tensor
     loss_gradient: Tensor
-    sums: Tensor
     counts: Tensor
+    sums: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a layer does to some rows.
+
+    Attributes:
+        layer: its number.
+        given: ``(N, C)``, what the layers before left.
+        found: ``(N,)``, the code of each row, also of those that the layer leaves as they are.
+        left: ``(N, C)``, ``given`` less its codes.
+    """
+
+    layer: int
+    given: Tensor
+    found: Tensor
+    left: Tensor
 
 
 class StraightThrough(torch.autograd.Function):
@@ -143,8 +160,13 @@ class ResidualVQ(nn.Module):
         batch, _, length = latents.shape
         valid = None if lengths is None else mask_of(lengths, length)
         with torch.autocast(latents.device.type, enabled=False):
-            search = self._search(self._rows(latents, valid), None, 0.0)
-        return placed(search.indices, (batch, length), valid, NO_CODE)
+            rows = self._rows(latents, valid)
+            finder = Finder.of(self._books(), self.config.metric)
+            indices = rows.new_empty(len(rows), self.config.layers, dtype=torch.long)
+            for block in blocks(rows, self.config.codes):
+                for step in self._descend(rows[block], finder):
+                    indices[block, step.layer] = step.found
+        return placed(indices, (batch, length), valid, NO_CODE)
 
     def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
         """The latents ``(B, C, T)`` that ``indices`` ``(B, T, Q)`` stand for; -1 adds nothing.
@@ -192,46 +214,57 @@ class ResidualVQ(nn.Module):
         layers = torch.where(dropped, few, self.config.layers)[:, None].expand(-1, length)
         return layers.flatten() if valid is None else layers[valid]
 
+    def _descend(
+        self,
+        rows: Tensor,
+        finder: Finder,
+        taken: Tensor | None = None,
+        temperature: float = 0.0,
+    ) -> Iterator[Step]:
+        """What each layer does, in turn, to ``(N, C)``.
+
+        Args:
+            taken: ``(N, Q)``, false where a layer leaves a row as it is given.
+        """
+        left = rows
+        for layer in range(self.config.layers):
+            book = layer % len(finder.books)
+            found = finder.find(left, book, temperature)
+            chosen = F.embedding(found, finder.books[book])
+            if taken is not None:
+                chosen *= taken[:, layer, None]
+            given, left = left, left - chosen
+            yield Step(layer, given, found, left)
+
     def _search(self, rows: Tensor, layers: Tensor | None, temperature: float) -> Search:
         """Quantise ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
-        books, count = self._books(), self.config.layers
-        codes = books.shape[1]
-        finder = Finder.of(books, self.config.metric)
-        taken = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
-        if layers is not None:
-            taken = layers[:, None] > torch.arange(count, device=rows.device)
-        weights = mean_weights(taken.to(rows.dtype)) / rows.shape[1]
-        result = Search(
-            latents=torch.zeros_like(rows),
-            indices=torch.full(taken.shape, NO_CODE, device=rows.device),
-            loss=rows.new_zeros(()),
-            loss_gradient=torch.zeros_like(rows),
-            sums=rows.new_zeros(count, codes, rows.shape[1]),
-            counts=rows.new_zeros(count, codes),
-        )
+        finder = Finder.of(self._books(), self.config.metric)
+        count, codes = self.config.layers, self.config.codes
+        every = torch.arange(count, device=rows.device)
+        taken = None if layers is None else layers[:, None] > every
+        shares = torch.ones(len(rows), count, device=rows.device) if taken is None else taken
+        weights = mean_weights(shares.to(rows.dtype)) / rows.shape[1]
+        indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
+        latents, loss_gradient = torch.empty_like(rows), torch.zeros_like(rows)
+        loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
+        sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
         for block in blocks(rows, codes):
-            left = rows[block].clone()
-            for layer in range(count):
-                book = layer % len(books)
-                found = finder.find(left, book, temperature)
-                chosen = F.embedding(found, books[book])
-                given = left
-                if layers is not None:
-                    here = taken[block, layer]
-                    chosen *= here[:, None]
-                    result.indices[block, layer] = torch.where(here, found, NO_CODE)
-                    given, found = left[here], found[here]
-                else:
-                    result.indices[block, layer] = found
-                result.counts[layer] += torch.bincount(found, minlength=codes)
-                if self.training:
-                    result.sums[layer].index_add_(0, found, given)
-                left -= chosen
-                result.latents[block] += chosen
+            here = None if taken is None else taken[block]
+            for step in self._descend(rows[block], finder, here, temperature):
+                layer, given, found = step.layer, step.given, step.found
+                indices[block, layer] = found
+                if here is not None:
+                    given, found = given[here[:, layer]], found[here[:, layer]]
+                counts[layer] += torch.bincount(found, minlength=codes)
+                if sums is not None:
+                    sums[layer].index_add_(0, found, given)
                 weight = weights[block, layer]
-                result.loss.add_(left.square().sum(1) @ weight)
-                result.loss_gradient[block].addcmul_(left, weight[:, None], value=2)
-        return result
+                loss += step.left.square().sum(1) @ weight
+                loss_gradient[block].addcmul_(step.left, weight[:, None], value=2)
+            torch.sub(rows[block], step.left, out=latents[block])
+        if taken is not None:
+            indices.masked_fill_(~taken, NO_CODE)
+        return Search(latents, indices, loss, loss_gradient, counts, sums)
 
     def _initialise(self, rows: Tensor) -> None:
         """Make the code books from the latents of all processes, each layer's of what is left.

@@ -149,7 +149,7 @@ def test_it_trains(model):
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or "proj" in name, name
+        assert parameter.grad.any() or parameter.dim() == 1, name
 
 
 def test_features_are_normalised_inside():
