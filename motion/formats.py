@@ -115,10 +115,10 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
         config,
         {
             **networks,
-            "quantizer.codebooks": books,
-            "quantizer.code_sums": books * ASSUMED_COUNT,
-            "quantizer.code_counts": torch.full(books.shape[:2], ASSUMED_COUNT),
-            "quantizer.initialised": torch.tensor(True),
+            "quantizer.books.codes": books,
+            "quantizer.books.sums": books * ASSUMED_COUNT,
+            "quantizer.books.counts": torch.full(books.shape[:2], ASSUMED_COUNT),
+            "quantizer.books.initialised": torch.tensor(True),
             "normaliser.mean": torch.zeros(config.channels),
             "normaliser.std": torch.ones(config.channels),
         },
@@ -207,7 +207,7 @@ def save_momask(
     require_suffix(path, ".tar", ".pth")
     require_published(config)
     networks = {n: t for n, t in tensors.items() if n.startswith(("encoder.", "decoder."))}
-    books = tensors["quantizer.codebooks"].expand(config.quantizer.layers, -1, -1)
+    books = tensors["quantizer.books.codes"].expand(config.quantizer.layers, -1, -1)
     named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
     write_pickle(path, networks | named, wrapper="vq_model")
     statistics = {name: tensors[f"normaliser.{name}"] for name in ("mean", "std")}

@@ -10,23 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from motion.codes import Finder, blocks, cluster, random_rows
+from motion.codebooks import NO_CODE, CodeBooks
+from motion.codes import Finder, blocks
 from motion.config import QuantizerConfig
 from motion.masking import mask_of
-from wanvae.engine.processes import (
-    copy_from_first_process,
-    count_processes,
-    gather_from_processes,
-    sum_over_processes,
-)
-
-# The index that stands for no code: of layers that a clip was not quantised by, and of padding.
-NO_CODE = -1
-# The moving average below which a code that nothing chose stays as it is: division by 0 is near.
-SMALLEST_COUNT = 1e-12
-# The moving average that a new code starts with, in those below which it is replaced: it has
-# log(2) / (1 - decay) batches to be chosen in.
-GRACE = 2.0
 
 
 @dataclass(frozen=True)
@@ -112,21 +99,14 @@ class StraightThrough(torch.autograd.Function):
 class ResidualVQ(nn.Module):
     """Quantises latents ``(B, C, T)`` by a row of code books, each taking what those before left.
 
-    While training it learns its codes, by moving averages of the latents that chose them (van den
-    Oord et al., arXiv 1711.00937, appendix A.1), all processes of a run together. It has no
-    parameters: its state is ``codebooks`` ``(Q, K, C)``, their moving averages ``code_sums`` and
-    ``code_counts``, with 1 for Q where the layers share a book, and ``initialised``. It computes in
-    float32, or float64 where its state is, whatever the latents are.
+    While training it learns its codes, its only state (see :class:`~motion.codebooks.CodeBooks`).
+    It computes in float32, or in float64 where its codes have it, whatever the latents have.
     """
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        books = torch.randn(1 if config.shared else config.layers, config.codes, dim)
-        self.register_buffer("codebooks", books)
-        self.register_buffer("code_sums", books.clone())
-        self.register_buffer("code_counts", torch.ones(books.shape[:2]))
-        self.register_buffer("initialised", torch.tensor(False))
+        self.books = CodeBooks(config, dim)
 
     def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
         """Quantise ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
@@ -135,11 +115,13 @@ class ResidualVQ(nn.Module):
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             layers = self._draw_layers(batch, length, valid)
-            if self.training and not self.initialised:
-                self._initialise(rows)
+            if self.training and not self.books.initialised:
+                self.books.initialise(rows)
             temperature = self.config.temperature if self.training else 0.0
             search = self._search(rows, layers, temperature)
-            counts = self._learn(rows, search) if self.training else search.counts
+            counts = search.counts
+            if search.sums is not None:
+                counts = self.books.learn(rows, search.indices, counts, search.sums)
             shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
             found, loss_gradient = (
                 placed(values, (batch, length), valid, 0).movedim(2, 1)
@@ -161,7 +143,7 @@ class ResidualVQ(nn.Module):
         valid = None if lengths is None else mask_of(lengths, length)
         with torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
-            finder = Finder.of(self._books(), self.config.metric)
+            finder = self.books.finder()
             indices = rows.new_empty(len(rows), self.config.layers, dtype=torch.long)
             for block in blocks(rows, self.config.codes):
                 for step in self._descend(rows[block], finder):
@@ -183,32 +165,20 @@ class ResidualVQ(nn.Module):
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
             raise ValueError(f"layers must be from 1 to {given}, not {layers}")
-        table = self._books()
-        indices = indices[:, :, :layers].to(table.device)
-        first = torch.arange(indices.shape[2], device=table.device) % len(table) * table.shape[1]
-        known = indices != NO_CODE
-        rows = F.embedding_bag(
-            torch.where(known, indices + first, 0).flatten(0, 1),
-            table.flatten(0, 1),
-            per_sample_weights=known.to(table.dtype).flatten(0, 1),
-            mode="sum",
-        )
+        indices = indices[:, :, :layers].to(self.books.codes.device)
+        rows = self.books.look_up(indices.flatten(0, 1))
         return rows.unflatten(0, indices.shape[:2]).movedim(2, 1)
-
-    def _books(self) -> Tensor:
-        """The code books, ``(Q or 1, K, C)``, in the dtype to compute in."""
-        return self.codebooks.to(torch.promote_types(self.codebooks.dtype, torch.float32))
 
     def _rows(self, latents: Tensor, valid: Tensor | None) -> Tensor:
         """``(B, C, T)`` as ``(N, C)``, where ``valid`` ``(B, T)``, in the dtype to compute in."""
-        rows = latents.detach().movedim(1, 2).to(self._books().dtype)
+        rows = latents.detach().movedim(1, 2).to(self.books.dtype)
         return rows.flatten(0, 1) if valid is None else rows[valid]
 
     def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
         """How many layers each row is quantised by, ``(N,)``, alike for a clip; None is all."""
         if not self.training or self.config.dropout == 0:
             return None
-        device = self.codebooks.device
+        device = self.books.codes.device
         few = torch.randint(1, self.config.layers + 1, (clips,), device=device)
         dropped = torch.rand(clips, device=device) < self.config.dropout
         layers = torch.where(dropped, few, self.config.layers)[:, None].expand(-1, length)
@@ -238,12 +208,12 @@ class ResidualVQ(nn.Module):
 
     def _search(self, rows: Tensor, layers: Tensor | None, temperature: float) -> Search:
         """Quantise ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
-        finder = Finder.of(self._books(), self.config.metric)
+        finder = self.books.finder()
         count, codes = self.config.layers, self.config.codes
         every = torch.arange(count, device=rows.device)
         taken = None if layers is None else layers[:, None] > every
-        shares = torch.ones(len(rows), count, device=rows.device) if taken is None else taken
-        weights = mean_weights(shares.to(rows.dtype)) / rows.shape[1]
+        weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
+        weights = mean_weights(weights) / rows.shape[1]
         indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
         latents, loss_gradient = torch.empty_like(rows), torch.zeros_like(rows)
         loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
@@ -265,72 +235,6 @@ class ResidualVQ(nn.Module):
         if taken is not None:
             indices.masked_fill_(~taken, NO_CODE)
         return Search(latents, indices, loss, loss_gradient, counts, sums)
-
-    def _initialise(self, rows: Tensor) -> None:
-        """Make the code books from the latents of all processes, each layer's of what is left.
-
-        Layers that share a book share what the first of them makes. Latents that are not finite
-        make none.
-        """
-        everything = torch.cat(gather_from_processes(rows))
-        if not everything.isfinite().all():
-            return
-        left = everything.clone()
-        for book in range(len(self.codebooks)):
-            made = copy_from_first_process(self._make_book(left))
-            finder = Finder.of(made[None], self.config.metric)
-            for block in blocks(left, len(made)):
-                left[block] -= made[finder.find(left[block], 0)]
-            self.codebooks[book] = made
-        self.code_counts.fill_(len(everything) / self.config.codes)
-        self.code_sums.copy_(self.codebooks * self.code_counts[:, :, None])
-        self.initialised.fill_(True)
-
-    def _make_book(self, rows: Tensor) -> Tensor:
-        config = self.config
-        if config.initialisation == "samples":
-            return random_rows(rows, config.codes)
-        return cluster(rows, config.codes, config.metric, config.kmeans_iterations)
-
-    def _learn(self, rows: Tensor, search: Search) -> Tensor:
-        """Move the code books to what chose them, in all processes; returns the counts of all.
-
-        What is not finite is not learnt from: it would stay in the averages for ever.
-        """
-        counts, sums = sum_over_processes(search.counts), sum_over_processes(search.sums)
-        if self.config.decay == 1 or not sums.isfinite().all():
-            return counts
-        books, share = len(self.codebooks), 1 - self.config.decay
-        of_books = counts.unflatten(0, (books, -1)).sum(1), sums.unflatten(0, (books, -1)).sum(1)
-        for average, new in zip((self.code_counts, self.code_sums), of_books, strict=True):
-            average.lerp_(new.to(average.dtype), share)
-        dead = (self.code_counts < self.config.revive_below).nonzero()
-        replacements = self._draw_replacements(rows, search.indices, dead) if len(dead) else None
-        alive = self.code_counts > SMALLEST_COUNT
-        means = self.code_sums / self.code_counts.clamp_min(SMALLEST_COUNT)[:, :, None]
-        self.codebooks.copy_(torch.where(alive[:, :, None], means, self.codebooks))
-        if replacements is not None:
-            place, count = dead.unbind(1), GRACE * self.config.revive_below
-            self.codebooks[place] = replacements
-            self.code_sums[place] = replacements * count
-            self.code_counts[place] = count
-        return counts
-
-    def _draw_replacements(self, rows: Tensor, indices: Tensor, dead: Tensor) -> Tensor:
-        """Random latents ``(M, C)``, as a layer was given them, for codes ``(M, 2)``: book, code.
-
-        All processes get the same, from each in turn.
-        """
-        places = torch.arange(len(dead), device=rows.device)
-        picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
-        layers = dead[:, 0]
-        if self.config.shared:
-            layers = torch.randint(self.config.layers, layers.shape, device=rows.device)
-        before = torch.arange(self.config.layers, device=rows.device) < layers[:, None]
-        taken = torch.where(before, indices[picked], NO_CODE)
-        given = rows[picked] - self.decode(taken[:, None]).squeeze(2)
-        offered = torch.stack(gather_from_processes(given))
-        return offered[places % count_processes(), places].to(self.codebooks.dtype)
 
     def _check_indices(self, indices: Tensor) -> None:
         layers, codes = self.config.layers, self.config.codes

@@ -18,7 +18,7 @@ def make(**changes: object) -> ResidualVQ:
     """A quantiser of 3 layers of 5 codes whose code books count as initialised."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(QuantizerConfig(**{"layers": 3, "codes": 5, **PLAIN, **changes}), DIM)
-    quantizer.initialised.fill_(True)
+    quantizer.books.initialised.fill_(True)
     return quantizer
 
 
@@ -30,7 +30,7 @@ def defined(quantizer: ResidualVQ, latents: torch.Tensor) -> tuple[torch.Tensor,
     """Latents ``(N, Q, C)`` as each layer is given them, and indices, by the definition."""
     left, given, indices = latents.movedim(1, 2).flatten(0, 1), [], []
     for layer in range(quantizer.config.layers):
-        book = quantizer.codebooks[layer % len(quantizer.codebooks)]
+        book = quantizer.books.codes[layer % len(quantizer.books.codes)]
         if quantizer.config.metric == "cosine":
             found = torch.cosine_similarity(left[:, None], book, dim=2).argmax(1)
         else:
@@ -91,7 +91,7 @@ def test_the_commitment_loss_has_its_true_gradient(lengths):
 @pytest.mark.parametrize("shared", [False, True])
 def test_codes_are_moving_averages_of_what_chose_them(shared):
     quantizer = make(shared=shared, decay=0.8)
-    sums, counts = quantizer.code_sums.clone(), quantizer.code_counts.clone()
+    sums, counts = quantizer.books.sums.clone(), quantizer.books.counts.clone()
     for seed in range(3):
         latents = random_latents(3, DIM, 9, seed=seed)
         given, indices, _ = defined(quantizer, latents)
@@ -101,16 +101,16 @@ def test_codes_are_moving_averages_of_what_chose_them(shared):
             counts[book] = 0.8 * counts[book] + 0.2 * chosen.sum(0)
             sums[book] = 0.8 * sums[book] + 0.2 * chosen.T @ given[:, layers].flatten(0, 1)
         quantizer(latents)
-        torch.testing.assert_close(quantizer.code_counts, counts)
-        torch.testing.assert_close(quantizer.codebooks, sums / counts[:, :, None])
+        torch.testing.assert_close(quantizer.books.counts, counts)
+        torch.testing.assert_close(quantizer.books.codes, sums / counts[:, :, None])
 
 
 def test_codes_that_nothing_chooses_keep_their_place_for_ever():
     quantizer = make(decay=0.0)
-    far = quantizer.codebooks[:, 0] = 1e3
+    far = quantizer.books.codes[:, 0] = 1e3
     for seed in range(3):
         quantizer(random_latents(2, DIM, 20, seed=seed))
-    assert (quantizer.codebooks[:, 0] == far).all()
+    assert (quantizer.books.codes[:, 0] == far).all()
 
 
 def test_evaluation_learns_nothing():
@@ -128,8 +128,8 @@ def test_dead_codes_become_random_latents_and_start_anew():
 
     def revived(seed: int) -> tuple[ResidualVQ, torch.Tensor]:
         quantizer = make(revive_below=0.5, decay=0.5)
-        quantizer.codebooks[:, 1] = 1e3
-        quantizer.code_counts[:, 1] = 0.1
+        quantizer.books.codes[:, 1] = 1e3
+        quantizer.books.counts[:, 1] = 0.1
         given, _, _ = defined(quantizer, latents)
         torch.manual_seed(seed)
         quantizer(latents)
@@ -137,28 +137,28 @@ def test_dead_codes_become_random_latents_and_start_anew():
 
     quantizer, given = revived(0)
     for layer in range(3):
-        code = quantizer.codebooks[layer, 1]
+        code = quantizer.books.codes[layer, 1]
         assert ((given[:, layer] - code).abs().amax(1) < 1e-5).sum() == 1
-    count = quantizer.code_counts[:, 1]
+    count = quantizer.books.counts[:, 1]
     assert (count > 0.5).all()
     torch.testing.assert_close(
-        quantizer.code_sums[:, 1], quantizer.codebooks[:, 1] * count[:, None]
+        quantizer.books.sums[:, 1], quantizer.books.codes[:, 1] * count[:, None]
     )
     other, _ = revived(1)
-    assert (other.codebooks[:, 1] != quantizer.codebooks[:, 1]).any(1).all()
+    assert (other.books.codes[:, 1] != quantizer.books.codes[:, 1]).any(1).all()
     # The first latents of the batch are no likelier than others.
-    assert len({revived(seed)[0].codebooks[0, 1].sum().item() for seed in range(8)}) > 4
+    assert len({revived(seed)[0].books.codes[0, 1].sum().item() for seed in range(8)}) > 4
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_revival_fills_the_code_book(shared):
     """Where all codes but one lie far away, as after a collapse."""
     quantizer = make(shared=shared, codes=32, revive_below=0.3, decay=0.9)
-    quantizer.codebooks[:, 1:] += 1e3
-    quantizer.code_sums.copy_(quantizer.codebooks)
+    quantizer.books.codes[:, 1:] += 1e3
+    quantizer.books.sums.copy_(quantizer.books.codes)
     for seed in range(60):
         quantizer(random_latents(4, DIM, 64, seed=seed))
-    assert (quantizer.code_counts > 0.3).float().mean() > 0.9
+    assert (quantizer.books.counts > 0.3).float().mean() > 0.9
 
 
 def test_dropout_is_drawn_for_each_clip():
@@ -196,7 +196,7 @@ def test_layers_learn_only_from_clips_they_quantise():
     for layer, code in product(range(3), range(5)):
         chosen = given[indices[:, layer] == code, layer]
         if len(chosen):
-            torch.testing.assert_close(quantizer.codebooks[layer, code], chosen.mean(0))
+            torch.testing.assert_close(quantizer.books.codes[layer, code], chosen.mean(0))
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -205,7 +205,7 @@ def test_codes_are_drawn_by_their_probabilities(metric):
     latent = random_latents(1, DIM, 1)
     indices = quantizer(latent.expand(1, DIM, 20_000)).indices
     drawn = torch.bincount(indices.flatten(), minlength=5) / 20_000
-    row, book = latent[0, :, 0], quantizer.codebooks[0]
+    row, book = latent[0, :, 0], quantizer.books.codes[0]
     logits = -(row - book).square().sum(1)
     if metric == "cosine":
         logits = torch.cosine_similarity(row[None], book, dim=1)
@@ -223,7 +223,7 @@ def test_kmeans_finds_clusters():
     config = QuantizerConfig(layers=1, codes=20, initialisation="kmeans", **PLAIN)
     quantizer = ResidualVQ(config, DIM)
     result = quantizer(clustered_latents())
-    assert quantizer.initialised
+    assert quantizer.books.initialised
     assert result.commitment_loss < 0.1**2
 
 
@@ -234,10 +234,10 @@ def test_sampled_codes_are_latents():
     latents = random_latents(2, DIM, 50)
     quantizer(latents)
     rows = latents.movedim(1, 2).flatten(0, 1)
-    assert all((rows == code).all(1).any() for code in quantizer.codebooks[0])
-    assert quantizer.codebooks[0].unique(dim=0).shape[0] == 9
+    assert all((rows == code).all(1).any() for code in quantizer.books.codes[0])
+    assert quantizer.books.codes[0].unique(dim=0).shape[0] == 9
     given, _, _ = defined(quantizer, latents)
-    assert all((given[:, 1] - code).abs().amax(1).min() < 1e-5 for code in quantizer.codebooks[1])
+    assert all((given[:, 1] - code).abs().amax(1).min() < 1e-5 for code in quantizer.books.codes[1])
 
 
 @pytest.mark.parametrize("initialisation", ["kmeans", "samples"])
@@ -245,7 +245,7 @@ def test_fewer_latents_than_codes_are_enough(initialisation):
     config = QuantizerConfig(layers=2, codes=16, initialisation=initialisation)
     quantizer = ResidualVQ(config, DIM)
     quantizer(random_latents(1, DIM, 3))
-    assert quantizer.codebooks.isfinite().all()
+    assert quantizer.books.codes.isfinite().all()
 
 
 @settings(max_examples=15)
@@ -263,12 +263,12 @@ def test_padding_is_as_if_it_were_not_there(lengths, seed):
         assert (padded.latents[number, :, length:] == 0).all()
     for name in ("commitment_loss", "perplexity", "code_use"):
         torch.testing.assert_close(getattr(padded, name), getattr(joined, name))
-    torch.testing.assert_close(whole.codebooks, alone.codebooks)
+    torch.testing.assert_close(whole.books.codes, alone.books.codes)
 
 
 def test_perplexity_and_use_count_codes():
     quantizer = make(layers=1, codes=4).eval()
-    quantizer.codebooks.copy_(torch.eye(4, DIM))
+    quantizer.books.codes.copy_(torch.eye(4, DIM))
     rows = torch.eye(4, DIM)[[0, 0, 1, 1, 2, 2]]
     result = quantizer(rows.T[None])
     torch.testing.assert_close(result.perplexity, torch.tensor([3.0]))
@@ -282,9 +282,9 @@ def test_half_precision_is_left_outside():
         result = quantizer(latents)
     expected = exact(latents.float())
     assert result.latents.dtype == torch.bfloat16
-    assert result.commitment_loss.dtype == quantizer.codebooks.dtype == torch.float32
+    assert result.commitment_loss.dtype == quantizer.books.codes.dtype == torch.float32
     assert torch.equal(result.indices, expected.indices)
-    assert torch.equal(quantizer.codebooks, exact.codebooks)
+    assert torch.equal(quantizer.books.codes, exact.books.codes)
 
 
 def test_latents_that_are_not_finite_are_not_learnt_from():
@@ -292,11 +292,11 @@ def test_latents_that_are_not_finite_are_not_learnt_from():
     latents[0, 0, 3] = torch.nan
     fresh = ResidualVQ(QuantizerConfig(layers=2, codes=4), DIM)
     fresh(latents)
-    assert not fresh.initialised
+    assert not fresh.books.initialised
     for quantizer in (fresh, make()):
-        before = quantizer.codebooks.clone()
+        before = quantizer.books.codes.clone()
         quantizer(latents)
-        assert torch.equal(quantizer.codebooks, before)
+        assert torch.equal(quantizer.books.codes, before)
 
 
 def test_a_state_dict_goes_on_bit_for_bit():
