@@ -109,10 +109,9 @@ class RVQVAE(nn.Module):
         ``(B,)`` on is 0.
         """
         self.check_motion(motion)
-        lengths = self._check_lengths(lengths, motion.shape[:2])
+        lengths = self._padded_lengths(lengths, motion.shape[:2])
         target = self.normaliser.normalise(motion.to(self.normaliser.mean))
-        frames = self._whole_lengths(lengths)
-        latents, tokens = run(self.encoder, self._complete(target, lengths).mT, frames)
+        latents, tokens = self._latents(target, lengths)
         quantized = self.quantizer(latents, tokens)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
         if lengths is not None:
@@ -134,10 +133,9 @@ class RVQVAE(nn.Module):
             ValueError: motion has another shape, or is not finite; lengths do not fit.
         """
         self.check_motion(motion)
-        lengths = self._check_lengths(lengths, motion.shape[:2])
+        lengths = self._padded_lengths(lengths, motion.shape[:2])
         features = self.normaliser.normalise(motion.to(self.normaliser.mean))
-        frames = self._whole_lengths(lengths)
-        latents, tokens = run(self.encoder, self._complete(features, lengths).mT, frames)
+        latents, tokens = self._latents(features, lengths)
         return self.quantizer.encode(latents, tokens)
 
     @torch.no_grad()
@@ -157,22 +155,18 @@ class RVQVAE(nn.Module):
             ValueError: indices are out of range or of another shape; there are fewer frames or
                 layers.
         """
-        latents = self.quantizer.decode(indices, layers)
+        latents = self._look_up(indices, layers)
         batch, _, tokens = latents.shape
         most = self.config.frames_of(tokens)
-        if length is None:
-            length = most
-        if isinstance(length, int):
-            if not 1 <= length <= most:
-                raise ValueError(f"{tokens} tokens have from 1 to {most} frames, not {length}")
-            latents = latents[:, :, : self.config.tokens_of(length)]
-            features = self.decoder(latents).mT[:, :length]
-            return self.normaliser.denormalise(features)
+        if length is None or isinstance(length, int):
+            length = torch.full((batch,), most if length is None else length)
         lengths = self._check_lengths(length, (batch, most))
-        needed = self._tokens_of(lengths)
-        features = run(self.decoder, latents, needed)[0].mT[:, : int(lengths.max())]
+        longest = int(lengths.max())
+        latents = latents[:, :, : self.config.tokens_of(longest)]
+        needed = self._tokens_of(lengths) if (lengths < longest).any() else None
+        features = run(self.decoder, latents, needed)[0].mT[:, :longest]
         motion = self.normaliser.denormalise(features)
-        return motion * mask_of(lengths, motion.shape[1])[:, :, None]
+        return motion if needed is None else motion * mask_of(lengths, longest)[:, :, None]
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
         """A session that encodes frames as they come; ``state`` continues an earlier one."""
@@ -192,7 +186,7 @@ class RVQVAE(nn.Module):
         self, indices: Tensor, state: State, *, layers: int | None = None
     ) -> tuple[Tensor, State]:
         """Motion of the next tokens of a stream, any number of them; ``None`` starts one."""
-        features, state = self.decoder.step(self.quantizer.decode(indices, layers), state)
+        features, state = self.decoder.step(self._look_up(indices, layers), state)
         return self.normaliser.denormalise(features.mT), state
 
     def check_motion(self, motion: Tensor) -> None:
@@ -211,11 +205,20 @@ class RVQVAE(nn.Module):
                 f"{clip}, frame {frame}, channel {channel}"
             )
 
-    def _check_lengths(self, lengths: Tensor | None, shape: Sequence[int]) -> Tensor | None:
-        """Lengths on the device of the model, None where they are those of the batch."""
-        batch, frames = shape
+    def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
+        """The latents of indices, in the dtype of the decoder."""
+        return self.quantizer.decode(indices, layers).to(self.normaliser.mean.dtype)
+
+    def _padded_lengths(self, lengths: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+        """Lengths on the device of the model; None where no clip has padding."""
         if lengths is None:
             return None
+        lengths = self._check_lengths(lengths, shape)
+        return lengths if (lengths < shape[1]).any() else None
+
+    def _check_lengths(self, lengths: Tensor, shape: Sequence[int]) -> Tensor:
+        """Lengths on the device of the model; ValueError if they do not fit (clips, frames)."""
+        batch, frames = shape
         if lengths.shape != (batch,) or lengths.is_floating_point():
             raise ValueError(
                 f"lengths must be {batch} whole numbers, one a clip, not {lengths.dtype} "
@@ -229,12 +232,13 @@ class RVQVAE(nn.Module):
         tokens = [self.config.tokens_of(frames) for frames in lengths.tolist()]
         return torch.tensor(tokens, device=self.device)
 
-    def _whole_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """Lengths once the last token of each clip is complete."""
-        if lengths is None:
-            return None
-        tokens = self._tokens_of(lengths).tolist()
-        return torch.tensor([self.config.frames_of(n) for n in tokens], device=self.device)
+    def _latents(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Latents of normalised features, and how many each clip has; None is all of them."""
+        frames = None
+        if lengths is not None:
+            counts = self._tokens_of(lengths).tolist()
+            frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
+        return run(self.encoder, self._complete(features, lengths).mT, frames)
 
     def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         """``(B, T, D)`` with the last frame of each clip repeated up to the end of a token."""

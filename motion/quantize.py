@@ -238,13 +238,14 @@ class ResidualVQ(nn.Module):
 
     def _check_indices(self, indices: Tensor) -> None:
         layers, codes = self.config.layers, self.config.codes
-        if indices.dim() != 3 or not 1 <= indices.shape[2] <= layers:
+        if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
             raise ValueError(
-                f"indices must be (B, T, Q) with Q from 1 to {layers}, not {tuple(indices.shape)}"
+                f"indices must be (B, T, Q) with Q at most {layers} and none of them 0, not "
+                f"{tuple(indices.shape)}"
             )
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise ValueError(f"indices must be whole numbers, not {indices.dtype}")
-        if indices.numel() and not (indices.min() >= NO_CODE and indices.max() < codes):
+        if not (indices.min() >= NO_CODE and indices.max() < codes):
             raise ValueError(
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
                 f"{indices.min()} to {indices.max()}: they are of another model"

@@ -319,7 +319,8 @@ def test_wrong_indices_are_refused():
     right = torch.zeros(1, 4, 3, dtype=torch.long)
     for wrong, message in (
         (right[0], r"must be \(B, T, Q\)"),
-        (torch.zeros(1, 4, 4, dtype=torch.long), "from 1 to 3"),
+        (torch.zeros(1, 4, 4, dtype=torch.long), "at most 3"),
+        (right[:, :0], "none of them 0"),
         (right.float(), "whole numbers"),
         (right + 5, "from 0 to 4"),
         (right - 2, "from 0 to 4"),

@@ -167,6 +167,16 @@ def test_batch_norm_cannot_leave_out_padding_while_training():
     model = make(resnet(norm="BN")).train()
     with pytest.raises(ValueError, match="train on clips of one length"):
         model(example(2, 16), torch.tensor([9, 16]))
+    model(example(2, 16), torch.tensor([16, 16]))
+
+
+def test_half_precision_encodes_and_decodes():
+    model = make(resnet()).bfloat16()
+    indices = model.encode(example(2, 16))
+    assert model.decode(indices).dtype == torch.bfloat16
+    exact = make(resnet())
+    error = (model.decode(indices).double() - exact.decode(indices)).abs().max()
+    assert error < 0.02 * exact.decode(indices).abs().max()
 
 
 def test_encoding_learns_nothing():
