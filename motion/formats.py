@@ -93,7 +93,19 @@ def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
     if untold.given:
         raise ValueError(f"it says its architecture itself; do not give {', '.join(untold.given)}")
     config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
+    require_size(config, file.tensors)
     return Checkpoint(config, file.tensors, Layout.NATIVE, ())
+
+
+def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a model is too large, or deep, for its tensors, before it is made."""
+    resnet, wan = config.resnet, config.wan
+    blocks, width = resnet.depth * resnet.down_t, resnet.width
+    if config.network == "wan":
+        blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
+    largest = max(width, config.channels, config.code_dim, config.quantizer.codes)
+    if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
+        raise ValueError("its config describes a larger model than its tensors; save it again")
 
 
 def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:

@@ -207,6 +207,9 @@ def test_native_configs_are_checked(tmp_path):
         ({"channels": "5"}, "channels must be int"),
         ({"network": "transformer"}, "network must be"),
         ({"quantizer": {"codes": 8}}, "of another shape"),
+        ({"resnet": {"depth": 10**9}}, "larger model"),
+        ({"code_dim": 10**30}, "larger model"),
+        ({"network": "wan", "wan": {"dim": 10**12}}, "larger model"),
     ):
         config = json.loads(file.metadata["config"]) | change
         save_file(file.tensors, path, {**file.metadata, "config": json.dumps(config)})
