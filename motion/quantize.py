@@ -45,7 +45,7 @@ class Search:
         latents: ``(N, C)``, sums of codes.
         indices: ``(N, Q)``, -1 where a row is not quantised by a layer.
         loss: scalar, the commitment loss.
-        loss_gradient: ``(N, C)``, that of the loss in the rows.
+        loss_gradient: ``(N, C)``, that of the loss in the rows; None if no gradient is wanted.
         counts: ``(Q, K)``, how many rows chose each code.
         sums: ``(Q, K, C)``, the sums of these rows as the layer was given them; None in evaluation.
     """
@@ -53,7 +53,7 @@ class Search:
     latents: Tensor
     indices: Tensor
     loss: Tensor
-    loss_gradient: Tensor
+    loss_gradient: Tensor | None
     counts: Tensor
     sums: Tensor | None
 
@@ -86,7 +86,7 @@ class StraightThrough(torch.autograd.Function):
         ctx: FunctionCtx, latents: Tensor, quantized: Tensor, loss: Tensor, loss_gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(loss_gradient)
-        return quantized.to(latents.dtype, copy=True), loss.clone()
+        return quantized.view_as(quantized), loss.view_as(loss)
 
     @staticmethod
     @once_differentiable
@@ -112,22 +112,27 @@ class ResidualVQ(nn.Module):
         """Quantise ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
         batch, _, length = latents.shape
         valid = None if lengths is None else mask_of(lengths, length)
+        differentiated = latents.requires_grad and torch.is_grad_enabled()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             layers = self._draw_layers(batch, length, valid)
             if self.training and not self.books.initialised:
                 self.books.initialise(rows)
             temperature = self.config.temperature if self.training else 0.0
-            search = self._search(rows, layers, temperature)
+            search = self._search(rows, layers, temperature, differentiated)
             counts = search.counts
             if search.sums is not None:
                 counts = self.books.learn(rows, search.indices, counts, search.sums)
             shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
-            found, loss_gradient = (
-                placed(values, (batch, length), valid, 0).movedim(2, 1)
-                for values in (search.latents, search.loss_gradient)
-            )
-        quantized, loss = StraightThrough.apply(latents, found, search.loss, loss_gradient)
+
+        def as_latents(values: Tensor) -> Tensor:
+            """``(N, C)`` as ``(B, C, T)``."""
+            return placed(values, (batch, length), valid, 0).movedim(2, 1)
+
+        quantized, loss = as_latents(search.latents).to(latents.dtype), search.loss
+        if search.loss_gradient is not None:
+            gradient = as_latents(search.loss_gradient)
+            quantized, loss = StraightThrough.apply(latents, quantized, loss, gradient)
         return Quantized(
             latents=quantized,
             indices=placed(search.indices, (batch, length), valid, NO_CODE),
@@ -206,7 +211,9 @@ class ResidualVQ(nn.Module):
             given, left = left, left - chosen
             yield Step(layer, given, found, left)
 
-    def _search(self, rows: Tensor, layers: Tensor | None, temperature: float) -> Search:
+    def _search(
+        self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool
+    ) -> Search:
         """Quantise ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
         finder = self.books.finder()
         count, codes = self.config.layers, self.config.codes
@@ -215,7 +222,8 @@ class ResidualVQ(nn.Module):
         weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
         weights = mean_weights(weights) / rows.shape[1]
         indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
-        latents, loss_gradient = torch.empty_like(rows), torch.zeros_like(rows)
+        latents = torch.empty_like(rows)
+        loss_gradient = torch.zeros_like(rows) if differentiated else None
         loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
         sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
         for block in blocks(rows, codes):
@@ -230,7 +238,8 @@ class ResidualVQ(nn.Module):
                     sums[layer].index_add_(0, found, given)
                 weight = weights[block, layer]
                 loss += step.left.square().sum(1) @ weight
-                loss_gradient[block].addcmul_(step.left, weight[:, None], value=2)
+                if loss_gradient is not None:
+                    loss_gradient[block].addcmul_(step.left, weight[:, None], value=2)
             torch.sub(rows[block], step.left, out=latents[block])
         if taken is not None:
             indices.masked_fill_(~taken, NO_CODE)
