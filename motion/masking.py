@@ -11,12 +11,12 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from motion.resnet import Repeat, Resnet1D, ResnetDecoder, ResnetEncoder
+from motion.resnet import Repeat
+from motion.structure import body_of, row_of
 from wanvae.nn import CausalConv, DenseBlock, Downsample, ResConv1DBlock, TimeAttentionBlock
-from wanvae.nn.coder import Coder
 from wanvae.nn.norm import BatchNorm, GroupNorm
 from wanvae.nn.resample import Upsample
-from wanvae.nn.residual import Residual, SequentialResidual
+from wanvae.nn.residual import SequentialResidual
 
 
 def mask_of(lengths: Tensor, length: int) -> Tensor:
@@ -34,28 +34,10 @@ def run_masked(layer: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor, Te
     """``x`` ``(B, C, T)``, of which ``lengths`` ``(B,)`` frames count, through a layer.
 
     Returns its output, anything beyond the end of each clip, and the lengths of that. Layers that
-    are not named below treat each position alone.
+    are neither in a row nor named below treat each position alone.
     """
-    return layer(x), lengths
-
-
-@run_masked.register
-def _(layer: nn.Sequential, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    return run_all(tuple(layer), x, lengths)
-
-
-@run_masked.register
-def _(layer: Coder, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    return run_all(layer.layers(), x, lengths)
-
-
-@run_masked.register(Resnet1D)
-@run_masked.register(ResnetEncoder)
-@run_masked.register(ResnetDecoder)
-def _(
-    layer: Resnet1D | ResnetEncoder | ResnetDecoder, x: Tensor, lengths: Tensor
-) -> tuple[Tensor, Tensor]:
-    return run_masked(layer.model, x, lengths)
+    row = row_of(layer)
+    return (layer(x), lengths) if row is None else run_all(row, x, lengths)
 
 
 def run_all(layers: tuple[nn.Module, ...], x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,23 +67,13 @@ def _(layer: Upsample, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return layer(x), 1 + 2 * (lengths - 1)
 
 
-@run_masked.register
-def _(layer: ResConv1DBlock, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    body = (layer.norm1, layer.activation, layer.conv1)
-    body += (layer.norm2, layer.activation, layer.conv2, layer.dropout)
-    return run_residual(layer, body, x, lengths)
-
-
-@run_masked.register
-def _(layer: SequentialResidual, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    return run_residual(layer, tuple(layer.residual), x, lengths)
-
-
-def run_residual(
-    layer: Residual, body: tuple[nn.Module, ...], x: Tensor, lengths: Tensor
+@run_masked.register(ResConv1DBlock)
+@run_masked.register(SequentialResidual)
+def _(
+    layer: ResConv1DBlock | SequentialResidual, x: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     shortcut, _ = run_masked(layer.shortcut, x, lengths)
-    y, lengths = run_all(body, x, lengths)
+    y, lengths = run_all(body_of(layer), x, lengths)
     return layer.add(y, shortcut), lengths
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from motion.streaming import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.nn import State, Streaming
 from wanvae.nn.residual import ActivationKind
+
+# Frames of each clip of a batch, (B,).
+Lengths: TypeAlias = "Tensor | Sequence[int]"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class RVQVAE(nn.Module):
         """The device of the model; inputs are moved to it."""
         return self.normaliser.mean.device
 
-    def forward(self, motion: Tensor, lengths: Tensor | None = None) -> Reconstruction:
+    def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
         """Encode, quantise and decode, for training: of clips ``(B, T, D)`` in their own units.
 
         In training mode the quantiser learns from them. What the result holds from ``lengths``
@@ -120,7 +124,7 @@ class RVQVAE(nn.Module):
         return Reconstruction(output, target, quantized)
 
     @torch.no_grad()
-    def encode(self, motion: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def encode(self, motion: Tensor, lengths: Lengths | None = None) -> Tensor:
         """Tokens ``(B, tokens, Q)``, int64, of motion ``(B, T, D)``; no gradients are kept.
 
         Where T is no whole number of tokens, the last frame of a clip is repeated.
@@ -140,7 +144,7 @@ class RVQVAE(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, indices: Tensor, length: int | Tensor | None = None, *, layers: int | None = None
+        self, indices: Tensor, length: int | Lengths | None = None, *, layers: int | None = None
     ) -> Tensor:
         """Motion ``(B, T, D)`` of tokens ``(B, tokens, Q)``; no gradients are kept.
 
@@ -176,12 +180,14 @@ class RVQVAE(nn.Module):
         """A session that decodes tokens as they come; ``state`` continues an earlier one."""
         return StreamDecoder(self, state, layers=layers)
 
+    @torch.no_grad()
     def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
         """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one."""
         features = self.normaliser.normalise(motion.to(self.normaliser.mean))
         latents, state = self.encoder.step(features.mT, state)
         return self.quantizer.encode(latents), state
 
+    @torch.no_grad()
     def decode_step(
         self, indices: Tensor, state: State, *, layers: int | None = None
     ) -> tuple[Tensor, State]:
@@ -209,16 +215,17 @@ class RVQVAE(nn.Module):
         """The latents of indices, in the dtype of the decoder."""
         return self.quantizer.decode(indices, layers).to(self.normaliser.mean.dtype)
 
-    def _padded_lengths(self, lengths: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    def _padded_lengths(self, lengths: Lengths | None, shape: Sequence[int]) -> Tensor | None:
         """Lengths on the device of the model; None where no clip has padding."""
         if lengths is None:
             return None
         lengths = self._check_lengths(lengths, shape)
         return lengths if (lengths < shape[1]).any() else None
 
-    def _check_lengths(self, lengths: Tensor, shape: Sequence[int]) -> Tensor:
+    def _check_lengths(self, lengths: Lengths, shape: Sequence[int]) -> Tensor:
         """Lengths on the device of the model; ValueError if they do not fit (clips, frames)."""
         batch, frames = shape
+        lengths = torch.as_tensor(lengths)
         if lengths.shape != (batch,) or lengths.is_floating_point():
             raise ValueError(
                 f"lengths must be {batch} whole numbers, one a clip, not {lengths.dtype} "

@@ -11,9 +11,9 @@ from torch import nn
 
 from motion.config import RVQVAEConfig
 from motion.networks import make_networks
-from motion.resnet import Repeat, Resnet1D, ResnetDecoder, ResnetEncoder
+from motion.resnet import Repeat, Resnet1D
+from motion.structure import body_of, row_of
 from wanvae.nn import CausalConv, DenseBlock, Downsample, ResConv1DBlock, TimeAttentionBlock
-from wanvae.nn.coder import Coder
 from wanvae.nn.norm import GroupNorm
 from wanvae.nn.resample import Upsample
 from wanvae.nn.residual import SequentialResidual
@@ -129,26 +129,9 @@ def finite(extent: float) -> int | None:
 def input_span(layer: nn.Module, span: Span) -> Span:
     """The inputs of a layer that a span of its outputs depends on.
 
-    Layers that are not named below treat each position alone.
+    Layers that are neither in a row nor named below treat each position alone.
     """
-    return span
-
-
-@input_span.register
-def _(layer: nn.Sequential, span: Span) -> Span:
-    return span_before(tuple(layer), span)
-
-
-@input_span.register
-def _(layer: Coder, span: Span) -> Span:
-    return span_before(layer.layers(), span)
-
-
-@input_span.register(Resnet1D)
-@input_span.register(ResnetEncoder)
-@input_span.register(ResnetDecoder)
-def _(layer: Resnet1D | ResnetEncoder | ResnetDecoder, span: Span) -> Span:
-    return input_span(layer.model, span)
+    return span_before(row_of(layer) or (), span)
 
 
 def span_before(layers: tuple[nn.Module, ...], span: Span) -> Span:
@@ -179,15 +162,10 @@ def _(layer: Upsample, span: Span) -> Span:
     return span.halved(1).before_convolution(reach=3, stride=1, before=2)
 
 
-@input_span.register
-def _(layer: ResConv1DBlock, span: Span) -> Span:
-    body = (layer.norm1, layer.conv1, layer.norm2, layer.conv2)
-    return span.union(span_before(body, span))
-
-
-@input_span.register
-def _(layer: SequentialResidual, span: Span) -> Span:
-    return span_before(tuple(layer.residual), span).union(input_span(layer.shortcut, span))
+@input_span.register(ResConv1DBlock)
+@input_span.register(SequentialResidual)
+def _(layer: ResConv1DBlock | SequentialResidual, span: Span) -> Span:
+    return span_before(body_of(layer), span).union(input_span(layer.shortcut, span))
 
 
 @input_span.register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -51,24 +52,25 @@ class StreamEncoder:
         """All that is needed to go on later: nested tuples of tensors, for ``torch.save``."""
         return self._state, self._waiting
 
-    @torch.no_grad()
     def push(self, motion: Tensor) -> Tensor | None:
         """Tokens ``(B, n, Q)`` that frames ``(B, T, D)`` complete; None if there are none.
 
         Raises:
-            ValueError: motion has another shape, or is not finite.
+            ValueError: motion has another shape, also than the pieces before, or is not finite.
         """
-        self._model.check_motion(motion)
-        motion = motion.to(self._model.normaliser.mean)
+        model, config = self._model, self._model.config
+        model.check_motion(motion)
+        check_clips(motion, self.state)
+        # A copy, for what waits must not change with the tensor that was given.
+        motion = motion.detach().to(model.normaliser.mean, copy=True)
         if self._waiting is not None:
             motion = torch.cat([self._waiting, motion], dim=1)
-        config = self._model.config
         start = 0 if self._state is not None else config.first_frames
         whole = start + (motion.shape[1] - start) // config.factor * config.factor
         if whole <= 0:
             self._waiting = motion
             return None
-        indices, self._state = self._model.encode_step(motion[:, :whole], self._state)
+        indices, self._state = model.encode_step(motion[:, :whole], self._state)
         self._waiting = motion[:, whole:].clone() if whole < motion.shape[1] else None
         return indices
 
@@ -99,13 +101,13 @@ class StreamDecoder:
         self._layers = layers
         self.state = state
 
-    @torch.no_grad()
     def push(self, indices: Tensor) -> Tensor:
         """Motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``.
 
         Raises:
             ValueError: indices are out of range or of another shape.
         """
+        check_clips(indices, self.state)
         motion, self.state = self._model.decode_step(indices, self.state, layers=self._layers)
         return motion
 
@@ -119,3 +121,22 @@ def require_streamable(network: nn.Module) -> None:
             f"or at all of time, like {layers[0]}: take one with causal: true, no group norm, and "
             "an attention_window if it has attention"
         )
+
+
+def check_clips(piece: Tensor, state: SessionState) -> None:
+    """Raise ValueError if a piece has another number of clips than the stream it continues."""
+    for tensor in tensors_of(state):
+        if tensor.shape[:1] != piece.shape[:1]:
+            raise ValueError(
+                f"a stream keeps its number of clips, but a piece of {tuple(piece.shape)} follows "
+                f"those of {len(tensor)}"
+            )
+
+
+def tensors_of(state: SessionState) -> Iterator[Tensor]:
+    """The tensors of a nested state."""
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        for part in state:
+            yield from tensors_of(part)

@@ -107,6 +107,24 @@ def test_models_that_look_ahead_say_that_they_cannot_stream(changes):
             start()
 
 
-def test_wrong_pieces_are_refused():
+@pytest.mark.parametrize("frames", [3, 4, 9])
+def test_wrong_pieces_are_refused(frames):
+    encoder, decoder = MODELS["resnet"].stream_encode(), MODELS["resnet"].stream_decode()
     with pytest.raises(ValueError, match=r"must be \(B, T, 3\)"):
-        MODELS["resnet"].stream_encode().push(torch.zeros(2, 4, 5))
+        encoder.push(torch.zeros(2, frames, 5))
+    encoder.push(torch.zeros(2, frames, 3))
+    decoder.push(torch.zeros(2, 1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"a piece of \(3, .* follows those of 2"):
+        encoder.push(torch.zeros(3, frames, 3))
+    with pytest.raises(ValueError, match=r"a piece of \(1, .* follows those of 2"):
+        decoder.push(torch.zeros(1, 1, 2, dtype=torch.long))
+
+
+def test_what_waits_is_a_copy():
+    model, motion = MODELS["resnet"], example(8)
+    encoder, buffer = model.stream_encode(), torch.empty_like(motion[:, :2])
+    tokens = []
+    for piece in motion.split(2, dim=1):
+        buffer.copy_(piece)
+        tokens += pushed(encoder, [buffer])
+    assert torch.equal(torch.cat(tokens, dim=1), model.encode(motion))

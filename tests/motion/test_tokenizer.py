@@ -106,6 +106,7 @@ def test_a_padded_batch_gives_each_clip_what_it_gets_alone(model):
     for clip, length in zip(motion, lengths, strict=True):
         clip[length:] = 1e6
     indices = model.encode(motion, lengths)
+    assert torch.equal(model.encode(motion, lengths.tolist()), indices)
     decoded = model.decode(indices, lengths)
     output = model(motion, lengths)
     for number, length in enumerate(lengths.tolist()):
