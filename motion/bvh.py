@@ -1,0 +1,411 @@
+"""BVH files: a skeleton, and Euler angles in degrees for each of its joints and frames."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import roma
+import torch
+from torch import Tensor
+
+from motion.clip import Clip, ClipError
+from motion.skeleton import EndSite, Skeleton, forward_kinematics
+from wanvae.engine.checkpoint import atomic_path
+
+AXES = "XYZ"
+# Lengths of a unit in metres: metre, centimetre, millimetre, inch, and that of the CMU recordings.
+UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)
+TYPICAL_SIZE = 1.6  # metres, the largest side of the box around a person, standing or in a T pose
+# By more of the skeleton's size than this, bones that change their length are worth a warning.
+NOTABLE_STRETCH = 1e-3
+
+
+@dataclass
+class Joint:
+    """What a BVH file says about a joint."""
+
+    name: str
+    parent: int
+    line: int
+    offset: tuple[float, ...] | None = None
+    channels: tuple[str, ...] = ()
+    ends: list[tuple[float, ...]] = field(default_factory=list)
+
+    @property
+    def order(self) -> str:
+        return "".join(c[0] for c in self.channels if c.endswith("rotation"))
+
+
+class Hierarchy:
+    """Reads the words of a BVH file up to the frames; ``joints`` are in the order of the file."""
+
+    def __init__(self, path: Path, lines: list[str]) -> None:
+        self.path = path
+        self.words = [(word, n) for n, line in enumerate(lines, 1) for word in line.split()]
+        self.next = 0
+        self.joints: list[Joint] = []
+
+    def fail(self, line: int, problem: str) -> NoReturn:
+        raise ClipError(f"{self.path}, line {line}: {problem}")
+
+    def take(self, wanted: str = "") -> str:
+        if self.next == len(self.words):
+            line = self.words[-1][1] if self.words else 1
+            self.fail(line, f"the file ends where {wanted or 'more'} is expected; get it again")
+        word, line = self.words[self.next]
+        if wanted and word.upper() != wanted:
+            self.fail(line, f"it says {word[:40]!r} where {wanted} is expected; is it a BVH file?")
+        self.next += 1
+        return word
+
+    @property
+    def line(self) -> int:
+        """That of the word taken last."""
+        return self.words[max(self.next, 1) - 1][1]
+
+    def number(self, kind: Callable[[str], float] = float) -> float:
+        word = self.take()
+        try:
+            value = kind(word)
+        except ValueError:
+            value = float("nan")
+        if not np.isfinite(value):
+            self.fail(self.line, f"{word[:40]!r} is no number; correct it")
+        return value
+
+    def offset(self) -> tuple[float, ...]:
+        return self.number(), self.number(), self.number()
+
+    def name(self) -> str:
+        """All words up to the next brace, for names may have blanks in them."""
+        words = []
+        while (word := self.take()) != "{":
+            words.append(word)
+        return " ".join(words)
+
+    def channels(self) -> tuple[str, ...]:
+        """The channels of a joint: three rotations, and three positions or none."""
+        count, line = self.number(int), self.line
+        start = self.next
+        while self.next < len(self.words) and self.words[self.next][0][-8:].lower() in (
+            "rotation",
+            "position",
+        ):
+            self.next += 1
+        names = tuple(
+            word[0].upper() + word[1:].lower() for word, _ in self.words[start : self.next]
+        )
+        kinds = [{n for n in names if n.endswith(kind)} for kind in ("rotation", "position")]
+        every = [{axis + kind for axis in AXES} for kind in ("rotation", "position")]
+        joint = self.joints[-1].name
+        if len(names) != count or len(set(names)) != count:
+            self.fail(line, f"{joint} has {count:.0f} channels but names {' '.join(names)}")
+        if kinds[0] != every[0] or kinds[1] not in (set(), every[1]):
+            problem = f"{joint} has the channels {' '.join(names) or 'none'}"
+            self.fail(line, f"{problem}; a joint needs 3 rotations, and 3 positions or none")
+        return names
+
+    def read(self) -> None:
+        """Read the tree, up to the word MOTION."""
+        self.take("HIERARCHY")
+        blocks: list[int | None] = []  # the joints whose braces are open; None is an end site
+        while blocks or not self.joints:
+            word = self.take("" if self.joints else "ROOT").upper()
+            at = blocks[-1] if blocks else None
+            joint = None if at is None else self.joints[at]
+            if word == "}":
+                blocks.pop()
+                self.check_complete(joint)
+            elif (word == "ROOT" and not self.joints) or (word == "JOINT" and joint):
+                line = self.line
+                blocks.append(len(self.joints))
+                self.joints.append(Joint(self.name(), -1 if at is None else at, line))
+            elif word == "END" and joint:
+                self.name()
+                self.take("OFFSET")
+                joint.ends.append(self.offset())
+                blocks.append(None)
+            elif word == "OFFSET" and joint and joint.offset is None:
+                joint.offset = self.offset()
+            elif word == "CHANNELS" and joint is self.joints[-1] and not joint.channels:
+                joint.channels = self.channels()
+            else:
+                self.fail(self.line, f"{word[:40]!r} is out of place; is it a BVH file?")
+        if self.next < len(self.words) and self.words[self.next][0].upper() == "ROOT":
+            self.fail(self.words[self.next][1], "a second ROOT; write one file for each skeleton")
+        self.take("MOTION")
+
+    def check_complete(self, joint: Joint | None) -> None:
+        if joint and joint.offset is None:
+            self.fail(joint.line, f"{joint.name} has no OFFSET; add it")
+        if joint and not joint.channels:
+            self.fail(joint.line, f"{joint.name} has no CHANNELS; a joint needs 3 rotations")
+
+
+def read_bvh(path: str | os.PathLike[str], unit: float | None = None) -> Clip:
+    """Read a BVH file: any order of channels, of Euler angles, with or without positions.
+
+    A position replaces the offset of its joint, as Blender has it. Joints other than the root keep
+    the mean of theirs as their offset, with a warning if they move.
+
+    Args:
+        unit: metres per unit of length in the file. BVH files do not say, so by default it is that
+            of metre, centimetre, millimetre, inch and CMU's 56.444 mm that makes the person of the
+            first frame most like 1.6 m.
+
+    Raises:
+        ClipError: there is no such file, or it is no complete BVH file of one skeleton; it names
+            the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise ClipError(f"{path} cannot be read: {error.strerror or error}") from error
+    start = next(
+        (n for n, line in enumerate(lines) if line.strip().upper() == "MOTION"), len(lines)
+    )
+    hierarchy = Hierarchy(path, lines[: start + 1])
+    hierarchy.read()
+    joints = hierarchy.joints
+    frames, fps, first = read_timing(path, lines, start + 1)
+    width = sum(len(joint.channels) for joint in joints)
+    values = read_frames(path, lines, first, frames, width)
+    return make_clip(path, joints, values, fps, unit)
+
+
+def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]:
+    """Number of frames, frames per second, and index of the first line of numbers."""
+    found = [n for n in range(at, len(lines)) if lines[n].strip()][:2]
+    labels = ("frames:", "frame time:")
+    texts = []
+    for label, n in zip(labels, [*found, len(lines), len(lines)][:2], strict=True):
+        words = " ".join(lines[n].split()) if n < len(lines) else ""
+        if not words.lower().startswith(label):
+            raise ClipError(f"{path}, line {n + 1}: {label!r} is expected after MOTION")
+        texts.append(words[len(label) :].strip())
+    try:
+        frames, seconds = int(texts[0]), float(texts[1])
+    except ValueError:
+        raise ClipError(
+            f"{path}, line {found[0] + 1}: {texts[0]!r} frames of {texts[1]!r} s are no numbers"
+        ) from None
+    if frames < 1:
+        raise ClipError(f"{path}, line {found[0] + 1}: {frames} frames; it needs at least one")
+    if not 0 < seconds < float("inf"):
+        raise ClipError(
+            f"{path}, line {found[1] + 1}: the frame time is {texts[1]} s; make it positive, "
+            "such as 0.0333333 for 30 frames per second"
+        )
+    return frames, frame_rate(texts[1]), found[1] + 1
+
+
+def frame_rate(text: str) -> float:
+    """Frames per second for a frame time as written: 30 for 0.0333333, which is 1/30 cut off."""
+    seconds = float(text)
+    whole = round(1 / seconds)
+    digits = len(text.partition(".")[2]) if "e" not in text.lower() else 16
+    if whole and abs(1 / whole - seconds) < min(10.0**-digits, 1e-3 * seconds):
+        return float(whole)
+    return 1 / seconds
+
+
+def read_frames(path: Path, lines: list[str], first: int, frames: int, width: int) -> np.ndarray:
+    """The numbers of all frames: (frames, width) in float64."""
+    rows = [n for n in range(first, len(lines)) if lines[n].strip()]
+    if len(rows) != frames:
+        last = rows[-1] + 1 if rows else first
+        raise ClipError(
+            f"{path}, line {last}: the file has {len(rows)} of {frames} frames; get it again, or "
+            "correct the line Frames"
+        )
+    counts = [len(lines[n].split()) for n in rows]
+    if set(counts) != {width}:
+        row = next(i for i, count in enumerate(counts) if count != width)
+        raise ClipError(
+            f"{path}, line {rows[row] + 1}: frame {row} has {counts[row]} numbers; the hierarchy "
+            f"has {width} channels"
+        )
+    try:
+        with warnings.catch_warnings():  # what NumPy does with text that is no number
+            warnings.simplefilter("error", DeprecationWarning)
+            values = np.fromstring(" ".join(lines[rows[0] :]), np.float64, sep=" ")
+    except (ValueError, DeprecationWarning):
+        values = np.full(0, np.nan)
+    if len(values) != frames * width:
+        values = np.array([[as_number(w) for w in lines[n].split()] for n in rows])
+    values = values.reshape(frames, width)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        word = lines[rows[row]].split()[column]
+        raise ClipError(
+            f"{path}, line {rows[row] + 1}: number {column + 1} of frame {row} is {word[:40]!r}; "
+            "a frame needs finite numbers"
+        )
+    return values
+
+
+def as_number(word: str) -> float:
+    """``word`` as a float, NaN if it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return float("nan")
+
+
+def make_clip(
+    path: Path, joints: list[Joint], values: np.ndarray, fps: float, unit: float | None
+) -> Clip:
+    """The clip of what a file says, in metres."""
+    channels = [(j, name) for j, joint in enumerate(joints) for name in joint.channels]
+    columns = {channel: column for column, channel in enumerate(channels)}
+    numbers = torch.from_numpy(values)
+    angles = torch.stack(
+        [
+            numbers[:, [columns[j, f"{axis}rotation"] for axis in joint.order]]
+            for j, joint in enumerate(joints)
+        ],
+        dim=1,
+    )
+    orders = tuple(joint.order for joint in joints)
+    rotations = euler_to_rotations(angles, orders)
+    offsets = torch.tensor([joint.offset for joint in joints], dtype=torch.float64)
+    places = offsets.expand(len(values), -1, -1).clone()
+    for j in range(len(joints)):
+        if (j, "Xposition") in columns:
+            places[:, j] = numbers[:, [columns[j, f"{axis}position"] for axis in AXES]]
+    offsets[1:] = places[:, 1:].mean(dim=0)
+    in_file = make_skeleton(joints, offsets, orders, 1.0)
+    first = forward_kinematics(in_file, rotations[:1], places[:1, 0]).positions[0]
+    size = (first.amax(dim=0) - first.amin(dim=0)).max().item()
+    unit = guess_unit(size) if unit is None else unit
+    stretch = (places[:, 1:] - offsets[1:]).abs().amax(dim=(0, 2))
+    if len(joints) > 1 and stretch.max() > NOTABLE_STRETCH * size:
+        worst = int(stretch.argmax())
+        warnings.warn(
+            f"{path}: bones change their length, that of {joints[worst + 1].name} by "
+            f"{stretch[worst] * unit:.3f} m; means are taken",
+            stacklevel=3,
+        )
+    return Clip(
+        skeleton=make_skeleton(joints, offsets, orders, unit),
+        rotations=rotations,
+        root_positions=places[:, 0] * unit,
+        fps=fps,
+    )
+
+
+def make_skeleton(
+    joints: list[Joint], offsets: Tensor, orders: tuple[str, ...], unit: float
+) -> Skeleton:
+    return Skeleton(
+        names=tuple(joint.name for joint in joints),
+        parents=tuple(joint.parent for joint in joints),
+        offsets=tuple(map(tuple, (offsets * unit).tolist())),
+        end_sites=tuple(
+            EndSite(joint=j, offset=tuple(unit * x for x in end))
+            for j, joint in enumerate(joints)
+            for end in joint.ends
+            if any(end)  # one of no length stands for none
+        ),
+        orders=orders,
+        unit=unit,
+    )
+
+
+def guess_unit(size: float) -> float:
+    """Metres per unit for a person whose bounding box has a largest side of ``size`` units."""
+    if not size:
+        return 1.0
+    return min(UNITS, key=lambda unit: abs(np.log(unit * size / TYPICAL_SIZE)))
+
+
+def euler_to_rotations(angles: Tensor, orders: tuple[str, ...]) -> Tensor:
+    """Rotations (T, J, 3, 3) of Euler angles (T, J, 3) in degrees, joint j in the order j."""
+    rotations = angles.new_empty(*angles.shape, 3)
+    for order in set(orders):
+        joints = [j for j, other in enumerate(orders) if other == order]
+        rotations[:, joints] = roma.euler_to_rotmat(order, angles[:, joints], degrees=True)
+    return rotations
+
+
+def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
+    """The inverse of ``euler_to_rotations``, without jumps of whole turns from frame to frame."""
+    angles = rotations.new_empty(rotations.shape[:-1])
+    for order in set(orders):
+        joints = [j for j, other in enumerate(orders) if other == order]
+        angles[:, joints] = roma.rotmat_to_euler(order, rotations[:, joints], degrees=True)
+    return torch.from_numpy(np.unwrap(angles.numpy(), period=360.0, axis=0))
+
+
+def write_bvh(path: str | os.PathLike[str], clip: Clip) -> None:
+    """Write a BVH file that Blender and others read, complete or not at all.
+
+    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton; they
+    and angles have 6 digits after the point. The root has positions.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    skeleton = clip.skeleton
+    hierarchy, order = hierarchy_lines(skeleton)
+    angles = rotations_to_euler(clip.rotations.detach().cpu().double(), skeleton.orders)
+    positions = clip.root_positions.detach().cpu().double() / skeleton.unit
+    values = torch.cat([positions, angles[:, order].flatten(1)], dim=1).tolist()
+    row = " ".join(["%.6f"] * len(values[0]))
+    lines = [
+        *hierarchy,
+        "MOTION",
+        f"Frames: {len(clip)}",
+        f"Frame Time: {1 / clip.fps!r}",
+        *(row % tuple(frame) for frame in values),
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def hierarchy_lines(skeleton: Skeleton) -> tuple[list[str], list[int]]:
+    """The tree as a BVH file has it, and the joints in the order in which they come there."""
+    lines, order = ["HIERARCHY"], []
+    depths = [0] * skeleton.joints
+    ends = {joint: [] for joint in range(skeleton.joints)}
+    for site in skeleton.end_sites:
+        ends[site.joint].append(site.offset)
+    children = skeleton.children
+    waiting: list[int | str] = [0]  # joints to write, and the braces that close those written
+    while waiting:
+        joint = waiting.pop()
+        if isinstance(joint, str):
+            lines.append(joint)
+            continue
+        order.append(joint)
+        if joint:
+            depths[joint] = depths[skeleton.parents[joint]] + 1
+        indent = "\t" * depths[joint]
+        positions = "3" if joint else "6 Xposition Yposition Zposition"
+        rotations = " ".join(f"{axis}rotation" for axis in skeleton.orders[joint])
+        lines += [
+            f"{indent}{'JOINT' if joint else 'ROOT'} {skeleton.names[joint]}",
+            f"{indent}{{",
+            f"{indent}\tOFFSET {show(skeleton.offsets[joint], skeleton.unit)}",
+            f"{indent}\tCHANNELS {positions} {rotations}",
+        ]
+        # Programs expect an end site wherever there are no children.
+        placeholder = [] if children[joint] else [(0.0, 0.0, 0.0)]
+        for end in ends[joint] or placeholder:
+            offset = f"\t\tOFFSET {show(end, skeleton.unit)}"
+            lines += [indent + line for line in ("\tEnd Site", "\t{", offset, "\t}")]
+        waiting.append(f"{indent}}}")
+        waiting += reversed(children[joint])
+    return lines, order
+
+
+def show(offset: tuple[float, ...], unit: float) -> str:
+    return " ".join(f"{x / unit:.6f}" for x in offset)
