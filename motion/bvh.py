@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import roma
 import torch
 from torch import Tensor
 
-from motion.clip import Clip, ClipError
+from motion.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton import EndSite, Skeleton, forward_kinematics
 from wanvae.engine.checkpoint import atomic_path
 
@@ -22,6 +23,9 @@ AXES = "XYZ"
 # Lengths of a unit in metres: metre, centimetre, millimetre, inch, and that of the CMU recordings.
 UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)
 TYPICAL_SIZE = 1.6  # metres, the largest side of the box around a person, standing or in a T pose
+PLAUSIBLE = 1.4  # people are larger or smaller than that by at most this factor
+# How many times as tall as deep a person is, at least, who stands along z rather than y.
+UPRIGHT = 1.3
 # By more of the skeleton's size than this, bones that change their length are worth a warning.
 NOTABLE_STRETCH = 1e-3
 
@@ -148,16 +152,23 @@ class Hierarchy:
             self.fail(joint.line, f"{joint.name} has no CHANNELS; a joint needs 3 rotations")
 
 
-def read_bvh(path: str | os.PathLike[str], unit: float | None = None) -> Clip:
+def read_bvh(
+    path: str | os.PathLike[str],
+    *,
+    unit: float | None = None,
+    up: Literal["y", "z"] | None = None,
+) -> Clip:
     """Read a BVH file: any order of channels, of Euler angles, with or without positions.
 
     A position replaces the offset of its joint, as Blender has it. Joints other than the root keep
     the mean of theirs as their offset, with a warning if they move.
 
     Args:
-        unit: metres per unit of length in the file. BVH files do not say, so by default it is that
-            of metre, centimetre, millimetre, inch and CMU's 56.444 mm that makes the person of the
-            first frame most like 1.6 m.
+        unit: metres per unit of length in the file. BVH files do not say; by default it is that of
+            metre, centimetre, millimetre, inch and CMU's 56.444 mm which makes the person of the
+            first frame most like 1.6 m; if none comes near, it is the one that makes it 1.6 m.
+        up: the axis that points up in the file; by default z if both the rest pose and the first
+            frame are clearly longer along z than along y, else y.
 
     Raises:
         ClipError: there is no such file, or it is no complete BVH file of one skeleton; it names
@@ -177,7 +188,7 @@ def read_bvh(path: str | os.PathLike[str], unit: float | None = None) -> Clip:
     frames, fps, first = read_timing(path, lines, start + 1)
     width = sum(len(joint.channels) for joint in joints)
     values = read_frames(path, lines, first, frames, width)
-    return make_clip(path, joints, values, fps, unit)
+    return make_clip(path, joints, values, fps, unit, up)
 
 
 def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]:
@@ -261,49 +272,68 @@ def as_number(word: str) -> float:
 
 
 def make_clip(
-    path: Path, joints: list[Joint], values: np.ndarray, fps: float, unit: float | None
+    path: Path,
+    joints: list[Joint],
+    values: np.ndarray,
+    fps: float,
+    unit: float | None,
+    up: Literal["y", "z"] | None,
 ) -> Clip:
-    """The clip of what a file says, in metres."""
+    """The clip of what a file says, in metres and with y up."""
     channels = [(j, name) for j, joint in enumerate(joints) for name in joint.channels]
     columns = {channel: column for column, channel in enumerate(channels)}
     numbers = torch.from_numpy(values)
-    angles = torch.stack(
-        [
-            numbers[:, [columns[j, f"{axis}rotation"] for axis in joint.order]]
-            for j, joint in enumerate(joints)
-        ],
-        dim=1,
-    )
+    angles = [
+        numbers[:, [columns[j, f"{axis}rotation"] for axis in joint.order]]
+        for j, joint in enumerate(joints)
+    ]
     orders = tuple(joint.order for joint in joints)
-    rotations = euler_to_rotations(angles, orders)
+    rotations = euler_to_rotations(torch.stack(angles, dim=1), orders)
     offsets = torch.tensor([joint.offset for joint in joints], dtype=torch.float64)
-    places = offsets.expand(len(values), -1, -1).clone()
-    for j in range(len(joints)):
-        if (j, "Xposition") in columns:
-            places[:, j] = numbers[:, [columns[j, f"{axis}position"] for axis in AXES]]
-    offsets[1:] = places[:, 1:].mean(dim=0)
-    in_file = make_skeleton(joints, offsets, orders, 1.0)
-    first = forward_kinematics(in_file, rotations[:1], places[:1, 0]).positions[0]
-    size = (first.amax(dim=0) - first.amin(dim=0)).max().item()
-    unit = guess_unit(size) if unit is None else unit
-    stretch = (places[:, 1:] - offsets[1:]).abs().amax(dim=(0, 2))
-    if len(joints) > 1 and stretch.max() > NOTABLE_STRETCH * size:
-        worst = int(stretch.argmax())
-        warnings.warn(
-            f"{path}: bones change their length, that of {joints[worst + 1].name} by "
-            f"{stretch[worst] * unit:.3f} m; means are taken",
-            stacklevel=3,
-        )
-    return Clip(
-        skeleton=make_skeleton(joints, offsets, orders, unit),
+    root_positions = offsets[:1].expand(len(values), -1)
+    for j, joint in enumerate(joints):
+        if "Xposition" not in joint.channels:
+            continue
+        positions = numbers[:, [columns[j, f"{axis}position"] for axis in AXES]]
+        if j:
+            offsets[j] = positions.mean(dim=0)
+            warn_of_stretch(path, joint, (positions - offsets[j]).norm(dim=1).max(), offsets)
+        else:
+            root_positions = positions
+
+    in_file = make_skeleton(joints, offsets, orders)
+    still = torch.eye(3, dtype=torch.float64).expand(1, len(joints), 3, 3)
+    two_poses = torch.cat([still, rotations[:1]])
+    places = forward_kinematics(in_file, two_poses, offsets.new_zeros(2, 3)).positions
+    sizes = places.amax(dim=1) - places.amin(dim=1)
+    unit = guess_unit(sizes[1].max().item()) if unit is None else unit
+    if up is None:
+        up = "z" if (sizes[:, 2] > UPRIGHT * sizes[:, 1]).all() else "y"
+    clip = Clip(
+        skeleton=make_skeleton(joints, offsets, orders, unit, up),
         rotations=rotations,
-        root_positions=places[:, 0] * unit,
+        root_positions=root_positions * unit,
         fps=fps,
     )
+    return from_file_axes(clip)
+
+
+def warn_of_stretch(path: Path, joint: Joint, stretch: Tensor, offsets: Tensor) -> None:
+    """Say that a bone does not keep its length, if that shows."""
+    if stretch > NOTABLE_STRETCH * offsets.norm(dim=1).sum():
+        warnings.warn(
+            f"{path}: {joint.name} moves away from its parent, by up to {stretch:.4g} units; its "
+            "mean place is taken",
+            stacklevel=4,
+        )
 
 
 def make_skeleton(
-    joints: list[Joint], offsets: Tensor, orders: tuple[str, ...], unit: float
+    joints: list[Joint],
+    offsets: Tensor,
+    orders: tuple[str, ...],
+    unit: float = 1.0,
+    up: Literal["y", "z"] = "y",
 ) -> Skeleton:
     return Skeleton(
         names=tuple(joint.name for joint in joints),
@@ -317,6 +347,7 @@ def make_skeleton(
         ),
         orders=orders,
         unit=unit,
+        up=up,
     )
 
 
@@ -324,7 +355,11 @@ def guess_unit(size: float) -> float:
     """Metres per unit for a person whose bounding box has a largest side of ``size`` units."""
     if not size:
         return 1.0
-    return min(UNITS, key=lambda unit: abs(np.log(unit * size / TYPICAL_SIZE)))
+    unit = min(UNITS, key=lambda unit: abs(math.log(unit * size / TYPICAL_SIZE)))
+    if 1 / PLAUSIBLE < unit * size / TYPICAL_SIZE < PLAUSIBLE:
+        return unit
+    # Rounded, so that it stays the same when the file is written again.
+    return float(f"{TYPICAL_SIZE / size:.2g}")
 
 
 def euler_to_rotations(angles: Tensor, orders: tuple[str, ...]) -> Tensor:
@@ -348,13 +383,13 @@ def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
 def write_bvh(path: str | os.PathLike[str], clip: Clip) -> None:
     """Write a BVH file that Blender and others read, complete or not at all.
 
-    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton; they
-    and angles have 6 digits after the point. The root has positions.
+    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, with
+    its axis up; they and angles have 6 digits after the point. The root has positions.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    skeleton = clip.skeleton
+    skeleton, clip = clip.skeleton, to_file_axes(clip)
     hierarchy, order = hierarchy_lines(skeleton)
     angles = rotations_to_euler(clip.rotations.detach().cpu().double(), skeleton.orders)
     positions = clip.root_positions.detach().cpu().double() / skeleton.unit

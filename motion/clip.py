@@ -78,6 +78,29 @@ def resample(clip: Clip, fps: float) -> Clip:
     share = (times - before).clamp(0, 1).to(clip.rotations)
     start = clip.rotations[before]
     turn = roma.rotmat_to_rotvec(start.mT @ clip.rotations[after])
-    turned = start @ roma.rotvec_to_rotmat(share[:, None, None] * turn)
+    rotations = start @ roma.rotvec_to_rotmat(share[:, None, None] * turn)
     positions = torch.lerp(clip.root_positions[before], clip.root_positions[after], share[:, None])
-    return replace(clip, rotations=turned, root_positions=positions, fps=float(fps))
+    return replace(clip, rotations=rotations, root_positions=positions, fps=float(fps))
+
+
+def from_file_axes(clip: Clip) -> Clip:
+    """The clip with y up, of one whose world is that of its file (``clip.skeleton.up``)."""
+    return turned(clip, upright(clip))
+
+
+def to_file_axes(clip: Clip) -> Clip:
+    """The inverse of ``from_file_axes``."""
+    return turned(clip, upright(clip).T)
+
+
+def upright(clip: Clip) -> Tensor:
+    """The rotation (3, 3) from the axes of the file to those with y up; x stays."""
+    rows = [[1, 0, 0], [0, 0, 1], [0, -1, 0]] if clip.skeleton.up == "z" else torch.eye(3).tolist()
+    return clip.rotations.new_tensor(rows)
+
+
+def turned(clip: Clip, rotation: Tensor) -> Clip:
+    """The clip in a world turned by ``rotation`` (3, 3)."""
+    rotations = clip.rotations.clone()
+    rotations[:, 0] = rotation @ rotations[:, 0]
+    return replace(clip, rotations=rotations, root_positions=clip.root_positions @ rotation.T)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Skeleton:
         orders: Euler order of each joint in BVH files, such as "ZXY": the axes of the intrinsic
             rotations, first to last. Empty means "ZXY" for all.
         unit: metres that a unit of length is in the file.
+        up: the axis that points up in the file, "y" or "z".
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class Skeleton:
     end_sites: tuple[EndSite, ...] = ()
     orders: tuple[str, ...] = ()
     unit: float = 1.0
+    up: Literal["y", "z"] = "y"
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -75,6 +77,8 @@ class Skeleton:
                 raise ValueError(f"an Euler order is {order!r}, not one of {EULER_ORDERS}")
         if not self.unit > 0:
             raise ValueError(f"unit must be positive metres, not {self.unit}")
+        if self.up not in ("y", "z"):
+            raise ValueError(f"up must be y or z, not {self.up!r}")
 
     @property
     def joints(self) -> int:
