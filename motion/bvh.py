@@ -5,151 +5,27 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 import roma
 import torch
 from torch import Tensor
 
+from motion.bvh_hierarchy import AXES, Hierarchy, Joint, hierarchy_lines
 from motion.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton import EndSite, Skeleton, forward_kinematics
 from wanvae.engine.checkpoint import atomic_path
 
-AXES = "XYZ"
 # Lengths of a unit in metres: metre, centimetre, millimetre, inch, and that of the CMU recordings.
 UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)
-TYPICAL_SIZE = 1.6  # metres, the largest side of the box around a person, standing or in a T pose
+TYPICAL_SIZE = 2.3  # metres along the bones between the ends furthest apart, as toes and fingertips
 PLAUSIBLE = 1.4  # people are larger or smaller than that by at most this factor
 # How many times as tall as deep a person is, at least, who stands along z rather than y.
 UPRIGHT = 1.3
 # By more of the skeleton's size than this, bones that change their length are worth a warning.
 NOTABLE_STRETCH = 1e-3
-
-
-@dataclass
-class Joint:
-    """What a BVH file says about a joint."""
-
-    name: str
-    parent: int
-    line: int
-    offset: tuple[float, ...] | None = None
-    channels: tuple[str, ...] = ()
-    ends: list[tuple[float, ...]] = field(default_factory=list)
-
-    @property
-    def order(self) -> str:
-        return "".join(c[0] for c in self.channels if c.endswith("rotation"))
-
-
-class Hierarchy:
-    """Reads the words of a BVH file up to the frames; ``joints`` are in the order of the file."""
-
-    def __init__(self, path: Path, lines: list[str]) -> None:
-        self.path = path
-        self.words = [(word, n) for n, line in enumerate(lines, 1) for word in line.split()]
-        self.next = 0
-        self.joints: list[Joint] = []
-
-    def fail(self, line: int, problem: str) -> NoReturn:
-        raise ClipError(f"{self.path}, line {line}: {problem}")
-
-    def take(self, wanted: str = "") -> str:
-        if self.next == len(self.words):
-            line = self.words[-1][1] if self.words else 1
-            self.fail(line, f"the file ends where {wanted or 'more'} is expected; get it again")
-        word, line = self.words[self.next]
-        if wanted and word.upper() != wanted:
-            self.fail(line, f"it says {word[:40]!r} where {wanted} is expected; is it a BVH file?")
-        self.next += 1
-        return word
-
-    @property
-    def line(self) -> int:
-        """That of the word taken last."""
-        return self.words[max(self.next, 1) - 1][1]
-
-    def number(self, kind: Callable[[str], float] = float) -> float:
-        word = self.take()
-        try:
-            value = kind(word)
-        except ValueError:
-            value = float("nan")
-        if not np.isfinite(value):
-            self.fail(self.line, f"{word[:40]!r} is no number; correct it")
-        return value
-
-    def offset(self) -> tuple[float, ...]:
-        return self.number(), self.number(), self.number()
-
-    def name(self) -> str:
-        """All words up to the next brace, for names may have blanks in them."""
-        words = []
-        while (word := self.take()) != "{":
-            words.append(word)
-        return " ".join(words)
-
-    def channels(self) -> tuple[str, ...]:
-        """The channels of a joint: three rotations, and three positions or none."""
-        count, line = self.number(int), self.line
-        start = self.next
-        while self.next < len(self.words) and self.words[self.next][0][-8:].lower() in (
-            "rotation",
-            "position",
-        ):
-            self.next += 1
-        names = tuple(
-            word[0].upper() + word[1:].lower() for word, _ in self.words[start : self.next]
-        )
-        kinds = [{n for n in names if n.endswith(kind)} for kind in ("rotation", "position")]
-        every = [{axis + kind for axis in AXES} for kind in ("rotation", "position")]
-        joint = self.joints[-1].name
-        if len(names) != count or len(set(names)) != count:
-            self.fail(line, f"{joint} has {count:.0f} channels but names {' '.join(names)}")
-        if kinds[0] != every[0] or kinds[1] not in (set(), every[1]):
-            problem = f"{joint} has the channels {' '.join(names) or 'none'}"
-            self.fail(line, f"{problem}; a joint needs 3 rotations, and 3 positions or none")
-        return names
-
-    def read(self) -> None:
-        """Read the tree, up to the word MOTION."""
-        self.take("HIERARCHY")
-        blocks: list[int | None] = []  # the joints whose braces are open; None is an end site
-        while blocks or not self.joints:
-            word = self.take("" if self.joints else "ROOT").upper()
-            at = blocks[-1] if blocks else None
-            joint = None if at is None else self.joints[at]
-            if word == "}":
-                blocks.pop()
-                self.check_complete(joint)
-            elif (word == "ROOT" and not self.joints) or (word == "JOINT" and joint):
-                line = self.line
-                blocks.append(len(self.joints))
-                self.joints.append(Joint(self.name(), -1 if at is None else at, line))
-            elif word == "END" and joint:
-                self.name()
-                self.take("OFFSET")
-                joint.ends.append(self.offset())
-                blocks.append(None)
-            elif word == "OFFSET" and joint and joint.offset is None:
-                joint.offset = self.offset()
-            elif word == "CHANNELS" and joint is self.joints[-1] and not joint.channels:
-                joint.channels = self.channels()
-            else:
-                self.fail(self.line, f"{word[:40]!r} is out of place; is it a BVH file?")
-        if self.next < len(self.words) and self.words[self.next][0].upper() == "ROOT":
-            self.fail(self.words[self.next][1], "a second ROOT; write one file for each skeleton")
-        self.take("MOTION")
-
-    def check_complete(self, joint: Joint | None) -> None:
-        if joint and joint.offset is None:
-            self.fail(joint.line, f"{joint.name} has no OFFSET; add it")
-        if joint and not joint.channels:
-            self.fail(joint.line, f"{joint.name} has no CHANNELS; a joint needs 3 rotations")
 
 
 def read_bvh(
@@ -165,8 +41,9 @@ def read_bvh(
 
     Args:
         unit: metres per unit of length in the file. BVH files do not say; by default it is that of
-            metre, centimetre, millimetre, inch and CMU's 56.444 mm which makes the person of the
-            first frame most like 1.6 m; if none comes near, it is the one that makes it 1.6 m.
+            metre, centimetre, millimetre, inch and CMU's 56.444 mm which makes the way along the
+            bones from toes to fingertips most like 2.3 m; if none comes near, it is the one that
+            makes it 2.3 m.
         up: the axis that points up in the file; by default z if both the rest pose and the first
             frame are clearly longer along z than along y, else y.
 
@@ -306,7 +183,7 @@ def make_clip(
     two_poses = torch.cat([still, rotations[:1]])
     places = forward_kinematics(in_file, two_poses, offsets.new_zeros(2, 3)).positions
     sizes = places.amax(dim=1) - places.amin(dim=1)
-    unit = guess_unit(sizes[1].max().item()) if unit is None else unit
+    unit = guess_unit(in_file.span) if unit is None else unit
     if up is None:
         up = "z" if (sizes[:, 2] > UPRIGHT * sizes[:, 1]).all() else "y"
     clip = Clip(
@@ -352,7 +229,7 @@ def make_skeleton(
 
 
 def guess_unit(size: float) -> float:
-    """Metres per unit for a person whose bounding box has a largest side of ``size`` units."""
+    """Metres per unit for a person whose ends are at most ``size`` units apart along the bones."""
     if not size:
         return 1.0
     unit = min(UNITS, key=lambda unit: abs(math.log(unit * size / TYPICAL_SIZE)))
@@ -404,43 +281,3 @@ def write_bvh(path: str | os.PathLike[str], clip: Clip) -> None:
     ]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def hierarchy_lines(skeleton: Skeleton) -> tuple[list[str], list[int]]:
-    """The tree as a BVH file has it, and the joints in the order in which they come there."""
-    lines, order = ["HIERARCHY"], []
-    depths = [0] * skeleton.joints
-    ends = {joint: [] for joint in range(skeleton.joints)}
-    for site in skeleton.end_sites:
-        ends[site.joint].append(site.offset)
-    children = skeleton.children
-    waiting: list[int | str] = [0]  # joints to write, and the braces that close those written
-    while waiting:
-        joint = waiting.pop()
-        if isinstance(joint, str):
-            lines.append(joint)
-            continue
-        order.append(joint)
-        if joint:
-            depths[joint] = depths[skeleton.parents[joint]] + 1
-        indent = "\t" * depths[joint]
-        positions = "3" if joint else "6 Xposition Yposition Zposition"
-        rotations = " ".join(f"{axis}rotation" for axis in skeleton.orders[joint])
-        lines += [
-            f"{indent}{'JOINT' if joint else 'ROOT'} {skeleton.names[joint]}",
-            f"{indent}{{",
-            f"{indent}\tOFFSET {show(skeleton.offsets[joint], skeleton.unit)}",
-            f"{indent}\tCHANNELS {positions} {rotations}",
-        ]
-        # Programs expect an end site wherever there are no children.
-        placeholder = [] if children[joint] else [(0.0, 0.0, 0.0)]
-        for end in ends[joint] or placeholder:
-            offset = f"\t\tOFFSET {show(end, skeleton.unit)}"
-            lines += [indent + line for line in ("\tEnd Site", "\t{", offset, "\t}")]
-        waiting.append(f"{indent}}}")
-        waiting += reversed(children[joint])
-    return lines, order
-
-
-def show(offset: tuple[float, ...], unit: float) -> str:
-    return " ".join(f"{x / unit:.6f}" for x in offset)

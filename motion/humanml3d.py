@@ -2,8 +2,8 @@
 
 The features of J joints are 12 J - 1 numbers a frame (263 for HumanML3D's 22 joints, 251 for KIT's
 21): half of the turn of the root about the vertical to the next frame, its step (x, z) there in the
-axes of the heading, and its height; positions of the other joints in these axes; their rotations (6 numbers each);
-velocities of all joints; 4 contacts of the feet.
+axes of the heading, and its height; positions of the other joints in these axes; their rotations (6
+numbers each); velocities of all joints; 4 contacts of the feet.
 
 Source: the features of "Generating Diverse and Natural 3D Human Motions from Text" (Guo et al.).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal, NamedTuple
@@ -92,6 +93,20 @@ class Skeleton:
         for joint, parent in enumerate(self.parents[1:], start=1):
             children[parent].append(joint)
         return tuple(map(tuple, children))
+
+    @property
+    def span(self) -> float:
+        """Metres along the bones between the two points furthest apart, whatever the pose."""
+        ends = [(site.joint, site.offset) for site in self.end_sites]
+        bones = [*ends, *reversed(list(zip(self.parents, self.offsets, strict=True))[1:])]
+        # From the leaves to the root: the longest way down from each joint.
+        depths, span = [0.0] * self.joints, 0.0
+        for bone, (joint, offset) in enumerate(bones):
+            child = self.joints - 1 - (bone - len(ends))
+            depth = math.hypot(*offset) + (depths[child] if bone >= len(ends) else 0.0)
+            span = max(span, depths[joint] + depth)
+            depths[joint] = max(depths[joint], depth)
+        return span
 
 
 class Pose(NamedTuple):
