@@ -17,11 +17,12 @@ from motion.skeleton import Skeleton, end_positions
 from wanvae.video import VideoWriter, write_video
 
 BACKGROUND = (0.97, 0.97, 0.96)
-GRID = (0.86, 0.87, 0.88)
+GRID = (0.74, 0.76, 0.79)
 SHADOW = (0.80, 0.81, 0.83)
 LEFT, MIDDLE, RIGHT = (0.13, 0.44, 0.71), (0.25, 0.26, 0.30), (0.88, 0.42, 0.18)
 YAW, PITCH = math.radians(32), math.radians(14)  # of the camera, from straight ahead of +z
 CELL = 0.5  # metres between the lines on the floor
+REACH = 2.0  # metres, over which the lines fade
 MARGIN = 0.07  # of the panel, around the figure
 THIN_BONE = 0.06  # metres; shorter ones, as those of fingers, are drawn thin
 
@@ -115,19 +116,22 @@ class Camera:
 
     def floor_image(self, frame: int) -> np.ndarray:
         """The ground with its lines, (H, W, 3): each pixel looks up where it meets the ground."""
-        x = (np.arange(self.width) + 0.5 - self.width / 2) / self.scale
-        y = (self.height / 2 - np.arange(self.height) - 0.5) / self.scale
-        depth = (self.targets[frame, 1] - self.floor + y * math.cos(PITCH)) / math.sin(PITCH)
-        forward = y * math.sin(PITCH) + depth * math.cos(PITCH)
-        along_x = x[None] * math.cos(YAW) - forward[:, None] * math.sin(YAW)
-        along_z = -x[None] * math.sin(YAW) - forward[:, None] * math.cos(YAW)
-        image = np.broadcast_to(np.array(BACKGROUND), (self.height, self.width, 3)).copy()
-        for place, start in ((along_x, 0), (along_z, 2)):
-            cells = (place + self.targets[frame, start]) / CELL
-            distance = np.abs(cells - np.round(cells)) * CELL * self.scale
-            slope = np.hypot(*np.gradient(cells * CELL * self.scale))
-            blend(image, np.clip(1 - distance / np.maximum(slope, 1e-6), 0, 1), GRID)
-        return image
+        target = self.targets[frame]
+        right = (np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2) / self.scale
+        up = (self.height / 2 - np.arange(self.height, dtype=np.float32) - 0.5) / self.scale
+        # Along the ground, away from the camera.
+        away = ((target[1] - self.floor) * math.cos(PITCH) + up) / math.sin(PITCH)
+        lines = np.zeros((self.height, self.width), np.float32)
+        for start, x_share, z_share in (
+            (target[0], math.cos(YAW), -math.sin(YAW)),
+            (target[2], -math.sin(YAW), -math.cos(YAW)),
+        ):
+            cells = (start + x_share * right + z_share * away[:, None]) / CELL
+            slope = math.hypot(x_share, z_share / math.sin(PITCH)) / (CELL * self.scale)
+            lines = np.maximum(lines, 1 - np.abs(cells - np.round(cells)) / np.float32(slope))
+        lines *= np.exp(-(right**2 + away[:, None] ** 2) / np.float32(REACH**2))
+        background, grid = np.array(BACKGROUND, np.float32), np.array(GRID, np.float32)
+        return background + lines[..., None] * (grid - background)
 
 
 def view_axes() -> np.ndarray:
@@ -151,7 +155,7 @@ def smooth(path: np.ndarray, frames: int) -> np.ndarray:
 
 def blend(image: np.ndarray, cover: np.ndarray, colour: tuple[float, ...]) -> None:
     """Paint a colour over (H, W, 3), in place, as far as it covers each pixel."""
-    image += cover[..., None] * (np.array(colour) - image)
+    image += cover[..., None] * (np.array(colour, image.dtype) - image)
 
 
 def draw_line(
@@ -167,8 +171,8 @@ def draw_line(
     high = np.ceil(np.maximum(start, end) + reach).astype(int).clip(0, image.shape[1::-1])
     if (low >= high).any():
         return
-    x = np.arange(low[0], high[0]) + 0.5 - start[0]
-    y = (np.arange(low[1], high[1]) + 0.5 - start[1])[:, None]
+    x = (np.arange(low[0], high[0]) + 0.5 - start[0]).astype(image.dtype)
+    y = (np.arange(low[1], high[1]) + 0.5 - start[1]).astype(image.dtype)[:, None]
     along = end - start
     share = np.clip((x * along[0] + y * along[1]) / max(along @ along, 1e-12), 0, 1)
     distance = np.hypot(x - share * along[0], y - share * along[1])

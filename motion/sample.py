@@ -14,7 +14,7 @@ from motion.skeleton import Pose, forward_kinematics
 
 CYCLE = 1.1  # seconds for two steps
 HEEL = (0.0, -0.067, -0.05)  # from the ankle, metres
-TOE = (0.0, -0.012, 0.065)  # from the ball of the foot
+BALL, TOE = (0.0, -0.012, 0.0), (0.0, -0.012, 0.065)  # from the joint of the toes
 SOFTNESS = 0.004  # metres; weight passes from a point of the sole to another over such heights
 
 
@@ -26,29 +26,29 @@ def walk(frames: int = 240, fps: float = 30.0) -> Clip:
     """
     if frames < 1 or not fps > 0:
         raise ValueError(f"{frames} frames at {fps} per second; both must be positive")
-    time = torch.arange(frames, dtype=torch.float64) / fps
-    rotations = walking_rotations(time / CYCLE)
+    phase = torch.arange(frames, dtype=torch.float64) / fps / CYCLE
+    rotations = walking_rotations(phase)
     pose = forward_kinematics(SMPLX, rotations, torch.zeros(frames, 3, dtype=torch.float64))
-    return Clip(
-        skeleton=SMPLX, rotations=rotations, root_positions=planted_root(pose), fps=float(fps)
-    )
+    root_positions = planted_root(pose, phase)
+    return Clip(skeleton=SMPLX, rotations=rotations, root_positions=root_positions, fps=float(fps))
 
 
 def walking_rotations(phase: Tensor) -> Tensor:
     """Rotations (T, 55, 3, 3); phase (T,) counts cycles, the left heel strikes at whole numbers."""
-    swing = torch.cos(2 * math.pi * phase)
+    twist, tilt = torch.cos(2 * math.pi * phase), torch.sin(2 * math.pi * phase)
     still = torch.zeros_like(phase)
-    angles = {  # degrees about x, y and z; all but shoulders turn about x, then y, then z
-        "pelvis": (still + 3, 5 * -swing, 3 * torch.sin(2 * math.pi * phase)),
-        "spine1": (still + 1, 3 * swing, -2 * torch.sin(2 * math.pi * phase)),
-        "spine3": (still + 2, 6 * swing, -2 * torch.sin(2 * math.pi * phase)),
-        "neck": (still + 4, -2 * swing, still),
-        "head": (still - 8, -2 * swing, still + torch.sin(2 * math.pi * phase)),
+    angles = {  # degrees about x, then y, then z
+        "pelvis": (still + 3, -5 * twist, 3 * tilt),
+        "spine1": (still + 1, 3 * twist, -2 * tilt),
+        "spine3": (still + 2, 6 * twist, -2 * tilt),
+        "neck": (still + 4, -2 * twist, still),
+        "head": (still - 8, -2 * twist, tilt),
     }
     for side, sign, own in (("left", 1, phase), ("right", -1, phase + 0.5)):
         forward = torch.cos(2 * math.pi * (own + 0.5))  # arms swing against the legs
         angles |= {
-            f"{side}_hip": (-hip(own), still, still + 1.5 * sign),
+            # Legs swing straight ahead, whatever the pelvis does.
+            f"{side}_hip": (-hip(own), 5 * twist, 1.5 * sign - 3 * tilt),
             f"{side}_knee": (knee(own), still, still),
             f"{side}_ankle": (-ankle(own), still + 6 * sign, still),
             f"{side}_foot": (-toes(own), still, still),
@@ -70,17 +70,18 @@ def walking_rotations(phase: Tensor) -> Tensor:
 
 def hip(phase: Tensor) -> Tensor:
     """Degrees of flexion, from a leg that reaches forward to one that trails."""
-    return 7 + 21 * torch.cos(2 * math.pi * (phase + 0.06))
+    return 8 + 20 * torch.cos(2 * math.pi * (phase + 0.05)) + 7 * bump(phase, 0.78, 6)
 
 
 def knee(phase: Tensor) -> Tensor:
     """Degrees of flexion: a little as the weight comes on, much as the leg swings through."""
-    return 5 + 13 * bump(phase, 0.14, 6) + 56 * bump(phase, 0.71, 3.5)
+    return 5 + 11 * bump(phase, 0.14, 6) + 57 * bump(phase, 0.71, 4)
 
 
 def ankle(phase: Tensor) -> Tensor:
     """Degrees the foot points up: as the shin passes over it; down as it pushes off."""
-    return 1 - 6 * bump(phase, 0.07, 20) + 10 * bump(phase, 0.44, 4) - 20 * bump(phase, 0.63, 12)
+    rises = 9 * bump(phase, 0.44, 5) + 6 * bump(phase, 0.85, 4)
+    return rises - 5 * bump(phase, 0.07, 20) - 17 * bump(phase, 0.61, 16)
 
 
 def toes(phase: Tensor) -> Tensor:
@@ -93,29 +94,29 @@ def bump(phase: Tensor, centre: float, sharpness: float) -> Tensor:
     return torch.exp(sharpness * (torch.cos(2 * math.pi * (phase - centre)) - 1))
 
 
-def planted_root(pose: Pose) -> Tensor:
-    """Root positions (T, 3) that keep the lowest points of the soles on the ground, and still."""
-    points = torch.cat(
-        [attached(pose, f"{side}_{joint}", offset)
-         for side in ("left", "right")
-         for joint, offset in (("ankle", HEEL), ("foot", TOE), ("foot", (0.0, -0.012, 0.0)))],
-        dim=1,
-    )  # fmt: skip
-    heights = points[..., 1]
-    root = torch.empty_like(points[:, 0])
-    root[:, 1] = SOFTNESS * torch.logsumexp(-heights / SOFTNESS, dim=1)
-    weights = torch.softmax(-heights / SOFTNESS, dim=1)
-    # Those that carry the weight between two frames do not move there.
+def planted_root(pose: Pose, phase: Tensor) -> Tensor:
+    """Root positions (T, 3): on the ground, and the foot that carries stays still."""
+    points = torch.stack([attached(pose, *point) for point in (*sole("left"), *sole("right"))], 1)
+    heights = points[..., 1] / -SOFTNESS
+    left = torch.sigmoid(12 * torch.sin(2 * math.pi * (phase - 0.04)))
+    shares = torch.stack([left, 1 - left], dim=1).repeat_interleave(3, dim=1)
+    weights = torch.softmax(heights + shares.log(), dim=1)
+    # Points that carry the weight between two frames do not move there.
     between = (weights[1:] + weights[:-1]) / 2
     steps = -(between[..., None] * points.diff(dim=0)).sum(dim=1)
-    for axis in (0, 2):
-        root[0, axis] = 0
-        root[1:, axis] = steps[:, axis].cumsum(dim=0)
+    root = torch.zeros_like(points[:, 0])
+    root[1:] = steps.cumsum(dim=0)
+    root[:, 1] = SOFTNESS * torch.logsumexp(heights, dim=1)
     return root
 
 
+def sole(side: str) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """Three points below a foot: a joint and an offset from it for each."""
+    return (f"{side}_ankle", HEEL), (f"{side}_foot", BALL), (f"{side}_foot", TOE)
+
+
 def attached(pose: Pose, name: str, offset: tuple[float, ...]) -> Tensor:
-    """Where a point fixed to a joint is: (T, 1, 3)."""
+    """Where a point fixed to a joint is: (T, 3)."""
     joint = SMPLX.names.index(name)
     moved = pose.rotations[:, joint] @ pose.rotations.new_tensor(offset)
-    return (pose.positions[:, joint] + moved)[:, None]
+    return pose.positions[:, joint] + moved
