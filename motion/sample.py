@@ -53,7 +53,7 @@ def walking_rotations(phase: Tensor) -> Tensor:
             f"{side}_ankle": (-ankle(own), still + 6 * sign, still),
             f"{side}_foot": (-toes(own), still, still),
             f"{side}_collar": (still, -3 * sign * forward, still - 4 * sign),
-            f"{side}_shoulder": (4 - 20 * forward, still, still - 70 * sign),
+            f"{side}_shoulder": (4 - 20 * forward, still, still - 75 * sign),
             f"{side}_elbow": (still, -sign * (24 + 12 * forward), still),
             f"{side}_wrist": (still - 10, still, still - 4 * sign),
         }
@@ -69,8 +69,9 @@ def walking_rotations(phase: Tensor) -> Tensor:
 
 
 def hip(phase: Tensor) -> Tensor:
-    """Degrees of flexion, from a leg that reaches forward to one that trails."""
-    return 8 + 20 * torch.cos(2 * math.pi * (phase + 0.05)) + 7 * bump(phase, 0.78, 6)
+    """Degrees of flexion: evenly from forward to trailing, and faster back to the front."""
+    turn = 2 * math.pi * (phase + 0.1)
+    return 8 + 21 * torch.cos(turn - 0.44 * (1 - torch.cos(turn)))
 
 
 def knee(phase: Tensor) -> Tensor:
