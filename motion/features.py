@@ -96,9 +96,10 @@ def restore_clip(
         ClipError: D is not that of ``spec`` and ``skeleton``.
     """
     expected = spec.channels(skeleton.joints)
-    if features.ndim != 2 or features.shape[1] != expected:
+    if features.ndim != 2 or features.shape[1] != expected or not len(features):
         raise ClipError(
-            f"features are {tuple(features.shape)}; {skeleton.joints} joints need (T, {expected})"
+            f"features are {tuple(features.shape)}; {skeleton.joints} joints need (T, {expected}) "
+            "and at least one frame"
         )
     width = 6 * skeleton.joints
     rotations = from_rot6d(features[:, :width].unflatten(1, (-1, 6)), spec.rot6d)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from motion.bodies import HUMANML3D, KIT
 from motion.clip import ClipError
-from motion.normaliser import Normaliser
 from motion.skeleton import Skeleton
+from motion.statistics import FeatureStatistics
 
 FPS = {HUMANML3D.joints: 20.0, KIT.joints: 12.5}
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
@@ -48,8 +48,7 @@ def fps_of(channels: int) -> float:
 def recover_positions(features: Tensor) -> Tensor:
     """Joints (..., T, J, 3) in the world from features (..., T, D), not normalised.
 
-    In the unit of the features: metres for HumanML3D, millimetres for KIT. The person starts at the
-    origin, facing +z.
+    In metres; KIT's features have millimetres. The person starts at the origin, facing +z.
     """
     joints = joints_of(features.shape[-1])
     turns, steps, height = features[..., 0], features[..., 1:3], features[..., 3]
@@ -63,7 +62,7 @@ def recover_positions(features: Tensor) -> Tensor:
     ground = rotate_back(steps, angles).cumsum(dim=-2)
     root = torch.stack([ground[..., 0], height, ground[..., 2]], dim=-1)
     others = local + ground[..., None, :]
-    return torch.cat([root[..., None, :], others], dim=-2)
+    return torch.cat([root[..., None, :], others], dim=-2) * SKELETONS[joints].unit
 
 
 def rotate_back(vectors: Tensor, angles: Tensor) -> Tensor:
@@ -79,11 +78,11 @@ class FeatureFolder:
 
     Attributes:
         files: .npy files of (T, D), sorted.
-        normaliser: from Mean.npy and Std.npy beside them, or beside their folder.
+        statistics: from Mean.npy and Std.npy beside them, or beside their folder.
     """
 
     files: tuple[Path, ...]
-    normaliser: Normaliser
+    statistics: FeatureStatistics
 
 
 def read_folder(path: str | os.PathLike[str]) -> FeatureFolder:
@@ -98,15 +97,19 @@ def read_folder(path: str | os.PathLike[str]) -> FeatureFolder:
     files = [file for file in files if file.name not in ("Mean.npy", "Std.npy")]
     if not files:
         raise ClipError(f"{path} has no .npy files, nor has {inner}; name the folder of the data")
-    statistics = []
+    arrays = []
     for name in ("Mean.npy", "Std.npy"):
         places = [path / name, path.parent / name]
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise ClipError(f"{places[0]} does not exist; copy {name} of the data set there")
-        statistics.append(read_array(found, ndim=1))
-    joints_of(len(statistics[0]))
-    return FeatureFolder(files=tuple(files), normaliser=Normaliser(*statistics))
+        arrays.append(read_array(found, ndim=1))
+    try:
+        joints_of(len(arrays[0]))
+        statistics = FeatureStatistics(*arrays)
+    except ValueError as error:
+        raise ClipError(f"{path}, Mean.npy and Std.npy: {error}") from None
+    return FeatureFolder(files=tuple(files), statistics=statistics)
 
 
 def read_features(path: str | os.PathLike[str]) -> Tensor:
