@@ -13,7 +13,7 @@ import roma
 import torch
 from torch import Tensor
 
-from motion.bvh_hierarchy import AXES, Hierarchy, Joint, hierarchy_lines
+from motion.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, hierarchy_lines
 from motion.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton import EndSite, Skeleton, forward_kinematics
 from wanvae.engine.checkpoint import atomic_path
@@ -24,6 +24,7 @@ TYPICAL_SIZE = 2.3  # metres along the bones between the ends furthest apart, as
 PLAUSIBLE = 1.4  # people are larger or smaller than that by at most this factor
 # How many times as tall as deep a person is, at least, who stands along z rather than y.
 UPRIGHT = 1.3
+SHORTEST_FRAME = 1e-6  # seconds
 # By more of the skeleton's size than this, bones that change their length are worth a warning.
 NOTABLE_STRETCH = 1e-3
 
@@ -78,20 +79,17 @@ def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]
         if not words.lower().startswith(label):
             raise ClipError(f"{path}, line {n + 1}: {label!r} is expected after MOTION")
         texts.append(words[len(label) :].strip())
-    try:
-        frames, seconds = int(texts[0]), float(texts[1])
-    except ValueError:
+    if not texts[0].isdecimal() or int(texts[0]) < 1:
         raise ClipError(
-            f"{path}, line {found[0] + 1}: {texts[0]!r} frames of {texts[1]!r} s are no numbers"
-        ) from None
-    if frames < 1:
-        raise ClipError(f"{path}, line {found[0] + 1}: {frames} frames; it needs at least one")
-    if not 0 < seconds < float("inf"):
-        raise ClipError(
-            f"{path}, line {found[1] + 1}: the frame time is {texts[1]} s; make it positive, "
-            "such as 0.0333333 for 30 frames per second"
+            f"{path}, line {found[0] + 1}: {texts[0][:40]!r} frames; it needs a whole number of "
+            "them, at least one"
         )
-    return frames, frame_rate(texts[1]), found[1] + 1
+    if not SHORTEST_FRAME <= as_number(texts[1]) < math.inf:
+        raise ClipError(
+            f"{path}, line {found[1] + 1}: the frame time is {texts[1][:40]!r}; it must be "
+            "positive seconds, such as 0.0333333 for 30 frames per second"
+        )
+    return int(texts[0]), frame_rate(texts[1]), found[1] + 1
 
 
 def frame_rate(text: str) -> float:
@@ -123,12 +121,11 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
     try:
         with warnings.catch_warnings():  # what NumPy does with text that is no number
             warnings.simplefilter("error", DeprecationWarning)
-            values = np.fromstring(" ".join(lines[rows[0] :]), np.float64, sep=" ")
+            values = np.fromstring("\n".join(lines[rows[0] :]), np.float64, sep=" ")
+            values = values.reshape(frames, width)
     except (ValueError, DeprecationWarning):
-        values = np.full(0, np.nan)
-    if len(values) != frames * width:
+        # Slower, but it tells which word is no number.
         values = np.array([[as_number(w) for w in lines[n].split()] for n in rows])
-    values = values.reshape(frames, width)
     finite = np.isfinite(values)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
@@ -138,14 +135,6 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
             "a frame needs finite numbers"
         )
     return values
-
-
-def as_number(word: str) -> float:
-    """``word`` as a float, NaN if it is none."""
-    try:
-        return float(word)
-    except ValueError:
-        return float("nan")
 
 
 def make_clip(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
-
-import numpy as np
 
 from motion.clip import ClipError
 from motion.skeleton import Skeleton
 
 AXES = "XYZ"
+
+
+def as_number(word: str) -> float:
+    """``word`` as a float, NaN if it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
 
 
 @dataclass
@@ -58,13 +64,10 @@ class Hierarchy:
         """That of the word taken last."""
         return self.words[max(self.next, 1) - 1][1]
 
-    def number(self, kind: Callable[[str], float] = float) -> float:
+    def number(self) -> float:
         word = self.take()
-        try:
-            value = kind(word)
-        except ValueError:
-            value = float("nan")
-        if not np.isfinite(value):
+        value = as_number(word)
+        if not math.isfinite(value):
             self.fail(self.line, f"{word[:40]!r} is no number; correct it")
         return value
 
@@ -80,7 +83,7 @@ class Hierarchy:
 
     def channels(self) -> tuple[str, ...]:
         """The channels of a joint: three rotations, and three positions or none."""
-        count, line = self.number(int), self.line
+        count, line = self.number(), self.line
         start = self.next
         while self.next < len(self.words) and self.words[self.next][0][-8:].lower() in (
             "rotation",
@@ -94,7 +97,7 @@ class Hierarchy:
         every = [{axis + kind for axis in AXES} for kind in ("rotation", "position")]
         joint = self.joints[-1].name
         if len(names) != count or len(set(names)) != count:
-            self.fail(line, f"{joint} has {count:.0f} channels but names {' '.join(names)}")
+            self.fail(line, f"{joint} has {count:g} channels but names {' '.join(names)}")
         if kinds[0] != every[0] or kinds[1] not in (set(), every[1]):
             problem = f"{joint} has the channels {' '.join(names) or 'none'}"
             self.fail(line, f"{problem}; a joint needs 3 rotations, and 3 positions or none")

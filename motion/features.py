@@ -106,7 +106,7 @@ def restore_clip(
     if root_positions is None and spec.root:
         velocity, height = features[:, width : width + 2], features[:, width + 2]
         steps = velocity.double() / fps
-        steps[0] = torch.tensor(start)  # nothing comes before the first frame
+        steps[0] = steps.new_tensor(start)  # nothing comes before the first frame
         path = steps.cumsum(dim=0)
         root_positions = torch.stack([path[:, 0], height.double(), path[:, 1]], dim=1)
     elif root_positions is None:

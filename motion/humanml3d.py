@@ -22,6 +22,7 @@ from motion.bodies import HUMANML3D, KIT
 from motion.clip import ClipError
 from motion.skeleton import Skeleton
 from motion.statistics import FeatureStatistics
+from wanvae.engine.checkpoint import first_sentence
 
 FPS = {HUMANML3D.joints: 20.0, KIT.joints: 12.5}
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
@@ -130,9 +131,11 @@ def read_features(path: str | os.PathLike[str]) -> Tensor:
 
 def read_array(path: Path, ndim: int) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ClipError(f"{path} is no complete .npy file of numbers ({error})") from error
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except Exception as error:  # a damaged file can raise anything
+        reason = first_sentence(error)
+        raise ClipError(f"{path} is no complete .npy file of numbers ({reason})") from error
     if not isinstance(array, np.ndarray) or array.ndim != ndim or array.dtype.kind not in "fiu":
         raise ClipError(f"{path} holds no array of numbers with {ndim} axes; give a .npy of them")
     if not np.isfinite(array).all():

@@ -99,7 +99,7 @@ def planted_root(pose: Pose, phase: Tensor) -> Tensor:
     """Root positions (T, 3): on the ground, and the foot that carries stays still."""
     points = torch.stack([attached(pose, *point) for point in (*sole("left"), *sole("right"))], 1)
     heights = points[..., 1] / -SOFTNESS
-    left = torch.sigmoid(12 * torch.sin(2 * math.pi * (phase - 0.04)))
+    left = torch.sigmoid(30 * torch.sin(2 * math.pi * (phase - 0.04)))
     shares = torch.stack([left, 1 - left], dim=1).repeat_interleave(3, dim=1)
     weights = torch.softmax(heights + shares.log(), dim=1)
     # Points that carry the weight between two frames do not move there.

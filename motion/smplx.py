@@ -14,7 +14,7 @@ import torch
 from motion.bodies import SMPLX
 from motion.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton import Skeleton
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.checkpoint import atomic_path, first_sentence
 
 # AMASS spells it in two ways.
 RATE_KEYS = ("mocap_frame_rate", "mocap_framerate")
@@ -40,15 +40,16 @@ def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = Non
     path = Path(path)
     arrays = read_arrays(path)
     poses = numbers(path, arrays, "poses", ndim=2)
-    frames, width = poses.shape
+    frames, width = tuple(poses.shape)
     if width not in (165, 156) or not frames:
         raise ClipError(
-            f"{path}: poses are {poses.shape}; 1 or more frames of 165 numbers (SMPL-X) or "
+            f"{path}: poses are {frames, width}; 1 or more frames of 165 numbers (SMPL-X) or "
             "156 (SMPL+H) are expected"
         )
     positions = numbers(path, arrays, "trans", ndim=2)
     if positions.shape != (frames, 3):
-        raise ClipError(f"{path}: trans is {positions.shape}; {(frames, 3)} is expected, as poses")
+        shape = tuple(positions.shape)
+        raise ClipError(f"{path}: trans is {shape}; {(frames, 3)} is expected, as poses")
     if up is None:
         up = "z" if any(key in arrays for key in AMASS_KEYS) else "y"
     vectors = torch.zeros(frames, 55, 3, dtype=torch.float64)
@@ -70,20 +71,21 @@ def pelvis(skeleton: Skeleton) -> torch.Tensor:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that motion has; of others, the names alone."""
+    wanted = {"poses", "trans", "betas", "gender", *RATE_KEYS}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ClipError(f"{path} holds one array without a name; give an .npz file")
-            wanted = {"poses", "trans", "betas", "gender", *RATE_KEYS}
-            return {key: file[key] if key in wanted else np.empty(0) for key in file.files}
-    except ClipError:
-        raise
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.lib.npyio.NpzFile):
+                return {k: arrays[k] if k in wanted else np.empty(0) for k in arrays.files}
     except FileNotFoundError:
         raise ClipError(f"{path} does not exist; check the path") from None
     except Exception as error:  # a damaged archive can raise anything
+        reason = first_sentence(error)
         raise ClipError(
-            f"{path} is no complete .npz file of plain arrays ({error}); get it again"
+            f"{path} is no complete .npz file of plain arrays ({reason}); get it again"
         ) from error
+    raise ClipError(f"{path} holds one array without a name; give an .npz file")
 
 
 def numbers(path: Path, arrays: dict[str, np.ndarray], key: str, ndim: int) -> torch.Tensor:
