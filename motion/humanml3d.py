@@ -133,6 +133,8 @@ def read_array(path: Path, ndim: int) -> Tensor:
     try:
         with path.open("rb") as file:
             array = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise ClipError(f"{path} does not exist; check the path") from None
     except Exception as error:  # a damaged file can raise anything
         reason = first_sentence(error)
         raise ClipError(f"{path} is no complete .npy file of numbers ({reason})") from error

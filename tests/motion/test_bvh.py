@@ -1,6 +1,7 @@
 """BVH files."""
 
 import dataclasses
+import math
 import re
 import warnings
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from motion.bvh import frame_rate, read_bvh, write_bvh
 from motion.clip import ClipError
-from motion.skeleton import end_positions
+from motion.skeleton import EULER_ORDERS, end_positions
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
 SMALL = """HIERARCHY
@@ -36,6 +37,17 @@ Frame Time: 0.0333333
 10 1 20 3 30 2 40 50 60
 11 4 21 6 31 5 41 51 61
 """
+
+
+def written_out(axis: str, degrees: float) -> torch.Tensor:
+    """A rotation about an axis, as textbooks have it."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    rows = {
+        "X": [[1, 0, 0], [0, c, -s], [0, s, c]],
+        "Y": [[c, 0, s], [0, 1, 0], [-s, 0, c]],
+        "Z": [[c, -s, 0], [s, c, 0], [0, 0, 1]],
+    }
+    return torch.tensor(rows[axis], dtype=torch.float64)
 
 
 def turn(axis: str, degrees: float) -> torch.Tensor:
@@ -77,6 +89,24 @@ def test_channels_in_any_order(tmp_path):
     torch.testing.assert_close(clip.rotations[0, 1], expected)
     assert clip.fps == 30.0
     assert clip.skeleton.end_sites[0].offset == (0.0, -0.5, 0.0)
+
+
+@pytest.mark.parametrize("order", EULER_ORDERS)
+def test_angles_are_of_axes_that_turn_with_the_joint(tmp_path, order):
+    channels = " ".join(f"{axis}rotation" for axis in order)
+    text = SMALL.replace("Yrotation Zrotation Xrotation", channels)
+    clip = read_bvh(write(tmp_path / "a.bvh", text))
+    first, second, third = map(written_out, order, (40, 50, 60))
+    torch.testing.assert_close(clip.rotations[0, 1], first @ second @ third)
+
+
+@pytest.mark.parametrize("angle", ["90", "-90"])
+def test_gimbal_lock_keeps_the_rotation(tmp_path, angle):
+    text = SMALL.replace("40 50 60", f"40 {angle} 60")
+    clip = read_bvh(write(tmp_path / "a.bvh", text))
+    write_bvh(tmp_path / "b.bvh", clip)
+    again = read_bvh(tmp_path / "b.bvh")
+    assert largest_difference(again.rotations, clip.rotations) < 1e-7
 
 
 def test_a_root_without_positions_stays_at_its_offset(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from motion.bodies import SMPLX
 from motion.bvh import read_bvh, write_bvh
-from motion.clip import ClipError
+from motion.clip import ClipError, resample
 from motion.features import FeatureSpec, extract_features, from_rot6d, restore_clip, to_rot6d
 from motion.metrics import mpjpe, rotation_error
 from motion.sample import walk
@@ -83,6 +83,30 @@ def test_the_seed_has_330_channels():
     assert 0.9 < restored.root_positions[0, 1] < 1.0
     placed = restore_clip(features, spec, SMPLX, 30.0, root_positions=clip.root_positions)
     assert mpjpe(placed.pose.positions, clip.pose.positions) < 1e-9
+
+
+def test_where_the_motion_is_does_not_matter():
+    clip = random_clip(random_skeleton(12))
+    moved = dataclasses.replace(
+        clip, root_positions=clip.root_positions + torch.tensor([5.0, 0.0, -7.0])
+    )
+    torch.testing.assert_close(extract_features(moved, FULL), extract_features(clip, FULL))
+
+
+def test_velocities_are_per_second_at_any_rate():
+    clip = random_clip(random_skeleton(3), frames=4, fps=10.0)
+    spec = FeatureSpec(rot6d="rows")
+    slow, fast = (extract_features(c, spec)[:, 18:20] for c in (clip, resample(clip, 40.0)))
+    torch.testing.assert_close(fast[1:5], slow[1:2].expand(4, 2))
+
+
+def test_a_long_walk_in_float32_does_not_drift():
+    clip = random_clip(random_skeleton(2), frames=5000)
+    spec = FeatureSpec(rot6d="rows")
+    features = extract_features(clip, spec).float()
+    restored = restore_clip(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
+    assert restored.rotations.dtype == torch.float32
+    assert largest_difference(restored.root_positions, clip.root_positions) < 1e-3
 
 
 def test_rows_and_columns_are_those_of_the_matrix():

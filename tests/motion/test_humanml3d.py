@@ -116,7 +116,7 @@ def test_damaged_files(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(ClipError, match=r"no complete .npy file"):
             read_features(path)
-    with pytest.raises(ClipError, match=r"no complete .npy file"):
+    with pytest.raises(ClipError, match=r"none\.npy does not exist"):
         read_features(tmp_path / "none.npy")
 
 

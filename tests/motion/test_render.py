@@ -6,6 +6,7 @@ import torch
 
 from motion.bodies import HUMANML3D
 from motion.render import (
+    CELL,
     LEFT,
     MIDDLE,
     RIGHT,
@@ -63,6 +64,30 @@ def test_lines_may_leave_the_picture(end):
     outside = np.zeros((40, 60, 3), np.float32)
     draw_line(outside, np.array([-50.0, 5.0]), np.array([-40.0, 9.0]), 2.0, (1.0, 0.5, 0.0))
     assert not outside.any()
+
+
+@pytest.mark.parametrize("frame", [0, 5, 11])
+def test_the_lines_on_the_floor_lie_still(frame):
+    camera = Camera.fit([WALK], 30.0, 240, 320)
+    image = camera.floor_image(frame)
+    line = round(camera.targets[frame, 2] / CELL) * CELL  # one of those along x, near the figure
+    for x in camera.targets[frame, 0] + np.array([-0.3, -0.12, 0.13]):
+        on, off = (
+            image[y, x][0]
+            for x, y, _ in camera.project(
+                np.array([[x, camera.floor, line], [x, camera.floor, line + CELL / 4]]), frame
+            ).astype(int)
+        )
+        assert on < off - 0.03
+
+
+def test_what_is_nearer_hides_what_is_behind():
+    points = np.array([[[-0.5, 1, 0], [0.5, 1, 0], [0.03, 0.75, 0.85], [1.03, 1.75, 0.85]]])
+    bones, colours = ((0, 1), (2, 3)), (LEFT, RIGHT)
+    one = Figure(points=points, bones=bones, colours=colours)
+    other = Figure(points=points, bones=bones[::-1], colours=colours[::-1])
+    camera = Camera.fit([one], 30.0, 80, 80)
+    assert np.array_equal(draw_panel(one, camera, 0), draw_panel(other, camera, 0))
 
 
 def test_both_sides_are_drawn_in_their_colours():
