@@ -1,8 +1,16 @@
 """A tokenizer for human motion: the 1D RVQ-VAE, which loads, trains, encodes, decodes, streams."""
 
-from motion.config import RVQVAEConfig
+from motion.config import FeatureSpec, RVQVAEConfig
 from motion.model import RVQVAE, Reconstruction
 from motion.quantize import Quantized, ResidualVQ
 from motion.resnet import Resnet1D
 
-__all__ = ["RVQVAE", "Quantized", "RVQVAEConfig", "Reconstruction", "ResidualVQ", "Resnet1D"]
+__all__ = [
+    "RVQVAE",
+    "FeatureSpec",
+    "Quantized",
+    "RVQVAEConfig",
+    "Reconstruction",
+    "ResidualVQ",
+    "Resnet1D",
+]

@@ -9,10 +9,13 @@ from itertools import count
 
 from torch import Tensor
 
-from motion.config import MotionNorm, QuantizerConfig, ResnetConfig, RVQVAEConfig
+from motion.config import FeatureSpec, MotionNorm, QuantizerConfig, ResnetConfig, RVQVAEConfig
 from wanvae.nn.residual import ActivationKind
 
 PUBLISHED_GROWTH = 3
+BEAT2 = FeatureSpec(rot6d="rows", root=False)
+# What so many channels are, and frames per second: of HumanML3D, KIT and BEAT2.
+PUBLISHED_FEATURES = {263: (None, 20.0), 251: (None, 12.5), 330: (BEAT2, 30.0)}
 INFERRED = "architecture: read off the names and shapes of the tensors"
 
 
@@ -94,7 +97,15 @@ def infer_config(
     quantizer = QuantizerConfig(
         layers=len(books), codes=books.shape[1], dropout=dropout if len(books) > 1 else 0.0
     )
-    config = RVQVAEConfig(channels=channels, code_dim=code_dim, resnet=resnet, quantizer=quantizer)
+    features, fps = PUBLISHED_FEATURES.get(channels, (None, 20.0))
+    config = RVQVAEConfig(
+        channels=channels,
+        code_dim=code_dim,
+        resnet=resnet,
+        quantizer=quantizer,
+        features=features,
+        fps=fps,
+    )
     assumed = {
         "activation": resnet.activation,
         "dilation_growth_rate": ", ".join(map(str, growth)),
@@ -104,7 +115,16 @@ def infer_config(
         f"{name}: {value}, {'as given' if name in untold.given else 'as published models have it'}"
         for name, value in assumed.items()
     ]
-    return config, (INFERRED, *notes, norm_note)
+    return config, (INFERRED, *notes, norm_note, features_note(channels))
+
+
+def features_note(channels: int) -> str:
+    """What is assumed of so many channels, for people."""
+    kinds = {263: "HumanML3D", 251: "KIT", 330: "BEAT2: rot6d (rows) of 55 joints"}
+    if channels not in kinds:
+        return f"features: {channels} channels of no known kind, so motion files cannot be read"
+    fps = PUBLISHED_FEATURES[channels][1]
+    return f"features: those of {kinds[channels]}, {fps:g} frames per second, by their number"
 
 
 def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNorm | None, str]:

@@ -1,4 +1,4 @@
-"""The architecture of a motion tokenizer, as data."""
+"""The architecture of a motion tokenizer, and the features it is of, as data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ MotionNorm = Literal["LN", "GN", "BN"]
 NetworkKind = Literal["resnet", "wan"]
 Metric = Literal["euclidean", "cosine"]
 Initialisation = Literal["kmeans", "samples"]
+MatrixLines = Literal["rows", "columns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,41 @@ class QuantizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """Which numbers describe a frame, in the order of the fields.
+
+    Attributes:
+        rot6d: the two lines of each rotation matrix that are kept, one after the other: "rows" as
+            BEAT2, "columns" as HumanML3D have it. 6 J channels.
+        root: velocity (x, z) of the root in m/s, from the frame before, and its height in metres.
+            3 channels. Without it, motion stays where it is.
+        positions: of all joints in metres, (x, z) from the root's, y from the ground. 3 J channels.
+        velocities: of all joints in m/s, from the frame before. 3 J channels.
+        contacts: 1 where a contact joint is about to move less than the threshold, else 0. A
+            channel for each.
+        contact_joints: indices; the default is ankles and feet of SMPL-X, as EMAGE has it.
+        contact_threshold: metres per frame, as EMAGE has it.
+    """
+
+    rot6d: MatrixLines
+    root: bool = True
+    positions: bool = False
+    velocities: bool = False
+    contacts: bool = False
+    contact_joints: tuple[int, ...] = (7, 8, 10, 11)
+    contact_threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_option("rot6d", self.rot6d, MatrixLines)
+        check(self.contact_threshold > 0, "contact_threshold", self.contact_threshold, "above 0")
+
+    def channels(self, joints: int) -> int:
+        """D, for a skeleton of so many joints."""
+        per_joint = 6 + 3 * self.positions + 3 * self.velocities
+        return per_joint * joints + 3 * self.root + len(self.contact_joints) * self.contacts
+
+
+@dataclass(frozen=True, kw_only=True)
 class RVQVAEConfig:
     """Architecture of a :class:`~motion.RVQVAE`; the defaults are MoMask's for HumanML3D.
 
@@ -187,6 +223,9 @@ class RVQVAEConfig:
         resnet: the former.
         wan: the latter.
         quantizer: the residual vector quantiser between them.
+        features: what the channels are of motion files with rotations (BVH, SMPL-X). None where
+            they are those of HumanML3D or KIT, which their number tells, or not known.
+        fps: frames per second of the motion, which files of other rates are brought to.
     """
 
     channels: int = 263
@@ -195,11 +234,14 @@ class RVQVAEConfig:
     resnet: ResnetConfig = field(default_factory=ResnetConfig)
     wan: WanConfig = field(default_factory=WanConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    features: FeatureSpec | None = None
+    fps: float = 20.0
 
     def __post_init__(self) -> None:
         for name in ("channels", "code_dim"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check_option("network", self.network, NetworkKind)
+        check(0 < self.fps < float("inf"), "fps", self.fps, "above 0")
 
     @property
     def factor(self) -> int:

@@ -5,7 +5,6 @@ The way back is through rotations, not inverse kinematics: what comes out is a c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import roma
@@ -13,47 +12,11 @@ import torch
 from torch import Tensor
 
 from motion.clip import Clip, ClipError
+from motion.config import FeatureSpec
 from motion.skeleton import Skeleton
 
 # Vectors shorter than this are no direction; a network that gives them gets a defined result.
 SHORTEST = 1e-8
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSpec:
-    """Which numbers describe a frame, in the order of the fields.
-
-    Attributes:
-        rot6d: the two lines of each rotation matrix that are kept, one after the other: "rows" as
-            BEAT2, "columns" as HumanML3D have it. 6 J channels.
-        root: velocity (x, z) of the root in m/s, from the frame before, and its height in metres.
-            3 channels. Without it, motion stays where it is.
-        positions: of all joints in metres, (x, z) from the root's, y from the ground. 3 J channels.
-        velocities: of all joints in m/s, from the frame before. 3 J channels.
-        contacts: 1 where a contact joint is about to move less than the threshold, else 0. A
-            channel for each.
-        contact_joints: indices; the default is ankles and feet of SMPL-X, as EMAGE has it.
-        contact_threshold: metres per frame, as EMAGE has it.
-    """
-
-    rot6d: Literal["rows", "columns"]
-    root: bool = True
-    positions: bool = False
-    velocities: bool = False
-    contacts: bool = False
-    contact_joints: tuple[int, ...] = (7, 8, 10, 11)
-    contact_threshold: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.rot6d not in ("rows", "columns"):
-            raise ValueError(f"rot6d must be rows or columns, not {self.rot6d!r}")
-        if not self.contact_threshold > 0:
-            raise ValueError(f"contact_threshold must be positive, not {self.contact_threshold}")
-
-    def channels(self, joints: int) -> int:
-        """D, for a skeleton of so many joints."""
-        per_joint = 6 + 3 * self.positions + 3 * self.velocities
-        return per_joint * joints + 3 * self.root + len(self.contact_joints) * self.contacts
 
 
 def extract_features(clip: Clip, spec: FeatureSpec) -> Tensor:

@@ -10,16 +10,15 @@ from enum import Enum
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from motion.architecture import Untold, infer_config
+from motion.arrays import write_array
 from motion.config import RVQVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
-    atomic_path,
     first_few,
     read_tensors,
     write_pickle,
@@ -226,11 +225,6 @@ def save_momask(
     if statistics["mean"].any() or not (statistics["std"] == 1).all():
         for name, values in statistics.items():
             write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)
-
-
-def write_array(path: Path, values: Tensor) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, values.cpu().numpy(), allow_pickle=False)
 
 
 def require_published(config: RVQVAEConfig) -> None:

@@ -14,17 +14,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from motion.arrays import read_array, write_array
 from motion.bodies import HUMANML3D, KIT
 from motion.clip import ClipError
 from motion.skeleton import Skeleton
 from motion.statistics import FeatureStatistics
-from wanvae.engine.checkpoint import first_sentence
 
-FPS = {HUMANML3D.joints: 20.0, KIT.joints: 12.5}
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
 
 
@@ -39,11 +37,6 @@ def joints_of(channels: int) -> int:
 def skeleton_of(channels: int) -> Skeleton:
     """The skeleton that features of so many channels are of."""
     return SKELETONS[joints_of(channels)]
-
-
-def fps_of(channels: int) -> float:
-    """Frames per second of features of so many channels."""
-    return FPS[joints_of(channels)]
 
 
 def recover_positions(features: Tensor) -> Tensor:
@@ -129,17 +122,13 @@ def read_features(path: str | os.PathLike[str]) -> Tensor:
     return features
 
 
-def read_array(path: Path, ndim: int) -> Tensor:
-    try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise ClipError(f"{path} does not exist; check the path") from None
-    except Exception as error:  # a damaged file can raise anything
-        reason = first_sentence(error)
-        raise ClipError(f"{path} is no complete .npy file of numbers ({reason})") from error
-    if not isinstance(array, np.ndarray) or array.ndim != ndim or array.dtype.kind not in "fiu":
-        raise ClipError(f"{path} holds no array of numbers with {ndim} axes; give a .npy of them")
-    if not np.isfinite(array).all():
-        raise ClipError(f"{path} has numbers that are not finite; leave it out")
-    return torch.from_numpy(array.astype(np.float32))
+def write_features(path: str | os.PathLike[str], features: Tensor) -> None:
+    """Write features (T, D) to a .npy file, complete or not at all.
+
+    Raises:
+        ClipError: the path ends otherwise.
+        CheckpointError: it cannot be written.
+    """
+    if Path(path).suffix != ".npy":
+        raise ClipError(f"{path} must end in .npy, for features of HumanML3D or KIT")
+    write_array(path, features)

@@ -10,7 +10,8 @@ import torch
 from motion.bodies import SMPLX
 from motion.bvh import read_bvh, write_bvh
 from motion.clip import ClipError, resample
-from motion.features import FeatureSpec, extract_features, from_rot6d, restore_clip, to_rot6d
+from motion.config import FeatureSpec
+from motion.features import extract_features, from_rot6d, restore_clip, to_rot6d
 from motion.metrics import mpjpe, rotation_error
 from motion.sample import walk
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton

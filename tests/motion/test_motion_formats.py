@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from motion import RVQVAE, RVQVAEConfig, formats
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
+from motion.statistics import FeatureStatistics
 from tests.motion import golden
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
 
@@ -28,7 +29,7 @@ WAN = replace(SMALL, network="wan", wan=WanConfig(dim=4, dim_mult=(1, 2), num_re
 def make(config: RVQVAEConfig = SMALL) -> RVQVAE:
     torch.manual_seed(0)
     model = RVQVAE(config)
-    model.normaliser.set(torch.randn(5), torch.rand(5) + 0.5)
+    model.normaliser.set(FeatureStatistics(torch.randn(5), torch.rand(5) + 0.5))
     model(torch.randn(4, 16, 5))
     return model.eval()
 

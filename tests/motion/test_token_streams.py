@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
+from motion.statistics import FeatureStatistics
 from tests.helpers import randomise, tensors_in
 
 BASE = RVQVAEConfig(
@@ -33,7 +34,7 @@ def make(config: RVQVAEConfig) -> RVQVAE:
     torch.manual_seed(0)
     model = RVQVAE(config)
     randomise(model)
-    model.normaliser.set(torch.randn(3), torch.rand(3) + 0.5)
+    model.normaliser.set(FeatureStatistics(torch.randn(3), torch.rand(3) + 0.5))
     model.eval().quantizer.train()
     model(example(200).float())
     return model.double().eval()

@@ -7,6 +7,7 @@ import torch
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
+from motion.statistics import FeatureStatistics
 from tests.helpers import randomise
 from tests.motion import golden
 from wanvae.nn.norm import BatchNorm
@@ -84,7 +85,7 @@ def make(config: RVQVAEConfig) -> RVQVAE:
         if isinstance(layer, BatchNorm):
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 2)
-    model.normaliser.set(torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5)
+    model.normaliser.set(FeatureStatistics(torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5))
     model.eval().quantizer.train()
     model(example(8, 32))
     return model.double().eval()
@@ -157,7 +158,7 @@ def test_features_are_normalised_inside():
     model = make(resnet())
     motion = example(2, 16)
     plain = make(resnet())
-    plain.normaliser.set(torch.zeros(CHANNELS), torch.ones(CHANNELS))
+    plain.normaliser.set(FeatureStatistics(torch.zeros(CHANNELS), torch.ones(CHANNELS)))
     mean, std = model.normaliser.mean, model.normaliser.std
     indices = model.encode(motion)
     assert torch.equal(plain.encode((motion - mean) / std), indices)
@@ -222,14 +223,8 @@ def test_bad_input_is_refused():
 
 def test_normalisers_are_checked():
     normaliser = RVQVAE(resnet()).normaliser
-    right = torch.ones(CHANNELS)
-    for mean, std, message in (
-        (right[:3], right, "mean must have the 5 channels"),
-        (right, torch.tensor([1, 1, 0, 1, 1.0]), "0.0 in channel 2"),
-        (right * torch.inf, right, "mean must be finite; it is not in channel 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            normaliser.set(mean, std)
+    with pytest.raises(ValueError, match="of 3 channels, not of the 5"):
+        normaliser.set(FeatureStatistics(torch.ones(3), torch.ones(3)))
     assert not normaliser.mean.any()
 
 
