@@ -57,9 +57,11 @@ class Clip:
         return forward_kinematics(self.skeleton, self.rotations, self.root_positions)
 
     def __getitem__(self, frames: slice) -> Clip:
-        """Some of the frames."""
+        """Some of the frames, in memory of their own, so that the others can be forgotten."""
         return replace(
-            self, rotations=self.rotations[frames], root_positions=self.root_positions[frames]
+            self,
+            rotations=self.rotations[frames].clone(),
+            root_positions=self.root_positions[frames].clone(),
         )
 
 

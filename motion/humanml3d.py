@@ -1,4 +1,4 @@
-"""HumanML3D and KIT: folders of features, their means and deviations, and joints from them.
+"""HumanML3D and KIT: features, their means and deviations, and joints from them.
 
 The features of J joints are 12 J - 1 numbers a frame (263 for HumanML3D's 22 joints, 251 for KIT's
 21): half of the turn of the root about the vertical to the next frame, its step (x, z) there in the
@@ -11,7 +11,6 @@ Source: the features of "Generating Diverse and Natural 3D Human Motions from Te
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +23,10 @@ from motion.skeleton import Skeleton
 from motion.statistics import FeatureStatistics
 
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
+# The first and the last of the channels.
+ROOT_CHANNELS, CONTACT_CHANNELS = 4, 4
+# Files beside the features, of the mean and the standard deviation of each channel.
+STATISTICS = ("Mean.npy", "Std.npy")
 
 
 def joints_of(channels: int) -> int:
@@ -48,7 +51,7 @@ def recover_positions(features: Tensor) -> Tensor:
     turns, steps, height = features[..., 0], features[..., 1:3], features[..., 3]
     # Both are towards the next frame, so that the first frame is where the person starts.
     angles = turns.cumsum(dim=-1) - turns
-    local = features[..., 4 : 4 + 3 * (joints - 1)].unflatten(-1, (joints - 1, 3))
+    local = features[..., position_channels(features.shape[-1])].unflatten(-1, (joints - 1, 3))
     local = rotate_back(local, angles[..., None])
     steps = torch.stack([steps[..., 0], torch.zeros_like(height), steps[..., 1]], dim=-1)
     # A step is in the axes of the frame it leads to.
@@ -66,44 +69,43 @@ def rotate_back(vectors: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([cosine * x - sine * z, y, sine * x + cosine * z], dim=-1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureFolder:
-    """Feature files of HumanML3D or KIT.
-
-    Attributes:
-        files: .npy files of (T, D), sorted.
-        statistics: from Mean.npy and Std.npy beside them, or beside their folder.
-    """
-
-    files: tuple[Path, ...]
-    statistics: FeatureStatistics
+def position_channels(channels: int) -> slice:
+    """Those of so many channels that are positions of the joints but the root."""
+    return slice(ROOT_CHANNELS, ROOT_CHANNELS + 3 * (joints_of(channels) - 1))
 
 
-def read_folder(path: str | os.PathLike[str]) -> FeatureFolder:
-    """Find the features of a folder, which is the data set's or its ``new_joint_vecs``.
+def features_folder(path: Path) -> Path:
+    """Where the features of a data set are: its ``new_joint_vecs``, or the folder itself."""
+    inner = path / "new_joint_vecs"
+    return inner if inner.is_dir() else path
+
+
+def read_statistics(folder: Path) -> FeatureStatistics | None:
+    """Those in Mean.npy and Std.npy of a folder, or of the one that it is in; None without them.
 
     Raises:
-        ClipError: there are no features, no Mean.npy or no Std.npy, or these do not fit.
+        ClipError: there is only one of them, or they are not of such features.
     """
-    path = Path(path)
-    inner = path / "new_joint_vecs"
-    files = sorted((inner if inner.is_dir() else path).glob("*.npy"))
-    files = [file for file in files if file.name not in ("Mean.npy", "Std.npy")]
-    if not files:
-        raise ClipError(f"{path} has no .npy files, nor has {inner}; name the folder of the data")
-    arrays = []
-    for name in ("Mean.npy", "Std.npy"):
-        places = [path / name, path.parent / name]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise ClipError(f"{places[0]} does not exist; copy {name} of the data set there")
-        arrays.append(read_array(found, ndim=1))
+    for place in (folder, folder.parent):
+        mean, std = (place / name for name in STATISTICS)
+        if mean.is_file() or std.is_file():
+            break
+    else:
+        return None
+    arrays = read_array(mean, ndim=1), read_array(std, ndim=1)
     try:
         joints_of(len(arrays[0]))
-        statistics = FeatureStatistics(*arrays)
+        return FeatureStatistics(*arrays)
     except ValueError as error:
-        raise ClipError(f"{path}, Mean.npy and Std.npy: {error}") from None
-    return FeatureFolder(files=tuple(files), statistics=statistics)
+        raise ClipError(f"{mean} and {std}: {error}") from None
+
+
+def biased(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:
+    """Statistics by which the root and the contacts count ``bias`` times as much as before."""
+    std = statistics.std.clone()
+    std[:ROOT_CHANNELS] /= bias
+    std[-CONTACT_CHANNELS:] /= bias
+    return FeatureStatistics(statistics.mean, std)
 
 
 def read_features(path: str | os.PathLike[str]) -> Tensor:

@@ -21,9 +21,6 @@ from motion.config import RVQVAEConfig
 from motion.features import extract_features, from_rot6d, restore_clip
 from motion.skeleton import Skeleton
 
-# Files beside HumanML3D's features that are none.
-STATISTICS = ("Mean.npy", "Std.npy")
-
 
 class Joints(NamedTuple):
     """How joints move.
@@ -116,6 +113,8 @@ def suffixes_of(config: RVQVAEConfig) -> tuple[str, ...]:
 def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]:
     """The motion files of a folder, with its subfolders, sorted; of a file, itself.
 
+    Of a data set like HumanML3D's those of its features, which are in one folder among others.
+
     Raises:
         ClipError: there is no such file or folder, or the folder has none.
     """
@@ -125,10 +124,13 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
     if not path.is_dir():
         raise ClipError(f"{path} does not exist; check the path")
     suffixes = suffixes_of(config)
+    folder = humanml3d.features_folder(path) if config.features is None else path
     files = sorted(
         file
-        for file in path.rglob("*")
-        if file.suffix.lower() in suffixes and file.name not in STATISTICS and file.is_file()
+        for file in folder.rglob("*")
+        if file.suffix.lower() in suffixes
+        and file.name not in humanml3d.STATISTICS
+        and file.is_file()
     )
     if not files:
         raise ClipError(f"{path} has no {' or '.join(suffixes)} files; name the folder of the data")

@@ -1,48 +1,60 @@
-"""The scale of motion features: a mean and a standard deviation for each channel."""
+"""The mean and standard deviation of features, for a model's normaliser."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+# A channel that varies less than this hardly varies: it is only centred, or noise would grow.
+LEAST_DEVIATION = 1e-4
 
 
-class Normaliser(nn.Module):
-    """``(x - mean) / std`` of features ``(..., D)``; 0 and 1 until they are set."""
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Mean and standard deviation of each channel.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
+    Attributes:
+        mean: (D,).
+        std: (D,), positive; less than 1e-4 counts as 1.
+    """
 
-    def set(self, mean: Tensor, std: Tensor) -> None:
-        """Take these numbers, both ``(D,)``, from now on.
+    mean: Tensor
+    std: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+            shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
+            raise ValueError(f"mean and std are {shapes}; they must be (D,) both")
+        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
+            raise ValueError("mean and std must be finite, and std not negative")
+        flat = self.std < LEAST_DEVIATION
+        object.__setattr__(self, "std", torch.where(flat, torch.ones_like(self.std), self.std))
+
+    @classmethod
+    def fit(cls, clips: Iterable[Tensor]) -> FeatureStatistics:
+        """Those of all frames of features (T, D) together, counted in float64, given in float32.
 
         Raises:
-            ValueError: another shape, numbers that are not finite, or a deviation that is not
-                above 0, as of a channel that never changes: give it 1.
+            ValueError: there are none, or they differ in D.
         """
-        for name, values in (("mean", mean), ("std", std)):
-            if values.shape != self.mean.shape:
+        count, total, squares, origin = 0, 0.0, 0.0, None
+        for features in clips:
+            features = features.double()
+            if origin is None:
+                origin = features[0]  # near the mean, so that squares lose no digits
+            if features.shape[-1] != len(origin):
                 raise ValueError(
-                    f"{name} must have the {len(self.mean)} channels of the model, not the shape "
-                    f"{tuple(values.shape)}"
+                    f"features of {features.shape[-1]} channels among some of {len(origin)}"
                 )
-            if not values.isfinite().all():
-                channel = int((~values.isfinite()).nonzero()[0])
-                raise ValueError(f"{name} must be finite; it is not in channel {channel}")
-        if not (std > 0).all():
-            channel = int((std <= 0).nonzero()[0])
-            raise ValueError(
-                f"std must be above 0, but is {float(std[channel])} in channel {channel}; give a "
-                "channel that never changes 1"
-            )
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-
-    def normalise(self, features: Tensor) -> Tensor:
-        """Features in their own units to those the networks see."""
-        return (features - self.mean) / self.std
-
-    def denormalise(self, features: Tensor) -> Tensor:
-        """The inverse of ``normalise``."""
-        return features * self.std + self.mean
+            features = features - origin
+            count += len(features)
+            total = total + features.sum(dim=0)
+            squares = squares + features.square().sum(dim=0)
+        if origin is None:
+            raise ValueError("there are no features to count")
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        return cls((origin + mean).float(), std.float())

@@ -7,8 +7,9 @@ import torch
 from motion.bodies import HUMANML3D, KIT
 from motion.clip import ClipError
 from motion.humanml3d import (
+    features_folder,
     read_features,
-    read_folder,
+    read_statistics,
     recover_positions,
     skeleton_of,
 )
@@ -60,31 +61,34 @@ def make_folder(path, channels=263, inner="new_joint_vecs"):
     return path
 
 
-def test_folders(tmp_path):
-    for path in (make_folder(tmp_path), tmp_path / "new_joint_vecs"):
-        folder = read_folder(path)
-        assert [file.name for file in folder.files] == ["a.npy", "b.npy"]
-        assert folder.statistics.mean.tolist() == [2.0] * 263
-        assert folder.statistics.std.tolist() == [3.0] * 263
-    flat = read_folder(make_folder(tmp_path / "flat", channels=251, inner="."))
-    assert len(flat.files) == 2 and len(flat.statistics.mean) == 251
-    features = read_features(flat.files[0])
+def test_features_and_statistics_of_folders(tmp_path):
+    inner = tmp_path / "new_joint_vecs"
+    assert features_folder(make_folder(tmp_path)) == features_folder(inner) == inner
+    for path in (tmp_path, inner):
+        statistics = read_statistics(path)
+        assert statistics.mean.tolist() == [2.0] * 263
+        assert statistics.std.tolist() == [3.0] * 263
+    flat = make_folder(tmp_path / "flat", channels=251, inner=".")
+    assert features_folder(flat) == flat and len(read_statistics(flat).mean) == 251
+    features = read_features(flat / "a.npy")
     assert features.shape == (5, 251) and features.dtype == torch.float32
 
 
-def test_bad_folders_say_why(tmp_path):
-    with pytest.raises(ClipError, match=r"has no .npy files"):
-        read_folder(tmp_path)
-    make_folder(tmp_path)
-    np.save(tmp_path / "Std.npy", np.ones(251))
+def test_bad_statistics_say_why(tmp_path):
+    inner = tmp_path / "data" / "new_joint_vecs"
+    folder = make_folder(inner.parent)
+    np.save(folder / "Std.npy", np.ones(251))
     with pytest.raises(ClipError, match=r"\(263,\) and \(251,\)"):
-        read_folder(tmp_path)
-    np.save(tmp_path / "Mean.npy", np.ones(100))
+        read_statistics(folder)
+    np.save(folder / "Mean.npy", np.ones(100))
     with pytest.raises(ClipError, match="100 channels"):
-        read_folder(tmp_path)
-    (tmp_path / "Mean.npy").unlink()
-    with pytest.raises(ClipError, match=r"Mean.npy does not exist; copy"):
-        read_folder(tmp_path)
+        read_statistics(folder)
+    (folder / "Mean.npy").unlink()
+    for path in (folder, inner):
+        with pytest.raises(ClipError, match=r"Mean.npy does not exist"):
+            read_statistics(path)
+    (folder / "Std.npy").unlink()
+    assert read_statistics(folder) is read_statistics(inner) is None
 
 
 @pytest.mark.parametrize(
