@@ -16,6 +16,11 @@ class Normaliser(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
+    @property
+    def is_set(self) -> bool:
+        """Whether features are scaled or moved at all."""
+        return bool(self.mean.any() or (self.std != 1).any())
+
     def set(self, statistics: FeatureStatistics) -> None:
         """Take these from now on.
 
