@@ -177,6 +177,23 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a directory to write files in, unless it is there.
+
+    Raises:
+        CheckpointError: there is no directory to make it in, or it is a file.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} cannot be made: make the directory {path.parent} first"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be made: {error.strerror}") from error
+
+
 def temporary_sibling(path: Path) -> Path:
     """An unused name in the directory of ``path``, where a rename to it cannot fail half-way."""
     if not os.path.isdir(path.parent):
