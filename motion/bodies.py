@@ -128,3 +128,4 @@ KIT = Skeleton(
     offsets=tuple(offset for _, _, offset in KIT_JOINTS),
     unit=0.001,
 )
+BODIES = (SMPLX, HUMANML3D, KIT)

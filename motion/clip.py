@@ -8,11 +8,8 @@ import roma
 import torch
 from torch import Tensor
 
+from motion.errors import ClipError
 from motion.skeleton import Pose, Skeleton, forward_kinematics
-
-
-class ClipError(ValueError):
-    """A motion that cannot be read, written or used; one line that says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

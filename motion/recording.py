@@ -44,12 +44,14 @@ class Recording:
         features: ``(T, D)``, float32, in their own units.
         skeleton: whose joints move; of HumanML3D and KIT our own, for what bones there are.
         clip: the motion itself, at the frame rate of the model; None of HumanML3D's and KIT's.
+        file_fps: frames per second of the file it was read from; None if they are not known.
     """
 
     config: RVQVAEConfig
     features: Tensor
     skeleton: Skeleton
     clip: Clip | None
+    file_fps: float | None = None
 
     def __len__(self) -> int:
         """T, the number of frames."""
@@ -157,9 +159,15 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
     clip = read_clip(path)
     joints = clip.skeleton.joints
     check_channels(path, spec.channels(joints), channels, f" of {joints} joints")
-    clip = resample(clip, config.fps) if clip.fps != config.fps else clip
-    features = extract_features(clip, spec).float()
-    return Recording(config=config, features=features, skeleton=clip.skeleton, clip=clip)
+    file_fps = clip.fps
+    clip = resample(clip, config.fps) if file_fps != config.fps else clip
+    return Recording(
+        config=config,
+        features=extract_features(clip, spec).float(),
+        skeleton=clip.skeleton,
+        clip=clip,
+        file_fps=file_fps,
+    )
 
 
 def check_channels(path: Path, found: int, channels: int, joints: str) -> None:

@@ -7,10 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from motion.clip import Clip
 from motion.skeleton import Skeleton, end_positions
@@ -24,6 +26,7 @@ YAW, PITCH = math.radians(32), math.radians(14)  # of the camera, from straight 
 CELL = 0.5  # metres between the lines on the floor
 REACH = 2.0  # metres, over which the lines fade
 MARGIN = 0.07  # of the panel, around the figure
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # rather than videos
 THIN_BONE = 0.06  # metres; shorter ones, as those of fingers, are drawn thin
 
 
@@ -218,6 +221,7 @@ def render_video(
     *,
     width: int = 480,
     height: int = 480,
+    progress: bool = False,
 ) -> None:
     """Write figures side by side, the original first, frame by frame in constant memory.
 
@@ -225,6 +229,7 @@ def render_video(
         path: ends in .mp4, .mov or .mkv.
         width: of each panel in pixels.
         height: of each panel in pixels.
+        progress: show a progress bar.
 
     Raises:
         VideoError: the file cannot be written.
@@ -233,8 +238,11 @@ def render_video(
     frames = check_figures(figures)
     camera = Camera.fit(figures, fps, width, height)
     rate = Fraction(fps).limit_denominator(1001)
-    with VideoWriter(path, width=width * len(figures), height=height, fps=rate) as writer:
-        for frame in range(frames):
+    with (
+        VideoWriter(path, width=width * len(figures), height=height, fps=rate) as writer,
+        tqdm(range(frames), unit="frame", disable=not progress) as bar,
+    ):
+        for frame in bar:
             panels = [draw_panel(figure, camera, frame) for figure in figures]
             writer.write(as_video([np.concatenate(panels, axis=1)]))
 
@@ -267,3 +275,21 @@ def render_grid(
         for figure in figures
     ]
     write_video(path, as_video([np.concatenate(rows, axis=0)]), Fraction(1))
+
+
+def render(
+    path: str | os.PathLike[str], figures: Sequence[Figure], fps: float, *, progress: bool
+) -> None:
+    """Write figures as a video, or as a picture of some frames, as the suffix says.
+
+    Args:
+        progress: show a progress bar.
+
+    Raises:
+        VideoError: the file cannot be written.
+        ValueError: the figures differ in length.
+    """
+    if Path(path).suffix.lower() in PICTURES:
+        render_grid(path, figures, fps)
+    else:
+        render_video(path, figures, fps, progress=progress)

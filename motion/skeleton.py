@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Literal, NamedTuple
 
@@ -70,13 +70,13 @@ class Skeleton:
         for site in self.end_sites:
             if not 0 <= site.joint < count:
                 raise ValueError(f"an end site is at joint {site.joint} of {count} joints")
-        lengths = [*map(len, self.offsets), *(len(site.offset) for site in self.end_sites)]
-        if set(lengths) != {3}:
-            raise ValueError("an offset must be three numbers")
+        for offset in (*self.offsets, *(site.offset for site in self.end_sites)):
+            if len(offset) != 3 or not all(map(math.isfinite, offset)):
+                raise ValueError(f"an offset is {offset}; give three numbers, all finite")
         for order in self.orders:
             if order not in EULER_ORDERS:
                 raise ValueError(f"an Euler order is {order!r}, not one of {EULER_ORDERS}")
-        if not self.unit > 0:
+        if not 0 < self.unit < math.inf:
             raise ValueError(f"unit must be positive metres, not {self.unit}")
         if self.up not in ("y", "z"):
             raise ValueError(f"up must be y or z, not {self.up!r}")
@@ -93,6 +93,19 @@ class Skeleton:
         for joint, parent in enumerate(self.parents[1:], start=1):
             children[parent].append(joint)
         return tuple(map(tuple, children))
+
+    def arranged(self, names: tuple[str, ...]) -> Skeleton:
+        """The same tree with its joints in another order, in which parents still come first."""
+        order = [self.names.index(name) for name in names]
+        places = {joint: place for place, joint in enumerate(order)} | {-1: -1}
+        return replace(
+            self,
+            names=names,
+            parents=tuple(places[self.parents[joint]] for joint in order),
+            offsets=tuple(self.offsets[joint] for joint in order),
+            end_sites=tuple(replace(end, joint=places[end.joint]) for end in self.end_sites),
+            orders=tuple(self.orders[joint] for joint in order),
+        )
 
     @property
     def span(self) -> float:

@@ -11,13 +11,15 @@ import numpy as np
 import roma
 import torch
 
+from motion.arrays import load_arrays
 from motion.bodies import SMPLX
 from motion.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton import Skeleton
-from wanvae.engine.checkpoint import atomic_path, first_sentence
+from wanvae.engine.checkpoint import atomic_path
 
 # AMASS spells it in two ways.
 RATE_KEYS = ("mocap_frame_rate", "mocap_framerate")
+WANTED = {"poses", "trans", "betas", "gender", *RATE_KEYS}
 # Keys that BEAT2's files do not have and AMASS's do, whose z points up.
 AMASS_KEYS = ("mocap_framerate", "surface_model_type")
 # Joints of SMPL+H, in its order, among those of SMPL-X: it has no jaw and no eyes.
@@ -38,7 +40,7 @@ def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = Non
         ClipError: there is no such file, or a key is missing or has a wrong shape or values.
     """
     path = Path(path)
-    arrays = read_arrays(path)
+    arrays = load_arrays(path, WANTED)
     poses = numbers(path, arrays, "poses", ndim=2)
     frames, width = tuple(poses.shape)
     if width not in (165, 156) or not frames:
@@ -68,24 +70,6 @@ def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = Non
 def pelvis(skeleton: Skeleton) -> torch.Tensor:
     """Where the first joint is when the translation of the body is zero: (3,)."""
     return torch.tensor(skeleton.offsets[0], dtype=torch.float64)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that motion has; of others, the names alone."""
-    wanted = {"poses", "trans", "betas", "gender", *RATE_KEYS}
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.lib.npyio.NpzFile):
-                return {k: arrays[k] if k in wanted else np.empty(0) for k in arrays.files}
-    except FileNotFoundError:
-        raise ClipError(f"{path} does not exist; check the path") from None
-    except Exception as error:  # a damaged archive can raise anything
-        reason = first_sentence(error)
-        raise ClipError(
-            f"{path} is no complete .npz file of plain arrays ({reason}); get it again"
-        ) from error
-    raise ClipError(f"{path} holds one array without a name; give an .npz file")
 
 
 def numbers(path: Path, arrays: dict[str, np.ndarray], key: str, ndim: int) -> torch.Tensor:

@@ -151,7 +151,7 @@ def test_bad_features_say_why():
         extract_features(random_clip(random_skeleton(3)), dataclasses.replace(spec, contacts=True))
     with pytest.raises(ValueError, match="rows or columns, not 'both'"):
         FeatureSpec(rot6d="both")
-    with pytest.raises(ValueError, match="contact_threshold must be positive"):
+    with pytest.raises(ValueError, match="contact_threshold must be above 0"):
         FeatureSpec(rot6d="rows", contact_threshold=0.0)
 
 
