@@ -5,6 +5,8 @@ from motion.model import RVQVAE, Reconstruction
 from motion.quantize import Quantized, ResidualVQ
 from motion.resnet import Resnet1D
 
+__version__ = "0.1.0"
+
 __all__ = [
     "RVQVAE",
     "FeatureSpec",
@@ -13,4 +15,5 @@ __all__ = [
     "Reconstruction",
     "ResidualVQ",
     "Resnet1D",
+    "__version__",
 ]
