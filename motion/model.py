@@ -19,7 +19,7 @@ from motion.normaliser import Normaliser
 from motion.quantize import Quantized, ResidualVQ
 from motion.streaming import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
-from wanvae.nn import State, Streaming
+from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.residual import ActivationKind
 
 # Frames of each clip of a batch, (B,).
@@ -92,6 +92,7 @@ class RVQVAE(nn.Module):
         with torch.device("meta"):
             model = cls(loaded.config)
         load_tensors(model, loaded.tensors, path)
+        use_channels_last(model)
         return model.to(device).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:

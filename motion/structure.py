@@ -25,5 +25,4 @@ def body_of(block: ResConv1DBlock | SequentialResidual) -> tuple[nn.Module, ...]
     """The layers that a residual block runs one after another, beside its shortcut."""
     if isinstance(block, SequentialResidual):
         return tuple(block.residual)
-    first = (block.norm1, block.activation, block.conv1)
-    return (*first, block.norm2, block.activation, block.conv2, block.dropout)
+    return block.layers()
