@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.helpers import tiny, write_sound
 from wanvae import __version__, cli, formats
+from wanvae.engine.program import is_out_of_memory
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}
@@ -216,7 +217,7 @@ def test_limits_change_nothing(tmp_path: Path, files: Path, run: Run, limits: li
 
 def test_encoding_and_decoding_can_have_different_dtypes(files: Path) -> None:
     options = ["--checkpoint", str(files / "vae.safetensors"), "--encode-dtype", "bfloat16"]
-    parsed = cli.make_parser().parse_args(["reconstruct", "a.mp4", *options, "--compile"])
+    parsed = cli.PROGRAM.make_parser().parse_args(["reconstruct", "a.mp4", *options, "--compile"])
     vae = cli.load_model(parsed["reconstruct"])
     assert (vae.encode_dtype, vae.decode_dtype) == (torch.bfloat16, torch.float32)
     assert vae.compiled
@@ -496,7 +497,7 @@ def test_running_out_of_memory(
 def test_memory_really_runs_out_that_way() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58, dtype=torch.uint8)
-    assert cli.is_out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
 def test_bugs_are_not_hidden(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

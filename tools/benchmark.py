@@ -6,6 +6,7 @@ process; the peak memory of each call is that of a process of its own, over the 
     python tools/benchmark.py                                  # all jobs at full size
     python tools/benchmark.py --jobs decode-clip --repeats 5 --json clip.json
     python tools/benchmark.py --sweep --dtypes float32 --plot sweep.png
+    python tools/benchmark.py motion                           # see benchmark_motion.py
 """
 
 from __future__ import annotations
@@ -15,22 +16,16 @@ import ctypes
 import gc
 import json
 import math
-import os
-import platform
 import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
 from functools import cache, partial
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,9 +34,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+# Of a script Python sees only its own folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import benchmark_motion
+from tools.measuring import (
+    BenchmarkError,
+    add_options,
+    aligned,
+    check_file,
+    check_options,
+    describe,
+    exit_status,
+    require,
+    timed,
+    write_json,
+)
 from wanvae import WanVAE, WanVAEConfig, planning
 from wanvae.convert import convert
-from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.checkpoint import atomic_path
 from wanvae.formats import Layout
 from wanvae.model import make_planner
 from wanvae.nn.memory import POOL
@@ -49,10 +60,6 @@ from wanvae.nn.memory import POOL
 Side = Literal["ours", "peer"]
 
 MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
-
-
-class BenchmarkError(RuntimeError):
-    """A measurement that cannot be made; one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -319,21 +326,6 @@ def attention_flops(
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def timed(call: Callable[[], object], device: str) -> float:
-    """Seconds that ``call`` takes, with what it leaves running on the device."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
-    began = perf_counter()
-    call()
-    return perf_counter() - began
-
-
 def difference(result: Tensor, expected: Tensor) -> float:
     """The largest difference, over the largest value expected."""
     result, expected = result.float(), expected.float()
@@ -430,19 +422,13 @@ def resident_memory(key: str) -> int:
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def describe(options: argparse.Namespace) -> str:
-    """One line on what was measured where and when."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+def subject(options: argparse.Namespace) -> str:
+    """What is measured, on what device."""
     device = options.device
     if device == "cuda":
         tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
         device += f" ({torch.cuda.get_device_name()}, {tf32} TF32 convolutions)"
-    return (
-        f"{options.model} model on {device}; {names[0] if names else platform.machine()}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; torch {torch.__version__}, "
-        f"diffusers {version('diffusers')}; {date.today().isoformat()}"
-    )
+    return f"{options.model} model on {device}"
 
 
 def report(results: Sequence[Result]) -> str:
@@ -460,22 +446,11 @@ def table(results: Sequence[Result]) -> str:
         name = f"{job.name} compiled" if job.compiled else job.name
         numbers = [cell(heading, value) for heading, value in summary.items()]
         rows.append([name, f"{job.frames}x{job.height}x{job.width}", job.dtype, *numbers])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)])
-    aligns = [str.ljust] * 3 + [str.rjust] * (len(widths) - 3)
-    columns = [[a(c, w) for c in cells] for a, w, *cells in zip(aligns, widths, *rows, strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+    return aligned(rows, labels=3)
 
 
 def cell(heading: str, value: float | None) -> str:
     return "-" if value is None else format(value, FORMATS.get(heading, ".3f"))
-
-
-def write_json(path: Path, header: str, results: Sequence[Result]) -> None:
-    """Write everything that was measured, each single time too."""
-    entries = [asdict(result) | {"summary": result.summary()} for result in results]
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"header": header, "results": entries}, indent=2) + "\n")
 
 
 def plot(path: Path, results: Sequence[Result]) -> None:
@@ -536,17 +511,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes[:2])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", choices=MODELS, default="full")
-    parser.add_argument("--size-scale", type=float, default=1.0, help="of all frames (default: 1)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
-    parser.add_argument("--json", type=Path, help="file for everything that was measured")
+    add_options(parser)
     parser.add_argument("--plot", type=Path, help="image of a sweep, .png for example")
     options = parser.parse_args(arguments)
-    if options.repeats < 1 or not 0 < options.size_scale < math.inf:
-        parser.error("--repeats and --size-scale must be positive")
-    for path in filter(None, (options.json, options.plot)):
-        if path.is_dir() or not path.parent.is_dir():
-            parser.error(f"{path} cannot be written: name a file in a directory that exists")
+    check_options(parser, options)
+    check_file(parser, options.plot)
     if options.plot and not options.sweep:
         parser.error("--plot draws a sweep: add --sweep")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -556,10 +526,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and report."""
-    for module, wanted in (("diffusers", True), ("matplotlib", options.plot)):
-        if wanted and find_spec(module) is None:
-            raise BenchmarkError(f"this needs {module}: pip install {module}")
-    header, jobs = describe(options), choose_jobs(options)
+    require("diffusers", *(["matplotlib"] if options.plot else []))
+    header, jobs = describe(subject(options), "diffusers"), choose_jobs(options)
     results: list[Result] = []
     try:
         with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
@@ -571,27 +539,25 @@ def run(options: argparse.Namespace) -> None:
         if results:  # what is done is not lost by an interrupt
             print(f"{header}\n\n{report(results)}")
     if options.json:
-        write_json(options.json, header, results)
+        entries = (asdict(result) | {"summary": result.summary()} for result in results)
+        write_json(options.json, header, entries)
     if options.plot:
         plot(options.plot, results)
 
 
+def print_memory(request: Mapping[str, Any]) -> None:
+    """What ``measure_memory`` asks of its process."""
+    print(peak_memory(request["side"], Job(**request["job"]), Setup(**request["setup"])))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["motion"]:
+        return benchmark_motion.main(arguments[1:])
     options = parse(arguments)
-    try:
-        if options.measure_memory:
-            request = options.measure_memory
-            job, setup = Job(**request["job"]), Setup(**request["setup"])
-            print(peak_memory(request["side"], job, setup))
-        else:
-            run(options)
-    except KeyboardInterrupt:
-        print("benchmark: interrupted", file=sys.stderr)
-        return 130
-    except (BenchmarkError, CheckpointError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.measure_memory:
+        return exit_status(partial(print_memory, options.measure_memory))
+    return exit_status(partial(run, options))
 
 
 if __name__ == "__main__":

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jsonargparse import ActionYesNo, Namespace
-from tqdm import tqdm
+from jsonargparse import Namespace
 
 import wanvae
 from wanvae.config import WanVAEConfig
 from wanvae.convert import convert, load_complete
 from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.arguments import Parser
-from wanvae.engine.checkpoint import first_sentence
 from wanvae.engine.config import to_json_dict
+from wanvae.engine.devices import add_device_option, check_device, default_device
+from wanvae.engine.program import Command, Program, add_progress_option
 from wanvae.formats import Layout
 from wanvae.latents import parse_rate
 from wanvae.manifest import MANIFEST, write_manifest
@@ -31,7 +29,6 @@ from wanvae.tiling import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
-TRAIN = "train"
 OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
 
 
@@ -168,10 +165,10 @@ def index(arguments: Namespace) -> None:
 
 
 def load_model(arguments: Namespace) -> WanVAE:
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = arguments.device or default_device()
     dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
     for dtype in dtypes:
-        check_device(device, dtype)
+        check_device(device, DTYPES[dtype])
     vae = WanVAE.from_pretrained(
         arguments.checkpoint or demo_weights(),
         device=device,
@@ -181,19 +178,6 @@ def load_model(arguments: Namespace) -> WanVAE:
     if arguments.compile:
         vae.compile()
     return vae
-
-
-def check_device(device: str, dtype: str) -> None:
-    """Raise ValueError if no model can run there; a convolution of one value tells."""
-    try:
-        one = torch.ones(1, 1, 1, 1, 1, device=device, dtype=DTYPES[dtype])
-        F.conv3d(one, one).item()
-    # What PyTorch raises for devices it does not know, that are not there, or not built in.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"cannot compute in {dtype} on device {device!r}: {first_sentence(error)}; "
-            "try --device cpu or another --dtype"
-        ) from error
 
 
 def add_model_options(parser: Parser) -> None:
@@ -206,7 +190,7 @@ def add_model_options(parser: Parser) -> None:
         parser.add_argument(
             f"--{task}-dtype", choices=list(DTYPES), help=f"to {task} in (default: that of --dtype)"
         )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add_device_option(parser)
     parser.add_argument("--compile", action="store_true", help="compile the model; for GPUs")
     parser.add_argument(
         "--tile-size",
@@ -215,15 +199,6 @@ def add_model_options(parser: Parser) -> None:
     )
     add_memory_option(parser)
     add_progress_option(parser)
-
-
-def add_progress_option(parser: Parser) -> None:
-    parser.add_argument(
-        "--progress",
-        action=ActionYesNo(no_prefix="no-"),
-        default=sys.stderr.isatty(),
-        help="show a progress bar",
-    )
 
 
 def add_memory_option(parser: Parser) -> None:
@@ -306,23 +281,6 @@ def add_index_options(parser: Parser) -> None:
     add_progress_option(parser)
 
 
-@dataclass(frozen=True)
-class Command:
-    """A subcommand.
-
-    Attributes:
-        run: does it.
-        add_options: declares its arguments.
-        summary: for the list of commands.
-        description: for its own help.
-    """
-
-    run: Callable[[Namespace], None]
-    add_options: Callable[[Parser], None]
-    summary: str
-    description: str
-
-
 COMMANDS = {
     "reconstruct": Command(
         reconstruct,
@@ -374,60 +332,27 @@ COMMANDS = {
 }
 
 
-def make_parser() -> Parser:
-    parser = Parser(wanvae.__doc__, "wanvae")
-    parser.add_argument("--version", action="version", version=f"wanvae {wanvae.__version__}")
-    subcommands = parser.add_subcommands(dest="command")
-    for name, command in COMMANDS.items():
-        options = Parser(command.description)
-        options.add_config_option()
-        command.add_options(options)
-        subcommands.add_subcommand(name, options, help=command.summary)
-    # Only to be listed: wanvae.train has a parser of its own, and reports in its own way.
-    subcommands.add_subcommand(TRAIN, Parser(None), help="train or fine-tune a model")
-    return parser
+def train(arguments: Sequence[str], program: str) -> int:
+    # Imported here, for no other command needs what it does.
+    from wanvae import train
+
+    return train.main(arguments, program)
+
+
+PROGRAM = Program(
+    name="wanvae",
+    version=wanvae.__version__,
+    description=wanvae.__doc__,
+    commands=COMMANDS,
+    train=train,
+    training="train or fine-tune a model",
+    out_of_memory="try a smaller video, --dtype bfloat16 or another --device",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == [TRAIN]:
-        # Imported here, for no other command needs what it does.
-        from wanvae import train
-
-        return train.main(arguments[1:], f"wanvae {TRAIN}")
-    parsed = make_parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = show_warning
-        try:
-            COMMANDS[parsed.command].run(parsed[parsed.command])
-        except KeyboardInterrupt as interruption:
-            say(f"interrupted; {interruption if interruption.args else 'nothing was written'}")
-            return 130
-        except (ValueError, OSError) as error:
-            say(str(error))
-            return 1
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            say("out of memory; try a smaller video, --dtype bfloat16 or another --device")
-            return 1
-    return 0
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
-def show_warning(message: Warning | str, *_: object) -> None:
-    say(f"warning: {message}")
-
-
-def say(message: str) -> None:
-    """Print one line to stderr, above a progress bar if one is shown."""
-    tqdm.write(f"wanvae: {' '.join(message.splitlines())}", file=sys.stderr)
+    """Run a command; returns its exit status."""
+    return PROGRAM.run(arguments)
 
 
 if __name__ == "__main__":

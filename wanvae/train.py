@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from wanvae.config import WanVAEConfig
 from wanvae.data import DataConfig, VideoClips
 from wanvae.discriminator import PatchDiscriminator3D
-from wanvae.engine.arguments import parse_config
 from wanvae.engine.checkpoint import load_in_place
-from wanvae.engine.memory import keep_freed_memory
+from wanvae.engine.command import training_command
 from wanvae.engine.task import Adversary, StepLosses, Task
-from wanvae.engine.trainer import NotFiniteError, make_accelerator, train
+from wanvae.engine.trainer import make_accelerator, train
 from wanvae.engine.trainer_config import TrainerConfig
 from wanvae.evaluation import (
     METRICS,
@@ -197,18 +196,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") 
     Args:
         program: what the command is called in what it prints.
     """
-    keep_freed_memory()
-    config = parse_config(TrainConfig, program, __doc__, arguments)
-    try:
-        return 0 if run(config) else 130
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted before the first step", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, NotFiniteError) as error:
-        # Of an error in a process that loads data, the last line is the error itself.
-        *_, line = (str(error).strip() or type(error).__name__).splitlines()
-        print(f"{program}: {line}", file=sys.stderr)
-        return 1
+    return training_command(TrainConfig, run, program, __doc__, arguments)
 
 
 if __name__ == "__main__":

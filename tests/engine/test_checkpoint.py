@@ -289,3 +289,11 @@ def test_everything_that_does_not_fit_is_named_at_once() -> None:
     assert "5 unexpected: extra0, extra1, extra2 and 2 more" in message
     assert "2.weight is float32 (4, 3), not float32 (1, 3)" in message
     assert "2.bias is int64 (1,), not float32 (1,)" in message
+
+
+def test_pickles_may_be_wrapped_under_names_that_are_given(tmp_path):
+    path = tmp_path / "model.pth"
+    write_pickle(path, {"x": torch.ones(2)}, wrapper="net")
+    assert torch.equal(read_tensors(path, ("vq_model", "net")).tensors["x"], torch.ones(2))
+    with pytest.raises(CheckpointError, match="holds dict under 'net'"):
+        read_tensors(path)

@@ -1,6 +1,8 @@
 """The training loop on a model of a few numbers."""
 
+import gc
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -115,6 +117,22 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, accelerator
     assert not (stopped / "model.safetensors").exists()
     assert train(make_task(), settings(stopped), accelerator())
     assert_equal(final_weights(whole), final_weights(stopped))
+
+
+def test_no_process_that_loads_data_outlives_a_run(tmp_path, accelerator):
+    """They ignore signals, so Python would wait for them for ever when it exits."""
+
+    def stop(model, adversary, batch, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return losses(model, adversary, batch, step)
+
+    gc.disable()
+    try:
+        task = replace(make_task(), losses=stop)
+        assert not train(task, settings(tmp_path, workers=2), accelerator())
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

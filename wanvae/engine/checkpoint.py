@@ -42,11 +42,13 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
+def read_tensors(
+    path: str | os.PathLike[str], wrappers: Sequence[str] = ("state_dict",)
+) -> TensorFile:
     """Read a safetensors file, or a pickle as ``torch.save`` writes it; the content tells which.
 
-    A pickle holds a dict of tensors, or one with that under the key "state_dict". Objects other
-    than tensors are never unpickled.
+    A pickle holds a dict of tensors, or one with that under a key of ``wrappers``, the first that
+    it has. Objects other than tensors are never unpickled.
 
     Raises:
         CheckpointError: there is no such file, it cannot be read, or it holds anything else.
@@ -66,7 +68,7 @@ def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
     if head[8:9] == b"{":
         file = read_safetensors(path)
     elif head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
-        file = TensorFile(read_pickle(path, zipped=head.startswith(ZIP_MAGIC)))
+        file = TensorFile(read_pickle(path, wrappers, zipped=head.startswith(ZIP_MAGIC)))
     else:
         raise CheckpointError(
             f"{path} is no checkpoint: it begins with {head!r}, as no safetensors file and none of "
@@ -86,7 +88,7 @@ def read_safetensors(path: Path) -> TensorFile:
         raise damaged(path, error) from error
 
 
-def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+def read_pickle(path: Path, wrappers: Sequence[str], *, zipped: bool) -> dict[str, Tensor]:
     # Only zip archives can be mapped, and only by path, which must not look like safetensors.
     mapped = zipped and path.suffix != ".safetensors"
     try:
@@ -101,8 +103,9 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
                 "nothing of it was run. Save its tensors alone, best as .safetensors"
             ) from error
         raise damaged(path, error) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        wrapped = (content[key] for key in wrappers if isinstance(content.get(key), dict))
+        content = next(wrapped, content)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise CheckpointError(f"{path} holds {kind}, not named tensors; save a dict of them")
@@ -174,6 +177,23 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a directory to write files in, unless it is there.
+
+    Raises:
+        CheckpointError: there is no directory to make it in, or it is a file.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} cannot be made: make the directory {path.parent} first"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be made: {error.strerror}") from error
+
+
 def temporary_sibling(path: Path) -> Path:
     """An unused name in the directory of ``path``, where a rename to it cannot fail half-way."""
     if not os.path.isdir(path.parent):
@@ -201,15 +221,21 @@ def write_tensors(
             raise unwritable(path, error) from error
 
 
-def write_pickle(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+def write_pickle(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], wrapper: str | None = None
+) -> None:
     """Write a dict of tensors as ``torch.save`` does, complete or not at all.
+
+    Args:
+        wrapper: the key of a dict around it, if there is to be one.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
-            torch.save(standalone(tensors), temporary)
+            content = standalone(tensors)
+            torch.save(content if wrapper is None else {wrapper: content}, temporary)
         except RuntimeError as error:
             raise unwritable(path, error) from error
 

@@ -1,4 +1,7 @@
-"""What the processes of a run agree on."""
+"""What the processes of a run agree on.
+
+All processes have to call these functions, in the same order. A process alone gets what it gives.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of ``x`` over the processes of a run, which all have to call this; no gradients.
+def count_processes() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    A process alone gets ``x``.
-    """
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of ``x`` over the processes of a run; no gradients."""
+    return sum_over_processes(x) / count_processes()
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of ``x`` over the processes of a run; no gradients."""
     x = x.detach()
-    if not (dist.is_available() and dist.is_initialized()):
+    if count_processes() == 1:
         return x
     total = x.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total
 
 
 def means_over_processes(
@@ -35,3 +45,31 @@ def means_over_processes(
     ]
     means = mean_over_processes(torch.stack(local)).tolist()
     return dict(zip(figures, means, strict=True))
+
+
+def gather_from_processes(x: Tensor) -> list[Tensor]:
+    """``x`` of each process, in the order of their ranks; no gradients.
+
+    Only the first dimension may differ from process to process.
+    """
+    x = x.detach().contiguous()
+    if count_processes() == 1:
+        return [x]
+    lengths = [x.new_zeros((), dtype=torch.long) for _ in range(count_processes())]
+    dist.all_gather(lengths, torch.tensor(len(x), device=x.device))
+    sizes = [int(length) for length in lengths]
+    padded = x.new_zeros(max(sizes), *x.shape[1:])
+    padded[: len(x)] = x
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+
+
+def copy_from_first_process(x: Tensor) -> Tensor:
+    """``x`` of the process of rank 0; no gradients."""
+    x = x.detach()
+    if count_processes() == 1:
+        return x
+    x = x.contiguous().clone()
+    dist.broadcast(x, src=0)
+    return x

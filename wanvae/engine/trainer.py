@@ -8,8 +8,8 @@ what it would have seen.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
     progress = checkpoints.load_newest()
     batches = load_batches(task.samples, config, accelerator, progress.step)
     log = Log(run, config.steps, config.log_every, progress.step, accelerator)
-    with log, stop_on_signal(accelerator):
+    with log, closing(batches), stop_on_signal(accelerator):
         for parts in batches:
             values, finite = optimization.step(parts, progress.step)
             progress.count_step(skipped=not finite)
@@ -110,7 +110,7 @@ def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> N
 
 def load_batches(
     samples: Dataset, config: TrainerConfig, accelerator: Accelerator, step: int
-) -> Iterator[tuple[Any, ...]]:
+) -> Generator[tuple[Any, ...]]:
     """The batches of each step from ``step`` on, ``config.accumulate`` of them for this process.
 
     Each step takes the next ``config.samples_per_step`` numbers, shared out over parts and, within
@@ -125,7 +125,9 @@ def load_batches(
         worker_init_fn=leave_signals_to_the_trainer,
     )
     batches = iter(accelerator.prepare(loader))
-    return zip(*[batches] * config.accumulate, strict=True)
+    # Closed in any case, or processes that load data, which ignore signals, would never end.
+    with closing(batches):
+        yield from zip(*[batches] * config.accumulate, strict=True)
 
 
 def report_skipped(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.nn.convolve import convolution_dtype, convolve, sees_plain_operations
-from wanvae.nn.memory import MEMORY_FORMATS, empty
+from wanvae.nn.memory import empty
 from wanvae.nn.pointwise import apply, apply_into
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming
@@ -174,12 +174,12 @@ def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 
 def use_channels_last(module: nn.Module) -> None:
-    """Store the weights of all 2D and 3D convolutions in ``module`` with channels innermost.
+    """Store the weights of all convolutions in ``module`` with channels innermost.
 
     Values do not change. Convolutions then run, and give their outputs, in that layout, the faster
     one on CPUs and GPUs.
     """
     for layer in module.modules():
-        if isinstance(layer, CausalConv) and layer.weight.dim() in MEMORY_FORMATS:
-            memory_format = MEMORY_FORMATS[layer.weight.dim()]
-            layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
+        if isinstance(layer, CausalConv):
+            weight = layer.weight.data
+            layer.weight.data = weight.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wanvae.nn.convolve_time import FEWEST_CHANNELS, convolve_time
 from wanvae.nn.memory import empty
 
 
@@ -33,8 +34,6 @@ def emulated_dtypes() -> frozenset[torch.dtype]:
 EMULATED = emulated_dtypes()
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 TIME, HEIGHT = 2, 3
-# Below this many channels the additions of the fast algorithms cost what they save.
-FEWEST_CHANNELS = 48
 # Values of the sums of frames that are in memory at once: 16 MB in float32.
 STRIP = 2**22
 MOST_STRIPS = 8
@@ -68,6 +67,8 @@ def fastest(
     dilation: Sequence[int],
 ) -> Tensor:
     """A convolution of tensors of one dtype, with the fewest multiply-adds where that pays."""
+    if x.dim() == 3 and suits_sums_of_inputs(x.device, x.dtype):
+        return convolve_time(x, weight, bias, stride[0], padding[0], dilation[0])
     axis = winograd_axis(x, weight, stride, padding, dilation)
     if axis is None:
         return plain(x, weight, bias, stride, padding, dilation)

@@ -20,8 +20,6 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
 # In bytes; what is smaller is left to the C library.
 SMALLEST_BLOCK = 2**20
 # A free block is taken for less than its size if no more than this fraction is wasted.
@@ -124,17 +122,17 @@ POOL = Pool()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory; channels are innermost if there are two axes of space or more.
+    """Uninitialised memory; of three axes or more, the second is innermost: channels.
 
     Raises:
         MemoryError: there is not that much.
     """
     size = math.prod(shape) * dtype.itemsize
     if sys.platform != "linux" or device.type != "cpu" or size < SMALLEST_BLOCK:
-        memory_format = MEMORY_FORMATS.get(len(shape), torch.contiguous_format)
-        return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+        order = (0, *range(2, len(shape)), 1)[: len(shape)]
+        return torch.empty_permuted(shape, order, dtype=dtype, device=device)
     x = torch.frombuffer(POOL.lend(size), dtype=dtype, count=math.prod(shape))
-    if len(shape) not in MEMORY_FORMATS:
+    if len(shape) < 3:
         return x.view(*shape)
     batch, channels, *axes = shape
     return x.view(batch, *axes, channels).movedim(-1, 1)

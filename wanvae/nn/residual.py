@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
-from wanvae.nn.sequential import Sequential, regions_between
+from wanvae.nn.sequential import Sequential, regions_between, step_through
 from wanvae.nn.streaming import State, Streaming, input_region, step_layer
 
 ActivationKind = Literal["silu", "relu", "gelu"]
@@ -274,15 +274,15 @@ class ResConv1DBlock(Residual):
         self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout)
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The body, in the order it runs."""
+        first = (self.norm1, self.activation, self.conv1)
+        return (*first, self.norm2, self.activation, self.conv2, self.dropout)
+
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        norm1_state, conv1_state, norm2_state = (None,) * 3 if state is None else state
-        x, norm1_state = step_layer(self.norm1, x, norm1_state)
-        x, conv1_state = self.conv1.step(self.activation(x), conv1_state)
-        x, norm2_state = step_layer(self.norm2, x, norm2_state)
-        x = self.dropout(self.conv2(self.activation(x)))
-        return x, (norm1_state, conv1_state, norm2_state)
+        return step_through(self.layers(), x, state)
 
 
 def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residual:

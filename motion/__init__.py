@@ -1,0 +1,19 @@
+"""A tokenizer for human motion: the 1D RVQ-VAE, which loads, trains, encodes, decodes, streams."""
+
+from motion.config import FeatureSpec, RVQVAEConfig
+from motion.model import RVQVAE, Reconstruction
+from motion.quantize import Quantized, ResidualVQ
+from motion.resnet import Resnet1D
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RVQVAE",
+    "FeatureSpec",
+    "Quantized",
+    "RVQVAEConfig",
+    "Reconstruction",
+    "ResidualVQ",
+    "Resnet1D",
+    "__version__",
+]

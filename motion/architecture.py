@@ -1,0 +1,155 @@
+"""The architecture of a published motion tokenizer, read off its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from torch import Tensor
+
+from motion.config import FeatureSpec, MotionNorm, QuantizerConfig, ResnetConfig, RVQVAEConfig
+from wanvae.nn.residual import ActivationKind
+
+PUBLISHED_GROWTH = 3
+BEAT2 = FeatureSpec(rot6d="rows", root=False)
+# What so many channels are, and frames per second: of HumanML3D, KIT and BEAT2.
+PUBLISHED_FEATURES = {263: (None, 20.0), 251: (None, 12.5), 330: (BEAT2, 30.0)}
+INFERRED = "architecture: read off the names and shapes of the tensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untold:
+    """What leaves no trace in the tensors; None where the published default is to be assumed.
+
+    Attributes:
+        activation: of the residual blocks; "relu".
+        norm: of the residual blocks; "BN" where there are running statistics. "LN" and "GN" have
+            the same tensors, so that one of them has to be given.
+        dilation_growth_rate: of all stages, or of each stage of the encoder; 3.
+        reverse_dilation: whether the largest dilation comes first; True.
+    """
+
+    activation: ActivationKind | None = None
+    norm: MotionNorm | None = None
+    dilation_growth_rate: int | Sequence[int] | None = None
+    reverse_dilation: bool | None = None
+
+    @property
+    def given(self) -> dict[str, object]:
+        """What is not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def infer_config(
+    tensors: Mapping[str, Tensor], books: Tensor, untold: Untold, dropout: float
+) -> tuple[RVQVAEConfig, tuple[str, ...]]:
+    """Read the architecture off encoder and decoder tensors with MoMask's names.
+
+    Only as much is read as tells it: whether the rest fits is for ``check_tensors``.
+
+    Args:
+        books: the code books ``(Q or 1, K, code_dim)``.
+        dropout: of the residual blocks and of the quantiser, for further training.
+
+    Returns:
+        The config, and what was assumed, for people; one sentence each.
+
+    Raises:
+        ValueError: a tensor that tells it is missing or has an impossible shape, or what was given
+            does not fit; it is named.
+    """
+    width, channels, _ = conv_shape(tensors, "encoder.model.0.weight")
+    stages = next(i for i in count() if f"encoder.model.{i + 2}.0.weight" not in tensors)
+    if stages == 0:
+        raise ValueError("encoder.model.2.0.weight is missing, which would tell the architecture")
+    for stage in range(stages):
+        name = f"encoder.model.{stage + 2}.0.weight"
+        kernel = conv_shape(tensors, name)[2]
+        if kernel != 4:
+            raise ValueError(
+                f"{name} has a kernel of {kernel}: only stages that halve time, by a kernel of 4, "
+                "are supported"
+            )
+    blocks = {
+        int(match[1])
+        for name in tensors
+        if (match := re.match(r"encoder\.model\.2\.1\.model\.(\d+)\.conv1\.weight$", name))
+    }
+    code_dim, _, _ = conv_shape(tensors, f"encoder.model.{stages + 2}.weight")
+    norm, norm_note = infer_norm(tensors, untold)
+    growth = PUBLISHED_GROWTH
+    if untold.dilation_growth_rate is not None:
+        growth = untold.dilation_growth_rate
+    growth = (growth,) * stages if isinstance(growth, int) else tuple(growth)
+    if len(growth) != stages:
+        raise ValueError(f"dilation_growth_rate must be of {stages} stages, not {growth}")
+    resnet = ResnetConfig(
+        width=width,
+        depth=len(blocks),
+        dilation_growth_rate=growth,
+        reverse_dilation=untold.reverse_dilation is not False,
+        activation=untold.activation or "relu",
+        norm=norm,
+        dropout=dropout,
+    )
+    quantizer = QuantizerConfig(
+        layers=len(books), codes=books.shape[1], dropout=dropout if len(books) > 1 else 0.0
+    )
+    features, fps = PUBLISHED_FEATURES.get(channels, (None, 20.0))
+    config = RVQVAEConfig(
+        channels=channels,
+        code_dim=code_dim,
+        resnet=resnet,
+        quantizer=quantizer,
+        features=features,
+        fps=fps,
+    )
+    assumed = {
+        "activation": resnet.activation,
+        "dilation_growth_rate": ", ".join(map(str, growth)),
+        "reverse_dilation": resnet.reverse_dilation,
+    }
+    notes = [
+        f"{name}: {value}, {'as given' if name in untold.given else 'as published models have it'}"
+        for name, value in assumed.items()
+    ]
+    return config, (INFERRED, *notes, norm_note, features_note(channels))
+
+
+def features_note(channels: int) -> str:
+    """What is assumed of so many channels, for people."""
+    kinds = {263: "HumanML3D", 251: "KIT", 330: "BEAT2: rot6d (rows) of 55 joints"}
+    if channels not in kinds:
+        return f"features: {channels} channels of no known kind, so motion files cannot be read"
+    fps = PUBLISHED_FEATURES[channels][1]
+    return f"features: those of {kinds[channels]}, {fps:g} frames per second, by their number"
+
+
+def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNorm | None, str]:
+    """The norm of the residual blocks, and a note on it."""
+    block = "encoder.model.2.1.model.0.norm1"
+    has_norm, has_statistics = (f"{block}.{name}" in tensors for name in ("weight", "running_mean"))
+    if untold.norm is not None:
+        if not has_norm or has_statistics != (untold.norm == "BN"):
+            kind = "BN" if has_statistics else "LN or GN" if has_norm else "none"
+            raise ValueError(f"norm is {untold.norm} as given, but of the tensors it is {kind}")
+        return untold.norm, f"norm: {untold.norm}, as given"
+    if has_norm and not has_statistics:
+        raise ValueError(
+            "its residual blocks have a norm, LN or GN, whose tensors are the same: give the one "
+            "it was trained with, norm='LN' or norm='GN'"
+        )
+    norm = "BN" if has_norm else None
+    return norm, f"norm: {norm or 'none'}, read off the tensors"
+
+
+def conv_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
+    """Output channels, input channels and kernel of the 1D convolution of that weight."""
+    if name not in tensors:
+        raise ValueError(f"{name} is missing, which would tell the architecture")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"{name} is {shape}, not the weight of a 1D convolution")
+    return shape

@@ -1,0 +1,99 @@
+"""Searching code books, and making them from latents; functions of rows ``(N, C)``, no gradients.
+
+A code book is ``(K, C)``. Rows are taken some at a time, so that their scores stay in the cache of
+a CPU, and bounded on other devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from motion.config import Metric
+
+# Scores computed at once: 512 KB in float32 on CPUs.
+CPU_SCORES = 2**17
+DEVICE_SCORES = 2**26
+# Noise, in standard deviations of the latents, that tells copies of a latent apart.
+JITTER = 0.01
+
+
+@dataclass(frozen=True)
+class Finder:
+    """What finding codes of several books takes, computed once.
+
+    Attributes:
+        books: ``(books, K, C)``.
+        keys: ``(books, C, K)``, what rows are multiplied with.
+        offsets: ``(books, K)``, what is subtracted then; the code of the highest score is nearest.
+        metric: what nearest means.
+    """
+
+    books: Tensor
+    keys: Tensor
+    offsets: Tensor
+    metric: Metric
+
+    @classmethod
+    def of(cls, books: Tensor, metric: Metric) -> Finder:
+        """For ``(books, K, C)``."""
+        if metric == "cosine":
+            directions = F.normalize(books, dim=2)
+            return cls(books, directions.mT, books.new_zeros(books.shape[:2]), metric)
+        # Not the sum of squares, which would take memory for all of them.
+        return cls(books, books.mT, torch.linalg.vector_norm(books, dim=2).square() / 2, metric)
+
+    def find(self, rows: Tensor, book: int, temperature: float = 0.0) -> Tensor:
+        """The code of each row: the nearest, or drawn as ``QuantizerConfig.temperature`` says.
+
+        By distance, |row - code|^2 / 2 is, but for a number that all codes have in common, |code|^2
+        / 2 - row * code; by angle only the code is brought to length 1, for that of the row does
+        not change what is nearest.
+        """
+        scores = torch.addmm(self.offsets[book], rows, self.keys[book], beta=-1)
+        if temperature > 0:
+            if self.metric == "cosine":
+                scores /= rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * temperature
+            else:
+                scores *= 2 / temperature
+            # Gumbel noise makes the highest score a draw from their softmax.
+            scores -= torch.empty_like(scores).exponential_().log_()
+        return scores.argmax(1)
+
+
+def blocks(rows: Tensor, codes: int) -> Iterator[slice]:
+    """Cuts of ``rows``, each with few enough scores for so many codes."""
+    scores = CPU_SCORES * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_SCORES
+    length = max(1, scores // codes)
+    for start in range(0, len(rows), length):
+        yield slice(start, start + length)
+
+
+def random_rows(rows: Tensor, count: int) -> Tensor:
+    """``count`` different rows in random order; if there are not as many, copies with noise."""
+    order = torch.randperm(len(rows), device=rows.device)
+    if len(rows) >= count:
+        return rows[order[:count]]
+    copies = rows[order[torch.arange(count, device=rows.device) % len(rows)]]
+    return copies + JITTER * rows.std(correction=0) * torch.randn_like(copies)
+
+
+def cluster(rows: Tensor, codes: int, metric: Metric, iterations: int) -> Tensor:
+    """A code book of the means of k-means clusters, from random rows on.
+
+    Each round takes the mean of the rows nearest to a code; a code that is nearest to none stays.
+    """
+    book = random_rows(rows, codes)
+    for _ in range(iterations):
+        finder = Finder.of(book[None], metric)
+        sums, counts = torch.zeros_like(book), book.new_zeros(codes)
+        for block in blocks(rows, codes):
+            found = finder.find(rows[block], 0)
+            sums.index_add_(0, found, rows[block])
+            counts += torch.bincount(found, minlength=codes)
+        book = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), book)
+    return book

@@ -1,0 +1,268 @@
+"""The architecture of a motion tokenizer, and the features it is of, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from wanvae.engine.config import check
+from wanvae.nn.coder import CoderSpec
+from wanvae.nn.norm import NormKind
+from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
+
+MotionNorm = Literal["LN", "GN", "BN"]
+NetworkKind = Literal["resnet", "wan"]
+Metric = Literal["euclidean", "cosine"]
+Initialisation = Literal["kmeans", "samples"]
+MatrixLines = Literal["rows", "columns"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResnetConfig:
+    """The encoder and decoder of the published models; the defaults are MoMask's.
+
+    Attributes:
+        width: channels between the first convolution and the last.
+        depth: residual blocks a stage.
+        dilation_growth_rate: of each stage of the encoder, which halves time; the decoder has them
+            in reverse. Block d of a stage has the dilation growth ** d.
+        reverse_dilation: the block of the largest dilation comes first, in encoder and decoder.
+        activation: nonlinearity of the residual blocks.
+        norm: their normalisation: none, or LN, GN or BN (layer, group, batch).
+        dropout: probability of dropping a value at the end of a residual block, while training.
+        causal: convolutions see only the past: such a model can stream.
+        attention: one attention block over time between the stages and the code books.
+        attention_window: latents it looks back on; all if None, which cannot stream.
+    """
+
+    width: int = 512
+    depth: int = 3
+    dilation_growth_rate: tuple[int, ...] = (3, 3)
+    reverse_dilation: bool = True
+    activation: ActivationKind = "relu"
+    norm: MotionNorm | None = None
+    dropout: float = 0.2
+    causal: bool = False
+    attention: bool = False
+    attention_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        growth = self.dilation_growth_rate
+        expected = "one number of at least 1 for each stage"
+        check(bool(growth) and min(growth) >= 1, "dilation_growth_rate", growth, expected)
+        check_option("activation", self.activation, ActivationKind)
+        if self.norm is not None:
+            check_option("norm", self.norm, MotionNorm)
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        window = self.attention_window
+        if window is not None:
+            expected = "at least 1, of a causal model with attention"
+            check(
+                window >= 1 and self.causal and self.attention, "attention_window", window, expected
+            )
+
+    @property
+    def down_t(self) -> int:
+        """How often time is halved."""
+        return len(self.dilation_growth_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanConfig:
+    """Wan's encoder and decoder, in one dimension; causal.
+
+    The first frame stands for itself, as in video: 1 + 4n frames have 1 + n latents.
+
+    Attributes:
+        dim: channels at the full rate.
+        dim_mult: channels of each stage, in multiples of dim; time halves from stage to stage.
+        num_res_blocks: residual blocks a stage of the encoder; the decoder has one more.
+        attention_window: latents that the attention in the middle looks back on; all if None,
+            which cannot stream.
+        block: body of the residual blocks.
+        norm: normalisation. "group" needs whole clips.
+        activation: nonlinearity.
+        dropout: dropout probability inside residual blocks, while training.
+    """
+
+    dim: int = 128
+    dim_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 2
+    attention_window: int | None = None
+    block: BlockKind = "residual"
+    norm: NormKind = "rms"
+    activation: ActivationKind = "silu"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "num_res_blocks"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        multiples = self.dim_mult
+        expected = "two or more positive whole numbers, one for each stage"
+        check(len(multiples) > 1 and min(multiples) >= 1, "dim_mult", multiples, expected)
+        # A step up in time halves the channels.
+        halves = all(self.dim * multiple % 2 == 0 for multiple in multiples[1:])
+        check(halves, "dim", self.dim, "such that stages after the first have even widths")
+        window = self.attention_window
+        check(window is None or window >= 1, "attention_window", window, "at least 1")
+        check_option("block", self.block, BlockKind)
+        check_option("norm", self.norm, NormKind)
+        check_option("activation", self.activation, ActivationKind)
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+    @property
+    def down_t(self) -> int:
+        """How often time is halved."""
+        return len(self.dim_mult) - 1
+
+    @property
+    def coder(self) -> CoderSpec:
+        """The shape of encoder and decoder."""
+        return CoderSpec(
+            ndim=1,
+            dim=self.dim,
+            dim_mult=self.dim_mult,
+            num_res_blocks=self.num_res_blocks,
+            temporal_downsample=(True,) * self.down_t,
+            attention_window=self.attention_window,
+            block=BlockSpec(
+                kind=self.block, norm=self.norm, activation=self.activation, dropout=self.dropout
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """Residual vector quantisation; the defaults are MoMask's.
+
+    Attributes:
+        layers: quantisers in a row, each of what those before it left.
+        codes: codes in each code book.
+        shared: all layers use one code book.
+        metric: what the nearest code is by: distance, or the angle between latent and code of any
+            lengths.
+        decay: of the moving averages that codes are learnt by; 1 keeps the codes as they are.
+        initialisation: what the codes are before the first training batch is quantised: the means
+            of k-means clusters of its latents, or some of these latents.
+        kmeans_iterations: rounds of k-means.
+        revive_below: while training, codes are replaced by random latents where the moving average
+            of the number of latents of a batch that chose them is less; 0 never does.
+        dropout: probability, for each clip, of being quantised by the first few layers only, a
+            random number of them, while training.
+        temperature: while training codes are drawn with probabilities in proportion to
+            exp(-distance ** 2 / temperature), or exp(cosine / temperature); 0 takes the nearest.
+    """
+
+    layers: int = 6
+    codes: int = 512
+    shared: bool = False
+    metric: Metric = "euclidean"
+    decay: float = 0.99
+    initialisation: Initialisation = "kmeans"
+    kmeans_iterations: int = 10
+    revive_below: float = 1.0
+    dropout: float = 0.2
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "codes", "kmeans_iterations"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("revive_below", "temperature"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("decay", "dropout"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        check_option("metric", self.metric, Metric)
+        check_option("initialisation", self.initialisation, Initialisation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """Which numbers describe a frame, in the order of the fields.
+
+    Attributes:
+        rot6d: the two lines of each rotation matrix that are kept, one after the other: "rows" as
+            BEAT2, "columns" as HumanML3D have it. 6 J channels.
+        root: velocity (x, z) of the root in m/s, from the frame before, and its height in metres.
+            3 channels. Without it, motion stays where it is.
+        positions: of all joints in metres, (x, z) from the root's, y from the ground. 3 J channels.
+        velocities: of all joints in m/s, from the frame before. 3 J channels.
+        contacts: 1 where a contact joint is about to move less than the threshold, else 0. A
+            channel for each.
+        contact_joints: indices; the default is ankles and feet of SMPL-X, as EMAGE has it.
+        contact_threshold: metres per frame, as EMAGE has it.
+    """
+
+    rot6d: MatrixLines
+    root: bool = True
+    positions: bool = False
+    velocities: bool = False
+    contacts: bool = False
+    contact_joints: tuple[int, ...] = (7, 8, 10, 11)
+    contact_threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_option("rot6d", self.rot6d, MatrixLines)
+        check(self.contact_threshold > 0, "contact_threshold", self.contact_threshold, "above 0")
+
+    def channels(self, joints: int) -> int:
+        """D, for a skeleton of so many joints."""
+        per_joint = 6 + 3 * self.positions + 3 * self.velocities
+        return per_joint * joints + 3 * self.root + len(self.contact_joints) * self.contacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RVQVAEConfig:
+    """Architecture of a :class:`~motion.RVQVAE`; the defaults are MoMask's for HumanML3D.
+
+    Attributes:
+        channels: of the motion features, D.
+        code_dim: channels of the latents and codes.
+        network: which encoder and decoder: those of the published models, or Wan's.
+        resnet: the former.
+        wan: the latter.
+        quantizer: the residual vector quantiser between them.
+        features: what the channels are of motion files with rotations (BVH, SMPL-X). None where
+            they are those of HumanML3D or KIT, which their number tells, or not known.
+        fps: frames per second of the motion, which files of other rates are brought to.
+    """
+
+    channels: int = 263
+    code_dim: int = 512
+    network: NetworkKind = "resnet"
+    resnet: ResnetConfig = field(default_factory=ResnetConfig)
+    wan: WanConfig = field(default_factory=WanConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    features: FeatureSpec | None = None
+    fps: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "code_dim"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check_option("network", self.network, NetworkKind)
+        check(0 < self.fps < float("inf"), "fps", self.fps, "above 0")
+
+    @property
+    def factor(self) -> int:
+        """Frames a token: 4 for the published models."""
+        return 2 ** (self.resnet if self.network == "resnet" else self.wan).down_t
+
+    @property
+    def first_frames(self) -> int:
+        """Frames of the first token: as of any other, but 1 in Wan's network."""
+        return self.factor if self.network == "resnet" else 1
+
+    def tokens_of(self, frames: int) -> int:
+        """Tokens that so many frames, at least one, have: T / factor, rounded up."""
+        return 1 + -(-max(0, frames - self.first_frames) // self.factor)
+
+    def frames_of(self, tokens: int) -> int:
+        """Frames that so many tokens, at least one, have."""
+        return self.first_frames + (tokens - 1) * self.factor
+
+
+def check_option(name: str, value: object, kind: object) -> None:
+    """Raise ValueError if ``value`` is none of those that ``kind``, a Literal, allows."""
+    options = get_args(kind)
+    check(value in options, name, value, " or ".join(options))

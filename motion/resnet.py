@@ -1,0 +1,156 @@
+"""The networks of the published motion tokenizers: dilated residual blocks between resamplings."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from motion.config import MotionNorm, ResnetConfig
+from wanvae.nn import CausalConv, ResConv1DBlock, Sequential, State, Streaming, TimeAttentionBlock
+from wanvae.nn.region import Region
+from wanvae.nn.residual import ActivationKind
+
+NORMS = {None: "none", "LN": "layer", "GN": "group", "BN": "batch"}
+# Frames that a stage makes one of, and their kernel: of all published models.
+STRIDE = 2
+STRIDED_KERNEL = 4
+
+
+class Resnet1D(Streaming):
+    """Residual blocks of growing dilation, ``(B, n_in, T)`` to the same shape.
+
+    Block number ``d`` has the dilation ``dilation_growth_rate ** d``. Parameter names
+    (``model.0.conv1``, ...) are those of the published models.
+
+    Args:
+        n_in: channels.
+        n_depth: blocks.
+        reverse_dilation: the largest dilation comes first.
+        activation: "relu", "silu" or "gelu".
+        norm: None, or "LN", "GN" or "BN" for layer, group or batch norm.
+        dropout: probability of dropping a value at the end of each block, while training.
+        causal: convolutions see only the past, so that it can stream; False as published.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_depth: int,
+        dilation_growth_rate: int = 1,
+        reverse_dilation: bool = True,
+        activation: ActivationKind = "relu",
+        norm: MotionNorm | None = None,
+        dropout: float = 0.0,
+        *,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm must be None, 'LN', 'GN' or 'BN', not {norm!r}")
+        dilations = [dilation_growth_rate**depth for depth in range(n_depth)]
+        if reverse_dilation:
+            dilations.reverse()
+        self.model = Sequential(
+            *(
+                ResConv1DBlock(
+                    n_in, n_in, dilation, activation, NORMS[norm], dropout, causal=causal
+                )
+                for dilation in dilations
+            )
+        )
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        return self.model.step(x, state, region)
+
+
+class Repeat(Streaming):
+    """Each frame of ``(B, C, T)`` ``times`` in a row: nearest upsampling of time."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        return x.repeat_interleave(self.times, dim=2), ()
+
+
+class ResnetEncoder(Streaming):
+    """Motion ``(B, channels, 2 ** down_t * n)`` to latents ``(B, code_dim, n)``.
+
+    3-conv, ReLU, stages of a strided 4-conv and a :class:`Resnet1D`, attention if asked for and a
+    3-conv, as in MoMask (Guo et al., arXiv 2312.00063) and T2M-GPT (Zhang et al., 2301.06052), with
+    their parameter names where there is no attention.
+    """
+
+    def __init__(self, config: ResnetConfig, channels: int, code_dim: int) -> None:
+        super().__init__()
+        width, causal = config.width, config.causal
+        stages = (
+            Sequential(
+                CausalConv(1, width, width, STRIDED_KERNEL, STRIDE, causal=causal),
+                make_resnet(config, growth),
+            )
+            for growth in config.dilation_growth_rate
+        )
+        self.model = Sequential(
+            CausalConv(1, channels, width, 3, causal=causal),
+            nn.ReLU(),
+            *stages,
+            *make_attention(config),
+            CausalConv(1, width, code_dim, 3, causal=causal),
+        )
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        return self.model.step(x, state, region)
+
+
+class ResnetDecoder(Streaming):
+    """Latents ``(B, code_dim, n)`` to motion ``(B, channels, 2 ** down_t * n)``.
+
+    The mirror of :class:`ResnetEncoder`: each stage is a :class:`Resnet1D`, every frame twice, and
+    a 3-conv.
+    """
+
+    def __init__(self, config: ResnetConfig, code_dim: int, channels: int) -> None:
+        super().__init__()
+        width, causal = config.width, config.causal
+        stages = (
+            Sequential(
+                make_resnet(config, growth),
+                Repeat(STRIDE),
+                CausalConv(1, width, width, 3, causal=causal),
+            )
+            for growth in reversed(config.dilation_growth_rate)
+        )
+        self.model = Sequential(
+            CausalConv(1, code_dim, width, 3, causal=causal),
+            nn.ReLU(),
+            *make_attention(config),
+            *stages,
+            CausalConv(1, width, width, 3, causal=causal),
+            nn.ReLU(),
+            CausalConv(1, width, channels, 3, causal=causal),
+        )
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        return self.model.step(x, state, region)
+
+
+def make_resnet(config: ResnetConfig, growth: int) -> Resnet1D:
+    return Resnet1D(
+        config.width,
+        config.depth,
+        growth,
+        config.reverse_dilation,
+        config.activation,
+        config.norm,
+        config.dropout,
+        causal=config.causal,
+    )
+
+
+def make_attention(config: ResnetConfig) -> list[nn.Module]:
+    """The attention between encoder and code book, or none."""
+    if not config.attention:
+        return []
+    window = config.attention_window
+    return [TimeAttentionBlock(config.width, causal=config.causal, window=window)]

@@ -1,0 +1,162 @@
+"""Trees of joints, and where their joints are for given rotations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+EULER_ORDERS = tuple("".join(axes) for axes in permutations("XYZ"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndSite:
+    """A point that moves with a joint and ends a bone: the tip of a finger, the top of the head.
+
+    Attributes:
+        joint: index of the joint.
+        offset: (x, y, z) from the joint, in its own axes, in metres.
+    """
+
+    joint: int
+    offset: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skeleton:
+    """A tree of J joints; the first is the root, and parents come before their children.
+
+    Lengths are metres and y points up, whatever the file has that the skeleton came from.
+
+    Attributes:
+        names: of the joints.
+        parents: index of each joint's parent; -1 for the root.
+        offsets: (x, y, z) of each joint from its parent in the rest pose, in metres; of the root,
+            from the origin.
+        end_sites: ends of bones that are not joints.
+        orders: Euler order of each joint in BVH files, such as "ZXY": the axes of the intrinsic
+            rotations, first to last. Empty means "ZXY" for all.
+        unit: metres that a unit of length is in the file.
+        up: the axis that points up in the file, "y" or "z".
+    """
+
+    names: tuple[str, ...]
+    parents: tuple[int, ...]
+    offsets: tuple[tuple[float, ...], ...]
+    end_sites: tuple[EndSite, ...] = ()
+    orders: tuple[str, ...] = ()
+    unit: float = 1.0
+    up: Literal["y", "z"] = "y"
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if not self.orders:
+            object.__setattr__(self, "orders", ("ZXY",) * count)
+        for name in ("parents", "offsets", "orders"):
+            given = len(getattr(self, name))
+            if given != count or not count:
+                raise ValueError(f"a skeleton of {count} joints has {given} {name}; give one each")
+        if self.parents[0] != -1:
+            raise ValueError(f"the parent of the first joint is {self.parents[0]}; make it -1")
+        for joint, parent in enumerate(self.parents[1:], start=1):
+            if not 0 <= parent < joint:
+                raise ValueError(
+                    f"the parent of joint {joint} is {parent}; parents must come before children"
+                )
+        for site in self.end_sites:
+            if not 0 <= site.joint < count:
+                raise ValueError(f"an end site is at joint {site.joint} of {count} joints")
+        for offset in (*self.offsets, *(site.offset for site in self.end_sites)):
+            if len(offset) != 3 or not all(map(math.isfinite, offset)):
+                raise ValueError(f"an offset is {offset}; give three numbers, all finite")
+        for order in self.orders:
+            if order not in EULER_ORDERS:
+                raise ValueError(f"an Euler order is {order!r}, not one of {EULER_ORDERS}")
+        if not 0 < self.unit < math.inf:
+            raise ValueError(f"unit must be positive metres, not {self.unit}")
+        if self.up not in ("y", "z"):
+            raise ValueError(f"up must be y or z, not {self.up!r}")
+
+    @property
+    def joints(self) -> int:
+        """J, the number of joints."""
+        return len(self.names)
+
+    @property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of each joint's children."""
+        children: list[list[int]] = [[] for _ in self.names]
+        for joint, parent in enumerate(self.parents[1:], start=1):
+            children[parent].append(joint)
+        return tuple(map(tuple, children))
+
+    def arranged(self, names: tuple[str, ...]) -> Skeleton:
+        """The same tree with its joints in another order, in which parents still come first."""
+        order = [self.names.index(name) for name in names]
+        places = {joint: place for place, joint in enumerate(order)} | {-1: -1}
+        return replace(
+            self,
+            names=names,
+            parents=tuple(places[self.parents[joint]] for joint in order),
+            offsets=tuple(self.offsets[joint] for joint in order),
+            end_sites=tuple(replace(end, joint=places[end.joint]) for end in self.end_sites),
+            orders=tuple(self.orders[joint] for joint in order),
+        )
+
+    @property
+    def span(self) -> float:
+        """Metres along the bones between the two points furthest apart, whatever the pose."""
+        ends = [(site.joint, site.offset) for site in self.end_sites]
+        bones = [*ends, *reversed(list(zip(self.parents, self.offsets, strict=True))[1:])]
+        # From the leaves to the root: the longest way down from each joint.
+        depths, span = [0.0] * self.joints, 0.0
+        for bone, (joint, offset) in enumerate(bones):
+            child = self.joints - 1 - (bone - len(ends))
+            depth = math.hypot(*offset) + (depths[child] if bone >= len(ends) else 0.0)
+            span = max(span, depths[joint] + depth)
+            depths[joint] = max(depths[joint], depth)
+        return span
+
+
+class Pose(NamedTuple):
+    """Joints in the world.
+
+    Attributes:
+        positions: (..., J, 3), metres.
+        rotations: (..., J, 3, 3), from the axes of a joint to those of the world.
+    """
+
+    positions: Tensor
+    rotations: Tensor
+
+
+def forward_kinematics(skeleton: Skeleton, rotations: Tensor, root_positions: Tensor) -> Pose:
+    """Where the joints are; differentiable, in the dtype and on the device of ``rotations``.
+
+    Args:
+        rotations: (..., J, 3, 3), each from the axes of a joint to those of its parent.
+        root_positions: (..., 3), metres in the world; they replace the offset of the root.
+    """
+    if rotations.shape[-3:] != (skeleton.joints, 3, 3):
+        raise ValueError(
+            f"rotations are {tuple(rotations.shape)}; "
+            f"this skeleton needs (..., {skeleton.joints}, 3, 3)"
+        )
+    offsets = torch.as_tensor(skeleton.offsets, dtype=rotations.dtype, device=rotations.device)
+    turned, positions = [rotations[..., 0, :, :]], [root_positions]
+    for joint, parent in enumerate(skeleton.parents[1:], start=1):
+        turned.append(turned[parent] @ rotations[..., joint, :, :])
+        positions.append(positions[parent] + turned[parent] @ offsets[joint])
+    return Pose(torch.stack(positions, dim=-2), torch.stack(turned, dim=-3))
+
+
+def end_positions(skeleton: Skeleton, pose: Pose) -> Tensor:
+    """Where the E end sites are: (..., E, 3), metres."""
+    joints = [site.joint for site in skeleton.end_sites]
+    offsets = pose.positions.new_tensor([site.offset for site in skeleton.end_sites]).view(-1, 3)
+    turned = pose.rotations[..., joints, :, :] @ offsets[:, :, None]
+    return pose.positions[..., joints, :] + turned.squeeze(-1)

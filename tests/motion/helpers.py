@@ -1,0 +1,48 @@
+"""Skeletons and clips for tests of motion."""
+
+from pathlib import Path
+
+import roma
+import torch
+
+from motion.clip import Clip
+from motion.skeleton import EULER_ORDERS, EndSite, Skeleton
+
+RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "motion"
+
+
+def random_skeleton(joints: int, *, seed: int = 0, unit: float = 0.01) -> Skeleton:
+    """A tree in depth-first order, as BVH files have it, with Euler orders of all kinds."""
+    generator = torch.Generator().manual_seed(seed)
+    parents, path = [-1], [0]
+    for joint in range(1, joints):
+        depth = int(torch.randint(len(path), (), generator=generator))
+        path = [*path[: depth + 1], joint]
+        parents.append(path[-2])
+    offsets = torch.randn(joints, 3, generator=generator, dtype=torch.float64).mul(0.2)
+    digits = (offsets / unit).round(decimals=4) * unit  # what a file can hold
+    leaves = [joint for joint in range(joints) if joint not in parents]
+    return Skeleton(
+        names=tuple(f"joint{joint}" for joint in range(joints)),
+        parents=tuple(parents),
+        offsets=tuple(map(tuple, digits.tolist())),
+        end_sites=tuple(EndSite(joint=leaf, offset=(0.0, 5 * unit, 0.0)) for leaf in leaves),
+        orders=tuple(EULER_ORDERS[(seed + joint) % 6] for joint in range(joints)),
+        unit=unit,
+    )
+
+
+def random_clip(skeleton: Skeleton, frames: int = 12, fps: float = 30.0) -> Clip:
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(frames, skeleton.joints, 3, generator=generator, dtype=torch.float64)
+    positions = torch.randn(frames, 3, generator=generator, dtype=torch.float64)
+    return Clip(
+        skeleton=skeleton,
+        rotations=roma.rotvec_to_rotmat(vectors),
+        root_positions=positions,
+        fps=fps,
+    )
+
+
+def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    return (first - second).abs().max().item()

@@ -1,0 +1,166 @@
+"""Folders of motion files: each file as alone, whatever happens on the way."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from motion import RVQVAE
+from motion.clip import ClipError
+from motion.clips import write_clip
+from motion.evaluation import evaluate
+from motion.folders import FolderReport, Recordings, tokenize_folder
+from motion.pipeline import tokenize_file
+from motion.recording import find_files, read_recording
+from motion.tokens import read_tokens
+from tests.motion.tokenizers import WALK, tiny_tokenizer
+from wanvae.engine.checkpoint import CheckpointError
+
+NAMES = ("a.bvh", "b.npz", "deep/c.bvh", "deep/er/d.npz")
+
+
+@pytest.fixture(autouse=True)
+def processes() -> Iterator[PartialState]:
+    PartialState._reset_state()
+    yield PartialState(cpu=True)
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def model() -> RVQVAE:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for start, name in enumerate(NAMES):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(path, WALK[3 * start : 20 + start])
+    return tmp_path / "in"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_folder_is_its_files(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState, suffix: str
+) -> None:
+    report = tokenize_folder(model, folder, tmp_path / "out", suffix, processes)
+    assert report == FolderReport(4, 0, ())
+    targets = [str(Path(name).with_suffix(suffix)) for name in NAMES]
+    assert list(contents(tmp_path / "out")) == targets
+    for name, target in zip(NAMES, targets, strict=True):
+        alone = tokenize_file(model, folder / name, tmp_path / f"alone{suffix}")
+        found = read_tokens(tmp_path / "out" / target)
+        assert torch.equal(found.indices, alone.indices) and found.origin == alone.origin
+
+
+def test_an_interrupted_run_goes_on(
+    tmp_path: Path,
+    folder: Path,
+    model: RVQVAE,
+    processes: PartialState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenize_folder(model, folder, tmp_path / "once", ".npz", processes)
+    encode, calls = model.encode, []
+
+    def interrupted(features: torch.Tensor) -> torch.Tensor:
+        calls.append(features)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_folder(model, folder, tmp_path / "twice", ".npz", processes)
+    expected = contents(tmp_path / "once")
+    assert contents(tmp_path / "twice") == dict(list(expected.items())[:2])
+    # One is cut short, as by a disk that was full.
+    (tmp_path / "twice" / "a.npz").write_bytes(expected["a.npz"][:-9])
+    report = tokenize_folder(model, folder, tmp_path / "twice", ".npz", processes)
+    assert report == FolderReport(3, 1, ())
+    assert contents(tmp_path / "twice") == expected
+
+
+def test_tokens_of_another_model_are_made_anew(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    tokenize_folder(tiny_tokenizer(seed=1), folder, tmp_path / "out", ".npz", processes)
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert report == FolderReport(4, 0, ())
+    tokenize_folder(model, folder, tmp_path / "new", ".npz", processes)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_files_that_cannot_be_read_are_left_out(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    (folder / "a.bvh").write_text("HIERARCHY\nROOT")
+    (folder / "b.npz").write_bytes(b"")
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert (report.written, report.kept) == (2, 0)
+    first, second = report.failures
+    assert first.startswith(f"{folder / 'a.bvh'}, line 2: ")
+    assert second.startswith(f"{folder / 'b.npz'} is no complete .npz file")
+    assert list(contents(tmp_path / "out")) == ["deep/c.npz", "deep/er/d.npz"]
+
+
+def test_no_file_is_written_over_another(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    before = contents(folder)
+    for target in (folder, folder / "tokens", tmp_path, folder / ".." / "in"):
+        with pytest.raises(ClipError, match="must not be in"):
+            tokenize_folder(model, folder, target, ".npz", processes)
+    write_clip(folder / "a.npz", WALK)
+    with pytest.raises(ClipError, match=r"a\.bvh and .*a\.npz would both become .*rename one"):
+        tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    os.unlink(folder / "a.npz")
+    assert contents(folder) == before and os.listdir(tmp_path) == ["in"]
+
+
+def test_folders_that_cannot_be(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    with pytest.raises(CheckpointError, match=r"make the directory .*missing first"):
+        tokenize_folder(model, folder, tmp_path / "missing" / "out", ".npz", processes)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file cannot be made: File exists"):
+        tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClipError, match=r"empty has no \.bvh or \.npz files"):
+        tokenize_folder(model, tmp_path / "empty", tmp_path / "out", ".npz", processes)
+
+
+def test_recordings_are_those_of_the_files(folder: Path, model: RVQVAE) -> None:
+    files = find_files(folder, model.config)
+    whole = [read_recording(file, model.config) for file in files]
+    lazy = Recordings(files, model.config)
+    assert len(lazy) == len(whole) == 4
+    for found in (list(lazy), [*lazy[::2], *lazy[1::2]], [lazy[i] for i in range(4)]):
+        assert sorted(map(len, found)) == sorted(map(len, whole))
+    first, second = evaluate(model, lazy), evaluate(model, whole)
+    assert (first.mpjpe, first.frames) == (second.mpjpe, second.frames)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_the_bar_of_files_is_shown_if_asked_for(
+    tmp_path: Path,
+    folder: Path,
+    model: RVQVAE,
+    processes: PartialState,
+    capsys: pytest.CaptureFixture[str],
+    progress: bool,
+) -> None:
+    tokenize_folder(model, folder, tmp_path / "out", ".npz", processes, progress=progress)
+    list(Recordings(find_files(folder, model.config), model.config, progress=progress))
+    assert ("4/4" in capsys.readouterr().err) == progress

@@ -1,0 +1,131 @@
+"""Streams: any chunks give the tokens and the motion of the whole, in constant memory."""
+
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motion import RVQVAE, RVQVAEConfig
+from motion.config import QuantizerConfig, ResnetConfig, WanConfig
+from motion.statistics import FeatureStatistics
+from tests.helpers import randomise, tensors_in
+
+BASE = RVQVAEConfig(
+    channels=3,
+    code_dim=4,
+    resnet=ResnetConfig(width=8, depth=2, dropout=0.0, causal=True),
+    quantizer=QuantizerConfig(layers=2, codes=16),
+)
+CONFIGS = {
+    "resnet": BASE,
+    "norm": replace(BASE, resnet=replace(BASE.resnet, norm="LN", dilation_growth_rate=(2,))),
+    "batch norm": replace(BASE, resnet=replace(BASE.resnet, norm="BN")),
+    "attention": replace(
+        BASE, resnet=replace(BASE.resnet, attention=True, attention_window=3, depth=1)
+    ),
+    "wan": replace(BASE, network="wan", wan=WanConfig(dim=4, attention_window=3)),
+}
+
+
+def make(config: RVQVAEConfig) -> RVQVAE:
+    torch.manual_seed(0)
+    model = RVQVAE(config)
+    randomise(model)
+    model.normaliser.set(FeatureStatistics(torch.randn(3), torch.rand(3) + 0.5))
+    model.eval().quantizer.train()
+    model(example(200).float())
+    return model.double().eval()
+
+
+def example(frames: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, frames, 3, generator=generator, dtype=torch.float64)
+
+
+MODELS = {name: make(config) for name, config in CONFIGS.items()}
+
+
+def pushed(session, pieces) -> list[torch.Tensor]:
+    return [result for piece in pieces if (result := session.push(piece)) is not None]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=10)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_any_chunks_give_the_tokens_and_motion_of_the_whole(name, sizes):
+    model = MODELS[name]
+    motion = example(sum(sizes))
+    whole = model.encode(motion)
+    encoder = model.stream_encode()
+    tokens = pushed(encoder, motion.split(sizes, dim=1))
+    end = encoder.finish()
+    tokens += [] if end.indices is None else [end.indices]
+    assert torch.equal(torch.cat(tokens, dim=1), whole)
+    assert sum(sizes) + end.padded_frames == model.config.frames_of(whole.shape[1])
+    decoder = model.stream_decode()
+    decoded = torch.cat(pushed(decoder, tokens), dim=1)
+    torch.testing.assert_close(decoded, model.decode(whole))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_does_not_grow_and_states_can_be_saved(name):
+    model = MODELS[name]
+    motion = example(200)
+    whole = model.encode(motion)
+    encoder, decoder = model.stream_encode(), model.stream_decode(layers=1)
+    tokens, decoded, sizes = [], [], []
+    for piece in motion.split(10, dim=1):
+        indices = encoder.push(piece)
+        tokens.append(indices)
+        decoded.append(decoder.push(indices))
+        states = encoder.state, decoder.state
+        sizes.append(sum(t.numel() for t in tensors_in(states)))
+        assert all(t._base is None for t in tensors_in(encoder.state[0]))
+        saved = BytesIO()
+        torch.save(states, saved)
+        saved.seek(0)
+        encoder_state, decoder_state = torch.load(saved, weights_only=True)
+        encoder = model.stream_encode(encoder_state)
+        decoder = model.stream_decode(decoder_state, layers=1)
+    assert len(set(sizes[2:])) <= 2  # with and without frames that wait
+    assert torch.equal(torch.cat(tokens, 1), whole[:, : len(torch.cat(tokens, 1)[0])])
+    expected = model.decode(torch.cat(tokens, 1), layers=1)
+    torch.testing.assert_close(torch.cat(decoded, 1), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"causal": False}, {"norm": "GN"}, {"attention": True}],
+    ids=["not causal", "group norm", "attention without a window"],
+)
+def test_models_that_look_ahead_say_that_they_cannot_stream(changes):
+    model = make(replace(BASE, resnet=replace(BASE.resnet, **changes)))
+    for start in (model.stream_encode, model.stream_decode):
+        with pytest.raises(ValueError, match=r"cannot stream, for .* of its layers"):
+            start()
+
+
+@pytest.mark.parametrize("frames", [3, 4, 9])
+def test_wrong_pieces_are_refused(frames):
+    encoder, decoder = MODELS["resnet"].stream_encode(), MODELS["resnet"].stream_decode()
+    with pytest.raises(ValueError, match=r"must be \(B, T, 3\)"):
+        encoder.push(torch.zeros(2, frames, 5))
+    encoder.push(torch.zeros(2, frames, 3))
+    decoder.push(torch.zeros(2, 1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"a piece of \(3, .* follows those of 2"):
+        encoder.push(torch.zeros(3, frames, 3))
+    with pytest.raises(ValueError, match=r"a piece of \(1, .* follows those of 2"):
+        decoder.push(torch.zeros(1, 1, 2, dtype=torch.long))
+
+
+def test_what_waits_is_a_copy():
+    model, motion = MODELS["resnet"], example(8)
+    encoder, buffer = model.stream_encode(), torch.empty_like(motion[:, :2])
+    tokens = []
+    for piece in motion.split(2, dim=1):
+        buffer.copy_(piece)
+        tokens += pushed(encoder, [buffer])
+    assert torch.equal(torch.cat(tokens, dim=1), model.encode(motion))

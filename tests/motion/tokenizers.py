@@ -1,0 +1,49 @@
+"""Small tokenizers with random networks whose code books fit a walk."""
+
+from pathlib import Path
+
+import torch
+
+from motion import RVQVAE, FeatureSpec, RVQVAEConfig
+from motion.config import QuantizerConfig, ResnetConfig
+from motion.features import extract_features
+from motion.sample import walk
+from motion.statistics import FeatureStatistics
+
+WALK = walk(41)
+# 330 channels of 55 joints, as BEAT2's; and 333, with the root.
+ROOTLESS = FeatureSpec(rot6d="rows", root=False)
+ROOTED = FeatureSpec(rot6d="rows")
+
+
+def tiny_tokenizer(
+    features: FeatureSpec | None = ROOTLESS, *, channels: int = 0, seed: int = 0
+) -> RVQVAE:
+    """One of 2 layers of 16 codes, and 4 frames a token.
+
+    Args:
+        features: of the walk; or None and the number of channels.
+    """
+    if features is None:
+        motion = torch.randn(41, channels, generator=torch.Generator().manual_seed(seed))
+    else:
+        motion = extract_features(WALK, features).float()
+    config = RVQVAEConfig(
+        channels=motion.shape[1],
+        code_dim=4,
+        resnet=ResnetConfig(width=8, depth=1, dropout=0.0),
+        quantizer=QuantizerConfig(layers=2, codes=16, dropout=0.0),
+        features=features,
+        fps=20.0 if features is None else 30.0,
+    )
+    torch.manual_seed(seed)
+    model = RVQVAE(config)
+    model.normaliser.set(FeatureStatistics.fit([motion]))
+    model.train()
+    model(motion[None])  # makes the code books
+    return model.eval()
+
+
+def saved_tokenizer(path: Path, features: FeatureSpec | None = ROOTLESS) -> Path:
+    tiny_tokenizer(features, channels=263).save_pretrained(path)
+    return path

@@ -1,0 +1,29 @@
+"""Train as ``motion.train`` does and write what each process holds in the end.
+
+``python -m tests.motion.two_ranks OPTIONS`` takes the options of ``motion.train``; the state of
+process n goes to ``rank-n.safetensors`` in the directory of the run.
+"""
+
+from pathlib import Path
+
+import torch
+
+from motion.train import MotionTraining, TrainConfig
+from wanvae.engine.arguments import parse_config
+from wanvae.engine.checkpoint import write_tensors
+from wanvae.engine.trainer import make_accelerator, train
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(TrainConfig, "two_ranks", "", arguments)
+    accelerator = make_accelerator(config.trainer)
+    torch.manual_seed(config.trainer.seed)
+    task = MotionTraining(config, accelerator).task()
+    assert train(task, config.trainer, accelerator)
+    path = Path(config.trainer.run) / f"rank-{accelerator.process_index}.safetensors"
+    write_tensors(path, task.model.state_dict(), {})
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

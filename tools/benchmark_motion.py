@@ -1,0 +1,300 @@
+"""Compare motion tokenizers in plain PyTorch, with vector-quantize-pytorch's quantiser, to ours.
+
+Both sides have the same random weights and code books and get the same input, on the CPU. Times
+alternate between the two in one process.
+
+    python tools/benchmark.py motion                           # all jobs at full size
+    python tools/benchmark.py motion --jobs encode-clip --repeats 20 --json motion.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from motion import RVQVAE, ResidualVQ, RVQVAEConfig
+from motion.config import QuantizerConfig, ResnetConfig
+from motion.normaliser import Normaliser
+from tools.measuring import (
+    add_options,
+    aligned,
+    check_options,
+    describe,
+    exit_status,
+    require,
+    timed,
+    write_json,
+)
+
+PEER = "vector-quantize-pytorch"
+# Each side as the other: nothing is random, and no code is replaced.
+QUANTIZER = QuantizerConfig(dropout=0.0, revive_below=0.0, initialisation="samples")
+MODELS = {
+    "full": RVQVAEConfig(quantizer=QUANTIZER),
+    "tiny": RVQVAEConfig(
+        channels=5,
+        code_dim=8,
+        resnet=ResnetConfig(width=16, depth=2),
+        quantizer=replace(QUANTIZER, layers=3, codes=16),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        name: what it is called on the command line and in the report.
+        task: "quantise" latents and give their indices; the same while training, "learn", which
+            updates the code books, or "backpropagate", which also takes the gradients of latents
+            and commitment loss; or "encode" motion to indices.
+        batch, length: clips, and their latents or frames.
+        target: how many times as fast as the peer we want to be; None is no matter.
+    """
+
+    name: str
+    task: Literal["quantise", "learn", "backpropagate", "encode"]
+    batch: int
+    length: int
+    target: float | None
+
+    def scaled(self, scale: float) -> Job:
+        """The same on shorter or longer clips."""
+        return replace(self, length=max(4, round(self.length * scale / 4) * 4))
+
+
+JOBS = (
+    Job("quantise", "quantise", 8, 600, 1.6),
+    Job("learn", "learn", 8, 600, 1.5),
+    Job("backpropagate", "backpropagate", 8, 600, None),
+    Job("encode-clip", "encode", 1, 196, 1.1),
+    Job("encode-long", "encode", 1, 2000, 1.1),
+    Job("encode-batch", "encode", 32, 196, 1.1),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a job.
+
+    Attributes:
+        seconds: of "ours" and "peer", in each round.
+        agreement: the part of the indices that are the same.
+    """
+
+    job: Job
+    seconds: Mapping[str, Sequence[float]]
+    agreement: float
+
+    def summary(self) -> dict[str, float | None]:
+        """The numbers of the report, by their headings."""
+        ours, peer = (1000 * median(self.seconds[side]) for side in ("ours", "peer"))
+        return {
+            "ours ms": ours,
+            "peer ms": peer,
+            "times as fast": peer / ours,
+            "target": self.job.target,
+            "same indices": self.agreement,
+        }
+
+
+class Block(nn.Module):
+    """A residual block of the published models; in evaluation their dropout does nothing."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(width, width, 3, 1, dilation, dilation)
+        self.conv2 = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.conv1(torch.relu(x))))
+
+
+def make_peer_encoder(config: RVQVAEConfig) -> nn.Module:
+    """The encoder as published, ``(B, D, T)`` to latents, with the parameter names of ours."""
+    resnet = config.resnet
+    width = resnet.width
+    stages = (
+        nn.Sequential(
+            nn.Conv1d(width, width, 4, 2, 1),
+            named_model(*(Block(width, growth**d) for d in reversed(range(resnet.depth)))),
+        )
+        for growth in resnet.dilation_growth_rate
+    )
+    return named_model(
+        nn.Conv1d(config.channels, width, 3, 1, 1),
+        nn.ReLU(),
+        *stages,
+        nn.Conv1d(width, config.code_dim, 3, 1, 1),
+    )
+
+
+def named_model(*layers: nn.Module) -> nn.Module:
+    """Layers in a row, whose parameters are those of ``model``."""
+    return nn.Sequential(OrderedDict(model=nn.Sequential(*layers)))
+
+
+def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
+    """The peer of a quantiser, with its code books."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the package says on import is not ours
+        from vector_quantize_pytorch import ResidualVQ as PeerVQ
+    config, codes = ours.config, ours.books.codes
+    peer = PeerVQ(
+        dim=codes.shape[2],
+        num_quantizers=config.layers,
+        codebook_size=config.codes,
+        decay=config.decay,
+        threshold_ema_dead_code=0,
+        # As ours, which passes gradients straight through.
+        rotation_trick=False,
+    )
+    for layer, book in zip(peer.layers, codes, strict=True):
+        layer._codebook.embed.copy_(book[None])
+        layer._codebook.embed_avg.copy_(book[None])
+    return peer
+
+
+def make_model(config: RVQVAEConfig) -> RVQVAE:
+    """A model with random weights, and codes of random motion, as people load it."""
+    model = RVQVAE(config).eval()
+    motion = torch.randn(8, 1024, config.channels)
+    with torch.no_grad():
+        model.quantizer.train()(model.encoder(motion.mT))
+    with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
+        path = Path(folder, "model.safetensors")
+        model.save_pretrained(path)
+        return RVQVAE.from_pretrained(path)
+
+
+def make_quantizer(config: RVQVAEConfig, rows: Tensor) -> ResidualVQ:
+    """A quantiser with codes of ``rows`` ``(N, C)``, and averages as the peer starts with."""
+    quantizer = ResidualVQ(config.quantizer, config.code_dim)
+    books = quantizer.books
+    books.initialise(rows)
+    books.counts.fill_(1)
+    books.sums.copy_(books.codes)
+    return quantizer
+
+
+def make_calls(job: Job, config: RVQVAEConfig) -> dict[str, Callable[[], Tensor]]:
+    """For each side the call to measure, which gives indices ``(B, T, Q)``."""
+    torch.manual_seed(0)
+    if job.task == "encode":
+        model = make_model(config)
+        motion = torch.randn(job.batch, job.length, config.channels)
+        encoder = make_peer_encoder(config).eval()
+        encoder.load_state_dict(model.encoder.state_dict())
+        quantizer = make_peer_quantizer(model.quantizer).eval()
+        return {
+            "ours": partial(model.encode, motion),
+            "peer": partial(encode_by_peer, encoder, quantizer, model.normaliser, motion),
+        }
+    latents = torch.randn(job.batch, job.length, config.code_dim)
+    ours = make_quantizer(config, latents.flatten(0, 1))
+    sides = {"ours": ours, "peer": make_peer_quantizer(ours)}
+    if job.task == "quantise":
+        return {
+            side: partial(quantise, quantizer.eval(), side, latents)
+            for side, quantizer in sides.items()
+        }
+    backward = job.task == "backpropagate"
+    return {
+        side: partial(learn, quantizer.train(), side, latents, backward)
+        for side, quantizer in sides.items()
+    }
+
+
+@torch.no_grad()
+def encode_by_peer(
+    encoder: nn.Module, quantizer: nn.Module, normaliser: Normaliser, motion: Tensor
+) -> Tensor:
+    return quantizer(encoder(normaliser.normalise(motion).mT).mT)[1]
+
+
+@torch.no_grad()
+def quantise(quantizer: nn.Module, side: str, latents: Tensor) -> Tensor:
+    """The indices of latents ``(B, T, C)``."""
+    return quantizer(latents.mT).indices if side == "ours" else quantizer(latents)[1]
+
+
+def learn(quantizer: nn.Module, side: str, latents: Tensor, backward: bool) -> Tensor:
+    """The same while training, with the gradients of latents and commitment loss if asked for."""
+    latents = latents.detach().requires_grad_()
+    if side == "ours":
+        result = quantizer(latents.mT)
+        quantized, indices, loss = result.latents, result.indices, result.commitment_loss
+    else:
+        quantized, indices, losses = quantizer(latents)
+        loss = losses.mean()
+    if backward:
+        (quantized.square().sum() + loss).backward()
+    return indices
+
+
+def measure(job: Job, config: RVQVAEConfig, repeats: int) -> Result:
+    """All measurements of a job."""
+    calls = make_calls(job, config)
+    same = calls["ours"]() == calls["peer"]()  # warms up both
+    rounds = [{side: timed(call, "cpu") for side, call in calls.items()} for _ in range(repeats)]
+    seconds = {side: [times[side] for times in rounds] for side in calls}
+    return Result(job, seconds, same.double().mean().item())
+
+
+def report(results: Sequence[Result]) -> str:
+    """A Markdown table."""
+    rows = [["job", "size", *results[0].summary()]]
+    for result in results:
+        cells = ["-" if x is None else f"{x:.2f}" for x in result.summary().values()]
+        cells[-1] = f"{result.agreement:.3%}"
+        rows.append([result.job.name, f"{result.job.batch}x{result.job.length}", *cells])
+    return aligned(rows, labels=2)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; on a bad one, a message and exit status 2."""
+    names = [job.name for job in JOBS]
+    parser = argparse.ArgumentParser(prog="benchmark motion", description=__doc__.splitlines()[0])
+    jobs_help = f"what to measure (default: all): {', '.join(names)}"
+    parser.add_argument(
+        "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=jobs_help
+    )
+    parser.add_argument("--model", choices=MODELS, default="full")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    check_options(parser, options)
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and report."""
+    require(PEER)
+    header = describe(f"{options.model} motion model on cpu", PEER)
+    jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]
+    results: list[Result] = []
+    try:
+        for job in tqdm(jobs, unit="job"):
+            results.append(measure(job, MODELS[options.model], options.repeats))
+    finally:
+        if results:  # what is done is not lost by an interrupt
+            print(f"{header}\n\n{report(results)}")
+    if options.json:
+        entries = (asdict(result) | {"summary": result.summary()} for result in results)
+        write_json(options.json, header, entries)
+
+
+def main(arguments: Sequence[str]) -> int:
+    return exit_status(partial(run, parse(arguments)))

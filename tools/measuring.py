@@ -1,0 +1,112 @@
+"""What the benchmarks share: options, seconds, the machine, tables, files, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from wanvae.engine.checkpoint import CheckpointError, atomic_path
+
+
+class BenchmarkError(RuntimeError):
+    """A measurement that cannot be made; one line that says why."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all benchmarks."""
+    parser.add_argument("--size-scale", type=float, default=1.0, help="of all frames (default: 1)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--json", type=Path, help="file for everything that was measured")
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """On a bad one of ``add_options``, a message and exit status 2."""
+    if options.repeats < 1:
+        parser.error(f"--repeats must be positive, not {options.repeats}")
+    if not 0 < options.size_scale < math.inf:
+        parser.error(f"--size-scale must be positive, not {options.size_scale}")
+    check_file(parser, options.json)
+
+
+def check_file(parser: argparse.ArgumentParser, path: Path | None) -> None:
+    """The same where no file can be written as ``path``; None is none to write."""
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        parser.error(f"{path} cannot be written: name a file in a directory that exists")
+
+
+def require(*packages: str) -> None:
+    """Raise BenchmarkError if one of ``packages`` is not installed."""
+    for package in packages:
+        if find_spec(package.replace("-", "_")) is None:
+            raise BenchmarkError(f"this needs {package}: pip install {package}")
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """Seconds that ``call`` takes, with what it leaves running on the device."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    began = perf_counter()
+    call()
+    return perf_counter() - began
+
+
+def describe(subject: str, peer: str) -> str:
+    """One line on what was measured where and when, against which package."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return (
+        f"{subject}; {names[0] if names else platform.machine()}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; torch {torch.__version__}, "
+        f"{peer} {version(peer)}; {date.today().isoformat()}"
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]], labels: int) -> str:
+    """A Markdown table; the first of ``rows`` is the heading, the first ``labels`` columns text."""
+    heading, *others = rows
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * w if i < labels else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    aligns = [str.ljust] * labels + [str.rjust] * (len(widths) - labels)
+    return "\n".join(
+        f"| {' | '.join(a(c, w) for a, c, w in zip(aligns, row, widths, strict=True))} |"
+        for row in (heading, rule, *others)
+    )
+
+
+def write_json(path: Path, header: str, results: Iterable[Mapping[str, object]]) -> None:
+    """Write everything that was measured, each single time too."""
+    with atomic_path(path) as temporary:
+        content = {"header": header, "results": list(results)}
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Run a benchmark; where it fails or is interrupted, a message of one line."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("benchmark: interrupted", file=sys.stderr)
+        return 130
+    except (BenchmarkError, CheckpointError) as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    return 0
