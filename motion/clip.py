@@ -49,6 +49,11 @@ class Clip:
         return len(self.rotations)
 
     @property
+    def start(self) -> tuple[float, ...]:
+        """(x, z) of the root in the first frame, metres."""
+        return tuple(self.root_positions[0, [0, 2]].tolist())
+
+    @property
     def pose(self) -> Pose:
         """Joints in the world: positions (T, J, 3) in metres, rotations (T, J, 3, 3)."""
         return forward_kinematics(self.skeleton, self.rotations, self.root_positions)

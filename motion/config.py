@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
-from wanvae.engine.config import check
+from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
@@ -260,9 +260,3 @@ class RVQVAEConfig:
     def frames_of(self, tokens: int) -> int:
         """Frames that so many tokens, at least one, have."""
         return self.first_frames + (tokens - 1) * self.factor
-
-
-def check_option(name: str, value: object, kind: object) -> None:
-    """Raise ValueError if ``value`` is none of those that ``kind``, a Literal, allows."""
-    options = get_args(kind)
-    check(value in options, name, value, " or ".join(options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from motion.clip import Clip
 from motion.clips import read_clip, write_clip
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import ClipError
-from motion.features import extract_features, restore_clip
+from motion.features import extract_features, restore_onto
 from motion.formats import Checkpoint, Layout
 from motion.model import RVQVAE
 from motion.normaliser import Normaliser
@@ -148,7 +148,4 @@ def convert_motion(
 
 def through_features(clip: Clip) -> Clip:
     """The clip that the features of a clip lead back to."""
-    features = extract_features(clip, COMPLETE)
-    start = tuple(clip.root_positions[0, [0, 2]].tolist())
-    restored = restore_clip(features, COMPLETE, clip.skeleton, clip.fps, start=start)
-    return replace(clip, rotations=restored.rotations, root_positions=restored.root_positions)
+    return restore_onto(clip, extract_features(clip, COMPLETE), COMPLETE)

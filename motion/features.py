@@ -5,6 +5,7 @@ The way back is through rotations, not inverse kinematics: what comes out is a c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import roma
@@ -81,6 +82,19 @@ def restore_clip(
         root_positions=root_positions.to(rotations),
         fps=fps,
     )
+
+
+def restore_onto(clip: Clip, features: Tensor, spec: FeatureSpec) -> Clip:
+    """The clip of features (T, D) of ``clip``, at its place; those without root take its path."""
+    restored = restore_clip(
+        features.to(clip.rotations),
+        spec,
+        clip.skeleton,
+        clip.fps,
+        start=clip.start,
+        root_positions=None if spec.root else clip.root_positions[: len(features)],
+    )
+    return replace(clip, rotations=restored.rotations, root_positions=restored.root_positions)
 
 
 def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motion import humanml3d
-from motion.config import RVQVAEConfig, check_option
+from motion.config import RVQVAEConfig
 from motion.features import from_rot6d
 from motion.model import RVQVAE, Reconstruction
 from motion.skeleton import Skeleton, forward_kinematics
-from wanvae.engine.config import check
+from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
 # From normalised features ``(B, T, D)`` to positions of joints in each frame.

@@ -58,7 +58,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     if clip is not None:
         body = Body(
             skeleton=clip.skeleton,
-            start=tuple(clip.root_positions[0, [0, 2]].tolist()),
+            start=clip.start,
             betas=clip.betas,
             gender=clip.gender,
         )

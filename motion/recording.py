@@ -18,7 +18,7 @@ from motion import humanml3d
 from motion.clip import Clip, ClipError, resample
 from motion.clips import READERS, read_clip, write_clip
 from motion.config import RVQVAEConfig
-from motion.features import extract_features, from_rot6d, restore_clip
+from motion.features import extract_features, from_rot6d, restore_onto
 from motion.skeleton import Skeleton
 
 
@@ -79,15 +79,7 @@ class Recording:
         clip, spec = self.clip, self.config.features
         if clip is None or spec is None:
             raise ClipError("features of HumanML3D and KIT have no clip; write them as .npy")
-        restored = restore_clip(
-            features.to(clip.rotations),
-            spec,
-            clip.skeleton,
-            clip.fps,
-            start=tuple(clip.root_positions[0, [0, 2]].tolist()),
-            root_positions=None if spec.root else clip.root_positions[: len(features)],
-        )
-        return replace(clip, rotations=restored.rotations, root_positions=restored.root_positions)
+        return restore_onto(clip, features, spec)
 
     def write(self, path: str | os.PathLike[str], features: Tensor) -> None:
         """Write ``features`` ``(T, D)`` as motion: .bvh or .npz; .npy of HumanML3D's and KIT's.

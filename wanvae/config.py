@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from wanvae.engine.config import check
+from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
@@ -67,8 +67,7 @@ class WanVAEConfig:
             ("norm", NormKind),
             ("activation", ActivationKind),
         ):
-            options = get_args(kinds)
-            check(getattr(self, name) in options, name, getattr(self, name), " or ".join(options))
+            check_option(name, getattr(self, name), kinds)
         check(self.ndim in (2, 3), "ndim", self.ndim, "2 (images) or 3 (video)")
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)

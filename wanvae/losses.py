@@ -7,7 +7,7 @@ each is the gradient of all clips. All are computed in float32, whatever the mod
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from wanvae.adversarial import (
     lecam_penalty,
     r1_penalty,
 )
-from wanvae.engine.config import check
+from wanvae.engine.config import check, check_option
 from wanvae.model import Reconstruction
 from wanvae.perceptual import Lpips, LpipsNetwork
 
@@ -68,8 +68,7 @@ class LossConfig:
             ("pixel_error", PixelError),
             ("lpips_network", LpipsNetwork),
         ):
-            options = get_args(kinds)
-            check(getattr(self, name) in options, name, getattr(self, name), " or ".join(options))
+            check_option(name, getattr(self, name), kinds)
 
 
 class VideoLosses:

@@ -77,3 +77,9 @@ def check(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise ValueError, that ``name`` must be what is ``expected``, unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+def check_option(name: str, value: object, kind: object) -> None:
+    """Raise ValueError if ``value`` is none of those that ``kind``, a Literal, allows."""
+    options = get_args(kind)
+    check(value in options, name, value, " or ".join(options))
