@@ -1,5 +1,7 @@
 """Convolutions along time as products: the values of PyTorch's, by the way that is faster."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import randomise, run_steps
-from wanvae.nn import CausalConv, ResConv1DBlock, use_channels_last
+from wanvae.nn import CausalConv, ResConv1DBlock, use_channels_last, winograd_time
 from wanvae.nn import convolve_time as module
 from wanvae.nn.convolve import convolve
 from wanvae.nn.convolve_time import convolve_time
@@ -17,20 +19,33 @@ def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
 
 
+def use_schemes(monkeypatch, fewest_channels: int = 1, cost: int = 1, **limits: int) -> None:
+    """Count these costs; at 1 each it is a matter of products alone."""
+    monkeypatch.setattr(winograd_time, "FEWEST_CHANNELS", fewest_channels)
+    schemes = tuple(replace(scheme, cost=cost) for scheme in winograd_time.SCHEMES)
+    monkeypatch.setattr(winograd_time, "SCHEMES", schemes)
+    for name, limit in limits.items():
+        monkeypatch.setattr(winograd_time, name, limit)
+
+
 @pytest.fixture
 def taken(monkeypatch):
-    """The ways that were taken, in pairs even if it does not pay."""
-    names = []
+    """The ways that were taken: outputs and taps of a scheme, or None; also where it costs more."""
+    ways = []
+    by_scheme, by_position = module.convolve_by, module.position_by_position
 
-    def spy(name):
-        way = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args: (names.append(name), way(*args))[1])
+    def spy_by_scheme(scheme, *args):
+        ways.append((scheme.outputs, scheme.taps))
+        return by_scheme(scheme, *args)
 
-    spy("in_pairs")
-    spy("position_by_position")
-    monkeypatch.setattr(module, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(module, "FEWEST_SAVED", 1)
-    return names
+    def spy_by_position(*args):
+        ways.append(None)
+        return by_position(*args)
+
+    monkeypatch.setattr(module, "convolve_by", spy_by_scheme)
+    monkeypatch.setattr(module, "position_by_position", spy_by_position)
+    use_schemes(monkeypatch)
+    return ways
 
 
 @settings(max_examples=300)
@@ -43,11 +58,11 @@ def taken(monkeypatch):
     padding=st.integers(0, 6),
     dilation=st.integers(1, 4),
     strip=st.sampled_from([1, 20, 10**6]),
-    fewest_saved=st.sampled_from([-(10**6), 10**6]),
+    cost=st.sampled_from([-(10**6), 1, 10**6]),
     innermost=st.tuples(st.booleans(), st.booleans()),
 )
 def test_it_is_a_convolution(
-    batch, channels, frames, kernel, stride, padding, dilation, strip, fewest_saved, innermost
+    batch, channels, frames, kernel, stride, padding, dilation, strip, cost, innermost
 ):
     geometry = stride, padding, dilation
     assume(frames + 2 * padding > (kernel - 1) * dilation)
@@ -58,9 +73,7 @@ def test_it_is_a_convolution(
     )
     bias = example(channels[1])
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(module, "STRIP", strip)
-        patch.setattr(module, "FEWEST_CHANNELS", 1)
-        patch.setattr(module, "FEWEST_SAVED", fewest_saved)
+        use_schemes(patch, cost=cost, STRIP=strip)
         exact = convolve_time(x, weight, bias, *geometry)
         single = convolve_time(x.float(), weight.float(), bias.float(), *geometry)
     expected = F.conv1d(x, weight, bias, *geometry)
@@ -72,20 +85,23 @@ def test_it_is_a_convolution(
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "frames", "way"),
     [
-        (3, 1, 1, 8, "in_pairs"),
-        (3, 1, 2, 8, "in_pairs"),
-        (4, 2, 1, 8, "in_pairs"),
-        (2, 1, 3, 12, "in_pairs"),
+        (3, 1, 1, 8, (4, 3)),
+        (3, 1, 2, 8, (4, 3)),
+        # 27 products by position, 20 in pairs, 18 in fours.
+        (3, 1, 1, 9, (4, 3)),
+        (3, 1, 3, 6, (2, 3)),
+        (4, 2, 1, 8, (2, 2)),
+        (2, 1, 3, 12, (2, 2)),
         # A pair is half empty.
-        (3, 1, 1, 1, "position_by_position"),
-        (3, 1, 9, 8, "position_by_position"),
-        (1, 1, 1, 8, "position_by_position"),
-        (4, 1, 1, 8, "position_by_position"),
-        (3, 2, 1, 8, "position_by_position"),
-        (4, 2, 2, 8, "position_by_position"),
+        (3, 1, 1, 1, None),
+        (3, 1, 9, 8, None),
+        (1, 1, 1, 8, None),
+        (4, 1, 1, 8, None),
+        (3, 2, 1, 8, None),
+        (4, 2, 2, 8, None),
     ],
 )
-def test_pairs_are_taken_where_they_save_products(taken, kernel, stride, dilation, frames, way):
+def test_the_way_of_the_fewest_products_is_taken(taken, kernel, stride, dilation, frames, way):
     x, weight, bias = example(1, 2, frames), example(3, 2, kernel), example(3)
     padding = (kernel - 1) * dilation // 2
     with torch.no_grad():
@@ -93,28 +109,28 @@ def test_pairs_are_taken_where_they_save_products(taken, kernel, stride, dilatio
     assert taken == [way]
 
 
-@pytest.mark.parametrize("limit", ["FEWEST_CHANNELS", "FEWEST_SAVED"])
-def test_pairs_are_not_taken_where_they_cost_more_than_they_save(taken, monkeypatch, limit):
-    monkeypatch.setattr(module, limit, 10)
+@pytest.mark.parametrize("limit", ["fewest_channels", "cost"])
+def test_no_scheme_is_taken_where_it_costs_more_than_it_saves(taken, monkeypatch, limit):
+    use_schemes(monkeypatch, **{limit: 20})
     with torch.no_grad():
         convolve_time(example(1, 4, 8), example(4, 4, 3), example(4), 1, 1, 1)
-    assert taken == ["position_by_position"]
+    assert taken == [None]
 
 
 @given(
     clips=st.integers(1, 5),
-    pairs=st.integers(1, 9),
+    tiles=st.integers(1, 9),
     values=st.integers(1, 9),
     strip=st.integers(1, 500),
 )
-def test_strips_cover_all_pairs_once_and_are_small(clips, pairs, values, strip):
-    seen = torch.zeros(clips, pairs)
+def test_strips_cover_all_tiles_once_and_are_small(clips, tiles, values, strip):
+    seen = torch.zeros(clips, tiles)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "STRIP", strip)
-        for cut in module.strips(clips, pairs, values):
+        patch.setattr(winograd_time, "STRIP", strip)
+        for cut in winograd_time.strips(clips, tiles, values):
             seen[cut] += 1
             assert seen[cut].numel() * values <= max(strip, values)
-    assert torch.equal(seen, torch.ones(clips, pairs))
+    assert torch.equal(seen, torch.ones(clips, tiles))
 
 
 def test_it_is_taken_only_without_gradients(taken, monkeypatch):
@@ -123,10 +139,10 @@ def test_it_is_taken_only_without_gradients(taken, monkeypatch):
     assert taken == []
     with torch.no_grad():
         torch.testing.assert_close(convolve(*arguments), plain)
-        assert taken == ["in_pairs"]
+        assert taken == [(4, 3)]
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         convolve(*arguments)
-    assert taken == ["in_pairs"]
+    assert taken == [(4, 3)]
 
 
 @settings(max_examples=50)
@@ -144,8 +160,7 @@ def test_any_chunks_of_a_stream_equal_the_whole(plan, kernel_and_stride, dilatio
     x = example(2, 3, sum(plan) * stride)
     expected = conv(x)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(module, "FEWEST_CHANNELS", 1)
-        patch.setattr(module, "FEWEST_SAVED", 1)
+        use_schemes(patch)
         whole = conv(x)
         pieces = run_steps(conv.step, x.split([length * stride for length in plan], dim=2))
     torch.testing.assert_close(whole, expected, rtol=0, atol=1e-12)
@@ -162,5 +177,5 @@ def test_a_block_gives_the_same_with_and_without_gradients(taken, causal, norm):
     assert taken == []
     with torch.no_grad():
         torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
-    assert taken == ["in_pairs", "position_by_position"]
+    assert taken == [(4, 3), None]
     assert torch.equal(x, before)

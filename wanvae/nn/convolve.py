@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanvae.nn.convolve_time import FEWEST_CHANNELS, convolve_time
+from wanvae.nn.convolve_time import convolve_time
 from wanvae.nn.memory import empty
+from wanvae.nn.winograd_time import FEWEST_CHANNELS
 
 
 def emulated_dtypes() -> frozenset[torch.dtype]:
