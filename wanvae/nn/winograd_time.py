@@ -17,8 +17,8 @@ from wanvae.nn.memory import empty
 
 # Below this many channels the additions cost what they save.
 FEWEST_CHANNELS = 48
-# Values of sums of frames that are in memory at once: 1 MB in float32.
-STRIP = 2**18
+# Values of a sum of frames that are in memory at once: 2 MB in float32.
+STRIP = 2**19
 
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]
