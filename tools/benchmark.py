@@ -7,16 +7,15 @@ process; the peak memory of each call is that of a process of its own, over the 
     python tools/benchmark.py --jobs decode-clip --repeats 5 --json clip.json
     python tools/benchmark.py --sweep --dtypes float32 --plot sweep.png
     python tools/benchmark.py motion                           # see benchmark_motion.py
+
+Several processes at one video are measured by benchmark_processes.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import math
-import re
 import subprocess
 import sys
 import warnings
@@ -46,6 +45,7 @@ from tools.measuring import (
     check_options,
     describe,
     exit_status,
+    peak_resident_memory,
     require,
     timed,
     write_json,
@@ -55,7 +55,6 @@ from wanvae.convert import convert
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.formats import Layout
 from wanvae.model import make_planner
-from wanvae.nn.memory import POOL
 
 Side = Literal["ours", "peer"]
 
@@ -403,23 +402,6 @@ def peak_memory(side: Side, job: Job, setup: Setup) -> int:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def peak_resident_memory(call: Callable[[], object]) -> int:
-    """Bytes that ``call`` adds to this process at its peak."""
-    gc.collect()
-    # What is free but not returned would be used uncounted.
-    POOL.clear()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident_memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
-    call()
-    return resident_memory("VmHWM") - before
-
-
-def resident_memory(key: str) -> int:
-    """Bytes of an entry of Linux's /proc/self/status."""
-    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def subject(options: argparse.Namespace) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import math
 import os
@@ -19,6 +21,7 @@ from time import perf_counter
 import torch
 
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.nn.memory import POOL
 
 
 class BenchmarkError(RuntimeError):
@@ -69,14 +72,31 @@ def timed(call: Callable[[], object], device: str) -> float:
     return perf_counter() - began
 
 
-def describe(subject: str, peer: str) -> str:
-    """One line on what was measured where and when, against which package."""
+def peak_resident_memory(call: Callable[[], object]) -> int:
+    """Bytes that ``call`` adds to this process at its peak."""
+    gc.collect()
+    # What is free but not returned would be used uncounted.
+    POOL.clear()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
+    call()
+    return resident_memory("VmHWM") - before
+
+
+def resident_memory(key: str) -> int:
+    """Bytes of an entry of Linux's /proc/self/status."""
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def describe(subject: str, peer: str | None) -> str:
+    """One line on what was measured where and when, and against which package."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return (
         f"{subject}; {names[0] if names else platform.machine()}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; torch {torch.__version__}, "
-        f"{peer} {version(peer)}; {date.today().isoformat()}"
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; torch {torch.__version__}"
+        f"{f', {peer} {version(peer)}' if peer else ''}; {date.today().isoformat()}"
     )
 
 

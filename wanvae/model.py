@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 
 import torch
@@ -17,7 +17,14 @@ from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.planning import Job, Memory, Planner, TileSize, choose_plan
 from wanvae.posterior import Posterior
-from wanvae.streaming import Rules, SessionState, StreamDecoder, StreamEncoder
+from wanvae.sharding import Processes, ShardedCoding, Shares, share_out
+from wanvae.streaming import (
+    Rules,
+    SessionState,
+    StreamDecoder,
+    StreamEncoder,
+    require_streamable,
+)
 from wanvae.tiling import Coding, Network, Plan, make_network, make_tiles
 
 
@@ -168,6 +175,7 @@ class WanVAE(nn.Module):
         *,
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
+        shard: Processes | None = None,
     ) -> Posterior:
         """The posterior of a video ``(B, C, T, H, W)`` in [-1, 1]; no gradients are kept.
 
@@ -180,6 +188,8 @@ class WanVAE(nn.Module):
                 frame in tiles of at most this size, with the result of the whole.
             max_memory: like "4GB", or bytes: encode in such steps and tiles that this suffices,
                 with the result, besides the model and the video.
+            shard: an ``Accelerator`` or ``PartialState`` whose processes all call this with the
+                same video, and share the work: each gets the posterior.
 
         Raises:
             ValueError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
@@ -189,7 +199,8 @@ class WanVAE(nn.Module):
         network = self.encoder_network()
         latents = network.frames_made(video.shape[2], starts=True)
         plan = self._choose_plan(network, video.shape, latents, tile_size, max_memory)
-        return Posterior.from_moments(self._run(network, plan, video, latents))
+        coding = self._start(network, shard, plan, *video.shape[3:], latents=latents)
+        return Posterior.from_moments(coding.run(video))
 
     @torch.no_grad()
     def decode(
@@ -199,6 +210,7 @@ class WanVAE(nn.Module):
         *,
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
+        shard: Processes | None = None,
     ) -> Tensor:
         """The video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
@@ -212,6 +224,9 @@ class WanVAE(nn.Module):
                 frame in tiles of at most this size, with the result of the whole.
             max_memory: like "4GB", or bytes: decode in such steps and tiles that this suffices,
                 with the result, besides the model and the latents.
+            shard: an ``Accelerator`` or ``PartialState`` whose processes all call this with the
+                same latents, and share the work: the first gets the video, the others one of no
+                frames.
 
         Raises:
             ValueError: ``latents`` has not this shape, ``tile_size`` is not a multiple of 8, or
@@ -221,7 +236,8 @@ class WanVAE(nn.Module):
         network = self.decoder_network()
         length = latents.shape[2]
         plan = self._choose_plan(network, latents.shape, length, tile_size, max_memory)
-        video = self._run(network, plan, latents, length)
+        sides = (side * network.spatial_factor for side in latents.shape[3:])
+        video = self._start(network, shard, plan, *sides, latents=length).run(latents)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
@@ -230,14 +246,17 @@ class WanVAE(nn.Module):
         *,
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
+        shard: Processes | None = None,
     ) -> StreamEncoder:
         """A session that encodes frames as they come; ``state`` continues an earlier one.
 
         Args:
             tile_size, max_memory: as for ``encode``; a session keeps the state of every tile, so
                 that ``max_memory`` has to be more than for a clip.
+            shard: as for ``encode``; each process goes on from a state of its own.
         """
-        rules = self._rules(self.encoder_network(), self.check_video, tile_size, max_memory)
+        network = self.encoder_network()
+        rules = self._rules(network, self.check_video, tile_size, max_memory, shard)
         return StreamEncoder(rules, state)
 
     def stream_decode(
@@ -247,6 +266,7 @@ class WanVAE(nn.Module):
         clamp: bool = True,
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
+        shard: Processes | None = None,
     ) -> StreamDecoder:
         """A session that decodes latents as they come; ``state`` continues an earlier one.
 
@@ -254,8 +274,11 @@ class WanVAE(nn.Module):
             clamp: as for ``decode``.
             tile_size, max_memory: as for ``decode``; a session keeps the state of every tile, so
                 that ``max_memory`` has to be more than for a clip.
+            shard: as for ``decode``; each process goes on from a state of its own.
         """
-        rules = self._rules(self.decoder_network(), self.check_latents, tile_size, max_memory)
+        rules = self._rules(
+            self.decoder_network(), self.check_latents, tile_size, max_memory, shard
+        )
         return StreamDecoder(rules, state, clamp=clamp)
 
     def compile(self) -> None:
@@ -330,11 +353,27 @@ class WanVAE(nn.Module):
         """Raise ValueError if ``latents`` are no ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
 
-    def _run(self, network: Network, plan: Plan, x: Tensor, latents: int) -> Tensor:
-        """All of a clip of so many latents."""
-        height, width = (side * network.pixels_per_input for side in x.shape[3:])
-        tiles = make_tiles(network, height, width, plan)
-        return Coding(network, plan, tiles, latents, compiled=self.compiled).run(x)
+    def _start(
+        self,
+        network: Network,
+        shard: Processes | None,
+        plan: Plan,
+        height: int,
+        width: int,
+        state: State = None,
+        *,
+        latents: int | None = None,
+    ) -> Coding:
+        """A coding of frames of a size in pixels, of a clip of so many latents or a stream."""
+        if shard is None or shard.num_processes == 1:
+            tiles = make_tiles(network, height, width, plan)
+            return Coding(network, plan, tiles, latents, state, compiled=self.compiled)
+        require_streamable(network)
+        shares = shares_of(
+            self.config, network.core_first, plan, height, width, shard.num_processes
+        )
+        rank = shard.process_index
+        return ShardedCoding(network, plan, shares, rank, latents, state, compiled=self.compiled)
 
     def _rules(
         self,
@@ -342,13 +381,14 @@ class WanVAE(nn.Module):
         check: Callable[[Tensor], None],
         tile_size: TileSize | None,
         max_memory: Memory | None,
+        shard: Processes | None,
     ) -> Rules:
         """What a session with these limits has to know."""
 
         def choose(shape: torch.Size) -> Plan:
             return self._choose_plan(network, shape, None, tile_size, max_memory)
 
-        return Rules(network, check, choose, self.compiled)
+        return Rules(network, check, choose, partial(self._start, network, shard))
 
     def _choose_plan(
         self,
@@ -416,3 +456,12 @@ def make_planner(config: WanVAEConfig, *, decoding: bool, dtype: torch.dtype) ->
 def plan_within(config: WanVAEConfig, decoding: bool, job: Job, max_memory: int) -> Plan:
     """The fastest plan within ``max_memory`` bytes; ValueError if there is none."""
     return make_planner(config, decoding=decoding, dtype=job.dtype).plan_for(job, max_memory)
+
+
+@lru_cache(maxsize=64)
+def shares_of(
+    config: WanVAEConfig, decoding: bool, plan: Plan, height: int, width: int, processes: int
+) -> Shares:
+    """How so many processes share the frames of a size in pixels."""
+    network = make_planner(config, decoding=decoding, dtype=torch.float32).network
+    return share_out(network, plan, height, width, processes)

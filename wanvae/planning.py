@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, product
 from typing import Any, TypeAlias
 
@@ -83,7 +83,7 @@ class Planner:
         self.network = network
         self._parameters = list(nn.ModuleList(network.layers).parameters())
         self._memory = cache(self._find_memory)
-        self._lengths = cache(self._find_lengths)
+        self._lengths = cache(partial(lengths_along, network))
 
     def plan_for(self, job: Job, max_memory: int) -> Plan:
         """The plan that is expected to be fastest within ``max_memory`` bytes.
@@ -264,16 +264,6 @@ class Planner:
         rows, columns = zip(*self.tiles(job, plan), strict=True)
         return list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
 
-    def _find_lengths(self, span: Span, split_core: bool) -> dict[nn.Module, tuple[int, int]]:
-        """How much each tiled layer reads and makes, along an axis, for a span in pixels."""
-        lengths = {}
-        for part in self.network.parts(split_core=split_core):
-            if not part.whole:
-                regions = regions_between(part.layers, shrunk((span, span), part.scale))
-                extents = [len(rows) for rows, _ in regions]  # kernels are square
-                lengths.update(zip(part.layers, pairwise(extents), strict=True))
-        return lengths
-
     def _input(self, job: Job, latents: int) -> Tensor:
         scale = self.network.pixels_per_input
         length = 1 + (latents - 1) * self.network.group
@@ -307,6 +297,19 @@ def choose_plan(
     if tile_size is not None and len(tile_size) != 2:
         raise ValueError(f"tile_size must be one number or a height and a width, not {tile_size}")
     return default_plan(network, job.height, job.width, tile_size)
+
+
+def lengths_along(
+    network: Network, span: Span, split_core: bool
+) -> dict[nn.Module, tuple[int, int]]:
+    """How much each tiled layer reads and makes, along an axis, for a span in pixels."""
+    lengths = {}
+    for part in network.parts(split_core=split_core):
+        if not part.whole:
+            regions = regions_between(part.layers, shrunk((span, span), part.scale))
+            extents = [len(rows) for rows, _ in regions]  # kernels are square
+            lengths.update(zip(part.layers, pairwise(extents), strict=True))
+    return lengths
 
 
 def tile_sides(side: int, factor: int) -> list[int]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wanvae.nn import State, unstreamable_layers
 from wanvae.posterior import Posterior
-from wanvae.tiling import Coding, Network, Plan, make_tiles
+from wanvae.tiling import Coding, Network, Plan
 
 # Shape of a piece but for T; plan: frames, lean, split_core, offload, tile height and width;
 # states of the layers; frames that wait for the rest of their group. None before the first piece.
@@ -44,13 +44,13 @@ class Rules:
         network: to run.
         check: raises ValueError for a piece of the wrong shape.
         choose: the plan for pieces of a shape.
-        compiled: whether to run compiled steps.
+        start: a coding of frames of a height and width in pixels, by a plan, from a state or none.
     """
 
     network: Network
     check: Callable[[Tensor], None]
     choose: Callable[[torch.Size], Plan]
-    compiled: bool
+    start: Callable[[Plan, int, int, State], Coding]
 
 
 class Session:
@@ -92,10 +92,7 @@ class Session:
     def _start(self, shape: tuple[int, ...], plan: Plan, states: State) -> None:
         height, width = (side * self._network.pixels_per_input for side in shape[2:])
         self._shape, self._plan = shape, plan
-        tiles = make_tiles(self._network, height, width, plan)
-        self._coding = Coding(
-            self._network, plan, tiles, state=states, compiled=self._rules.compiled
-        )
+        self._coding = self._rules.start(plan, height, width, states)
 
     def _begin_or_check(self, piece: Tensor) -> Coding:
         """Start with the first piece; ValueError if a later one has another shape."""
@@ -160,7 +157,8 @@ class StreamDecoder(Session):
     def push(self, latents: Tensor) -> Tensor:
         """Decode raw latents ``(B, z_dim, T, H, W)``, T >= 1.
 
-        The first gives one frame, every later one ``temporal_factor`` frames (4 for Wan2.1).
+        The first gives one frame, every later one ``temporal_factor`` frames (4 for Wan2.1); of
+        several processes that work together only the first gets any.
 
         Raises:
             ValueError: H or W is not that of the latents before.

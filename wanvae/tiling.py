@@ -237,24 +237,43 @@ class Coding:
     ) -> Iterator[Tensor]:
         """Lay the results of all tiles side by side."""
         pieces = list(pieces)
-        pushed = sum(piece.shape[2] for piece in pieces)
-        frames = resampled(pushed, time_factor(part.layers), starts=starts)
+        frames = self._frames_of(part, pieces, starts=starts)
         whole = None
         for tile, flow in flows:
-            parts = (
-                crop(piece, whole_of(flow.input_region), flow.input_region) for piece in pieces
-            )
-            if self._plan.offload:
-                flow.move_state(flow.device)
-            start = 0
-            for made in flow.push(parts):
-                if whole is None:
-                    whole = self._empty(made, frames, tile, part)
-                crop(whole[:, :, start : start + made.shape[2]], whole_of(tile), tile).copy_(made)
-                start += made.shape[2]
-            if self._plan.offload:
-                flow.move_state(HOST)
+            whole = self._paint(whole, part, frames, tile, flow, pieces)
         yield whole
+
+    def _frames_of(self, part: Part, pieces: Sequence[Tensor], *, starts: bool) -> int:
+        """How many frames ``part`` makes of some pieces."""
+        pushed = sum(piece.shape[2] for piece in pieces)
+        return resampled(pushed, time_factor(part.layers), starts=starts)
+
+    def _paint(
+        self,
+        whole: Tensor | None,
+        part: Part,
+        frames: int,
+        tile: Region,
+        flow: Flow,
+        pieces: Sequence[Tensor],
+    ) -> Tensor:
+        """Write what a tile makes to its place in ``whole``, which the first one makes."""
+        start = 0
+        for made in self._through_tile(flow, pieces):
+            if whole is None:
+                whole = self._empty(made, frames, tile, part)
+            crop(whole[:, :, start : start + made.shape[2]], whole_of(tile), tile).copy_(made)
+            start += made.shape[2]
+        return whole
+
+    def _through_tile(self, flow: Flow, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+        """What a tile makes of its part of some pieces."""
+        if self._plan.offload:
+            flow.move_state(flow.device)
+        region = flow.input_region
+        yield from flow.push(crop(piece, whole_of(region), region) for piece in pieces)
+        if self._plan.offload:
+            flow.move_state(HOST)
 
     def _empty(self, made: Tensor, frames: int, tile: Region, part: Part) -> Tensor:
         rows, columns = tile

@@ -1,0 +1,209 @@
+"""Compare several processes that share each video with one of them alone: time, memory, result.
+
+The model has random weights. Times alternate between one process, while the others wait, and all
+of them; the peak memory is over the loaded model, of the process that takes most.
+
+    python -m torch.distributed.run --nproc_per_node 2 tools/benchmark_processes.py
+    accelerate launch --num_processes 8 tools/benchmark_processes.py --dtype bfloat16   # GPUs
+
+Processes on a CPU have one thread each, unless OMP_NUM_THREADS says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+# Of a script Python sees only its own folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.measuring import (
+    add_options,
+    aligned,
+    check_options,
+    describe,
+    exit_status,
+    peak_resident_memory,
+    timed,
+    write_json,
+)
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.nn import use_channels_last
+
+MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        name: what it is called on the command line and in the report.
+        frames, height, width: of the video.
+        target: how many times as fast two processes should be as one; None is no matter.
+    """
+
+    name: str
+    direction: Literal["decode", "encode"]
+    frames: int
+    height: int
+    width: int
+    target: float | None
+
+    def scaled(self, scale: float) -> Job:
+        """The same on smaller or larger frames; sizes stay multiples of 8."""
+        height, width = (max(8, round(n * scale / 8) * 8) for n in (self.height, self.width))
+        return replace(self, height=height, width=width)
+
+
+JOBS = (
+    Job("decode-wide", "decode", 5, 256, 512, 1.7),
+    Job("encode-wide", "encode", 5, 256, 512, 1.45),
+    Job("encode-wider", "encode", 5, 256, 1024, 1.6),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a job.
+
+    Attributes:
+        alone, together: seconds in each round.
+        bytes_alone, bytes_together: memory at its peak, over the loaded model.
+        error: the largest difference of the results, over the largest value.
+    """
+
+    job: Job
+    alone: Sequence[float]
+    together: Sequence[float]
+    bytes_alone: int
+    bytes_together: int
+    error: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast all processes are as one."""
+        return median(self.alone) / median(self.together)
+
+
+def make_call(vae: WanVAE, job: Job, processes: PartialState | None) -> Callable[[], Tensor]:
+    """The call to measure, which gives moments or a video."""
+    config, generator = vae.config, torch.Generator().manual_seed(1)
+    if job.direction == "encode":
+        shape = (1, config.in_channels, job.frames, job.height, job.width)
+        video = torch.rand(shape, generator=generator) * 2 - 1
+        return lambda: vae.encode(video, shard=processes).mean
+    length = 1 + (job.frames - 1) // config.temporal_factor
+    size = (job.height // config.spatial_factor, job.width // config.spatial_factor)
+    latents = torch.randn((1, config.z_dim, length, *size), generator=generator)
+    return partial(vae.decode, latents, shard=processes)
+
+
+def measure(job: Job, vae: WanVAE, processes: PartialState, repeats: int) -> Result:
+    """All measurements of a job; all processes call this."""
+    kind, first = processes.device.type, processes.is_main_process
+    by_one, by_all = make_call(vae, job, None), make_call(vae, job, processes)
+    results: dict[str, Tensor] = {}
+    bytes_alone = peak(lambda: results.update(expected=by_one()), kind) if first else 0
+    processes.wait_for_everyone()
+    of_each = gather_object([peak(lambda: results.update(found=by_all()), kind)])
+    alone, together = [], []
+    for _ in range(repeats):
+        processes.wait_for_everyone()
+        alone += [timed(by_one, kind)] if first else []
+        processes.wait_for_everyone()
+        together.append(timed(by_all, kind))
+    error = largest_error(**results) if first else 0.0
+    return Result(job, alone, together, bytes_alone, max(of_each), error)
+
+
+def largest_error(expected: Tensor, found: Tensor) -> float:
+    """The largest difference, over the largest value."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def peak(call: Callable[[], object], kind: str) -> int:
+    """Bytes that ``call`` takes at its peak, over what is there."""
+    if kind == "cpu":
+        return peak_resident_memory(call)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def report(results: Sequence[Result]) -> str:
+    """A Markdown table."""
+    heading = ["job", "size", "alone s", "together s", "times as fast", "target"]
+    rows = [[*heading, "alone MB", "together MB", "error"]]
+    for result in results:
+        job = result.job
+        rows.append(
+            [
+                job.name,
+                f"{job.frames}x{job.height}x{job.width}",
+                f"{median(result.alone):.2f}",
+                f"{median(result.together):.2f}",
+                f"{result.speedup:.2f}",
+                "-" if job.target is None else f"{job.target:.2f}",
+                f"{result.bytes_alone / 1e6:.0f}",
+                f"{result.bytes_together / 1e6:.0f}",
+                f"{result.error:.1e}",
+            ]
+        )
+    return aligned(rows, labels=2)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; on a bad one, a message and exit status 2."""
+    names = [job.name for job in JOBS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=", ".join(names)
+    )
+    parser.add_argument("--model", choices=MODELS, default="full")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    check_options(parser, options)
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and report in the first process."""
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    torch.manual_seed(0)
+    vae = WanVAE(MODELS[options.model]).eval()
+    use_channels_last(vae)
+    vae.to(processes.device, getattr(torch, options.dtype))
+    jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]
+    shown = tqdm(jobs, unit="job", disable=not processes.is_main_process)
+    results = [measure(job, vae, processes, options.repeats) for job in shown]
+    if processes.is_main_process:
+        count = processes.num_processes
+        header = describe(f"{options.model} model, {options.dtype}, {count} processes", None)
+        print(f"{header}\n\n{report(results)}")
+        if options.json:
+            entries = (asdict(result) | {"speedup": result.speedup} for result in results)
+            write_json(options.json, header, entries)
+    processes.destroy_process_group()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return exit_status(partial(run, parse(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
