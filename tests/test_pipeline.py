@@ -113,6 +113,42 @@ def test_variable_times_are_kept(tmp_path: Path, vae: WanVAE) -> None:
         assert times(tmp_path / name) == pytest.approx(VARIABLE, abs=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("start", "duration", "frames"),
+    [(0, None, range(12)), (0.16, None, range(4, 12)), (0, 0.2, range(5)), (0.28, 0.12, [7, 8, 9])],
+)
+def test_a_part_of_a_video_is_as_if_the_rest_were_not_there(
+    tmp_path: Path, vae: WanVAE, start: float, duration: float | None, frames: Sequence[int]
+) -> None:
+    source, target = make(tmp_path / "a.mp4", 12), tmp_path / "b.mp4"
+    part = read_video(source)[0][:, list(frames)]
+    report = reconstruct_file(vae, source, target, start=start, duration=duration, crf=0)
+    assert report.frames == len(frames)
+    assert_close(read_video(target)[0], by_hand(vae, part))
+    assert times(target) == pytest.approx([n / 25 for n in range(len(frames))], abs=1e-4)
+    encode_file(vae, source, tmp_path / "l.safetensors", start=start, duration=duration)
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", crf=0)
+    assert_close(read_video(tmp_path / "c.mp4")[0], read_video(target)[0])
+
+
+@pytest.mark.parametrize(
+    ("start", "duration", "message"),
+    [
+        (9.0, None, r"a\.mp4 has no frame from 9\.0 s on"),
+        (-1.0, None, "the start must be 0 or more"),
+        (float("nan"), None, "the start must be 0 or more"),
+        (0.0, 0.0, "the duration more than 0"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(
+    tmp_path: Path, vae: WanVAE, start: float, duration: float | None, message: str
+) -> None:
+    source = make(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=message):
+        reconstruct_file(vae, source, tmp_path / "b.mp4", start=start, duration=duration)
+    assert not (tmp_path / "b.mp4").exists()
+
+
 def test_the_original_is_at_the_left(tmp_path: Path, vae: WanVAE) -> None:
     source, both, alone = make(tmp_path / "a.mp4"), tmp_path / "b.mp4", tmp_path / "c.mp4"
     report = reconstruct_file(vae, source, both, side_by_side=True, crf=0)

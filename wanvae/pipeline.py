@@ -6,12 +6,14 @@ cropped back; a video whose length is not 1 + 4n is padded by repeating its last
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice, takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,9 @@ from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE
 from wanvae.planning import Memory, TileSize, TooLittleMemory, parse_memory
 from wanvae.posterior import Posterior
+from wanvae.sharding import Processes
 from wanvae.streaming import StreamEncoder
-from wanvae.video import Frame, VideoReader, VideoWriter
+from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
 # The rate of the videos that Wan models make.
 WAN_RATE = Fraction(16)
@@ -61,39 +64,48 @@ def reconstruct_file(
     *,
     side_by_side: bool = False,
     crf: int = 18,
+    start: float = 0.0,
+    duration: float | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
+    shard: Processes | None = None,
     progress: bool = False,
-) -> ReconstructionReport:
-    """Encode and decode a video or image file.
+) -> ReconstructionReport | None:
+    """Encode and decode a video or image file, of any length in constant memory.
 
     Args:
         destination: the file to write; its suffix tells the kind.
         side_by_side: put the original at the left of the reconstruction.
         crf: quality of the written video, 0 (best) to 51.
+        start: where to begin, in seconds.
+        duration: how much to take, in seconds; None is all.
         tile_size: work in tiles of at most so many pixels a side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
+        shard: processes that all call this, and share the work; the first one writes.
         progress: show a progress bar.
 
+    Returns:
+        What it came to; None in any process but the first.
+
     Raises:
-        VideoError: a file cannot be read or written.
+        VideoError: a file cannot be read or written, or has nothing from ``start`` on.
         ValueError: the model cannot stream.
     """
-    started = time.perf_counter()
+    began = time.perf_counter()
+    first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with VideoReader(source) as reader:
-        info = reader.info
+    with open_part(source, start, duration) as part:
+        info = part.info
         waiting: deque[Frame] = deque()
         # Encoder and decoder are at work at the same time.
         share = half(max_memory)
-        encoder = vae.stream_encode(tile_size=tile_size, max_memory=share)
-        decoder = vae.stream_decode(tile_size=tile_size, max_memory=share)
+        encoder = vae.stream_encode(tile_size=tile_size, max_memory=share, shard=shard)
+        decoder = vae.stream_decode(tile_size=tile_size, max_memory=share, shard=shard)
         width = 2 * info.width if side_by_side else info.width
+        options = {"width": width, "height": info.height, "fps": info.fps, "crf": crf}
         with (
-            VideoWriter(
-                destination, width=width, height=info.height, fps=info.fps, crf=crf
-            ) as writer,
-            show_progress(reader, info.frames, progress) as originals,
+            VideoWriter(destination, **options) if first else nullcontext() as writer,
+            show_progress(part.frames, part.count, progress and first) as originals,
         ):
             for posterior in encode_frames(vae, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
@@ -106,12 +118,16 @@ def reconstruct_file(
                     total_ssim += ssim(*pair)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
+                if not first:
+                    waiting.clear()
+    if not first:
+        return None
     return ReconstructionReport(
         frames=frames,
         psnr=total_psnr / frames,
         ssim=total_ssim / frames,
         compression=3 * frames * info.width * info.height / latent_values,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - began,
     )
 
 
@@ -120,36 +136,44 @@ def encode_file(
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
+    start: float = 0.0,
+    duration: float | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
+    shard: Processes | None = None,
     progress: bool = False,
-) -> tuple[int, ...]:
+) -> tuple[int, ...] | None:
     """Encode a video or image file to a latents file; returns the shape of its mean.
 
     Args:
+        start: where to begin, in seconds.
+        duration: how much to take, in seconds; None is all.
         tile_size: work in tiles of at most so many pixels a side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
+        shard: processes that all call this, and share the work; the first one writes, and alone
+            gets the shape.
         progress: show a progress bar.
 
     Raises:
-        VideoError: ``source`` cannot be read.
+        VideoError: ``source`` cannot be read, or has nothing from ``start`` on.
         CheckpointError: ``destination`` cannot be written.
     """
-    with VideoReader(source) as reader:
-        info = reader.info
+    first = is_first(shard)
+    with open_part(source, start, duration) as part:
+        info = part.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape) as writer,
-            show_progress(reader, info.frames, progress) as frames,
+            write_latents(destination, shape) if first else nullcontext() as writer,
+            show_progress(part.frames, part.count, progress and first) as frames,
         ):
-            encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory)
-            for posterior in encode_frames(
-                vae, encoder, frames, lambda frame: writer.write_time(frame.time)
-            ):
-                writer.write(posterior)
-            return writer.shape
+            encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory, shard=shard)
+            seen = (lambda frame: writer.write_time(frame.time)) if first else (lambda frame: None)
+            for posterior in encode_frames(vae, encoder, frames, seen):
+                if first:
+                    writer.write(posterior)
+            return writer.shape if first else None
 
 
 def decode_file(
@@ -162,9 +186,10 @@ def decode_file(
     crf: int = 18,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
+    shard: Processes | None = None,
     progress: bool = False,
 ) -> int:
-    """Decode a latents file to a video or image file; returns the number of frames.
+    """Decode a latents file to a video or image file; returns the number of frames written.
 
     Args:
         source: as ``encode_file`` wrote it, or a safetensors file with a tensor "latents".
@@ -173,6 +198,7 @@ def decode_file(
         crf: quality of the written video, 0 (best) to 51.
         tile_size: work in tiles of at most so many pixels a side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
+        shard: processes that all call this, and share the work; the first one writes.
         progress: show a progress bar.
 
     Raises:
@@ -188,22 +214,71 @@ def decode_file(
             height, width = latents.video.height, latents.video.width
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
-        done = 0
+        done, first = 0, is_first(shard)
+        options = {"width": width, "height": height, "fps": fps or rate, "crf": crf}
         with (
-            VideoWriter(
-                destination, width=width, height=height, fps=fps or rate, crf=crf
-            ) as writer,
-            show_progress(range(latents.length), latents.length, progress) as starts,
+            VideoWriter(destination, **options) if first else nullcontext() as writer,
+            show_progress(range(latents.length), latents.length, progress and first) as starts,
         ):
             pieces = (latents.piece(start, start + 1) for start in starts)
             if normalized:
                 pieces = map(vae.denormalize, pieces)
-            for decoded in decode_pieces(vae, pieces, tile_size, max_memory):
+            for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
                 decoded = decoded[0, :, : frames - done, :height, :width]
                 count = decoded.shape[1]
-                writer.write(decoded, times[done : done + count] or None)
+                if count:
+                    writer.write(decoded, times[done : done + count] or None)
                 done += count
     return done
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a video.
+
+    Attributes:
+        info: of the whole.
+        frames: those of the part, with times from its first.
+        count: how many, as far as is known.
+    """
+
+    info: VideoInfo
+    frames: Iterator[Frame]
+    count: int | None
+
+
+@contextmanager
+def open_part(source: str | PathLike[str], start: float, duration: float | None) -> Iterator[Part]:
+    """So many seconds of a video from ``start`` on; None is all the rest.
+
+    Raises:
+        VideoError: ``source`` cannot be read or has no frame there, or there is no such part.
+    """
+    if not 0 <= start < math.inf or not (math.inf if duration is None else duration) > 0:
+        raise VideoError(
+            f"cannot read {source} from {start} s for {duration} s: the start must be 0 or more, "
+            "the duration more than 0"
+        )
+    with VideoReader(source) as reader:
+        if start > 0:
+            reader.seek(start)
+        first = next(reader, None)
+        if first is None:
+            raise VideoError(f"{source} has no frame from {start} s on; start earlier")
+        end = math.inf if duration is None else start + duration
+        count = reader.info.frames
+        if count is not None:
+            most = math.inf if duration is None else math.ceil(duration * reader.info.fps)
+            count = max(1, min(count - round(start * reader.info.fps), most))
+        frames = takewhile(lambda frame: frame.time < end, chain([first], reader))
+        yield Part(
+            reader.info, (replace(frame, time=frame.time - first.time) for frame in frames), count
+        )
+
+
+def is_first(shard: Processes | None) -> bool:
+    """Whether this process writes, and speaks, for all."""
+    return shard is None or shard.process_index == 0
 
 
 def decode_pieces(
@@ -211,6 +286,7 @@ def decode_pieces(
     pieces: Iterable[Tensor],
     tile_size: TileSize | None,
     max_memory: Memory | None,
+    shard: Processes | None,
 ) -> Iterator[Tensor]:
     """The video of latents, piece by piece.
 
@@ -219,11 +295,12 @@ def decode_pieces(
     """
     pieces = iter(pieces)
     first = next(pieces)
-    decoder = vae.stream_decode(tile_size=tile_size, max_memory=max_memory)
+    decoder = vae.stream_decode(tile_size=tile_size, max_memory=max_memory, shard=shard)
     try:
         decoded = decoder.push(first)
     except TooLittleMemory:
-        yield vae.decode(torch.cat([first, *pieces], dim=2), max_memory=max_memory)
+        latents = torch.cat([first, *pieces], dim=2)
+        yield vae.decode(latents, max_memory=max_memory, shard=shard)
         return
     yield decoded
     yield from map(decoder.push, pieces)
