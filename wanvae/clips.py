@@ -106,7 +106,7 @@ def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: W
     """
     sides = ()
     if resize is not None:
-        expected = "a height and width like 480x832, or a shorter side like 480"
+        expected = "a height and a width like 480x832, or a shorter side like 480"
         check(
             bool(re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", resize)), "resize", resize, expected
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
+from os import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -29,6 +30,8 @@ from wanvae.latents_spool import LatentsSpool, safetensors_header
 SUFFIX = ".safetensors"
 # In the metadata of a safetensors file of many clips.
 SHARD_FORMAT = "wanvae-latents-shard"
+# Bytes; readers of safetensors allow no more.
+LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +182,12 @@ def index_tensors(content: IO[bytes], start: int, file: str) -> Iterator[Indexed
     """The clips of safetensors that begin at a byte of a file."""
     content.seek(start)
     size = int.from_bytes(content.read(8), "little")
-    tensors = parse_json(content.read(size).decode())
+    tensors = parse_json(content.read(min(size, LARGEST_HEADER)).decode())
     metadata = tensors.pop("__metadata__")
     start += 8 + size
+    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if content.seek(0, SEEK_END) < start + end:
+        raise ValueError("it ends too early")
     if metadata["format"] == SHARD_FORMAT:
         for name, described in parse_json(metadata["clips"]).items():
             yield indexed(tensors, f"{name}/", described, file, start)
