@@ -254,8 +254,8 @@ COMMANDS = {
         decode,
         add_decode_options,
         "latents to video",
-        "Decode latents to a video: those of `wanvae encode`, or a tensor `latents` "
-        "(z_dim, T, H, W) of another program.",
+        "Decode latents to a video: those of `wanvae encode` or `wanvae encode-dataset`, or a "
+        "tensor `latents` (z_dim, T, H, W) of another program.",
     ),
     "plan": Command(
         plan,

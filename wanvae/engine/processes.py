@@ -92,19 +92,15 @@ def made_by_first_process(make: Callable[[], T]) -> T:
     """
     if count_processes() == 1:
         return make()
-    if dist.get_rank() > 0:
-        with meeting():
-            (made,) = broadcast_objects([None])
-        if made is None:
-            raise SystemExit(1)
-        return made[0]
+    made = None
     try:
-        made = (make(),)
-    except BaseException:
-        broadcast_objects([None])
-        raise
-    with meeting():
-        broadcast_objects([made])
+        if dist.get_rank() == 0:
+            made = (make(),)
+    finally:
+        with meeting():
+            (made,) = broadcast_objects([made])
+    if made is None:
+        raise SystemExit(1)
     return made[0]
 
 
