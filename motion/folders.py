@@ -16,7 +16,8 @@ from motion.model import RVQVAE
 from motion.pipeline import tokenize_file
 from motion.recording import Recording, find_files, read_recording
 from motion.tokens import digest_of, read_tokens
-from wanvae.engine.checkpoint import CheckpointError, make_directory
+from wanvae.engine.checkpoint import CheckpointError, is_nested, make_directory
+from wanvae.engine.processes import objects_of_processes
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -116,8 +117,7 @@ def tokenize_folder(
 
 def plan(source: Path, destination: Path, suffix: str, config: RVQVAEConfig) -> dict[Path, Path]:
     """The file of tokens to write, and of which motion file, for all of a folder."""
-    inner, outer = source.resolve(), destination.resolve()
-    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+    if is_nested(source, destination):
         raise ClipError(f"{destination} must not be in {source}, nor around it; name another")
     targets: dict[Path, Path] = {}
     for file in find_files(source, config):
@@ -139,9 +139,7 @@ def is_complete(path: Path, books: str) -> bool:
 
 def gathered(report: FolderReport) -> FolderReport:
     """The reports of all processes as one."""
-    from accelerate.utils import gather_object
-
-    reports: list[FolderReport] = gather_object([report])
+    reports = objects_of_processes(report)
     return FolderReport(
         written=sum(report.written for report in reports),
         kept=sum(report.kept for report in reports),

@@ -8,26 +8,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from jsonargparse import Namespace
 
 import wanvae
 from wanvae.config import WanVAEConfig
 from wanvae.convert import convert, load_complete
+from wanvae.dataset_command import ENCODE_DATASET
 from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.arguments import Parser
 from wanvae.engine.config import to_json_dict
-from wanvae.engine.devices import add_device_option, check_device, default_device
 from wanvae.engine.program import Command, Program, add_progress_option
 from wanvae.formats import Layout
 from wanvae.latents import parse_rate
 from wanvae.manifest import MANIFEST, write_manifest
-from wanvae.model import WanVAE, check_length, check_size, make_planner
+from wanvae.model import check_length, check_size, make_planner
+from wanvae.model_options import DTYPES, add_memory_option, add_model_options, load_model
 from wanvae.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.planning import Job, Planner, choose_plan, show_memory
 from wanvae.tiling import Plan
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
 OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
 
@@ -164,51 +163,6 @@ def index(arguments: Namespace) -> None:
         print(f"cannot read {entry.name}: {entry.error}")
 
 
-def load_model(arguments: Namespace) -> WanVAE:
-    device = arguments.device or default_device()
-    dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
-    for dtype in dtypes:
-        check_device(device, DTYPES[dtype])
-    vae = WanVAE.from_pretrained(
-        arguments.checkpoint or demo_weights(),
-        device=device,
-        encode_dtype=DTYPES[dtypes[0]],
-        decode_dtype=DTYPES[dtypes[1]],
-    )
-    if arguments.compile:
-        vae.compile()
-    return vae
-
-
-def add_model_options(parser: Parser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        help="native, official or diffusers checkpoint (default: the small model of this package)",
-    )
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
-    for task in ("encode", "decode"):
-        parser.add_argument(
-            f"--{task}-dtype", choices=list(DTYPES), help=f"to {task} in (default: that of --dtype)"
-        )
-    add_device_option(parser)
-    parser.add_argument("--compile", action="store_true", help="compile the model; for GPUs")
-    parser.add_argument(
-        "--tile-size",
-        type=int,
-        help="work in tiles of at most so many pixels a side, with the same result",
-    )
-    add_memory_option(parser)
-    add_progress_option(parser)
-
-
-def add_memory_option(parser: Parser) -> None:
-    parser.add_argument(
-        "--max-memory",
-        help="like 700MB or 4GB: work in such steps and tiles that this suffices besides the "
-        "model and the libraries, with the same result",
-    )
-
-
 def add_quality_option(parser: Parser) -> None:
     parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
@@ -295,12 +249,13 @@ COMMANDS = {
         "video to latents",
         "Encode a video to its latents: mean and logvar, not normalised, in float32.",
     ),
+    "encode-dataset": ENCODE_DATASET,
     "decode": Command(
         decode,
         add_decode_options,
         "latents to video",
-        "Decode latents to a video: those of `wanvae encode`, or a tensor `latents` "
-        "(z_dim, T, H, W) of another program.",
+        "Decode latents to a video: those of `wanvae encode` or `wanvae encode-dataset`, or a "
+        "tensor `latents` (z_dim, T, H, W) of another program.",
     ),
     "plan": Command(
         plan,

@@ -103,25 +103,40 @@ def load_file(path: Path) -> Checkpoint:
 
 def load_directory(path: Path) -> Checkpoint:
     """Load a diffusers directory, or the one called vae in ``path``."""
-    candidates = (path, path / "vae")
-    directory = next((d for d in candidates if (d / DIFFUSERS_CONFIG).is_file()), None)
-    if directory is None:
-        raise CheckpointError(
-            f"{path} holds no {DIFFUSERS_CONFIG}, nor vae/{DIFFUSERS_CONFIG}, as a diffusers model "
-            "does; name a checkpoint file instead"
-        )
+    directory = diffusers_directory(path)
     config, notes = read_diffusers_config(directory / DIFFUSERS_CONFIG)
-    weights = directory / DIFFUSERS_WEIGHTS
-    if not weights.exists():
-        weights = directory / DIFFUSERS_PICKLE
-    if not weights.exists():
-        raise CheckpointError(
-            f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; "
-            "download it again"
-        )
-    tensors = read_tensors(weights).tensors
+    tensors = read_tensors(weights_file(directory)).tensors
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
     return Checkpoint(config, tensors, Layout.DIFFUSERS, notes)
+
+
+def diffusers_directory(path: Path) -> Path:
+    """The directory of a diffusers model: ``path``, or the one called vae in it."""
+    for directory in (path, path / "vae"):
+        if (directory / DIFFUSERS_CONFIG).is_file():
+            return directory
+    raise CheckpointError(
+        f"{path} holds no {DIFFUSERS_CONFIG}, nor vae/{DIFFUSERS_CONFIG}, as a diffusers model "
+        "does; name a checkpoint file instead"
+    )
+
+
+def weights_file(path: str | PathLike[str]) -> Path:
+    """The file of a checkpoint that holds its tensors: ``path``, or one in that directory.
+
+    Raises:
+        CheckpointError: ``path`` is a directory, but no diffusers model or not complete.
+    """
+    path = Path(path)
+    if not isdir(path):
+        return path
+    directory = diffusers_directory(path)
+    for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_PICKLE):
+        if (directory / name).exists():
+            return directory / name
+    raise CheckpointError(
+        f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
+    )
 
 
 def detect_layout(file: TensorFile) -> Layout:

@@ -1,7 +1,9 @@
 """Latents of one video in a safetensors file, written and read piece by piece.
 
-A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, float32 and not normalised, ``times``
-``(frames,)`` in seconds, float64, and in its metadata the size and rate of the video.
+A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, ``times`` ``(frames,)`` in seconds,
+float64, and in its metadata the size and rate of the video. ``wanvae encode`` writes float32, not
+normalised; ``wanvae encode-dataset`` may write another dtype, ``latents`` in the place of mean and
+logvar, and ``"normalized": "true"`` in the metadata.
 """
 
 from __future__ import annotations
@@ -15,23 +17,22 @@ from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.latents_spool import LatentsSpool
+from wanvae.nn.norm import wide_dtype
 from wanvae.posterior import Posterior
 from wanvae.video.common import RATES
 
 FORMAT = "wanvae-latents"
 # Latents of other programs are a single tensor of this name.
 OTHER_NAME = "latents"
-# Frames of latents copied at once.
-PIECE = 64
 # More seconds than any video has.
 LONGEST = 1e9
 
@@ -80,62 +81,27 @@ def parse_rate(text: str) -> Fraction:
 class LatentsWriter:
     """Collects the posterior of a video of any length; made by ``write_latents``."""
 
-    def __init__(self, spool: IO[bytes]) -> None:
+    def __init__(self, spool: LatentsSpool) -> None:
         self._spool = spool
-        self._times: list[float] = []
-        self._length = 0
-        self._sizes: tuple[int, ...] = ()
 
     def write(self, posterior: Posterior) -> None:
         """Append the posterior ``(1, z_dim, T, H, W)`` of the next frames."""
-        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)[0].float().cpu()
-        channels, length, *space = moments.shape
-        self._sizes = (channels, *space)
-        self._length += length
-        # Time outermost, so that pieces follow each other.
-        self._spool.write(moments.transpose(0, 1).contiguous().numpy().tobytes())
+        self._spool.write(torch.cat([posterior.mean, posterior.logvar], dim=1)[0])
 
     def write_time(self, time: float) -> None:
         """Append the time in seconds of a frame of the video; padding has none."""
-        self._times.append(time)
+        self._spool.times.append(time)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the mean so far: (z_dim, T, H, W)."""
-        channels, *space = self._sizes
-        return (channels // 2, self._length, *space)
-
-    def complete(self, path: Path, shape: VideoShape) -> None:
-        """Write all that was collected as a safetensors file, in constant memory."""
-        if not self._length:
-            raise CheckpointError("there are no latents to write; encode at least one frame")
-        self._spool.flush()
-        moments = np.memmap(self._spool, np.float32, "r", shape=(self._length, *self._sizes))
-        half = {"dtype": "F32", "shape": self.shape}
-        header = {"mean": (half, moments.nbytes // 2), "logvar": (half, moments.nbytes // 2)}
-        times = np.array(self._times, np.float64)
-        header["times"] = ({"dtype": "F64", "shape": [len(times)]}, times.nbytes)
-        metadata = {"format": FORMAT, "video": json.dumps(to_json_dict(shape))}
-        with path.open("wb") as file:
-            file.write(safetensors_header(header, metadata))
-            for channel in range(self._sizes[0]):
-                for start in range(0, self._length, PIECE):
-                    file.write(np.ascontiguousarray(moments[start : start + PIECE, channel]))
-            file.write(times)
+        return self._spool.shape
 
 
-def safetensors_header(
-    tensors: dict[str, tuple[dict[str, Any], int]], metadata: dict[str, str]
-) -> bytes:
-    """The start of a safetensors file of tensors (dtype and shape, size in bytes), in order."""
-    content: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, (entry, size) in tensors.items():
-        content[name] = {**entry, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(content).encode()
-    text += b" " * (-len(text) % 8)  # data starts aligned
-    return len(text).to_bytes(8, "little") + text
+def video_metadata(shape: VideoShape, *, normalized: bool = False) -> dict[str, str]:
+    """The metadata of a file of latents."""
+    metadata = {"format": FORMAT, "video": json.dumps(to_json_dict(shape))}
+    return metadata | ({"normalized": "true"} if normalized else {})
 
 
 @contextmanager
@@ -149,9 +115,12 @@ def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[Late
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors; change its name")
     with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as spool:
-        writer = LatentsWriter(spool)
-        yield writer
-        writer.complete(temporary, shape)
+        latents = LatentsSpool(spool, ("mean", "logvar"), torch.float32)
+        yield LatentsWriter(latents)
+        if not latents.length:
+            raise CheckpointError("there are no latents to write; encode at least one frame")
+        with temporary.open("wb") as file:
+            latents.write_file(file, video_metadata(shape))
 
 
 @dataclass(frozen=True)
@@ -165,6 +134,7 @@ class LatentsFile:
         width: of a latent frame.
         video: what is known of the video; None for latents of another program.
         times: of its frames in seconds; empty for latents of another program.
+        normalized: whether the file says that its latents are.
     """
 
     channels: int
@@ -173,14 +143,15 @@ class LatentsFile:
     width: int
     video: VideoShape | None
     times: tuple[float, ...]
+    normalized: bool
     _slices: Any
     _batched: bool
 
     def piece(self, start: int, end: int) -> Tensor:
-        """Latents ``(1, z_dim, end - start, H, W)``."""
-        if self._batched:
-            return self._slices[:, :, start:end]
-        return self._slices[:, start:end][None]
+        """Latents ``(1, z_dim, end - start, H, W)``; of floating point, in at least float32."""
+        batched = self._batched
+        piece = self._slices[:, :, start:end] if batched else self._slices[:, start:end][None]
+        return piece.to(wide_dtype(piece)) if piece.is_floating_point() else piece
 
 
 @contextmanager
@@ -219,7 +190,7 @@ def describe_latents(file: safe_open) -> LatentsFile:
     metadata = file.metadata() or {}
     ours = metadata.get("format") == FORMAT
     names = set(file.keys())
-    name = "mean" if ours else OTHER_NAME
+    name = "mean" if ours and OTHER_NAME not in names else OTHER_NAME
     if name not in names:
         raise ValueError(f"it has no tensor {name!r}, only {sorted(names)[:5]}")
     slices = file.get_slice(name)
@@ -231,7 +202,8 @@ def describe_latents(file: safe_open) -> LatentsFile:
     if ours:
         video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
         times = check_times(file.get_tensor("times"))
-    return LatentsFile(*sizes[-4:], video, times, slices, batched)
+    normalized = ours and metadata.get("normalized") == "true"
+    return LatentsFile(*sizes[-4:], video, times, normalized, slices, batched)
 
 
 def check_times(times: Tensor) -> tuple[float, ...]:

@@ -192,8 +192,10 @@ def decode_file(
     """Decode a latents file to a video or image file; returns the number of frames written.
 
     Args:
-        source: as ``encode_file`` wrote it, or a safetensors file with a tensor "latents".
-        normalized: the latents are as a diffusion model gives them: denormalize them first.
+        source: as ``encode_file`` or ``encode_dataset`` wrote it, or a safetensors file with a
+            tensor "latents".
+        normalized: the latents are as a diffusion model gives them: denormalize them first. Those
+            of a file that says so itself always are.
         fps: frames per second; None keeps those of the encoded video, or 16 if unknown.
         crf: quality of the written video, 0 (best) to 51.
         tile_size: work in tiles of at most so many pixels a side.
@@ -221,7 +223,7 @@ def decode_file(
             show_progress(range(latents.length), latents.length, progress and first) as starts,
         ):
             pieces = (latents.piece(start, start + 1) for start in starts)
-            if normalized:
+            if normalized or latents.normalized:
                 pieces = map(vae.denormalize, pieces)
             for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
                 decoded = decoded[0, :, : frames - done, :height, :width]

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 ZIP_MAGIC = b"PK\x03\x04"
 # How torch.save began its files before it wrote zip archives.
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# Names that ``temporary_sibling`` gives.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
 # What an error shows of a long list.
 SHOWN = 3
 
@@ -192,6 +194,26 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be made: {error.strerror}") from error
+
+
+def is_nested(path: Path, other: Path) -> bool:
+    """Whether one of two directories is in the other, or both are the same."""
+    path, other = path.resolve(), other.resolve()
+    return path.is_relative_to(other) or other.is_relative_to(path)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Delete, also in subdirectories, what processes that were killed have left of files.
+
+    Raises:
+        CheckpointError: one cannot be deleted.
+    """
+    for path in list(directory.rglob(".*")):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            try:
+                path.unlink()
+            except OSError as error:
+                raise unwritable(path, error) from error
 
 
 def temporary_sibling(path: Path) -> Path:

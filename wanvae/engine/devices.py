@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,15 +49,19 @@ def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
 def launched_processes(device: str | None) -> Iterator[PartialState]:
     """The processes that ``accelerate launch`` started, or the only one.
 
+    Where one fails the launcher terminates the others, which then raise KeyboardInterrupt.
+
     Args:
         device: the one asked for, if any; processes on CPUs talk in another way.
     """
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield state
     finally:
+        signal.signal(signal.SIGTERM, before)
         state.destroy_process_group()
 
 

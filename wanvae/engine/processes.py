@@ -5,11 +5,19 @@ All processes have to call these functions, in the same order. A process alone g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+class ProcessError(ValueError):
+    """Another process of the run is no longer there; one line that says what to do."""
 
 
 def count_processes() -> int:
@@ -73,3 +81,55 @@ def copy_from_first_process(x: Tensor) -> Tensor:
     x = x.contiguous().clone()
     dist.broadcast(x, src=0)
     return x
+
+
+def made_by_first_process(make: Callable[[], T]) -> T:
+    """What ``make`` returns in the process of rank 0, which alone calls it; it must pickle.
+
+    Raises:
+        SystemExit: with status 1, in the others, if it raised in rank 0, which has to say why.
+        ProcessError: rank 0 is no longer there.
+    """
+    if count_processes() == 1:
+        return make()
+    made = None
+    try:
+        if dist.get_rank() == 0:
+            made = (make(),)
+    finally:
+        with meeting():
+            (made,) = broadcast_objects([made])
+    if made is None:
+        raise SystemExit(1)
+    return made[0]
+
+
+def broadcast_objects(objects: list[T]) -> list[T]:
+    """Replace ``objects`` by those of rank 0."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list(objects)
+
+
+def objects_of_processes(value: T) -> list[T]:
+    """``value`` of each process, in the order of their ranks; it must pickle.
+
+    Raises:
+        ProcessError: one of them is no longer there.
+    """
+    from accelerate.utils import gather_object
+
+    with meeting():
+        return gather_object([value])
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Turn what is raised where another process has ended into a ProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            "another process of the run has ended before its time; what is written is complete, "
+            "run it again to go on from there"
+        ) from error

@@ -20,6 +20,7 @@ from wanvae.video.common import INTERPOLATION, Source, VideoError, address, one_
 
 _DEFAULT_RATE = Fraction(25)
 _ALLOWED_SHORTFALL = 0.5  # seconds; containers round or pad their durations
+_NEAR = 1  # second; decoding the frames up to there is cheaper than going back to a keyframe
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
 _UNTAGGED_MATRICES = (0, 2, 3)
 
@@ -58,15 +59,16 @@ class VideoReader:
     upright: rotation metadata (video or EXIF) is applied, but mirroring is not told apart from
     rotation. Alpha is dropped. Times are the file's timestamps, or frame number / fps where there
     are none, and always increase. A file that turns out damaged or cut short ends at its last good
-    frame with a UserWarning.
+    frame with a UserWarning; if `strict`, with a VideoError.
 
     Raises VideoError if the file cannot be opened or not one frame of it can be decoded.
     """
 
     info: VideoInfo
 
-    def __init__(self, path: Source) -> None:
+    def __init__(self, path: Source, *, strict: bool = False) -> None:
         self.path = path
+        self._strict = strict
         self._open()
         try:
             self._start()
@@ -89,6 +91,7 @@ class VideoReader:
         """Decode the first frame, the only sure source of the size."""
         self._reformatter = VideoReformatter()
         self._damage: str | None = None
+        self._reached: Fraction | None = None  # time of the last frame that was decoded
         frames = self._raw_frames()
         first = next(frames, None)
         if first is None:
@@ -144,7 +147,7 @@ class VideoReader:
         """Frames with their times in seconds; warns after the last one if some are missing."""
         time = None
         for frame in frames:
-            time = self._time(frame, time)
+            time = self._reached = self._time(frame, time)
             yield time, frame
         if time is None:
             return
@@ -154,11 +157,10 @@ class VideoReader:
             if missing > max(_ALLOWED_SHORTFALL, 1 / self.info.fps):
                 self._damage = f"it ends {float(missing):.1f} s early"
         if self._damage is not None:
-            warnings.warn(
-                f"{self.path} is damaged or cut short: {self._damage}; "
-                f"frames after {float(time):.2f} s are missing",
-                stacklevel=2,
-            )
+            damage = f"damaged or cut short: {self._damage}; frames after {float(time):.2f} s are"
+            if self._strict:
+                raise VideoError(f"cannot read {self.path}: it is {damage} missing")
+            warnings.warn(f"{self.path} is {damage} missing", stacklevel=2)
 
     def _time(self, frame: av.VideoFrame, previous: Fraction | None) -> Fraction:
         if frame.pts is None or self._origin is None:
@@ -171,11 +173,19 @@ class VideoReader:
     def seek(self, start: float) -> None:
         """Continue with the first frame at or after `start` seconds from the first frame.
 
-        Decoding resumes at a keyframe before it; only a file without timestamps is decoded from its
-        beginning. Raises VideoError if the container cannot seek.
+        Decoding goes on if that is near, or resumes at a keyframe before it; only a file without
+        timestamps is decoded from its beginning. Raises VideoError if the container cannot seek.
         """
-        start, tick = Fraction(start), self._stream.time_base
-        back = Fraction(0)
+        start = Fraction(start)
+        # Timestamps are rounded to ticks, which may be as coarse as the frames themselves.
+        earliest = start - min(self._stream.time_base, 1 / (2 * self.info.fps))
+        if self._reached is None or not self._reached < earliest <= self._reached + _NEAR:
+            self._seek_before(start)
+        self._frames = dropwhile(lambda timed: timed[0] < earliest, self._frames)
+
+    def _seek_before(self, start: Fraction) -> None:
+        """Continue with a frame at or before `start` seconds from the first frame."""
+        tick, back = self._stream.time_base, Fraction(0)
         while self._origin is not None and back < start:
             target = self._origin + int((start - back) / tick)
             with one_line_errors("seek in", self.path):
@@ -190,9 +200,27 @@ class VideoReader:
             self._container.close()
             self._open()
             self._frames = self._timed(self._raw_frames())
+
+    def at_rate(self, fps: Fraction, first: int = 0) -> Iterator[Frame]:
+        """The frames shown at `first / fps`, `(first + 1) / fps`, ... seconds from the first frame.
+
+        To the end of the video, where the last frame is taken to last as long as one does on
+        average. Frames between the wanted ones are decoded but not converted. Raises as `seek`.
+        """
+        if first:
+            self._seek_before(first / fps)
         # Timestamps are rounded to ticks, which may be as coarse as the frames themselves.
-        earliest = start - min(tick, 1 / (2 * self.info.fps))
-        self._frames = dropwhile(lambda timed: timed[0] < earliest, self._frames)
+        rounding = min(self._stream.time_base / 2, 1 / (8 * self.info.fps))
+        shown, number = None, first
+        for time, frame in self._frames:
+            while shown is not None and number / fps < time - rounding:
+                yield Frame(self._image(shown), float(number / fps))
+                number += 1
+            shown = frame
+            end = time + 1 / self.info.fps
+        while shown is not None and number / fps < end - rounding:
+            yield Frame(self._image(shown), float(number / fps))
+            number += 1
 
     def __iter__(self) -> "VideoReader":
         return self
