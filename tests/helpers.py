@@ -1,5 +1,6 @@
 """Small models, videos and files for tests."""
 
+import sys
 from pathlib import Path
 
 import av
@@ -56,3 +57,10 @@ def write_sound(path: Path) -> None:
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def launched(*arguments: object) -> list[str]:
+    """The command that runs ``wanvae`` with these arguments in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # The dashes keep its launcher from taking options of ours for its own, abbreviated.
+    return [*launcher, "--nproc-per-node=2", "-m", "wanvae", "--", *map(str, arguments)]

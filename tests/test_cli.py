@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.helpers import tiny, write_sound
 from wanvae import __version__, cli, formats
 from wanvae.engine.program import is_out_of_memory
+from wanvae.model_options import load_model
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}
@@ -218,7 +219,7 @@ def test_limits_change_nothing(tmp_path: Path, files: Path, run: Run, limits: li
 def test_encoding_and_decoding_can_have_different_dtypes(files: Path) -> None:
     options = ["--checkpoint", str(files / "vae.safetensors"), "--encode-dtype", "bfloat16"]
     parsed = cli.PROGRAM.make_parser().parse_args(["reconstruct", "a.mp4", *options, "--compile"])
-    vae = cli.load_model(parsed["reconstruct"])
+    vae = load_model(parsed["reconstruct"])
     assert (vae.encode_dtype, vae.decode_dtype) == (torch.bfloat16, torch.float32)
     assert vae.compiled
 

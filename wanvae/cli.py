@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -22,7 +23,13 @@ from wanvae.formats import Layout
 from wanvae.latents import parse_rate
 from wanvae.manifest import MANIFEST, write_manifest
 from wanvae.model import check_length, check_size, make_planner
-from wanvae.model_options import DTYPES, add_memory_option, add_model_options, load_model
+from wanvae.model_options import (
+    DTYPES,
+    add_memory_option,
+    add_model_options,
+    add_shard_option,
+    model_to_share,
+)
 from wanvae.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.planning import Job, Planner, choose_plan, show_memory
 from wanvae.tiling import Plan
@@ -34,50 +41,62 @@ OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one fra
 def reconstruct(arguments: Namespace) -> None:
     source = arguments.input or demo_clip()
     demo = arguments.input is None
-    report = reconstruct_file(
-        load_model(arguments),
-        source,
-        arguments.output,
-        side_by_side=arguments.side_by_side or demo,
-        crf=arguments.crf,
-        tile_size=arguments.tile_size,
-        max_memory=arguments.max_memory,
-        progress=arguments.progress,
-    )
-    print(
-        f"{source} -> {arguments.output}: {report.frames} frames, "
-        f"PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}, "
-        f"compression {report.compression:.1f}x, "
-        f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
-    )
+    with model_to_share(arguments) as (vae, processes):
+        report = reconstruct_file(
+            vae,
+            source,
+            arguments.output,
+            side_by_side=arguments.side_by_side or demo,
+            crf=arguments.crf,
+            start=arguments.start,
+            duration=arguments.duration,
+            shard=processes,
+            **limits(arguments),
+        )
+    if report is not None:
+        print(
+            f"{source} -> {arguments.output}: {report.frames} frames, "
+            f"PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}, "
+            f"compression {report.compression:.1f}x, "
+            f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
+        )
 
 
 def encode(arguments: Namespace) -> None:
-    shape = encode_file(
-        load_model(arguments),
-        arguments.input,
-        arguments.output,
-        tile_size=arguments.tile_size,
-        max_memory=arguments.max_memory,
-        progress=arguments.progress,
-    )
-    print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
+    with model_to_share(arguments) as (vae, processes):
+        shape = encode_file(
+            vae,
+            arguments.input,
+            arguments.output,
+            start=arguments.start,
+            duration=arguments.duration,
+            shard=processes,
+            **limits(arguments),
+        )
+    if shape is not None:
+        print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
 
 
 def decode(arguments: Namespace) -> None:
     fps = None if arguments.fps is None else parse_rate(arguments.fps)
-    frames = decode_file(
-        load_model(arguments),
-        arguments.input,
-        arguments.output,
-        normalized=arguments.normalized,
-        fps=fps,
-        crf=arguments.crf,
-        tile_size=arguments.tile_size,
-        max_memory=arguments.max_memory,
-        progress=arguments.progress,
-    )
-    print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+    with model_to_share(arguments) as (vae, processes):
+        frames = decode_file(
+            vae,
+            arguments.input,
+            arguments.output,
+            normalized=arguments.normalized,
+            fps=fps,
+            crf=arguments.crf,
+            shard=processes,
+            **limits(arguments),
+        )
+    if frames:
+        print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+
+
+def limits(arguments: Namespace) -> dict[str, Any]:
+    """The options of all these commands."""
+    return {name: arguments[name] for name in ("tile_size", "max_memory", "progress")}
 
 
 def plan(arguments: Namespace) -> None:
@@ -167,6 +186,13 @@ def add_quality_option(parser: Parser) -> None:
     parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
 
+def add_part_options(parser: Parser) -> None:
+    parser.add_argument("--start", type=float, default=0.0, help="where to begin, in seconds")
+    parser.add_argument(
+        "--duration", type=float, help="how much to take, in seconds (default: all)"
+    )
+
+
 def add_reconstruct_options(parser: Parser) -> None:
     parser.add_argument("input", nargs="?", help=VIDEO_HELP)
     parser.add_argument(
@@ -176,14 +202,18 @@ def add_reconstruct_options(parser: Parser) -> None:
         help=OUTPUT_HELP,
     )
     parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
+    add_part_options(parser)
     add_quality_option(parser)
     add_model_options(parser)
+    add_shard_option(parser)
 
 
 def add_encode_options(parser: Parser) -> None:
     parser.add_argument("input", help=VIDEO_HELP)
     parser.add_argument("output", help="file to write, .safetensors")
+    add_part_options(parser)
     add_model_options(parser)
+    add_shard_option(parser)
 
 
 def add_decode_options(parser: Parser) -> None:
@@ -199,6 +229,7 @@ def add_decode_options(parser: Parser) -> None:
     )
     add_quality_option(parser)
     add_model_options(parser)
+    add_shard_option(parser)
 
 
 def add_plan_options(parser: Parser) -> None:
@@ -240,8 +271,9 @@ COMMANDS = {
         reconstruct,
         add_reconstruct_options,
         "encode and decode a video, and compare",
-        "Encode and decode a video, and say how close the result is. With no input: a sample "
-        "clip, side by side with the original.",
+        "Encode and decode a video of any length, or a part of it, and say how close the result "
+        "is. With no input: a sample clip, side by side with the original. With --shard all "
+        "processes of accelerate launch -m wanvae share the work.",
     ),
     "encode": Command(
         encode,

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jsonargparse import Namespace
 
 from wanvae.demo import demo_weights
 from wanvae.engine.arguments import Parser
-from wanvae.engine.devices import add_device_option, check_device, default_device
+from wanvae.engine.devices import (
+    add_device_option,
+    check_device,
+    default_device,
+    device_of,
+    launched_processes,
+)
 from wanvae.engine.program import add_progress_option
 from wanvae.model import WanVAE
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +44,24 @@ def load_model(arguments: Namespace, default: str | None = None) -> WanVAE:
     if arguments.compile:
         vae.compile()
     return vae
+
+
+@contextmanager
+def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState | None]]:
+    """The model, and with ``--shard`` the processes that share each video.
+
+    Raises:
+        ValueError: there are several processes and no ``--shard``.
+    """
+    if arguments.shard:
+        with launched_processes(arguments.device) as processes:
+            yield load_model(arguments, device_of(processes)), processes
+        return
+    # As all launchers tell it: accelerate itself would join the processes to find out.
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise ValueError(f"{count} processes would all do the same; add --shard to share the work")
+    yield load_model(arguments), None
 
 
 def checkpoint_of(arguments: Namespace) -> str | Path:
@@ -58,6 +89,15 @@ def add_model_options(parser: Parser) -> None:
     )
     add_memory_option(parser)
     add_progress_option(parser)
+
+
+def add_shard_option(parser: Parser) -> None:
+    """Declare ``--shard``."""
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="let all processes of accelerate launch share each frame, with the same result",
+    )
 
 
 def add_memory_option(parser: Parser) -> None:

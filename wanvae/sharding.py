@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wanvae.engine.processes import meeting
 from wanvae.execution import Flow, join, time_factor
 from wanvae.nn import CausalConv, State
 from wanvae.nn.region import Region, Span, crop, whole_of
@@ -215,8 +216,13 @@ class ShardedCoding(Coding):
         self._rank = rank
 
     def run(self, x: Tensor) -> Tensor:
-        """As in one process; decoded videos have no frames in any process but the first."""
-        result = super().run(x)
+        """As in one process; decoded videos have no frames in any process but the first.
+
+        Raises:
+            ProcessError: another process is no longer there.
+        """
+        with meeting():
+            result = super().run(x)
         if result is not None:
             return result
         height, width = (side * self._network.spatial_factor for side in x.shape[3:])

@@ -56,7 +56,8 @@ def launched_processes(device: str | None) -> Iterator[PartialState]:
     """
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    # Without a GPU accelerate would take several processes for one if it is not told.
+    state = PartialState(cpu=(device or default_device()) == "cpu", timeout=PATIENCE)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield state

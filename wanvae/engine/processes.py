@@ -130,6 +130,6 @@ def meeting() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessError(
-            "another process of the run has ended before its time; what is written is complete, "
-            "run it again to go on from there"
+            "another process of the run has ended before its time; files that were written are "
+            "complete, run it again"
         ) from error
