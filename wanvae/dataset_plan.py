@@ -34,16 +34,26 @@ class Job:
     Attributes:
         settings: of the data set.
         units: all its files.
-        missing: those that are not there yet.
-        broken: files that cannot be read.
+        there: the names of those that are there already.
+        broken: files of the source that cannot be read.
         left_out: videos and images that no clip can be cut from, a line each.
     """
 
     settings: DatasetSettings
     units: tuple[Unit, ...]
-    missing: tuple[Unit, ...]
+    there: frozenset[str]
     broken: tuple[Failure, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def kept(self) -> list[Unit]:
+        """The units that are there."""
+        return [unit for unit in self.units if unit.file in self.there]
+
+    @property
+    def missing(self) -> list[Unit]:
+        """The units that are not there."""
+        return [unit for unit in self.units if unit.file not in self.there]
 
 
 def prepare(
@@ -75,8 +85,8 @@ def prepare(
     )
     take_folder(destination, settings)
     units = tuple(plan_units(found.clips, options, vae.config))
-    missing = tuple(unit for unit in units if not (destination / unit.file).exists())
-    return Job(settings, units, missing, found.broken, found.left_out)
+    there = frozenset(unit.file for unit in units if (destination / unit.file).exists())
+    return Job(settings, units, there, found.broken, found.left_out)
 
 
 def take_folder(folder: Path, settings: DatasetSettings) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from os import PathLike
 from pathlib import Path
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 # Frames that wait to be encoded, and pieces of latents that wait to be written.
 FRAMES_AHEAD = 8
 PIECES_AHEAD = 8
+
 T = TypeVar("T")
 
 
@@ -72,16 +73,14 @@ class Work:
     """What a process has done.
 
     Attributes:
-        clips: encoded.
-        frames: encoded.
-        size: bytes of the files written.
+        written: clips that it encoded.
+        size: bytes of their files.
         failures: clips that could not be encoded.
     """
 
-    clips: int
-    frames: int
-    size: int
-    failures: list[Failure]
+    written: list[IndexedClip] = field(default_factory=list)
+    size: int = 0
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,23 +146,22 @@ def encode_dataset(
     shown = progress and processes.is_main_process
     with tqdm(total=len(clips), unit="clip", disable=not shown) as bar:
         work = write_units(units, ahead(pieces, PIECES_AHEAD), destination, job.settings, bar)
-    # Only when all are done are all files there.
-    works = objects_of_processes(work)
-    there = (unit for unit in job.units[rank::ranks] if (destination / unit.file).exists())
-    indexed = [clip for unit in there for clip in index_file(destination, unit.file)]
-    indexes = objects_of_processes(indexed)
+    # Here only files of this process, and those that were there before, are sure to be seen.
+    kept = [clip for unit in job.kept[rank::ranks] for clip in index_file(destination, unit.file)]
+    everything = objects_of_processes((work, kept))
     if not processes.is_main_process:
         return None
-    indexed = list(chain(*indexes))
-    failures = write_lists(destination, job, indexed, chain(*(work.failures for work in works)))
-    written = sum(work.clips for work in works)
+    works = [work for work, _ in everything]
+    written = list(chain(*(work.written for work in works)))
+    kept = list(chain(*(kept for _, kept in everything)))
+    failed = chain(*(work.failures for work in works))
     return DatasetReport(
-        written=written,
-        kept=len(indexed) - written,
-        frames=sum(work.frames for work in works),
+        written=len(written),
+        kept=len(kept),
+        frames=sum(clip.frames for clip in written),
         size=sum(work.size for work in works),
         seconds=time.perf_counter() - started,
-        failures=tuple(failures),
+        failures=tuple(write_lists(destination, job, written + kept, failed)),
         left_out=job.left_out,
     )
 
@@ -206,46 +204,57 @@ def write_units(
     Raises:
         CheckpointError: the disk is full, or not to be written to.
     """
-    work = Work(0, 0, 0, [])
-    write = WRITERS[settings.options.container]
+    writer = UnitWriter(folder, settings, bar)
     with closing(pieces):
         rows = groupby(pieces, key=lambda pair: pair[0])
         try:
             for unit in units:
-                path = folder / unit.file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(path, stored_clips(unit, rows, folder, settings, work, bar))
-                if path.exists():
-                    work.size += path.stat().st_size
+                writer.write(unit, rows)
         except OSError as error:
             raise unwritable(folder, error) from error
-    return work
+    return writer.work
 
 
-def stored_clips(
-    unit: Unit,
-    rows: Iterator[tuple[Clip, Row[Piece]]],
-    folder: Path,
-    settings: DatasetSettings,
-    work: Work,
-    bar: tqdm,
-) -> Iterator[StoredClip]:
-    """The clips of a file, ready to be written; what cannot be read is recorded instead."""
-    options = settings.options
-    for clip, row in islice(rows, len(unit.clips)):
-        with TemporaryFile(dir=folder) as file:
-            spool = LatentsSpool(file, options.tensors, options.torch_dtype)
-            try:
-                collect(spool, clip, row, settings)
-            except ClipError as error:
-                failure = Failure(clip.name, clip.source, str(error))
-                work.failures.append(failure)
-                append_line(folder / FAILURES, failure)
-            else:
-                yield StoredClip(clip.name, clip_metadata(clip, settings), spool)
-                work.clips += 1
-                work.frames += len(spool.times)
-        bar.update()
+class UnitWriter:
+    """Writes files of a data set.
+
+    Attributes:
+        work: what it has done.
+    """
+
+    def __init__(self, folder: Path, settings: DatasetSettings, bar: tqdm) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._bar = bar
+        self.work = Work()
+
+    def write(self, unit: Unit, rows: Iterator[tuple[Clip, Row[Piece]]]) -> None:
+        """Write a file of what comes of its clips; a file of none is written for many alone."""
+        path = self._folder / unit.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clips = self._stored(islice(rows, len(unit.clips)))
+        WRITERS[self._settings.options.container](path, clips)
+        if path.exists():
+            self.work.written += index_file(self._folder, unit.file)
+            self.work.size += path.stat().st_size
+
+    def _stored(self, rows: Iterator[tuple[Clip, Row[Piece]]]) -> Iterator[StoredClip]:
+        """The clips, ready to be written; what cannot be read is recorded instead."""
+        options = self._settings.options
+        for clip, row in rows:
+            with TemporaryFile(dir=self._folder) as file:
+                spool = LatentsSpool(file, options.tensors, options.torch_dtype)
+                try:
+                    collect(spool, clip, row, self._settings)
+                except ClipError as error:
+                    self._record(Failure(clip.name, clip.source, str(error)))
+                else:
+                    yield StoredClip(clip.name, clip_metadata(clip, self._settings), spool)
+            self._bar.update()
+
+    def _record(self, failure: Failure) -> None:
+        self.work.failures.append(failure)
+        append_line(self._folder / FAILURES, failure)
 
 
 def collect(spool: LatentsSpool, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> None:
