@@ -92,23 +92,16 @@ def made_by_first_process(make: Callable[[], T]) -> T:
     """
     if count_processes() == 1:
         return make()
-    made = None
+    made: list[tuple[T] | None] = [None]
     try:
         if dist.get_rank() == 0:
-            made = (make(),)
+            made = [(make(),)]
     finally:
         with meeting():
-            (made,) = broadcast_objects([made])
-    if made is None:
+            dist.broadcast_object_list(made)
+    if made[0] is None:
         raise SystemExit(1)
-    return made[0]
-
-
-def broadcast_objects(objects: list[T]) -> list[T]:
-    """Replace ``objects`` by those of rank 0."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list(objects)
+    return made[0][0]
 
 
 def objects_of_processes(value: T) -> list[T]:
@@ -117,10 +110,11 @@ def objects_of_processes(value: T) -> list[T]:
     Raises:
         ProcessError: one of them is no longer there.
     """
-    from accelerate.utils import gather_object
-
-    with meeting():
-        return gather_object([value])
+    values = [value] * count_processes()
+    if len(values) > 1:
+        with meeting():
+            dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
