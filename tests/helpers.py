@@ -59,8 +59,11 @@ def write_sound(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+# What starts two processes on a CPU.
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
 def launched(*arguments: object) -> list[str]:
     """The command that runs ``wanvae`` with these arguments in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # The dashes keep its launcher from taking options of ours for its own, abbreviated.
-    return [*launcher, "--nproc-per-node=2", "-m", "wanvae", "--", *map(str, arguments)]
+    # The dashes keep the launcher from taking options of ours for its own, abbreviated.
+    return [*LAUNCHER, "-m", "wanvae", "--", *map(str, arguments)]

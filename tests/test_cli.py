@@ -273,6 +273,12 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
     assert "MB, on a GPU with states offloaded: " in encode
     assert all(float(line.split()[-6]) > 1.2 for line in (encode, decode))
+    lines = run(*size, "--frames", 9, "--processes", 3)[0].splitlines()
+    assert lines[::2] == [*run(*size, "--frames", 9)[0].splitlines()]
+    for task, line in zip(("encode", "decode"), lines[1::2], strict=True):
+        assert line.startswith(f"{task} by 3 processes: 3 tiles for 3 of them, ")
+        assert 1 < float(line.split()[-6]) < 3
+    assert "--processes must be positive, not 0" in run(*size, "--processes", 0, status=1)[1]
     assert "not 10: drop frames to 9" in fail(*size, "--frames", 10)
     assert "multiples of 8, not 60x96" in fail(*size, "--height", 60)
 

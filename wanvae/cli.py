@@ -32,6 +32,7 @@ from wanvae.model_options import (
 )
 from wanvae.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.planning import Job, Planner, choose_plan, show_memory
+from wanvae.sharding import expected_speedup, share_out
 from wanvae.tiling import Plan
 
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
@@ -112,7 +113,10 @@ def plan(arguments: Namespace) -> None:
         within = partial(planner.plan_for, job)
         limits = arguments.tile_size, arguments.max_memory
         chosen = choose_plan(planner.network, job, *limits, within)
-        print(f"{'decode' if decoding else 'encode'}: {describe(planner, job, chosen)}")
+        task = "decode" if decoding else "encode"
+        print(f"{task}: {describe(planner, job, chosen)}")
+        if arguments.processes is not None:
+            print(f"{task} by {describe_shares(planner, job, chosen, arguments.processes)}")
 
 
 def describe(planner: Planner, job: Job, chosen: Plan) -> str:
@@ -134,6 +138,18 @@ def describe(planner: Planner, job: Job, chosen: Plan) -> str:
         f"{size}, {chosen.frames or 'all'} frames at once, "
         f"{show_memory(planner.memory(job, chosen))} ({endless}), "
         f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times those of whole frames"
+    )
+
+
+def describe_shares(planner: Planner, job: Job, chosen: Plan, processes: int) -> str:
+    """How processes would share the work of a plan, in a line."""
+    if processes < 1:
+        raise ValueError(f"--processes must be positive, not {processes}")
+    shares = share_out(planner.network, chosen, job.height, job.width, processes)
+    busy = sum(work > 0 for work in shares.work)
+    return (
+        f"{processes} processes: {len(shares.tiles)} tiles for {busy} of them, "
+        f"{expected_speedup(planner, job, shares):.2f} times as fast at most"
     )
 
 
@@ -239,6 +255,7 @@ def add_plan_options(parser: Parser) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
     parser.add_argument("--tile-size", type=int, help="pixels a side of the largest tile")
     add_memory_option(parser)
+    parser.add_argument("--processes", type=int, help="to share each frame, with --shard")
     parser.add_argument(
         "--checkpoint", help="whose architecture to plan for (default: the official one)"
     )

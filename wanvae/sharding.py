@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise, product
 from typing import Protocol
@@ -22,7 +22,7 @@ from wanvae.engine.processes import meeting
 from wanvae.execution import Flow, join, time_factor
 from wanvae.nn import CausalConv, State
 from wanvae.nn.region import Region, Span, crop, whole_of
-from wanvae.planning import lengths_along, multiply_adds
+from wanvae.planning import Job, Planner, lengths_along, multiply_adds
 from wanvae.tiling import Coding, Network, Part, Plan, resampled
 
 # The process that decoded video goes to.
@@ -78,6 +78,14 @@ def share_out(network: Network, plan: Plan, height: int, width: int, processes: 
         if grid[0] * grid[1] <= most_tiles
     ]
     return min(shares, key=lambda shares: (max(shares.work), len(shares.tiles)))
+
+
+def expected_speedup(planner: Planner, job: Job, shares: Shares) -> float:
+    """How many times as fast as one process, if only multiply-adds took time."""
+    clip = replace(job, latents=2)
+    whole = planner.multiply_adds(clip, Plan(None, None))
+    (shell,) = share_out(planner.network, Plan(None, None), job.height, job.width, 1).work
+    return whole / (whole - shell + max(shares.work))
 
 
 class Work:
