@@ -184,11 +184,11 @@ def test_shards_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
 
 def test_options_come_from_a_file_too(tmp_path: Path, run: Run) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("frames: 5\nresize: 16x24\nstore: mean\nprogress: true\n")
+    config.write_text("frames: 5\nfps: 12\nresize: 16\nstore: mean\nprogress: true\n")
     out, err = run(tmp_path / "out", "--config", config)
-    assert "15 clips written" in out and "15/15" in err and "clip/s" in err
+    assert "6 clips written" in out and "6/6" in err and "clip/s" in err
     index = lines(tmp_path / "out" / "index.jsonl")
-    assert all((clip["height"], clip["width"]) == (16, 24) for clip in index)
+    assert all((clip["height"], clip["width"], clip["fps"]) == (16, 24, "12") for clip in index)
 
 
 def test_clips_are_cut_in_a_row(tmp_path: Path, files: Path, run: Run) -> None:

@@ -19,8 +19,8 @@ SHOWN = 10
 def run(arguments: Namespace) -> None:
     options = DatasetOptions(
         frames=arguments.frames,
-        fps=arguments.fps,
-        resize=arguments.resize,
+        fps=as_text(arguments.fps),
+        resize=as_text(arguments.resize),
         store=arguments.store,
         scale=arguments.scale,
         dtype=arguments.store_dtype,
@@ -48,6 +48,11 @@ def run(arguments: Namespace) -> None:
     # One process speaks, and fails, for all.
     if report is not None:
         show(f"{arguments.source} -> {arguments.destination}", report)
+
+
+def as_text(value: object) -> str | None:
+    """An option as on the command line, for in a YAML file 16 is a number."""
+    return None if value is None else str(value)
 
 
 def show(name: str, report: DatasetReport) -> None:
