@@ -1,7 +1,7 @@
 """The Wan2.1 causal 3D video VAE: load, encode, decode, stream, train, convert."""
 
 from wanvae.config import WanVAEConfig
-from wanvae.latent_dataset import LatentDataset
+from wanvae.dataset.reader import LatentDataset
 from wanvae.model import Reconstruction, WanVAE
 from wanvae.posterior import Posterior
 

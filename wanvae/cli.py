@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 import wanvae
 from wanvae.config import WanVAEConfig
 from wanvae.convert import convert, load_complete
-from wanvae.dataset_command import ENCODE_DATASET
+from wanvae.dataset.command import ENCODE_DATASET
 from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.arguments import Parser
 from wanvae.engine.config import to_json_dict

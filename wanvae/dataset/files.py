@@ -18,10 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from wanvae.clips import Clip
 from wanvae.config import WanVAEConfig
-from wanvae.dataset_records import IndexedClip
-from wanvae.dataset_settings import Container, DatasetOptions, DatasetSettings
+from wanvae.dataset.clips import Clip
+from wanvae.dataset.records import IndexedClip
+from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json
 from wanvae.latents import VideoShape, video_metadata

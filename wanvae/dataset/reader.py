@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wanvae.dataset_records import INDEX, IndexedClip, read_lines
-from wanvae.dataset_settings import read_settings
+from wanvae.dataset.records import INDEX, IndexedClip, read_lines
+from wanvae.dataset.settings import read_settings
 from wanvae.posterior import Posterior
 
 

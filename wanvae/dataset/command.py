@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from wanvae.dataset_settings import DatasetOptions
-from wanvae.encode_dataset import DatasetReport, encode_dataset
+from wanvae.dataset.encode import DatasetReport, encode_dataset
+from wanvae.dataset.settings import DatasetOptions
 from wanvae.engine.arguments import Parser
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.program import Command
@@ -77,7 +77,8 @@ def show_some(label: str, lines: list[str] | tuple[str, ...]) -> None:
 
 def add_options(parser: Parser) -> None:
     parser.add_argument(
-        "source", help="folder of videos, images and tars of them; quick to open after wanvae index"
+        "source",
+        help="folder of videos, images and tars of them, or the manifest that wanvae index wrote",
     )
     parser.add_argument("destination", help="folder to write; may be that of an interrupted run")
     parser.add_argument(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wanvae import WanVAEConfig
-from wanvae.clip_frames import ClipError, Cutter, read_clips
-from wanvae.clips import Clip, find_clips, fit, parse_cut
+from wanvae.dataset.clips import Clip, find_clips, fit, parse_cut
+from wanvae.dataset.frames import ClipError, Cutter, read_clips
 from wanvae.manifest import Entry, load_entries
 from wanvae.video import VideoReader, VideoWriter, read_video, write_video
 

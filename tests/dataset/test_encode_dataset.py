@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from tests.helpers import tiny
-from wanvae import WanVAE, cli, encode_dataset
-from wanvae.dataset_files import index_file
-from wanvae.dataset_plan import share
-from wanvae.dataset_settings import DatasetOptions
+from tests.helpers import launched, tiny
+from wanvae import WanVAE, cli
+from wanvae.dataset import encode
+from wanvae.dataset.files import index_file
+from wanvae.dataset.plan import share
+from wanvae.dataset.settings import DatasetOptions
 from wanvae.latents_spool import LatentsSpool
 from wanvae.video import VideoWriter, read_video, write_video
 
@@ -77,11 +79,6 @@ def command(files: Path, source: Path, target: Path, *options: object) -> list[s
     return [str(x) for x in ("encode-dataset", source, target, *model, *options)]
 
 
-def launched(arguments: list[str]) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*launcher, "--nproc-per-node=2", "-m", "wanvae", *arguments]
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """All files by their names, hidden ones too."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -116,6 +113,15 @@ def test_a_file_for_each_clip(tmp_path: Path, files: Path, run: Run) -> None:
     index = lines(tmp_path / "out" / "index.jsonl")
     assert [clip["name"] for clip in index] == sorted(names)
     assert [clip["frames"] for clip in index] == [29, 5, 9, 17, 1, 17]
+
+
+def test_a_manifest_stands_for_its_folder(tmp_path: Path, files: Path, run: Run) -> None:
+    source = tmp_path / "videos"
+    shutil.copytree(files / "videos", source)
+    assert cli.main(["index", str(source)]) == 0
+    (source / "a.mp4").rename(source / "later.mp4")  # found by no manifest
+    out, _ = run(tmp_path / "out", source=source / "wanvae-manifest.jsonl")
+    assert "5 clips written, 0 were there, 1 failed" in out
 
 
 def test_latents_are_those_of_the_model(tmp_path: Path, files: Path, run: Run) -> None:
@@ -237,7 +243,7 @@ def test_two_processes_write_the_same(
     one, _ = run(tmp_path / "one", *options)
     arguments = command(files, files / "videos", tmp_path / "two", *options)
     result = subprocess.run(
-        launched(arguments), capture_output=True, text=True, timeout=120, check=False
+        launched(*arguments), capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
     assert "15 clips written, 0 were there, 0 failed" in one and "15 clips written" in result.stdout
@@ -251,7 +257,7 @@ def test_the_order_of_processes_does_not_matter(
     options = ["--container", container, *SHARDS, "--store", "sample"]
     run(tmp_path / "one", *options)
     for rank in (2, 1):
-        encode_dataset.encode_dataset(
+        encode.encode_dataset(
             vae_of(files),
             files / "vae.safetensors",
             files / "videos",
@@ -277,10 +283,8 @@ def test_a_second_run_does_what_is_missing(
     clips = len(index_file(tmp_path / "out", file))
     (tmp_path / "out" / file).unlink()
     encoded = []
-    original = encode_dataset.encode_frames
-    monkeypatch.setattr(
-        encode_dataset, "encode_frames", lambda *args: encoded.append(1) or original(*args)
-    )
+    original = encode.encode_frames
+    monkeypatch.setattr(encode, "encode_frames", lambda *args: encoded.append(1) or original(*args))
     out, _ = run(tmp_path / "out", *options)
     assert f"{clips} clips written, {6 - clips} were there" in out
     assert len(encoded) == clips
@@ -295,7 +299,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path, files: Path, run: Run) -
     for number in range(60):
         os.link(files / "videos" / "a.mp4", source / f"{number:02}.mp4")
     (source / "99.mp4").write_text("no video")
-    arguments = launched(command(files, source, target))
+    arguments = launched(*command(files, source, target))
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -365,7 +369,7 @@ def test_no_memory_is_no_broken_video(
     def run_out(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("wanvae.clip_frames.fitted", run_out)
+    monkeypatch.setattr("wanvae.dataset.frames.fitted", run_out)
     assert "out of memory; try" in run(tmp_path / "out", status=1)[1]
     assert not (tmp_path / "out" / "failures.jsonl").exists()
 
@@ -537,7 +541,7 @@ def test_unusable_folders(tmp_path: Path, files: Path, run: Run) -> None:
 def test_an_error_before_the_start_is_said_once(tmp_path: Path, files: Path) -> None:
     arguments = command(files, files / "videos", tmp_path / "out", "--frames", 6)
     result = subprocess.run(
-        launched(arguments), capture_output=True, text=True, timeout=120, check=False
+        launched(*arguments), capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.count("wanvae: a clip must have 1 + 4n frames") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanvae.clips import Clip
+from wanvae.dataset.clips import Clip
 from wanvae.engine.program import is_out_of_memory
 from wanvae.manifest import Entry, reason
 from wanvae.video import Frame, VideoError, VideoReader

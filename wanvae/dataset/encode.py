@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.clip_frames import ClipError, read_clips
-from wanvae.clips import Clip
-from wanvae.dataset_files import WRITERS, StoredClip, Unit, clip_metadata, index_file
-from wanvae.dataset_plan import Job, prepare, share
-from wanvae.dataset_records import (
+from wanvae.dataset.clips import Clip
+from wanvae.dataset.files import WRITERS, StoredClip, Unit, clip_metadata, index_file
+from wanvae.dataset.frames import ClipError, read_clips
+from wanvae.dataset.plan import Job, prepare, share
+from wanvae.dataset.records import (
     FAILURES,
     INDEX,
     Failure,
@@ -33,11 +33,12 @@ from wanvae.dataset_records import (
     read_failures,
     write_lines,
 )
-from wanvae.dataset_settings import DatasetOptions, DatasetSettings
+from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
 from wanvae.engine.checkpoint import unwritable
 from wanvae.engine.processes import made_by_first_process, objects_of_processes
 from wanvae.latents_spool import LatentsSpool
+from wanvae.manifest import MANIFEST
 from wanvae.model import WanVAE
 from wanvae.pipeline import encode_frames
 from wanvae.planning import Memory, TileSize
@@ -122,6 +123,7 @@ def encode_dataset(
 
     Args:
         vae: the model, and ``checkpoint`` where it is from.
+        source: a folder, or its manifest.
         destination: a folder, new or that of a run before with the same settings.
         processes: those of the run, which all call this, and share the work.
         tile_size, max_memory: as for ``WanVAE.stream_encode``.
@@ -136,6 +138,8 @@ def encode_dataset(
         CheckpointError: a file cannot be written.
     """
     source, destination = Path(source), Path(destination)
+    if source.name == MANIFEST:
+        source = source.parent
     job = made_by_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
     started = time.perf_counter()
     rank, ranks = processes.process_index, processes.num_processes

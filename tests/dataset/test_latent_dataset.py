@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.helpers import tiny
 from wanvae import LatentDataset, WanVAE, cli
-from wanvae.latent_dataset import LatentClip
+from wanvae.dataset.reader import LatentClip
 from wanvae.video import read_video, write_video
 
 CONTAINERS = ["files", "tar", "safetensors"]

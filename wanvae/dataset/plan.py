@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from wanvae.clips import Clip, find_clips, parse_cut
-from wanvae.dataset_files import Unit, plan_units
-from wanvae.dataset_records import FAILURES, Failure, read_failures, write_lines
-from wanvae.dataset_settings import (
+from wanvae.dataset.clips import Clip, find_clips, parse_cut
+from wanvae.dataset.files import Unit, plan_units
+from wanvae.dataset.records import FAILURES, Failure, read_failures, write_lines
+from wanvae.dataset.settings import (
     SETTINGS,
     DatasetOptions,
     DatasetSettings,

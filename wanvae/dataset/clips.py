@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import PurePosixPath
 
 from wanvae.config import WanVAEConfig
-from wanvae.dataset_records import Failure
+from wanvae.dataset.records import Failure
 from wanvae.engine.config import check
 from wanvae.latents import parse_rate
 from wanvae.manifest import Entry
