@@ -60,7 +60,7 @@ def show(name: str, report: DatasetReport) -> None:
     print(
         f"{name}: {report.written} clips written, {report.kept} were there, "
         f"{len(report.failures)} failed; {report.size:,} bytes written, "
-        f"{speed:.1f} frames per second"
+        f"{speed:.2f} frames per second"
     )
     show_some("left out, too small or too short", report.left_out)
     show_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
