@@ -59,11 +59,11 @@ def write_sound(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+CONFIG = Path(__file__).parents[1] / "configs" / "accelerate" / "cpu.yaml"
 # What starts two processes on a CPU.
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
 
 
 def launched(*arguments: object) -> list[str]:
     """The command that runs ``wanvae`` with these arguments in two processes."""
-    # The dashes keep the launcher from taking options of ours for its own, abbreviated.
-    return [*LAUNCHER, "-m", "wanvae", "--", *map(str, arguments)]
+    return [*LAUNCHER, "-m", "wanvae", *map(str, arguments)]

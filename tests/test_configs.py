@@ -75,6 +75,7 @@ def test_windows_of_motion_are_whole_tokens_of_its_features(name):
     ("name", "kind", "machines"),
     [
         ("single", DistributedType.NO, 1),
+        ("cpu", DistributedType.MULTI_GPU, 1),
         ("ddp", DistributedType.MULTI_GPU, 1),
         ("multinode", DistributedType.MULTI_GPU, 2),
     ],

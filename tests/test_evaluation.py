@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import tiny
+from tests.helpers import LAUNCHER, tiny
 from wanvae import WanVAE
 from wanvae.evaluation import (
     Clip,
@@ -124,9 +123,7 @@ def test_two_processes_share_the_clips(folder, vae, tmp_path):
     weights, script = tmp_path / "vae.safetensors", tmp_path / "script.py"
     vae.save_pretrained(weights)
     script.write_text(ON_TWO_PROCESSES)
-    # Not by accelerate launch, which starts one process only where there is no GPU.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(script), str(weights), str(folder), str(tmp_path)]
+    command = [*LAUNCHER, str(script), str(weights), str(folder), str(tmp_path)]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -3,7 +3,7 @@
 The model has random weights. Times alternate between one process, while the others wait, and all
 of them; the peak memory is over the loaded model, of the process that takes most.
 
-    python -m torch.distributed.run --nproc_per_node 2 tools/benchmark_processes.py
+    accelerate launch --config_file configs/accelerate/cpu.yaml tools/benchmark_processes.py
     accelerate launch --num_processes 8 tools/benchmark_processes.py --dtype bfloat16   # GPUs
 
 Processes on a CPU have one thread each, unless OMP_NUM_THREADS says otherwise.

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from tests.engine.toy import KillAt, Model, Noise, losses, make_task, settings
+from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
 from wanvae.engine.trainer import NotFiniteError, make_accelerator, train
 from wanvae.engine.trainer_config import TrainerConfig
@@ -102,8 +103,8 @@ def arguments(config: TrainerConfig, **options: object) -> list[str]:
     ]
 
 
-def run_command(*command: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+def run_command(*command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT
     )
@@ -178,14 +179,8 @@ def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator)
 
 
 def launch_two(options: list[str]) -> None:
-    """Run the command of tests.engine.toy in two processes on the CPU.
-
-    With --cpu accelerate starts one process, whatever their number; hence the other way to say it.
-    """
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launcher += ["--num_machines=1", "--main_process_port=0", "--mixed_precision=no"]
-    launcher += ["--dynamo_backend=no", "-m", "tests.engine.toy", "--processes=2"]
-    done = run_command(*launcher, *options, ACCELERATE_USE_CPU="true")
+    """Run the command of tests.engine.toy in two processes on the CPU."""
+    done = run_command(*LAUNCHER[2:], "-m", "tests.engine.toy", "--processes=2", *options)
     assert done.returncode == 0, done.stderr
 
 

@@ -20,6 +20,7 @@ from motion import cli
 from motion.clips import read_clip, write_clip
 from motion.humanml3d import write_features
 from motion.tokens import read_tokens
+from tests.helpers import LAUNCHER
 from tests.motion.helpers import random_clip, random_skeleton
 from tests.motion.test_motion_folders import contents
 from tests.motion.tokenizers import ROOTED, WALK, saved_tokenizer
@@ -530,8 +531,8 @@ def test_a_report_needs_a_place(tmp_path: Path, files: Path, fail: Fail) -> None
 
 
 def launch(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--standalone", "-m", "motion", *map(str, arguments), "--device", "cpu"]
+    command = [*LAUNCHER, "--num_processes", str(processes), "-m", "motion"]
+    command += [*map(str, arguments), "--device", "cpu"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -18,6 +18,7 @@ from motion.recording import read_recording
 from motion.sample import walk
 from motion.statistics import FeatureStatistics
 from motion.train import TrainConfig, main
+from tests.helpers import LAUNCHER
 from tests.motion import two_ranks
 from wanvae.engine.checkpoint import read_tensors
 from wanvae.video import probe
@@ -152,9 +153,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
 
 def test_two_processes_hold_the_code_books_of_one_with_twice_the_batch(folder, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.motion.two_ranks", *options(folder, two, 50, *PLAIN)]
-    run_command(*command, ACCELERATE_USE_CPU="true")
+    run_command(*LAUNCHER[2:], "-m", "tests.motion.two_ranks", *options(folder, two, 50, *PLAIN))
     first, second = (tensors_of(two, f"rank-{rank}") for rank in (0, 1))
     assert_equal(first, second)
     two_ranks.main(options(folder, one, 50, *PLAIN, "--trainer.batch_size=8"))
@@ -163,8 +162,8 @@ def test_two_processes_hold_the_code_books_of_one_with_twice_the_batch(folder, t
         torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def run_command(*command: str, **variables: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+def run_command(*command: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT
     )

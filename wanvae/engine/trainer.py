@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.averaging import moving_average
+from wanvae.engine.devices import default_device
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.log import Log
 from wanvae.engine.optimization import Optimization
@@ -46,6 +47,8 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
         raise ValueError("tensorboard is not installed: pip install it, or set tracker to none")
     unused = config.find_unused_parameters
     return Accelerator(
+        # Without a GPU accelerate would take several processes for one if it is not told.
+        cpu=default_device() == "cpu",
         mixed_precision=config.mixed_precision,
         log_with="tensorboard" if tracked else None,
         project_dir=config.run,
