@@ -53,10 +53,12 @@ class WanVAE(nn.Module):
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.coder, config.in_channels, 2 * config.z_dim)
+        self.encoder = Encoder(
+            config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
+        )
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config.coder, config.z_dim, config.out_channels)
+        self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
         self.compiled = False
 
     @classmethod
@@ -294,6 +296,7 @@ class WanVAE(nn.Module):
             core=(*self.encoder.core(), self.conv1),
             shell=self.encoder.shell(),
             core_first=False,
+            out_channels=2 * self.config.z_dim,
             spatial_factor=self.config.spatial_factor,
             temporal_factor=self.config.temporal_factor,
         )
@@ -304,7 +307,8 @@ class WanVAE(nn.Module):
             core=(self.conv2, *self.decoder.core()),
             shell=self.decoder.shell(),
             core_first=True,
-            spatial_factor=self.config.spatial_factor,
+            out_channels=self.config.out_channels,
+            spatial_factor=self.config.decoded_spatial_factor,
             temporal_factor=self.config.temporal_factor,
         )
 
