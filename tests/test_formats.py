@@ -132,6 +132,16 @@ def test_diffusers_names_are_those_diffusers_makes(config: WanVAEConfig) -> None
     assert {n: t.shape for n, t in theirs.state_dict().items()} == expected
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_diffusers_names_are_those_of_qwen_image(channels: int) -> None:
+    config = WanVAEConfig(in_channels=channels, out_channels=channels)
+    with torch.device("meta"):
+        theirs = diffusers_vae("AutoencoderKLQwenImage", input_channels=channels).state_dict()
+    names = names_of(config)
+    expected = {names[n]: t.shape for n, t in shapes(config).items()}
+    assert {n: t.shape for n, t in theirs.items()} == expected
+
+
 # Architecture
 
 

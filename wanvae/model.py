@@ -76,7 +76,8 @@ class WanVAE(nn.Module):
 
         Args:
             path: a native ``.safetensors``; an official ``.pth``, or its keys in ``.safetensors``;
-                a diffusers directory or file. Layout and architecture are found out.
+                a diffusers directory or file, of Qwen-Image too. Layout and architecture are found
+                out.
             dtype: of the parameters; None keeps the file's.
             device: where to put them; None is the CPU.
             encode_dtype, decode_dtype: of those that encode, or decode, where it is another:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from torch import Tensor, nn
 
@@ -153,7 +153,12 @@ class Decoder(Coder):
         return self.conv1, *self.middle
 
     def shell(self) -> tuple[nn.Module, ...]:
-        return *self.upsamples, self.head, *self.patches
+        # A last stage without a shortcut is no more than its layers, whatever their names are.
+        stages = (
+            tuple(stage.upsamples) if isinstance(stage, Sequential) else (stage,)
+            for stage in self.upsamples
+        )
+        return *chain.from_iterable(stages), self.head, *self.patches
 
     def layers(self) -> tuple[nn.Module, ...]:
         return self.core() + self.shell()
