@@ -10,6 +10,9 @@ from torch import nn
 
 from wanvae import WanVAE, WanVAEConfig
 
+# What makes a small model one of the kind of Wan2.2.
+WAN22 = {"stage_shortcuts": True, "patch_size": 2, "decoder_dim": 6}
+
 
 def randomise(module: nn.Module) -> None:
     """Give every parameter a value that matters: fresh attention would add nothing."""

@@ -1,6 +1,7 @@
 """What the processes of tests/test_sharding.py do; each calls the same functions in lockstep."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -9,19 +10,20 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import random_video, tiny
+from tests.helpers import WAN22, random_video, tiny
 from wanvae import WanVAE, model
 from wanvae.nn import convolve
 from wanvae.planning import Job, Planner
 from wanvae.sharding import Shares, share_out
 from wanvae.tiling import Network, Plan
 
-VARIANTS = [{}, {"attn_scales": (0.5,)}, {"temporal_downsample": (True, False, True)}]
+VARIANTS = [{}, {"attn_scales": (0.5,)}, {"temporal_downsample": (True, False, True)}, WAN22]
 EXACTLY = {"rtol": 0, "atol": 1e-10}
 # Latents of the clips whose work is counted, as Shares count it.
 LATENTS = 2
 
-side = st.integers(1, 6).map(lambda latents: 8 * latents)
+# In latents.
+side = st.integers(1, 6)
 # Nothing is random, so that all processes draw the same; nor is a failure tried again.
 in_lockstep = settings(
     max_examples=9, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
@@ -40,6 +42,14 @@ def make_model(variant: dict[str, object]) -> WanVAE:
     """The same weights in every process."""
     torch.manual_seed(0)
     return tiny(**variant)
+
+
+def in_pixels(vae: WanVAE, sides: tuple[int, ...] | int | None) -> tuple[int, ...] | int | None:
+    """Latents in pixels; None stays None."""
+    factor = vae.config.spatial_factor
+    if isinstance(sides, tuple):
+        return tuple(factor * side for side in sides)
+    return None if sides is None else factor * sides
 
 
 def check_all(rank: int, count: int, folder: Path) -> None:
@@ -67,6 +77,7 @@ def check_clips(processes: Rank) -> None:
     )
     def check(variant, batch, latents, size, tile_size):
         vae = make_model(variant)
+        size, tile_size = in_pixels(vae, size), in_pixels(vae, tile_size)
         video = random_video(1 + 4 * (latents - 1), *size, batch=batch)
         whole = vae.encode(video)
         shared = vae.encode(video, tile_size=tile_size, shard=processes)
@@ -85,11 +96,14 @@ def check_streams(processes: Rank) -> None:
     @in_lockstep
     @given(
         lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+        variant=st.sampled_from([{}, WAN22]),
         size=st.tuples(side, side),
         tile_size=st.one_of(st.none(), side),
     )
-    def check(lengths, size, tile_size):
-        vae, options = make_model(VARIANTS[0]), {"tile_size": tile_size, "shard": processes}
+    def check(lengths, variant, size, tile_size):
+        vae = make_model(variant)
+        size, tile_size = in_pixels(vae, size), in_pixels(vae, tile_size)
+        options = {"tile_size": tile_size, "shard": processes}
         video = random_video(sum(lengths), *size)
         expected, encoder, state = vae.stream_encode(), vae.stream_encode(**options), None
         state_alone = None
@@ -121,14 +135,15 @@ def check_half_types(processes: Rank) -> None:
 
 def check_work(processes: Rank) -> None:
     """No process computes more than its share of the shell, nor than a fair one."""
-    vae, height, width = make_model({}), 32, 208
     convolve.suits_sums_of_kernels = lambda device: False  # to count all multiply-adds
-    for decoding in (False, True):
+    for variant, decoding in product([{}, WAN22], [False, True]):
+        vae = make_model(variant)
+        height, width = in_pixels(vae, (4, 26))
         network = vae.decoder_network() if decoding else vae.encoder_network()
         plan = Plan(None, 2)
         shares = model.shares_of(vae.config, decoding, plan, height, width, processes.num_processes)
         core, whole_shell = work_of(network, height, width)
-        latents = torch.zeros(1, 2, LATENTS, height // 8, width // 8, dtype=torch.float64)
+        latents = torch.zeros(1, 2, LATENTS, 4, 26, dtype=torch.float64)
         with FlopCounterMode(display=False) as counter:
             if decoding:
                 vae.decode(latents, shard=processes)

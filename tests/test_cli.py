@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.helpers import tiny, write_sound
+from tests.helpers import WAN22, tiny, write_sound
 from wanvae import __version__, cli, formats
 from wanvae.engine.program import is_out_of_memory
 from wanvae.model_options import load_model
@@ -129,6 +129,23 @@ def test_an_image_model(tmp_path: Path, files: Path, run: Run) -> None:
     assert "compression: 1x8x8, 2 channels, an image model\n" in run("info", path)[0]
     run("reconstruct", files / "a.mp4", tmp_path / "b.mkv", "--checkpoint", path)
     assert read_video(tmp_path / "b.mkv")[0].shape == (3, 7, 22, 30)
+
+
+def test_wan22(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "wan22.safetensors"
+    tiny(**WAN22).float().save_pretrained(path)
+    assert "compression: 4x16x16, 2 channels\n" in run("info", path)[0]
+    size = "plan", "--checkpoint", path, "--frames", 9, "--height", 64, "--width", 96
+    encode, decode = run(*size, "--tile-size", 32, "--processes", 2)[0].splitlines()[::2]
+    assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
+
+
+def test_an_upscaling_decoder_is_planned_for_what_it_makes(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "vae.safetensors"
+    tiny(upscale_factor=2).float().save_pretrained(path)
+    size = "plan", "--checkpoint", path, "--frames", 9, "--height", 32, "--width", 48
+    encode, decode = run(*size, "--tile-size", 32)[0].splitlines()
+    assert "2 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
 
 
 def test_convert(tmp_path: Path, files: Path, run: Run) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers import WAN22
 from wanvae import WanVAE, WanVAEConfig, formats
 from wanvae.convert import convert
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
@@ -18,6 +19,10 @@ ROOT = Path(__file__).parents[1]
 TINY = WanVAEConfig(
     dim=4, z_dim=2, num_res_blocks=1, latents_mean=(0.5, 0.1), latents_std=(1.0, 2.0)
 )
+
+
+# What sets the other models of the family apart from Wan2.1.
+FAMILY = [{}, WAN22, {"in_channels": 4, "out_channels": 4}, {"upscale_factor": 2}]
 
 
 def saved(path: Path, config: WanVAEConfig = TINY, dtype: torch.dtype = torch.float32) -> WanVAE:
@@ -38,11 +43,12 @@ def assert_bit_equal(tensors: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("change", FAMILY, ids=str)
 def test_a_round_trip_through_all_layouts_is_bit_equal(
-    tmp_path: Path, dtype: torch.dtype, suffix: str
+    tmp_path: Path, dtype: torch.dtype, suffix: str, change: dict[str, object]
 ) -> None:
     native = tmp_path / "native.safetensors"
-    expected = saved(native, dtype=dtype).state_dict()
+    expected = saved(native, replace(TINY, **change), dtype).state_dict()
     wan, diffusers, back = tmp_path / f"wan{suffix}", tmp_path / "vae", tmp_path / "b.safetensors"
     convert(native, wan, Layout.WAN)
     convert(wan, diffusers, Layout.DIFFUSERS)
@@ -51,12 +57,28 @@ def test_a_round_trip_through_all_layouts_is_bit_equal(
         assert_bit_equal(formats.load(path).tensors, expected)
 
 
-@pytest.mark.parametrize("change", [{}, {"dropout": 0.25}, {"dim_mult": (1, 2, 2, 3)}])
+@pytest.mark.parametrize("change", [*FAMILY, {"dropout": 0.25}, {"dim_mult": (1, 2, 2, 3)}])
 def test_diffusers_keeps_the_whole_config(tmp_path: Path, change: dict[str, object]) -> None:
     config = replace(TINY, **change)
     saved(tmp_path / "a.safetensors", config)
     convert(tmp_path / "a.safetensors", tmp_path / "vae", Layout.DIFFUSERS)
     assert formats.load(tmp_path / "vae").config == config
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_round_trip_through_qwen_image_is_bit_equal(tmp_path: Path, channels: int) -> None:
+    native, qwen_image = tmp_path / "a.safetensors", tmp_path / "vae"
+    config = replace(TINY, in_channels=channels, out_channels=channels)
+    expected = saved(native, config).state_dict()
+    report = convert(native, qwen_image, Layout.QWEN_IMAGE)
+    assert report.renamed == report.tensors == len(expected)
+    checkpoint = formats.load(qwen_image)
+    assert checkpoint.layout is Layout.QWEN_IMAGE and checkpoint.config == config
+    report = convert(qwen_image, native, Layout.NATIVE)
+    assert report.source is Layout.QWEN_IMAGE and report.renamed == len(expected)
+    assert formats.load(native).config == config
+    assert_bit_equal(formats.load(native).tensors, expected)
+    assert convert(qwen_image, tmp_path / "wan_vae", Layout.DIFFUSERS).renamed == 0
 
 
 def test_the_report_counts_and_says_what_was_lost(tmp_path: Path) -> None:

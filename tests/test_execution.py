@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.helpers import tiny
+from tests.helpers import WAN22, tiny
 from wanvae.execution import (
     FEWEST_FRAMES,
     STEP_PIXELS,
@@ -15,7 +15,9 @@ from wanvae.execution import (
     join,
     latents_at_once,
     make_stages,
+    modules_of,
     regroup,
+    time_factor,
 )
 from wanvae.nn import Downsample, Upsample
 
@@ -27,6 +29,7 @@ VARIANTS = [
     {"temporal_downsample": (False, False, False)},
     {"dim_mult": (1, 2), "temporal_downsample": (True,)},
     {"attn_scales": (0.5,)},
+    WAN22,
 ]
 
 
@@ -95,21 +98,17 @@ def test_stages_take_lengths_that_suit_their_layers(variant, decoding, frames):
         assert stage.group == group
         # A whole number of groups of what comes later, and no more latents than at once.
         assert 1 <= stage.frames <= max(2, most * group)
-        first, last = stage.layers[0], stage.layers[-1]
-        if isinstance(last, Downsample) and last.time_conv is not None:
-            assert stage.frames % 2 == 0
-            group //= 2
-        if isinstance(first, Upsample) and first.time_conv is not None:
-            group *= 2
-        for layer in stage.layers[1:]:
-            assert not isinstance(layer, Upsample)
-        for layer in stage.layers[:-1]:
-            assert not isinstance(layer, Downsample)
+        factor = time_factor(stage.layers)
+        assert stage.frames * factor == int(stage.frames * factor)
+        group = int(group * factor)
+        assert not any(isinstance(module, Upsample) for module in modules_of(stage.layers[1:]))
+        assert not any(isinstance(module, Downsample) for module in modules_of(stage.layers[:-1]))
     assert group == (vae.config.temporal_factor if decoding else 1)
     # What is made at full resolution at once is what was asked for.
     ends = stages[-1 if decoding else 0]
-    doubled = isinstance(ends.layers[0], Upsample) and ends.layers[0].time_conv is not None
-    least = 2 if doubled or any(isinstance(layer, Downsample) for layer in ends.layers) else 1
+    doubled = time_factor(ends.layers) == 2
+    halves = any(isinstance(module, Downsample) for module in modules_of(ends.layers))
+    least = 2 if doubled or halves else 1
     assert ends.frames * (2 if doubled else 1) <= max(frames, least)
 
 

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests import helpers
 from wanvae import WanVAE, WanVAEConfig, formats
 from wanvae.architecture import infer_config
+from wanvae.config import WAN22
 from wanvae.diffusers_layout import (
     DIFFUSERS_WEIGHTS,
-    diffusers_config,
     diffusers_names,
     read_diffusers_config,
+    wan_config,
 )
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
 from wanvae.formats import Layout, load
@@ -24,12 +26,15 @@ from wanvae.latent_statistics import (
     NO_STATISTICS,
     OFFICIAL_STATISTICS,
     WAN21_MEAN,
+    WAN22_STATISTICS,
     with_known_statistics,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
 
 TINY = WanVAEConfig(dim=4, z_dim=2)
+TINY_WAN22 = replace(TINY, **helpers.WAN22)
+TWO_STEPS = {"dim_mult": (1, 2, 2), "temporal_downsample": (True, False)}
 # Architectures that official names can say, each unlike the others in many ways.
 CONFIGS = [
     WanVAEConfig(),
@@ -40,7 +45,20 @@ CONFIGS = [
     WanVAEConfig(dim=4, num_res_blocks=3, attn_scales=(0.25,)),
     WanVAEConfig(dim=4, attn_scales=(0.125, 0.5, 2.0), temporal_downsample=(True, True, False)),
     WanVAEConfig(dim=2, dim_mult=(3,), temporal_downsample=()),
+    WAN22,
+    TINY_WAN22,
+    WanVAEConfig(dim=4, stage_shortcuts=True, **TWO_STEPS),
+    WanVAEConfig(dim=6, patch_size=2, stage_shortcuts=True, in_channels=1, **TWO_STEPS),
+    WanVAEConfig(dim=4, decoder_dim=8, in_channels=4, out_channels=4),
+    WanVAEConfig(dim=4, upscale_factor=2),
 ]
+
+
+def names_of(config: WanVAEConfig) -> dict[str, str]:
+    """What diffusers calls the tensors of a model."""
+    return diffusers_names(
+        len(config.dim_mult), config.num_res_blocks, nested=config.stage_shortcuts
+    )
 
 
 def shapes(config: WanVAEConfig) -> dict[str, Tensor]:
@@ -61,11 +79,12 @@ def official_file(path: Path, tensors: dict[str, Tensor]) -> Path:
     return path
 
 
-def diffusers_vae(**config: object) -> torch.nn.Module:
+def diffusers_vae(name: str = "AutoencoderKLWan", **config: object) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what importing it and its dependencies says is not ours
-        from diffusers import AutoencoderKLWan
-    return AutoencoderKLWan(**config).eval()
+        import diffusers
+
+        return getattr(diffusers, name)(**config).eval()
 
 
 def golden_json(name: str) -> dict[str, list[int]]:
@@ -81,9 +100,12 @@ def golden_weights(name: str) -> dict[str, Tensor]:
 # Names
 
 
-def test_our_names_and_shapes_are_the_official_ones() -> None:
-    ours = {name: list(tensor.shape) for name, tensor in shapes(WanVAEConfig()).items()}
-    assert ours == golden_json("wan21_keys.json")
+@pytest.mark.parametrize(
+    ("config", "name"), [(WanVAEConfig(), "wan21_keys.json"), (WAN22, "wan22_keys.json")]
+)
+def test_our_names_and_shapes_are_the_official_ones(config: WanVAEConfig, name: str) -> None:
+    ours = {name: list(tensor.shape) for name, tensor in shapes(config).items()}
+    assert ours == golden_json(name)
 
 
 def test_diffusers_names_and_shapes_are_diffusers() -> None:
@@ -94,20 +116,30 @@ def test_diffusers_names_and_shapes_are_diffusers() -> None:
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not c.attn_scales])
 def test_diffusers_names_are_one_to_one_and_all_new(config: WanVAEConfig) -> None:
-    names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
+    names = names_of(config)
     assert shapes(config).keys() <= names.keys()
     assert len(set(names.values())) == len(names)
     assert all(ours != theirs for ours, theirs in names.items())
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.dim < 96 and not c.attn_scales])
+@pytest.mark.parametrize("config", [c for c in CONFIGS[1:] if not c.attn_scales])
 def test_diffusers_names_are_those_diffusers_makes(config: WanVAEConfig) -> None:
-    values = diffusers_config(config)
+    values = wan_config(config)
     with torch.device("meta"):
         theirs = diffusers_vae(**{k: v for k, v in values.items() if not k.startswith("_")})
-    names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
+    names = names_of(config)
     expected = {names[n]: t.shape for n, t in shapes(config).items()}
     assert {n: t.shape for n, t in theirs.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_diffusers_names_are_those_of_qwen_image(channels: int) -> None:
+    config = WanVAEConfig(in_channels=channels, out_channels=channels)
+    with torch.device("meta"):
+        theirs = diffusers_vae("AutoencoderKLQwenImage", input_channels=channels).state_dict()
+    names = names_of(config)
+    expected = {names[n]: t.shape for n, t in shapes(config).items()}
+    assert {n: t.shape for n, t in theirs.items()} == expected
 
 
 # Architecture
@@ -118,7 +150,7 @@ def test_the_architecture_is_read_off_the_tensors(config: WanVAEConfig) -> None:
     assert infer_config(shapes(config)) == config
 
 
-@pytest.mark.parametrize("name", ["wan21_tiny", "wan21_attn_tiny"])
+@pytest.mark.parametrize("name", ["wan21_tiny", "wan21_attn_tiny", "wan22_tiny"])
 def test_the_architecture_of_reference_models(tmp_path: Path, name: str) -> None:
     weights = golden_weights(f"{name}.safetensors")
     checkpoint = load(official_file(tmp_path / "a.safetensors", weights))
@@ -128,11 +160,13 @@ def test_the_architecture_of_reference_models(tmp_path: Path, name: str) -> None
     assert config.attn_scales == ((0.25,) if "attn" in name else ())
     steps = (True, True, False) if "attn" in name else (False, True, True)
     assert config.temporal_downsample == steps
+    kind = (12, True, 2) if "wan22" in name else (None, False, 1)
+    assert (config.decoder_dim, config.stage_shortcuts, config.patch_size) == kind
     assert formats.INFERRED in checkpoint.notes
     WanVAE.from_pretrained(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("config", [TINY, CONFIGS[5]])
+@pytest.mark.parametrize("config", [TINY, CONFIGS[5], TINY_WAN22])
 def test_any_missing_tensor_is_named(tmp_path: Path, config: WanVAEConfig) -> None:
     tensors = random_vae(config).state_dict()
     path = tmp_path / "a.safetensors"
@@ -187,6 +221,21 @@ def test_the_official_architecture_has_the_official_statistics() -> None:
     assert config.latents_std == tuple(theirs.latents_std)
 
 
+def test_wan22_has_its_statistics() -> None:
+    config, note = with_known_statistics(WAN22)
+    assert config.latents_mean[0] == -0.2289 and config.latents_mean[47] == -0.0667
+    assert config.latents_std[0] == 0.4765 and config.latents_std[47] == 0.7744
+    assert note == WAN22_STATISTICS
+
+
+@pytest.mark.parametrize(
+    "change", [{"in_channels": 4, "out_channels": 4}, {"upscale_factor": 2}], ids=str
+)
+def test_models_with_the_latents_of_wan21_have_its_statistics(change: dict[str, int]) -> None:
+    config, note = with_known_statistics(WanVAEConfig(**change))
+    assert config.latents_mean == WAN21_MEAN and note == OFFICIAL_STATISTICS
+
+
 def test_another_architecture_has_none() -> None:
     assert with_known_statistics(TINY) == (TINY, NO_STATISTICS)
 
@@ -202,6 +251,8 @@ def test_another_architecture_has_none() -> None:
         replace(TINY, attn_scales=(0.25,), num_res_blocks=1),
         replace(TINY, block="bottleneck", norm="batch", activation="gelu"),
         replace(TINY, ndim=2),
+        TINY_WAN22,
+        replace(TINY, upscale_factor=2),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -244,19 +295,6 @@ def test_native_without_config(tmp_path: Path) -> None:
 # Other layouts and other files
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "encoder.downsamples.0.downsamples.0.residual.0.gamma",
-        "encoder.down_blocks.0.resnets.0.norm1.gamma",
-    ],
-)
-def test_wan22_is_recognised_and_refused(tmp_path: Path, name: str) -> None:
-    path = official_file(tmp_path / "a.safetensors", {name: torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"Wan2\.2, which is not supported yet"):
-        load(path)
-
-
 def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
     names = ["encoder.down_blocks.0.resnets.0.norm1.weight", "b.weight", "c", "d"]
     path = official_file(tmp_path / "a.safetensors", {n: torch.ones(1) for n in names})
@@ -282,9 +320,23 @@ def test_ours_loads_in_diffusers(tmp_path: Path) -> None:
     assert expected <= written.keys()
 
 
+# What sets the Wan2.2 of diffusers apart.
+THEIR_WAN22 = {
+    "decoder_base_dim": 12,
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 16,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, THEIR_WAN22], ids=["wan21", "wan22"])
 @pytest.mark.parametrize("safe", [True, False])
-def test_theirs_loads_in_ours_and_decodes_the_same(tmp_path: Path, safe: bool) -> None:
-    theirs = diffusers_vae(base_dim=8, z_dim=4, num_res_blocks=1)
+def test_theirs_loads_in_ours_and_decodes_the_same(
+    tmp_path: Path, safe: bool, changes: dict[str, object]
+) -> None:
+    theirs = diffusers_vae(base_dim=8, z_dim=4, num_res_blocks=1, **changes)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     theirs.save_pretrained(tmp_path / "pipeline" / "vae", safe_serialization=safe)
@@ -298,8 +350,8 @@ def test_theirs_loads_in_ours_and_decodes_the_same(tmp_path: Path, safe: bool) -
     assert any("another number of channels" in note for note in notes)
 
 
-def test_a_bare_diffusers_file(tmp_path: Path) -> None:
-    config = CONFIGS[2]
+@pytest.mark.parametrize("config", [CONFIGS[2], TINY_WAN22, CONFIGS[-1]])
+def test_a_bare_diffusers_file(tmp_path: Path, config: WanVAEConfig) -> None:
     vae = random_vae(config)
     formats.save_diffusers(tmp_path / "vae", config, vae.state_dict())
     checkpoint = load(tmp_path / "vae" / DIFFUSERS_WEIGHTS)
@@ -308,23 +360,19 @@ def test_a_bare_diffusers_file(tmp_path: Path) -> None:
     assert checkpoint.tensors.keys() == vae.state_dict().keys()
 
 
-def test_the_statistics_of_a_diffusers_config_win(tmp_path: Path) -> None:
-    values = diffusers_config(WanVAEConfig())
+def test_the_statistics_of_a_diffusers_config_win() -> None:
+    values = wan_config(WanVAEConfig())
     values["latents_mean"] = [2.0] * 16
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(values))
-    config, notes = read_diffusers_config(path)
+    config, notes = read_diffusers_config(values)
     assert config.latents_mean == (2.0,) * 16 and notes == ()
 
 
-def test_qwen_image_and_older_diffusers_configs(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
+def test_qwen_image_and_older_diffusers_configs() -> None:
     for content in (
         {"_class_name": "AutoencoderKLQwenImage", "input_channels": 3},
         {"_class_name": "AutoencoderKLWan", "base_dim": 96, "attn_scales": []},
     ):
-        path.write_text(json.dumps(content))
-        config, notes = read_diffusers_config(path)
+        config, notes = read_diffusers_config(content)
         assert config.latents_mean == WAN21_MEAN
         assert notes == (OFFICIAL_STATISTICS,)
 
@@ -332,9 +380,10 @@ def test_qwen_image_and_older_diffusers_configs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"is_residual": True}, r"Wan2\.2, which is not supported yet"),
+        ({"is_residual": 1}, "stage_shortcuts must be bool, not 1"),
+        ({"input_channels": 3}, "unknown keys: input_channels"),
         ({"attn_scales": [0.25]}, r"attn_scales \[0.25\], but only \[\]"),
-        ({"patch_size": 2}, "patch_size 2, but only None"),
+        ({"patch_size": 2}, "3 input and 3 output channels are not those of patches of 2"),
         ({"base_dim": "x"}, "dim must be int, not 'x'"),
         ({"new_thing": 1}, "unknown keys: new_thing"),
         ({"_class_name": "AutoencoderKL"}, "is of AutoencoderKL, not AutoencoderKLWan"),
@@ -344,9 +393,72 @@ def test_a_diffusers_config_that_is_no_wan21_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(diffusers_config(TINY) | change))
+    path.write_text(json.dumps(wan_config(TINY) | change))
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_qwen_image_is_read_and_written(tmp_path: Path, channels: int) -> None:
+    options = {"base_dim": 4, "z_dim": 2, "num_res_blocks": 1, "input_channels": channels}
+    theirs = diffusers_vae("AutoencoderKLQwenImage", **options)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    checkpoint = load(tmp_path / "theirs")
+    assert checkpoint.layout is Layout.QWEN_IMAGE
+    config = checkpoint.config
+    assert (config.in_channels, config.out_channels) == (channels, channels)
+    formats.save_qwen_image(tmp_path / "ours", config, checkpoint.tensors)
+    again = type(theirs).from_pretrained(tmp_path / "ours")
+    assert again.config.input_channels == channels
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert {key for key in again.config if not key.startswith("_")} <= written.keys()
+    ours, latents = WanVAE.from_pretrained(tmp_path / "ours"), torch.randn(1, 2, 2, 3, 4)
+    with torch.no_grad():
+        assert torch.allclose(ours.decode(latents), theirs.decode(latents).sample, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 4}, "no out_channels 3, only 4"),
+        ({"decoder_dim": 8}, "no decoder_dim 8, only None"),
+        ({"upscale_factor": 2}, "no upscale_factor 2, only 1"),
+        ({"stage_shortcuts": True}, "no stage_shortcuts True, only False"),
+        ({"attn_scales": (0.25,)}, r"no attn_scales \(0.25,\), only \(\)"),
+    ],
+)
+def test_what_qwen_image_cannot_be_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"the qwen-image layout has {message}"):
+        formats.save_qwen_image(tmp_path / "a", replace(TINY, **change), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 2}, "no patch_size 2, only 1"),
+        ({"out_channels": 12}, "no upscale_factor 1, only 2"),
+        ({"upscale_factor": 3}, "no upscale_factor 3, only 1"),
+        ({"stage_shortcuts": True, "in_channels": 4, "out_channels": 4}, "no patch_size 1, only 2"),
+    ],
+)
+def test_pixels_that_official_names_cannot_tell_are_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    config = replace(TINY, **change)
+    with pytest.raises(CheckpointError, match=f"the wan layout has {message}"):
+        formats.save_wan(tmp_path / "a.pth", config, shapes(config))
+
+
+def test_diffusers_cannot_tell_wide_videos_from_upscaled_ones(tmp_path: Path) -> None:
+    config = replace(TINY, out_channels=12)
+    with pytest.raises(CheckpointError, match="the diffusers layout has no upscale_factor 1"):
+        formats.save_diffusers(tmp_path / "a", config, shapes(config))
 
 
 def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
@@ -355,7 +467,7 @@ def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="no JSON"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(diffusers_config(TINY)))
+    (tmp_path / "config.json").write_text(json.dumps(wan_config(TINY)))
     with pytest.raises(CheckpointError, match="holds neither diffusion_pytorch_model"):
         load(tmp_path)
     save_file({"conv1.weight": torch.ones(1)}, tmp_path / DIFFUSERS_WEIGHTS)

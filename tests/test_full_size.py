@@ -13,24 +13,49 @@ with warnings.catch_warnings():
     from diffusers import AutoencoderKLWan
 
 
+# What diffusers calls the architecture of Wan2.2.
+WAN22 = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 16,
+}
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> tuple[AutoencoderKLWan, Path]:
+    return make_reference(tmp_path_factory.mktemp("diffusers"))
+
+
+def make_reference(folder: Path, **config: object) -> tuple[AutoencoderKLWan, Path]:
     """Diffusers' model and the directory it was saved in."""
     torch.manual_seed(0)
-    model = AutoencoderKLWan().eval()
+    model = AutoencoderKLWan(**config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Attention starts at a zero projection, which would hide a wrong one.
             parameter += 0.02 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("diffusers")
     model.save_pretrained(folder)
     return model, folder
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("shape", [(1, 3, 9, 64, 48), (2, 3, 1, 32, 64)])
 def test_equals_diffusers(reference, shape):
-    theirs, folder = reference
+    assert_equal(*reference, shape)
+
+
+@pytest.mark.slow
+def test_wan22_equals_diffusers(tmp_path):
+    assert_equal(*make_reference(tmp_path, **WAN22), (1, 3, 5, 64, 64))
+
+
+@torch.no_grad()
+def assert_equal(theirs: AutoencoderKLWan, folder: Path, shape: tuple[int, ...]) -> None:
+    """Videos of this shape are encoded and decoded as diffusers does it."""
     ours = WanVAE.from_pretrained(folder)
     video = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
     expected = theirs.encode(video).latent_dist

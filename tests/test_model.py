@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tests.helpers import random_video, randomise, run_steps, tiny
+from tests.helpers import WAN22, random_video, randomise, run_steps, tiny
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.nn import BlockSpec, Decoder, Encoder
 from wanvae.nn.coder import CoderSpec
@@ -32,6 +33,9 @@ def load_golden(name: str) -> tuple[WanVAE, dict[str, torch.Tensor]]:
         num_res_blocks=reference["num_res_blocks"],
         attn_scales=tuple(reference["attn_scales"]),
         temporal_downsample=tuple(reference["temperal_downsample"]),
+        decoder_dim=reference.get("dec_dim"),
+        stage_shortcuts=name.startswith("wan22"),
+        patch_size=2 if name.startswith("wan22") else 1,
         latents_mean=tuple(tensors["latents_mean"].tolist()),
         latents_std=tuple(tensors["latents_std"].tolist()),
     )
@@ -51,6 +55,8 @@ def load_golden(name: str) -> tuple[WanVAE, dict[str, torch.Tensor]]:
         ("wan21_tiny", "1x3x17x16x16"),
         ("wan21_tiny", "2x3x9x32x48"),
         ("wan21_attn_tiny", "1x3x9x32x32"),
+        ("wan22_tiny", "1x3x1x32x48"),
+        ("wan22_tiny", "1x3x9x32x64"),
     ],
 )
 @torch.no_grad()
@@ -71,16 +77,18 @@ def test_matches_the_official_model(name, case):
     )
 
 
-def spec(ndim: int, temporal: tuple[bool, ...], kind: str) -> CoderSpec:
+def spec(ndim: int, temporal: tuple[bool, ...], kind: str, shortcuts: bool) -> CoderSpec:
+    shortcuts = shortcuts and ndim == 3
     return CoderSpec(
         ndim=ndim,
         dim=4,
         dim_mult=(1, 2, 2),
         num_res_blocks=1,
         temporal_downsample=temporal,
-        attn_scales=(0.5,),
+        attn_scales=() if shortcuts else (0.5,),
         attention_window=3,
         block=BlockSpec(kind=kind),
+        stage_shortcuts=shortcuts,
     )
 
 
@@ -89,6 +97,7 @@ coders = st.builds(
     st.sampled_from([1, 3]),
     st.sampled_from([(True, True), (False, True), (True, False), (False, False)]),
     st.sampled_from(["residual", "dense"]),
+    st.booleans(),
 )
 plans = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 sizes = st.tuples(st.integers(1, 2), st.integers(1, 3))
@@ -119,10 +128,14 @@ def test_any_chunk_plan_equals_the_whole(coder, plan, size):
 
 
 @settings(max_examples=15)
-@given(frame=st.integers(0, 8), temporal=st.sampled_from([(True, True), (False, True)]))
+@given(
+    frame=st.integers(0, 8),
+    temporal=st.sampled_from([(True, True), (False, True)]),
+    variant=st.sampled_from([{}, WAN22]),
+)
 @torch.no_grad()
-def test_the_past_does_not_depend_on_the_future(frame, temporal):
-    vae = tiny(dim_mult=(1, 2, 2), temporal_downsample=temporal)
+def test_the_past_does_not_depend_on_the_future(frame, temporal, variant):
+    vae = tiny(dim_mult=(1, 2, 2), temporal_downsample=temporal, **variant)
     factor = vae.config.temporal_factor
     video = random_video(9)
     changed = video.clone()
@@ -138,8 +151,9 @@ def test_the_past_does_not_depend_on_the_future(frame, temporal):
     assert not torch.equal(decoded[:, :, untouched], decoded_after[:, :, untouched])
 
 
-def test_gradients_through_chunks_equal_those_of_the_whole():
-    vae = tiny()
+@pytest.mark.parametrize("variant", [{}, WAN22], ids=["wan21", "wan22"])
+def test_gradients_through_chunks_equal_those_of_the_whole(variant):
+    vae = tiny(**variant)
     video = random_video(9)
 
     def gradients(run):
@@ -193,6 +207,29 @@ def test_factors_follow_from_the_config():
 
 
 @torch.no_grad()
+def test_wan22_takes_multiples_of_16():
+    vae = tiny(**WAN22)
+    assert (vae.config.spatial_factor, vae.config.temporal_factor) == (16, 4)
+    assert vae.encode(random_video(5, 16, 32)).mean.shape == (1, 2, 2, 1, 2)
+    with pytest.raises(ValueError, match="multiples of 16, not 16x24: crop to 16x16 or pad to 16x"):
+        vae.encode(random_video(5, 16, 24))
+    with pytest.raises(ValueError, match=r"multiple of 16, not \(8, 8\)"):
+        vae.encode(random_video(5, 16, 32), tile_size=8)
+
+
+def test_an_upscaling_decoder_makes_twice_the_size():
+    vae = tiny(upscale_factor=2)
+    latents = vae.encode(random_video(5, 16, 24)).mean
+    assert latents.shape == (1, 2, 2, 2, 3)
+    assert (
+        vae.decode(latents).shape == vae(random_video(5, 16, 24)).video.shape == (1, 3, 5, 32, 48)
+    )
+    torch.manual_seed(0)
+    head = vae.decoder.head.step(torch.randn(1, 4, 1, 2, 3).double(), None)[0]
+    shuffled = torch.nn.functional.pixel_shuffle(head[:, :, 0], 2)
+    assert torch.equal(vae.decoder.patches(head)[:, :, 0], shuffled)
+
+
 def test_half_precision_stays_close():
     vae = tiny().float()
     video = random_video(5).float()
@@ -221,9 +258,10 @@ def test_copies_and_pickles(copier):
     assert torch.equal(copier(vae).encode(video).mean, vae.encode(video).mean)
 
 
+@pytest.mark.parametrize("variant", [{}, WAN22], ids=["wan21", "wan22"])
 @torch.no_grad()
-def test_a_step_compiles_without_graph_breaks():
-    vae = tiny(dim_mult=(1, 2), temporal_downsample=(True,))
+def test_a_step_compiles_without_graph_breaks(variant):
+    vae = tiny(dim_mult=(1, 1), temporal_downsample=(True,), **variant)
     step = torch.compile(vae.encode_step, fullgraph=True, backend="aot_eager")
     video = random_video(5, 4, 4)
     chunks = video.split([1, 2, 2], dim=2)
@@ -266,6 +304,9 @@ def test_whole_numbers_are_refused():
         ("dropout", 1.0),
         ("block", "resnext"),
         ("ndim", 1),
+        ("decoder_dim", 0),
+        ("patch_size", 0),
+        ("upscale_factor", 0),
         ("latents_mean", (1.0,)),
         ("latents_std", (0.0,) * 16),
     ],
@@ -273,6 +314,24 @@ def test_whole_numbers_are_refused():
 def test_an_impossible_config_names_the_field_and_value(field, value):
     with pytest.raises(ValueError, match=field):
         WanVAEConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attn_scales": (0.5,)}, r"attn_scales must be \(\) with stage_shortcuts, not \(0.5,\)"),
+        ({"ndim": 2}, "ndim must be 3 with stage_shortcuts, not 2"),
+        ({"upscale_factor": 2}, "upscale_factor must be 1 with patches, not 2"),
+    ],
+)
+def test_what_wan22_cannot_have_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(WanVAEConfig(**WAN22), **changes)
+
+
+def test_stage_shortcuts_need_channels_that_divide():
+    with pytest.raises(ValueError, match="cannot make 12 equal groups of 4 channels"):
+        tiny(dim_mult=(1, 3), temporal_downsample=(False,), stage_shortcuts=True)
 
 
 def test_an_image_model_has_a_third_of_the_weights_in_its_3_convs():

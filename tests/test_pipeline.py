@@ -18,7 +18,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from tests.helpers import tiny
+from tests.helpers import WAN22, tiny
 from wanvae import WanVAE
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.pipeline import decode_file, encode_file, encode_frames, reconstruct_file
@@ -62,7 +62,8 @@ def times(path: Path) -> list[float]:
 def by_hand(vae: WanVAE, video: Tensor) -> Tensor:
     """The reconstruction of a whole clip (3, T, H, W), padded and cropped here."""
     frames, height, width = video.shape[1:]
-    padding = (0, -width % 8, 0, -height % 8, 0, -(frames - 1) % 4)
+    factor = vae.config.spatial_factor
+    padding = (0, -width % factor, 0, -height % factor, 0, -(frames - 1) % 4)
     padded = F.pad(video[None], padding, mode="replicate")
     return vae.decode(vae.encode(padded).mode())[0, :, :frames, :height, :width]
 
@@ -100,6 +101,30 @@ def test_reconstruction_is_that_of_the_model(
     latents = 2 * (1 + -(-(frames - 1) // 4)) * -(-width // 8) * -(-height // 8)
     assert report.compression == pytest.approx(original.numel() / latents)
     assert report.seconds > 0
+
+
+def test_wan22_goes_from_file_to_file(tmp_path: Path) -> None:
+    vae, source = lively(**WAN22), make(tmp_path / "a.mp4")
+    reconstruct_file(vae, source, tmp_path / "b.mp4", crf=0)
+    expected = by_hand(vae, read_video(source)[0])
+    assert_close(read_video(tmp_path / "b.mp4")[0], expected)
+    shape = encode_file(vae, source, tmp_path / "l.safetensors")
+    assert shape == (2, 3, 2, 2)
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", crf=0)
+    assert_close(read_video(tmp_path / "c.mp4")[0], read_video(tmp_path / "b.mp4")[0])
+
+
+def test_an_upscaling_decoder_writes_twice_the_size(tmp_path: Path) -> None:
+    vae, source = lively(upscale_factor=2), make(tmp_path / "a.mp4")
+    latents = tmp_path / "l.safetensors"
+    encode_file(vae, source, latents)
+    decode_file(vae, latents, tmp_path / "b.mp4")
+    assert read_video(tmp_path / "b.mp4")[0].shape == (3, 7, 42, 60)
+    save_file({"latents": torch.zeros(1, 2, 2, 3, 4)}, latents)
+    decode_file(vae, latents, tmp_path / "b.mp4")
+    assert read_video(tmp_path / "b.mp4")[0].shape == (3, 5, 48, 64)
+    with pytest.raises(ValueError, match=r"3 channels, 2 times as large, .* no original"):
+        reconstruct_file(vae, source, tmp_path / "b.mp4")
 
 
 def test_variable_times_are_kept(tmp_path: Path, vae: WanVAE) -> None:

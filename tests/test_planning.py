@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import random_video, tensors_in, tiny
+from tests.helpers import WAN22, random_video, tensors_in, tiny
 from wanvae import WanVAEConfig, model, planning
 from wanvae.execution import join
 from wanvae.nn import convolve, pointwise
@@ -105,7 +105,9 @@ def test_memory_that_is_shown_is_enough(size):
 
 @pytest.mark.parametrize("decoding", [False, True])
 @pytest.mark.parametrize(
-    ("variant", "latents"), [({}, 1), ({}, 3), ({"attn_scales": (0.25,)}, 3)], ids=str
+    ("variant", "latents"),
+    [({}, 1), ({}, 3), ({"attn_scales": (0.25,)}, 3), (WAN22, 3)],
+    ids=str,
 )
 def test_the_expected_memory_is_that_of_a_real_run(decoding, variant, latents):
     case = Case(decoding, latents, **variant)
@@ -131,7 +133,9 @@ def test_long_clips_are_extrapolated(monkeypatch, decoding, plan):
 
 
 @pytest.mark.parametrize("decoding", [False, True])
-@pytest.mark.parametrize("variant", [{}, {"attn_scales": (0.25,)}, {"block": "dense"}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{}, {"attn_scales": (0.25,)}, {"block": "dense"}, WAN22], ids=str
+)
 @torch.no_grad()
 def test_multiply_adds_are_those_that_are_computed(monkeypatch, decoding, variant):
     monkeypatch.setattr(convolve, "suits_sums_of_kernels", lambda device: False)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import random_video, tensors_in, tiny
+from tests.helpers import WAN22, random_video, tensors_in, tiny
 
 
 def groups(video):
@@ -22,13 +22,14 @@ def push_all(session, pieces):
     return [out for out in map(session.push, pieces) if out is not None]
 
 
+variants = st.sampled_from([{}, WAN22])
 pushes = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
 
 @settings(max_examples=20)
-@given(lengths=pushes)
-def test_any_pushes_encode_to_the_whole(lengths):
-    vae, frames = tiny(), sum(lengths)
+@given(lengths=pushes, variant=variants)
+def test_any_pushes_encode_to_the_whole(lengths, variant):
+    vae, frames = tiny(**variant), sum(lengths)
     video = random_video(frames)
     session = vae.stream_encode()
     posteriors = push_all(session, video.split(lengths, dim=2))
@@ -44,9 +45,9 @@ def test_any_pushes_encode_to_the_whole(lengths):
 
 
 @settings(max_examples=10)
-@given(lengths=st.lists(st.integers(1, 3), min_size=1, max_size=4))
-def test_any_pushes_decode_to_the_whole(lengths):
-    vae = tiny()
+@given(lengths=st.lists(st.integers(1, 3), min_size=1, max_size=4), variant=variants)
+def test_any_pushes_decode_to_the_whole(lengths, variant):
+    vae = tiny(**variant)
     latents = torch.randn(1, 2, sum(lengths), 2, 3, dtype=torch.float64)
     decoded = torch.cat(push_all(vae.stream_decode(), latents.split(lengths, dim=2)), dim=2)
     torch.testing.assert_close(decoded, vae.decode(latents))

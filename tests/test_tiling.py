@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers import random_video, tiny
+from tests.helpers import WAN22, random_video, tiny
 from wanvae import tiling
 from wanvae.execution import make_stages, time_factor
 from wanvae.nn import AttentionBlock
@@ -26,12 +26,21 @@ VARIANTS = [
     {"temporal_downsample": (True, False, True), "activation": "relu"},
     {"temporal_downsample": (False, False, False), "block": "standard", "norm": "batch"},
     {"dim_mult": (1, 2), "temporal_downsample": (True,)},
+    WAN22,
+    {**WAN22, "temporal_downsample": (True, True, False), "dropout": 0.1},
+    {"upscale_factor": 2},
 ]
 MODELS = [tiny(**variant) for variant in VARIANTS]
 IDS = [str(variant) for variant in VARIANTS]
 
 side = st.integers(1, 5).map(lambda latents: 8 * latents)
 tile = st.integers(1, 6).map(lambda latents: 8 * latents)
+
+
+def fitting(sides, network):
+    """Multiples of 8 as those of the spatial factor of a network, if that is more."""
+    factor = max(1, network.spatial_factor // 8)
+    return factor * sides if isinstance(sides, int) else tuple(factor * side for side in sides)
 
 
 def exactly(dtype):
@@ -81,10 +90,11 @@ def test_the_guard_sees_whole_frames():
 def test_tiles_give_the_whole(index, batch, latents, size, tile_size, dtype):
     vae = tiny(**VARIANTS[index]).to(dtype) if dtype == torch.float32 else MODELS[index]
     frames = 1 + (latents - 1) * vae.config.temporal_factor
+    size = fitting(size, vae.encoder_network())
     video = random_video(frames, *size, batch=batch)
     whole = vae.encode(video)
     with shell_only_in_tiles(vae):
-        tiled = vae.encode(video, tile_size=tile_size)
+        tiled = vae.encode(video, tile_size=fitting(tile_size, vae.encoder_network()))
     torch.testing.assert_close(tiled.mean, whole.mean, **exactly(dtype))
     torch.testing.assert_close(tiled.logvar, whole.logvar, **exactly(dtype))
 
@@ -92,6 +102,7 @@ def test_tiles_give_the_whole(index, batch, latents, size, tile_size, dtype):
     z = latents_of(batch, latents, *(n // factor for n in size))
     decoded = vae.decode(z, clamp=False)
     with shell_only_in_tiles(vae):
+        tile_size = fitting(tile_size, vae.decoder_network())
         tiled = vae.decode(z, clamp=False, tile_size=tile_size)
     torch.testing.assert_close(tiled, decoded, **exactly(dtype))
 
@@ -142,7 +153,7 @@ def test_attention_always_runs_on_whole_frames(scale, decoding):
 def planned(vae, **choices):
     """Inside, ``vae`` runs by a plan with these choices."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae, "_choose_plan", lambda *_: Plan((16, 24), 2, **choices))
+        patch.setattr(vae, "_choose_plan", lambda *_: Plan((16, 32), 2, **choices))
         yield
 
 
@@ -216,7 +227,7 @@ def push_restored(open_session, pieces, tile_size, saves):
     return [result for result in results if result is not None], session
 
 
-@pytest.mark.parametrize("index", [0, 2, 5], ids=[IDS[index] for index in (0, 2, 5)])
+@pytest.mark.parametrize("index", [0, 2, 5, 8], ids=[IDS[index] for index in (0, 2, 5, 8)])
 @settings(max_examples=6)
 @given(
     lengths=pushes,
@@ -226,6 +237,7 @@ def push_restored(open_session, pieces, tile_size, saves):
 )
 def test_sessions_tile(index, lengths, size, tile_size, saves):
     vae = MODELS[index]
+    size, tile_size = (fitting(sides, vae.encoder_network()) for sides in (size, tile_size))
     video = random_video(sum(lengths), *size)
     padding = -(sum(lengths) - 1) % vae.config.temporal_factor
     padded = torch.cat([video, video[:, :, -1:].expand(-1, -1, padding, -1, -1)], dim=2)

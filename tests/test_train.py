@@ -186,6 +186,25 @@ def test_an_error_in_a_loading_process_is_one_line(folder, tmp_path, capsys, mon
     assert "the last: cannot read it" in last
 
 
+WAN22 = [
+    *("--model.dim_mult=[1,1]", "--model.patch_size=2"),
+    *("--model.stage_shortcuts=true", "--model.decoder_dim=6"),
+]
+
+
+@pytest.mark.parametrize("recompute", ["true", "false"])
+def test_a_model_of_the_kind_of_wan22_trains(folder, tmp_path, recompute):
+    extra = [*WAN22, f"--gradient_checkpointing={recompute}"]
+    assert main([*options(folder, tmp_path / "run", 2), *extra]) == 0
+    config = WanVAE.from_pretrained(tmp_path / "run" / "model.safetensors").config
+    assert config.stage_shortcuts and config.patch_size == 2 and config.decoder_dim == 6
+
+
+def test_an_upscaling_decoder_has_nothing_to_be_trained_on(folder, tmp_path, capsys):
+    assert main([*options(folder, tmp_path / "run", 1), "--model.upscale_factor=2"]) == 1
+    assert "no original to compare with" in capsys.readouterr().err
+
+
 def test_buckets_train(folder, tmp_path):
     buckets = "[{frames: 5, height: 16, width: 24}, {frames: 1, height: 32, width: 8}]"
     arguments = [*options(folder, tmp_path / "run", 6), f"--data.buckets={buckets}"]

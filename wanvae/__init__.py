@@ -1,4 +1,4 @@
-"""The Wan2.1 causal 3D video VAE: load, encode, decode, stream, train, convert."""
+"""The causal 3D video VAEs of Wan: load, encode, decode, stream, train, convert."""
 
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.reader import LatentDataset

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from wanvae.config import WanVAEConfig
 
+# Sides of the patches of published models.
+PATCH = 2
+
 
 @dataclass
 class Stage:
@@ -24,26 +27,24 @@ class Stage:
 def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     """Read the architecture off tensors with official names; all else stays at its default.
 
-    Only as much is read as tells it: whether the rest fits is for ``check_tensors``.
+    Only as much is read as tells it: whether the rest fits is for ``check_tensors``. Models with
+    stage shortcuts work on patches of 2x2 pixels if their channels can be such; other models whose
+    decoder makes four times the channels of the video make it twice as large instead.
 
     Raises:
         ValueError: a tensor that tells it is missing or has an impossible shape; it is named.
     """
-    encoder = read_stages(tensors, "encoder.downsamples")
-    decoder = read_stages(tensors, "decoder.upsamples")
-    dim, in_channels = conv_channels(tensors, "encoder.conv1.weight")
-    out_channels, _ = conv_channels(tensors, "decoder.head.2.weight")
+    nested = is_nested(tensors)
+    read = read_nested_stages if nested else read_stages
+    encoder = read(tensors, "encoder.downsamples")
+    decoder = read(tensors, "decoder.upsamples")
+    dim, first = conv_channels(tensors, "encoder.conv1.weight")
+    last, _ = conv_channels(tensors, "decoder.head.2.weight")
     z_dim, _ = conv_channels(tensors, "conv2.weight")
-    multiples = []
-    for stage in encoder:
-        name = f"{stage.first_layer}.residual.2.weight"
-        width, _ = conv_channels(tensors, name)
-        if width % dim:
-            raise ValueError(
-                f"{name} has {width} output channels, no multiple of the {dim} of "
-                "encoder.conv1.weight"
-            )
-        multiples.append(width // dim)
+    multiples = [stage_width(tensors, stage, dim, "encoder.conv1.weight") for stage in encoder]
+    # The decoder's last stage mirrors the encoder's first.
+    decoder_dim = stage_width(tensors, decoder[-1], multiples[0], "dim_mult")
+    patched = nested and first % PATCH**2 == last % PATCH**2 == 0
     scales = {0.5**i for i, stage in enumerate(encoder) if stage.attention}
     scales |= {2.0 ** (i + 2 - len(decoder)) for i, stage in enumerate(decoder) if stage.attention}
     return WanVAEConfig(
@@ -53,9 +54,52 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         num_res_blocks=encoder[0].blocks,
         attn_scales=tuple(sorted(scales)),
         temporal_downsample=tuple(stage.temporal for stage in encoder[:-1]),
-        in_channels=in_channels,
-        out_channels=out_channels,
+        decoder_dim=None if decoder_dim == dim else decoder_dim,
+        stage_shortcuts=nested,
+        **channel_fields(first, last, PATCH if patched else 1),
     )
+
+
+def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
+    """What the channels that the first layer reads and the last one makes say of the video.
+
+    Raises:
+        ValueError: they are not those of patches of this size.
+    """
+    if first % patch_size**2 or last % patch_size**2:
+        raise ValueError(
+            f"{first} input and {last} output channels are not those of patches of {patch_size}"
+        )
+    upscale_factor = 2 if patch_size == 1 and last == 4 * first else 1
+    return {
+        "in_channels": first // patch_size**2,
+        "out_channels": last // (patch_size * upscale_factor) ** 2,
+        "patch_size": patch_size,
+        "upscale_factor": upscale_factor,
+    }
+
+
+def is_nested(names: Iterable[str]) -> bool:
+    """Whether the layers of each stage have a common name, as those with shortcuts do."""
+    return any(name.startswith("encoder.downsamples.0.downsamples.") for name in names)
+
+
+def stage_width(tensors: Mapping[str, Tensor], stage: Stage, unit: int, of: str) -> int:
+    """Channels of a stage as a multiple of ``unit``, which ``of`` says."""
+    name = f"{stage.first_layer}.residual.2.weight"
+    width, _ = conv_channels(tensors, name)
+    if width % unit:
+        raise ValueError(f"{name} has {width} output channels, no multiple of the {unit} of {of}")
+    return width // unit
+
+
+def read_nested_stages(names: Iterable[str], row: str) -> list[Stage]:
+    """The stages ``row.0``, ``row.1``, ..., each with a row of layers that has the same name."""
+    names, inner = list(names), row.split(".")[-1]
+    pattern = rf"{re.escape(row)}\.(\d+)\."
+    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
+    count = 1 + max(found, default=0)
+    return [read_stages(names, f"{row}.{index}.{inner}")[0] for index in range(count)]
 
 
 def read_stages(names: Iterable[str], row: str) -> list[Stage]:

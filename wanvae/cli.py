@@ -35,6 +35,7 @@ from wanvae.planning import Job, Planner, choose_plan, show_memory
 from wanvae.sharding import expected_speedup, share_out
 from wanvae.tiling import Plan
 
+SIDE_HELP = "pixels, a multiple of 8 (16 for Wan2.2)"
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
 OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
 
@@ -109,7 +110,9 @@ def plan(arguments: Namespace) -> None:
         dtype = DTYPES[arguments.dtype]
         planner = make_planner(config, decoding=decoding, dtype=dtype)
         channels = config.z_dim if decoding else config.in_channels
-        job = Job(1, channels, latents, arguments.height, arguments.width, dtype)
+        scale = config.upscale_factor if decoding else 1
+        sides = scale * arguments.height, scale * arguments.width
+        job = Job(1, channels, latents, *sides, dtype)
         within = partial(planner.plan_for, job)
         limits = arguments.tile_size, arguments.max_memory
         chosen = choose_plan(planner.network, job, *limits, within)
@@ -250,8 +253,12 @@ def add_decode_options(parser: Parser) -> None:
 
 def add_plan_options(parser: Parser) -> None:
     parser.add_argument("--frames", type=int, default=81, help="of the video, 1 + 4n")
-    parser.add_argument("--height", type=int, default=480, help="pixels, a multiple of 8")
-    parser.add_argument("--width", type=int, default=832, help="pixels, a multiple of 8")
+    parser.add_argument(
+        "--height", type=int, default=480, help="pixels, a multiple of 8 (Wan2.2: 16)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=832, help="pixels, a multiple of 8 (Wan2.2: 16)"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
     parser.add_argument("--tile-size", type=int, help="pixels a side of the largest tile")
     add_memory_option(parser)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
+from wanvae.nn.patch import Unpatchify
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
+
+# Fields that are at least 1.
+COUNTS = (
+    *("dim", "z_dim", "num_res_blocks", "in_channels", "out_channels"),
+    *("patch_size", "upscale_factor"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanVAEConfig:
     """Architecture of a :class:`~wanvae.WanVAE`; the defaults are the official Wan2.1 model.
+
+    ``WAN22`` is that of Wan2.2.
 
     Attributes:
         dim: channels at full resolution.
@@ -25,6 +34,13 @@ class WanVAEConfig:
         temporal_downsample: for each step from one stage to the next, whether time halves too.
         in_channels: channels of the video to encode.
         out_channels: channels of the decoded video.
+        decoder_dim: channels of the decoder at full resolution; None: dim.
+        stage_shortcuts: whether stages have a shortcut across all of their layers, without
+            parameters, as in Wan2.2; needs video and no attn_scales.
+        patch_size: sides of the squares of pixels that are the channels of one position for all
+            layers; 2 in Wan2.2.
+        upscale_factor: how many times as large along each side the decoder makes the video; 2 for
+            decoders that were trained to upscale.
         dropout: dropout probability inside residual blocks, while training.
         block: body of the residual blocks; official checkpoints need "residual".
         norm: normalisation; official checkpoints need "rms". "group" needs whole clips.
@@ -44,6 +60,10 @@ class WanVAEConfig:
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     in_channels: int = 3
     out_channels: int = 3
+    decoder_dim: int | None = None
+    stage_shortcuts: bool = False
+    patch_size: int = 1
+    upscale_factor: int = 1
     dropout: float = 0.0
     block: BlockKind = "residual"
     norm: NormKind = "rms"
@@ -53,8 +73,19 @@ class WanVAEConfig:
     latents_std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("dim", "z_dim", "num_res_blocks", "in_channels", "out_channels"):
+        for name in COUNTS:
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(
+            self.decoder_dim is None or self.decoder_dim >= 1,
+            "decoder_dim",
+            self.decoder_dim,
+            "at least 1",
+        )
+        if self.stage_shortcuts:
+            check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
+            check(self.ndim == 3, "ndim", self.ndim, "3 with stage_shortcuts")
+        if self.patch_size > 1:
+            check(self.upscale_factor == 1, "upscale_factor", self.upscale_factor, "1 with patches")
         stages = len(self.dim_mult)
         positive = stages > 0 and min(self.dim_mult) >= 1
         check(positive, "dim_mult", self.dim_mult, "one positive whole number per stage")
@@ -76,8 +107,13 @@ class WanVAEConfig:
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels per latent along height and width: 8 for the official model."""
-        return 2 ** (len(self.dim_mult) - 1)
+        """Pixels to encode per latent along height and width: 8 for Wan2.1, 16 for Wan2.2."""
+        return 2 ** (len(self.dim_mult) - 1) * self.patch_size
+
+    @property
+    def decoded_spatial_factor(self) -> int:
+        """Decoded pixels per latent along height and width."""
+        return self.spatial_factor * self.upscale_factor
 
     @property
     def temporal_factor(self) -> int:
@@ -86,7 +122,7 @@ class WanVAEConfig:
 
     @property
     def coder(self) -> CoderSpec:
-        """The shape of encoder and decoder."""
+        """The shape of the encoder; the decoder's differs in its width."""
         block = BlockSpec(
             kind=self.block,
             norm=self.norm,
@@ -103,4 +139,20 @@ class WanVAEConfig:
             temporal_downsample=steps if self.ndim == 3 else (False,) * len(steps),
             attn_scales=self.attn_scales,
             block=block,
+            stage_shortcuts=self.stage_shortcuts,
         )
+
+    @property
+    def decoder(self) -> CoderSpec:
+        """The shape of the decoder."""
+        return replace(self.coder, dim=self.decoder_dim or self.dim)
+
+    @property
+    def unpatchify(self) -> Unpatchify | None:
+        """What the decoder ends with, if its head makes squares of pixels."""
+        if self.upscale_factor > 1:
+            return Unpatchify(self.upscale_factor, rows_first=True)
+        return Unpatchify(self.patch_size) if self.patch_size > 1 else None
+
+
+WAN22 = WanVAEConfig(dim=160, decoder_dim=256, z_dim=48, stage_shortcuts=True, patch_size=2)

@@ -21,7 +21,10 @@ WRITERS = {
     Layout.NATIVE: formats.save_native,
     Layout.WAN: formats.save_wan,
     Layout.DIFFUSERS: formats.save_diffusers,
+    Layout.QWEN_IMAGE: formats.save_qwen_image,
 }
+# Layouts with other names than the official ones.
+RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def convert(
 
     Args:
         destination: ``.safetensors`` for native, ``.pth`` or ``.safetensors`` for wan, a directory
-            for diffusers. It may be ``source`` itself.
+            for diffusers and qwen-image. It may be ``source`` itself.
         dtype: of the floating point tensors that are written; None keeps that of each.
 
     Raises:
@@ -65,8 +68,8 @@ def convert(
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
     WRITERS[target](destination, config, tensors)
-    # Diffusers has another name for every tensor; the others have the official ones.
-    changed = (checkpoint.layout is Layout.DIFFUSERS) != (target is Layout.DIFFUSERS)
+    # Diffusers has another name for every tensor.
+    changed = (checkpoint.layout in RENAMING) != (target in RENAMING)
     return ConversionReport(
         source=checkpoint.layout,
         target=target,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from wanvae.architecture import channel_fields
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError, first_few
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
@@ -17,34 +19,32 @@ from wanvae.latent_statistics import NO_STATISTICS, with_known_statistics
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_PICKLE = "diffusion_pytorch_model.bin"
-DIFFUSERS_CLASSES = ("AutoencoderKLWan", "AutoencoderKLQwenImage")
-
-# What a diffusers config.json calls our fields.
-DIFFUSERS_FIELDS = {
+# What a diffusers config.json calls our fields, in every class.
+FIELDS = {
     "base_dim": "dim",
     "z_dim": "z_dim",
     "dim_mult": "dim_mult",
     "num_res_blocks": "num_res_blocks",
     "temperal_downsample": "temporal_downsample",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
     "dropout": "dropout",
     "latents_mean": "latents_mean",
     "latents_std": "latents_std",
 }
-QWEN_FIELDS = {"input_channels": "in_channels"}
-# Its other fields, and their values for models like ours. Its decoder ignores attn_scales.
-DIFFUSERS_CONSTANTS: Mapping[str, object] = {
-    "attn_scales": [],
-    "decoder_base_dim": None,
-    "is_residual": False,
-    "patch_size": None,
+WAN_FIELDS = {
+    "decoder_base_dim": "decoder_dim",
+    "is_residual": "stage_shortcuts",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "patch_size": "patch_size",
 }
+QWEN_IMAGE_FIELDS = {"input_channels": "in_channels"}
 # Those that follow from the rest.
-DIFFUSERS_FACTORS = {
+FACTORS = {
     "scale_factor_temporal": "temporal_factor",
     "scale_factor_spatial": "spatial_factor",
 }
+WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
+CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
 
 # What the layers have inside, in the official layout and in diffusers'.
 RESIDUAL = {
@@ -58,24 +58,28 @@ ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
 RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
 ENDS = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
 STATISTICS = ("latents_mean", "latents_std")
-WAN22 = "this is the VAE of Wan2.2, which is not supported yet; use that of Wan2.1"
 
 
-def diffusers_names(stages: int, blocks: int) -> dict[str, str]:
+def diffusers_names(stages: int, blocks: int, nested: bool = False) -> dict[str, str]:
     """What diffusers calls each tensor, by its official name.
 
     For every model of ``stages`` stages with ``blocks`` residual blocks each in the encoder, so
     with a shortcut for every block and a time_conv for every change of resolution.
+
+    Args:
+        nested: whether the layers of each stage have a common name, as those with shortcuts do.
     """
     return {
         f"{official}{ours}.{leaf}": f"{theirs}{other}.{leaf}"
-        for official, theirs, inside in diffusers_modules(stages, blocks)
+        for official, theirs, inside in diffusers_modules(stages, blocks, nested)
         for ours, other in inside.items()
         for leaf in (("gamma",) if other.startswith("norm") else ("weight", "bias"))
     }
 
 
-def diffusers_modules(stages: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+def diffusers_modules(
+    stages: int, blocks: int, nested: bool
+) -> Iterator[tuple[str, str, Mapping[str, str]]]:
     """Prefix of each module, its prefix in diffusers, and the names of the layers inside."""
     yield "", "", {"conv1": "quant_conv", "conv2": "post_quant_conv"}
     for coder in ("encoder.", "decoder."):
@@ -84,16 +88,33 @@ def diffusers_modules(stages: int, blocks: int) -> Iterator[tuple[str, str, Mapp
         yield f"{coder}middle.1.", f"{coder}mid_block.attentions.0.", ATTENTION
         yield f"{coder}middle.2.", f"{coder}mid_block.resnets.1.", RESIDUAL
     for stage in range(stages):
-        layers = [RESIDUAL] * blocks + [RESAMPLE]
-        for i, inside in enumerate(layers, start=stage * len(layers)):
-            yield f"encoder.downsamples.{i}.", f"encoder.down_blocks.{i}.", inside
-        up = f"decoder.up_blocks.{stage}."
-        places = [
-            *((f"resnets.{i}.", RESIDUAL) for i in range(blocks + 1)),
-            ("upsamplers.0.", RESAMPLE),
-        ]
-        for i, (place, inside) in enumerate(places, start=stage * len(places)):
-            yield f"decoder.upsamples.{i}.", f"{up}{place}", inside
+        yield from (nested_stage_modules if nested else stage_modules)(stage, blocks)
+
+
+def stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """``diffusers_modules`` of a stage whose layers are in one row with those of all stages."""
+    layers = [RESIDUAL] * blocks + [RESAMPLE]
+    for i, inside in enumerate(layers, start=stage * len(layers)):
+        yield f"encoder.downsamples.{i}.", f"encoder.down_blocks.{i}.", inside
+    places = places_in_stage(blocks + 1, "upsamplers.0.")
+    for i, (place, inside) in enumerate(places, start=stage * len(places)):
+        yield f"decoder.upsamples.{i}.", f"decoder.up_blocks.{stage}.{place}", inside
+
+
+def nested_stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """``diffusers_modules`` of a stage that has a row of layers of its own."""
+    for official, theirs, places in (
+        ("encoder.downsamples", "encoder.down_blocks", places_in_stage(blocks, "downsampler.")),
+        ("decoder.upsamples", "decoder.up_blocks", places_in_stage(blocks + 1, "upsampler.")),
+    ):
+        row = official.split(".")[1]
+        for i, (place, inside) in enumerate(places):
+            yield f"{official}.{stage}.{row}.{i}.", f"{theirs}.{stage}.{place}", inside
+
+
+def places_in_stage(blocks: int, resampler: str) -> list[tuple[str, Mapping[str, str]]]:
+    """The names of so many residual blocks and a resampler, with what is inside them."""
+    return [*((f"resnets.{i}.", RESIDUAL) for i in range(blocks)), (resampler, RESAMPLE)]
 
 
 def count_stages_and_blocks(names: Iterable[str]) -> tuple[int, int]:
@@ -104,9 +125,15 @@ def count_stages_and_blocks(names: Iterable[str]) -> tuple[int, int]:
     return len(stages), len(blocks) - 1
 
 
+def has_nested_stages(names: Iterable[str]) -> bool:
+    """Whether diffusers' names are those of a model with shortcuts across stages."""
+    return any(name.startswith("encoder.down_blocks.0.resnets.") for name in names)
+
+
 def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> dict[str, Tensor]:
     """``tensors`` with official names; ValueError if a name is none of diffusers'."""
-    official = {theirs: ours for ours, theirs in diffusers_names(stages, blocks).items()}
+    names = diffusers_names(stages, blocks, has_nested_stages(tensors))
+    official = {theirs: ours for ours, theirs in names.items()}
     unknown = [name for name in tensors if name not in official]
     if unknown:
         raise ValueError(
@@ -116,31 +143,38 @@ def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> d
     return {official[name]: tensor for name, tensor in tensors.items()}
 
 
-def read_diffusers_config(path: Path) -> tuple[WanVAEConfig, tuple[str, ...]]:
-    """The architecture that a diffusers config.json says, and what was assumed."""
-    content = read_diffusers_json(path)
-    if content.get("is_residual"):
-        raise ValueError(WAN22)
-    fields = DIFFUSERS_FIELDS | QWEN_FIELDS
-    known = fields.keys() | DIFFUSERS_CONSTANTS.keys() | DIFFUSERS_FACTORS.keys()
+def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:
+    """The architecture that the content of a config.json says, and what was assumed."""
+    fields = FIELDS | CLASSES[content["_class_name"]]
+    known = fields.keys() | FACTORS.keys() | {"attn_scales"}
     unknown = sorted(key for key in content if key not in known and not key.startswith("_"))
     if unknown:
-        raise ValueError(f"{path.name} has unknown keys: {', '.join(unknown)}")
-    for key, value in DIFFUSERS_CONSTANTS.items():
-        if content.get(key, value) != value:
-            raise ValueError(
-                f"{path.name} has {key} {content[key]!r}, but only {value!r} is supported"
-            )
+        raise ValueError(f"{DIFFUSERS_CONFIG} has unknown keys: {', '.join(unknown)}")
+    if content.get("attn_scales"):  # the decoder of diffusers ignores them
+        raise ValueError(
+            f"{DIFFUSERS_CONFIG} has attn_scales {content['attn_scales']!r}, but only [] is "
+            "supported"
+        )
     values = {fields[key]: value for key, value in content.items() if key in fields}
     statistics = {key: values.pop(key) for key in STATISTICS if key in values}
-    config = from_json_dict(WanVAEConfig, values)
+    config = architecture_of(content["_class_name"], values)
     if not statistics:
         config, note = with_known_statistics(config)
         return config, (note,)
     # diffusers writes its defaults for 16 channels whatever z_dim is.
     if any(isinstance(s, list) and len(s) != config.z_dim for s in statistics.values()):
-        return config, (f"{NO_STATISTICS} ({path.name} has them for another number of channels)",)
-    return from_json_dict(WanVAEConfig, values | statistics), ()
+        note = f"{NO_STATISTICS} ({DIFFUSERS_CONFIG} has them for another number of channels)"
+        return config, (note,)
+    return from_json_dict(WanVAEConfig, to_json_dict(config) | statistics), ()
+
+
+def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
+    """The architecture of a diffusers class, by our names but with the channels of its layers."""
+    if values.get("patch_size", 1) is None:
+        values = {**values, "patch_size": 1}
+    config = from_json_dict(WanVAEConfig, values)
+    last = config.in_channels if name == QWEN_IMAGE_CLASS else config.out_channels
+    return replace(config, **channel_fields(config.in_channels, last, config.patch_size))
 
 
 def read_diffusers_json(path: Path) -> dict[str, Any]:
@@ -150,21 +184,38 @@ def read_diffusers_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     name = content.get("_class_name") if isinstance(content, dict) else None
-    if name not in DIFFUSERS_CLASSES:
-        raise ValueError(f"{path.name} is of {name}, not {' or '.join(DIFFUSERS_CLASSES)}")
+    if name not in CLASSES:
+        raise ValueError(f"{path.name} is of {name}, not {' or '.join(CLASSES)}")
     return content
 
 
-def diffusers_config(config: WanVAEConfig) -> dict[str, Any]:
-    """The content of a diffusers config.json."""
+def wan_config(config: WanVAEConfig) -> dict[str, Any]:
+    """The content of the config.json of an ``AutoencoderKLWan``."""
     values = to_json_dict(config)
+    squares = config.patch_size**2
+    values["in_channels"] *= squares
+    values["out_channels"] *= squares * config.upscale_factor**2
+    values["patch_size"] = None if config.patch_size == 1 else config.patch_size
+    factors = {theirs: getattr(config, ours) for theirs, ours in FACTORS.items()}
+    return diffusers_config(WAN_CLASS, config, values) | factors
+
+
+def qwen_image_config(config: WanVAEConfig) -> dict[str, Any]:
+    """The content of the config.json of an ``AutoencoderKLQwenImage``."""
+    return diffusers_config(QWEN_IMAGE_CLASS, config, to_json_dict(config))
+
+
+def diffusers_config(name: str, config: WanVAEConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of the config.json of a class with these values of its fields, by our names."""
     # Left out, they would be taken for those of Wan2.1.
-    values["latents_mean"] = values["latents_mean"] or [0.0] * config.z_dim
-    values["latents_std"] = values["latents_std"] or [1.0] * config.z_dim
+    statistics = {
+        "latents_mean": values["latents_mean"] or [0.0] * config.z_dim,
+        "latents_std": values["latents_std"] or [1.0] * config.z_dim,
+    }
     return {
-        "_class_name": "AutoencoderKLWan",
+        "_class_name": name,
         "_diffusers_version": "0.35.0",
-        **DIFFUSERS_CONSTANTS,
-        **{theirs: values[ours] for theirs, ours in DIFFUSERS_FIELDS.items()},
-        **{theirs: getattr(config, ours) for theirs, ours in DIFFUSERS_FACTORS.items()},
+        "attn_scales": [],
+        **{theirs: values[ours] for theirs, ours in (FIELDS | CLASSES[name]).items()},
+        **statistics,
     }

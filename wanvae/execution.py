@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from wanvae.nn import Downsample, Resample, State, Upsample
+from wanvae.nn import Downsample, Patchify, Resample, State, Unpatchify, Upsample
 from wanvae.nn.region import Region
 from wanvae.nn.sequential import regions_between, step_through
 
@@ -65,33 +66,56 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     latents = latents_at_once(frames)
     runs: list[list[nn.Module]] = [[]]
     for layer in layers:
-        if isinstance(layer, Upsample):
+        resamples = [type(module) for module in layer.modules() if isinstance(module, Resample)]
+        if Upsample in resamples:
             runs.append([])
         runs[-1].append(layer)
-        if isinstance(layer, Downsample):
+        if Downsample in resamples:
             runs.append([])
-    level = sum(isinstance(layer, Upsample) for layer in layers)
+    # Full resolution is one pixel of the video for each position: a decoder starts far from it.
+    scale = max(Fraction(1), space_factor(layers))
     stages = []
     for run in runs:
-        first, last = run[0], run[-1]
-        level -= isinstance(first, Upsample)
-        at_once = min(frames * 2**level, latents * group)
+        before, scale = scale, scale / space_factor(run)
+        at_once = min(frames * int(min(before, scale)), latents * group)
         factor = time_factor(run)
         # Half as many before time is doubled, and whole pairs where it is halved.
         taken = max(factor.denominator, at_once // factor.numerator)
         stages.append(Stage(tuple(run), taken, group))
         group = int(group * factor)
-        level += isinstance(last, Downsample)
     return stages
 
 
 def time_factor(layers: Iterable[nn.Module]) -> Fraction:
     """Frames that come out of some layers for each that goes in, after the first."""
     factor = Fraction(1)
-    for layer in layers:
-        if isinstance(layer, Resample) and layer.time_conv is not None:
-            factor *= Fraction(1, 2) if isinstance(layer, Downsample) else 2
+    for module in modules_of(layers):
+        if isinstance(module, Resample) and module.time_conv is not None:
+            factor *= Fraction(1, 2) if isinstance(module, Downsample) else 2
     return factor
+
+
+def space_factor(layers: Iterable[nn.Module]) -> Fraction:
+    """Positions along a side that come out of some layers for each that goes in."""
+    factor = Fraction(1)
+    for module in modules_of(layers):
+        if isinstance(module, Resample):
+            factor *= Fraction(1, 2) if isinstance(module, Downsample) else 2
+        elif isinstance(module, Patchify):
+            factor /= module.size
+        elif isinstance(module, Unpatchify):
+            factor *= module.size
+    return factor
+
+
+def modules_of(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Some layers and all that is inside them."""
+    return chain.from_iterable(layer.modules() for layer in layers)
+
+
+def first_parameter(layers: Iterable[nn.Module]) -> nn.Parameter:
+    """The first parameter of some layers: it tells their dtype and device."""
+    return next(chain.from_iterable(layer.parameters() for layer in layers))
 
 
 class Flow:
@@ -137,7 +161,7 @@ class Flow:
     @property
     def device(self) -> torch.device:
         """Where the layers are; between steps the states may be elsewhere."""
-        return next(self._stages[0].layers[0].parameters()).device
+        return first_parameter(self._stages[0].layers).device
 
     def move_state(self, device: torch.device) -> None:
         """Move the states of the layers."""
@@ -157,7 +181,7 @@ class Flow:
         for piece in pieces:
             self._processed[index] += piece.shape[2]
             # Only here, so that a long video need not fit on the device of the model.
-            like = next(stage.layers[0].parameters())
+            like = first_parameter(stage.layers)
             yield self._run(stage, piece.to(like.device, like.dtype), ends=self._ends(index))
 
     def _ends(self, index: int) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from os import PathLike
 from os.path import isdir
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,13 +20,14 @@ from wanvae.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
-    WAN22,
+    QWEN_IMAGE_CLASS,
     count_stages_and_blocks,
-    diffusers_config,
     diffusers_names,
     from_diffusers,
+    qwen_image_config,
     read_diffusers_config,
     read_diffusers_json,
+    wan_config,
 )
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -40,6 +42,10 @@ from wanvae.engine.checkpoint import (
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.latent_statistics import NO_STATISTICS, with_known_statistics
 
+# Fields that no layout but our own can say.
+BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+# Fields that are read off the channels of the first and the last layer.
+PIXEL_FIELDS = ("patch_size", "upscale_factor")
 INFERRED = "architecture: read off the names and shapes of the tensors"
 
 
@@ -49,6 +55,7 @@ class Layout(Enum):
     NATIVE = "native"
     WAN = "wan"
     DIFFUSERS = "diffusers"
+    QWEN_IMAGE = "qwen-image"
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,13 @@ def load_file(path: Path) -> Checkpoint:
 def load_directory(path: Path) -> Checkpoint:
     """Load a diffusers directory, or the one called vae in ``path``."""
     directory = diffusers_directory(path)
-    config, notes = read_diffusers_config(directory / DIFFUSERS_CONFIG)
+    content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
+    config, notes = read_diffusers_config(content)
+    qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
+    layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
     tensors = read_tensors(weights_file(directory)).tensors
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
-    return Checkpoint(config, tensors, Layout.DIFFUSERS, notes)
+    return Checkpoint(config, tensors, layout, notes)
 
 
 def diffusers_directory(path: Path) -> Path:
@@ -144,13 +154,10 @@ def detect_layout(file: TensorFile) -> Layout:
     if file.metadata.get("format") == "wanvae":
         return Layout.NATIVE
     names = file.tensors
-    if any_name(names, r"encoder\.downsamples\.\d+\.downsamples\.") or any_name(
-        names, r"encoder\.down_blocks\.\d+\.resnets\.\d+\.norm\d\.gamma"
-    ):
-        raise ValueError(WAN22)
-    if any_name(names, r"encoder\.downsamples\.\d+\.(residual|resample)\."):
+    if any_name(names, r"encoder\.downsamples\.\d+\.(downsamples\.\d+\.)?(residual|resample)\."):
         return Layout.WAN
-    if any_name(names, r"encoder\.down_blocks\.\d+\.(norm\d\.gamma|resample\.)"):
+    pattern = r"encoder\.down_blocks\.\d+\.(resnets\.\d+\.)?(norm\d\.gamma|resample\.)"
+    if any_name(names, pattern):
         return Layout.DIFFUSERS
     raise ValueError(
         f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are native "
@@ -185,14 +192,16 @@ def save_wan(
 ) -> None:
     """Write the official names alone, as a ``.pth`` or ``.safetensors``.
 
-    This layout says no dropout and no latent statistics: whoever reads it must know them.
+    This layout says no dropout and no latent statistics: whoever reads it must know them. Models
+    with stage shortcuts are taken to have patches of 2x2 pixels.
 
     Raises:
         CheckpointError: ``path`` has another suffix or cannot be written, or the layout cannot say
             the architecture.
     """
     require_suffix(path, ".pth", ".safetensors")
-    require_official(config, Layout.WAN, ("ndim", "block", "norm", "activation"))
+    require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
+    require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:
@@ -211,10 +220,41 @@ def save_diffusers(
         CheckpointError: ``directory`` holds anything else or cannot be written, or diffusers has
             no such architecture.
     """
-    names = ("ndim", "block", "norm", "activation", "attn_scales")
-    require_official(config, Layout.DIFFUSERS, names)
-    content = json.dumps(diffusers_config(config), indent=2) + "\n"
-    names = diffusers_names(len(config.dim_mult), config.num_res_blocks)
+    names = (*BLOCK_FIELDS, "attn_scales")
+    require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
+    content = wan_config(config)
+    read, _ = read_diffusers_config(content)
+    require_equal(config, read, Layout.DIFFUSERS, PIXEL_FIELDS)
+    write_directory(directory, config, content, tensors)
+
+
+def save_qwen_image(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """As ``save_diffusers``, for diffusers' ``AutoencoderKLQwenImage``.
+
+    Raises:
+        CheckpointError: as that, and for all that sets other models apart from Wan2.1, but for the
+            channels of the video.
+    """
+    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
+    require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
+    alike = replace(config, out_channels=config.in_channels)
+    require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))
+    write_directory(directory, config, qwen_image_config(config), tensors)
+
+
+def write_directory(
+    directory: str | PathLike[str],
+    config: WanVAEConfig,
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write a diffusers directory whose config.json has this content."""
+    content = json.dumps(content, indent=2) + "\n"
+    names = diffusers_names(
+        len(config.dim_mult), config.num_res_blocks, nested=config.stage_shortcuts
+    )
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     if holds_wan_vae(Path(directory)):
         write_diffusers_files(Path(directory), content, renamed)
@@ -246,11 +286,12 @@ def require_suffix(path: str | PathLike[str], *suffixes: str) -> None:
         raise CheckpointError(f"{path} must end in {' or '.join(suffixes)}; change its name")
 
 
-def require_official(config: WanVAEConfig, layout: Layout, names: Iterable[str]) -> None:
-    """Raise CheckpointError if ``config`` differs from the official model in one of ``names``."""
-    official = WanVAEConfig()
+def require_equal(
+    config: WanVAEConfig, possible: WanVAEConfig, layout: Layout, names: Iterable[str]
+) -> None:
+    """Raise CheckpointError if a layout cannot say one of ``names`` of ``config``."""
     for name in names:
-        value, needed = getattr(config, name), getattr(official, name)
+        value, needed = getattr(config, name), getattr(possible, name)
         if value != needed:
             raise CheckpointError(
                 f"the {layout.value} layout has no {name} {value!r}, only {needed!r}; "

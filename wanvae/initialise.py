@@ -52,7 +52,8 @@ def inflate(image_vae: WanVAE) -> WanVAE:
 def treat_frames_alone(vae: WanVAE) -> None:
     """Make all kernels look at the last frame only.
 
-    Halving of time keeps the last frame of each pair, and doubling repeats it.
+    Halving of time keeps the last frame of each pair, and doubling repeats it. Shortcuts across
+    stages stay as they are, and average pairs of frames.
     """
     for layer in vae.modules():
         if isinstance(layer, CausalConv) and layer.ndim == 3:

@@ -42,21 +42,24 @@ class Reconstruction:
 
 
 class WanVAE(nn.Module):
-    """The Wan2.1 causal 3D video VAE.
+    """The causal 3D video VAE of Wan2.1, Wan2.2 or Qwen-Image, as the config says.
 
     A video ``(B, C, T, H, W)`` in [-1, 1], with T = 1 + 4n and H and W multiples of 8, has latents
-    ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config. For an image model
-    (``ndim: 2``) T is any number of unrelated frames, each with a latent. Parameter names are those
-    of the official checkpoints.
+    ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config (that of space is 16
+    for Wan2.2), and so does the size of decoded videos. For an image model (``ndim: 2``) T is any
+    number of unrelated frames, each with a latent. Parameter names are those of the official
+    checkpoints.
     """
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.coder, config.in_channels, 2 * config.z_dim)
+        self.encoder = Encoder(
+            config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
+        )
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config.coder, config.z_dim, config.out_channels)
+        self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
         self.compiled = False
 
     @classmethod
@@ -73,7 +76,8 @@ class WanVAE(nn.Module):
 
         Args:
             path: a native ``.safetensors``; an official ``.pth``, or its keys in ``.safetensors``;
-                a diffusers directory or file. Layout and architecture are found out.
+                a diffusers directory or file, of Qwen-Image too. Layout and architecture are found
+                out.
             dtype: of the parameters; None keeps the file's.
             device: where to put them; None is the CPU.
             encode_dtype, decode_dtype: of those that encode, or decode, where it is another:
@@ -184,8 +188,9 @@ class WanVAE(nn.Module):
 
         Args:
             video: on any device: frames go to that of the model when it is their turn.
-            tile_size: pixels, a multiple of 8, or two of them for height and width: encode each
-                frame in tiles of at most this size, with the result of the whole.
+            tile_size: pixels, a multiple of 8 (of the spatial factor), or two of them for height
+                and width: encode each frame in tiles of at most this size, with the result of the
+                whole.
             max_memory: like "4GB", or bytes: encode in such steps and tiles that this suffices,
                 with the result, besides the model and the video.
             shard: an ``Accelerator`` or ``PartialState`` whose processes all call this with the
@@ -220,8 +225,9 @@ class WanVAE(nn.Module):
         Args:
             latents: as ``Posterior`` gives them; normalised ones need ``denormalize`` first.
             clamp: limit the video to [-1, 1], as the official code does.
-            tile_size: pixels, a multiple of 8, or two of them for height and width: decode each
-                frame in tiles of at most this size, with the result of the whole.
+            tile_size: pixels, a multiple of 8 (of those decoded per latent), or two of them for
+                height and width: decode each frame in tiles of at most this size, with the result
+                of the whole.
             max_memory: like "4GB", or bytes: decode in such steps and tiles that this suffices,
                 with the result, besides the model and the latents.
             shard: an ``Accelerator`` or ``PartialState`` whose processes all call this with the
@@ -294,6 +300,7 @@ class WanVAE(nn.Module):
             core=(*self.encoder.core(), self.conv1),
             shell=self.encoder.shell(),
             core_first=False,
+            out_channels=2 * self.config.z_dim,
             spatial_factor=self.config.spatial_factor,
             temporal_factor=self.config.temporal_factor,
         )
@@ -304,7 +311,8 @@ class WanVAE(nn.Module):
             core=(self.conv2, *self.decoder.core()),
             shell=self.decoder.shell(),
             core_first=True,
-            spatial_factor=self.config.spatial_factor,
+            out_channels=self.config.out_channels,
+            spatial_factor=self.config.decoded_spatial_factor,
             temporal_factor=self.config.temporal_factor,
         )
 
@@ -442,6 +450,16 @@ def check_length(config: WanVAEConfig, frames: int) -> None:
         raise ValueError(
             f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
             f"repeat the last one to {below + factor} (stream_encode does this by itself)"
+        )
+
+
+def check_reconstructs(config: WanVAEConfig) -> None:
+    """Raise ValueError if videos do not come back in the form they went in."""
+    if config.upscale_factor > 1 or config.in_channels != config.out_channels:
+        raise ValueError(
+            f"this model makes videos of {config.out_channels} channels, {config.upscale_factor} "
+            f"times as large, of those of {config.in_channels} channels: there is no original to "
+            "compare with; encode and decode instead"
         )
 
 

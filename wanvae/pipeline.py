@@ -27,7 +27,7 @@ from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.latents import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics import psnr, ssim
-from wanvae.model import WanVAE
+from wanvae.model import WanVAE, check_reconstructs
 from wanvae.planning import Memory, TileSize, TooLittleMemory, parse_memory
 from wanvae.posterior import Posterior
 from wanvae.sharding import Processes
@@ -89,8 +89,9 @@ def reconstruct_file(
 
     Raises:
         VideoError: a file cannot be read or written, or has nothing from ``start`` on.
-        ValueError: the model cannot stream.
+        ValueError: the model cannot stream, or makes other videos than it takes.
     """
+    check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
@@ -193,7 +194,8 @@ def decode_file(
 
     Args:
         source: as ``encode_file`` or ``encode_dataset`` wrote it, or a safetensors file with a
-            tensor "latents".
+            tensor "latents". The video is as large as the encoded one, times the upscale factor of
+            the model.
         normalized: the latents are as a diffusion model gives them: denormalize them first. Those
             of a file that says so itself always are.
         fps: frames per second; None keeps those of the encoded video, or 16 if unknown.
@@ -209,11 +211,11 @@ def decode_file(
     """
     with read_latents(source) as latents:
         check_origin(latents, vae.config, source)
-        factor = vae.config.spatial_factor
+        factor, scale = vae.config.decoded_spatial_factor, vae.config.upscale_factor
         height, width = latents.height * factor, latents.width * factor
         frames, rate = 1 + (latents.length - 1) * vae.config.temporal_factor, WAN_RATE
         if latents.video is not None:
-            height, width = latents.video.height, latents.video.width
+            height, width = scale * latents.video.height, scale * latents.video.width
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
         done, first = 0, is_first(shard)

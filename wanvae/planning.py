@@ -11,7 +11,7 @@ import re
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise, product
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wanvae.execution import join, latents_at_once, time_factor
-from wanvae.nn import AttentionBlock, CausalConv, Downsample, Upsample
+from wanvae.nn import AttentionBlock, CausalConv, Downsample, ResidualStage, Upsample
 from wanvae.nn.region import Region, Span, whole_region
 from wanvae.nn.sequential import regions_between
 from wanvae.tiling import Coding, Network, Plan, default_plan, make_tiles, resampled, shrunk
@@ -160,10 +160,9 @@ class Planner:
         sides = job.height, job.width
         if not network.core_first:
             sides = tuple(side // network.spatial_factor for side in sides)
-        whole = regions_between(network.layers, whole_region(*sides))[1:]
         positions = {
             layer: rows.size * columns.size
-            for layer, (rows, columns) in zip(network.layers, whole, strict=True)
+            for layer, _, (rows, columns) in read_and_made(network.layers, whole_region(*sides))
         }
         if plan.tile_size is not None:
             heights, widths = (
@@ -306,10 +305,31 @@ def lengths_along(
     lengths = {}
     for part in network.parts(split_core=split_core):
         if not part.whole:
-            regions = regions_between(part.layers, shrunk((span, span), part.scale))
-            extents = [len(rows) for rows, _ in regions]  # kernels are square
-            lengths.update(zip(part.layers, pairwise(extents), strict=True))
+            made = shrunk((span, span), part.scale)
+            for layer, (read, _), (rows, _) in read_and_made(part.layers, made):
+                lengths[layer] = len(read), len(rows)  # kernels are square
     return lengths
+
+
+def opened(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Each layer in order; of stages those inside, without the shortcuts."""
+    for layer in layers:
+        if isinstance(layer, ResidualStage):
+            yield from opened(layer.body)
+        else:
+            yield layer
+
+
+def read_and_made(
+    layers: Sequence[nn.Module], region: Region
+) -> Iterator[tuple[nn.Module, Region, Region]]:
+    """Each layer that ``opened`` gives, and the regions it reads and makes for ``region``."""
+    regions = pairwise(regions_between(layers, region))
+    for layer, (read, made) in zip(layers, regions, strict=True):
+        if isinstance(layer, ResidualStage):
+            yield from read_and_made(tuple(layer.body), made)
+        else:
+            yield layer, read, made
 
 
 def tile_sides(side: int, factor: int) -> list[int]:

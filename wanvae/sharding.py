@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from wanvae.engine.processes import meeting
-from wanvae.execution import Flow, join, time_factor
-from wanvae.nn import CausalConv, State
+from wanvae.execution import Flow, first_parameter, join, time_factor
+from wanvae.nn import State
 from wanvae.nn.region import Region, Span, crop, whole_of
-from wanvae.planning import Job, Planner, lengths_along, multiply_adds
+from wanvae.planning import Job, Planner, lengths_along, multiply_adds, opened
 from wanvae.tiling import Coding, Network, Part, Plan, resampled
 
 # The process that decoded video goes to.
@@ -161,7 +161,7 @@ class Work:
 def work_of_positions(network: Network) -> dict[nn.Module, int]:
     """Multiply-adds of each layer for a position of each frame of a clip of two latents."""
     work, frames = {}, 1 + network.group
-    for layer in network.layers:
+    for layer in opened(network.layers):
         made = resampled(frames, time_factor([layer]), starts=True)
         work[layer] = multiply_adds(layer, 1, frames, made)
         frames = made
@@ -234,8 +234,8 @@ class ShardedCoding(Coding):
         if result is not None:
             return result
         height, width = (side * self._network.spatial_factor for side in x.shape[3:])
-        head = [m for m in self._network.layers[-1].modules() if isinstance(m, CausalConv)][-1]
-        return head.weight.new_empty(len(x), len(head.weight), 0, height, width)
+        like = first_parameter(self._network.layers)
+        return like.new_empty(len(x), self._network.out_channels, 0, height, width)
 
     def _tile_by_tile(
         self,
@@ -278,7 +278,7 @@ class ShardedCoding(Coding):
         dist.broadcast(channels, src=self._owners[0])
         if whole is not None:
             return whole
-        like = next(part.layers[0].parameters())
+        like = first_parameter(part.layers)
         made = like.new_empty(len(pieces[0]), int(channels), 0, 0, 0)
         return self._empty(made, frames, tile, part)
 

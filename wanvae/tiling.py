@@ -21,8 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.engine.memory import returning_freed_memory
-from wanvae.execution import Flow, Stage, default_frames, join, make_stages, time_factor
-from wanvae.nn import Downsample, State, Upsample, needs_whole_frames, unstreamable_layers
+from wanvae.execution import (
+    Flow,
+    Stage,
+    default_frames,
+    join,
+    make_stages,
+    space_factor,
+    time_factor,
+)
+from wanvae.nn import State, needs_whole_frames, unstreamable_layers
 from wanvae.nn.memory import KEPT, KEPT_WITHIN_LIMITS, POOL
 from wanvae.nn.region import Region, Span, crop, whole_of
 
@@ -71,6 +79,7 @@ class Network:
         core: layers that run on whole frames where they are not split.
         shell: layers that can run on tiles.
         core_first: True in a decoder.
+        out_channels: of what they make.
         spatial_factor: pixels per latent along height and width.
         temporal_factor: frames per latent after the first.
     """
@@ -78,6 +87,7 @@ class Network:
     core: tuple[nn.Module, ...]
     shell: tuple[nn.Module, ...]
     core_first: bool
+    out_channels: int
     spatial_factor: int
     temporal_factor: int
 
@@ -102,9 +112,7 @@ class Network:
         parts, scale = [], self.pixels_per_input
         for on_whole_frames, run in groupby(self.layers, whole):
             layers = tuple(run)
-            halvings = sum(isinstance(layer, Downsample) for layer in layers)
-            doublings = sum(isinstance(layer, Upsample) for layer in layers)
-            scale = scale * 2**halvings // 2**doublings
+            scale = int(scale / space_factor(layers))
             parts.append(Part(layers, on_whole_frames, scale))
         return parts
 
@@ -119,6 +127,7 @@ def make_network(
     shell: Sequence[nn.Module],
     *,
     core_first: bool,
+    out_channels: int,
     spatial_factor: int,
     temporal_factor: int,
 ) -> Network:
@@ -131,7 +140,7 @@ def make_network(
     elif across:
         cut = across[0]
         core, shell = shell[cut:] + core, shell[:cut]
-    return Network(core, shell, core_first, spatial_factor, temporal_factor)
+    return Network(core, shell, core_first, out_channels, spatial_factor, temporal_factor)
 
 
 def default_plan(

@@ -36,7 +36,7 @@ from wanvae.evaluation import (
 )
 from wanvae.initialise import inflate, start_as_image_model
 from wanvae.losses import LossConfig, VideoLosses, peak_signal_to_noise
-from wanvae.model import WanVAE, check_length, check_size
+from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
 from wanvae.nn import use_channels_last
 from wanvae.video import write_video
 
@@ -82,11 +82,12 @@ class VideoTraining:
     """What the loop has to know of a video VAE: its losses, and how it is judged.
 
     Raises:
-        ValueError: the model cannot take the clips, none can be read to judge by, or the weights of
-            the LPIPS network cannot be had.
+        ValueError: the model cannot take the clips or makes other videos, none can be read to judge
+            by, or the weights of the LPIPS network cannot be had.
     """
 
     def __init__(self, config: TrainConfig, vae: WanVAE, accelerator: Accelerator) -> None:
+        check_reconstructs(vae.config)
         for shape in config.data.shapes:
             check_size(vae.config, shape.height, shape.width)
             check_length(vae.config, shape.frames)

@@ -6,7 +6,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers import random_video, tiny
+from tests.helpers import WAN22, random_video, tiny
 from wanvae.nn import Decoder, Encoder
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.residual import BlockSpec
@@ -32,9 +32,10 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(gradient, other[name]), name
 
 
+@pytest.mark.parametrize("variant", [{}, WAN22], ids=["wan21", "wan22"])
 @pytest.mark.parametrize("frames", [1, 5])
-def test_recomputing_gives_the_same_loss_and_gradients(frames):
-    vae = tiny(dropout=0.3).train()
+def test_recomputing_gives_the_same_loss_and_gradients(frames, variant):
+    vae = tiny(dropout=0.3, **variant).train()
     video = random_video(frames, batch=2)
 
     def run(recompute: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 from tests.helpers import randomise
 from wanvae.nn import (
     AttentionBlock,
+    AverageDown,
     BlockSpec,
     CausalConv,
     Downsample,
+    DuplicateUp,
+    Patchify,
+    ResidualStage,
     Sequential,
+    Unpatchify,
     Upsample,
     make_block,
 )
@@ -47,13 +52,14 @@ def test_a_span_before_a_convolution_is_what_it_reads(span, kernel, stride, befo
     torch.testing.assert_close(part, y[:, :, span.start : span.stop])
 
 
-@given(span=spans())
-def test_halving_and_doubling_cover_a_span(span):
-    assert span.doubled() == Span(2 * span.start, 2 * span.stop, 2 * span.size)
-    even = Span(span.start, span.stop, 2 * span.size)
-    read = sorted({position // 2 for position in range(even.start, even.stop)})
-    assert list(range(even.halved().start, even.halved().stop)) == read
-    assert even.halved().size == span.size
+@given(span=spans(), times=st.integers(1, 3))
+def test_repeating_covers_a_span(span, times):
+    assert span.repeated(times) == Span(times * span.start, times * span.stop, times * span.size)
+    made = Span(span.start, span.stop, times * span.size)
+    read = sorted({position // times for position in range(made.start, made.stop)})
+    before = made.before_repeating(times)
+    assert list(range(before.start, before.stop)) == read
+    assert before.size == span.size
 
 
 @given(rows=spans(6), columns=spans(4), row=spans(6), column=spans(4))
@@ -93,6 +99,8 @@ def layers(ndim):
     for temporal in (False, True)[: ndim - 1]:
         made[f"down {temporal}"] = Downsample(ndim, CHANNELS, temporal=temporal)
         made[f"up {temporal}"] = Upsample(ndim, CHANNELS, 3, temporal=temporal)
+        if ndim == 3:
+            made |= stages(temporal)
         made[f"sequential {temporal}"] = Sequential(
             block(ndim, "dense", 6),
             Downsample(ndim, 6, temporal=temporal),
@@ -106,6 +114,22 @@ def layers(ndim):
         randomise(layer)
         layer.double().eval()
     return made
+
+
+def stages(temporal):
+    """Layers of Wan2.2, by name."""
+    time, row = 2 if temporal else 1, block(3, "residual", 8)
+    down = [row, Downsample(3, 8, temporal=temporal)]
+    up = [row, Upsample(3, 8, 8, temporal=temporal)]
+    return {
+        f"patchify {temporal}": Patchify(2 + temporal),
+        f"average {temporal}": AverageDown(CHANNELS, 8, time, 2),
+        f"average channels {temporal}": AverageDown(CHANNELS, 2, 1, 1),
+        f"duplicate {temporal}": DuplicateUp(CHANNELS, 8, time, 2),
+        f"unpatchify {temporal}": Unpatchify(2, rows_first=temporal),
+        f"halving stage {temporal}": ResidualStage(down, AverageDown(CHANNELS, 8, time, 2), "a"),
+        f"doubling stage {temporal}": ResidualStage(up, DuplicateUp(CHANNELS, 8, time, 2), "a"),
+    }
 
 
 LAYERS = [(ndim, name, layer) for ndim in (2, 3) for name, layer in layers(ndim).items()]

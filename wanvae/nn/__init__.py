@@ -8,6 +8,7 @@ from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
 from wanvae.nn.coder import Decoder, Encoder
 from wanvae.nn.conv import CausalConv, use_channels_last
 from wanvae.nn.norm import NormKind, RMSNorm, make_norm
+from wanvae.nn.patch import Patchify, Unpatchify
 from wanvae.nn.resample import Downsample, Resample, Upsample
 from wanvae.nn.residual import (
     ActivationKind,
@@ -25,11 +26,13 @@ from wanvae.nn.residual import (
     make_block,
 )
 from wanvae.nn.sequential import Sequential
+from wanvae.nn.stage import AverageDown, DuplicateUp, ResidualStage
 from wanvae.nn.streaming import State, Streaming, needs_whole_frames, unstreamable_layers
 
 __all__ = [
     "ActivationKind",
     "AttentionBlock",
+    "AverageDown",
     "BlockKind",
     "BlockSpec",
     "BottleneckBlock",
@@ -38,19 +41,23 @@ __all__ = [
     "DenseBlock",
     "DenseResidualBlock",
     "Downsample",
+    "DuplicateUp",
     "Encoder",
     "NormKind",
+    "Patchify",
     "PreActivationBlock",
     "RMSNorm",
     "ResConv1DBlock",
     "Resample",
     "Residual",
     "ResidualBlock",
+    "ResidualStage",
     "Sequential",
     "StandardBlock",
     "State",
     "Streaming",
     "TimeAttentionBlock",
+    "Unpatchify",
     "Upsample",
     "make_activation",
     "make_block",

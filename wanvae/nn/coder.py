@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 from torch import Tensor, nn
 
 from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
 from wanvae.nn.norm import make_norm
+from wanvae.nn.patch import Patchify, Unpatchify
 from wanvae.nn.region import Region
 from wanvae.nn.resample import Downsample, Upsample
 from wanvae.nn.residual import BlockSpec, make_activation, make_block, make_conv
 from wanvae.nn.sequential import Sequential, regions_between, step_through
+from wanvae.nn.stage import AverageDown, DuplicateUp, ResidualStage
 from wanvae.nn.streaming import State, Streaming
 
 
@@ -32,6 +34,8 @@ class CoderSpec:
         temporal_downsample: for each step from stage to stage, whether it also halves time.
         attention_window: frames that attention over time looks back on (1D only; None: all).
         block: what the residual blocks are made of.
+        stage_shortcuts: whether stages have a shortcut across all of their layers, as in Wan2.2
+            (3D only, without attn_scales); upsampling does not halve the channels then.
     """
 
     ndim: int
@@ -42,6 +46,7 @@ class CoderSpec:
     attn_scales: tuple[float, ...] = ()
     attention_window: int | None = None
     block: BlockSpec = field(default_factory=BlockSpec)
+    stage_shortcuts: bool = False
 
 
 class Coder(Streaming):
@@ -79,25 +84,29 @@ class Encoder(Coder):
 
     Maps ``(B, in_channels, 1 + f * n, ...)`` to ``(B, out_channels, 1 + n, ...)``, where f is 2 to
     the number of stages that halve time; each step from stage to stage halves space.
+
+    Args:
+        patch_size: sides of the squares of positions that become channels first.
     """
 
-    def __init__(self, spec: CoderSpec, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, spec: CoderSpec, in_channels: int, out_channels: int, *, patch_size: int = 1
+    ) -> None:
         super().__init__()
         widths = [spec.dim * multiple for multiple in (1, *spec.dim_mult)]
-        self.conv1 = make_conv(spec.ndim, in_channels, widths[0], spec.block)
+        self.patches = Sequential(*([Patchify(patch_size)] if patch_size > 1 else []))
+        self.conv1 = make_conv(spec.ndim, in_channels * patch_size**2, widths[0], spec.block)
         layers: list[nn.Module] = []
-        for stage, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
+        steps = (*spec.temporal_downsample, None)
+        for stage, (dims, temporal) in enumerate(zip(pairwise(widths), steps, strict=True)):
             attention = 0.5**stage in spec.attn_scales
-            layers += make_stage(spec, in_dim, out_dim, spec.num_res_blocks, attention)
-            if stage < len(spec.temporal_downsample):
-                temporal = spec.temporal_downsample[stage]
-                layers.append(Downsample(spec.ndim, out_dim, temporal=temporal))
+            layers += make_encoder_stage(spec, *dims, attention, temporal)
         self.downsamples = Sequential(*layers)
         self.middle = make_middle(spec, widths[-1])
         self.head = make_head(spec, widths[-1], out_channels)
 
     def shell(self) -> tuple[nn.Module, ...]:
-        return self.conv1, *self.downsamples
+        return *self.patches, self.conv1, *self.downsamples
 
     def core(self) -> tuple[nn.Module, ...]:
         return *self.middle, self.head
@@ -109,40 +118,93 @@ class Encoder(Coder):
 class Decoder(Coder):
     """Wan's decoder: ``conv1``, ``middle``, ``upsamples``, ``head``; the mirror of the encoder.
 
-    Each upsampling halves the channels, so all stages but the first start at half their width.
+    Each upsampling halves the channels, so all stages but the first start at half their width; with
+    ``stage_shortcuts`` none does.
+
+    Args:
+        unpatchify: what makes squares of positions of channels last.
     """
 
-    def __init__(self, spec: CoderSpec, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self,
+        spec: CoderSpec,
+        in_channels: int,
+        out_channels: int,
+        unpatchify: Unpatchify | None = None,
+    ) -> None:
         super().__init__()
         multiples = spec.dim_mult[::-1]
         widths = [spec.dim * multiple for multiple in (multiples[0], *multiples)]
-        temporal_upsample = spec.temporal_downsample[::-1]
         self.conv1 = make_conv(spec.ndim, in_channels, widths[0], spec.block)
         self.middle = make_middle(spec, widths[0])
         layers: list[nn.Module] = []
-        for stage, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
-            in_dim = in_dim if stage == 0 else in_dim // 2
+        steps = (*spec.temporal_downsample[::-1], None)
+        for stage, (dims, temporal) in enumerate(zip(pairwise(widths), steps, strict=True)):
+            in_dim, out_dim = dims
+            in_dim = in_dim // 2 if stage and not spec.stage_shortcuts else in_dim
             attention = 2.0 ** (stage + 2 - len(multiples)) in spec.attn_scales
-            layers += make_stage(spec, in_dim, out_dim, spec.num_res_blocks + 1, attention)
-            if stage < len(temporal_upsample):
-                temporal = temporal_upsample[stage]
-                layers.append(Upsample(spec.ndim, out_dim, out_dim // 2, temporal=temporal))
+            layers += make_decoder_stage(spec, in_dim, out_dim, attention, temporal)
         self.upsamples = Sequential(*layers)
-        self.head = make_head(spec, widths[-1], out_channels)
+        values = out_channels * (unpatchify.size**2 if unpatchify else 1)
+        self.head = make_head(spec, widths[-1], values)
+        self.patches = Sequential(*([unpatchify] if unpatchify else []))
 
     def core(self) -> tuple[nn.Module, ...]:
         return self.conv1, *self.middle
 
     def shell(self) -> tuple[nn.Module, ...]:
-        return *self.upsamples, self.head
+        # A last stage without a shortcut is no more than its layers, whatever their names are.
+        stages = (
+            tuple(stage.upsamples) if isinstance(stage, Sequential) else (stage,)
+            for stage in self.upsamples
+        )
+        return *chain.from_iterable(stages), self.head, *self.patches
 
     def layers(self) -> tuple[nn.Module, ...]:
         return self.core() + self.shell()
 
 
-def make_stage(
+def make_encoder_stage(
+    spec: CoderSpec, in_dim: int, out_dim: int, attention: bool, temporal: bool | None
+) -> list[nn.Module]:
+    """Layers of one resolution and the halving after them.
+
+    Args:
+        temporal: whether that halves time too; None: nothing is halved, for it is the last stage.
+    """
+    layers = make_blocks(spec, in_dim, out_dim, spec.num_res_blocks, attention)
+    if temporal is not None:
+        layers.append(Downsample(spec.ndim, out_dim, temporal=temporal))
+    if not spec.stage_shortcuts:
+        return layers
+    shortcut = AverageDown(in_dim, out_dim, 2 if temporal else 1, 1 if temporal is None else 2)
+    return [ResidualStage(layers, shortcut, "downsamples")]
+
+
+def make_decoder_stage(
+    spec: CoderSpec, in_dim: int, out_dim: int, attention: bool, temporal: bool | None
+) -> list[nn.Module]:
+    """Layers of one resolution and the doubling after them.
+
+    Args:
+        temporal: whether that doubles time too; None: nothing is doubled, for it is the last stage.
+    """
+    layers = make_blocks(spec, in_dim, out_dim, spec.num_res_blocks + 1, attention)
+    if temporal is not None:
+        made = out_dim if spec.stage_shortcuts else out_dim // 2
+        layers.append(Upsample(spec.ndim, out_dim, made, temporal=temporal))
+    if not spec.stage_shortcuts:
+        return layers
+    if temporal is None:
+        # It has no shortcut, but its names have as many parts.
+        return [Sequential(OrderedDict(upsamples=Sequential(*layers)))]
+    shortcut = DuplicateUp(in_dim, out_dim, 2 if temporal else 1, 2)
+    return [ResidualStage(layers, shortcut, "upsamples")]
+
+
+def make_blocks(
     spec: CoderSpec, in_dim: int, out_dim: int, blocks: int, attention: bool
-) -> Sequence[nn.Module]:
+) -> list[nn.Module]:
     """Residual blocks of one resolution, each followed by attention if asked for."""
     layers: list[nn.Module] = []
     for block in range(blocks):

@@ -40,13 +40,13 @@ class Span:
     def _unclipped(self, kernel: int, stride: int, before: int) -> tuple[int, int]:
         return self.start * stride - before, (self.stop - 1) * stride + kernel - before
 
-    def halved(self) -> Span:
-        """What doubling by repetition reads to give this span."""
-        return Span(self.start // 2, -(-self.stop // 2), self.size // 2)
+    def before_repeating(self, times: int) -> Span:
+        """What repeating each position so many times reads to give this span."""
+        return Span(self.start // times, -(-self.stop // times), self.size // times)
 
-    def doubled(self) -> Span:
-        """What doubling by repetition makes of this span."""
-        return Span(self.start * 2, self.stop * 2, self.size * 2)
+    def repeated(self, times: int) -> Span:
+        """What repeating each position so many times makes of this span."""
+        return Span(self.start * times, self.stop * times, self.size * times)
 
 
 # Rows and columns. None, where a region is optional, is the whole image.
@@ -66,6 +66,18 @@ def whole_of(region: Region) -> Region:
 def union(first: Region, second: Region) -> Region:
     """The smallest region that holds both."""
     return first[0].union(second[0]), first[1].union(second[1])
+
+
+def before_repeating(region: Region, times: int) -> Region:
+    """What repeating each position so many times, along both axes, reads to give this region."""
+    rows, columns = (span.before_repeating(times) for span in region)
+    return rows, columns
+
+
+def repeated(region: Region, times: int) -> Region:
+    """What repeating each position so many times, along both axes, makes of this region."""
+    rows, columns = (span.repeated(times) for span in region)
+    return rows, columns
 
 
 def crop(x: Tensor, region: Region, wanted: Region) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.convolve import convolve_doubled
-from wanvae.nn.region import Region, crop
+from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.streaming import State, Streaming
 
 
@@ -101,8 +101,7 @@ class Upsample(Resample):
         return self._per_frame(torch.cat([first, rest], dim=2), region), state
 
     def input_region(self, region: Region) -> Region:
-        rows, columns = self.conv.input_region(region)
-        return rows.halved(), columns.halved()
+        return before_repeating(self.conv.input_region(region), 2)
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         if self.ndim == 1:
@@ -111,8 +110,7 @@ class Upsample(Resample):
         if region is None:
             return y
         # Doubled whole, with zeros all around: what these spoil at inner sides is cut off.
-        rows, columns = self.input_region(region)
-        return crop(y, (rows.doubled(), columns.doubled()), region)
+        return crop(y, repeated(self.input_region(region), 2), region)
 
     def _double_time(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.time_conv.step(x, state)

@@ -14,7 +14,7 @@ from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
 from wanvae.nn.sequential import Sequential, regions_between, step_through
-from wanvae.nn.streaming import State, Streaming, input_region, step_layer
+from wanvae.nn.streaming import State, Step, Streaming, input_region, step_layer
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -68,13 +68,19 @@ class Residual(Streaming):
         raise NotImplementedError(f"{type(self).__name__} has no input_region")
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        return self.step_by(self.body_step, x, state, region)
+
+    def step_by(
+        self, body_step: Step, x: Tensor, state: State, region: Region | None
+    ) -> tuple[Tensor, State]:
+        """As ``step``, with the residual function computed by ``body_step``."""
         body_state, shortcut_state = (None, None) if state is None else state
         of_body = of_shortcut = x
         if region is not None:
             given = self.input_region(region)
             of_body = crop(x, given, self.body_input_region(region))
             of_shortcut = crop(x, given, input_region(self.shortcut, region))
-        y, body_state = self.body_step(of_body, body_state, region)
+        y, body_state = body_step(of_body, body_state, region)
         shortcut, shortcut_state = step_layer(self.shortcut, of_shortcut, shortcut_state, region)
         return self.add(y, shortcut), (body_state, shortcut_state)
 
@@ -88,24 +94,35 @@ class Residual(Streaming):
 
 
 class SequentialResidual(Residual):
-    """A residual block whose body is a row of layers, held as ``residual`` (Wan's name for it)."""
+    """A residual block whose body is a row of layers, held as ``residual`` (Wan's name for it).
+
+    Args:
+        name: what to hold the body as instead.
+    """
 
     def __init__(
         self,
         body: Sequence[nn.Module],
         shortcut: nn.Module | None = None,
         post_activation: nn.Module | None = None,
+        name: str = "residual",
     ) -> None:
         super().__init__(shortcut, post_activation)
-        self.residual = Sequential(*body)
+        self.add_module(name, Sequential(*body))
+        self._name = name
+
+    @property
+    def body(self) -> Sequential:
+        """The layers of the body."""
+        return self.get_submodule(self._name)
 
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        return self.residual.step(x, state, region)
+        return self.body.step(x, state, region)
 
     def body_input_region(self, region: Region) -> Region:
-        return self.residual.input_region(region)
+        return self.body.input_region(region)
 
 
 class ResidualBlock(SequentialResidual):

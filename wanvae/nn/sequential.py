@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.pointwise import apply
@@ -39,7 +37,7 @@ def step_through(
 
     Args:
         recompute: for the backward pass keep only what goes from layer to layer and compute what
-            is inside them again (Chen et al., arXiv 1604.06174), with the same dropout.
+            is inside them again.
     """
     layers = tuple(layers)
     states = (None,) * len(layers) if state is None else state
@@ -54,7 +52,7 @@ def step_through(
             x, layer_state = layer.step(x, layer_state, layer_region, pointwise)
             pointwise = []
         else:
-            step = partial(checkpoint, layer.step, use_reentrant=False) if recompute else layer.step
+            step = layer.recomputed_step if recompute else layer.step
             x, layer_state = step(apply(pointwise, x), layer_state, layer_region)
             pointwise = []
         new_states.append(layer_state)

@@ -10,13 +10,16 @@ its input that ``input_region`` tells, and its state is that of this part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wanvae.nn.region import Region
 
 State: TypeAlias = "tuple[Tensor | State, ...] | None"
+Step: TypeAlias = "Callable[[Tensor, State, Region | None], tuple[Tensor, State]]"
 
 
 class Streaming(nn.Module):
@@ -29,6 +32,15 @@ class Streaming(nn.Module):
             region: make this part of each output frame, of ``input_region(region)`` in ``x``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no step")
+
+    def recomputed_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
+        """As ``step``, but the backward pass computes what is inside again.
+
+        Less memory, more time, the same dropout and gradients (Chen et al., arXiv 1604.06174).
+        """
+        return checkpoint(self.step, x, state, region, use_reentrant=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Process a whole input at once."""

@@ -1,0 +1,115 @@
+"""Stages with a shortcut across all of their layers, resampling included, as Wan2.2 has them.
+
+The shortcuts have no parameters: positions move into channels and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from wanvae.nn.region import Region, before_repeating, crop, repeated
+from wanvae.nn.residual import SequentialResidual
+from wanvae.nn.sequential import step_through
+from wanvae.nn.streaming import State, Streaming
+
+
+class ResidualStage(SequentialResidual):
+    """A row of layers, the last of which may resample, and a shortcut across them.
+
+    Args:
+        name: what the row is called in checkpoints.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], shortcut: nn.Module, name: str) -> None:
+        super().__init__(layers, shortcut, name=name)
+
+    def recomputed_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
+        # Layer by layer, for all of a stage at once would need most of the memory again.
+        return self.step_by(partial(step_through, self.body, recompute=True), x, state, region)
+
+
+class StageShortcut(Streaming):
+    """What both shortcuts have in common, for ``(B, C, T, H, W)``. Nothing is kept in a state.
+
+    Args:
+        time, space: by how much the stage resamples time, and each side of space.
+
+    Raises:
+        ValueError: the channels do not divide into ``in_dim`` or ``out_dim`` equal groups.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.time = time
+        self.space = space
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """Positions along each axis that share a place, for einops."""
+        return {"f": self.time, "p": self.space, "q": self.space}
+
+
+class AverageDown(StageShortcut):
+    """``time`` frames of ``space`` x ``space`` positions become one position.
+
+    Their values, in the order channel, frame, row, column, are averaged in ``out_dim`` groups. The
+    first frame of a stream has zeros before it.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
+        super().__init__(in_dim, out_dim, time, space)
+        require_groups(in_dim * time * space**2, out_dim)
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        if state is None and self.time > 1:
+            zeros = x.new_zeros(*x.shape[:2], self.time - 1, *x.shape[3:])
+            x = torch.cat([zeros, x], dim=2)
+        pattern = "b c (t f) (h p) (w q) -> b t h w (c f p q)"
+        values = rearrange(x, pattern, **self.factors).unflatten(-1, (self.out_dim, -1))
+        return values.mean(-1).movedim(-1, 1), ()
+
+    def input_region(self, region: Region) -> Region:
+        return repeated(region, self.space)
+
+
+class DuplicateUp(StageShortcut):
+    """One position becomes ``time`` frames of ``space`` x ``space`` positions.
+
+    Its channels, each repeated equally often, are their values in the order channel, frame, row,
+    column. Of the first frame of a stream only the last of these frames stays.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
+        super().__init__(in_dim, out_dim, time, space)
+        self.repeats = require_groups(out_dim * time * space**2, in_dim)
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        values = x.movedim(1, -1).repeat_interleave(self.repeats, dim=-1)
+        pattern = "b t h w (c f p q) -> b (t f) (h p) (w q) c"
+        y = rearrange(values, pattern, **self.factors).movedim(-1, 1)
+        if state is None:
+            y = y[:, :, self.time - 1 :]
+        if region is not None:
+            y = crop(y, repeated(self.input_region(region), self.space), region)
+        return y, ()
+
+    def input_region(self, region: Region) -> Region:
+        return before_repeating(region, self.space)
+
+
+def require_groups(values: int, groups: int) -> int:
+    """How many values each of so many equal groups has; ValueError if they leave a rest."""
+    if values % groups:
+        raise ValueError(
+            f"the shortcut of a stage cannot make {groups} equal groups of {values} channels: "
+            "choose other dim_mult, or stage_shortcuts=False"
+        )
+    return values // groups
