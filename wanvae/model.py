@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,9 @@ from wanvae.streaming import (
     require_streamable,
 )
 from wanvae.tiling import Coding, Network, Plan, make_network, make_tiles
+
+if TYPE_CHECKING:
+    from wanvae.diffusers_adapter import DiffusersVAE
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,18 @@ class WanVAE(nn.Module):
         A file of that name is replaced only once the new one is complete.
         """
         formats.save_native(path, self.config, self.state_dict())
+
+    def as_diffusers(self) -> DiffusersVAE:
+        """This model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
+
+        Raises:
+            ImportError: diffusers is not installed.
+        """
+        if find_spec("diffusers") is None:
+            raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
+        from wanvae.diffusers_adapter import DiffusersVAE
+
+        return DiffusersVAE(self)
 
     @property
     def encode_dtype(self) -> torch.dtype:
