@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wanvae import formats
+from wanvae import formats, hub
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
@@ -71,6 +71,7 @@ class WanVAE(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         *,
+        subfolder: str | None = None,
         encode_dtype: torch.dtype | None = None,
         decode_dtype: torch.dtype | None = None,
     ) -> WanVAE:
@@ -78,16 +79,19 @@ class WanVAE(nn.Module):
 
         Args:
             path: a native ``.safetensors``; an official ``.pth``, or its keys in ``.safetensors``;
-                a diffusers directory or file. Layout and architecture are found out.
+                a diffusers directory or file; or, if there is no such path, the ``"org/name"`` of a
+                repository of the Hugging Face Hub. Layout and architecture are found out.
             dtype: of the parameters; None keeps the file's.
             device: where to put them; None is the CPU.
+            subfolder: the folder in ``path`` that holds the checkpoint.
             encode_dtype, decode_dtype: of those that encode, or decode, where it is another:
                 latents encoded in bfloat16 are off by more than videos decoded in it.
 
         Raises:
-            CheckpointError: the file cannot be read, or is no such model (the keys are named).
+            CheckpointError: the file cannot be read or downloaded, or is no such model (the keys
+                are named).
         """
-        loaded = formats.load(path)
+        loaded = formats.load(path, subfolder)
         with torch.device("meta"):
             vae = cls(loaded.config)
         load_tensors(vae, loaded.tensors, path)
@@ -100,12 +104,21 @@ class WanVAE(nn.Module):
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
+    def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
         """Write a native checkpoint: one ``.safetensors`` with the config in its metadata.
 
         A file of that name is replaced only once the new one is complete.
+
+        Args:
+            push_to_hub: the ``"org/name"`` of a repository of the Hugging Face Hub to put it into
+                as well; made if it is not there.
+
+        Raises:
+            CheckpointError: it cannot be written or uploaded.
         """
         formats.save_native(path, self.config, self.state_dict())
+        if push_to_hub is not None:
+            hub.upload(path, push_to_hub)
 
     def as_diffusers(self) -> DiffusersVAE:
         """This model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
