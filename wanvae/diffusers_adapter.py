@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
@@ -149,11 +150,13 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         return self.decode(latents, return_dict=return_dict)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **options: object) -> DiffusersVAE:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **options: object
+    ) -> DiffusersVAE:
         """What a saved pipeline calls unless it is given a ``vae``; always a ValueError."""
         raise ValueError(
-            f"the VAE of {path} is loaded by WanVAE.from_pretrained: pass vae=vae.as_diffusers() "
-            "to the pipeline"
+            f"{pretrained_model_name_or_path} is read by WanVAE.from_pretrained: "
+            "pass vae=vae.as_diffusers() to the pipeline"
         )
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:

@@ -110,7 +110,7 @@ def upload(path: str | PathLike[str], repository: str) -> None:
     try:
         huggingface_hub.create_repo(repository, exist_ok=True)
         huggingface_hub.upload_file(
-            path_or_fileobj=path, path_in_repo=NATIVE_FILE, repo_id=repository
+            path_or_fileobj=Path(path), path_in_repo=NATIVE_FILE, repo_id=repository
         )
     except Exception as error:  # errors of the network have no class in common
         raise CheckpointError(

@@ -53,6 +53,15 @@ class WanVAE(nn.Module):
     ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config. For an image model
     (``ndim: 2``) T is any number of unrelated frames, each with a latent. Parameter names are those
     of the official checkpoints.
+
+    >>> from wanvae.demo import demo_weights
+    >>> vae = WanVAE.from_pretrained(demo_weights())
+    >>> video = torch.zeros(1, 3, 5, 64, 64)
+    >>> latents = vae.encode(video).mode()
+    >>> latents.shape
+    torch.Size([1, 16, 2, 8, 8])
+    >>> vae.decode(latents, tile_size=32).shape
+    torch.Size([1, 3, 5, 64, 64])
     """
 
     def __init__(self, config: WanVAEConfig) -> None:
@@ -229,7 +238,8 @@ class WanVAE(nn.Module):
         network = self.encoder_network()
         latents = network.frames_made(video.shape[2], starts=True)
         plan = self._choose_plan(network, video.shape, latents, tile_size, max_memory)
-        coding = self._start(network, shard, plan, *video.shape[3:], latents=latents)
+        height, width = video.shape[3:]
+        coding = self._start(network, shard, plan, height, width, latents=latents)
         return Posterior.from_moments(coding.run(video))
 
     @torch.no_grad()
@@ -266,8 +276,9 @@ class WanVAE(nn.Module):
         network = self.decoder_network()
         length = latents.shape[2]
         plan = self._choose_plan(network, latents.shape, length, tile_size, max_memory)
-        sides = (side * network.spatial_factor for side in latents.shape[3:])
-        video = self._start(network, shard, plan, *sides, latents=length).run(latents)
+        height, width = (side * network.spatial_factor for side in latents.shape[3:])
+        coding = self._start(network, shard, plan, height, width, latents=length)
+        video = coding.run(latents)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
@@ -429,9 +440,11 @@ class WanVAE(nn.Module):
         max_memory: Memory | None,
     ) -> Plan:
         """The plan for an input of a shape; ``latents`` is None for a stream."""
+        batch, channels = shape[:2]
         height, width = (side * network.pixels_per_input for side in shape[3:])
         dtype = self.decode_dtype if network.core_first else self.encode_dtype
-        job = Job(*shape[:2], latents, height, width, dtype, offloads=self.device.type != "cpu")
+        offloads = self.device.type != "cpu"
+        job = Job(batch, channels, latents, height, width, dtype, offloads)
 
         def within(size: int) -> Plan:
             return plan_within(self.config, network.core_first, job, size)
@@ -447,9 +460,10 @@ class WanVAE(nn.Module):
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
 
     def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.config.latents_mean or (0.0,) * self.config.z_dim
-        std = self.config.latents_std or (1.0,) * self.config.z_dim
-        return tuple(latents.new_tensor(values)[:, None, None, None] for values in (mean, std))
+        means = self.config.latents_mean or (0.0,) * self.config.z_dim
+        stds = self.config.latents_std or (1.0,) * self.config.z_dim
+        mean, std = (latents.new_tensor(values)[:, None, None, None] for values in (means, stds))
+        return mean, std
 
 
 def check_size(config: WanVAEConfig, height: int, width: int) -> None:
