@@ -53,6 +53,12 @@ def run(command: list[object], **options: object) -> str:
     return result.stdout
 
 
+def test_importing_wanvae_imports_little() -> None:
+    heavy = ("accelerate", "av", "diffusers", "huggingface_hub", "jsonargparse", "transformers")
+    code = f"import sys, wanvae; print([name for name in {heavy} if name in sys.modules])"
+    assert run([sys.executable, "-c", code], cwd=ROOT) == "[]\n"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")

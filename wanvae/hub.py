@@ -8,7 +8,7 @@ from itertools import product
 from os import PathLike
 from pathlib import Path
 
-from wanvae.diffusers_layout import DIFFUSERS_CONFIG, DIFFUSERS_PICKLE, DIFFUSERS_WEIGHTS
+from wanvae.diffusers_layout import DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS
 from wanvae.engine.checkpoint import CheckpointError, first_sentence
 
 # What a native checkpoint is called in a repository.
@@ -19,7 +19,6 @@ CHECKPOINTS = (
     ("Wan2.1_VAE.pth",),
     ("Wan2.2_VAE.pth",),
     (DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS),
-    (DIFFUSERS_CONFIG, DIFFUSERS_PICKLE),
 )
 # Where to look unless a folder is named: pipelines keep theirs in vae.
 FOLDERS = ("", "vae")
