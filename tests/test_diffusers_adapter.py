@@ -311,10 +311,12 @@ def test_encode_and_decode_call_what_offloads_them() -> None:
     assert calls == [vae, vae]
 
 
-def test_weights_that_were_offloaded_layer_by_layer_are_an_error() -> None:
+def test_offloading_layer_by_layer_is_refused() -> None:
     vae = tiny().to("meta").as_diffusers()
     with pytest.raises(ValueError, match="use enable_model_cpu_offload"):
         vae.decode(torch.zeros(1, 2, 1, 2, 2))
+    with pytest.raises(ValueError, match="does not support group offloading"):
+        vae.enable_group_offload(onload_device=torch.device("cpu"))
 
 
 def test_everything_else_works_without_diffusers() -> None:

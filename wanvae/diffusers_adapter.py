@@ -35,6 +35,8 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     """
 
     config_name = DIFFUSERS_CONFIG
+    # Hooks of layers are not called, for streams go through ``step`` and not ``forward``.
+    _supports_group_offloading = False
 
     def __init__(self, vae: WanVAE) -> None:
         super().__init__()
