@@ -37,6 +37,11 @@ class CodeBooks(nn.Module):
     - ``initialised``: whether the codes come from latents.
     """
 
+    codes: Tensor
+    sums: Tensor
+    counts: Tensor
+    initialised: Tensor
+
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config = config

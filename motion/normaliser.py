@@ -11,6 +11,9 @@ from motion.statistics import FeatureStatistics
 class Normaliser(nn.Module):
     """``(x - mean) / std`` of features ``(..., D)``; 0 and 1 until they are set."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, of_quantized: Tensor, of_loss: Tensor) -> tuple:
+    def backward(ctx: Any, of_quantized: Tensor, of_loss: Tensor) -> tuple:
         (loss_gradient,) = ctx.saved_tensors
         gradient = of_quantized + (of_loss * loss_gradient).to(of_quantized.dtype)
         return gradient, None, None, None
@@ -228,8 +229,9 @@ class ResidualVQ(nn.Module):
         sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
         for block in blocks(rows, codes):
             here = None if taken is None else taken[block]
-            for step in self._descend(rows[block], finder, here, temperature):
-                layer, given, found = step.layer, step.given, step.found
+            left = rows[block]
+            for step in self._descend(left, finder, here, temperature):
+                layer, given, found, left = step.layer, step.given, step.found, step.left
                 indices[block, layer] = found
                 if here is not None:
                     given, found = given[here[:, layer]], found[here[:, layer]]
@@ -237,10 +239,10 @@ class ResidualVQ(nn.Module):
                 if sums is not None:
                     sums[layer].index_add_(0, found, given)
                 weight = weights[block, layer]
-                loss += step.left.square().sum(1) @ weight
+                loss += left.square().sum(1) @ weight
                 if loss_gradient is not None:
-                    loss_gradient[block].addcmul_(step.left, weight[:, None], value=2)
-            torch.sub(rows[block], step.left, out=latents[block])
+                    loss_gradient[block].addcmul_(left, weight[:, None], value=2)
+            torch.sub(rows[block], left, out=latents[block])
         if taken is not None:
             indices.masked_fill_(~taken, NO_CODE)
         return Search(latents, indices, loss, loss_gradient, counts, sums)

@@ -6,10 +6,16 @@ from torch import Tensor, nn
 
 from motion.config import MotionNorm, ResnetConfig
 from wanvae.nn import CausalConv, ResConv1DBlock, Sequential, State, Streaming, TimeAttentionBlock
+from wanvae.nn.norm import NormKind
 from wanvae.nn.region import Region
 from wanvae.nn.residual import ActivationKind
 
-NORMS = {None: "none", "LN": "layer", "GN": "group", "BN": "batch"}
+NORMS: dict[MotionNorm | None, NormKind] = {
+    None: "none",
+    "LN": "layer",
+    "GN": "group",
+    "BN": "batch",
+}
 # Frames that a stage makes one of, and their kernel: of all published models.
 STRIDE = 2
 STRIDED_KERNEL = 4

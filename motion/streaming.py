@@ -123,7 +123,7 @@ def require_streamable(network: nn.Module) -> None:
         )
 
 
-def check_clips(piece: Tensor, state: SessionState) -> None:
+def check_clips(piece: Tensor, state: SessionState | State) -> None:
     """Raise ValueError if a piece has another number of clips than the stream it continues."""
     for tensor in tensors_of(state):
         if tensor.shape[:1] != piece.shape[:1]:
@@ -133,7 +133,7 @@ def check_clips(piece: Tensor, state: SessionState) -> None:
             )
 
 
-def tensors_of(state: SessionState) -> Iterator[Tensor]:
+def tensors_of(state: SessionState | State | Tensor) -> Iterator[Tensor]:
     """The tensors of a nested state."""
     if isinstance(state, Tensor):
         yield state

@@ -50,6 +50,10 @@ class WanVAEConfig:
             "group"). Its temporal_downsample is that of the video model it can be inflated to.
         latents_mean: mean of each latent channel, for normalize; empty means 0.
         latents_std: standard deviation of each latent channel, for normalize; empty means 1.
+
+    >>> config = WanVAEConfig(dim=32)
+    >>> config.temporal_factor, config.spatial_factor
+    (4, 8)
     """
 
     dim: int = 96

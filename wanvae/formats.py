@@ -40,6 +40,7 @@ from wanvae.engine.checkpoint import (
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.hub import local_checkpoint
 from wanvae.latent_statistics import NO_STATISTICS, with_known_statistics
 
 # Fields that no layout but our own can say.
@@ -75,17 +76,19 @@ class Checkpoint:
     notes: tuple[str, ...]
 
 
-def load(path: str | PathLike[str]) -> Checkpoint:
+def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     """Read a checkpoint, finding out its layout and architecture.
 
     Args:
         path: a native ``.safetensors``; official keys in a ``.pth`` or ``.safetensors``; diffusers
-            keys in a file; a diffusers directory, or one that has it as ``vae``.
+            keys in a file; a diffusers directory, or one that has it as ``vae``; or the
+            ``"org/name"`` of a repository of the Hugging Face Hub.
+        subfolder: the folder in ``path`` that holds it.
 
     Raises:
         CheckpointError: it cannot be read, or has none of these layouts.
     """
-    path = Path(path)
+    path = local_checkpoint(path, subfolder)
     try:
         return load_directory(path) if isdir(path) else load_file(path)
     except CheckpointError:
@@ -135,9 +138,10 @@ def weights_file(path: str | PathLike[str]) -> Path:
     """The file of a checkpoint that holds its tensors: ``path``, or one in that directory.
 
     Raises:
-        CheckpointError: ``path`` is a directory, but no diffusers model or not complete.
+        CheckpointError: ``path`` is a directory, but no diffusers model or not complete; or a
+            repository, as for ``load``.
     """
-    path = Path(path)
+    path = local_checkpoint(path)
     if not isdir(path):
         return path
     directory = diffusers_directory(path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from wanvae import formats
+from wanvae import formats, hub
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
@@ -26,6 +28,9 @@ from wanvae.streaming import (
     require_streamable,
 )
 from wanvae.tiling import Coding, Network, Plan, make_network, make_tiles
+
+if TYPE_CHECKING:
+    from wanvae.diffusers_adapter import DiffusersVAE
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,15 @@ class WanVAE(nn.Module):
     for Wan2.2), and so does the size of decoded videos. For an image model (``ndim: 2``) T is any
     number of unrelated frames, each with a latent. Parameter names are those of the official
     checkpoints.
+
+    >>> from wanvae.demo import demo_weights
+    >>> vae = WanVAE.from_pretrained(demo_weights())
+    >>> video = torch.zeros(1, 3, 5, 64, 64)
+    >>> latents = vae.encode(video).mode()
+    >>> latents.shape
+    torch.Size([1, 16, 2, 8, 8])
+    >>> vae.decode(latents, tile_size=32).shape
+    torch.Size([1, 3, 5, 64, 64])
     """
 
     def __init__(self, config: WanVAEConfig) -> None:
@@ -69,6 +83,7 @@ class WanVAE(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         *,
+        subfolder: str | None = None,
         encode_dtype: torch.dtype | None = None,
         decode_dtype: torch.dtype | None = None,
     ) -> WanVAE:
@@ -76,17 +91,20 @@ class WanVAE(nn.Module):
 
         Args:
             path: a native ``.safetensors``; an official ``.pth``, or its keys in ``.safetensors``;
-                a diffusers directory or file, of Qwen-Image too. Layout and architecture are found
-                out.
+                a diffusers directory or file, of Qwen-Image too; or, if there is no such path, the
+                ``"org/name"`` of a repository of the Hugging Face Hub. Layout and architecture are
+                found out.
             dtype: of the parameters; None keeps the file's.
             device: where to put them; None is the CPU.
+            subfolder: the folder in ``path`` that holds the checkpoint.
             encode_dtype, decode_dtype: of those that encode, or decode, where it is another:
                 latents encoded in bfloat16 are off by more than videos decoded in it.
 
         Raises:
-            CheckpointError: the file cannot be read, or is no such model (the keys are named).
+            CheckpointError: the file cannot be read or downloaded, or is no such model (the keys
+                are named).
         """
-        loaded = formats.load(path)
+        loaded = formats.load(path, subfolder)
         with torch.device("meta"):
             vae = cls(loaded.config)
         load_tensors(vae, loaded.tensors, path)
@@ -99,12 +117,33 @@ class WanVAE(nn.Module):
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
+    def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
         """Write a native checkpoint: one ``.safetensors`` with the config in its metadata.
 
         A file of that name is replaced only once the new one is complete.
+
+        Args:
+            push_to_hub: the ``"org/name"`` of a repository of the Hugging Face Hub to put it into
+                as well; made if it is not there.
+
+        Raises:
+            CheckpointError: it cannot be written or uploaded.
         """
         formats.save_native(path, self.config, self.state_dict())
+        if push_to_hub is not None:
+            hub.upload(path, push_to_hub)
+
+    def as_diffusers(self) -> DiffusersVAE:
+        """This model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
+
+        Raises:
+            ImportError: diffusers is not installed.
+        """
+        if find_spec("diffusers") is None:
+            raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
+        from wanvae.diffusers_adapter import DiffusersVAE
+
+        return DiffusersVAE(self)
 
     @property
     def encode_dtype(self) -> torch.dtype:
@@ -204,7 +243,8 @@ class WanVAE(nn.Module):
         network = self.encoder_network()
         latents = network.frames_made(video.shape[2], starts=True)
         plan = self._choose_plan(network, video.shape, latents, tile_size, max_memory)
-        coding = self._start(network, shard, plan, *video.shape[3:], latents=latents)
+        height, width = video.shape[3:]
+        coding = self._start(network, shard, plan, height, width, latents=latents)
         return Posterior.from_moments(coding.run(video))
 
     @torch.no_grad()
@@ -242,8 +282,9 @@ class WanVAE(nn.Module):
         network = self.decoder_network()
         length = latents.shape[2]
         plan = self._choose_plan(network, latents.shape, length, tile_size, max_memory)
-        sides = (side * network.spatial_factor for side in latents.shape[3:])
-        video = self._start(network, shard, plan, *sides, latents=length).run(latents)
+        height, width = (side * network.spatial_factor for side in latents.shape[3:])
+        coding = self._start(network, shard, plan, height, width, latents=length)
+        video = coding.run(latents)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
@@ -407,9 +448,11 @@ class WanVAE(nn.Module):
         max_memory: Memory | None,
     ) -> Plan:
         """The plan for an input of a shape; ``latents`` is None for a stream."""
+        batch, channels = shape[:2]
         height, width = (side * network.pixels_per_input for side in shape[3:])
         dtype = self.decode_dtype if network.core_first else self.encode_dtype
-        job = Job(*shape[:2], latents, height, width, dtype, offloads=self.device.type != "cpu")
+        offloads = self.device.type != "cpu"
+        job = Job(batch, channels, latents, height, width, dtype, offloads)
 
         def within(size: int) -> Plan:
             return plan_within(self.config, network.core_first, job, size)
@@ -425,9 +468,10 @@ class WanVAE(nn.Module):
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
 
     def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.config.latents_mean or (0.0,) * self.config.z_dim
-        std = self.config.latents_std or (1.0,) * self.config.z_dim
-        return tuple(latents.new_tensor(values)[:, None, None, None] for values in (mean, std))
+        means = self.config.latents_mean or (0.0,) * self.config.z_dim
+        stds = self.config.latents_std or (1.0,) * self.config.z_dim
+        mean, std = (latents.new_tensor(values)[:, None, None, None] for values in (means, stds))
+        return mean, std
 
 
 def check_size(config: WanVAEConfig, height: int, width: int) -> None:

@@ -73,7 +73,8 @@ def add_model_options(parser: Parser) -> None:
     """Declare the options of commands that run a model."""
     parser.add_argument(
         "--checkpoint",
-        help="native, official or diffusers checkpoint (default: the small model of this package)",
+        help="native, official or diffusers checkpoint, or ORG/NAME on the Hugging Face Hub "
+        "(default: the small model of this package)",
     )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
     for task in ("encode", "decode"):

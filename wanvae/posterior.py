@@ -19,6 +19,12 @@ class Posterior:
     Attributes:
         mean: mean of each latent.
         logvar: logarithm of the variance as the encoder gave it; clamped to [-30, 20] where used.
+
+    >>> posterior = Posterior.from_moments(torch.zeros(1, 32, 2, 8, 8))
+    >>> posterior.sample(torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 16, 2, 8, 8])
+    >>> posterior.kl()
+    tensor([0.])
     """
 
     mean: Tensor

@@ -19,7 +19,8 @@ from wanvae.tiling import Coding, Network, Plan
 
 # Shape of a piece but for T; plan: frames, lean, split_core, offload, tile height and width;
 # states of the layers; frames that wait for the rest of their group. None before the first piece.
-SessionState: TypeAlias = "tuple[tuple[int, ...], tuple[int, ...], State, Tensor | None] | None"
+PlanNumbers: TypeAlias = "tuple[int | None, bool, bool, bool, int | None, int | None]"
+SessionState: TypeAlias = "tuple[tuple[int, ...], PlanNumbers, State, Tensor | None] | None"
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Session:
         self._coding: Coding | None = None
         self._waiting: Tensor | None = None
         if state is not None:
-            shape, (frames, *choices, height, width), states, self._waiting = state
-            tile_size = None if height is None else (height, width)
-            self._start(shape, Plan(tile_size, frames, *choices), states)
+            shape, numbers, states, self._waiting = state
+            frames, lean, split_core, offload, height, width = numbers
+            tile_size = None if height is None or width is None else (height, width)
+            self._start(shape, Plan(tile_size, frames, lean, split_core, offload), states)
 
     @property
     def state(self) -> SessionState:
@@ -80,8 +82,8 @@ class Session:
         if self._coding is None:
             return None
         plan = self._plan
-        choices = plan.lean, plan.split_core, plan.offload
-        numbers = plan.frames, *choices, *(plan.tile_size or (None, None))
+        height, width = plan.tile_size or (None, None)
+        numbers = plan.frames, plan.lean, plan.split_core, plan.offload, height, width
         return self._shape, numbers, self._coding.state, self._waiting
 
     @property
@@ -89,18 +91,19 @@ class Session:
         """How frames are processed; None before the first piece."""
         return None if self._coding is None else self._plan
 
-    def _start(self, shape: tuple[int, ...], plan: Plan, states: State) -> None:
+    def _start(self, shape: tuple[int, ...], plan: Plan, states: State) -> Coding:
         height, width = (side * self._network.pixels_per_input for side in shape[2:])
         self._shape, self._plan = shape, plan
         self._coding = self._rules.start(plan, height, width, states)
+        return self._coding
 
     def _begin_or_check(self, piece: Tensor) -> Coding:
         """Start with the first piece; ValueError if a later one has another shape."""
         self._rules.check(piece)
         shape = (*piece.shape[:2], *piece.shape[3:])
         if self._coding is None:
-            self._start(shape, self._rules.choose(piece.shape), None)
-        elif shape != self._shape:
+            return self._start(shape, self._rules.choose(piece.shape), None)
+        if shape != self._shape:
             before = (*self._shape[:2], "T", *self._shape[2:])
             raise ValueError(
                 f"a stream keeps its shape, but a piece of {tuple(piece.shape)} follows one of "
@@ -134,12 +137,13 @@ class StreamEncoder(Session):
     @torch.no_grad()
     def finish(self) -> EncodeEnd:
         """Complete the last group by repeating its last frame and encode it."""
-        if self._waiting is None:
+        coding, frames = self._coding, self._waiting
+        if coding is None or frames is None:
             return EncodeEnd(None, 0)
-        frames, self._waiting = self._waiting, None
+        self._waiting = None
         missing = self._network.temporal_factor - frames.shape[2]
         tail = frames[:, :, -1:].expand(-1, -1, missing, -1, -1)
-        moments = self._coding.run(torch.cat([frames, tail], dim=2))
+        moments = coding.run(torch.cat([frames, tail], dim=2))
         return EncodeEnd(Posterior.from_moments(moments), missing)
 
 

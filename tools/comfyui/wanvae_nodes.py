@@ -1,0 +1,118 @@
+"""Nodes for ComfyUI: the VAE of Wan and Qwen-Image, with exact tiles within a memory limit.
+
+Install wanvae where ComfyUI runs, and copy this file to its ``custom_nodes``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+import torch
+from comfy.model_management import get_torch_device
+from torch import Tensor
+
+from wanvae import WanVAE
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of a socket of its own, for ComfyUI's nodes cannot use this model, nor ours theirs.
+MODEL = "WANVAE"
+LIMITS = {
+    "tile_size": (
+        "INT",
+        {
+            "default": 0,
+            "min": 0,
+            "max": 8192,
+            "step": 16,
+            "tooltip": "pixels a side of the largest tile; 0: whole frames. The result is the same",
+        },
+    ),
+    "max_memory": (
+        "STRING",
+        {"default": "", "tooltip": "like 4GB: chooses tiles by itself; then tile_size must be 0"},
+    ),
+}
+
+
+class LoadWanVAE:
+    """A checkpoint of the folder ``models/vae``, of any layout that wanvae reads."""
+
+    CATEGORY = "wanvae"
+    FUNCTION = "load"
+    RETURN_TYPES = (MODEL,)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        dtypes = list(DTYPES)
+        return {
+            "required": {
+                "name": (folder_paths.get_filename_list("vae"),),
+                "encode_dtype": (dtypes, {"tooltip": "latents are less exact in the others"}),
+                "decode_dtype": (dtypes, {"default": "bfloat16"}),
+            }
+        }
+
+    def load(self, name: str, encode_dtype: str, decode_dtype: str) -> tuple[WanVAE]:
+        vae = WanVAE.from_pretrained(
+            folder_paths.get_full_path_or_raise("vae", name),
+            device=get_torch_device(),
+            encode_dtype=DTYPES[encode_dtype],
+            decode_dtype=DTYPES[decode_dtype],
+        )
+        return (vae,)
+
+
+class EncodeWanVAE:
+    """Frames ``(1 + 4n, H, W, 3)`` in [0, 1] to latents ``(1, z_dim, 1 + n, H / 8, W / 8)``."""
+
+    CATEGORY = "wanvae"
+    FUNCTION = "encode"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"vae": (MODEL,), "images": ("IMAGE",), **LIMITS}}
+
+    def encode(
+        self, vae: WanVAE, images: Tensor, tile_size: int, max_memory: str
+    ) -> tuple[dict[str, Tensor]]:
+        # Of images with an alpha channel only the colours.
+        video = images[..., :3].movedim(-1, 0)[None] * 2 - 1
+        posterior = vae.encode(video, tile_size=tile_size or None, max_memory=max_memory or None)
+        # Raw: ComfyUI normalises them where they enter a Wan model, and undoes it behind.
+        return ({"samples": posterior.mode().float().cpu()},)
+
+
+class DecodeWanVAE:
+    """Latents ``(B, z_dim, 1 + n, H, W)`` to frames ``(B * (1 + 4n), 8H, 8W, 3)`` in [0, 1]."""
+
+    CATEGORY = "wanvae"
+    FUNCTION = "decode"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"vae": (MODEL,), "samples": ("LATENT",), **LIMITS}}
+
+    def decode(
+        self, vae: WanVAE, samples: dict[str, Tensor], tile_size: int, max_memory: str
+    ) -> tuple[Tensor]:
+        latents = samples["samples"]
+        if latents.dim() == 4:  # of images
+            latents = latents.unsqueeze(2)
+        video = vae.decode(latents, tile_size=tile_size or None, max_memory=max_memory or None)
+        images = video.movedim(1, -1).flatten(0, 1)
+        return (images.float().cpu().add_(1).div_(2),)
+
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    "LoadWanVAE": LoadWanVAE,
+    "EncodeWanVAE": EncodeWanVAE,
+    "DecodeWanVAE": DecodeWanVAE,
+}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
+    "LoadWanVAE": "Load Wan VAE (wanvae)",
+    "EncodeWanVAE": "Encode with Wan VAE (exact tiles)",
+    "DecodeWanVAE": "Decode with Wan VAE (exact tiles)",
+}
