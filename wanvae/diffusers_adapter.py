@@ -15,7 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from wanvae import formats
-from wanvae.diffusers_layout import DIFFUSERS_CONFIG, diffusers_config
+from wanvae.diffusers_layout import DIFFUSERS_CONFIG, wan_config
 
 if TYPE_CHECKING:
     from wanvae.model import WanVAE
@@ -41,7 +41,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     def __init__(self, vae: WanVAE) -> None:
         super().__init__()
         self.vae = vae
-        values = diffusers_config(vae.config)
+        values = wan_config(vae.config)
         self.register_to_config(**{k: v for k, v in values.items() if not k.startswith("_")})
         self.z_dim = vae.config.z_dim
         self.temperal_downsample = list(vae.config.temporal_downsample)
