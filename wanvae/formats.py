@@ -255,16 +255,16 @@ def write_directory(
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Write a diffusers directory whose config.json has this content."""
-    content = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(content, indent=2) + "\n"
     names = diffusers_names(
         len(config.dim_mult), config.num_res_blocks, nested=config.stage_shortcuts
     )
     renamed = {names[name]: tensor for name, tensor in tensors.items()}
     if holds_wan_vae(Path(directory)):
-        write_diffusers_files(Path(directory), content, renamed)
+        write_diffusers_files(Path(directory), text, renamed)
         return
     with atomic_directory(directory) as temporary:
-        write_diffusers_files(temporary, content, renamed)
+        write_diffusers_files(temporary, text, renamed)
 
 
 def write_diffusers_files(directory: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
