@@ -79,17 +79,6 @@ class WanVAEConfig:
     def __post_init__(self) -> None:
         for name in COUNTS:
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        check(
-            self.decoder_dim is None or self.decoder_dim >= 1,
-            "decoder_dim",
-            self.decoder_dim,
-            "at least 1",
-        )
-        if self.stage_shortcuts:
-            check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
-            check(self.ndim == 3, "ndim", self.ndim, "3 with stage_shortcuts")
-        if self.patch_size > 1:
-            check(self.upscale_factor == 1, "upscale_factor", self.upscale_factor, "1 with patches")
         stages = len(self.dim_mult)
         positive = stages > 0 and min(self.dim_mult) >= 1
         check(positive, "dim_mult", self.dim_mult, "one positive whole number per stage")
@@ -108,6 +97,17 @@ class WanVAEConfig:
             values = getattr(self, name)
             check(len(values) in (0, self.z_dim), name, values, f"{self.z_dim} numbers (z_dim)")
         check(all(s > 0 for s in self.latents_std), "latents_std", self.latents_std, "positive")
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """Check the fields that set other models apart from Wan2.1."""
+        width = self.decoder_dim
+        check(width is None or width >= 1, "decoder_dim", width, "at least 1")
+        if self.stage_shortcuts:
+            check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
+            check(self.ndim == 3, "ndim", self.ndim, "3 with stage_shortcuts")
+        if self.patch_size > 1:
+            check(self.upscale_factor == 1, "upscale_factor", self.upscale_factor, "1 with patches")
 
     @property
     def spatial_factor(self) -> int:
