@@ -196,7 +196,7 @@ def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
     assert case.planner.memory(case.of(None), replace(plan, offload=True)) < stream - states / 2
 
 
-@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize("decoding", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
     # Fewer sizes to try, and fewer operations on the meta device.
     monkeypatch.setattr(planning, "SMALLEST_TILE", 256)

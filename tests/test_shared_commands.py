@@ -36,7 +36,7 @@ def together(folder: Path, *arguments: object, status: int = 0) -> tuple[str, li
 
 def test_files_are_those_of_one_process(tmp_path: Path, files: Path) -> None:
     model = ["--checkpoint", files / "vae.safetensors", "--device", "cpu"]
-    part = ["--start", "0.08", "--duration", "0.2"]
+    part, lossless = ["--start", "0.08", "--duration", "0.2"], ["--crf", "0"]
     source, ours = files / "a.mp4", tmp_path / "ours.safetensors"
     out, said = together(tmp_path, "encode", source, ours, *part, *model, "--shard")
     assert out.count("\n") == 1 and not said
@@ -46,11 +46,13 @@ def test_files_are_those_of_one_process(tmp_path: Path, files: Path) -> None:
     assert tensors.keys() == expected.keys() and tensors["times"].shape == (5,)
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)
-    out, said = together(tmp_path, "decode", ours, "ours.mkv", *model, "--shard")
+    out, said = together(tmp_path, "decode", ours, "ours.mkv", *lossless, *model, "--shard")
     assert out.endswith("ours.mkv: 5 frames\n") and not said
-    assert cli.main(["decode", *map(str, (alone, tmp_path / "alone.mkv", *model))]) == 0
+    arguments = alone, tmp_path / "alone.mkv", *lossless, *model
+    assert cli.main(["decode", *map(str, arguments)]) == 0
     assert_same_video(tmp_path / "ours.mkv", tmp_path / "alone.mkv")
-    out, said = together(tmp_path, "reconstruct", source, "ours.mp4", *part, *model, "--shard")
+    options = *part, *lossless, *model, "--shard"
+    out, said = together(tmp_path, "reconstruct", source, "ours.mp4", *options)
     assert ": 5 frames, PSNR " in out and out.count("\n") == 1 and not said
     assert_same_video(tmp_path / "ours.mp4", tmp_path / "alone.mkv")
 

@@ -1,5 +1,6 @@
 """Two processes learn the code books of one, and never differ."""
 
+import gc
 from pathlib import Path
 
 import torch
@@ -58,6 +59,9 @@ def train_a_half(rank: int, folder: Path) -> None:
     part = slice(rank * CLIPS // 2, (rank + 1) * CLIPS // 2)
     for lively in (False, True):
         torch.save(train(lively=lively, part=part), folder / f"{rank} {lively}.pt")
+    # What is left of wrapped models holds threads of the group, which must not outlive it.
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
