@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import random_video, tiny
 from tests.processes import Rank, check_all
-from wanvae.sharding import fair_ends, share_out
+from wanvae.execution import Flow
+from wanvae.sharding import ShardedCoding, fair_ends, share_out
 from wanvae.tiling import Plan
 
 VAE = tiny()
@@ -26,6 +27,17 @@ def test_a_process_alone_shares_with_nobody():
     assert torch.equal(posterior.mean, VAE.encode(video).mean)
     decoded = VAE.decode(posterior.mean, shard=alone)
     assert torch.equal(decoded, VAE.decode(posterior.mean))
+
+
+def test_errors_of_the_model_are_not_taken_for_a_process_that_ended(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(Flow, "_run", fail)
+    network, plan = VAE.decoder_network(), Plan(None, 2)
+    coding = ShardedCoding(network, plan, share_out(network, plan, 16, 24, 1), 0)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        coding.run(torch.zeros(1, 2, 1, 2, 3, dtype=torch.float64))
 
 
 def test_models_that_need_whole_clips_refuse_to_be_shared():

@@ -30,7 +30,7 @@ from wanvae.metrics import psnr, ssim
 from wanvae.model import WanVAE, check_reconstructs
 from wanvae.planning import Memory, TileSize, TooLittleMemory, parse_memory
 from wanvae.posterior import Posterior
-from wanvae.sharding import Processes
+from wanvae.sharding import FIRST, Processes
 from wanvae.streaming import StreamEncoder
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
@@ -282,7 +282,7 @@ def open_part(source: str | PathLike[str], start: float, duration: float | None)
 
 def is_first(shard: Processes | None) -> bool:
     """Whether this process writes, and speaks, for all."""
-    return shard is None or shard.process_index == 0
+    return shard is None or shard.process_index == FIRST
 
 
 def decode_pieces(

@@ -46,12 +46,12 @@ class Shares:
     """Who makes what of each frame.
 
     Attributes:
-        tiles: of the frame in pixels, or [None] where all of it is one.
+        tiles: of the frame in pixels.
         owners: for each tile the rank of the process that makes it; some may have none.
         work: for each process the multiply-adds of its tiles, for a clip of two latents.
     """
 
-    tiles: tuple[Region | None, ...]
+    tiles: tuple[Region, ...]
     owners: tuple[int, ...]
     work: tuple[int, ...]
 
@@ -130,11 +130,7 @@ class Work:
 
     def _in_all(self, some: dict[nn.Module, int], others: dict[nn.Module, int]) -> int:
         """The work of a tile that is as long along both axes."""
-        return sum(
-            work * some[layer] * others[layer]
-            for layer, work in self._of_position.items()
-            if layer in some
-        )
+        return sum(self._of_position[layer] * some[layer] * others[layer] for layer in some)
 
     def _find_lengths(self, span: Span) -> dict[nn.Module, int]:
         """How much each tiled layer makes along an axis for a span in pixels."""
@@ -150,9 +146,7 @@ class Work:
         @cache
         def work(start: int, stop: int) -> int:
             lengths = self._lengths(Span(start * factor, stop * factor, size))
-            return sum(
-                self._of_position[layer] * lengths[layer] * across[layer] for layer in lengths
-            )
+            return self._in_all(lengths, across)
 
         ends = fair_ends(size // factor, count, most, work)
         return [Span(a * factor, b * factor, size) for a, b in pairwise(ends)]
@@ -229,8 +223,7 @@ class ShardedCoding(Coding):
         Raises:
             ProcessError: another process is no longer there.
         """
-        with meeting():
-            result = super().run(x)
+        result = super().run(x)
         if result is not None:
             return result
         height, width = (side * self._network.spatial_factor for side in x.shape[3:])
@@ -256,7 +249,8 @@ class ShardedCoding(Coding):
                 kept.append(join(self._through_tile(flow, pieces), frames))
         if not paints:
             for made in kept:
-                dist.send(made, dst=FIRST)
+                with meeting():
+                    dist.send(made, dst=FIRST)
             return
         if not to_first:
             whole = self._agreed(whole, part, frames, flows, pieces)
@@ -275,7 +269,8 @@ class ShardedCoding(Coding):
         """``whole``, and in a process that has no tile a place for those of the others."""
         tile, flow = flows[0]
         channels = torch.tensor(0 if whole is None else whole.shape[1], device=flow.device)
-        dist.broadcast(channels, src=self._owners[0])
+        with meeting():
+            dist.broadcast(channels, src=self._owners[0])
         if whole is not None:
             return whole
         like = first_parameter(part.layers)
@@ -289,9 +284,10 @@ class ShardedCoding(Coding):
         values = torch.empty_like(place, memory_format=torch.contiguous_format)
         if owner == self._rank:
             values.copy_(place)
-        if to_first:
-            dist.recv(values, src=owner)
-        else:
-            dist.broadcast(values, src=owner)
+        with meeting():
+            if to_first:
+                dist.recv(values, src=owner)
+            else:
+                dist.broadcast(values, src=owner)
         if owner != self._rank:
             place.copy_(values)
