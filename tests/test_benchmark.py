@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tools import benchmark
+from tools import benchmark, measuring
 from tools.benchmark import JOBS, SWEEP, Job, Result, Setup
 from wanvae import WanVAE
 
@@ -143,7 +143,7 @@ def test_flops_of_attention() -> None:
 
 def test_peak_memory_is_that_of_the_call_alone() -> None:
     torch.ones(2**25)  # an earlier peak
-    peak = benchmark.peak_resident_memory(lambda: torch.ones(2**24).sum())
+    peak = measuring.peak_resident_memory(lambda: torch.ones(2**24).sum())
     assert peak == pytest.approx(2**26, rel=0.1)
 
 

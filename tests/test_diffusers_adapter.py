@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import random_video, randomise, tiny
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.helpers import random_video, randomise, tiny
 from wanvae import WanVAE
 from wanvae.convert import convert
 from wanvae.formats import Layout
@@ -29,6 +29,7 @@ with warnings.catch_warnings():
     from diffusers import (
         AutoencoderKLQwenImage,
         AutoencoderKLWan,
+        DiffusionPipeline,
         FlowMatchEulerDiscreteScheduler,
         QwenImagePipeline,
         QwenImageTransformer2DModel,
@@ -38,6 +39,7 @@ with warnings.catch_warnings():
         WanTransformer3DModel,
         WanVideoToVideoPipeline,
     )
+    from diffusers.utils import BaseOutput
 
 MEAN = (0.1, -0.2, 0.3, 0.4)
 STD = (0.5, 1.5, 2.0, 0.7)
@@ -91,13 +93,16 @@ def text(batch: int = 1) -> dict[str, Tensor]:
     return {name: torch.randn(batch, 8, TEXT, generator=generator) for name in names}
 
 
-def wan_pipeline(vae: nn.Module) -> WanPipeline:
-    return WanPipeline(
+def wan_pipeline(
+    vae: nn.Module, kind: type[DiffusionPipeline] = WanPipeline, channels: int = CHANNELS
+) -> DiffusionPipeline:
+    """A pipeline whose transformer reads so many channels."""
+    return kind(
         tokenizer=None,
         text_encoder=None,
         vae=vae,
         scheduler=UniPCMultistepScheduler(flow_shift=3.0),
-        transformer=wan_transformer(CHANNELS),
+        transformer=wan_transformer(channels),
     )
 
 
@@ -106,61 +111,39 @@ def wan_video(vae: nn.Module) -> Tensor:
 
 
 def run_wan(pipeline: WanPipeline, height: int, width: int) -> Tensor:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        **text(),
-        height=height,
-        width=width,
-        num_frames=9,
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(3),
-        output_type="pt",
-    ).frames
+    return generated(pipeline, height, width, num_frames=9, guidance_scale=2.0).frames
 
 
 def image_to_video(vae: nn.Module) -> Tensor:
-    pipeline = WanImageToVideoPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae,
-        scheduler=UniPCMultistepScheduler(flow_shift=3.0),
-        transformer=wan_transformer(2 * CHANNELS + 4),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        image=torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(4)),
-        **text(),
-        height=32,
-        width=48,
-        num_frames=9,
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(3),
-        output_type="pt",
-    ).frames
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(4))
+    pipeline = wan_pipeline(vae, WanImageToVideoPipeline, 2 * CHANNELS + 4)
+    return generated(pipeline, image=image, num_frames=9, guidance_scale=2.0).frames
 
 
 def video_to_video(vae: nn.Module) -> Tensor:
-    pipeline = WanVideoToVideoPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae,
-        scheduler=UniPCMultistepScheduler(flow_shift=3.0),
-        transformer=wan_transformer(CHANNELS),
-    )
+    video = [Image.new("RGB", (48, 32), (40 * shade, 90, 200)) for shade in range(5)]
+    pipeline = wan_pipeline(vae, WanVideoToVideoPipeline)
+    return generated(pipeline, steps=4, video=video, strength=0.5, guidance_scale=2.0).frames
+
+
+def generated(
+    pipeline: DiffusionPipeline,
+    height: int = 32,
+    width: int = 48,
+    steps: int = 2,
+    **inputs: object,
+) -> BaseOutput:
+    """What a pipeline makes of the same text and noise."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        video=[Image.new("RGB", (48, 32), (40 * shade, 90, 200)) for shade in range(5)],
         **text(),
-        height=32,
-        width=48,
-        num_inference_steps=4,
-        strength=0.5,
-        guidance_scale=2.0,
+        **inputs,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
         generator=torch.Generator().manual_seed(3),
         output_type="pt",
-    ).frames
+    )
 
 
 def qwen_image(vae: nn.Module) -> Tensor:
@@ -184,19 +167,9 @@ def qwen_image(vae: nn.Module) -> Tensor:
         tokenizer=None,
         transformer=transformer,
     )
-    pipeline.set_progress_bar_config(disable=True)
     mask = torch.ones(1, 8, dtype=torch.long)
-    return pipeline(
-        **text(),
-        prompt_embeds_mask=mask,
-        negative_prompt_embeds_mask=mask,
-        true_cfg_scale=2.0,
-        height=32,
-        width=48,
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(3),
-        output_type="pt",
-    ).images
+    masks = {"prompt_embeds_mask": mask, "negative_prompt_embeds_mask": mask}
+    return generated(pipeline, true_cfg_scale=2.0, **masks).images
 
 
 def largest_difference(result: Tensor, expected: Tensor) -> float:

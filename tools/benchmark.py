@@ -44,8 +44,9 @@ from tools.measuring import (
     check_file,
     check_options,
     describe,
+    difference,
     exit_status,
-    peak_resident_memory,
+    peak_memory_of,
     require,
     timed,
     write_json,
@@ -325,12 +326,6 @@ def attention_flops(
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def difference(result: Tensor, expected: Tensor) -> float:
-    """The largest difference, over the largest value expected."""
-    result, expected = result.float(), expected.float()
-    return ((result - expected).abs().max() / expected.abs().max()).item()
-
-
 def measure(job: Job, setup: Setup, repeats: int) -> Result:
     """All measurements of a job."""
     if job.direction == "stream":
@@ -394,14 +389,7 @@ def peak_memory(side: Side, job: Job, setup: Setup) -> int:
     small = replace(job.plain(), frames=5, height=64, width=64)
     make_call(side, job if job.compiled else small, setup)()
     call = make_call(side, job, setup)
-    if setup.device == "cpu":
-        return peak_resident_memory(call)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return peak_memory_of(call, setup.device)
 
 
 def subject(options: argparse.Namespace) -> str:

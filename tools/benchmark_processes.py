@@ -22,7 +22,6 @@ from typing import Literal
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,12 +33,15 @@ from tools.measuring import (
     aligned,
     check_options,
     describe,
+    difference,
     exit_status,
-    peak_resident_memory,
+    peak_memory_of,
     timed,
     write_json,
 )
 from wanvae import WanVAE, WanVAEConfig
+from wanvae.engine.devices import launched_processes
+from wanvae.engine.processes import objects_of_processes
 from wanvae.nn import use_channels_last
 
 MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
@@ -116,32 +118,17 @@ def measure(job: Job, vae: WanVAE, processes: PartialState, repeats: int) -> Res
     kind, first = processes.device.type, processes.is_main_process
     by_one, by_all = make_call(vae, job, None), make_call(vae, job, processes)
     results: dict[str, Tensor] = {}
-    bytes_alone = peak(lambda: results.update(expected=by_one()), kind) if first else 0
+    bytes_alone = peak_memory_of(lambda: results.update(alone=by_one()), kind) if first else 0
     processes.wait_for_everyone()
-    of_each = gather_object([peak(lambda: results.update(found=by_all()), kind)])
+    of_each = objects_of_processes(peak_memory_of(lambda: results.update(together=by_all()), kind))
     alone, together = [], []
     for _ in range(repeats):
         processes.wait_for_everyone()
         alone += [timed(by_one, kind)] if first else []
         processes.wait_for_everyone()
         together.append(timed(by_all, kind))
-    error = largest_error(**results) if first else 0.0
+    error = difference(results["together"], results["alone"]) if first else 0.0
     return Result(job, alone, together, bytes_alone, max(of_each), error)
-
-
-def largest_error(expected: Tensor, found: Tensor) -> float:
-    """The largest difference, over the largest value."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
-def peak(call: Callable[[], object], kind: str) -> int:
-    """Bytes that ``call`` takes at its peak, over what is there."""
-    if kind == "cpu":
-        return peak_resident_memory(call)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def report(results: Sequence[Result]) -> str:
@@ -183,22 +170,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, and report in the first process."""
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    with launched_processes(None) as processes:
+        results = measure_all(options, processes)
+        if not processes.is_main_process:
+            return
+        count = processes.num_processes
+    header = describe(f"{options.model} model, {options.dtype}, {count} processes", None)
+    print(f"{header}\n\n{report(results)}")
+    if options.json:
+        entries = (asdict(result) | {"speedup": result.speedup} for result in results)
+        write_json(options.json, header, entries)
+
+
+def measure_all(options: argparse.Namespace, processes: PartialState) -> list[Result]:
+    """What was measured of the jobs asked for."""
     torch.manual_seed(0)
     vae = WanVAE(MODELS[options.model]).eval()
     use_channels_last(vae)
     vae.to(processes.device, getattr(torch, options.dtype))
     jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]
     shown = tqdm(jobs, unit="job", disable=not processes.is_main_process)
-    results = [measure(job, vae, processes, options.repeats) for job in shown]
-    if processes.is_main_process:
-        count = processes.num_processes
-        header = describe(f"{options.model} model, {options.dtype}, {count} processes", None)
-        print(f"{header}\n\n{report(results)}")
-        if options.json:
-            entries = (asdict(result) | {"speedup": result.speedup} for result in results)
-            write_json(options.json, header, entries)
-    processes.destroy_process_group()
+    return [measure(job, vae, processes, options.repeats) for job in shown]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
 from wanvae.nn.memory import POOL
@@ -72,6 +73,18 @@ def timed(call: Callable[[], object], device: str) -> float:
     return perf_counter() - began
 
 
+def peak_memory_of(call: Callable[[], object], device: str) -> int:
+    """Bytes that ``call`` takes on a kind of device at its peak, over what is there."""
+    if device == "cpu":
+        return peak_resident_memory(call)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def peak_resident_memory(call: Callable[[], object]) -> int:
     """Bytes that ``call`` adds to this process at its peak."""
     gc.collect()
@@ -87,6 +100,12 @@ def peak_resident_memory(call: Callable[[], object]) -> int:
 def resident_memory(key: str) -> int:
     """Bytes of an entry of Linux's /proc/self/status."""
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def difference(result: Tensor, expected: Tensor) -> float:
+    """The largest difference, over the largest value expected."""
+    result, expected = result.float(), expected.float()
+    return ((result - expected).abs().max() / expected.abs().max()).item()
 
 
 def describe(subject: str, peer: str | None) -> str:

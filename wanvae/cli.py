@@ -53,7 +53,7 @@ def reconstruct(arguments: Namespace) -> None:
             start=arguments.start,
             duration=arguments.duration,
             shard=processes,
-            **limits(arguments),
+            **common_options(arguments),
         )
     if report is not None:
         print(
@@ -73,7 +73,7 @@ def encode(arguments: Namespace) -> None:
             start=arguments.start,
             duration=arguments.duration,
             shard=processes,
-            **limits(arguments),
+            **common_options(arguments),
         )
     if shape is not None:
         print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
@@ -90,14 +90,14 @@ def decode(arguments: Namespace) -> None:
             fps=fps,
             crf=arguments.crf,
             shard=processes,
-            **limits(arguments),
+            **common_options(arguments),
         )
     if frames:
         print(f"{arguments.input} -> {arguments.output}: {frames} frames")
 
 
-def limits(arguments: Namespace) -> dict[str, Any]:
-    """The options of all these commands."""
+def common_options(arguments: Namespace) -> dict[str, Any]:
+    """What all these commands do with a model."""
     return {name: arguments[name] for name in ("tile_size", "max_memory", "progress")}
 
 

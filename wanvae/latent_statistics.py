@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+from torch import Tensor
 
 from wanvae.config import WAN22, WanVAEConfig
 
@@ -51,3 +54,17 @@ def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:
     if config in WAN21_FAMILY:
         return replace(config, latents_mean=WAN21_MEAN, latents_std=WAN21_STD), OFFICIAL_STATISTICS
     return config, NO_STATISTICS
+
+
+def statistics_like(
+    latents: Tensor, means: Sequence[float], stds: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, with dtype and device of ``latents``.
+
+    To broadcast with ``(..., z_dim, T, H, W)``; empty ones mean 0 and 1.
+    """
+    mean, std = (
+        latents.new_tensor(values)[:, None, None, None]
+        for values in (means or (0.0,), stds or (1.0,))
+    )
+    return mean, std

@@ -16,6 +16,7 @@ from wanvae import formats, hub
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
+from wanvae.latent_statistics import statistics_like
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.planning import Job, Memory, Planner, TileSize, choose_plan
 from wanvae.posterior import Posterior
@@ -359,12 +360,12 @@ class WanVAE(nn.Module):
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw latents to those a diffusion model sees: ``(latents - mean) / std`` per channel."""
-        mean, std = self._latent_statistics(latents)
+        mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
         return (latents - mean) / std
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """The inverse of ``normalize``."""
-        mean, std = self._latent_statistics(latents)
+        mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
         return latents * std + mean
 
     def encode_step(
@@ -466,12 +467,6 @@ class WanVAE(nn.Module):
             )
         if not x.is_floating_point():
             raise ValueError(f"{name} must be floating point, not {x.dtype}")
-
-    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        means = self.config.latents_mean or (0.0,) * self.config.z_dim
-        stds = self.config.latents_std or (1.0,) * self.config.z_dim
-        mean, std = (latents.new_tensor(values)[:, None, None, None] for values in (means, stds))
-        return mean, std
 
 
 def check_size(config: WanVAEConfig, height: int, width: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import check, check_option, from_json_dict, parse_json, to_json_dict
+from wanvae.latent_statistics import statistics_like
 
 SETTINGS = "dataset.json"
 
@@ -96,8 +97,7 @@ class DatasetSettings:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of latents ``(z_dim, T, H, W)``, float32, to broadcast."""
-        both = self.latents_mean or (0.0,), self.latents_std or (1.0,)
-        return tuple(torch.tensor(values)[:, None, None, None] for values in both)
+        return statistics_like(torch.empty(0), self.latents_mean, self.latents_std)
 
     def differences(self, other: DatasetSettings) -> list[str]:
         """What of ``other`` is not the same, in words."""
