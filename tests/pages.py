@@ -1,0 +1,40 @@
+"""Reports in a browser without a window."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import which
+
+import av
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+BROWSER = which("chromium") or which("chromium-browser") or which("google-chrome")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (see README)")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Page]:
+    """A page in Chromium; fails if it asks for anything or says anything on its console."""
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        # What runs tests is often root in a container, where Chromium has no sandbox.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url[:200]))
+        page.goto(path.as_uri())
+        yield page
+        browser.close()
+    assert not complaints, complaints
+
+
+def colour(page: Page, selector: str, across: float, down: float) -> list[int]:
+    """Red, green and blue of a point of an element as it is seen; 0 to 1 across and down it."""
+    with av.open(io.BytesIO(page.locator(selector).screenshot())) as container:
+        pixels = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    height, width = pixels.shape[:2]
+    return pixels[round(down * (height - 1)), round(across * (width - 1))].tolist()

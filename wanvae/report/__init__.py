@@ -1,0 +1,27 @@
+"""Reports for people: one HTML file that holds everything it shows."""
+
+from wanvae.report.page import write_page
+from wanvae.report.parts import (
+    Column,
+    Comparison,
+    Curves,
+    Picture,
+    Pictures,
+    Row,
+    Section,
+    StickFigures,
+    Table,
+)
+
+__all__ = [
+    "Column",
+    "Comparison",
+    "Curves",
+    "Picture",
+    "Pictures",
+    "Row",
+    "Section",
+    "StickFigures",
+    "Table",
+    "write_page",
+]

@@ -1,0 +1,61 @@
+"""Parts to one HTML file, written part by part: never more than one is in memory."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from wanvae.engine.checkpoint import atomic_path
+from wanvae.report.parts import Section
+
+MEDIA_TYPES = {
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+}
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    sections: Iterable[Section],
+) -> None:
+    """Write a page that needs no other file and no network.
+
+    Args:
+        facts: what was done to get it, below the title.
+        sections: made when they are written, if they are an iterator.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("wanvae.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"base64": encode, "media_type": media_type}
+    template = environment.get_template("page.html")
+    pieces = template.generate(title=title, facts=facts, sections=sections)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
+
+
+def encode(media: Path | bytes) -> str:
+    """A file, or bytes, in base64."""
+    content = media if isinstance(media, bytes) else media.read_bytes()
+    return base64.b64encode(content).decode("ascii")
+
+
+def media_type(path: Path) -> str:
+    """What a file is, for a browser."""
+    return MEDIA_TYPES[path.suffix]
