@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -94,7 +94,7 @@ def commands() -> Iterator[list[str]]:
                     words = words[end + 1 :]
 
 
-def call_of(words: list[str]) -> Call | None:
+def call_of(words: Sequence[str]) -> Call | None:
     """What a command runs of this project; None if that is something else."""
     match words:
         case ["wanvae", *arguments]:

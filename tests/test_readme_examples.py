@@ -34,7 +34,7 @@ from motion.convert import convert_checkpoint
 from motion.formats import Layout as MotionLayout
 from tests.helpers import random_video
 from tests.motion.tokenizers import tiny_tokenizer
-from tests.readme import BLOCKS, EXAMPLES, README, ROOT, Call, call_of
+from tests.readme import BLOCKS, EXAMPLES, README, ROOT, call_of
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.convert import convert
@@ -48,6 +48,11 @@ MAINS: dict[str, Callable[[Sequence[str]], int]] = {
     "motion": motion.cli.main,
     "motion.train": motion.train.main,
     "wanvae": wanvae.cli.main,
+}
+PROGRAMS = {
+    "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"],
+    "python": [sys.executable],
+    "wanvae": [sys.executable, "-m", "wanvae"],
 }
 # Programs of this project are run by the test, which is asked through pipes; what is to be
 # installed is there.
@@ -90,30 +95,31 @@ exec(EXAMPLES["tile a 4K frame in 2 GB"].text)
 print(*peaks, *frames.shape)
 """
 
-RunCall = Callable[[Call], int]
+Run = Callable[[Sequence[str]], int]
 
 
-def run_here(call: Call) -> int:
-    """Run a command in this process, which has loaded the libraries already."""
+def run_here(words: Sequence[str]) -> int:
+    """Run a command of this project in this process, which has loaded the libraries already."""
+    call = call_of(words)
     return MAINS[call.module](call.arguments)
 
 
-def run_alone(call: Call) -> int:
-    """Run a command in a process of its own."""
-    command = [sys.executable, "-m", call.module, *call.arguments]
-    return subprocess.run(command, env=ENVIRONMENT).returncode
+def run_alone(words: Sequence[str]) -> int:
+    """Run a command in processes of its own."""
+    program, *arguments = words
+    return subprocess.run([*PROGRAMS[program], *arguments], env=ENVIRONMENT).returncode
 
 
 @pytest.fixture(params=[run_here, pytest.param(run_alone, marks=pytest.mark.slow)])
-def run_call(request: pytest.FixtureRequest) -> RunCall:
+def run(request: pytest.FixtureRequest) -> Run:
     return request.param
 
 
-def run_bash(example: str, run_call: RunCall, more: Mapping[str, str] = NOTHING) -> None:
+def run_bash(example: str, run: Run, more: Mapping[str, str] = NOTHING) -> None:
     """Run a block of commands, which fails where one of them does.
 
     Args:
-        run_call: runs a command of this project.
+        run: runs a command of this project.
         more: options that a command gets besides those that are printed.
     """
     requests, write_requests = os.pipe()
@@ -125,11 +131,8 @@ def run_bash(example: str, run_call: RunCall, more: Mapping[str, str] = NOTHING)
         os.close(read_answers)
         with open(requests) as lines, open(answers, "w", buffering=1) as answer:
             for line in lines:
-                call = call_of(shlex.split(line))
-                name = " ".join((call.module, *call.arguments[:1]))
-                added = next((more[key] for key in more if name.startswith(key)), "")
-                call = replace(call, arguments=(*call.arguments, *added.split()))
-                print(run_call(call), file=answer)
+                added = [options for name, options in more.items() if f"{name} " in line]
+                print(run(shlex.split(" ".join([line, *added]))), file=answer)
     assert shell.returncode == 0
 
 
@@ -263,27 +266,27 @@ def test_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["vae"].vae.decode_dtype == torch.bfloat16
 
 
-def test_the_command_line(folder: Path, run_call: RunCall) -> None:
-    run_bash("the command line", run_call, {"wanvae train": TWO_STEPS})
+def test_the_command_line(folder: Path, run: Run) -> None:
+    run_bash("the command line", run, {"wanvae train": TWO_STEPS})
     assert probe("out.mp4").frames == 71
     assert {path.name for path in Path("vae").iterdir()} >= {"config.json"}
     assert Path("runs/tiny/model.safetensors").exists()
     assert Path("latents/dataset.json").exists()
 
 
-def test_encoding_a_data_set(folder: Path, run_call: RunCall) -> None:
+def test_encoding_a_data_set(folder: Path, run: Run) -> None:
     """Of clips of 5 small frames, not of 81 large ones."""
     small = {"wanvae encode-dataset": "--frames 5 --resize 32x48"}
-    run_bash("encode a data set", run_call, small)
+    run_bash("encode a data set", run, small)
     names = run_python("read the latents")
     assert names["latents"].shape == (16, 2, 4, 6) and names["fps"] == 16
     assert len(names["dataset"]) == 6
     assert {clip.source for clip in names["dataset"].clips} == {"a.mp4", "b.mp4"}
 
 
-def test_fine_tuning_a_decoder(folder: Path, run_call: RunCall) -> None:
+def test_fine_tuning_a_decoder(folder: Path, run: Run) -> None:
     """For two steps, without LPIPS, whose network would be downloaded."""
-    run_bash("fine-tune a decoder", run_call, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})
+    run_bash("fine-tune a decoder", run, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})
     before = WanVAE.from_pretrained("Wan2.1_VAE.pth").state_dict()
     after = WanVAE.from_pretrained("runs/finetune_decoder/model.safetensors").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -294,16 +297,16 @@ def test_fine_tuning_a_decoder(folder: Path, run_call: RunCall) -> None:
     assert probe("out.mp4").frames == 71
 
 
-def test_a_procedural_walk(folder: Path, run_call: RunCall) -> None:
+def test_a_procedural_walk(folder: Path, run: Run) -> None:
     """Of half a second."""
-    run_bash("a procedural walk", run_call, {"motion sample": "--frames 15"})
+    run_bash("a procedural walk", run, {"motion sample": "--frames 15"})
     assert probe("walk.mp4").frames == 15
 
 
-def test_tokenising_a_bvh(folder: Path, run_call: RunCall) -> None:
+def test_tokenising_a_bvh(folder: Path, run: Run) -> None:
     """With a model that was trained for two steps."""
-    run_here(Call("motion", ("sample", "walk.bvh", "--frames", "15")))  # the example before
-    run_bash("tokenise a BVH", run_call, {"motion.train": TWO_STEPS})
+    run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # the example before
+    run_bash("tokenise a BVH", run, {"motion.train": TWO_STEPS})
     model = RVQVAE.from_pretrained("runs/motion_tiny/model.safetensors")
     assert np.load("walk.tokens.npz")["indices"].shape == (4, model.config.quantizer.layers)
     assert probe("pair.mp4").frames == 15
@@ -347,11 +350,11 @@ def test_a_4k_frame_in_2_gb(folder: Path) -> None:
         job = Job(1, config.z_dim if decoding else 3, 1, *FRAME_4K, torch.float32)
         assert planner.memory(job, Plan(None, 2)) > LIMIT_4K
     # Only a process of its own has a peak of its own.
-    run = subprocess.run(
+    measured = subprocess.run(
         [sys.executable, "-c", MEASURE_4K], env=ENVIRONMENT, capture_output=True, text=True
     )
-    assert run.returncode == 0, run.stderr
-    encoding, decoding, *shape = map(int, run.stdout.split())
+    assert measured.returncode == 0, measured.stderr
+    encoding, decoding, *shape = map(int, measured.stdout.split())
     print(f"encode {encoding / 2**20:.0f} MB, decode {decoding / 2**20:.0f} MB")
     assert shape == [3, 1, *FRAME_4K]
     assert min(encoding, decoding) > LIMIT_4K / 2 and max(encoding, decoding) < LIMIT_4K
