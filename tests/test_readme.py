@@ -72,7 +72,8 @@ def assert_parses(parser: ArgumentParser, arguments: Sequence[str], *, complete:
 
 def knows(parser: ArgumentParser, arguments: Sequence[str]) -> bool:
     """Whether a parser has all options of arguments that do not tell all."""
-    return {word for word in arguments if word.startswith("--")} <= options_of(parser).keys()
+    named = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    return named <= options_of(parser).keys()
 
 
 @cache
