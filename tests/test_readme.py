@@ -169,3 +169,11 @@ def test_names_that_python_imports_are_there(block: Block) -> None:
         if isinstance(statement, ast.ImportFrom) and statement.module.split(".")[0] in PROGRAMS:
             module = importlib.import_module(statement.module)
             assert all(hasattr(module, alias.name) for alias in statement.names)
+
+
+@pytest.mark.slow
+def test_the_tiles_of_a_4k_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--frames", "1", "--height", "2160", "--width", "3840"]
+    assert wanvae.cli.main(["plan", *size, "--max-memory", "2GB"]) == 0
+    (tiles,) = re.findall(r"\d+ tiles of at most \d+x\d+ pixels", TEXT)
+    assert capsys.readouterr().out.count(f": {tiles}, ") == 2
