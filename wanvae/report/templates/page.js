@@ -41,15 +41,20 @@ function onFrame(part, hear) {
   });
 }
 
-// Each part begins to work when it is first seen.
+// Each part begins to work when it is first seen, be it on paper.
 function whenSeen(selector, start) {
+  const waiting = new Set(document.querySelectorAll(selector));
+  const begin = (part) => {
+    watcher.unobserve(part);
+    if (waiting.delete(part)) start(part);
+  };
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((each) => each.isIntersecting)) {
-      watcher.unobserve(entry.target);
-      start(entry.target);
-    }
+    entries.filter((each) => each.isIntersecting).forEach((each) => begin(each.target));
   }, {rootMargin: "200px"});
-  document.querySelectorAll(selector).forEach((part) => watcher.observe(part));
+  waiting.forEach((part) => watcher.observe(part));
+  addEventListener("beforeprint", () => {
+    [...waiting].filter((part) => !part.closest("details:not([open])")).forEach(begin);
+  });
 }
 
 // Tables
@@ -192,7 +197,7 @@ function timeBar(part, {frames, fps, first, play, pause, seek, setSpeed}) {
   let playing = false;
   const show = (frame) => {
     bar.value = frame;
-    output.textContent = `frame ${first + frame}, ${(frame / fps).toFixed(2)} s`;
+    output.textContent = `frame ${first + frame}, ${((first + frame) / fps).toFixed(2)} s`;
     tellFrame(part, first + frame);
   };
   const set = (on) => {
@@ -306,10 +311,11 @@ function comparison(part) {
   source.src = url;
 }
 
-// Stick figures, seen in parallel projection by a camera that follows the first.
+// Stick figures, seen in parallel projection by a camera that follows their first point: side by
+// side each one's, one over the other that of the first figure.
 
 function figures(part) {
-  const {labels, frames, points, bones, fps, low, step} = dataOf(part);
+  const {labels, frames, points, bones, fps, first, low, step, ...data} = dataOf(part);
   const numbers = new Int16Array(takeBytes(part).buffer);
   const canvas = part.querySelector("canvas");
   const context = canvas.getContext("2d");
@@ -326,39 +332,39 @@ function figures(part) {
     return box;
   });
 
-  // The middle of the first figure over half a second, its floor, and how far it reaches.
-  const middles = [];
-  let floor = Infinity, ceiling = -Infinity, reach = 0;
-  for (let frame = 0; frame < frames; frame++) {
-    const middle = [0, 0, 0];
-    for (let index = 0; index < points; index++) {
-      const place = point(0, frame, index);
-      place.forEach((value, axis) => { middle[axis] += value / points; });
-      floor = Math.min(floor, place[1]);
-      ceiling = Math.max(ceiling, place[1]);
+  // Where the first point is on average over half a second.
+  const around = Math.round(fps / 4);
+  const placeOf = (figure, frame) => {
+    const [from, to] = [Math.max(0, frame - around), Math.min(frames - 1, frame + around)];
+    const mean = [0, 0, 0];
+    for (let near = from; near <= to; near++) {
+      point(figure, near, 0).forEach((value, axis) => { mean[axis] += value / (to - from + 1); });
     }
-    middles.push(middle);
-  }
-  for (let index = 0; index < points; index++) {
-    const [x, , z] = point(0, 0, index);
-    reach = Math.max(reach, Math.hypot(x - middles[0][0], z - middles[0][2]));
-  }
-  const targetOf = (frame) => {
-    const around = Math.round(fps / 4), near = middles.slice(Math.max(0, frame - around), frame + around + 1);
-    const mean = (axis) => near.reduce((sum, middle) => sum + middle[axis], 0) / near.length;
-    return [mean(0), (floor + ceiling) / 2, mean(2)];
+    return mean;
   };
+  // The floor of the first figure, and how far it reaches, at any time.
+  let floor = Infinity, ceiling = -Infinity, reach = 0.05;
+  for (let frame = 0; frame < frames; frame++) {
+    const place = placeOf(0, frame);
+    for (let index = 0; index < points; index++) {
+      const [x, y, z] = point(0, frame, index);
+      floor = Math.min(floor, y);
+      ceiling = Math.max(ceiling, y);
+      reach = Math.max(reach, Math.hypot(x - place[0], z - place[2]));
+    }
+  }
 
-  let yaw = 0.55, pitch = 0.22, zoom = 1, frame = 0, speed = 1, clock = 0;
+  let yaw = data.yaw, pitch = 0.22, zoom = 1, frame = 0, speed = 1, clock = 0;
   const draw = () => {
     const style = getComputedStyle(part);
     const visible = labels.map((_, index) => index).filter((index) => boxes[index].checked);
-    const target = targetOf(frame);
-    const scale = zoom * 0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach, 0.1);
-    const distance = apart.checked ? Math.min(canvas.width / Math.max(visible.length, 1), 2.6 * reach * scale + 60) : 0;
+    const room = canvas.width / (apart.checked ? Math.max(visible.length, 1) : 1);
+    const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / reach);
+    const distance = apart.checked ? Math.min(room, 2.6 * reach * scale + 60) : 0;
     const [sin, cos, up, along] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
-    const project = ([x, y, z], offset) => {
-      const [dx, dy, dz] = [x - target[0], y - target[1], z - target[2]];
+    const middle = (floor + ceiling) / 2;
+    const project = ([x, y, z], offset, place) => {
+      const [dx, dy, dz] = [x - place[0], y - middle, z - place[2]];
       const [across, depth] = [dx * cos - dz * sin, dx * sin + dz * cos];
       return [canvas.width / 2 + offset + across * scale,
         canvas.height / 2 - (dy * along - depth * up) * scale, depth * along + dy * up];
@@ -367,8 +373,10 @@ function figures(part) {
     context.lineCap = "round";
     visible.forEach((figure, order) => {
       const offset = (order - (visible.length - 1) / 2) * distance;
-      if (order === 0 || apart.checked) ground(project, offset, target, style);
-      const places = Array.from({length: points}, (_, index) => project(point(figure, frame, index), offset));
+      const place = placeOf(apart.checked ? figure : visible[0], frame);
+      const seen = (corner) => project(corner, offset, place);
+      if (order === 0 || apart.checked) ground(seen, place, style);
+      const places = Array.from({length: points}, (_, index) => seen(point(figure, frame, index)));
       context.strokeStyle = style.getPropertyValue(`--line-${figure % COLOURS}`);
       context.globalAlpha = apart.checked ? 1 : 0.8;
       for (const [from, to] of bones) {
@@ -388,16 +396,16 @@ function figures(part) {
       }
     });
   };
-  const ground = (project, offset, target, style) => {
+  const ground = (seen, place, style) => {
     const [cell, half] = [0.5, 1.5];
     context.strokeStyle = style.getPropertyValue("--line");
     context.lineWidth = 1.5;
-    const [x0, z0] = [target[0], target[2]].map((value) => Math.round(value / cell) * cell);
+    const [x0, z0] = [place[0], place[2]].map((value) => Math.round(value / cell) * cell);
     context.beginPath();
     for (let away = -half; away <= half + 1e-9; away += cell) {
       for (const [from, to] of [[[x0 + away, z0 - half], [x0 + away, z0 + half]],
         [[x0 - half, z0 + away], [x0 + half, z0 + away]]]) {
-        const [a, b] = [from, to].map(([x, z]) => project([x, floor, z], offset));
+        const [a, b] = [from, to].map(([x, z]) => seen([x, floor, z]));
         context.moveTo(a[0], a[1]);
         context.lineTo(b[0], b[1]);
       }
@@ -414,7 +422,7 @@ function figures(part) {
   };
   const startClock = () => { clock = performance.now() - frame / fps / speed * 1000; };
   const time = timeBar(part, {
-    frames, fps, first: 0,
+    frames, fps, first,
     play: () => { startClock(); requestAnimationFrame(tick); },
     pause: () => {},
     seek: (wanted) => { frame = wanted; draw(); time.show(frame); },
