@@ -118,7 +118,9 @@ function curves(part) {
     shape(svg, "line", {class: "grid", x1: left, x2: right, y1: py(value), y2: py(value)});
     shape(svg, "text", {x: left - 6, y: py(value) + 4, "text-anchor": "end"}, shown(value));
   }
-  for (const value of ticks(xLow, xHigh, 8)) {
+  // Of frames, layers and the like there are no halves.
+  const whole = x === null || x.every(Number.isInteger);
+  for (const value of ticks(xLow, xHigh, whole ? Math.min(8, Math.ceil(xHigh - xLow)) : 8)) {
     shape(svg, "text", {x: px(value), y: bottom + 16, "text-anchor": "middle"}, shown(value));
   }
   shape(svg, "text", {x: (left + right) / 2, y: bottom + 33, "text-anchor": "middle"}, xLabel);
@@ -360,7 +362,6 @@ function figures(part) {
     const visible = labels.map((_, index) => index).filter((index) => boxes[index].checked);
     const room = canvas.width / (apart.checked ? Math.max(visible.length, 1) : 1);
     const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / reach);
-    const distance = apart.checked ? Math.min(room, 2.6 * reach * scale + 60) : 0;
     const [sin, cos, up, along] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
     const middle = (floor + ceiling) / 2;
     const project = ([x, y, z], offset, place) => {
@@ -372,10 +373,17 @@ function figures(part) {
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.lineCap = "round";
     visible.forEach((figure, order) => {
-      const offset = (order - (visible.length - 1) / 2) * distance;
+      const offset = apart.checked ? (order - (visible.length - 1) / 2) * room : 0;
       const place = placeOf(apart.checked ? figure : visible[0], frame);
       const seen = (corner) => project(corner, offset, place);
-      if (order === 0 || apart.checked) ground(seen, place, style);
+      if (order === 0 || apart.checked) {
+        context.save();
+        context.beginPath();
+        context.rect((canvas.width - room) / 2 + offset, 0, room, canvas.height);
+        context.clip();
+        ground(seen, place, style);
+        context.restore();
+      }
       const places = Array.from({length: points}, (_, index) => seen(point(figure, frame, index)));
       context.strokeStyle = style.getPropertyValue(`--line-${figure % COLOURS}`);
       context.globalAlpha = apart.checked ? 1 : 0.8;
