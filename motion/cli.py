@@ -14,13 +14,13 @@ from motion.arrays import read_array
 from motion.clips import READERS, write_clip
 from motion.convert import convert_checkpoint, convert_motion
 from motion.describe import describe_file
-from motion.folders import FolderReport, evaluate_folder, tokenize_folder
+from motion.folders import FolderEvaluation, FolderReport, evaluate_folder, tokenize_folder
 from motion.formats import Layout
 from motion.model import RVQVAE
 from motion.options import untold
-from motion.page import FigureLimits
+from motion.page import FigureLimits, write_evaluation_page
 from motion.pipeline import detokenize_file, reconstruct_file, render_file, tokenize_file
-from motion.report import table_of, write_report
+from motion.report import table_of, write_figures
 from motion.sample import walk
 from motion.statistics import FeatureStatistics
 from wanvae.engine.checkpoint import make_directory
@@ -127,9 +127,23 @@ def evaluate(arguments: Namespace) -> None:
     for line in table_of(evaluation.whole):
         print(line)
     if arguments.output is not None:
-        checkpoint = arguments.checkpoint
-        write_report(arguments.output, model, evaluation, checkpoint, limits, progress=progress)
+        write_report(arguments, model, evaluation, limits)
     name_failures(evaluation.failures, len(evaluation.files))
+
+
+def write_report(
+    arguments: Namespace, model: RVQVAE, evaluation: FolderEvaluation, limits: FigureLimits
+) -> None:
+    """The files of ``--output``; the page comes last, for it can take long."""
+    checkpoint, folder = arguments.checkpoint, Path(arguments.output)
+    write_figures(folder, evaluation, checkpoint)
+    page, progress = folder / "report.html", arguments.progress
+    try:
+        write_evaluation_page(page, model, evaluation, checkpoint, limits, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "evaluation.json and evaluation.csv are complete, report.html was not written"
+        ) from None
 
 
 def render(arguments: Namespace) -> None:

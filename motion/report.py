@@ -12,8 +12,6 @@ from typing import Any
 
 from motion.evaluation import Evaluation, Summary
 from motion.folders import FolderEvaluation
-from motion.model import RVQVAE
-from motion.page import FigureLimits, write_evaluation_page
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.text import writable
 
@@ -91,36 +89,19 @@ def as_row(summary: Summary) -> dict[str, float | None]:
     return row
 
 
-def write_report(
-    folder: str | os.PathLike[str],
-    model: RVQVAE,
-    evaluation: FolderEvaluation,
-    checkpoint: str,
-    limits: FigureLimits,
-    *,
-    progress: bool = False,
+def write_figures(
+    folder: str | os.PathLike[str], evaluation: FolderEvaluation, checkpoint: str
 ) -> None:
-    """Write evaluation.json, evaluation.csv with a row for each file, and report.html to a folder.
+    """Write evaluation.json, and evaluation.csv with a row for each file, to a folder.
 
     Args:
         checkpoint: where the model is from.
-        limits: how much of the motion moves on the page.
-        progress: show a progress bar.
 
     Raises:
         CheckpointError: they cannot be written.
-        KeyboardInterrupt: says what is there.
     """
-    folder = Path(folder)
-    write_json(folder / "evaluation.json", evaluation, checkpoint)
-    write_csv(folder / "evaluation.csv", evaluation)
-    page = folder / "report.html"
-    try:
-        write_evaluation_page(page, model, evaluation, checkpoint, limits, progress=progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "evaluation.json and evaluation.csv are complete, report.html was not written"
-        ) from None
+    write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
+    write_csv(Path(folder) / "evaluation.csv", evaluation)
 
 
 def write_json(path: Path, evaluation: FolderEvaluation, checkpoint: str) -> None:

@@ -546,6 +546,26 @@ def test_a_report_needs_a_place(tmp_path: Path, files: Path, fail: Fail) -> None
 # Processes and Ctrl-C
 
 
+def test_ctrl_c_leaves_the_figures_of_a_report(
+    tmp_path: Path, files: Path, fail: Fail, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path
+    with monkeypatch.context() as patch:
+        patch.setattr("motion.page.read_recording", interrupted)
+        _, err = run(*command, status=130)
+        line = "interrupted; evaluation.json and evaluation.csv are complete, report.html was not "
+        assert err == f"wanvae-motion: {line}written\n"
+        assert sorted(os.listdir(tmp_path)) == ["evaluation.csv", "evaluation.json"]
+    run(*command)
+    before = contents(tmp_path)
+    monkeypatch.setattr("motion.folders.read_recording", interrupted)
+    assert "interrupted; nothing was written" in fail(*command, status=130)
+    assert contents(tmp_path) == before
+
+
 def launch(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [*LAUNCHER, "--num_processes", str(processes), "-m", "motion"]
     command += [*map(str, arguments), "--device", "cpu"]

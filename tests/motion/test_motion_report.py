@@ -13,8 +13,8 @@ from playwright.sync_api import expect
 from motion import RVQVAE
 from motion.clips import write_clip
 from motion.folders import FolderEvaluation
-from motion.page import FigureLimits
-from motion.report import as_json, table_of, worst_joints, write_report
+from motion.page import FigureLimits, write_evaluation_page
+from motion.report import as_json, table_of, worst_joints, write_figures
 from tests.motion.evaluations import evaluation, folder_evaluation
 from tests.motion.tokenizers import WALK, tiny_tokenizer
 from tests.pages import needs_browser, opened
@@ -41,8 +41,10 @@ def write(
     folder: Path, model: RVQVAE, found: FolderEvaluation, limits: FigureLimits | None = None
 ) -> Path:
     folder.mkdir(exist_ok=True)
-    write_report(folder, model, found, "model.safetensors", limits or FigureLimits())
-    return folder / "report.html"
+    write_figures(folder, found, "model.safetensors")
+    page = folder / "report.html"
+    write_evaluation_page(page, model, found, "model.safetensors", limits or FigureLimits())
+    return page
 
 
 def test_the_table_has_a_line_for_each_layer() -> None:
@@ -127,23 +129,11 @@ def test_files_with_figures_are_spread_from_the_worst_to_the_best(
 def test_a_report_is_complete_or_not_there(tmp_path: Path, model: RVQVAE) -> None:
     found = folder_evaluation(tmp_path / "a.bvh")
     with pytest.raises(CheckpointError, match=r"make the directory .*missing first"):
-        write_report(tmp_path / "missing", model, found, "", FigureLimits())
+        write_figures(tmp_path / "missing", found, "model.safetensors")
     (tmp_path / "report.html").mkdir()
     with pytest.raises(CheckpointError, match=r"report\.html cannot be written"):
         write(tmp_path, model, found)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
-
-
-def test_after_ctrl_c_it_is_said_what_is_there(
-    tmp_path: Path, model: RVQVAE, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("motion.page.read_recording", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="csv are complete, report"):
-        write(tmp_path, model, folder_evaluation(tmp_path / "a.bvh"))
-    assert sorted(os.listdir(tmp_path)) == ["evaluation.csv", "evaluation.json"]
 
 
 @needs_browser
