@@ -245,16 +245,24 @@ def test_figures_are_never_cut_off(tmp_path: Path) -> None:
     points[:, :, 1] = points[:, :, 0] + [0.0, 1.0, 0.0]
     points[:, :, 2] = points[:, :, 0] + [0.2, 0.5, 0.0]
     points[:, 30:, 2] += [0.9, 0.0, 0.0]
-    points[1, :, :, 2] += np.arange(40)[:, None] * 0.5
+    points[1, :, :, 0] -= np.arange(40)[:, None] * 0.1
     part = StickFigures(["a", "b"], points, [(0, 1), (0, 2)], 30.0, yaw=0.0)
+
+    def columns() -> list[np.ndarray]:
+        """Those that have something of the first figure, which is blue, and of the second."""
+        pixels = picture(page, ".figures canvas").astype(int)
+        orange = pixels[..., 0] - pixels[..., 2]
+        return [np.flatnonzero((shade > 60).any(0)) for shade in (-orange, orange)]
+
     with opened(write(tmp_path / "page.html", [Section("Motion", "motion", [part])])) as page:
+        right_end = page.locator(".figures canvas").bounding_box()["width"] - 10
         for frame in (0, 39):
             page.locator("input.frame").fill(str(frame))
-            pixels = picture(page, ".figures canvas").astype(int)
-            orange = pixels[..., 0] - pixels[..., 2]  # the second figure; the first one is blue
-            drawn = [np.flatnonzero((shade > 90).any(0)) for shade in (-orange, orange)]
-            (left, *_, right), (other_left, *_, other_right) = drawn
-            assert 10 < left < right < other_left < other_right < pixels.shape[1] - 10
+            (left, *_, right), (other_left, *_, other_right) = columns()
+            assert 10 < left < right < other_left < other_right < right_end
+        page.locator(".apart").uncheck()
+        (left, *_, right), (other_left, *_, other_right) = columns()
+        assert 10 < other_left < other_right < left < right < right_end
 
 
 @needs_browser

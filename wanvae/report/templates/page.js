@@ -344,10 +344,11 @@ function figures(part) {
     }
     return mean;
   };
-  // The floor of the first figure, and how far it reaches, at any time.
-  let floor = Infinity, ceiling = -Infinity, reach = 0.05;
+  // The floor of the first figure, how far it reaches, and how far others go from it, at any time.
+  let floor = Infinity, ceiling = -Infinity, reach = 0.05, drift = 0;
   for (let frame = 0; frame < frames; frame++) {
-    const place = placeOf(0, frame);
+    const [place, ...others] = labels.map((_, figure) => placeOf(figure, frame));
+    for (const [x, , z] of others) drift = Math.max(drift, Math.hypot(x - place[0], z - place[2]));
     for (let index = 0; index < points; index++) {
       const [x, y, z] = point(0, frame, index);
       floor = Math.min(floor, y);
@@ -361,7 +362,8 @@ function figures(part) {
     const style = getComputedStyle(part);
     const visible = labels.map((_, index) => index).filter((index) => boxes[index].checked);
     const room = canvas.width / (apart.checked ? Math.max(visible.length, 1) : 1);
-    const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / reach);
+    const width = reach + (apart.checked ? 0 : drift);
+    const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / width);
     const [sin, cos, up, along] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
     const middle = (floor + ceiling) / 2;
     const project = ([x, y, z], offset, place) => {
