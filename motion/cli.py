@@ -124,10 +124,10 @@ def evaluate(arguments: Namespace) -> None:
         )
         if not processes.is_main_process:
             return
-    for line in table_of(evaluation.whole):
-        print(line)
     if arguments.output is not None:
         write_report(arguments, model, evaluation, limits)
+    for line in table_of(evaluation.whole):
+        print(line)
     name_failures(evaluation.failures, len(evaluation.files))
 
 

@@ -39,7 +39,7 @@ class Summary:
         mpjpe_mm: mean distance of joints from where they were.
         rotation_error_degrees: mean angle between rotations of joints.
         jerk_m_s3: of the joints, by :func:`~motion.metrics.joint_jerk`.
-        original_jerk_m_s3: the same of the original.
+        original_jerk_m_s3: the same of the original, at the frame rate of the model.
         foot_contacts: pairs of a foot and a frame in which it is on the ground in the original,
             by :func:`~motion.metrics.find_steps`; 0 for skeletons whose feet are not known.
         foot_speed_m_s: horizontal, mean over these.

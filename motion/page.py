@@ -95,7 +95,7 @@ def write_evaluation_page(
 
     write_page(
         path,
-        title=f"Evaluation of {Path(evaluation.source).name or evaluation.source}",
+        title=f"Evaluation of {Path(evaluation.source).resolve().name}",
         facts={"model": writable(checkpoint), **facts_of(model.config, evaluation)},
         sections=sections(),
     )

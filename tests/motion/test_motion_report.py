@@ -97,7 +97,7 @@ def test_files_of_figures_agree(tmp_path: Path, model: RVQVAE) -> None:
 
 
 def test_what_is_not_known_is_empty(tmp_path: Path, model: RVQVAE) -> None:
-    nothing = evaluation(jerk_frames=0, contacts=0)
+    nothing = evaluation(joint_names=("hip", "a", "b"), jerk_frames=0, contacts=0)
     found = folder_evaluation(tmp_path / "a.bvh")
     found = replace(found, whole=nothing, files=(replace(found.files[0], summary=nothing.summary),))
     text = write(tmp_path / "out", model, found).read_text()
@@ -105,6 +105,7 @@ def test_what_is_not_known_is_empty(tmp_path: Path, model: RVQVAE) -> None:
         (row,) = csv.DictReader(file)
     assert row["jerk_m_s3"] == row["sliding"] == "" and row["foot_contacts"] == "0"
     assert ">nan<" not in text and ">None<" not in text
+    assert "names of the joints do not tell which are the feet" in text
     # The file has gone since: that is said, and the rest is there.
     assert re.search(r"<p>.*a\.bvh .*No such file", text) and "<canvas" not in text
 

@@ -168,7 +168,8 @@ class StickFigures:
 
     Attributes:
         labels: of each figure.
-        points: ``(F, T, P, 3)`` in metres, y up: of each figure, in each frame.
+        points: ``(F, T, P, 3)`` in metres, y up: of each figure, in each frame. The first is that
+            which is followed.
         bones: pairs of points that are joined.
         fps: frames per second.
         first: number of the first frame.

@@ -100,7 +100,10 @@ function curves(part) {
   const length = Math.max(...names.map((name) => lines[name].length));
   const at = (index) => x === null ? index : x[index];
   const values = names.flatMap((name) => lines[name]).filter((value) => value !== null);
-  if (!values.length) return;
+  if (!values.length) {
+    shape(svg, "text", {x: 380, y: 130, "text-anchor": "middle"}, "no values");
+    return;
+  }
   const [left, right, top, bottom] = [56, 744, 14, 222];
   const extent = (all, zero) => {
     // Not spread over arguments, of which there may be too many.
@@ -120,7 +123,8 @@ function curves(part) {
   }
   // Of frames, layers and the like there are no halves.
   const whole = x === null || x.every(Number.isInteger);
-  for (const value of ticks(xLow, xHigh, whole ? Math.min(8, Math.ceil(xHigh - xLow)) : 8)) {
+  const most = whole ? Math.min(8, at(length - 1) - at(0)) : 8;
+  for (const value of length > 1 ? ticks(xLow, xHigh, most) : [xLow]) {
     shape(svg, "text", {x: px(value), y: bottom + 16, "text-anchor": "middle"}, shown(value));
   }
   shape(svg, "text", {x: (left + right) / 2, y: bottom + 33, "text-anchor": "middle"}, xLabel);
