@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -262,8 +264,7 @@ def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: in
     if window is None or window >= len(recording):
         return count_indices(model, indices)
     windows = recording.features.unfold(0, window, 1).mT
-    parts = windows.split(BATCH)
-    return torch.stack([count_indices(model, model.encode(part)) for part in parts]).sum(0)
+    return reduce(add, (count_indices(model, model.encode(p)) for p in windows.split(BATCH)))
 
 
 def count_indices(model: RVQVAE, indices: Tensor) -> Tensor:

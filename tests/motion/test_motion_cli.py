@@ -554,7 +554,7 @@ def test_ctrl_c_leaves_the_figures_of_a_report(
 
     command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path
     with monkeypatch.context() as patch:
-        patch.setattr("motion.page.read_recording", interrupted)
+        patch.setattr("motion.side_by_side.read_recording", interrupted)
         _, err = run(*command, status=130)
         line = "interrupted; evaluation.json and evaluation.csv are complete, report.html was not "
         assert err == f"wanvae-motion: {line}written\n"
