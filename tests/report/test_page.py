@@ -86,6 +86,16 @@ def test_curves_have_gaps_where_there_are_no_numbers() -> None:
     json.dumps(curves.data, allow_nan=False)
 
 
+@needs_browser
+def test_lines_keep_their_order_and_colours(tmp_path: Path) -> None:
+    names = [f"layer {number}" for number in range(2, 12)]
+    curves = Curves("t", "x", "y", {name: [1.0, 2.0] for name in names}, first_colour=1)
+    with opened(write(tmp_path / "page.html", [Section("a", "a", [curves])])) as page:
+        assert page.locator(".legend span").all_inner_texts() == names
+        assert "--line-1" in page.locator(".legend i").first.get_attribute("style")
+        assert "--line-1" in page.locator(".curves path").first.get_attribute("style")
+
+
 def test_points_of_figures_are_kept_to_a_tenth_of_a_millimetre() -> None:
     part = figures()
     numbers = np.frombuffer(part.media, "<i2").reshape(part.points.shape)

@@ -95,6 +95,7 @@ class Curves:
         by_frame: whether x are the frames that players of the same section show.
         from_zero: whether the vertical axis begins at 0.
         markers: whether each value gets a dot.
+        first_colour: number of the colour of the first line, of those that figures have in turn.
     """
 
     template: ClassVar[str] = "curves.html"
@@ -106,6 +107,7 @@ class Curves:
     by_frame: bool = False
     from_zero: bool = False
     markers: bool = False
+    first_colour: int = 0
 
     @property
     def data(self) -> dict[str, object]:
@@ -118,6 +120,7 @@ class Curves:
             "byFrame": self.by_frame,
             "fromZero": self.from_zero,
             "markers": self.markers,
+            "firstColour": self.first_colour,
         }
 
 

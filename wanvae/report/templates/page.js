@@ -93,7 +93,7 @@ function ticks(low, high, count) {
 }
 
 function curves(part) {
-  const {x, lines, xLabel, yLabel, byFrame, fromZero, markers} = dataOf(part);
+  const {x, lines, xLabel, yLabel, byFrame, fromZero, markers, firstColour} = dataOf(part);
   const svg = part.querySelector("svg");
   const legend = part.querySelector(".legend");
   const names = Object.keys(lines);
@@ -136,19 +136,19 @@ function curves(part) {
       if (value !== null) {
         path += `${lifted ? "M" : "L"}${px(at(i)).toFixed(1)} ${py(value).toFixed(1)}`;
         if (markers || length === 1) {
-          shape(svg, "circle", {cx: px(at(i)), cy: py(value), r: 3.5, style: `fill: ${colour(index)}`});
+          shape(svg, "circle", {cx: px(at(i)), cy: py(value), r: 3.5, style: `fill: ${colour(firstColour + index)}`});
         }
       }
       lifted = value === null;
     });
-    shape(svg, "path", {d: path, style: `stroke: ${colour(index)}`});
+    shape(svg, "path", {d: path, style: `stroke: ${colour(firstColour + index)}`});
   });
 
   const cursor = shape(svg, "line", {class: "cursor", y1: top, y2: bottom, visibility: "hidden"});
   const read = (index) => {
     legend.replaceChildren(...names.map((name, i) => {
       const swatch = element("i");
-      swatch.style.background = colour(i);
+      swatch.style.background = colour(firstColour + i);
       const value = index === null ? "" : ` ${shown(lines[name][index] ?? null)}`;
       return element("span", {}, swatch, `${name}${value}`);
     }));
@@ -348,11 +348,15 @@ function figures(part) {
     }
     return mean;
   };
-  // The floor of the first figure, how far it reaches, and how far others go from it, at any time.
-  let floor = Infinity, ceiling = -Infinity, reach = 0.05, drift = 0;
+  // The floor of the first figure, how far it reaches, and how far each goes from it, at any time.
+  let floor = Infinity, ceiling = -Infinity, reach = 0.05;
+  const drifts = labels.map(() => 0);
   for (let frame = 0; frame < frames; frame++) {
-    const [place, ...others] = labels.map((_, figure) => placeOf(figure, frame));
-    for (const [x, , z] of others) drift = Math.max(drift, Math.hypot(x - place[0], z - place[2]));
+    const place = placeOf(0, frame);
+    labels.forEach((_, figure) => {
+      const [x, , z] = placeOf(figure, frame);
+      drifts[figure] = Math.max(drifts[figure], Math.hypot(x - place[0], z - place[2]));
+    });
     for (let index = 0; index < points; index++) {
       const [x, y, z] = point(0, frame, index);
       floor = Math.min(floor, y);
@@ -366,7 +370,7 @@ function figures(part) {
     const style = getComputedStyle(part);
     const visible = labels.map((_, index) => index).filter((index) => boxes[index].checked);
     const room = canvas.width / (apart.checked ? Math.max(visible.length, 1) : 1);
-    const width = reach + (apart.checked ? 0 : drift);
+    const width = reach + (apart.checked ? 0 : Math.max(0, ...visible.map((figure) => drifts[figure])));
     const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / width);
     const [sin, cos, up, along] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
     const middle = (floor + ceiling) / 2;
