@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from motion.joint_names import find_feet, side_of
 from motion.metrics import joint_distances
 from motion.model import RVQVAE
 from motion.pipeline import figure_of, reconstruct
-from motion.recording import read_recording
+from motion.recording import Recording, read_recording
 from motion.render import Figure
 from wanvae.report import Curves, Section, StickFigures
 
 PAIR = ("original", "reconstruction")
+FIRST_LAYER = "from the first layer alone"
 SIDES = ("left", "right")
 # Radians from where a figure looks to where it is seen from.
 ASIDE = 0.55
@@ -29,7 +30,7 @@ ASIDE = 0.55
 def file_section(
     model: RVQVAE, file: FileEvaluation, anchor: str, most: int, *, folded: bool
 ) -> Section:
-    """A file and its reconstruction: figures, and curves over the same frames.
+    """A file and what the model makes of it: figures, and curves over the same frames.
 
     Args:
         most: frames to show.
@@ -38,31 +39,44 @@ def file_section(
         recording = read_recording(file.path, model.config)
     except (ValueError, OSError) as error:  # it has changed since it was evaluated
         return Section(file.name, anchor, [], str(error), folded)
-    _, decoded = reconstruct(model, recording)
-    pair = [figure_of(recording, features) for features in (recording.features, decoded)]
+    figures = figures_of(model, recording)
     names, fps = recording.skeleton.names, model.config.fps
-    joints = torch.from_numpy(np.stack([figure.points[:, : len(names)] for figure in pair]))
-    errors = joint_distances(joints[1], joints[0]).mean(1)
-    shown = largest_stretch(errors, most)
+    joints = torch.from_numpy(
+        np.stack([figure.points[:, : len(names)] for figure in figures.values()])
+    )
+    errors = joint_distances(joints[1:], joints[:1].expand_as(joints[1:])).mean(2)
+    shown = largest_stretch(errors[0], most)
     frames = range(len(recording))[shown]
     parts = [
-        stick_figures(pair, joints, names, frames, fps),
+        stick_figures(figures, joints, names, frames, fps),
         Curves(
             "MPJPE of each frame",
             "frame",
             "mm",
-            {"MPJPE": errors[shown].tolist()},
+            dict(zip(list(figures)[1:], errors[:, shown].tolist(), strict=True)),
             x=frames,
             by_frame=True,
             from_zero=True,
+            first_colour=1,
         ),
     ]
     feet = find_feet(names)
     if feet:
-        parts.append(feet_curves(joints, feet, frames, fps))
+        parts.append(feet_curves(joints[:2], feet, frames, fps))
     text = f"Frames {frames[0]:,} to {frames[-1]:,} of {len(recording):,}"
     text = f"{text}, where the error is the largest." if len(frames) < len(recording) else ""
     return Section(file.name, anchor, parts, text, folded)
+
+
+def figures_of(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
+    """The original, its reconstruction, and that from the first layer if there are several."""
+    original, made = PAIR
+    figures = {original: figure_of(recording, recording.features)}
+    for name, layers in {made: None, FIRST_LAYER: 1}.items():
+        if layers != model.config.quantizer.layers:
+            _, decoded = reconstruct(model, recording, layers)
+            figures[name] = figure_of(recording, decoded)
+    return figures
 
 
 def largest_stretch(errors: Tensor, most: int) -> slice:
@@ -75,19 +89,21 @@ def largest_stretch(errors: Tensor, most: int) -> slice:
 
 
 def stick_figures(
-    pair: Sequence[Figure], joints: Tensor, names: Sequence[str], frames: range, fps: float
+    figures: Mapping[str, Figure], joints: Tensor, names: Sequence[str], frames: range, fps: float
 ) -> StickFigures:
-    """Original and reconstruction, seen from where the original looks, a little aside.
+    """Figures, seen from where the first one looks, a little aside.
 
     Args:
-        joints: ``(2, T, J, 3)`` in metres.
+        figures: by name.
+        joints: ``(F, T, J, 3)`` in metres, of all frames.
+        names: of the joints.
         frames: to show.
     """
     shown = slice(frames.start, frames.stop)
     return StickFigures(
-        labels=PAIR,
-        points=np.stack([figure.points[shown] for figure in pair]),
-        bones=pair[0].bones,
+        labels=list(figures),
+        points=np.stack([figure.points[shown] for figure in figures.values()]),
+        bones=next(iter(figures.values())).bones,
         fps=fps,
         first=frames.start,
         yaw=heading(joints[0, shown], names) + ASIDE,

@@ -9,9 +9,12 @@ import torch
 
 from motion.bodies import SMPLX
 from motion.clip import Clip
+from motion.features import extract_features
+from motion.recording import Recording
 from motion.render import Figure
 from motion.sample import walk
-from motion.side_by_side import feet_curves, heading, largest_stretch, stick_figures
+from motion.side_by_side import feet_curves, figures_of, heading, largest_stretch, stick_figures
+from tests.motion.tokenizers import ROOTLESS, WALK, tiny_tokenizer
 
 NAMES = SMPLX.names
 
@@ -45,11 +48,27 @@ def test_the_stretch_of_the_largest_error() -> None:
 def test_figures_are_those_of_the_frames_shown() -> None:
     clips = walk(12), standing(frames=12)
     pair = [Figure.of_clip(clip) for clip in clips]
+    figures = dict(zip(("a", "b"), pair, strict=True))
     joints = torch.stack([clip.pose.positions for clip in clips])
-    part = stick_figures(pair, joints, NAMES, range(3, 8), 30.0)
-    assert part.labels == ("original", "reconstruction") and part.first == 3
+    part = stick_figures(figures, joints, NAMES, range(3, 8), 30.0)
+    assert part.labels == ["a", "b"] and part.first == 3
     assert np.array_equal(part.points[1], pair[1].points[3:8])
     assert part.points.shape[2] > SMPLX.joints  # with the tips of fingers and toes
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_first_layer_alone_is_shown_if_there_are_more(layers: int) -> None:
+    model = tiny_tokenizer(layers=layers)
+    features = extract_features(WALK, ROOTLESS).float()
+    recording = Recording(config=model.config, features=features, skeleton=WALK.skeleton, clip=WALK)
+    figures = figures_of(model, recording)
+    assert (
+        list(figures) == ["original", "reconstruction", "from the first layer alone"][: layers + 1]
+    )
+    for number, figure in enumerate(list(figures.values())[:0:-1], start=1):
+        decoded = model.decode(model.encode(features[None]), len(WALK), layers=number)[0]
+        expected = recording.joints_of(decoded).positions.numpy()
+        assert np.allclose(figure.points[:, : SMPLX.joints], expected, atol=1e-6)
 
 
 def test_speeds_of_feet_are_those_of_the_frames_shown() -> None:
