@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +167,8 @@ def evaluate_folder(
 ) -> FolderEvaluation:
     """Reconstruct all motion files of a folder, or a file, with each number of layers, and compare.
 
-    One file is in memory at a time. Files of other joints than the first that can be read are left
-    out, as those that cannot be.
+    One file is in memory at a time. Files of other joints than most are left out, as those are that
+    cannot be read.
 
     Args:
         processes: those of the run, which all call this, and share the files.
@@ -209,8 +210,8 @@ def evaluate_folder(
         first = min(failures)[1]
         several = f"none of the {len(failures)} files of {source} can be evaluated; the first: "
         raise ClipError(several + first if len(failures) > 1 else first)
-    names = files[0].joint_names
-    reason = writable(f"has other joints than {files[0].path}; evaluate it by itself")
+    names, count = Counter(file.joint_names for file in files).most_common(1)[0]
+    reason = f"has other joints than {count} files of the folder; evaluate it by itself"
     failures += [
         (file.path, f"{writable(str(file.path))} {reason}")
         for file in files
