@@ -33,7 +33,7 @@ from motion.config import WanConfig
 from motion.convert import convert_checkpoint
 from motion.formats import Layout as MotionLayout
 from tests.helpers import random_video
-from tests.motion.tokenizers import tiny_tokenizer
+from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, README, ROOT, call_of
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
 from wanvae import WanVAE, WanVAEConfig

@@ -22,8 +22,8 @@ from motion.humanml3d import write_features
 from motion.tokens import read_tokens
 from tests.helpers import LAUNCHER
 from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
 from tests.motion.test_motion_folders import contents
-from tests.motion.tokenizers import ROOTED, WALK, saved_tokenizer
 from wanvae.engine.checkpoint import write_pickle
 from wanvae.video import read_video
 

@@ -18,7 +18,7 @@ from motion.pipeline import tokenize_file
 from motion.recording import read_recording
 from motion.tokens import read_tokens
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
-from tests.motion.tokenizers import WALK, tiny_tokenizer
+from tests.motion.small_tokenizers import WALK, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError
 
 NAMES = ("a.bvh", "b.npz", "deep/c.bvh", "deep/er/d.npz")

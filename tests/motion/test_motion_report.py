@@ -16,7 +16,7 @@ from motion.folders import FolderEvaluation
 from motion.page import FigureLimits, write_evaluation_page
 from motion.report import as_json, table_of, worst_joints, write_figures
 from tests.motion.evaluations import evaluation, folder_evaluation
-from tests.motion.tokenizers import WALK, tiny_tokenizer
+from tests.motion.small_tokenizers import WALK, tiny_tokenizer
 from tests.pages import needs_browser, opened
 from wanvae.engine.checkpoint import CheckpointError
 

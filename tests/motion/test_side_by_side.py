@@ -14,7 +14,7 @@ from motion.recording import Recording
 from motion.render import Figure
 from motion.sample import walk
 from motion.side_by_side import feet_curves, figures_of, heading, largest_stretch, stick_figures
-from tests.motion.tokenizers import ROOTLESS, WALK, tiny_tokenizer
+from tests.motion.small_tokenizers import ROOTLESS, WALK, tiny_tokenizer
 
 NAMES = SMPLX.names
 
