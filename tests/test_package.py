@@ -104,6 +104,8 @@ def test_the_wheel_works_outside_of_the_repository(wheel: Path, tmp_path: Path) 
     assert "5 frames" in run([scripts / "wanvae", "reconstruct", "in.mp4", "out.mp4"], **here)
     assert (tmp_path / "out.mp4").stat().st_size > 0
     run([scripts / "wanvae-motion", "sample", "walk.bvh"], **here)
+    run([scripts / "wanvae", "evaluate", "in.mp4", "--output", "report"], **here)
+    assert (tmp_path / "report" / "report.html").stat().st_size > 0
 
 
 def write_video(path: Path) -> None:
