@@ -5,6 +5,7 @@ Features of windows of 16 frames are those of I3D, as in Unterthiner et al., arX
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from pathlib import Path
 
@@ -37,7 +38,10 @@ class I3D:
         if not self.path.is_file():
             raise ValueError(f"{path} is no file; name that of I3D, i3d_torchscript.pt, as --i3d")
         try:
-            self.network = torch.jit.load(self.path, map_location=device).eval()
+            with warnings.catch_warnings():
+                # PyTorch wants no new files of this kind, but this is an old one.
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = torch.jit.load(self.path, map_location=device).eval()
         except RuntimeError as error:
             raise ValueError(
                 f"{path} is no TorchScript file ({first_sentence(error)}); "

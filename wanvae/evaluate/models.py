@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import tee
+from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -193,10 +194,30 @@ def in_lockstep(
 
     Frames are kept until the last model has taken them: a few, unless one takes clips as a whole.
     """
-    originals, *copies = tee(frames, 1 + len(models))
+    originals, *copies = shared(frames, 1 + len(models))
     images = [
         model.reconstruct(copy, cost)
         for model, copy, cost in zip(models, copies, costs, strict=True)
     ]
     for original, *made in zip(originals, *images, strict=True):
         yield original, tuple(made)
+
+
+def shared(items: Iterator[T], readers: int) -> list[Iterator[T]]:
+    """``items`` for several readers; each is let go once all have it.
+
+    itertools.tee would keep up to 57 that nobody needs any more.
+    """
+    waiting: list[deque[T]] = [deque() for _ in range(readers)]
+
+    def read(mine: deque[T]) -> Iterator[T]:
+        while True:
+            if not mine:
+                for item in islice(items, 1):
+                    for queue in waiting:
+                        queue.append(item)
+                if not mine:
+                    return
+            yield mine.popleft()
+
+    return [read(queue) for queue in waiting]
