@@ -58,6 +58,10 @@ class Table:
     rows: Sequence[Row]
     caption: str = ""
 
+    def is_text(self, index: int) -> bool:
+        """Whether a column has text in it."""
+        return any(isinstance(row.cells[index], str) for row in self.rows)
+
     def best(self, index: int) -> float | None:
         """The best number of a column; None if none is to be marked."""
         better = self.columns[index].better
