@@ -23,7 +23,7 @@ QUALITY = 8
 # Pixels across all panels together that browsers still play.
 WIDEST = 8192
 # This part of the pixels of a map of errors is brighter than its scale can show.
-CLIPPED = 0.001
+CLIPPED = 0.005
 # Entries of the colour map.
 COLOURS = 256
 # OKLab to the cone responses whose cubes are mixed to linear sRGB (Ottosson 2020).

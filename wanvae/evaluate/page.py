@@ -82,22 +82,24 @@ def write_report(folder: Path, trials: Path, evaluation: Evaluation, facts: dict
 def sections(evaluation: Evaluation, trials: Path) -> Iterator[Section]:
     """All of the page, the clips last."""
     yield Section("Summary", "summary", list(summary_tables(evaluation.overall)))
-    for title, anchor, rows in (
-        ("By size", "by-size", evaluation.by_size),
-        ("By length", "by-length", evaluation.by_length),
-    ):
+    for kind, rows in (("size", evaluation.by_size), ("length", evaluation.by_length)):
         if len({row.group for row in rows}) > 1:
-            yield Section(title, anchor, [group_table(rows)])
+            yield Section(f"By {kind}", f"by-{kind}", [group_table(kind, rows)])
     yield Section("Clips", "clips", [clip_table(evaluation.records)])
     missing = notes_table(evaluation)
     if missing.rows:
         yield Section("Left out", "left-out", [missing])
     room = MEDIA_LIMIT
     for number, record in enumerate(evaluation.records):
-        room -= media_size(record, trials)
-        parts = clip_parts(record, trials, with_media=room >= 0)
+        size = media_size(record, trials)
+        fits = size <= room
+        room -= size if fits else 0
+        text = describe(record)
+        if not fits:
+            text += f" Its video and pictures are in {trials.name}/{record.folder}."
+        parts = clip_parts(record, trials, with_media=fits)
         # The first is open, so that there is something to see.
-        yield Section(title_of(record), record.folder, parts, describe(record), folded=number > 0)
+        yield Section(title_of(record), record.folder, parts, text, folded=number > 0)
 
 
 def summary_tables(rows: Sequence[Summary]) -> Iterator[Table]:
@@ -111,10 +113,10 @@ def summary_tables(rows: Sequence[Summary]) -> Iterator[Table]:
         )
 
 
-def group_table(rows: Sequence[Summary]) -> Table:
-    """A row for each group of clips and model."""
+def group_table(kind: str, rows: Sequence[Summary]) -> Table:
+    """A row for each group of clips of a kind, and model."""
     names = used(QUALITY, rows)
-    columns = [Column("clips"), Column("model"), Column("number", 0), *plain(QUALITY, names)]
+    columns = [Column(kind), Column("model"), Column("clips", 0), *plain(QUALITY, names)]
     cells = [[row.group, row.model, row.clips, *figures(row, names)] for row in rows]
     return Table(columns, [Row(row) for row in cells])
 
