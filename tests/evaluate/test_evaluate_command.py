@@ -142,14 +142,14 @@ def test_rows_and_groups(tmp_path: Path, files: Path, evaluate: Run) -> None:
         [(row["group"], row["clips"]) for row in found[name][:: len(names)]]
         for name in ("by_size", "by_length")
     ]
-    assert groups == [[("16x24", 7), ("16", 7)], [("1 frames", 8), ("5 frames", 6)]]
+    assert groups == [[("16x24", 7), ("16", 7)], [("1 frame", 8), ("5 frames", 6)]]
     with (tmp_path / "out" / "evaluation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 14 * 4
     assert {row["name"] for row in rows} == {*LENGTHS, "d.png"}
     assert float(rows[0]["psnr"]) == found["records"][0]["models"][0]["psnr"]
     assert "left out: it needs 2 windows of 16 frames, not 0" in out
-    assert "left out: d.png: its 1 frames are too few for 5" in out
+    assert "left out: d.png: too short for 5 frames: it has 1" in out
 
 
 def test_rfvd_is_over_windows_of_all_clips(tmp_path: Path, files: Path, evaluate: Run) -> None:

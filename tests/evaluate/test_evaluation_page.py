@@ -56,7 +56,8 @@ def test_the_page_is_one_file_of_bounded_size(
     shorter = report.read_text()
     assert 0 < shorter.count('class="comparison') < 3
     assert "Its video and pictures are in trials/a-mp4-" in shorter
-    assert shorter.count('class="curves') == text.count('class="curves') == 2
+    # Of each moving clip, and their mean.
+    assert shorter.count('class="curves') == text.count('class="curves') == 3
 
 
 @needs_browser
@@ -66,6 +67,8 @@ def test_the_page_shows_tables_and_clips(report: Path) -> None:
         quality = shown.locator("#summary table").first
         assert quality.locator("td.text").all_inner_texts() == ["one", "two"]
         assert quality.locator("td.best").count() >= 2
+        expect(shown.locator("#summary .curves")).to_contain_text("the mean over 2 clips")
+        expect(shown.locator("#summary .curves svg circle")).to_have_count(2 * 5)
         assert shown.locator("#clips tbody tr").count() == 6
         left_out = shown.locator("#left-out td.text").all_inner_texts()
         assert "broken.mp4" in left_out and "rFVD" in left_out and "LPIPS" in left_out

@@ -57,11 +57,10 @@ def test_each_size_and_length_is_a_trial_where_there_is_enough(folder: Path) -> 
         (16, 25)
     ]
     assert sorted(f"{one.name}: {one.reason}" for one in found.left_out) == [
-        "b.mp4: its 21x33 pixels are too few for 24x24",
-        "b.mp4: its 21x33 pixels are too few for 24x24",
-        "b.mp4: its 5 frames are too few for 7",
-        *["c.png: its 1 frames are too few for 5", "c.png: its 1 frames are too few for 5"],
-        *["c.png: its 1 frames are too few for 7", "c.png: its 1 frames are too few for 7"],
+        "b.mp4: too short for 7 frames: it has 5",
+        *["b.mp4: too small for 24x24: it has 21x33 pixels"] * 2,
+        *["c.png: too short for 5 frames: it has 1"] * 2,
+        *["c.png: too short for 7 frames: it has 1"] * 2,
     ]
 
 

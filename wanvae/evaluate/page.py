@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wanvae.evaluate.records import ModelRecord, TrialRecord
+from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.summary import Evaluation, Summary
 from wanvae.report import (
     Column,
@@ -24,6 +25,7 @@ PAGE = "report.html"
 # Bytes of videos and pictures that a page holds; those of further clips are files beside it.
 MEDIA_LIMIT = 48 * 2**20
 
+SIZE = Column("size", explanation="height and width in pixels, or the shorter side")
 QUALITY = {
     "psnr": Column("PSNR (dB)", 2, "higher", "peak signal-to-noise ratio, the mean over frames"),
     "ssim": Column("SSIM", 4, "higher", "structural similarity, 11 pixels, the mean over frames"),
@@ -81,7 +83,8 @@ def write_report(folder: Path, trials: Path, evaluation: Evaluation, facts: dict
 
 def sections(evaluation: Evaluation, trials: Path) -> Iterator[Section]:
     """All of the page, the clips last."""
-    yield Section("Summary", "summary", list(summary_tables(evaluation.overall)))
+    parts = [*summary_tables(evaluation.overall), *mean_curves(evaluation.records)]
+    yield Section("Summary", "summary", parts)
     for kind, rows in (("size", evaluation.by_size), ("length", evaluation.by_length)):
         if len({row.group for row in rows}) > 1:
             yield Section(f"By {kind}", f"by-{kind}", [group_table(kind, rows)])
@@ -113,10 +116,29 @@ def summary_tables(rows: Sequence[Summary]) -> Iterator[Table]:
         )
 
 
+def mean_curves(records: Sequence[TrialRecord]) -> Iterator[Curves]:
+    """The PSNR of each frame, the mean over moving clips, as far as the shortest goes."""
+    moving = [record for record in records if record.frames > 1]
+    if len(moving) < 2:
+        return
+    count = min(record.frames for record in moving)
+    lines: dict[str, list[float | None]] = {}
+    for rows in zip(*(record.models for record in moving), strict=True):
+        frames = zip(*(row.frame_psnr[:count] for row in rows), strict=True)
+        lines[rows[0].model] = [mean_of(values) for values in frames]
+    title = f"PSNR of each frame, the mean over {len(moving)} clips"
+    yield Curves(title, "frame", "dB", lines, markers=count <= 100)
+
+
 def group_table(kind: str, rows: Sequence[Summary]) -> Table:
     """A row for each group of clips of a kind, and model."""
     names = used(QUALITY, rows)
-    columns = [Column(kind), Column("model"), Column("clips", 0), *plain(QUALITY, names)]
+    columns = [
+        SIZE if kind == "size" else Column(kind),
+        Column("model"),
+        Column("clips", 0),
+        *plain(QUALITY, names),
+    ]
     cells = [[row.group, row.model, row.clips, *figures(row, names)] for row in rows]
     return Table(columns, [Row(row) for row in cells])
 
@@ -125,7 +147,7 @@ def clip_table(records: Sequence[TrialRecord]) -> Table:
     """A row for each trial and model, leading to its section."""
     rows = [row for record in records for row in record.models]
     names = [name for name in used(QUALITY, rows) if name != "rfvd"]
-    columns = [Column("clip"), Column("size"), Column("frames", 0), Column("model")]
+    columns = [Column("clip"), SIZE, Column("frames", 0), Column("model")]
     return Table(
         [*columns, *plain(QUALITY, names)],
         [
@@ -172,7 +194,7 @@ def figures(row: Summary | ModelRecord, names: Sequence[str]) -> list[Cell]:
 
 def title_of(record: TrialRecord) -> str:
     frames = f"{record.frames} frames" if record.frames > 1 else "1 frame"
-    return f"{record.name}, {record.width}x{record.height}, {frames}"
+    return f"{record.name}, {record.height}x{record.width}, {frames}"
 
 
 def describe(record: TrialRecord) -> str:

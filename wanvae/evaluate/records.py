@@ -7,7 +7,6 @@ import math
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -180,8 +179,3 @@ def read_record(trials: Path, trial: Trial) -> TrialRecord | None:
 def read_features(trials: Path, record: TrialRecord) -> dict[str, Tensor]:
     """The features of a trial and each model, ``(N, D)``, by name."""
     return load_file(trials / record.folder / FEATURES)
-
-
-def rate(record: TrialRecord) -> Fraction:
-    """Frames per second, as a fraction."""
-    return Fraction(record.fps).limit_denominator(100_000)

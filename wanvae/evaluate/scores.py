@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +35,15 @@ class Mean:
     def value(self) -> float | None:
         """The mean so far; None if there was no number."""
         return self.total / self.count if self.count else None
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean of the numbers that there are."""
+    mean = Mean()
+    for value in values:
+        if value is not None:
+            mean.add(value)
+    return mean.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +125,7 @@ class Scores:
     @property
     def mean_psnr(self) -> float | None:
         """Of the frames, in dB; None if all are exact."""
-        mean = Mean()
-        for value in self.psnr:
-            mean.add(value)
-        return mean.value
+        return mean_of(self.psnr)
 
     @property
     def flicker(self) -> float | None:

@@ -13,7 +13,7 @@ from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import to_json_dict
 from wanvae.evaluate.frechet import Moments, frechet_distance
 from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
-from wanvae.evaluate.scores import Mean
+from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.settings import EvaluationSettings
 
 JSON = "evaluation.json"
@@ -138,18 +138,8 @@ def summarise_model(
         windows=windows,
         encode_fps=speed(frames, (row.encode_seconds for row in rows)),
         decode_fps=speed(frames, (row.decode_seconds for row in rows)),
-        **{name: mean_of(rows, name) for name in MEANS},
+        **{name: mean_of(getattr(row, name) for row in rows) for name in MEANS},
     )
-
-
-def mean_of(rows: Iterable[ModelRecord], name: str) -> float | None:
-    """The mean of a figure over the clips that have it."""
-    mean = Mean()
-    for row in rows:
-        value = getattr(row, name)
-        if value is not None:
-            mean.add(value)
-    return mean.value
 
 
 def speed(frames: int, seconds: Iterable[float]) -> float | None:
@@ -172,10 +162,10 @@ def distance(records: Iterable[TrialRecord], trials: Path, number: str) -> tuple
 
 def length_group(record: TrialRecord) -> str:
     """The length that was asked for; of whole videos a range, for each has its own."""
-    if record.length is not None:
-        return f"{record.length} frames"
     if record.frames == 1:
         return "1 frame"
+    if record.length is not None:
+        return f"{record.length} frames"
     low = 1 << ((record.frames - 1).bit_length() - 1)
     return f"{low + 1} to {2 * low} frames"
 

@@ -112,9 +112,9 @@ def make_trial(
     """A trial from the middle of a video, or why there is none."""
     scaled, size = fit(entry.height, entry.width, parse_sides(resize), 1)
     if scaled[0] > entry.height or scaled[1] > entry.width:
-        return failure(entry, f"its {entry.height}x{entry.width} pixels are too few for {resize}")
+        return failure(entry, f"too small for {resize}: it has {entry.height}x{entry.width} pixels")
     if frames is not None and frames > entry.frames:
-        return failure(entry, f"its {entry.frames} frames are too few for {frames}")
+        return failure(entry, f"too short for {frames} frames: it has {entry.frames}")
     count = frames or entry.frames
     clip = Clip(
         name=safe_path(entry.name),
