@@ -66,6 +66,9 @@ def test_the_best_number_of_a_column_is_found() -> None:
     assert TABLE.best(0) is None  # text
     assert TABLE.best(1) == 31.256
     assert TABLE.best(2) is None  # only one number
+    alike = Table(COLUMNS[1:2], [Row([value]) for value in (20.0, 31.256, 31.258)])
+    assert [alike.is_best(0, row.cells[0]) for row in alike.rows] == [False, True, True]
+    assert not Table(COLUMNS[1:2], alike.rows[1:]).is_best(0, 31.258)  # nothing to choose
     shown = [COLUMNS[2].text(cell) for cell in (0.5, None, math.inf, "text")]
     assert shown == ["0.500", NOTHING, NOTHING, "text"]
 

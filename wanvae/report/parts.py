@@ -63,14 +63,21 @@ class Table:
         return any(isinstance(row.cells[index], str) for row in self.rows)
 
     def best(self, index: int) -> float | None:
-        """The best number of a column; None if none is to be marked."""
-        better = self.columns[index].better
+        """The best number of a column; None if none is to be marked, as where all look alike."""
+        column = self.columns[index]
+        if column.better is None:
+            return None
         cells = [row.cells[index] for row in self.rows]
         numbers = [number(cell) for cell in cells if not isinstance(cell, str)]
         numbers = [value for value in numbers if value is not None]
-        if better is None or len(numbers) < 2:
+        if len({column.text(value) for value in numbers}) < 2:
             return None
-        return max(numbers) if better == "higher" else min(numbers)
+        return max(numbers) if column.better == "higher" else min(numbers)
+
+    def is_best(self, index: int, cell: Cell) -> bool:
+        """Whether a cell looks like the best number of its column."""
+        best, column = self.best(index), self.columns[index]
+        return best is not None and column.text(cell) == column.text(best)
 
 
 @dataclass(frozen=True)
