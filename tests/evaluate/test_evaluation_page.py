@@ -73,11 +73,9 @@ def test_the_page_shows_tables_and_clips(report: Path) -> None:
         left_out = shown.locator("#left-out td.text").all_inner_texts()
         assert "broken.mp4" in left_out and "rFVD" in left_out and "LPIPS" in left_out
         # The first clip is open; a link opens another.
-        first, other = (shown.locator(f".section:has-text('{name}')") for name in ("<img", "a.mp4"))
         assert shown.locator(".comparison canvas:visible").count() == 1
         shown.locator("#clips a", has_text="a.mp4").first.click()
         expect(shown.locator(".comparison canvas:visible")).to_have_count(2)
-        assert first.count() and other.count()
 
 
 @needs_browser
@@ -85,6 +83,7 @@ def test_the_slider_moves_over_models(report: Path) -> None:
     with opened(report) as shown:
         shown.locator("#clips a", has_text="a.mp4").first.click()
         section = shown.locator("details[open]")
+        section.locator(".comparison").scroll_into_view_if_needed()
         expect(section.locator("output")).to_contain_text("frame 0,")
         where = "details[open] .comparison .stage"
         seen = [colour(shown, where, 0.25, 0.5)]

@@ -172,7 +172,7 @@ def facts_of(evaluation: Evaluation, device: torch.device) -> dict[str, str]:
     return {
         "models": models,
         "videos": settings.source,
-        "clips": f"{len(records)} of {frames} frames together",
+        "clips": f"{len(records)} with {frames} frames together",
         "computed on": str(device),
         "versions": f"wanvae {wanvae.__version__}, PyTorch {torch.__version__}",
     }
