@@ -13,15 +13,14 @@ from wanvae.evaluate.frechet import I3D, WINDOW, Moments, Windows, frechet_dista
 
 
 class Stand(nn.Module):
-    """Called like I3D: a few means of a video, of what ``rescale`` makes of its levels."""
+    """Called like I3D: a few means of a video in 8-bit levels."""
 
     def forward(
         self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
     ) -> Tensor:
-        if rescale:
-            x = x / 127.5 - 1
-        if resize and return_features:
-            x = x[:, :, :, ::2]
+        assert rescale and resize and return_features
+        assert x.shape[1:3] == [3, 16] and x.min() >= 0 and x.max() <= 255
+        x = x / 127.5 - 1
         return torch.cat([x.mean([2, 3, 4]), x.std([2, 3, 4])], dim=1)
 
 

@@ -1,6 +1,8 @@
 """rFVD: the Frechet distance between features of videos and of their reconstructions.
 
-Features of windows of 16 frames are those of I3D, as in Unterthiner et al., arXiv 1812.01717.
+Features of windows of 16 frames are those of I3D, as in Unterthiner et al., arXiv 1812.01717. The
+network gets frames as they are, in 8-bit levels, and scales both itself, as in Skorokhodov et al.,
+arXiv 2112.14683.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class I3D:
         """Features ``(D,)`` on the CPU of a window ``(3, 16, H, W)`` in 8-bit levels."""
         video = window[None].to(self.device, torch.float32)
         try:
-            # It takes 8-bit levels to [-1, 1], and frames to 224x224 pixels.
+            # It takes 8-bit levels to [-1, 1] and frames to 224x224 pixels; before the softmax.
             features = self.network(video, rescale=True, resize=True, return_features=True)
         except RuntimeError as error:
             raise ValueError(
