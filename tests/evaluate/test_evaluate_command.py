@@ -264,6 +264,7 @@ def test_what_cannot_be_done_is_one_line(
         (tmp_path / "a" / "b", [], files / "videos", "make the directory"),
         (tmp_path / "out", ["--frames", 99], files / "videos", "other --frames or --resize"),
         (tmp_path / "out", ["--i3d", tmp_path / "x.pt"], files / "videos", "is no file"),
+        (tmp_path / "memory", ["--max-memory", "2MB"], files / "videos", "is shared by 2 coders"),
         (tmp_path / "out", ["--lpips-weights", "x"], files / "videos", "torchvision is not"),
     ]
     monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None)

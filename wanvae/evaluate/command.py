@@ -26,7 +26,7 @@ from wanvae.formats import weights_file
 from wanvae.model import WanVAE
 from wanvae.model_options import add_model_options, load_model
 from wanvae.perceptual import BACKBONES, Lpips, LpipsNetwork, cached_backbone
-from wanvae.planning import parse_memory
+from wanvae.planning import TooLittleMemory, parse_memory
 
 DEFAULTS = EvaluationOptions()
 
@@ -57,6 +57,9 @@ def run(arguments: Namespace) -> None:
             raise KeyboardInterrupt(
                 "clips that were judged are kept; run it again to go on from there"
             ) from None
+        except TooLittleMemory as error:
+            parts = 2 * len(arguments.checkpoint or [None])
+            raise ValueError(f"{error}; --max-memory is shared by {parts} coders") from error
     # One process speaks for all.
     if evaluation is not None:
         show(arguments.output, evaluation)
