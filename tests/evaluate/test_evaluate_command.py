@@ -152,6 +152,16 @@ def test_rows_and_groups(tmp_path: Path, files: Path, evaluate: Run) -> None:
     assert "left out: d.png: too short for 5 frames: it has 1" in out
 
 
+def test_options_come_from_a_file_too(tmp_path: Path, files: Path, evaluate: Run) -> None:
+    config, checkpoint = tmp_path / "config.yaml", files / "one.safetensors"
+    config.write_text(f"checkpoint: {checkpoint}\nframes: [5]\nresize: [16, 16x24]\nclips: 1\n")
+    arguments = ["evaluate", files / "videos", "--output", tmp_path / "out", "--config", config]
+    assert cli.main(list(map(str, arguments))) == 0
+    found = results(tmp_path / "out")
+    assert [record["size"] for record in found["records"]] == ["16", "16x24"]
+    assert [model["name"] for model in found["settings"]["models"]] == ["one"]
+
+
 def test_rfvd_is_over_windows_of_all_clips(tmp_path: Path, files: Path, evaluate: Run) -> None:
     source = tmp_path / "videos"
     source.mkdir()

@@ -34,7 +34,7 @@ DEFAULTS = EvaluationOptions()
 def run(arguments: Namespace) -> None:
     options = EvaluationOptions(
         frames=tuple(arguments.frames or ()),
-        resize=tuple(map(str, arguments.resize or ())),
+        resize=tuple(map(str, as_list(arguments.resize))),
         clips=arguments.clips,
         lpips=arguments.lpips,
         media=arguments.media,
@@ -58,7 +58,7 @@ def run(arguments: Namespace) -> None:
                 "clips that were judged are kept; run it again to go on from there"
             ) from None
         except TooLittleMemory as error:
-            parts = 2 * len(arguments.checkpoint or [None])
+            parts = 2 * (len(as_list(arguments.checkpoint)) or 1)
             raise ValueError(f"{error}; --max-memory is shared by {parts} coders") from error
     # One process speaks for all.
     if evaluation is not None:
@@ -67,7 +67,7 @@ def run(arguments: Namespace) -> None:
 
 def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
     """Each checkpoint, and if asked for diffusers' model beside it."""
-    checkpoints = arguments.checkpoint or [demo_weights()]
+    checkpoints = as_list(arguments.checkpoint) or [demo_weights()]
     share = None
     if arguments.max_memory is not None:
         share = parse_memory(arguments.max_memory) // len(checkpoints)
@@ -81,6 +81,11 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
             theirs = facts_of(vae, f"{name} (diffusers)", digest, "diffusers")
             models.append(judge_diffusers(vae, theirs))
     return models
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """An option of several values, for in a YAML file it may be a single text."""
+    return [value] if isinstance(value, str) else value or []
 
 
 def names_of(checkpoints: list[str | Path]) -> Iterator[str]:
