@@ -70,7 +70,7 @@ def test_the_page_shows_tables_and_clips(report: Path) -> None:
         expect(shown.locator("#summary .curves")).to_contain_text("the mean over 2 clips")
         expect(shown.locator("#summary .curves svg circle")).to_have_count(2 * 5)
         assert shown.locator("#clips tbody tr").count() == 6
-        left_out = shown.locator("#left-out td.text").all_inner_texts()
+        left_out = shown.locator("#notes td.text").all_inner_texts()
         assert "broken.mp4" in left_out and "rFVD" in left_out and "LPIPS" in left_out
         # The first clip is open; a link opens another.
         assert shown.locator(".comparison canvas:visible").count() == 1

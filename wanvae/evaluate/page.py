@@ -89,9 +89,9 @@ def sections(evaluation: Evaluation, trials: Path) -> Iterator[Section]:
         if len({row.group for row in rows}) > 1:
             yield Section(f"By {kind}", f"by-{kind}", [group_table(kind, rows)])
     yield Section("Clips", "clips", [clip_table(evaluation.records)])
-    missing = notes_table(evaluation)
-    if missing.rows:
-        yield Section("Left out", "left-out", [missing])
+    notes = notes_table(evaluation)
+    if notes.rows:
+        yield Section("Notes", "notes", [notes])
     room = MEDIA_LIMIT
     for number, record in enumerate(evaluation.records):
         size = media_size(record, trials)
@@ -162,7 +162,7 @@ def clip_table(records: Sequence[TrialRecord]) -> Table:
 
 
 def notes_table(evaluation: Evaluation) -> Table:
-    """What there is none of, and why."""
+    """What there is none of, or is not exact, and why."""
     rows = [
         *evaluation.notes,
         *((failure.source, f"cannot be read: {failure.reason}") for failure in evaluation.failures),
