@@ -236,7 +236,7 @@ def test_limits_change_nothing(tmp_path: Path, files: Path, run: Run, limits: li
 def test_encoding_and_decoding_can_have_different_dtypes(files: Path) -> None:
     options = ["--checkpoint", str(files / "vae.safetensors"), "--encode-dtype", "bfloat16"]
     parsed = cli.PROGRAM.make_parser().parse_args(["reconstruct", "a.mp4", *options, "--compile"])
-    vae = load_model(parsed["reconstruct"])
+    vae = load_model(parsed["reconstruct"], files / "vae.safetensors")
     assert (vae.encode_dtype, vae.decode_dtype) == (torch.bfloat16, torch.float32)
     assert vae.compiled
 

@@ -19,6 +19,7 @@ from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.arguments import Parser
 from wanvae.engine.config import to_json_dict
 from wanvae.engine.program import Command, Program, add_progress_option
+from wanvae.evaluate.command import EVALUATE
 from wanvae.formats import Layout
 from wanvae.latents import parse_rate
 from wanvae.manifest import MANIFEST, write_manifest
@@ -313,6 +314,7 @@ COMMANDS = {
         "Decode latents to a video: those of `wanvae encode` or `wanvae encode-dataset`, or a "
         "tensor `latents` (z_dim, T, H, W) of another program.",
     ),
+    "evaluate": EVALUATE,
     "plan": Command(
         plan,
         add_plan_options,

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(arguments: Namespace, default: str | None = None) -> WanVAE:
+def load_model(arguments: Namespace, checkpoint: str | Path, default: str | None = None) -> WanVAE:
     """The model of a checkpoint, on the device asked for, or else on the default one."""
     device = arguments.device or default or default_device()
     dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
     for dtype in dtypes:
         check_device(device, DTYPES[dtype])
     vae = WanVAE.from_pretrained(
-        checkpoint_of(arguments),
+        checkpoint,
         device=device,
         encode_dtype=DTYPES[dtypes[0]],
         decode_dtype=DTYPES[dtypes[1]],
@@ -55,13 +55,13 @@ def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState 
     """
     if arguments.shard:
         with launched_processes(arguments.device) as processes:
-            yield load_model(arguments, device_of(processes)), processes
+            yield load_model(arguments, checkpoint_of(arguments), device_of(processes)), processes
         return
     # As all launchers tell it: accelerate itself would join the processes to find out.
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1":
         raise ValueError(f"{count} processes would all do the same; add --shard to share the work")
-    yield load_model(arguments), None
+    yield load_model(arguments, checkpoint_of(arguments)), None
 
 
 def checkpoint_of(arguments: Namespace) -> str | Path:
@@ -69,10 +69,11 @@ def checkpoint_of(arguments: Namespace) -> str | Path:
     return arguments.checkpoint or demo_weights()
 
 
-def add_model_options(parser: Parser) -> None:
-    """Declare the options of commands that run a model."""
+def add_model_options(parser: Parser, *, several: bool = False) -> None:
+    """Declare the options of commands that run a model, or several."""
     parser.add_argument(
         "--checkpoint",
+        nargs="+" if several else None,
         help="native, official or diffusers checkpoint, or ORG/NAME on the Hugging Face Hub "
         "(default: the small model of this package)",
     )

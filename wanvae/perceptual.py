@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from os import PathLike
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -78,6 +79,14 @@ class Lpips(nn.Module):
         """The distances of images ``(N, 3, H, W)``, ``(N,)``, also under autocast in float32."""
         with torch.autocast(output.device.type, enabled=False):
             return self.network(output, image).flatten()
+
+
+def cached_backbone(network: LpipsNetwork) -> Path | None:
+    """The file of a network's weights, if torchvision has downloaded them before."""
+    name, _ = BACKBONES[network]
+    found = Path(torch.hub.get_dir(), "checkpoints").glob(f"{name}-*.pth")
+    # torchvision calls the weights of AlexNet "alexnet-owt-7be5be79.pth".
+    return next(iter(sorted(found)), None)
 
 
 def load_backbone(backbone: nn.Module, path: str | PathLike[str]) -> None:

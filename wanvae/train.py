@@ -26,7 +26,7 @@ from wanvae.engine.command import training_command
 from wanvae.engine.task import Adversary, StepLosses, Task
 from wanvae.engine.trainer import make_accelerator, train
 from wanvae.engine.trainer_config import TrainerConfig
-from wanvae.evaluation import (
+from wanvae.held_out import (
     METRICS,
     Clip,
     EvaluationConfig,

@@ -66,6 +66,9 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
 def test_the_best_number_of_a_column_is_found() -> None:
     # None of text, and of only one number.
     assert TABLE.best == [None, 31.256, None]
+    alike = Table(COLUMNS[1:2], [Row([value]) for value in (20.0, 31.256, 31.258)])
+    assert alike.best == [31.258]
+    assert Table(COLUMNS[1:2], alike.rows[1:]).best == [None]  # nothing to choose
     shown = [COLUMNS[2].text(cell) for cell in (0.5, None, math.inf, "text")]
     assert shown == ["0.500", NOTHING, NOTHING, "text"]
 

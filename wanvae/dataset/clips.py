@@ -105,13 +105,7 @@ def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: W
         fps: like "16" or "30000/1001".
         resize: like "480x832" (height and width) or "480" (the shorter side).
     """
-    sides = ()
-    if resize is not None:
-        expected = "a height and a width like 480x832, or a shorter side like 480"
-        check(
-            bool(re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", resize)), "resize", resize, expected
-        )
-        sides = tuple(map(int, resize.split("x")))
+    sides = parse_sides(resize)
     if len(sides) == 2:
         check_size(config, *sides)
     if len(sides) == 1:
@@ -121,6 +115,15 @@ def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: W
     if frames is not None:
         check_length(config, frames)
     return Cut(frames=frames, fps=None if fps is None else parse_rate(fps), resize=sides)
+
+
+def parse_sides(resize: str | None) -> tuple[int, ...]:
+    """The numbers in "480x832" or "480"; none in None. ValueError for another text."""
+    if resize is None:
+        return ()
+    expected = "a height and a width like 480x832, or a shorter side like 480"
+    check(bool(re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", resize)), "resize", resize, expected)
+    return tuple(map(int, resize.split("x")))
 
 
 def find_clips(entries: Iterable[Entry], cut: Cut, config: WanVAEConfig) -> ClipList:
@@ -148,7 +151,7 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
     scaled, size = fit(entry.height, entry.width, cut.resize, config.spatial_factor)
     if 0 in size:
         return
-    rate = min(max(RATES[0], Fraction(entry.fps)), RATES[1]).limit_denominator(LARGEST_DENOMINATOR)
+    rate = rate_of(entry)
     resampled = cut.fps is not None and not entry.is_image
     fps = cut.fps if resampled else rate
     frames = ceil(entry.frames * fps / rate)
@@ -163,6 +166,11 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
         for number in range(frames // cut.frames):
             place = {"first": number * cut.frames, "frames": cut.frames}
             yield Clip(name=f"{name}.{number:05}", **place, **common)
+
+
+def rate_of(entry: Entry) -> Fraction:
+    """Frames per second of a video, such as can be written."""
+    return min(max(RATES[0], Fraction(entry.fps)), RATES[1]).limit_denominator(LARGEST_DENOMINATOR)
 
 
 def fit(

@@ -29,10 +29,11 @@ def run(arguments: Namespace) -> None:
         seed=arguments.seed,
     )
     with launched_processes(arguments.device) as processes:
+        checkpoint = checkpoint_of(arguments)
         try:
             report = encode_dataset(
-                load_model(arguments, device_of(processes)),
-                checkpoint_of(arguments),
+                load_model(arguments, checkpoint, device_of(processes)),
+                checkpoint,
                 arguments.source,
                 arguments.destination,
                 options,

@@ -14,7 +14,7 @@ from itertools import chain, groupby, islice
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from wanvae.dataset.clips import Clip
 from wanvae.dataset.files import WRITERS, StoredClip, Unit, clip_metadata, index_file
-from wanvae.dataset.frames import ClipError, read_clips
+from wanvae.dataset.frames import ClipError, Row, raised, read_clips
 from wanvae.dataset.plan import Job, prepare, share
 from wanvae.dataset.records import (
     FAILURES,
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 FRAMES_AHEAD = 8
 PIECES_AHEAD = 8
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -65,8 +63,6 @@ class Piece:
 
 Frames: TypeAlias = Generator[tuple[Clip, Frame | ClipError], None, None]
 Pieces: TypeAlias = Generator[tuple[Clip, Piece | ClipError], None, None]
-# What comes of one clip.
-Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 
 @dataclass
@@ -190,14 +186,6 @@ def encode_clips(
                     times.clear()
             except ClipError as error:
                 yield clip, error
-
-
-def raised(row: Row[T]) -> Iterator[T]:
-    """What comes of one clip; raises the error that may be in its place."""
-    for _, item in row:
-        if isinstance(item, ClipError):
-            raise item
-        yield item
 
 
 def write_units(

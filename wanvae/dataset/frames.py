@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,9 +16,15 @@ from wanvae.engine.program import is_out_of_memory
 from wanvae.manifest import Entry, reason
 from wanvae.video import Frame, VideoError, VideoReader
 
+T = TypeVar("T")
+
 
 class ClipError(ValueError):
     """A clip whose frames cannot be read; the message says why in one line."""
+
+
+# What comes of one clip.
+Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 
 def read_clips(
@@ -42,6 +49,14 @@ def read_clips(
                     raise
                 cutter.close()
                 yield clip, ClipError(reason(error, clip.entry.source(folder)))
+
+
+def raised(row: Row[T]) -> Iterator[T]:
+    """What comes of one clip; raises the error that may be in its place."""
+    for _, item in row:
+        if isinstance(item, ClipError):
+            raise item
+        yield item
 
 
 def whole_groups(frames: Iterator[Frame], size: int) -> Iterator[Frame]:

@@ -60,9 +60,13 @@ class Table:
     rows: Sequence[Row]
     caption: str = ""
 
+    def is_text(self, index: int) -> bool:
+        """Whether a column has text in it."""
+        return any(isinstance(row.cells[index], str) for row in self.rows)
+
     @property
     def best(self) -> list[float | None]:
-        """The best number of each column; None if none is to be marked."""
+        """The best number of each column; None if none is to be marked, as where all look alike."""
         return [self._best(index) for index in range(len(self.columns))]
 
     @property
@@ -74,10 +78,13 @@ class Table:
         ]
 
     def _best(self, index: int) -> float | None:
-        better, numbers = self.columns[index].better, self._numbers(index)
-        if better is None or len(numbers) < 2:
+        column = self.columns[index]
+        if column.better is None:
             return None
-        return max(numbers) if better == "higher" else min(numbers)
+        numbers = self._numbers(index)
+        if len({column.text(value) for value in numbers}) < 2:
+            return None
+        return max(numbers) if column.better == "higher" else min(numbers)
 
     def _numbers(self, index: int) -> list[float]:
         cells = [row.cells[index] for row in self.rows]

@@ -141,7 +141,9 @@ function curves(part) {
       }
       lifted = value === null;
     });
-    shape(svg, "path", {d: path, style: `stroke: ${colour(firstColour + index)}`});
+    // All but the last are wider, so that they show under lines that lie on them.
+    const breadth = index < names.length - 1 ? 3.4 : 1.6;
+    shape(svg, "path", {d: path, style: `stroke: ${colour(firstColour + index)}; stroke-width: ${breadth}`});
   });
 
   const cursor = shape(svg, "line", {class: "cursor", y1: top, y2: bottom, visibility: "hidden"});
@@ -278,7 +280,7 @@ function comparison(part) {
     canvas.width = width;
     canvas.height = height;
     // Small pictures are enlarged by whole numbers, so that each pixel stays one.
-    canvas.style.width = `${width * Math.max(1, Math.floor(640 / width))}px`;
+    canvas.style.width = `${width * Math.max(1, Math.floor(800 / width))}px`;
     draw();
   };
   for (const input of [split, difference, ...sides.map(({select}) => select)]) {
@@ -472,7 +474,9 @@ for (const section of document.querySelectorAll("section.section")) {
 // A link to a section that is folded opens it.
 const openTarget = () => {
   const section = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (section instanceof HTMLDetailsElement) section.open = true;
+  if (!(section instanceof HTMLDetailsElement)) return;
+  section.open = true;
+  section.scrollIntoView();
 };
 addEventListener("hashchange", openTarget);
 openTarget();

@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers import LAUNCHER, tiny
 from wanvae import WanVAE
-from wanvae.evaluation import (
+from wanvae.held_out import (
     Clip,
     EvaluationConfig,
     comparison_grid,
@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 from accelerate import Accelerator
 from wanvae import WanVAE
-from wanvae.evaluation import EvaluationConfig, evaluate, read_held_out
+from wanvae.held_out import EvaluationConfig, evaluate, read_held_out
 
 weights, folder, results = sys.argv[1:]
 accelerator = Accelerator(cpu=True)

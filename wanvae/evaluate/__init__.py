@@ -1,0 +1,1 @@
+"""Judging models on a folder of videos, as ``wanvae evaluate`` does."""

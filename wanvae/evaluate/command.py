@@ -1,0 +1,222 @@
+"""The command ``wanvae evaluate``: its options, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
+
+import torch
+from jsonargparse import Namespace
+
+from wanvae.dataset.command import show_some
+from wanvae.dataset.plan import digest_of_file
+from wanvae.demo import demo_weights
+from wanvae.engine.arguments import Parser
+from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.program import Command
+from wanvae.evaluate.evaluation import Networks, evaluate
+from wanvae.evaluate.frechet import I3D
+from wanvae.evaluate.models import Judged, judge_diffusers, judge_stream
+from wanvae.evaluate.page import PAGE, QUALITY
+from wanvae.evaluate.settings import EvaluationOptions, ModelFacts
+from wanvae.evaluate.summary import Evaluation
+from wanvae.formats import weights_file
+from wanvae.model import WanVAE
+from wanvae.model_options import add_model_options, load_model
+from wanvae.perceptual import BACKBONES, Lpips, LpipsNetwork, cached_backbone
+from wanvae.planning import TooLittleMemory, parse_memory
+
+DEFAULTS = EvaluationOptions()
+
+
+def run(arguments: Namespace) -> None:
+    options = EvaluationOptions(
+        frames=tuple(arguments.frames or ()),
+        resize=tuple(map(str, as_list(arguments.resize))),
+        clips=arguments.clips,
+        lpips=arguments.lpips,
+        media=arguments.media,
+        media_seconds=arguments.media_seconds,
+    )
+    with launched_processes(arguments.device) as processes:
+        models = load_models(arguments, device_of(processes))
+        device = models[0].vae.device
+        try:
+            evaluation = evaluate(
+                models,
+                load_networks(arguments, device),
+                arguments.source,
+                arguments.output,
+                options,
+                processes,
+                progress=arguments.progress,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "clips that were judged are kept; run it again to go on from there"
+            ) from None
+        except TooLittleMemory as error:
+            parts = 2 * (len(as_list(arguments.checkpoint)) or 1)
+            raise ValueError(f"{error}; --max-memory is shared by {parts} coders") from error
+    # One process speaks for all.
+    if evaluation is not None:
+        show(arguments.output, evaluation)
+
+
+def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
+    """Each checkpoint, and if asked for diffusers' model beside it."""
+    checkpoints = as_list(arguments.checkpoint) or [demo_weights()]
+    share = None
+    if arguments.max_memory is not None:
+        share = parse_memory(arguments.max_memory) // len(checkpoints)
+    models = []
+    for name, checkpoint in zip(names_of(checkpoints), checkpoints, strict=True):
+        vae = load_model(arguments, checkpoint, default_device)
+        digest = digest_of_file(weights_file(checkpoint))
+        facts = facts_of(vae, name, digest, "wanvae")
+        models.append(judge_stream(vae, facts, arguments.tile_size, share))
+        if arguments.diffusers:
+            theirs = facts_of(vae, f"{name} (diffusers)", digest, "diffusers")
+            models.append(judge_diffusers(vae, theirs))
+    return models
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """An option of several values, for in a YAML file it may be a single text."""
+    return [value] if isinstance(value, str) else value or []
+
+
+def names_of(checkpoints: list[str | Path]) -> Iterator[str]:
+    """What to call each in tables: the name of the file, or more of the path, or a number."""
+    paths = [Path(checkpoint) for checkpoint in checkpoints]
+    for names in ([path.stem for path in paths], list(map(str, paths))):
+        if len(set(names)) == len(names):
+            return iter(names)
+    return (f"{path} ({number})" for number, path in enumerate(paths, 1))
+
+
+def facts_of(vae: WanVAE, name: str, digest: str, library: str) -> ModelFacts:
+    """What the figures of a model depend on."""
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in (vae.encode_dtype, vae.decode_dtype)]
+    return ModelFacts(
+        name=name,
+        checkpoint=digest,
+        library=library,
+        encode_dtype=dtypes[0],
+        decode_dtype=dtypes[1],
+    )
+
+
+def load_networks(arguments: Namespace, device: torch.device) -> Networks:
+    """The networks that look at videos; nothing is downloaded.
+
+    Raises:
+        ValueError: a file that is named is not of such a network, or torchvision is missing for it.
+    """
+    i3d = None if arguments.i3d is None else I3D(arguments.i3d, device)
+    weights = arguments.lpips_weights or cached_backbone(arguments.lpips)
+    missing = []
+    if find_spec("torchvision") is None:
+        missing.append("torchvision is not installed")
+        if arguments.lpips_weights is not None:
+            raise ValueError(f"--lpips-weights: {missing[0]}; install it, or leave the option out")
+    if weights is None:
+        missing.append(
+            f"the weights of torchvision's {BACKBONES[arguments.lpips][0]} were not downloaded "
+            "before; name a file of them as --lpips-weights"
+        )
+    if missing:
+        return Networks(f"left out: {', and '.join(missing)}", i3d)
+    return Networks(Lpips(arguments.lpips, weights).to(device).eval(), i3d)
+
+
+def show(output: str, evaluation: Evaluation) -> None:
+    for row in evaluation.overall:
+        figures = ", ".join(
+            f"{column.name} {column.text(value)}"
+            for name, column in QUALITY.items()
+            if (value := getattr(row, name)) is not None
+        )
+        print(f"{row.model}: {figures}")
+    for name, why in evaluation.notes:
+        print(f"{name}: {why}")
+    show_some("left out", [f"{one.name}: {one.reason}" for one in evaluation.left_out])
+    show_some("cannot read", [f"{one.name}: {one.reason}" for one in evaluation.failures])
+    page = Path(output, PAGE)
+    print(f"{len(evaluation.records)} clips -> {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument(
+        "source",
+        help="folder of videos, images and tars of them, its manifest, or a single file",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder to write; may be that of an interrupted run",
+    )
+    parser.add_argument(
+        "--diffusers",
+        action="store_true",
+        help="judge diffusers' model with the same weights beside each checkpoint; it takes a clip "
+        "as a whole, so its memory grows with the length",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        help="judge each clip at these lengths, from the middle of its video (default: all of it)",
+    )
+    parser.add_argument(
+        "--resize",
+        nargs="+",
+        help="judge each clip at these sizes; 480x832: scale down and crop to that height and "
+        "width; 480: scale the shorter side to that (default: the size of the video)",
+    )
+    parser.add_argument("--clips", type=int, help="use so many files at most, the first by name")
+    parser.add_argument(
+        "--lpips",
+        choices=list(get_args(LpipsNetwork)),
+        default=DEFAULTS.lpips,
+        help="the network that LPIPS looks with; left out if its weights are not there",
+    )
+    parser.add_argument(
+        "--lpips-weights",
+        help="file of that network's weights as torchvision has them (default: where PyTorch keeps "
+        "what was downloaded before)",
+    )
+    parser.add_argument(
+        "--i3d",
+        help="i3d_torchscript.pt, to measure rFVD with over windows of 16 frames. Such a file is a "
+        "program that is run: take it from a source that you trust",
+    )
+    parser.add_argument(
+        "--media",
+        type=int,
+        default=DEFAULTS.media,
+        help="how many clips the report shows with videos and pictures, the first ones",
+    )
+    parser.add_argument(
+        "--media-seconds",
+        type=float,
+        default=DEFAULTS.media_seconds,
+        help="how much of each of these it shows",
+    )
+    add_model_options(parser, several=True)
+
+
+EVALUATE = Command(
+    run,
+    add_options,
+    "judge models on a folder of videos, with a report",
+    "Encode and decode the videos and images of a folder with one or several checkpoints, and "
+    "write how close the results are: evaluation.json, evaluation.csv, and report.html, one file "
+    "with tables, curves, the worst frames and videos to compare with a slider. Figures: PSNR, "
+    "SSIM, MS-SSIM, LPIPS, the error of what changes between frames, flicker where groups of "
+    "frames begin, rFVD, rate and speed. Run it again to go on after an interruption, however "
+    "sudden. Several processes (accelerate launch -m wanvae evaluate ...) share the work. All "
+    "models work at the same time, and share --max-memory.",
+)

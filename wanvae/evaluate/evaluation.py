@@ -1,0 +1,178 @@
+"""From a folder of videos and some models to their report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import wanvae
+from wanvae.dataset.plan import digest_of_file
+from wanvae.engine.checkpoint import is_nested, remove_temporaries
+from wanvae.engine.processes import made_by_first_process
+from wanvae.evaluate.frechet import I3D, WINDOW
+from wanvae.evaluate.models import Judged
+from wanvae.evaluate.page import write_report
+from wanvae.evaluate.run import TRIALS, Judging, Outcome, run_trials
+from wanvae.evaluate.settings import EvaluationOptions, EvaluationSettings, take_folder
+from wanvae.evaluate.summary import (
+    FEWEST_WINDOWS,
+    Evaluation,
+    length_group,
+    summarise,
+    write_evaluation,
+)
+from wanvae.evaluate.trials import TrialList, find_trials
+from wanvae.perceptual import Lpips
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that look at videos, apart from the models.
+
+    Attributes:
+        lpips: for LPIPS, or why there is none.
+        i3d: for rFVD; None leaves it out.
+    """
+
+    lpips: Lpips | str
+    i3d: I3D | None
+
+
+def evaluate(
+    models: Sequence[Judged],
+    networks: Networks,
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    options: EvaluationOptions,
+    processes: PartialState,
+    *,
+    progress: bool = False,
+) -> Evaluation | None:
+    """Judge models on a folder of videos; trials that are done are kept.
+
+    Args:
+        source: a folder, its manifest, or a file.
+        output: the folder to write, new or that of a run before with the same settings.
+        processes: those of the run, which all call this, and share the work.
+        progress: show a progress bar, of the frames of the first process.
+
+    Returns:
+        All that is known, in the process of rank 0, which writes the reports; None in the others.
+
+    Raises:
+        ValueError: there is nothing to judge, not one clip can be read, or ``output`` is of
+            another evaluation or in ``source``.
+        CheckpointError: a file cannot be written.
+    """
+    source, output = Path(source), Path(output)
+    settings = EvaluationSettings(
+        options=options,
+        source=str(source.resolve()),
+        models=tuple(model.facts for model in models),
+        lpips=isinstance(networks.lpips, Lpips),
+        i3d=None if networks.i3d is None else digest_of_file(networks.i3d.path),
+    )
+    found = made_by_first_process(lambda: prepare(source, output, options, settings))
+    judging = Judging(
+        models=models,
+        lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,
+        i3d=networks.i3d,
+        media_seconds=options.media_seconds,
+        device=models[0].vae.device,
+    )
+    outcome = run_trials(judging, found, output, processes, progress=progress)
+    if outcome is None:
+        return None
+    if not outcome.records:
+        raise ValueError(
+            f"not one of {len(found.trials)} clips could be read to its end (the first: "
+            f"{outcome.failures[0].name}: {outcome.failures[0].reason})"
+        )
+    evaluation = put_together(settings, found, outcome, output, networks)
+    write_evaluation(output, evaluation)
+    write_report(output, output / TRIALS, evaluation, facts_of(evaluation, judging.device))
+    return evaluation
+
+
+def prepare(
+    source: Path, output: Path, options: EvaluationOptions, settings: EvaluationSettings
+) -> TrialList:
+    """Find out what is to be judged, and make the folder ready for it."""
+    if source.is_dir() and is_nested(source, output):
+        raise ValueError(f"{output} must not be in {source}, nor around it; name another")
+    found = find_trials(source, options)
+    take_folder(output, settings)
+    remove_temporaries(output)
+    return found
+
+
+def put_together(
+    settings: EvaluationSettings,
+    found: TrialList,
+    outcome: Outcome,
+    output: Path,
+    networks: Networks,
+) -> Evaluation:
+    """The figures of all trials, with what is missing."""
+    records, trials = outcome.records, output / TRIALS
+    overall = summarise(records, trials, settings, lambda record: "all")
+    return Evaluation(
+        settings=settings,
+        overall=overall,
+        by_size=summarise(records, trials, settings, lambda record: record.size),
+        by_length=summarise(records, trials, settings, length_group),
+        records=records,
+        failures=(*found.broken, *outcome.failures),
+        left_out=found.left_out,
+        notes=(*lpips_notes(networks.lpips), *rfvd_notes(networks.i3d, overall[0].windows)),
+    )
+
+
+def lpips_notes(lpips: Lpips | str) -> list[tuple[str, str]]:
+    """Why there is no LPIPS, if there is none."""
+    return [("LPIPS", lpips)] if isinstance(lpips, str) else []
+
+
+def rfvd_notes(i3d: I3D | None, windows: int) -> list[tuple[str, str]]:
+    """Why there is no rFVD, or why it is not exact."""
+    if i3d is None:
+        why = (
+            "left out: it needs the I3D network in common use for it, a TorchScript file called "
+            "i3d_torchscript.pt; name that file as --i3d"
+        )
+    elif windows < FEWEST_WINDOWS:
+        why = f"left out: it needs {FEWEST_WINDOWS} windows of {WINDOW} frames, not {windows}"
+    elif windows <= i3d.count:
+        why = (
+            f"a rough estimate: {windows} windows of {WINDOW} frames are fewer than the "
+            f"{i3d.count} features, whose covariance they are to tell"
+        )
+    else:
+        return []
+    return [("rFVD", why)]
+
+
+def facts_of(evaluation: Evaluation, device: torch.device) -> dict[str, str]:
+    """What was done, for the head of the page."""
+    settings, records = evaluation.settings, evaluation.records
+    models = "; ".join(
+        f"{model.name}: {model.library}, {dtypes}, SHA-256 {model.checkpoint[:12]}"
+        for model in settings.models
+        for dtypes in [" and ".join(sorted({model.encode_dtype, model.decode_dtype}))]
+    )
+    frames = sum(record.frames for record in records)
+    return {
+        "models": models,
+        "videos": settings.source,
+        "clips": f"{len(records)} with {frames} frames together",
+        "computed on": str(device),
+        "versions": f"wanvae {wanvae.__version__}, PyTorch {torch.__version__}",
+    }

@@ -1,0 +1,223 @@
+"""The models that are judged: each turns the frames of a clip into their reconstructions."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from wanvae import formats
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.evaluate.settings import ModelFacts
+from wanvae.model import WanVAE, check_reconstructs
+from wanvae.pipeline import encode_frames, pad_to_multiple
+from wanvae.planning import TileSize
+from wanvae.posterior import Posterior
+from wanvae.streaming import require_streamable
+from wanvae.video import Frame
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+T = TypeVar("T")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of work on a device."""
+
+    device: torch.device
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time that the block takes."""
+        began = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - began
+
+    def over(self, items: Iterator[T]) -> Iterator[T]:
+        """``items``; the time that it takes to make them is counted."""
+        end = object()
+        while True:
+            with self.running():
+                item = next(items, end)
+            if item is end:
+                return
+            yield item
+
+
+@dataclass
+class Cost:
+    """What the latents of a clip take.
+
+    Attributes:
+        reading, encoding, decoding: time spent; that of encoding includes that of reading.
+        values: numbers in the latents.
+        nats: KL divergence of their distribution from N(0, 1).
+    """
+
+    device: torch.device
+    values: int = 0
+    nats: float = 0.0
+    reading: Stopwatch = field(init=False)
+    encoding: Stopwatch = field(init=False)
+    decoding: Stopwatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reading, self.encoding, self.decoding = (Stopwatch(self.device) for _ in range(3))
+
+    def add(self, posterior: Posterior) -> None:
+        """Count the next latents."""
+        self.values += posterior.mean.numel()
+        self.nats += posterior.kl().sum().item()
+
+
+# From the frames of a clip to images ``(3, H, W)`` in [-1, 1], as many, while the cost is counted.
+Reconstruct: TypeAlias = Callable[[Iterator[Frame], Cost], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model that is judged.
+
+    Attributes:
+        facts: which it is.
+        vae: the model; one of diffusers has its config and device.
+        reconstruct: does what it does.
+    """
+
+    facts: ModelFacts
+    vae: WanVAE
+    reconstruct: Reconstruct
+
+
+def judge_stream(
+    vae: WanVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
+) -> Judged:
+    """Our model, in memory that does not grow with the length of a clip.
+
+    Args:
+        max_memory: bytes, half of them to encode and half to decode.
+
+    Raises:
+        ValueError: it cannot stream, or makes other videos than it takes.
+    """
+    check_reconstructs(vae.config)
+    for network in (vae.encoder_network(), vae.decoder_network()):
+        require_streamable(network)
+    share = None if max_memory is None else max_memory // 2
+
+    def reconstruct(frames: Iterator[Frame], cost: Cost) -> Iterator[Tensor]:
+        encoder = vae.stream_encode(tile_size=tile_size, max_memory=share)
+        decoder = vae.stream_decode(tile_size=tile_size, max_memory=share)
+        # Sizes of the frames that were read and have not come out yet.
+        waiting: list[torch.Size] = []
+        posteriors = encode_frames(
+            vae, encoder, cost.reading.over(frames), lambda frame: waiting.append(frame.image.shape)
+        )
+        for posterior in cost.encoding.over(posteriors):
+            cost.add(posterior)
+            height, width = waiting[0][1:]
+            with cost.decoding.running():
+                decoded = decoder.push(posterior.mode())[0, :, : len(waiting), :height, :width]
+            del waiting[: decoded.shape[1]]
+            yield from decoded.float().unbind(1)
+
+    return Judged(facts, vae, reconstruct)
+
+
+def judge_diffusers(vae: WanVAE, facts: ModelFacts) -> Judged:
+    """The model of diffusers with the same weights, which takes each clip as a whole.
+
+    Raises:
+        ValueError: diffusers is not installed, or has no such model.
+    """
+    autoencoder = diffusers_model(vae)
+    factor, group = vae.config.spatial_factor, vae.config.temporal_factor
+
+    def reconstruct(frames: Iterator[Frame], cost: Cost) -> Iterator[Tensor]:
+        with cost.encoding.running(), torch.no_grad():
+            images = [frame.image for frame in cost.reading.over(frames)]
+            count, (height, width) = len(images), images[0].shape[1:]
+            images += images[-1:] * (-(count - 1) % group)
+            video = pad_to_multiple(torch.stack(images, dim=1)[None], factor)
+            video = video.to(vae.device, vae.encode_dtype)
+            distribution = autoencoder.encode(video).latent_dist
+            posterior = Posterior(distribution.mean, distribution.logvar)
+        cost.add(posterior)
+        with cost.decoding.running(), torch.no_grad():
+            decoded = autoencoder.decode(posterior.mode().to(vae.decode_dtype)).sample
+        yield from decoded[0, :, :count, :height, :width].float().unbind(1)
+
+    return Judged(facts, vae, reconstruct)
+
+
+def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
+    """An ``AutoencoderKLWan`` with the weights of a model, in its dtypes and on its device."""
+    if find_spec("diffusers") is None:
+        raise ValueError("--diffusers needs diffusers: run pip install diffusers, or leave it out")
+    from diffusers import AutoencoderKLWan
+
+    with TemporaryDirectory() as folder:
+        try:
+            formats.save_diffusers(folder, vae.config, vae.state_dict())
+        except CheckpointError as error:
+            raise ValueError(f"diffusers has no such model ({error}); leave out --diffusers") from (
+                error
+            )
+        autoencoder = AutoencoderKLWan.from_pretrained(folder).to(vae.device).eval()
+    for modules, dtype in (
+        ((autoencoder.encoder, autoencoder.quant_conv), vae.encode_dtype),
+        ((autoencoder.decoder, autoencoder.post_quant_conv), vae.decode_dtype),
+    ):
+        for module in modules:
+            module.to(dtype=dtype)
+    return autoencoder
+
+
+def in_lockstep(
+    frames: Iterator[Frame], models: Sequence[Judged], costs: Sequence[Cost]
+) -> Iterator[tuple[Frame, tuple[Tensor, ...]]]:
+    """Each frame with what every model makes of it.
+
+    Frames are kept until the last model has taken them: a few, unless one takes clips as a whole.
+    """
+    originals, *copies = shared(frames, 1 + len(models))
+    images = [
+        model.reconstruct(copy, cost)
+        for model, copy, cost in zip(models, copies, costs, strict=True)
+    ]
+    for original, *made in zip(originals, *images, strict=True):
+        yield original, tuple(made)
+
+
+def shared(items: Iterator[T], readers: int) -> list[Iterator[T]]:
+    """``items`` for several readers; each is let go once all have it.
+
+    itertools.tee would keep up to 57 that nobody needs any more.
+    """
+    waiting: list[deque[T]] = [deque() for _ in range(readers)]
+
+    def read(mine: deque[T]) -> Iterator[T]:
+        while True:
+            if not mine:
+                for item in islice(items, 1):
+                    for queue in waiting:
+                        queue.append(item)
+                if not mine:
+                    return
+            yield mine.popleft()
+
+    return [read(queue) for queue in waiting]

@@ -1,0 +1,180 @@
+"""A folder of videos judged, shared by the processes of a run, trial by trial."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wanvae.dataset.frames import ClipError, raised, read_clips
+from wanvae.dataset.records import Failure
+from wanvae.engine.ahead import ahead
+from wanvae.engine.checkpoint import unwritable
+from wanvae.engine.processes import objects_of_processes
+from wanvae.evaluate.frechet import I3D, Windows
+from wanvae.evaluate.media import ComparisonWriter, write_worst
+from wanvae.evaluate.models import Cost, Judged, in_lockstep
+from wanvae.evaluate.records import (
+    ORIGINAL,
+    TrialRecord,
+    model_record,
+    new_folder,
+    read_record,
+    trial_record,
+    write_record,
+)
+from wanvae.evaluate.scores import Scores
+from wanvae.evaluate.trials import Trial, TrialList, share
+from wanvae.perceptual import Lpips
+from wanvae.video import Frame
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+# Below the folder of an evaluation.
+TRIALS = "trials"
+# Frames that wait to be encoded.
+FRAMES_AHEAD = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What trials are judged with.
+
+    Attributes:
+        models: that are judged.
+        lpips: the network for LPIPS; None leaves it out.
+        i3d: that for rFVD; None leaves it out.
+        media_seconds: how much of a clip the page shows.
+        device: where figures are computed.
+    """
+
+    models: Sequence[Judged]
+    lpips: Lpips | None
+    i3d: I3D | None
+    media_seconds: float
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of all trials.
+
+    Attributes:
+        records: in the order of the trials.
+        failures: clips that could not be read to their end.
+    """
+
+    records: tuple[TrialRecord, ...]
+    failures: tuple[Failure, ...]
+
+
+def run_trials(
+    judging: Judging,
+    found: TrialList,
+    output: Path,
+    processes: PartialState,
+    *,
+    progress: bool = False,
+) -> Outcome | None:
+    """Judge the trials that are not done yet.
+
+    Args:
+        output: the folder of the evaluation, which all processes see.
+        processes: those of the run, which all call this, and share the work.
+        progress: show a progress bar, of the frames of the first process.
+
+    Returns:
+        What came of all, in the process of rank 0; None in the others.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    folder = output / TRIALS
+    missing = [trial for trial in found.trials if read_record(folder, trial) is None]
+    # Nobody writes before all have seen what is missing, for they share that.
+    objects_of_processes(None)
+    mine = list(share(missing, processes.process_index, processes.num_processes))
+    failures: list[Failure] = []
+    total = sum(trial.clip.frames for trial in mine)
+    shown = progress and processes.is_main_process
+    with tqdm(total=total, unit="frame", disable=not shown) as bar:
+        for trial in mine:
+            try:
+                run_trial(judging, trial, found.folder, folder, bar)
+            except ClipError as error:
+                shutil.rmtree(folder / trial.folder)
+                failures.append(Failure(trial.clip.name, trial.clip.source, str(error)))
+            except OSError as error:
+                raise unwritable(folder, error) from error
+    failed = chain(*objects_of_processes(failures))
+    if not processes.is_main_process:
+        return None
+    records = (read_record(folder, trial) for trial in found.trials)
+    return Outcome(tuple(record for record in records if record is not None), tuple(failed))
+
+
+def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: tqdm) -> None:
+    """Judge one trial, and write what came of it.
+
+    Raises:
+        ClipError: its frames cannot be read.
+    """
+    models = judging.models
+    folder = new_folder(trials, trial)
+    costs = [Cost(judging.device) for _ in models]
+    scores = [Scores(model.vae.config.temporal_factor, judging.lpips) for model in models]
+    windows = [] if judging.i3d is None else [Windows(judging.i3d) for _ in (None, *models)]
+    count, video = 0, None
+    if trial.shown:
+        video = "comparison.webp" if trial.clip.entry.is_image else "comparison.mp4"
+    with (
+        closing(ahead(read_clips([trial.clip], source, 1), FRAMES_AHEAD)) as frames,
+        nullcontext() if video is None else comparison(folder / video, trial, judging) as writer,
+    ):
+        for frame, images in in_lockstep(on_device(raised(frames), judging.device), models, costs):
+            panels = frame.image, *images
+            for score, image in zip(scores, images, strict=True):
+                score.add(frame.image, image)
+            for window, panel in zip(windows, panels, strict=False):  # none without I3D
+                window.add(panel)
+            if writer is not None:
+                writer.add(panels)
+            count += 1
+            bar.update()
+    worst = [
+        write_worst(folder, f"worst-{number}", score.worst) if trial.shown else ()
+        for number, score in enumerate(scores)
+    ]
+    rows = tuple(
+        model_record(model.facts.name, trial, *figures)
+        for model, *figures in zip(models, scores, costs, worst, strict=True)
+    )
+    write_record(folder, trial_record(trial, count, rows, video), features_of(windows))
+
+
+def comparison(path: Path, trial: Trial, judging: Judging) -> ComparisonWriter:
+    """The writer of the video that the page shows of a trial."""
+    clip = trial.clip
+    limit = max(1, round(judging.media_seconds * clip.fps))
+    return ComparisonWriter(path, 1 + len(judging.models), clip.size, clip.fps, limit)
+
+
+def on_device(frames: Iterator[Frame], device: torch.device) -> Iterator[Frame]:
+    """Frames where figures are computed."""
+    for frame in frames:
+        yield Frame(frame.image.to(device), frame.time)
+
+
+def features_of(windows: Sequence[Windows]) -> dict[str, Tensor]:
+    """The features of the original and of each model, by name."""
+    names = [ORIGINAL, *map(str, range(len(windows) - 1))]
+    return {name: window.features for name, window in zip(names, windows, strict=False)}

@@ -1,0 +1,195 @@
+"""The figures of all trials together, and by size and length; as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wanvae.dataset.records import Failure
+from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.config import to_json_dict
+from wanvae.evaluate.frechet import Moments, frechet_distance
+from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
+from wanvae.evaluate.scores import mean_of
+from wanvae.evaluate.settings import EvaluationSettings
+
+JSON = "evaluation.json"
+CSV = "evaluation.csv"
+# Figures of a clip of which there is a mean over clips.
+MEANS = (
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "lpips",
+    "temporal",
+    "flicker",
+    "compression",
+    "bits",
+    "information",
+)
+# The fewest windows that a covariance can be had of.
+FEWEST_WINDOWS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The figures of a model over clips; None where there is none.
+
+    Attributes:
+        group: what the clips have in common.
+        model: its name.
+        clips: how many.
+        frames: in all of them.
+        psnr, ssim, ms_ssim, lpips, temporal, flicker, compression, bits, information: means over
+            clips, as of ``ModelRecord``.
+        rfvd: Frechet distance between features of the originals and of the reconstructions.
+        windows: that it is of.
+        encode_fps, decode_fps: frames per second.
+    """
+
+    group: str
+    model: str
+    clips: int
+    frames: int
+    psnr: float | None
+    ssim: float | None
+    ms_ssim: float | None
+    lpips: float | None
+    temporal: float | None
+    flicker: float | None
+    compression: float | None
+    bits: float | None
+    information: float | None
+    rfvd: float | None
+    windows: int
+    encode_fps: float | None
+    decode_fps: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All that is known in the end.
+
+    Attributes:
+        settings: that it was made with.
+        overall: a row for each model.
+        by_size, by_length: a row for each group of clips and model.
+        records: of the trials.
+        failures: files and clips that could not be read.
+        left_out: clips that are too short or too small, and for what.
+        notes: what figures there are none of, and why: name and reason.
+    """
+
+    settings: EvaluationSettings
+    overall: tuple[Summary, ...]
+    by_size: tuple[Summary, ...]
+    by_length: tuple[Summary, ...]
+    records: tuple[TrialRecord, ...]
+    failures: tuple[Failure, ...]
+    left_out: tuple[Failure, ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+def summarise(
+    records: Sequence[TrialRecord],
+    trials: Path,
+    settings: EvaluationSettings,
+    group: Callable[[TrialRecord], str],
+) -> tuple[Summary, ...]:
+    """A row for each model and group of trials, the groups in the order of pixels and frames.
+
+    Args:
+        trials: the folder of the records.
+        group: the name of the group of a trial.
+    """
+    ordered = sorted(records, key=lambda record: (record.height * record.width, record.frames))
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in ordered:
+        groups.setdefault(group(record), []).append(record)
+    return tuple(
+        summarise_model(name, members, trials, settings, number)
+        for name, members in groups.items()
+        for number in range(len(settings.models))
+    )
+
+
+def summarise_model(
+    group: str,
+    records: Sequence[TrialRecord],
+    trials: Path,
+    settings: EvaluationSettings,
+    number: int,
+) -> Summary:
+    """The row of one model for a group of trials."""
+    rows = [record.models[number] for record in records]
+    frames = sum(record.frames for record in records)
+    rfvd, windows = None, 0
+    if settings.i3d is not None:
+        rfvd, windows = distance(records, trials, str(number))
+    return Summary(
+        group=group,
+        model=settings.models[number].name,
+        clips=len(records),
+        frames=frames,
+        rfvd=rfvd,
+        windows=windows,
+        encode_fps=speed(frames, (row.encode_seconds for row in rows)),
+        decode_fps=speed(frames, (row.decode_seconds for row in rows)),
+        **{name: mean_of(getattr(row, name) for row in rows) for name in MEANS},
+    )
+
+
+def speed(frames: int, seconds: Iterable[float]) -> float | None:
+    """Frames per second."""
+    total = sum(seconds)
+    return frames / total if total > 0 else None
+
+
+def distance(records: Iterable[TrialRecord], trials: Path, number: str) -> tuple[float | None, int]:
+    """The Frechet distance of a model over trials, and of how many windows; None if of too few."""
+    originals, images = Moments(), Moments()
+    for record in records:
+        features = read_features(trials, record)
+        originals.add(features[ORIGINAL])
+        images.add(features[number])
+    if images.count < FEWEST_WINDOWS:
+        return None, images.count
+    return frechet_distance(originals, images), images.count
+
+
+def length_group(record: TrialRecord) -> str:
+    """The length that was asked for; of whole videos a range, for each has its own."""
+    if record.frames == 1:
+        return "1 frame"
+    if record.length is not None:
+        return f"{record.length} frames"
+    low = 1 << ((record.frames - 1).bit_length() - 1)
+    return f"{low + 1} to {2 * low} frames"
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write ``evaluation.json`` and ``evaluation.csv``, a row a trial and model."""
+    with atomic_path(folder / JSON) as temporary:
+        text = json.dumps(to_json_dict(evaluation), indent=1, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+    rows = [csv_row(record, row) for record in evaluation.records for row in record.models]
+    with (
+        atomic_path(folder / CSV) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def csv_row(record: TrialRecord, row: ModelRecord) -> Mapping[str, object]:
+    """All figures of a model on a clip but those of single frames."""
+    clip, figures = asdict(record), asdict(row)
+    for name in ("folder", "models", "video", "length"):
+        del clip[name]
+    for name in ("frame_psnr", "worst"):
+        del figures[name]
+    return clip | figures
