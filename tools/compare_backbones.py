@@ -13,8 +13,9 @@ the same. All see the same samples in the same order.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,11 +48,14 @@ from tools.comparing import (
     HELD_OUT,
     Measurement,
     Results,
+    Runs,
     Values,
     add_options,
     best_rates,
     check_options,
     count_parameters,
+    last_figures,
+    last_losses,
     make_step,
     mean_curve,
     measure_costs,
@@ -67,7 +71,7 @@ from tools.comparing import (
     trainer_config,
     write_walk,
 )
-from tools.measuring import aligned, exit_status
+from tools.measuring import aligned, exit_status, require
 from wanvae.engine.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -76,6 +80,8 @@ if TYPE_CHECKING:
 PARTS = ("costs", "lengths", "training", "recall")
 BACKBONES: tuple[BackboneKind, ...] = get_args(BackboneKind)
 REFERENCE: BackboneKind = "resnet1d"
+# Where a tokenizer is judged: on the motion that it learns from, and on that held out.
+FIGURES = ("seen", "held out")
 THREADS = (1, 2)
 # Sequences that a recaller is judged by.
 JUDGED = 512
@@ -118,11 +124,11 @@ FULL = Size(
     window=64,
     batch=16,
     lengths=(64, 256, 1024, 2048),
-    width=24,
-    distances=(1, 3, 4, 8, 13, 14, 32, 64, 128),
+    width=32,
+    distances=(1, 3, 4, 13, 14, 32, 128),
     length=160,
     sequences=24,
-    recall_steps=250,
+    recall_steps=400,
 )
 QUICK = replace(
     FULL,
@@ -159,7 +165,7 @@ def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: Train
     layers = [size.model.quantizer.layers]
 
     def judge(model: RVQVAE) -> dict[str, float]:
-        parts = {"seen": recording[:cut], "held out": recording[cut:]}
+        parts = dict(zip(FIGURES, (recording[:cut], recording[cut:]), strict=True))
         return {
             name: evaluate(model, [part], numbers_of_layers=layers).mpjpe[-1]
             for name, part in parts.items()
@@ -260,19 +266,20 @@ def report(results: Results) -> Iterator[str]:
     """Markdown tables of what there is."""
     yield from results.description()
     if results.part("costs"):
-        runs, lengths = results.part("training"), results.part("lengths").get((), {})
-        yield "\n" + table_of_tokenizers(results.part("costs")[()], runs, lengths)
+        lengths = results.part("lengths").get((), {})
+        costs, runs = results.part("costs")[()], results.part("training")
+        yield "\n" + table_of_tokenizers(costs, runs, lengths)
     if results.part("recall"):
         yield "\n" + table_of_recall(errors_of_recall(results))
 
 
-def table_of_tokenizers(costs: Values, runs: Mapping, lengths: Values) -> str:
-    """A row for each backbone."""
-    rates = sorted({float(rate) for _, rate, _ in runs})
+def table_of_tokenizers(costs: Values, runs: Runs, lengths: Values) -> str:
+    """A row for each backbone, with the errors at each learning rate."""
+    rates = sorted({rate for _, rate, _ in runs}, key=float)
     heading = ["backbone", "parameters", "multiply-adds", "memory", "time of a step"]
     heading += ["2 threads", "a frame of the longest clip"] if lengths else []
-    heading += [f"{part}, mm" for part in ("seen", "held out")] if runs else []
-    heading += [f"seen, mm, rate {rate:g}" for rate in rates] if len(rates) > 1 else []
+    for rate in rates:
+        heading += [f"loss at {rate}", *(f"{part}, mm" for part in FIGURES)]
     rows = [heading]
     for kind, cost in costs.items():
         row = [
@@ -282,23 +289,16 @@ def table_of_tokenizers(costs: Values, runs: Mapping, lengths: Values) -> str:
             f"{cost['peak_bytes'] / 1e6:.0f} MB",
             f"{ratio_of_times(cost['seconds'], costs[REFERENCE]['seconds']):.2f}",
         ]
-        if lengths:
-            row += [f"{value:.2f}" for value in parallelism(kind, lengths)]
-        for part in ("seen", "held out") if runs else ():
-            row.append(spread(best_rates(runs, part, largest=False)[kind][1]))
-        if len(rates) > 1:
-            row += [spread(last_figures(runs, kind, rate, "seen")) for rate in rates]
+        row += [f"{value:.2f}" for value in parallelism(kind, lengths)] if lengths else []
+        for rate in rates:
+            row.append(cell(last_losses(runs, kind, rate), digits=3))
+            row += [cell(last_figures(runs, kind, rate, part)) for part in FIGURES]
         rows.append(row)
     return aligned(rows, labels=1)
 
 
-def last_figures(runs: Mapping, kind: str, rate: float, figure: str) -> list[float]:
-    """Of each seed."""
-    return [
-        values["figures"][figure][-1]
-        for (of_kind, of_rate, _), values in runs.items()
-        if of_kind == kind and float(of_rate) == rate
-    ]
+def cell(values: Sequence[float], digits: int = 1) -> str:
+    return spread(values, digits) if values else "-"
 
 
 def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
@@ -329,35 +329,45 @@ def table_of_recall(errors: Mapping[str, Mapping[int, float]]) -> str:
     return aligned(rows, labels=1)
 
 
-def plot(folder: Path, results: Results) -> None:
-    """Write backbones.png of what there is."""
+def plot(folder: Path, results: Results, size: Size) -> None:
+    """Write backbones.png, with a panel for each thing that is there."""
     from matplotlib.figure import Figure
 
+    errors, runs = errors_of_recall(results), results.part("training")
+    lengths = results.part("lengths").get((), {})
+    drawings: list[Callable[[Axes], None]] = []
+    drawings += [partial(draw_recall, errors=errors, size=size)] if errors else []
+    drawings += [partial(draw_lengths, lengths=lengths)] if lengths else []
+    if runs:
+        drawings += [partial(draw_training, runs=runs), partial(draw_stability, runs=runs)]
+    if not drawings:
+        return
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    panels = figure.subplots(2, 2)
-    draw_recall(panels[0][0], errors_of_recall(results))
-    draw_lengths(panels[0][1], results.part("lengths").get((), {}))
-    runs = results.part("training")
-    draw_training(panels[1][0], runs)
-    draw_stability(panels[1][1], runs)
-    for axes in panels.flat:
+    for place, draw in enumerate(drawings):
+        axes = figure.add_subplot(2, 2, place + 1)
+        draw(axes)
         axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
     save(figure, folder / "backbones.png")
 
 
-def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]]) -> None:
-    """Error against distance, and how far those with a limit see."""
-    for kind, each in errors.items():
-        axes.plot(*zip(*sorted(each.items()), strict=True), marker=".", label=kind)
+def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]], size: Size) -> None:
+    """Error against distance, and how far those with a limit see: the dotted lines."""
+    for place, kind in enumerate(BACKBONES):
+        found = errors.get(kind, {})
+        distances = sorted(found)
+        values = [found[distance] for distance in distances]
+        axes.plot(distances, values, marker=".", color=f"C{place}", label=kind)
+        if math.isfinite(reach_of(size, kind)):
+            axes.axvline(reach_of(size, kind), color=f"C{place}", linestyle=":")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="positions back to the value", ylabel="error (1 is chance)")
-    if errors:
-        axes.legend()
 
 
 def draw_lengths(axes: Axes, lengths: Values) -> None:
     """Time of a frame against the length of a clip, with one thread."""
-    for kind in BACKBONES if lengths else ():
+    for place, kind in enumerate(BACKBONES):
         points = [
             (int(length), 1e6 * median(seconds) / int(length))
             for (what, of_kind, length, threads), seconds in (
@@ -365,40 +375,44 @@ def draw_lengths(axes: Axes, lengths: Values) -> None:
             )
             if (what, of_kind, int(threads)) == ("encode", kind, THREADS[0])
         ]
-        axes.plot(*zip(*points, strict=True), marker=".", label=kind)
+        axes.plot(*zip(*points, strict=True), marker=".", color=f"C{place}", label=kind)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yscale("log")
     axes.set(xlabel="frames of a clip", ylabel="microseconds to encode a frame")
 
 
-def draw_training(axes: Axes, runs: Mapping) -> None:
+def draw_training(axes: Axes, runs: Runs) -> None:
     """What is held out against steps, at the best learning rate."""
-    for kind, (rate, _) in best_rates(runs, "held out", largest=False).items():
+    for kind, rate in best_rates(runs, "held out", largest=False).items():
         steps, values = mean_curve(runs, kind, rate, "held out")
-        axes.plot(steps, values, marker=".", label=kind)
+        axes.plot(steps, values, marker=".", color=f"C{BACKBONES.index(kind)}", label=kind)
     axes.set(xlabel="steps", ylabel="held out: MPJPE (mm)")
 
 
-def draw_stability(axes: Axes, runs: Mapping) -> None:
+def draw_stability(axes: Axes, runs: Runs) -> None:
     """The error of each seed on what was seen, by learning rate."""
-    rates = sorted({float(rate) for _, rate, _ in runs})
+    rates = sorted({rate for _, rate, _ in runs}, key=float)
     for place, kind in enumerate(BACKBONES):
         for number, rate in enumerate(rates):
             values = last_figures(runs, kind, rate, "seen")
             at = [number + (place - 1.5) / 8] * len(values)
             axes.plot(at, values, "o", color=f"C{place}", alpha=0.7)
-    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    axes.set_xticks(range(len(rates)), rates)
     axes.set(xlabel="learning rate; a point for each seed", ylabel="seen: MPJPE (mm)")
 
 
 def reaches(size: Size) -> Iterator[str]:
     """How far bodies and tokens see, by formula."""
-    config = size.model.resnet
     for kind in BACKBONES:
-        distance = reach(kind, config.depth, config.dilation_growth_rate[0])
-        yield f"{kind}: {distance:g} positions to each side"
+        yield f"{kind}: {reach_of(size, kind):g} positions to each side"
     seen = receptive_field(size.model)
     yield f"a token of the Resnet1D model sees {seen.frames} frames"
+
+
+def reach_of(size: Size, kind: BackboneKind) -> float:
+    config = size.model.resnet
+    return reach(kind, config.depth, config.dilation_growth_rate[0])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -418,8 +432,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and report."""
-    size = QUICK if options.quick else FULL
+    require(*(["matplotlib"] if options.plot else []))
     results = Results(options.json, settings_of(options))
+    size = QUICK if results.settings["size"] == "quick" else FULL
     try:
         if not options.report:
             with TemporaryDirectory(prefix="wanvae-compare-") as folder:
@@ -427,7 +442,7 @@ def run(options: argparse.Namespace) -> None:
     finally:
         print(*report(results), *reaches(size), sep="\n")
     if options.plot:
-        plot(options.plot, results)
+        plot(options.plot, results, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,11 +36,14 @@ from motion.train import MotionTraining
 from tools.comparing import (
     Measurement,
     Results,
+    Runs,
     Values,
     add_options,
     best_rates,
     check_options,
     count_parameters,
+    last_figures,
+    last_losses,
     make_step,
     mean_curve,
     measure_costs,
@@ -58,7 +61,7 @@ from tools.comparing import (
     widths_around,
     write_walk,
 )
-from tools.measuring import BenchmarkError, aligned, exit_status
+from tools.measuring import BenchmarkError, aligned, exit_status, require
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.data import DataConfig, VideoClips
 from wanvae.demo import demo_clip
@@ -96,6 +99,9 @@ SETTINGS: dict[str, tuple[NormKind, ActivationKind]] = {
     "batch norm, ReLU": ("batch", "relu"),
     "no norm, ReLU": ("none", "relu"),
 }
+# Models, the figure that each is judged by, and whether that should be large.
+JUDGED = (("video", "psnr", True), ("motion", "mpjpe", False))
+UNITS = {"psnr": "PSNR (dB)", "mpjpe": "MPJPE (mm)"}
 # Stacks of which gradients are averaged.
 STACKS = 3
 # Samples that are decoded once and used over and over.
@@ -136,12 +142,19 @@ MOTION = RVQVAEConfig(
     fps=30.0,
 )
 FULL = Size(
-    video=WanVAEConfig(dim=9, z_dim=8, num_res_blocks=1, block=REFERENCE),
+    video=WanVAEConfig(
+        dim=9,
+        z_dim=8,
+        dim_mult=(1, 2, 4),
+        temporal_downsample=(False, True),
+        num_res_blocks=1,
+        block=REFERENCE,
+    ),
     motion=MOTION,
-    crop=64,
+    crop=32,
     frames=5,
     window=65,
-    batch=(2, 8),
+    batch=(4, 8),
     depths=(10, 30, 60),
     width=16,
     side=16,
@@ -227,10 +240,15 @@ def motion_config(size: Size, variant: str) -> RVQVAEConfig:
 
 @dataclass(frozen=True)
 class Videos:
-    """Clips to learn from and clips to judge by, ``(3, T, H, W)`` each."""
+    """Clips to learn from, over and over, and clips to judge by, ``(3, T, H, W)`` each."""
 
     samples: Sequence[Tensor]
     held_out: Sequence[Clip]
+
+    def batch(self, size: int, step: int) -> Tensor:
+        """The clips of a step, ``(B, 3, T, H, W)``."""
+        numbers = range(size * step, size * (step + 1))
+        return torch.stack([self.samples[number % len(self.samples)] for number in numbers])
 
 
 def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int) -> Videos:
@@ -263,9 +281,7 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
     return Videos([clips[number] for number in range(samples)], scaled)
 
 
-def video_task(
-    config: WanVAEConfig, variant: str, trainer: TrainerConfig, samples: Sequence[Tensor]
-) -> Task:
+def video_task(config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos) -> Task:
     """A video VAE that learns with the losses of configs/video/tiny.yaml."""
     torch.manual_seed(trainer.seed)
     vae = make_video(config, variant)
@@ -277,7 +293,7 @@ def video_task(
     )
     return Task(
         model=vae,
-        samples=samples,
+        samples=videos.samples,
         losses=training.losses,
         save_weights=lambda model, path: model.save_pretrained(path),
         load_weights=load_in_place,
@@ -286,12 +302,12 @@ def video_task(
 
 def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig) -> Values:
     """A curve of a video VAE, with the PSNR of the clips that are held out."""
-    task = video_task(video_config(size, variant), variant, trainer, videos.samples)
+    task = video_task(video_config(size, variant), variant, trainer, videos)
 
     def judge(vae: WanVAE) -> dict[str, float]:
         return evaluate(vae, videos.held_out, {"psnr": psnr}).means
 
-    return train(task, trainer, partial(stacked, videos.samples, trainer), judge)
+    return train(task, trainer, partial(videos.batch, trainer.batch_size), judge)
 
 
 def motion_run(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> MotionTraining:
@@ -308,11 +324,11 @@ def train_motion(size: Size, motion: Path, variant: str, trainer: TrainerConfig)
     return train(training.task(), trainer, partial(stacked, windows, trainer), training.evaluate)
 
 
-def costs_of_videos(samples: Sequence[Tensor], size: Size, rounds: int) -> Values:
+def costs_of_videos(videos: Videos, size: Size, rounds: int) -> Values:
     """What training steps of the video VAEs cost."""
     trainer = trainer_config(1, size.batch[0], 1e-3, 0)
-    batch = stacked(samples, trainer, 0)
-    tasks = {v: video_task(video_config(size, v), v, trainer, samples) for v in VARIANTS}
+    batch = videos.batch(trainer.batch_size, 0)
+    tasks = {v: video_task(video_config(size, v), v, trainer, videos) for v in VARIANTS}
     widths = {v: task.model.config.dim for v, task in tasks.items()}
     return costs_of(tasks, batch, widths, trainer, rounds)
 
@@ -401,41 +417,39 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
 
     yield Measurement("gradients", partial(gradients_by_depth, size))
     yield Measurement("costs/motion", partial(costs_of_motion, motion, size, options.rounds))
-    yield Measurement(
-        "costs/video", lambda: costs_of_videos(videos().samples, size, options.rounds)
-    )
+    yield Measurement("costs/video", lambda: costs_of_videos(videos(), size, options.rounds))
     runs: dict[str, Callable[[str, TrainerConfig], Values]] = {
         "motion": partial(train_motion, size, motion),
         "video": lambda *run: train_video(videos(), size, *run),
     }
+    batches = {"motion": size.batch[1], "video": size.batch[0]}
     for part, run in runs.items():
-        batch = size.batch[part == "motion"]
-        for seed in range(options.seeds):
-            for rate in options.rates:
-                for variant in VARIANTS:
-                    trainer = trainer_config(options.steps, batch, rate, seed)
-                    key = f"{part}/{variant}/{rate:g}/{seed}"
-                    yield Measurement(key, partial(run, variant, trainer))
+        for seed, rate, variant in product(range(options.seeds), options.rates, VARIANTS):
+            trainer = trainer_config(options.steps, batches[part], rate, seed)
+            key = f"{part}/{variant}/{rate:g}/{seed}"
+            yield Measurement(key, partial(run, variant, trainer))
 
 
 def report(results: Results) -> Iterator[str]:
     """Markdown: what was measured when, and a table of each model and of gradients."""
     yield from results.description()
-    for kind, figure, largest in (("video", "psnr", True), ("motion", "mpjpe", False)):
+    for kind, figure, largest in JUDGED:
         costs, runs = results.part("costs").get((kind,)), results.part(kind)
         if costs and runs:
-            yield "\n" + table_of_models(kind, costs, best_rates(runs, figure, largest))
+            rates = best_rates(runs, figure, largest)
+            yield "\n" + table_of_models(kind, figure, costs, runs, rates)
     if results.part("gradients"):
         yield "\n" + table_of_gradients(results.part("gradients")[()])
 
 
-def table_of_models(kind: str, costs: Values, best: Mapping[str, tuple[str, list[float]]]) -> str:
-    judged = {"video": "PSNR (dB)", "motion": "MPJPE (mm)"}[kind]
+def table_of_models(
+    kind: str, figure: str, costs: Values, runs: Runs, rates: Mapping[str, str]
+) -> str:
     heading = [kind, "width", "parameters", "difference", "multiply-adds", "memory", "time"]
-    rows = [[*heading, judged, "learning rate"]]
+    rows = [[*heading, "loss", UNITS[figure], "learning rate"]]
     reference = costs[REFERENCE]
-    for variant, cost in costs.items():
-        rate, values = best[variant]
+    for variant, rate in rates.items():
+        cost = costs[variant]
         rows.append(
             [
                 variant,
@@ -445,7 +459,8 @@ def table_of_models(kind: str, costs: Values, best: Mapping[str, tuple[str, list
                 f"{cost['multiply_adds'] / 1e6:,.0f} M",
                 f"{cost['peak_bytes'] / 1e6:.0f} MB",
                 f"{ratio_of_times(cost['seconds'], reference['seconds']):.2f}",
-                spread(values),
+                spread(last_losses(runs, variant, rate), digits=3),
+                spread(last_figures(runs, variant, rate, figure)),
                 rate,
             ]
         )
@@ -477,15 +492,14 @@ def plot_training(results: Results) -> Figure:
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharey="row")
-    kinds = (("video", "psnr", True, "PSNR (dB)"), ("motion", "mpjpe", False, "MPJPE (mm)"))
-    for row, (kind, name, largest, label) in zip(panels, kinds, strict=True):
+    for row, (kind, name, largest) in zip(panels, JUDGED, strict=True):
         runs, costs = results.part(kind), results.part("costs")[(kind,)]
-        for variant, (rate, _) in best_rates(runs, name, largest).items():
+        for variant, rate in best_rates(runs, name, largest).items():
             steps, values = mean_curve(runs, variant, rate, name)
             second = median(costs[variant]["seconds"])
             row[0].plot(steps, values, marker=".", label=variant)
             row[1].plot([step * second for step in steps], values, marker=".", label=variant)
-        row[0].set(xlabel="steps", ylabel=f"{kind}, held out: {label}")
+        row[0].set(xlabel="steps", ylabel=f"{kind}, held out: {UNITS[name]}")
         row[1].set(xlabel="seconds of training on one thread")
         for axes in row:
             axes.grid(alpha=0.3)
@@ -531,12 +545,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and report."""
-    size = QUICK if options.quick else FULL
-    results = Results(options.json, settings_of(options))
+    require(*(["matplotlib"] if options.plot else []))
+    settings = settings_of(options)
+    if not options.report:
+        fill_in_videos(options)
+        settings |= {"videos": options.videos.name, "held_out": options.held_out}
+    results = Results(options.json, settings)
     try:
         if not options.report:
             with TemporaryDirectory(prefix="wanvae-compare-") as folder:
-                fill_in_videos(options)
+                size = QUICK if options.quick else FULL
                 results.measure(measurements(options, size, folder), options.only)
     finally:
         print(*report(results), sep="\n")

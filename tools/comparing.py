@@ -23,12 +23,12 @@ from motion.data import DataConfig
 from motion.losses import LossConfig
 from motion.sample import walk
 from motion.train import MotionTraining, TrainConfig
+from tools.benchmark import attention_flops
 from tools.measuring import (
     BenchmarkError,
     check_file,
     describe,
     peak_memory_of,
-    require,
     timed,
     write_content,
 )
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Values = dict[str, Any]
+# Training runs by (variant, learning rate, seed).
+Runs = Mapping[tuple[str, ...], Values]
 Judge = Callable[[Any], dict[str, float]]
 
 # Where a width is looked for.
@@ -165,8 +167,14 @@ def parameters_of(make: Callable[[T], nn.Module], choice: T) -> int:
 
 def multiply_adds(call: Callable[[], object]) -> int:
     """Those of the convolutions and matrix products of a forward pass, as layers define them."""
-    recurrent = {torch.ops.aten.mkldnn_rnn_layer: recurrent_flops}
-    with FlopCounterMode(display=False, custom_mapping=recurrent) as counter:
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten.mkldnn_rnn_layer: recurrent_flops,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        },
+    )
+    with counter:
         call()
     return counter.get_total_flops() // 2
 
@@ -275,38 +283,51 @@ def write_walk(folder: str) -> Path:
     return path
 
 
-def best_rates(
-    runs: Mapping[tuple[str, ...], Values], figure: str, largest: bool
-) -> dict[str, tuple[str, list[float]]]:
-    """For each variant the learning rate of the best mean, and the last figure of each seed there.
+def best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
+    """For each variant the learning rate of the best mean of a last figure over seeds.
 
     Args:
         runs: by (variant, rate, seed).
     """
-    by_rate: dict[str, dict[str, list[float]]] = {}
-    for (variant, rate, _), values in runs.items():
-        by_rate.setdefault(variant, {}).setdefault(rate, []).append(values["figures"][figure][-1])
+    rates: dict[str, set[str]] = {}
+    for variant, rate, _ in runs:
+        rates.setdefault(variant, set()).add(rate)
     choose = max if largest else min
     return {
-        variant: choose(rates.items(), key=lambda rate: fmean(rate[1]))
-        for variant, rates in by_rate.items()
+        variant: choose(
+            sorted(of_variant), key=lambda rate: fmean(last_figures(runs, variant, rate, figure))
+        )
+        for variant, of_variant in rates.items()
     }
 
 
-def mean_curve(
-    runs: Mapping[tuple[str, ...], Values], variant: str, rate: str, figure: str
-) -> tuple[list[int], list[float]]:
+def last_figures(runs: Runs, variant: str, rate: str, figure: str) -> list[float]:
+    """Of each seed."""
+    return [run["figures"][figure][-1] for run in runs_of(runs, variant, rate)]
+
+
+def last_losses(runs: Runs, variant: str, rate: str) -> list[float]:
+    """Of each seed the mean over the last tenth of the steps."""
+    losses = [run["loss"] for run in runs_of(runs, variant, rate)]
+    tails = [loss[-max(1, len(loss) // 10) :] for loss in losses]
+    return [fmean(math.nan if x is None else x for x in tail) for tail in tails]
+
+
+def runs_of(runs: Runs, variant: str, rate: str) -> list[Values]:
+    return [values for key, values in runs.items() if key[:2] == (variant, rate)]
+
+
+def mean_curve(runs: Runs, variant: str, rate: str, figure: str) -> tuple[list[int], list[float]]:
     """Steps, and the mean figure over seeds there."""
-    chosen = [values for key, values in runs.items() if key[:2] == (variant, rate)]
+    chosen = runs_of(runs, variant, rate)
     curves = zip(*(values["figures"][figure] for values in chosen), strict=True)
     return chosen[0]["steps"], [fmean(values) for values in curves]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """The mean, and where there are several the range."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    mean, smallest, largest = (format(f(values), f".{digits}f") for f in (fmean, min, max))
+    return mean if len(values) == 1 else f"{mean} ({smallest} to {largest})"
 
 
 def add_options(parser: argparse.ArgumentParser, parts: Sequence[str], rates: str) -> None:
@@ -350,8 +371,6 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--plot {options.plot} is no folder: make it first")
     if options.report and not (options.json and options.json.exists()):
         parser.error("--report shows the results of a file: name one with --json")
-    if options.plot:
-        require("matplotlib")
 
 
 def settings_of(options: argparse.Namespace) -> Values:
