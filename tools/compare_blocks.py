@@ -473,7 +473,7 @@ def table_of_gradients(gradients: Values) -> str:
     rows = [["gradient at the first block", *(f"{v}, {d}" for v in VARIANTS for d in depths)]]
     for setting, variants in gradients.items():
         norms = [variants[v][d][0] for v in VARIANTS for d in depths]
-        rows.append([setting, *(f"{norm:.0e}" for norm in norms)])
+        rows.append([setting, *(f"{n:.1f}" if 0.1 <= n < 1000 else f"{n:.0e}" for n in norms)])
     heading, *others = zip(*rows, strict=True)
     return aligned([heading, *others], labels=1)
 
