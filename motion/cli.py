@@ -14,14 +14,13 @@ from motion.arrays import read_array
 from motion.clips import READERS, write_clip
 from motion.convert import convert_checkpoint, convert_motion
 from motion.describe import describe_file
-from motion.evaluation import evaluate
-from motion.folders import FolderReport, Recordings, tokenize_folder
+from motion.folders import FolderEvaluation, FolderReport, evaluate_folder, tokenize_folder
 from motion.formats import Layout
 from motion.model import RVQVAE
 from motion.options import untold
+from motion.page import FigureLimits, write_evaluation_page
 from motion.pipeline import detokenize_file, reconstruct_file, render_file, tokenize_file
-from motion.recording import find_files
-from motion.report import require_plots, table_of, write_report
+from motion.report import table_of, write_figures
 from motion.sample import walk
 from motion.statistics import FeatureStatistics
 from wanvae.engine.checkpoint import make_directory
@@ -71,11 +70,16 @@ def tokenize(arguments: Namespace) -> None:
 
 def report_folder(name: str, report: FolderReport) -> None:
     print(f"{name}: {report.written} files of tokens written, {report.kept} were there")
-    for line in report.failures:
+    name_failures(report.failures, report.written + report.kept)
+
+
+def name_failures(failures: Sequence[str], others: int) -> None:
+    """Say which files were left out; ValueError if there are any."""
+    for line in failures:
         print(f"left out: {line}")
-    if report.failures:
-        count = len(report.failures)
-        raise ValueError(f"{count} of {count + report.written + report.kept} files cannot be read")
+    if failures:
+        count = len(failures)
+        raise ValueError(f"{count} of {count + others} files cannot be read")
 
 
 def detokenize(arguments: Namespace) -> None:
@@ -104,29 +108,42 @@ def reconstruct(arguments: Namespace) -> None:
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
 
 
-def evaluate_files(arguments: Namespace) -> None:
-    if arguments.window is not None:
-        check(arguments.window >= 1, "--window", arguments.window, "at least 1 frame")
+def evaluate(arguments: Namespace) -> None:
+    window, progress = arguments.window, arguments.progress
+    if window is not None:
+        check(window >= 1, "--window", window, "at least 1 frame")
+    limits = FigureLimits(files=arguments.figures, frames=arguments.figure_frames)
+    check(limits.files >= 0, "--figures", limits.files, "at least 0")
+    check(limits.frames >= 1, "--figure-frames", limits.frames, "at least 1")
     if arguments.output is not None:
-        require_plots()
         make_directory(arguments.output)
     with launched_processes(arguments.device) as processes:
         model = load_model(arguments, device_of(processes))
-        files = find_files(arguments.input, model.config)
-        progress = arguments.progress and processes.is_main_process
-        evaluation = evaluate(
-            model,
-            Recordings(files, model.config, progress=progress),
-            window=arguments.window,
-            rank=processes.process_index,
-            ranks=processes.num_processes,
+        evaluation = evaluate_folder(
+            model, arguments.input, processes, window=window, progress=progress
         )
         if not processes.is_main_process:
             return
-        for line in table_of(evaluation):
-            print(line)
-        if arguments.output is not None:
-            write_report(arguments.output, evaluation)
+    if arguments.output is not None:
+        write_report(arguments, model, evaluation, limits)
+    for line in table_of(evaluation.whole):
+        print(line)
+    name_failures(evaluation.failures, len(evaluation.files))
+
+
+def write_report(
+    arguments: Namespace, model: RVQVAE, evaluation: FolderEvaluation, limits: FigureLimits
+) -> None:
+    """The files of ``--output``; the page comes last, for it can take long."""
+    checkpoint, folder = arguments.checkpoint, Path(arguments.output)
+    write_figures(folder, evaluation, checkpoint)
+    page, progress = folder / "report.html", arguments.progress
+    try:
+        write_evaluation_page(page, model, evaluation, checkpoint, limits, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "evaluation.json and evaluation.csv are complete, report.html was not written"
+        ) from None
 
 
 def render(arguments: Namespace) -> None:
@@ -225,11 +242,12 @@ COMMANDS = {
         "a root take its path from the file.",
     ),
     "evaluate": Command(
-        evaluate_files,
+        evaluate,
         options.add_evaluate_options,
-        "errors and code use over many files",
+        "errors and code use over many files, as a page",
         "Reconstruct a motion file, or all of a folder, with each number of layers, and say how "
-        "close the results are and how the layers use their codes. Several processes (accelerate "
+        "close the results are, whether they jerk and feet slide, and how the layers use their "
+        "codes. Files that cannot be read are named and left out. Several processes (accelerate "
         "launch -m motion evaluate ...) share a folder.",
     ),
     "render": Command(

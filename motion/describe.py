@@ -85,7 +85,7 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
     codes = tensors["quantizer.books.codes"].numel()
     yield f"{path}: {checkpoint.layout.value} layout"
     yield f"parameters: {count:,} of encoder and decoder, {codes:,} of the codes"
-    yield from describe_rate(config)
+    yield f"tokens: {token_rate(config)}"
     yield from describe_reach(config)
     for name, value in to_json_dict(config).items():
         # Of the two networks only that which is there.
@@ -97,10 +97,9 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"note: {note}"
 
 
-def describe_rate(config: RVQVAEConfig) -> Iterator[str]:
+def token_rate(config: RVQVAEConfig) -> str:
     layers, codes = config.quantizer.layers, config.quantizer.codes
-    rate = config.fps / config.factor
-    yield f"tokens: {rate:g} per second, each of {layers} codes, of {codes}"
+    return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
 
 
 def describe_reach(config: RVQVAEConfig) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,44 +13,17 @@ from tqdm import tqdm
 
 from motion.config import RVQVAEConfig
 from motion.errors import ClipError
+from motion.evaluation import Evaluation, Summary, measure, totals, totals_of_processes
 from motion.model import RVQVAE
 from motion.pipeline import tokenize_file
-from motion.recording import Recording, find_files, read_recording
+from motion.recording import find_files, read_recording
 from motion.tokens import digest_of, read_tokens
 from wanvae.engine.checkpoint import CheckpointError, is_nested, make_directory
 from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.text import writable
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-
-
-class Recordings(Sequence[Recording]):
-    """The recordings of files, each read when it is asked for.
-
-    Args:
-        config: of the model they are for.
-        progress: show a bar while iterating.
-    """
-
-    def __init__(
-        self, files: Sequence[Path], config: RVQVAEConfig, *, progress: bool = False
-    ) -> None:
-        self.files = files
-        self.config = config
-        self.progress = progress
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int | slice) -> Recording | Recordings:
-        if isinstance(index, slice):
-            return Recordings(self.files[index], self.config, progress=self.progress)
-        return read_recording(self.files[index], self.config)
-
-    def __iter__(self) -> Iterator[Recording]:
-        with tqdm(self.files, unit="file", disable=not self.progress) as files:
-            for file in files:
-                yield read_recording(file, self.config)
 
 
 @dataclass(frozen=True)
@@ -144,4 +118,109 @@ def gathered(report: FolderReport) -> FolderReport:
         written=sum(report.written for report in reports),
         kept=sum(report.kept for report in reports),
         failures=tuple(sorted(line for report in reports for line in report.failures)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FileEvaluation:
+    """What was found out about a file.
+
+    Attributes:
+        path: where it is.
+        name: its path in the folder.
+        joint_names: of its skeleton.
+        summary: its figures.
+    """
+
+    path: Path
+    name: str
+    joint_names: tuple[str, ...]
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class FolderEvaluation:
+    """What was found out about the files of a folder.
+
+    Attributes:
+        source: the folder, or the file if there was only one.
+        window: of so many frames codes were counted; None if of whole files.
+        whole: over all frames of all files.
+        files: those that could be evaluated, sorted by path.
+        failures: why others could not be, a line each, in the same order.
+    """
+
+    source: str
+    window: int | None
+    whole: Evaluation
+    files: tuple[FileEvaluation, ...]
+    failures: tuple[str, ...]
+
+
+def evaluate_folder(
+    model: RVQVAE,
+    source: str | os.PathLike[str],
+    processes: PartialState,
+    *,
+    window: int | None = None,
+    progress: bool = False,
+) -> FolderEvaluation:
+    """Reconstruct all motion files of a folder, or a file, with each number of layers, and compare.
+
+    One file is in memory at a time. Files of other joints than most are left out, as those are that
+    cannot be read.
+
+    Args:
+        processes: those of the run, which all call this, and share the files.
+        window: as :func:`~motion.evaluation.measure` has it.
+        progress: show a progress bar.
+
+    Returns:
+        What was found out about all files, in every process.
+
+    Raises:
+        ClipError: there are no files, or none can be evaluated.
+    """
+    paths = find_files(source, model.config)
+    shown = progress and processes.is_main_process
+    files: list[FileEvaluation] = []
+    failures: list[tuple[Path, str]] = []
+    skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def evaluations() -> Iterator[Evaluation]:
+        share = paths[processes.process_index :: processes.num_processes]
+        with tqdm(share, unit="file", disable=not shown) as bar:
+            for path in bar:
+                try:
+                    found = measure(model, read_recording(path, model.config), window=window)
+                except (ValueError, OSError) as error:
+                    failures.append((path, writable(str(error))))
+                    continue
+                inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
+                # The names are kept once, not for each file.
+                names = skeletons.setdefault(found.joint_names, found.joint_names)
+                files.append(FileEvaluation(path, writable(inner), names, found.summary))
+                yield found
+
+    sums = totals_of_processes(totals(evaluations()))
+    gathered = objects_of_processes((files, failures))
+    files = sorted((file for part, _ in gathered for file in part), key=lambda file: file.path)
+    failures = [failure for _, part in gathered for failure in part]
+    if not files:
+        first = min(failures)[1]
+        several = f"none of the {len(failures)} files of {source} can be evaluated; the first: "
+        raise ClipError(several + first if len(failures) > 1 else first)
+    names, count = Counter(file.joint_names for file in files).most_common(1)[0]
+    reason = f"has other joints than {count} files of the folder; evaluate it by itself"
+    failures += [
+        (file.path, f"{writable(str(file.path))} {reason}")
+        for file in files
+        if file.joint_names != names
+    ]
+    return FolderEvaluation(
+        source=writable(str(source)),
+        window=window,
+        whole=sums[names],
+        files=tuple(file for file in files if file.joint_names == names),
+        failures=tuple(line for _, line in sorted(failures)),
     )

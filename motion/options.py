@@ -116,7 +116,19 @@ def add_reconstruct_options(parser: Parser) -> None:
 
 def add_evaluate_options(parser: Parser) -> None:
     parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of them")
-    parser.add_argument("--output", help="folder to write evaluation.json and plots to")
+    parser.add_argument("--output", help="folder to write report.html, evaluation.json and .csv to")
+    parser.add_argument(
+        "--figures",
+        type=int,
+        default=20,
+        help="files to show in the report, from that of the largest error to that of the smallest",
+    )
+    parser.add_argument(
+        "--figure-frames",
+        type=int,
+        default=600,
+        help="frames of each to show, where its error is the largest",
+    )
     parser.add_argument(
         "--window",
         type=int,

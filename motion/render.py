@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from motion.clip import Clip
+from motion.joint_names import side_of
 from motion.skeleton import Skeleton, end_positions
 from wanvae.video import VideoWriter, write_video
 
@@ -68,13 +69,8 @@ class Figure:
 
 
 def side_colour(name: str) -> tuple[float, ...]:
-    """By how joints are commonly named: LeftArm, left_hip, LHipJoint, l_arm."""
-    lower = name.lower()
-    for side, colour in (("left", LEFT), ("right", RIGHT)):
-        initial = name[:1].lower() == side[0] and (name[1:2] == "_" or name[:2].isupper())
-        if side in lower or initial:
-            return colour
-    return MIDDLE
+    """Of the bone to the joint of that name."""
+    return {"left": LEFT, "right": RIGHT, None: MIDDLE}[side_of(name)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

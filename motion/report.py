@@ -1,19 +1,19 @@
-"""Evaluations for people: a table, a JSON file and plots."""
+"""Evaluations for people: a table, and files of all figures."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from motion.evaluation import Evaluation
+from motion.evaluation import Evaluation, Summary
+from motion.folders import FolderEvaluation
 from wanvae.engine.checkpoint import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from wanvae.engine.text import writable
 
 # Joints that a table shows.
 WORST = 5
@@ -25,15 +25,14 @@ def table_of(evaluation: Evaluation, joints: int = WORST) -> Iterator[str]:
     Args:
         joints: how many to name, those of the largest errors first.
     """
-    codes = evaluation.counts.shape[1]
-    used = (evaluation.counts > 0).sum(1).tolist()
-    yield f"{evaluation.frames} frames"
+    summary, codes = evaluation.summary, evaluation.counts.shape[1]
+    yield f"{summary.frames} frames"
     yield "layers  MPJPE (mm)  rotation error (degrees)  perplexity of the last  codes it uses"
     rows = zip(
-        evaluation.mpjpe,
-        evaluation.rotation_errors,
-        evaluation.perplexity.tolist(),
-        used,
+        summary.mpjpe_mm,
+        summary.rotation_error_degrees,
+        summary.perplexity,
+        summary.codes_used,
         strict=True,
     )
     for layer, (mpjpe, angle, perplexity, count) in enumerate(rows, start=1):
@@ -41,6 +40,20 @@ def table_of(evaluation: Evaluation, joints: int = WORST) -> Iterator[str]:
         yield f"{layer:6}  {mpjpe:10.2f}  {angle:24.3f}  {perplexity:22.1f}  {share}"
     errors = worst_joints(evaluation)[:joints]
     yield f"largest errors of joints (mm): {', '.join(f'{n} {e:.1f}' for n, e in errors)}"
+    yield from movement(summary)
+
+
+def movement(summary: Summary) -> Iterator[str]:
+    """The lines on jerk and feet, as far as they are known."""
+    if summary.jerk_m_s3 is not None:
+        original = f"the original's {summary.original_jerk_m_s3:.2f}"
+        yield f"jerk: {summary.jerk_m_s3:.2f} m/s^3; {original}"
+    if summary.foot_contacts:
+        yield (
+            f"feet on the ground: {summary.foot_speed_m_s:.3f} m/s, sliding {summary.sliding:.1%}; "
+            f"the original's {summary.original_foot_speed_m_s:.3f} m/s, "
+            f"{summary.original_sliding:.1%}"
+        )
 
 
 def worst_joints(evaluation: Evaluation) -> list[tuple[str, float]]:
@@ -49,85 +62,57 @@ def worst_joints(evaluation: Evaluation) -> list[tuple[str, float]]:
     return sorted(errors, key=lambda joint: -joint[1])
 
 
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """All figures of an evaluation; lists go by layers."""
+def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
+    """All figures of an evaluation, over all frames and of each file; lists go by layers."""
+    whole = evaluation.whole
     return {
-        "frames": evaluation.frames,
-        "mpjpe_mm": list(evaluation.mpjpe),
-        "rotation_error_degrees": list(evaluation.rotation_errors),
-        "perplexity": evaluation.perplexity.tolist(),
-        "code_use": evaluation.code_use.tolist(),
-        "joint_errors_mm": evaluation.joint_errors.tolist(),
-        "joints": list(evaluation.joint_names),
-        "code_counts": evaluation.counts.tolist(),
+        "motion": evaluation.source,
+        "window": evaluation.window,
+        **asdict(whole.summary),
+        "code_use": whole.code_use.tolist(),
+        "joint_errors_mm": whole.joint_errors.tolist(),
+        "joints": list(whole.joint_names),
+        "code_counts": whole.counts.tolist(),
+        "files": [{"file": file.name, **asdict(file.summary)} for file in evaluation.files],
+        "failures": list(evaluation.failures),
     }
 
 
-def require_plots() -> None:
-    """Raise ValueError, that says what to install, if plots cannot be drawn."""
-    if find_spec("matplotlib") is None:
-        raise ValueError(
-            'plots need matplotlib: run pip install "wanvae[train]", or leave out --output'
-        )
+def as_row(summary: Summary) -> dict[str, float | None]:
+    """The figures of a summary by name; what goes by layers is numbered."""
+    row: dict[str, float | None] = {}
+    for name, value in asdict(summary).items():
+        if isinstance(value, tuple):
+            row |= {f"{name}_{layer}": each for layer, each in enumerate(value, start=1)}
+        else:
+            row[name] = value
+    return row
 
 
-def write_report(folder: str | os.PathLike[str], evaluation: Evaluation) -> None:
-    """Write evaluation.json, layers.png, joints.png and codes.png to a folder.
+def write_figures(
+    folder: str | os.PathLike[str], evaluation: FolderEvaluation, checkpoint: str
+) -> None:
+    """Write evaluation.json, and evaluation.csv with a row for each file, to a folder.
+
+    Args:
+        checkpoint: where the model is from.
 
     Raises:
         CheckpointError: they cannot be written.
     """
-    folder = Path(folder)
-    with atomic_path(folder / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(as_json(evaluation), indent=1) + "\n")
-    plots = {"layers": plot_layers, "joints": plot_joints, "codes": plot_codes}
-    for name, plot in plots.items():
-        with atomic_path(folder / f"{name}.png") as temporary:
-            plot(evaluation).savefig(temporary, dpi=120)
+    write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
+    write_csv(Path(folder) / "evaluation.csv", evaluation)
 
 
-def plot_layers(evaluation: Evaluation) -> Figure:
-    """Position and rotation error against the number of layers."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    layers = range(1, len(evaluation.mpjpe) + 1)
-    errors = {"MPJPE (mm)": evaluation.mpjpe, "degrees": evaluation.rotation_errors}
-    for axes, (label, values) in zip(figure.subplots(1, 2), errors.items(), strict=True):
-        axes.plot(layers, values, marker="o")
-        axes.set(xlabel="layers", ylabel=label, xticks=layers)
-        axes.set_ylim(0, 1.1 * max(values) or 1)
-        axes.grid(alpha=0.3)
-    return figure
+def write_json(path: Path, evaluation: FolderEvaluation, checkpoint: str) -> None:
+    with atomic_path(path) as temporary:
+        content = {"model": writable(checkpoint), **as_json(evaluation)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def plot_joints(evaluation: Evaluation) -> Figure:
-    """The error of each joint, in the order of the skeleton."""
-    from matplotlib.figure import Figure
-
-    names = evaluation.joint_names
-    figure = Figure(figsize=(7, 1 + 0.2 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(names)), evaluation.joint_errors.tolist())
-    axes.set_yticks(range(len(names)), names, fontsize="small")
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
-    axes.set_xlabel("mean error with all layers (mm)")
-    axes.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def plot_codes(evaluation: Evaluation) -> Figure:
-    """How often each code is chosen, the most used first, a panel for each layer."""
-    from matplotlib.figure import Figure
-
-    layers, codes = evaluation.counts.shape
-    figure = Figure(figsize=(7, 1.6 * layers), layout="constrained")
-    panels = figure.subplots(layers, sharex=True, squeeze=False)[:, 0]
-    for layer, axes in enumerate(panels):
-        counts = evaluation.counts[layer].sort(descending=True).values.tolist()
-        axes.bar(range(codes), counts, width=1.0)
-        axes.set_ylabel(f"layer {layer + 1}")
-        axes.set_title(f"{evaluation.code_use[layer]:.0%} of the codes are used", fontsize="small")
-    panels[-1].set_xlabel("codes, the most used first")
-    return figure
+def write_csv(path: Path, evaluation: FolderEvaluation) -> None:
+    rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

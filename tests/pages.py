@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import which
 
 import av
+import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
@@ -32,9 +33,14 @@ def opened(path: Path) -> Iterator[Page]:
     assert not complaints, complaints
 
 
+def picture(page: Page, selector: str) -> np.ndarray:
+    """An element as it is seen: ``(H, W, 3)``, uint8."""
+    with av.open(io.BytesIO(page.locator(selector).screenshot())) as container:
+        return next(container.decode(video=0)).to_ndarray(format="rgb24")
+
+
 def colour(page: Page, selector: str, across: float, down: float) -> list[int]:
     """Red, green and blue of a point of an element as it is seen; 0 to 1 across and down it."""
-    with av.open(io.BytesIO(page.locator(selector).screenshot())) as container:
-        pixels = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    pixels = picture(page, selector)
     height, width = pixels.shape[:2]
     return pixels[round(down * (height - 1)), round(across * (width - 1))].tolist()

@@ -1,13 +1,19 @@
 """Skeletons and clips for tests of motion."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+import pytest
 import roma
 import torch
 
 from motion.clip import Clip
 from motion.skeleton import EULER_ORDERS, EndSite, Skeleton
 
+T = TypeVar("T")
 RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "motion"
 
 
@@ -46,3 +52,32 @@ def random_clip(skeleton: Skeleton, frames: int = 12, fps: float = 30.0) -> Clip
 
 def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
     return (first - second).abs().max().item()
+
+
+def in_processes(
+    monkeypatch: pytest.MonkeyPatch, count: int, work: Callable[[int], T], *modules: str
+) -> list[T]:
+    """What ``work`` returns in each of the processes of a run, which are threads here.
+
+    Args:
+        work: is given the number of its process.
+        modules: where ``objects_of_processes`` is used.
+    """
+    barrier, here = threading.Barrier(count, timeout=60), threading.local()
+    values: list[object] = [None] * count
+
+    def exchange(value: object) -> list[object]:
+        values[here.index] = value
+        barrier.wait()
+        exchanged = list(values)
+        barrier.wait()
+        return exchanged
+
+    def run(index: int) -> T:
+        here.index = index
+        return work(index)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(count) as pool:
+        for module in modules:
+            patch.setattr(f"{module}.objects_of_processes", exchange)
+        return list(pool.map(run, range(count)))

@@ -22,8 +22,8 @@ from motion.humanml3d import write_features
 from motion.tokens import read_tokens
 from tests.helpers import LAUNCHER
 from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
 from tests.motion.test_motion_folders import contents
-from tests.motion.tokenizers import ROOTED, WALK, saved_tokenizer
 from wanvae.engine.checkpoint import write_pickle
 from wanvae.video import read_video
 
@@ -156,12 +156,34 @@ def test_evaluate(tmp_path: Path, files: Path, run: Run, window: list[object]) -
     command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path / "report"
     out, err = run(*command, *window)
     lines = out.splitlines()
-    assert lines[0] == "41 frames" and len(lines) == 5 and err == ""
+    assert lines[0] == "41 frames" and len(lines) == 7 and err == ""
     written = json.loads((tmp_path / "report" / "evaluation.json").read_text())
     assert f"{written['mpjpe_mm'][1]:.2f}" in lines[3]
     # Whole files have 11 tokens; 34 windows have 2 each.
     assert sum(written["code_counts"][0]) == (34 * 2 if window else 11)
-    assert len(os.listdir(tmp_path / "report")) == 4
+    files_of_report = ["evaluation.csv", "evaluation.json", "report.html"]
+    assert sorted(os.listdir(tmp_path / "report")) == files_of_report
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<canvas") == 1 and ("windows of 8 frames" in page) == bool(window)
+
+
+def test_a_report_goes_on_without_what_cannot_be_read(
+    tmp_path: Path, files: Path, run: Run
+) -> None:
+    for name in ("a.bvh", "b.npz", "c.bvh"):
+        write_clip(tmp_path / name, WALK)
+    (tmp_path / "b.npz").write_bytes(b"no motion")
+    target = tmp_path / "report"
+    limits = "--figures", 1, "--figure-frames", 9
+    out, err = run("evaluate", tmp_path, *model(files), "--output", target, *limits, status=1)
+    assert out.startswith("82 frames\n")
+    assert out.splitlines()[-1].startswith(f"left out: {tmp_path / 'b.npz'} is no complete")
+    assert err == "wanvae-motion: 1 of 3 files cannot be read\n"
+    written = json.loads((target / "evaluation.json").read_text())
+    assert [file["file"] for file in written["files"]] == ["a.bvh", "c.bvh"]
+    assert len(written["failures"]) == 1
+    page = (target / "report.html").read_text()
+    assert page.count("<canvas") == 1 and "2, and 1 left out" in page and '"frames": 9' in page
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.mp4"])
@@ -320,6 +342,9 @@ def test_impossible_options(tmp_path: Path, files: Path, fail: Fail) -> None:
     assert "layers must be from 1 to 2, not 3" in err
     err = fail("evaluate", files / "walk.bvh", *model(files), "--window", 0)
     assert "--window must be at least 1 frame, not 0" in err
+    command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path / "report"
+    assert "--figures must be at least 0, not -1" in fail(*command, "--figures=-1")
+    assert "--figure-frames must be at least 1, not 0" in fail(*command, "--figure-frames=0")
     err = fail("tokenize", files / "walk.bvh", target, *model(files), "--device", "gpu")
     assert "cannot compute in float32 on device 'gpu': " in err and err.endswith("--device cpu\n")
     for source, given in (
@@ -328,15 +353,6 @@ def test_impossible_options(tmp_path: Path, files: Path, fail: Fail) -> None:
         ("model.safetensors", ["--to", "native", "--roundtrip"]),
     ):
         assert "a checkpoint needs --to" in fail("convert", files / source, target, *given)
-    assert os.listdir(tmp_path) == []
-
-
-def test_plots_need_matplotlib(
-    tmp_path: Path, files: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("motion.report.find_spec", lambda name: None)
-    command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path / "report"
-    assert "plots need matplotlib" in fail(*command)
     assert os.listdir(tmp_path) == []
 
 
@@ -530,6 +546,26 @@ def test_a_report_needs_a_place(tmp_path: Path, files: Path, fail: Fail) -> None
 # Processes and Ctrl-C
 
 
+def test_ctrl_c_leaves_the_figures_of_a_report(
+    tmp_path: Path, files: Path, fail: Fail, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path
+    with monkeypatch.context() as patch:
+        patch.setattr("motion.side_by_side.read_recording", interrupted)
+        _, err = run(*command, status=130)
+        line = "interrupted; evaluation.json and evaluation.csv are complete, report.html was not "
+        assert err == f"wanvae-motion: {line}written\n"
+        assert sorted(os.listdir(tmp_path)) == ["evaluation.csv", "evaluation.json"]
+    run(*command)
+    before = contents(tmp_path)
+    monkeypatch.setattr("motion.folders.read_recording", interrupted)
+    assert "interrupted; nothing was written" in fail(*command, status=130)
+    assert contents(tmp_path) == before
+
+
 def launch(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [*LAUNCHER, "--num_processes", str(processes), "-m", "motion"]
     command += [*map(str, arguments), "--device", "cpu"]
@@ -549,10 +585,20 @@ def test_two_processes_share_a_folder(tmp_path: Path, files: Path, run: Run) -> 
     assert result.stdout == one.replace(str(tmp_path / "one"), str(tmp_path / "two"))
     assert result.returncode == 1
     assert result.stderr.count("wanvae-motion: 1 of 5 files cannot be read\n") == 1
-    (folder / "3.bvh").unlink()
-    one, _ = run("evaluate", folder, *model(files))
-    result = launch("evaluate", folder, *model(files))
-    assert (result.stdout, result.returncode) == (one, 0)
+    command = "evaluate", folder, *model(files), "--output"
+    one, err = run(*command, tmp_path / "report-1", status=1)
+    result = launch(*command, tmp_path / "report-2")
+    assert (result.stdout, result.returncode) == (one, 1) and err in result.stderr
+    first, second = (
+        json.loads((tmp_path / f"report-{number}" / "evaluation.json").read_text())
+        for number in (1, 2)
+    )
+    assert first["failures"] == second["failures"] and first["code_counts"] == second["code_counts"]
+    assert first["joint_errors_mm"] == pytest.approx(second["joint_errors_mm"], rel=1e-4)
+    for ours, theirs in zip(first["files"], second["files"], strict=True):
+        assert ours["file"] == theirs["file"]
+        assert ours["mpjpe_mm"] == pytest.approx(theirs["mpjpe_mm"], rel=1e-4)
+        assert ours["jerk_m_s3"] == pytest.approx(theirs["jerk_m_s3"], rel=1e-4)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")

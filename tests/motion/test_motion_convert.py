@@ -16,7 +16,7 @@ from motion.convert import convert_checkpoint, convert_motion, load_complete
 from motion.formats import Layout
 from motion.statistics import FeatureStatistics
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
-from tests.motion.tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
+from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
 
 NETWORKS = ("encoder.", "decoder.", "quantizer.books.codes", "normaliser.")

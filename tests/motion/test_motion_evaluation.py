@@ -1,15 +1,19 @@
 """What is found out about a model, against direct computation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
+from motion.clip import Clip
 from motion.clips import write_clip
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.evaluation import Evaluation, evaluate
-from motion.metrics import joint_errors, mpjpe, rotation_error
+from motion.evaluation import evaluate, measure, speeds_on_ground
+from motion.metrics import ground_speed, joint_errors, joint_jerk, mpjpe, rotation_error
 from motion.recording import read_recording
-from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.evaluations import evaluation
+from tests.motion.helpers import in_processes, random_clip, random_skeleton
 
 JOINTS = 4
 LENGTHS = (23, 9, 16)
@@ -88,47 +92,104 @@ def test_codes_are_counted_over_whole_recordings(model, recordings):
 
 
 def test_codes_are_counted_over_windows_at_all_offsets(model, recordings):
-    found = evaluate(model, recordings, window=16)
+    found = [measure(model, recording, window=16).counts for recording in recordings]
     model.eval()
     # The second recording is shorter than a window, and the third one as long.
     windows = [recordings[0].features[start : start + 16] for start in range(8)]
-    whole = [recordings[1].features, recordings[2].features]
-    assert torch.equal(found.counts, counted([*windows, *whole], model))
+    expected = [windows, [recordings[1].features], [recordings[2].features]]
+    assert all(map(torch.equal, found, (counted(part, model) for part in expected)))
 
 
 def test_use_and_perplexity_by_hand():
-    counts = torch.tensor([[8, 0, 0, 0], [5, 5, 5, 5], [2, 2, 0, 0]])
-    found = Evaluation(
-        joint_names=(),
-        joint_errors=torch.zeros(0),
-        mpjpe=(),
-        rotation_errors=(),
-        counts=counts,
-        frames=1,
+    found = evaluation()
+    assert found.code_use.tolist() == [0.25, 1.0]
+    torch.testing.assert_close(found.perplexity, torch.tensor([1.0, 4.0]).double())
+
+
+def test_a_summary_by_hand():
+    found = evaluation().summary
+    assert (found.frames, found.foot_contacts) == (10, 4)
+    assert found.mpjpe_mm == (6.0, 2.0) and found.rotation_error_degrees == (2.0, 1.0)
+    assert (found.jerk_m_s3, found.original_jerk_m_s3) == (4.0, 2.0)
+    assert (found.sliding, found.original_sliding) == (0.25, 0.0)
+    assert found.foot_speed_m_s == 0.5
+    assert found.original_foot_speed_m_s == pytest.approx(0.1)
+    assert found.codes_used == (1, 4)
+
+
+def test_means_over_recordings_are_weighted_by_frames():
+    longer = evaluation(
+        frames=30,
+        errors=torch.zeros(2, 3),
+        jerk_frames=21,
+        jerks=torch.zeros(2),
+        contacts=12,
+        slides=torch.tensor([0.0, 11.0]),
     )
-    assert found.code_use.tolist() == [0.25, 1.0, 0.5]
-    torch.testing.assert_close(found.perplexity, torch.tensor([1.0, 4.0, 2.0]).double())
+    found = (evaluation() + longer).summary
+    assert found.mpjpe_mm == (1.5, 0.5)
+    assert found.jerk_m_s3 == 1.0
+    assert found.sliding == 0.75
 
 
-def test_processes_share_the_recordings(model, recordings, monkeypatch):
+def test_what_there_is_nothing_to_find_from_is_not_known():
+    nothing = evaluation(jerk_frames=0, contacts=0)
+    found = nothing.summary
+    assert (found.jerk_m_s3, found.original_jerk_m_s3, found.sliding) == (None,) * 3
+    assert (nothing + evaluation()).summary.foot_contacts == 4
+
+
+def test_how_joints_and_feet_move(model, tmp_path):
+    """Of a person that only slides, for the network knows no better than a still one."""
+    names = ("Hips", "LeftFoot", "RightFoot", "Head")
+    skeleton = replace(
+        random_skeleton(JOINTS), names=names, parents=(-1, 0, 0, 0), end_sites=(),
+        offsets=((0.0, 0.9, 0.0), (0.1, -0.9, 0.0), (-0.1, -0.9, 0.0), (0.0, 0.6, 0.0)),
+    )  # fmt: skip
+    time = torch.arange(20, dtype=torch.float64) / 30
+    path = torch.stack([0.8 * time, torch.full((20,), 0.9).double(), time**3], dim=1)
+    still = torch.eye(3, dtype=torch.float64).expand(20, JOINTS, 3, 3)
+    clip = Clip(skeleton=skeleton, rotations=still, root_positions=path, fps=30.0)
+    write_clip(tmp_path / "slide.bvh", clip)
+    recording = read_recording(tmp_path / "slide.bvh", model.config)
+    model.eval()
+    found = measure(model, recording).summary
+    assert found.original_jerk_m_s3 == pytest.approx(6.0, rel=0.05)
+    assert found.foot_contacts == 2 * 19
+    assert found.original_sliding == 1.0
+    assert found.original_foot_speed_m_s > 0.8
+    pair = torch.stack([recording.joints.positions, reconstructed(model, recording).positions])
+    assert found.jerk_m_s3 == pytest.approx(joint_jerk(pair[1], 30.0).mean().item(), rel=1e-4)
+    speeds = ground_speed(pair[1, :, 1:3], 30.0)
+    assert found.foot_speed_m_s == pytest.approx(speeds.mean().item(), rel=1e-4)
+    assert found.sliding == pytest.approx((speeds > 0.5).double().mean().item())
+
+
+def test_speeds_have_gaps_where_feet_are_off_the_ground():
+    pair = torch.zeros(2, 5, 2, 3)
+    pair[0, 3:, 1, 1] = 1.0  # the right foot of the original
+    pair[1, :, :, 0] = torch.arange(5)[:, None]
+    speeds = speeds_on_ground(pair, [0, 1], 10.0)
+    assert speeds[1, :, 0].tolist() == [10.0] * 4 and not speeds[0, :, 0].any()
+    assert speeds[:, :2, 1].tolist() == [[0.0] * 2, [10.0] * 2] and speeds[:, 2:, 1].isnan().all()
+    assert speeds_on_ground(pair, [], 10.0).shape == (2, 4, 0)
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_processes_share_the_recordings(model, recordings, monkeypatch, ranks):
     """More of them than recordings, too."""
     whole = evaluate(model, recordings)
-    for ranks in (2, 5):
-        given = []
+    model.eval()
 
-        def note(x, given=given):
-            given.append(x.clone())
-            return x
+    def shared(rank):
+        return evaluate(model, recordings, rank=rank, ranks=ranks)
 
-        with monkeypatch.context() as patch:
-            patch.setattr("motion.evaluation.sum_over_processes", note)
-            for rank in range(ranks):
-                evaluate(model, recordings, rank=rank, ranks=ranks)
-        errors, angles, counts, frames = (sum(given[part::4]) for part in range(4))
-        torch.testing.assert_close(errors[-1] / frames, whole.joint_errors)
-        assert (angles / frames).tolist() == pytest.approx(whole.rotation_errors)
-        assert torch.equal(counts.long(), whole.counts)
-        assert frames == whole.frames
+    for found in in_processes(monkeypatch, ranks, shared, "motion.evaluation"):
+        torch.testing.assert_close(found.joint_errors, whole.joint_errors)
+        assert found.rotation_errors == pytest.approx(whole.rotation_errors)
+        assert found.summary.jerk_m_s3 == pytest.approx(whole.summary.jerk_m_s3)
+        assert torch.equal(found.counts, whole.counts)
+        assert found.frames == whole.frames
 
 
 def test_the_model_is_left_as_it_was(model, recordings):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from accelerate import PartialState
 from motion import RVQVAE
 from motion.clip import ClipError
 from motion.clips import write_clip
-from motion.evaluation import evaluate
-from motion.folders import FolderReport, Recordings, tokenize_folder
+from motion.evaluation import measure
+from motion.folders import FolderEvaluation, FolderReport, evaluate_folder, tokenize_folder
 from motion.pipeline import tokenize_file
-from motion.recording import find_files, read_recording
+from motion.recording import read_recording
 from motion.tokens import read_tokens
-from tests.motion.tokenizers import WALK, tiny_tokenizer
+from tests.motion.helpers import in_processes, random_clip, random_skeleton
+from tests.motion.small_tokenizers import WALK, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError
 
 NAMES = ("a.bvh", "b.npz", "deep/c.bvh", "deep/er/d.npz")
@@ -141,15 +143,88 @@ def test_folders_that_cannot_be(
         tokenize_folder(model, tmp_path / "empty", tmp_path / "out", ".npz", processes)
 
 
-def test_recordings_are_those_of_the_files(folder: Path, model: RVQVAE) -> None:
-    files = find_files(folder, model.config)
-    whole = [read_recording(file, model.config) for file in files]
-    lazy = Recordings(files, model.config)
-    assert len(lazy) == len(whole) == 4
-    for found in (list(lazy), [*lazy[::2], *lazy[1::2]], [lazy[i] for i in range(4)]):
-        assert sorted(map(len, found)) == sorted(map(len, whole))
-    first, second = evaluate(model, lazy), evaluate(model, whole)
-    assert (first.mpjpe, first.frames) == (second.mpjpe, second.frames)
+def test_an_evaluation_is_that_of_the_files(
+    folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    found = evaluate_folder(model, folder, processes)
+    alone = [measure(model, read_recording(folder / name, model.config)) for name in NAMES]
+    assert [file.name for file in found.files] == list(NAMES) and found.failures == ()
+    for file, part in zip(found.files, alone, strict=True):
+        assert file.path == folder / file.name and file.summary == part.summary
+    frames = [len(WALK[3 * start : 20 + start]) for start in range(4)]
+    assert [file.summary.frames for file in found.files] == frames
+    errors = [file.summary.mpjpe_mm[-1] for file in found.files]
+    mean = sum(error * count for error, count in zip(errors, frames, strict=True)) / sum(frames)
+    assert found.whole.mpjpe[-1] == pytest.approx(mean)
+    assert found.whole.summary.foot_contacts == sum(part.contacts for part in alone) > 0
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_an_evaluation_does_not_depend_on_how_many_processes(
+    folder: Path,
+    model: RVQVAE,
+    processes: PartialState,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    """The failures do not, either."""
+    (folder / "b.npz").write_bytes(b"")
+    (folder / "deep" / "z.bvh").write_text("HIERARCHY")
+    one = evaluate_folder(model, folder, processes)
+
+    def evaluated(index: int) -> FolderEvaluation:
+        process = SimpleNamespace(
+            num_processes=count, process_index=index, is_main_process=index == 0
+        )
+        return evaluate_folder(model, folder, process)
+
+    modules = "motion.folders", "motion.evaluation"
+    for several in in_processes(monkeypatch, count, evaluated, *modules):
+        assert several.failures == one.failures and len(one.failures) == 2
+        assert [file.name for file in several.files] == [file.name for file in one.files]
+        assert [file.summary for file in several.files] == [file.summary for file in one.files]
+        torch.testing.assert_close(several.whole.errors, one.whole.errors)
+        assert torch.equal(several.whole.counts, one.whole.counts)
+
+
+def test_what_cannot_be_evaluated_is_left_out(
+    folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    (folder / "a.bvh").write_text("HIERARCHY\nROOT")
+    write_clip(folder / "c.bvh", random_clip(random_skeleton(4)))
+    write_clip(folder / "0.bvh", random_clip(random_skeleton(55)))
+    found = evaluate_folder(model, folder, processes)
+    assert [file.name for file in found.files] == list(NAMES[1:])
+    first, second, third = found.failures
+    assert first.startswith(f"{folder / '0.bvh'} has other joints than 3 files of the folder; ")
+    assert second.startswith(f"{folder / 'a.bvh'}, line 2: ")
+    assert f"{folder / 'c.bvh'} has 24 channels of 4 joints" in third
+    (folder / "0.bvh").unlink()
+    whole = evaluate_folder(model, folder, processes).whole
+    torch.testing.assert_close(whole.errors, found.whole.errors)
+
+
+def test_folders_that_cannot_be_evaluated(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClipError, match=r"empty has no \.bvh or \.npz files"):
+        evaluate_folder(model, tmp_path / "empty", processes)
+    for name in NAMES:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ClipError, match=r"none of the 4 files of .*; the first: .*a\.bvh"):
+        evaluate_folder(model, folder, processes)
+    with pytest.raises(ClipError, match=r"^[^;]*b\.npz is no complete"):
+        evaluate_folder(model, folder / "b.npz", processes)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
+def test_names_that_are_no_text(folder: Path, model: RVQVAE, processes: PartialState) -> None:
+    os.rename(folder / "a.bvh", os.fsencode(folder) + b"/\xff.bvh")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.bvh")).write_text("")
+    found = evaluate_folder(model, folder, processes)
+    assert found.files[-1].name == "?.bvh"
+    assert found.failures[0].startswith(f"{folder}/?.bvh")
 
 
 @pytest.mark.parametrize("progress", [False, True])
@@ -162,5 +237,6 @@ def test_the_bar_of_files_is_shown_if_asked_for(
     progress: bool,
 ) -> None:
     tokenize_folder(model, folder, tmp_path / "out", ".npz", processes, progress=progress)
-    list(Recordings(find_files(folder, model.config), model.config, progress=progress))
+    assert ("4/4" in capsys.readouterr().err) == progress
+    evaluate_folder(model, folder, processes, progress=progress)
     assert ("4/4" in capsys.readouterr().err) == progress

@@ -27,7 +27,7 @@ from motion.recording import read_recording
 from motion.sample import walk
 from motion.tokens import Tokens, read_tokens
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
-from tests.motion.tokenizers import ROOTED, WALK, tiny_tokenizer
+from tests.motion.small_tokenizers import ROOTED, WALK, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.video import VideoError, read_video
 

@@ -26,7 +26,7 @@ from motion.tokens import (
     write_tokens,
 )
 from tests.motion.helpers import random_skeleton
-from tests.motion.tokenizers import tiny_tokenizer
+from tests.motion.small_tokenizers import tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError
 
 SUFFIXES = (".npz", ".safetensors")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
-from tests.pages import colour, needs_browser, opened
+from tests.pages import colour, needs_browser, opened, picture
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.report import (
     Column,
@@ -49,10 +49,11 @@ def write(path: Path, sections: list[Section]) -> Path:
     return path
 
 
-def figures() -> StickFigures:
+def figures(**changes: float) -> StickFigures:
     time, index = np.meshgrid(np.arange(30), np.arange(4), indexing="ij")
     points = np.stack([np.sin(time / 5) * index, index * 0.5, time * 0.1], axis=-1)
-    return StickFigures(["first", "second"], np.stack([points, points + 0.1]), [(0, 1), (1, 2)], 30)
+    pair = np.stack([points, points + 0.1])
+    return StickFigures(["first", "second"], pair, [(0, 1), (1, 2)], 30, **changes)
 
 
 def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
@@ -63,17 +64,36 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_best_number_of_a_column_is_found() -> None:
-    assert TABLE.best(0) is None  # text
-    assert TABLE.best(1) == 31.256
-    assert TABLE.best(2) is None  # only one number
+    # None of text, and of only one number.
+    assert TABLE.best == [None, 31.256, None]
     shown = [COLUMNS[2].text(cell) for cell in (0.5, None, math.inf, "text")]
     assert shown == ["0.500", NOTHING, NOTHING, "text"]
+
+
+def test_bars_are_as_wide_as_their_numbers(tmp_path: Path) -> None:
+    table = Table(
+        [Column("joint"), Column("error", bars=True)],
+        [Row(["a", 5.0]), Row(["b", 20.0]), Row(["c", None]), Row(["d", 0.0])],
+    )
+    assert table.largest == [None, 20.0] and TABLE.largest == [None] * 3
+    text = write(tmp_path / "page.html", [Section("Table", "table", [table])]).read_text()
+    assert re.findall(r"--share: ([0-9.]+)", text) == ["0.2500", "1.0000", "0.0000"]
 
 
 def test_curves_have_gaps_where_there_are_no_numbers() -> None:
     curves = Curves("t", "x", "y", {"a": [1.0, math.nan, None, 1 / 3]})
     assert curves.data["lines"] == {"a": [1.0, None, None, 0.33333]}
     json.dumps(curves.data, allow_nan=False)
+
+
+@needs_browser
+def test_lines_keep_their_order_and_colours(tmp_path: Path) -> None:
+    names = [f"layer {number}" for number in range(2, 12)]
+    curves = Curves("t", "x", "y", {name: [1.0, 2.0] for name in names}, first_colour=1)
+    with opened(write(tmp_path / "page.html", [Section("a", "a", [curves])])) as page:
+        assert page.locator(".legend span").all_inner_texts() == names
+        assert "--line-1" in page.locator(".legend i").first.get_attribute("style")
+        assert "--line-1" in page.locator(".curves path").first.get_attribute("style")
 
 
 def test_points_of_figures_are_kept_to_a_tenth_of_a_millimetre() -> None:
@@ -210,3 +230,56 @@ def test_figures_move_and_turn(tmp_path: Path) -> None:
         assert len({still, moved, turned, together}) == 4
         page.locator("button.play").click()
         expect(number).not_to_contain_text("frame 15,")
+
+
+@needs_browser
+def test_figures_of_a_part_of_a_motion_keep_its_frames(tmp_path: Path) -> None:
+    curve = Curves("error", "frame", "mm", {"a": list(range(30))}, range(60, 90), by_frame=True)
+    parts = [figures(first=60, yaw=1.0), curve]
+    with opened(write(tmp_path / "page.html", [Section("Motion", "motion", parts)])) as page:
+        number, svg = page.locator("output"), page.locator(".curves svg")
+        expect(number).to_contain_text("frame 60, 2.00 s")
+        svg.scroll_into_view_if_needed()
+        box = svg.bounding_box()
+        page.mouse.click(box["x"] + box["width"] * 0.97, box["y"] + 50)
+        expect(number).to_contain_text("frame 89,")
+        page.locator("input.frame").fill("10")
+        expect(page.locator(".legend")).to_contain_text("frame 70")
+
+
+@needs_browser
+def test_figures_are_never_cut_off(tmp_path: Path) -> None:
+    """Also one that walks away and reaches out only later, and one that goes elsewhere."""
+    points = np.zeros((2, 40, 3, 3))
+    points[:, :, 0, 0] = np.arange(40) * 0.2
+    points[:, :, 1] = points[:, :, 0] + [0.0, 1.0, 0.0]
+    points[:, :, 2] = points[:, :, 0] + [0.2, 0.5, 0.0]
+    points[:, 30:, 2] += [0.9, 0.0, 0.0]
+    points[1, :, :, 0] -= np.arange(40)[:, None] * 0.1
+    part = StickFigures(["a", "b"], points, [(0, 1), (0, 2)], 30.0, yaw=0.0)
+
+    def columns() -> list[np.ndarray]:
+        """Those that have something of the first figure, which is blue, and of the second."""
+        pixels = picture(page, ".figures canvas").astype(int)
+        orange = pixels[..., 0] - pixels[..., 2]
+        return [np.flatnonzero((shade > 60).any(0)) for shade in (-orange, orange)]
+
+    with opened(write(tmp_path / "page.html", [Section("Motion", "motion", [part])])) as page:
+        right_end = page.locator(".figures canvas").bounding_box()["width"] - 10
+        for frame in (0, 39):
+            page.locator("input.frame").fill(str(frame))
+            (left, *_, right), (other_left, *_, other_right) = columns()
+            assert 10 < left < right < other_left < other_right < right_end
+        page.locator(".apart").uncheck()
+        (left, *_, right), (other_left, *_, other_right) = columns()
+        assert 10 < other_left < other_right < left < right < right_end
+
+
+@needs_browser
+def test_what_was_not_seen_is_printed(tmp_path: Path) -> None:
+    far = [Section("Far", "far", [*[TABLE] * 30, figures()]), Section("a", "a", [figures()])]
+    folded = Section("Folded", "folded", [figures()], folded=True)
+    with opened(write(tmp_path / "page.html", [*far, folded])) as page:
+        assert page.locator("output").count() == 0
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("output").count() == 2

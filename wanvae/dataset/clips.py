@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.records import Failure
 from wanvae.engine.config import check
+from wanvae.engine.text import writable
 from wanvae.latents import parse_rate
 from wanvae.manifest import Entry
 from wanvae.model import check_length, check_size
@@ -191,11 +192,6 @@ def safe_part(part: str) -> str:
         return part
     digest = hashlib.sha256(content).hexdigest()[:8]
     return content[:LONGEST_PART].decode(errors="ignore") + digest
-
-
-def writable(name: str) -> str:
-    """``name`` without the bytes that are no text, which names of files may have."""
-    return name.encode(errors="replace").decode()
 
 
 def refuse_same_names(clips: Iterable[Clip]) -> None:

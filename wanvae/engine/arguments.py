@@ -59,6 +59,14 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
+def config_parser(cls: type, program: str, description: str) -> Parser:
+    """The parser of ``parse_config``."""
+    parser = Parser(description, program)
+    parser.add_config_option()
+    parser.add_class_arguments(cls, None)
+    return parser
+
+
 def parse_config(
     cls: type[T], program: str, description: str, arguments: Sequence[str] | None
 ) -> T:
@@ -71,9 +79,7 @@ def parse_config(
     Raises:
         SystemExit: with status 2, after a message, for an unknown key or an impossible value.
     """
-    parser = Parser(description, program)
-    parser.add_config_option()
-    parser.add_class_arguments(cls, None)
+    parser = config_parser(cls, program, description)
     parsed = parser.parse_args(arguments)
     try:
         parsed = parser.instantiate(parsed)

@@ -76,7 +76,7 @@ class Program:
         Args:
             arguments: None takes those of this process.
         """
-        arguments = sys.argv[1:] if arguments is None else arguments
+        arguments = sys.argv[1:] if arguments is None else [*arguments]
         if arguments[:1] == [TRAIN]:
             return self.train(arguments[1:], f"{self.name} {TRAIN}")
         parsed = self.make_parser().parse_args(arguments)

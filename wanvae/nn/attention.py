@@ -15,8 +15,10 @@ from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual
 from wanvae.nn.streaming import State
 
-# Scores of queries and keys that may be in memory at once: 64 MB in float32.
+# Scores of the queries that are attended for at once; kernels do not keep them.
 LARGEST_SCORES = 2**24
+# Kernels are at their fastest from so many queries on.
+FEWEST_QUERIES = 1024
 # Stride, padding and dilation of a 1-conv.
 ONE_POSITION = (1, 1), (0, 0), (1, 1)
 
@@ -72,7 +74,8 @@ class AttentionBlock(Attention):
         y = empty((count, channels, 1, positions), images.dtype, images.device)
         in_a_row = images.flatten(2).unsqueeze(2)
         for some, out in zip(in_a_row.split(at_once), y.split(at_once), strict=True):
-            self._attend_into(out, some, queries=max(1, LARGEST_SCORES // (at_once * positions)))
+            queries = max(FEWEST_QUERIES, LARGEST_SCORES // (at_once * positions))
+            self._attend_into(out, some, queries)
         return y.unflatten(3, size).squeeze(2)
 
     def _attend_into(self, out: Tensor, images: Tensor, queries: int) -> None:
@@ -86,10 +89,16 @@ class AttentionBlock(Attention):
         k, v = map(tokens, convolve(normed, of_kv, kv_bias, *ONE_POSITION).chunk(2, dim=1))
         for block, made in zip(normed.split(queries, 3), out.split(queries, 3), strict=True):
             q = tokens(convolve(block, of_q, q_bias, *ONE_POSITION))
-            attended = F.scaled_dot_product_attention(q, k, v)
+            attended = attend(q, k, v)
             made.copy_(self.proj(attended.movedim(-1, 1)))
             if out.is_meta:
                 break  # one block shows how much memory it takes
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries to all keys, with no more memory than its result."""
+    # Of meta tensors PyTorch would make the scores, which its kernels for devices never hold.
+    return torch.empty_like(q) if q.is_meta else F.scaled_dot_product_attention(q, k, v)
 
 
 def tokens(images: Tensor) -> Tensor:

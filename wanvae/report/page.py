@@ -43,6 +43,8 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Lines of curves come in the order they were given.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"base64": encode, "media_type": media_type}
     template = environment.get_template("page.html")
     pieces = template.generate(title=title, facts=facts, sections=sections)

@@ -26,12 +26,14 @@ class Column:
         digits: of its numbers, after the point.
         better: which numbers of it are; the best one is marked, if there are several.
         explanation: shown over the heading.
+        bars: whether numbers of it, from 0 up, get bars behind them.
     """
 
     name: str
     digits: int = 2
     better: Literal["higher", "lower"] | None = None
     explanation: str = ""
+    bars: bool = False
 
     def text(self, cell: Cell) -> str:
         """A cell as it is shown."""
@@ -58,15 +60,29 @@ class Table:
     rows: Sequence[Row]
     caption: str = ""
 
-    def best(self, index: int) -> float | None:
-        """The best number of a column; None if none is to be marked."""
-        better = self.columns[index].better
-        cells = [row.cells[index] for row in self.rows]
-        numbers = [number(cell) for cell in cells if not isinstance(cell, str)]
-        numbers = [value for value in numbers if value is not None]
+    @property
+    def best(self) -> list[float | None]:
+        """The best number of each column; None if none is to be marked."""
+        return [self._best(index) for index in range(len(self.columns))]
+
+    @property
+    def largest(self) -> list[float | None]:
+        """The number of each column whose bar is as wide as its cell; None if it has no bars."""
+        return [
+            max(self._numbers(index), default=None) if column.bars else None
+            for index, column in enumerate(self.columns)
+        ]
+
+    def _best(self, index: int) -> float | None:
+        better, numbers = self.columns[index].better, self._numbers(index)
         if better is None or len(numbers) < 2:
             return None
         return max(numbers) if better == "higher" else min(numbers)
+
+    def _numbers(self, index: int) -> list[float]:
+        cells = [row.cells[index] for row in self.rows]
+        numbers = [number(cell) for cell in cells if not isinstance(cell, str)]
+        return [value for value in numbers if value is not None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,7 @@ class Curves:
         by_frame: whether x are the frames that players of the same section show.
         from_zero: whether the vertical axis begins at 0.
         markers: whether each value gets a dot.
+        first_colour: number of the colour of the first line, of those that figures have in turn.
     """
 
     template: ClassVar[str] = "curves.html"
@@ -90,6 +107,7 @@ class Curves:
     by_frame: bool = False
     from_zero: bool = False
     markers: bool = False
+    first_colour: int = 0
 
     @property
     def data(self) -> dict[str, object]:
@@ -102,6 +120,7 @@ class Curves:
             "byFrame": self.by_frame,
             "fromZero": self.from_zero,
             "markers": self.markers,
+            "firstColour": self.first_colour,
         }
 
 
@@ -152,9 +171,12 @@ class StickFigures:
 
     Attributes:
         labels: of each figure.
-        points: ``(F, T, P, 3)`` in metres, y up: of each figure, in each frame.
+        points: ``(F, T, P, 3)`` in metres, y up: of each figure, in each frame. The first is that
+            which is followed.
         bones: pairs of points that are joined.
         fps: frames per second.
+        first: number of the first frame.
+        yaw: where they are seen from to begin with: radians about the vertical from +z to +x.
     """
 
     template: ClassVar[str] = "figures.html"
@@ -162,6 +184,8 @@ class StickFigures:
     points: np.ndarray
     bones: Sequence[tuple[int, int]]
     fps: float
+    first: int = 0
+    yaw: float = 0.55
 
     @property
     def media(self) -> bytes:
@@ -179,6 +203,8 @@ class StickFigures:
             "points": self.points.shape[2],
             "bones": [list(bone) for bone in self.bones],
             "fps": self.fps,
+            "first": self.first,
+            "yaw": self.yaw,
             "low": low.tolist(),
             "step": step,
         }

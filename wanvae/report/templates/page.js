@@ -41,15 +41,20 @@ function onFrame(part, hear) {
   });
 }
 
-// Each part begins to work when it is first seen.
+// Each part begins to work when it is first seen, be it on paper.
 function whenSeen(selector, start) {
+  const waiting = new Set(document.querySelectorAll(selector));
+  const begin = (part) => {
+    watcher.unobserve(part);
+    if (waiting.delete(part)) start(part);
+  };
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((each) => each.isIntersecting)) {
-      watcher.unobserve(entry.target);
-      start(entry.target);
-    }
+    entries.filter((each) => each.isIntersecting).forEach((each) => begin(each.target));
   }, {rootMargin: "200px"});
-  document.querySelectorAll(selector).forEach((part) => watcher.observe(part));
+  waiting.forEach((part) => watcher.observe(part));
+  addEventListener("beforeprint", () => {
+    [...waiting].filter((part) => !part.closest("details:not([open])")).forEach(begin);
+  });
 }
 
 // Tables
@@ -88,14 +93,17 @@ function ticks(low, high, count) {
 }
 
 function curves(part) {
-  const {x, lines, xLabel, yLabel, byFrame, fromZero, markers} = dataOf(part);
+  const {x, lines, xLabel, yLabel, byFrame, fromZero, markers, firstColour} = dataOf(part);
   const svg = part.querySelector("svg");
   const legend = part.querySelector(".legend");
   const names = Object.keys(lines);
   const length = Math.max(...names.map((name) => lines[name].length));
   const at = (index) => x === null ? index : x[index];
   const values = names.flatMap((name) => lines[name]).filter((value) => value !== null);
-  if (!values.length) return;
+  if (!values.length) {
+    shape(svg, "text", {x: 380, y: 130, "text-anchor": "middle"}, "no values");
+    return;
+  }
   const [left, right, top, bottom] = [56, 744, 14, 222];
   const extent = (all, zero) => {
     // Not spread over arguments, of which there may be too many.
@@ -113,7 +121,10 @@ function curves(part) {
     shape(svg, "line", {class: "grid", x1: left, x2: right, y1: py(value), y2: py(value)});
     shape(svg, "text", {x: left - 6, y: py(value) + 4, "text-anchor": "end"}, shown(value));
   }
-  for (const value of ticks(xLow, xHigh, 8)) {
+  // Of frames, layers and the like there are no halves.
+  const whole = x === null || x.every(Number.isInteger);
+  const most = whole ? Math.min(8, at(length - 1) - at(0)) : 8;
+  for (const value of length > 1 ? ticks(xLow, xHigh, most) : [xLow]) {
     shape(svg, "text", {x: px(value), y: bottom + 16, "text-anchor": "middle"}, shown(value));
   }
   shape(svg, "text", {x: (left + right) / 2, y: bottom + 33, "text-anchor": "middle"}, xLabel);
@@ -125,19 +136,19 @@ function curves(part) {
       if (value !== null) {
         path += `${lifted ? "M" : "L"}${px(at(i)).toFixed(1)} ${py(value).toFixed(1)}`;
         if (markers || length === 1) {
-          shape(svg, "circle", {cx: px(at(i)), cy: py(value), r: 3.5, style: `fill: ${colour(index)}`});
+          shape(svg, "circle", {cx: px(at(i)), cy: py(value), r: 3.5, style: `fill: ${colour(firstColour + index)}`});
         }
       }
       lifted = value === null;
     });
-    shape(svg, "path", {d: path, style: `stroke: ${colour(index)}`});
+    shape(svg, "path", {d: path, style: `stroke: ${colour(firstColour + index)}`});
   });
 
   const cursor = shape(svg, "line", {class: "cursor", y1: top, y2: bottom, visibility: "hidden"});
   const read = (index) => {
     legend.replaceChildren(...names.map((name, i) => {
       const swatch = element("i");
-      swatch.style.background = colour(i);
+      swatch.style.background = colour(firstColour + i);
       const value = index === null ? "" : ` ${shown(lines[name][index] ?? null)}`;
       return element("span", {}, swatch, `${name}${value}`);
     }));
@@ -192,7 +203,7 @@ function timeBar(part, {frames, fps, first, play, pause, seek, setSpeed}) {
   let playing = false;
   const show = (frame) => {
     bar.value = frame;
-    output.textContent = `frame ${first + frame}, ${(frame / fps).toFixed(2)} s`;
+    output.textContent = `frame ${first + frame}, ${((first + frame) / fps).toFixed(2)} s`;
     tellFrame(part, first + frame);
   };
   const set = (on) => {
@@ -306,10 +317,11 @@ function comparison(part) {
   source.src = url;
 }
 
-// Stick figures, seen in parallel projection by a camera that follows the first.
+// Stick figures, seen in parallel projection by a camera that follows their first point: side by
+// side each one's, one over the other that of the first figure.
 
 function figures(part) {
-  const {labels, frames, points, bones, fps, low, step} = dataOf(part);
+  const {labels, frames, points, bones, fps, first, low, step, ...data} = dataOf(part);
   const numbers = new Int16Array(takeBytes(part).buffer);
   const canvas = part.querySelector("canvas");
   const context = canvas.getContext("2d");
@@ -326,39 +338,44 @@ function figures(part) {
     return box;
   });
 
-  // The middle of the first figure over half a second, its floor, and how far it reaches.
-  const middles = [];
-  let floor = Infinity, ceiling = -Infinity, reach = 0;
-  for (let frame = 0; frame < frames; frame++) {
-    const middle = [0, 0, 0];
-    for (let index = 0; index < points; index++) {
-      const place = point(0, frame, index);
-      place.forEach((value, axis) => { middle[axis] += value / points; });
-      floor = Math.min(floor, place[1]);
-      ceiling = Math.max(ceiling, place[1]);
+  // Where the first point is on average over half a second.
+  const around = Math.round(fps / 4);
+  const placeOf = (figure, frame) => {
+    const [from, to] = [Math.max(0, frame - around), Math.min(frames - 1, frame + around)];
+    const mean = [0, 0, 0];
+    for (let near = from; near <= to; near++) {
+      point(figure, near, 0).forEach((value, axis) => { mean[axis] += value / (to - from + 1); });
     }
-    middles.push(middle);
-  }
-  for (let index = 0; index < points; index++) {
-    const [x, , z] = point(0, 0, index);
-    reach = Math.max(reach, Math.hypot(x - middles[0][0], z - middles[0][2]));
-  }
-  const targetOf = (frame) => {
-    const around = Math.round(fps / 4), near = middles.slice(Math.max(0, frame - around), frame + around + 1);
-    const mean = (axis) => near.reduce((sum, middle) => sum + middle[axis], 0) / near.length;
-    return [mean(0), (floor + ceiling) / 2, mean(2)];
+    return mean;
   };
+  // The floor of the first figure, how far it reaches, and how far each goes from it, at any time.
+  let floor = Infinity, ceiling = -Infinity, reach = 0.05;
+  const drifts = labels.map(() => 0);
+  for (let frame = 0; frame < frames; frame++) {
+    const place = placeOf(0, frame);
+    labels.forEach((_, figure) => {
+      const [x, , z] = placeOf(figure, frame);
+      drifts[figure] = Math.max(drifts[figure], Math.hypot(x - place[0], z - place[2]));
+    });
+    for (let index = 0; index < points; index++) {
+      const [x, y, z] = point(0, frame, index);
+      floor = Math.min(floor, y);
+      ceiling = Math.max(ceiling, y);
+      reach = Math.max(reach, Math.hypot(x - place[0], z - place[2]));
+    }
+  }
 
-  let yaw = 0.55, pitch = 0.22, zoom = 1, frame = 0, speed = 1, clock = 0;
+  let yaw = data.yaw, pitch = 0.22, zoom = 1, frame = 0, speed = 1, clock = 0;
   const draw = () => {
     const style = getComputedStyle(part);
     const visible = labels.map((_, index) => index).filter((index) => boxes[index].checked);
-    const target = targetOf(frame);
-    const scale = zoom * 0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach, 0.1);
-    const distance = apart.checked ? Math.min(canvas.width / Math.max(visible.length, 1), 2.6 * reach * scale + 60) : 0;
+    const room = canvas.width / (apart.checked ? Math.max(visible.length, 1) : 1);
+    const width = reach + (apart.checked ? 0 : Math.max(0, ...visible.map((figure) => drifts[figure])));
+    const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / width);
     const [sin, cos, up, along] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
-    const project = ([x, y, z], offset) => {
-      const [dx, dy, dz] = [x - target[0], y - target[1], z - target[2]];
+    const middle = (floor + ceiling) / 2;
+    const project = ([x, y, z], offset, place) => {
+      const [dx, dy, dz] = [x - place[0], y - middle, z - place[2]];
       const [across, depth] = [dx * cos - dz * sin, dx * sin + dz * cos];
       return [canvas.width / 2 + offset + across * scale,
         canvas.height / 2 - (dy * along - depth * up) * scale, depth * along + dy * up];
@@ -366,9 +383,18 @@ function figures(part) {
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.lineCap = "round";
     visible.forEach((figure, order) => {
-      const offset = (order - (visible.length - 1) / 2) * distance;
-      if (order === 0 || apart.checked) ground(project, offset, target, style);
-      const places = Array.from({length: points}, (_, index) => project(point(figure, frame, index), offset));
+      const offset = apart.checked ? (order - (visible.length - 1) / 2) * room : 0;
+      const place = placeOf(apart.checked ? figure : visible[0], frame);
+      const seen = (corner) => project(corner, offset, place);
+      if (order === 0 || apart.checked) {
+        context.save();
+        context.beginPath();
+        context.rect((canvas.width - room) / 2 + offset, 0, room, canvas.height);
+        context.clip();
+        ground(seen, place, style);
+        context.restore();
+      }
+      const places = Array.from({length: points}, (_, index) => seen(point(figure, frame, index)));
       context.strokeStyle = style.getPropertyValue(`--line-${figure % COLOURS}`);
       context.globalAlpha = apart.checked ? 1 : 0.8;
       for (const [from, to] of bones) {
@@ -388,16 +414,16 @@ function figures(part) {
       }
     });
   };
-  const ground = (project, offset, target, style) => {
+  const ground = (seen, place, style) => {
     const [cell, half] = [0.5, 1.5];
     context.strokeStyle = style.getPropertyValue("--line");
     context.lineWidth = 1.5;
-    const [x0, z0] = [target[0], target[2]].map((value) => Math.round(value / cell) * cell);
+    const [x0, z0] = [place[0], place[2]].map((value) => Math.round(value / cell) * cell);
     context.beginPath();
     for (let away = -half; away <= half + 1e-9; away += cell) {
       for (const [from, to] of [[[x0 + away, z0 - half], [x0 + away, z0 + half]],
         [[x0 - half, z0 + away], [x0 + half, z0 + away]]]) {
-        const [a, b] = [from, to].map(([x, z]) => project([x, floor, z], offset));
+        const [a, b] = [from, to].map(([x, z]) => seen([x, floor, z]));
         context.moveTo(a[0], a[1]);
         context.lineTo(b[0], b[1]);
       }
@@ -414,7 +440,7 @@ function figures(part) {
   };
   const startClock = () => { clock = performance.now() - frame / fps / speed * 1000; };
   const time = timeBar(part, {
-    frames, fps, first: 0,
+    frames, fps, first,
     play: () => { startClock(); requestAnimationFrame(tick); },
     pause: () => {},
     seek: (wanted) => { frame = wanted; draw(); time.show(frame); },

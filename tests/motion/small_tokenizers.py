@@ -17,9 +17,9 @@ ROOTED = FeatureSpec(rot6d="rows")
 
 
 def tiny_tokenizer(
-    features: FeatureSpec | None = ROOTLESS, *, channels: int = 0, seed: int = 0
+    features: FeatureSpec | None = ROOTLESS, *, channels: int = 0, seed: int = 0, layers: int = 2
 ) -> RVQVAE:
-    """One of 2 layers of 16 codes, and 4 frames a token.
+    """One of so many layers of 16 codes, and 4 frames a token.
 
     Args:
         features: of the walk; or None and the number of channels.
@@ -32,7 +32,7 @@ def tiny_tokenizer(
         channels=motion.shape[1],
         code_dim=4,
         resnet=ResnetConfig(width=8, depth=1, dropout=0.0),
-        quantizer=QuantizerConfig(layers=2, codes=16, dropout=0.0),
+        quantizer=QuantizerConfig(layers=layers, codes=16, dropout=0.0),
         features=features,
         fps=20.0 if features is None else 30.0,
     )

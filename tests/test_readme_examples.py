@@ -1,0 +1,360 @@
+"""The examples of README.md run as they are printed, on small stand-ins for the files they name.
+
+Commands that would take hours get options besides those printed; each test shows which.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor
+
+import motion.cli
+import motion.train
+import wanvae.cli
+from motion import RVQVAE
+from motion.config import WanConfig
+from motion.convert import convert_checkpoint
+from motion.formats import Layout as MotionLayout
+from tests.helpers import random_video
+from tests.motion.small_tokenizers import tiny_tokenizer
+from tests.readme import BLOCKS, EXAMPLES, README, ROOT, call_of
+from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.convert import convert
+from wanvae.formats import Layout
+from wanvae.model import make_planner
+from wanvae.planning import Job
+from wanvae.tiling import Plan
+from wanvae.video import probe
+
+MAINS: dict[str, Callable[[Sequence[str]], int]] = {
+    "motion": motion.cli.main,
+    "motion.train": motion.train.main,
+    "wanvae": wanvae.cli.main,
+}
+PROGRAMS = {
+    "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"],
+    "python": [sys.executable],
+    "wanvae": [sys.executable, "-m", "wanvae"],
+}
+# Programs of this project are run by the test, which is asked through pipes; what is to be
+# installed is there.
+PRELUDE = """
+ask() {
+    printf '%q ' "$@" >&$REQUESTS; echo >&$REQUESTS
+    local status; read -r status <&$ANSWERS; return "$status"
+}
+accelerate() { ask accelerate "$@"; }
+python() { ask python "$@"; }
+wanvae() { ask wanvae "$@"; }
+pip() { [ "$1" = install ]; }
+"""
+# For processes of their own: with the packages of this tree, wherever they run.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+NOTHING: Mapping[str, str] = MappingProxyType({})
+# So that training is over soon.
+TWO_STEPS = "--trainer.steps 2 --trainer.workers 0"
+
+FRAME_4K = (2160, 3840)
+LIMIT_4K = 2 * 2**30
+# The example, with what encoding and decoding take besides the model and what they are given.
+MEASURE_4K = """
+from tests.readme import EXAMPLES
+from tools.measuring import peak_resident_memory
+from wanvae import WanVAE
+
+def measured(name):
+    method = getattr(WanVAE, name)
+    def call(*arguments, **options):
+        results = []
+        peaks.append(peak_resident_memory(lambda: results.append(method(*arguments, **options))))
+        return results[0]
+    setattr(WanVAE, name, call)
+
+peaks = []
+measured("encode")
+measured("decode")
+exec(EXAMPLES["tile a 4K frame in 2 GB"].text)
+print(*peaks, *frames.shape)
+"""
+
+Run = Callable[[Sequence[str]], int]
+
+
+def run_here(words: Sequence[str]) -> int:
+    """Run a command of this project in this process, which has loaded the libraries already."""
+    call = call_of(words)
+    return MAINS[call.module](call.arguments)
+
+
+def run_alone(words: Sequence[str]) -> int:
+    """Run a command in processes of its own."""
+    program, *arguments = words
+    return subprocess.run([*PROGRAMS[program], *arguments], env=ENVIRONMENT).returncode
+
+
+@pytest.fixture(params=[run_here, pytest.param(run_alone, marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.param
+
+
+def run_bash(example: str, run: Run, more: Mapping[str, str] = NOTHING) -> None:
+    """Run a block of commands, which fails where one of them does.
+
+    Args:
+        run: runs a command of this project.
+        more: options that a command gets besides those that are printed.
+    """
+    requests, write_requests = os.pipe()
+    read_answers, answers = os.pipe()
+    pipes = f"REQUESTS={write_requests} ANSWERS={read_answers}\n"
+    command = ["bash", "-euc", pipes + PRELUDE + EXAMPLES[example].text]
+    with subprocess.Popen(command, pass_fds=(write_requests, read_answers)) as shell:
+        os.close(write_requests)
+        os.close(read_answers)
+        with open(requests) as lines, open(answers, "w", buffering=1) as answer:
+            for line in lines:
+                added = [options for name, options in more.items() if f"{name} " in line]
+                print(run(shlex.split(" ".join([line, *added]))), file=answer)
+    assert shell.returncode == 0
+
+
+def run_python(example: str, **names: object) -> dict[str, Any]:
+    """Run a block of Python, given the names that it takes as known; returns all names after it."""
+    block = EXAMPLES[example]
+    # Errors are reported at their line of the README.
+    code = compile("\n" * (block.line - 1) + block.text, README, "exec")
+    exec(code, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    write_official(small_model(), folder / "Wan2.1_VAE.pth")
+    write_waves(folder / "in.mp4", 71, 32, 32, fps=1)
+    for name in ("my_videos/a.mp4", "my_videos/b.mp4", "held_out_videos/c.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_waves(folder / name, 17, 128, 144, fps=16)
+    return folder
+
+
+@pytest.fixture
+def folder(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder to work in."""
+    copy = shutil.copytree(stand_ins, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+@pytest.fixture
+def vae() -> WanVAE:
+    return small_model()
+
+
+@pytest.fixture
+def video() -> Tensor:
+    return random_video(9, 32, 48).float()
+
+
+@pytest.fixture
+def latents(vae: WanVAE, video: Tensor) -> Tensor:
+    return vae.encode(video).mode()
+
+
+def assert_close(result: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+
+
+def test_every_example_is_run() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in EXAMPLES if f'"{name}"' not in tests] == []
+    unnamed = [block for block in BLOCKS if block.language == "python" and block.example is None]
+    assert unnamed == []
+
+
+def test_python(folder: Path, vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+    names = run_python("use it from Python", video=video)
+    assert_close(names["latents"], latents)
+    assert_close(names["video"], vae.decode(latents))
+    again = WanVAE.from_pretrained("vae.safetensors")
+    assert_close(again.normalize(latents), names["for_diffusion"])
+
+
+def test_a_stream(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+    shown: list[Tensor] = []
+    names = run_python("a stream", vae=vae, source=video.split(3, dim=2), show=shown.append)
+    assert_close(torch.cat(shown, dim=2), vae.decode(latents))
+    assert names["end"].padded_frames == 0
+
+
+def test_limits_of_memory(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+    expected = vae.decode(latents)
+    names = run_python("limit memory", vae=vae, video=video, latents=latents)
+    assert_close(names["video"], expected)
+    assert_close(names["posterior"].mean, vae.encode(expected).mean)
+    assert_close(names["decoder"].push(latents), expected)
+
+
+def test_several_devices(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+    expected = vae.decode(latents)
+    names = run_python("several devices", vae=vae, video=video, latents=latents)
+    assert_close(names["video"], expected)
+    assert_close(names["posterior"].mean, vae.encode(expected).mean)
+
+
+def test_the_hub(folder: Path, vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the calls of its client replaced."""
+    Path("hub").mkdir()
+    convert("Wan2.1_VAE.pth", "hub/vae", Layout.DIFFUSERS)
+    uploaded: dict[str, object] = {}
+
+    def download(repository: str, name: str, *, subfolder: str, local_files_only: bool) -> str:
+        path = Path("hub", subfolder, name)
+        if not path.exists():
+            raise EntryNotFoundError(name)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, exist_ok: None)
+    monkeypatch.setattr(huggingface_hub, "upload_file", uploaded.update)
+    names = run_python("the Hugging Face Hub", WanVAE=WanVAE)
+    assert names["vae"].config.dim == vae.config.dim
+    assert (uploaded["repo_id"], uploaded["path_in_repo"]) == ("org/name", "wanvae.safetensors")
+
+
+def test_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5 small frames in two steps on the CPU; what diffusers writes videos with is left out."""
+    written: dict[str, np.ndarray] = {}
+
+    def export(frames: np.ndarray, path: str, *, fps: int) -> None:
+        written[path] = frames
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what diffusers warns of is not ours
+        from diffusers import WanPipeline
+
+        write_pipeline(small_model(), Path("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"))
+        size = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2}
+        monkeypatch.setattr(WanPipeline, "__call__", partialmethod(WanPipeline.__call__, **size))
+        offload = partialmethod(WanPipeline.enable_model_cpu_offload, device="cpu")
+        monkeypatch.setattr(WanPipeline, "enable_model_cpu_offload", offload)
+        monkeypatch.setattr("diffusers.utils.export_to_video", export)
+        names = run_python("use it in diffusers")
+    frames = written["cat.mp4"]
+    assert frames.shape == (5, 32, 48, 3) and np.isfinite(frames).all() and frames.std() > 0.01
+    assert names["pipeline"].vae is names["vae"] and names["vae"].max_memory == "4GB"
+    assert names["vae"].vae.decode_dtype == torch.bfloat16
+
+
+def test_the_command_line(folder: Path, run: Run) -> None:
+    run_bash("the command line", run, {"wanvae train": TWO_STEPS})
+    assert probe("out.mp4").frames == 71
+    assert {path.name for path in Path("vae").iterdir()} >= {"config.json"}
+    assert Path("runs/tiny/model.safetensors").exists()
+    assert Path("latents/dataset.json").exists()
+
+
+def test_encoding_a_data_set(folder: Path, run: Run) -> None:
+    """Of clips of 5 small frames, not of 81 large ones."""
+    small = {"wanvae encode-dataset": "--frames 5 --resize 32x48"}
+    run_bash("encode a data set", run, small)
+    names = run_python("read the latents")
+    assert names["latents"].shape == (16, 2, 4, 6) and names["fps"] == 16
+    assert len(names["dataset"]) == 6
+    assert {clip.source for clip in names["dataset"].clips} == {"a.mp4", "b.mp4"}
+
+
+def test_fine_tuning_a_decoder(folder: Path, run: Run) -> None:
+    """For two steps, without LPIPS, whose network would be downloaded."""
+    run_bash("fine-tune a decoder", run, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})
+    before = WanVAE.from_pretrained("Wan2.1_VAE.pth").state_dict()
+    after = WanVAE.from_pretrained("runs/finetune_decoder/model.safetensors").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("conv2.", "decoder.")) for name in changed)
+    assert torch.equal(
+        WanVAE.from_pretrained("vae").conv2.weight, after["conv2.weight"].to(torch.float32)
+    )
+    assert probe("out.mp4").frames == 71
+
+
+def test_a_procedural_walk(folder: Path, run: Run) -> None:
+    """Of half a second."""
+    run_bash("a procedural walk", run, {"motion sample": "--frames 15"})
+    assert probe("walk.mp4").frames == 15
+
+
+def test_tokenising_a_bvh(folder: Path, run: Run) -> None:
+    """With a model that was trained for two steps."""
+    run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # the example before
+    run_bash("tokenise a BVH", run, {"motion.train": TWO_STEPS})
+    model = RVQVAE.from_pretrained("runs/motion_tiny/model.safetensors")
+    assert np.load("walk.tokens.npz")["indices"].shape == (4, model.config.quantizer.layers)
+    assert probe("pair.mp4").frames == 15
+    assert Path("again.bvh").stat().st_size > 0
+
+
+def test_motion_from_python(folder: Path) -> None:
+    tiny_tokenizer(None, channels=263).save_pretrained("tiny.safetensors")
+    convert_checkpoint("tiny.safetensors", "net_best_fid.tar", MotionLayout.MOMASK)
+    clips = torch.randn(2, 30, 263, generator=torch.Generator().manual_seed(0))
+    names = run_python("motion from Python", motion=clips, lengths=[30, 21])
+    assert names["indices"].shape == (2, 8, 2) and (names["indices"][1, 6:] == -1).all()
+    assert names["motion"].shape == clips.shape
+    again = RVQVAE.from_pretrained("model.safetensors")
+    assert torch.equal(again.encode(clips, [30, 21]), names["indices"])
+
+
+def test_a_stream_of_motion(folder: Path) -> None:
+    tiny = tiny_tokenizer(None, channels=263)
+    wan = WanConfig(dim=4, attention_window=3)
+    model = RVQVAE(replace(tiny.config, network="wan", wan=wan)).eval()
+    model.quantizer.load_state_dict(tiny.quantizer.state_dict())
+    Path("runs/wan1d").mkdir(parents=True)
+    model.save_pretrained("runs/wan1d/model.safetensors")
+    clip = torch.randn(1, 21, 263, generator=torch.Generator().manual_seed(0))
+    shown: list[Tensor] = []
+    run_python("a stream of motion", RVQVAE=RVQVAE, source=clip.split(3, dim=1), show=shown.append)
+    assert_close(torch.cat(shown, dim=1), model.decode(model.encode(clip)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_4k_frame_in_2_gb(folder: Path) -> None:
+    """With a model of few channels, but so many at full size that whole frames take more."""
+    torch.manual_seed(0)
+    config = WanVAEConfig(dim=16, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+    write_official(WanVAE(config), Path("Wan2.1_VAE.pth"))
+    write_waves(Path("photo.png"), 1, *FRAME_4K, fps=1)
+    for decoding in (False, True):
+        planner = make_planner(config, decoding=decoding, dtype=torch.float32)
+        job = Job(1, config.z_dim if decoding else 3, 1, *FRAME_4K, torch.float32)
+        assert planner.memory(job, Plan(None, 2)) > LIMIT_4K
+    # Only a process of its own has a peak of its own.
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE_4K], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert measured.returncode == 0, measured.stderr
+    encoding, decoding, *shape = map(int, measured.stdout.split())
+    print(f"encode {encoding / 2**20:.0f} MB, decode {decoding / 2**20:.0f} MB")
+    assert shape == [3, 1, *FRAME_4K]
+    assert min(encoding, decoding) > LIMIT_4K / 4 and max(encoding, decoding) < LIMIT_4K
