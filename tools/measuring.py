@@ -133,19 +133,23 @@ def aligned(rows: Sequence[Sequence[str]], labels: int) -> str:
 
 def write_json(path: Path, header: str, results: Iterable[Mapping[str, object]]) -> None:
     """Write everything that was measured, each single time too."""
+    write_content(path, {"header": header, "results": list(results)})
+
+
+def write_content(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON file."""
     with atomic_path(path) as temporary:
-        content = {"header": header, "results": list(results)}
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def exit_status(run: Callable[[], None]) -> int:
-    """Run a benchmark; where it fails or is interrupted, a message of one line."""
+def exit_status(run: Callable[[], None], program: str = "benchmark") -> int:
+    """Run a program; where it fails or is interrupted, a message of one line."""
     try:
         run()
     except KeyboardInterrupt:
-        print("benchmark: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except (BenchmarkError, CheckpointError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     return 0

