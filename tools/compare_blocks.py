@@ -69,7 +69,7 @@ from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.task import Task
 from wanvae.engine.trainer import make_accelerator
 from wanvae.engine.trainer_config import TrainerConfig
-from wanvae.evaluation import Clip, EvaluationConfig, evaluate, usable_clips
+from wanvae.held_out import Clip, EvaluationConfig, evaluate, usable_clips
 from wanvae.initialise import start_as_image_model
 from wanvae.losses import LossConfig
 from wanvae.metrics import psnr
