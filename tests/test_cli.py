@@ -262,6 +262,16 @@ def test_a_budget_too_small_for_a_stream_is_enough_for_tile_after_tile(
     )
 
 
+def test_encoder_and_decoder_share_a_limit(
+    tmp_path: Path, files: Path, fail: Callable[..., str]
+) -> None:
+    model = "--checkpoint", files / "vae.safetensors"
+    message = fail(
+        "reconstruct", files / "a.mp4", tmp_path / "b.mp4", *model, "--max-memory", "1KB"
+    )
+    assert message.endswith("the limit is shared by 2 coders\n")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -107,6 +107,7 @@ def reconstruct_file(
         with (
             VideoWriter(destination, **options) if first else nullcontext() as writer,
             show_progress(part.frames, part.count, progress and first) as originals,
+            limit_shared_by(2),
         ):
             for posterior in encode_frames(vae, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
@@ -362,6 +363,15 @@ def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathL
 def half(max_memory: Memory | None) -> int | None:
     """Half of a limit, in bytes."""
     return None if max_memory is None else parse_memory(max_memory) // 2
+
+
+@contextmanager
+def limit_shared_by(coders: int) -> Iterator[None]:
+    """Where a memory limit is too little, say that each of so many coders has a part of it."""
+    try:
+        yield
+    except TooLittleMemory as error:
+        raise TooLittleMemory(f"{error}; the limit is shared by {coders} coders") from error
 
 
 def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> tqdm:

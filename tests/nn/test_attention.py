@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from wanvae.nn import AttentionBlock, TimeAttentionBlock
+from wanvae.planning import MemoryMeter
 
 
 def randomised(block: nn.Module) -> nn.Module:
@@ -49,6 +50,18 @@ def test_a_causal_window_streams(window, plan):
         (keys, _), _ = state
         assert keys.shape[2] <= window - 1
     torch.testing.assert_close(torch.cat(outputs, dim=2), block(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_large_frames_no_scores_are_planned_for(dtype):
+    with torch.device("meta"):
+        block = AttentionBlock(8).to(dtype)
+        frame = torch.empty(1, 8, 1, 256, 256, dtype=dtype)
+    with torch.inference_mode(), MemoryMeter([frame, *block.parameters()]) as meter:
+        block.step(frame, None)
+    # The norm, keys and values, their copies for half types and the result; scores would be 64.
+    copies = 2 if dtype == torch.bfloat16 else 0
+    assert 4 + copies <= meter.peak / frame.nbytes < 6 + copies
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -26,7 +26,8 @@ from wanvae.formats import weights_file
 from wanvae.model import WanVAE
 from wanvae.model_options import add_model_options, load_model
 from wanvae.perceptual import BACKBONES, Lpips, LpipsNetwork, cached_backbone
-from wanvae.planning import TooLittleMemory, parse_memory
+from wanvae.pipeline import limit_shared_by
+from wanvae.planning import parse_memory
 
 DEFAULTS = EvaluationOptions()
 
@@ -40,7 +41,8 @@ def run(arguments: Namespace) -> None:
         media=arguments.media,
         media_seconds=arguments.media_seconds,
     )
-    with launched_processes(arguments.device) as processes:
+    coders = 2 * max(1, len(as_list(arguments.checkpoint)))
+    with launched_processes(arguments.device) as processes, limit_shared_by(coders):
         models = load_models(arguments, device_of(processes))
         device = models[0].vae.device
         try:
@@ -57,9 +59,6 @@ def run(arguments: Namespace) -> None:
             raise KeyboardInterrupt(
                 "clips that were judged are kept; run it again to go on from there"
             ) from None
-        except TooLittleMemory as error:
-            parts = 2 * (len(as_list(arguments.checkpoint)) or 1)
-            raise ValueError(f"{error}; --max-memory is shared by {parts} coders") from error
     # One process speaks for all.
     if evaluation is not None:
         show(arguments.output, evaluation)

@@ -19,6 +19,7 @@ from wanvae.nn.streaming import State
 LARGEST_SCORES = 2**24
 # Kernels are at their fastest from so many queries on.
 FEWEST_QUERIES = 1024
+HALF_TYPES = (torch.bfloat16, torch.float16)
 # Stride, padding and dilation of a 1-conv.
 ONE_POSITION = (1, 1), (0, 0), (1, 1)
 
@@ -96,9 +97,14 @@ class AttentionBlock(Attention):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of queries to all keys, with no more memory than its result."""
-    # Of meta tensors PyTorch would make the scores, which its kernels for devices never hold.
-    return torch.empty_like(q) if q.is_meta else F.scaled_dot_product_attention(q, k, v)
+    """Attention of queries to all keys; of meta tensors with the memory that it takes elsewhere."""
+    if not q.is_meta:
+        return F.scaled_dot_product_attention(q, k, v)
+    # PyTorch would make the scores here, which no kernel holds. Those of CPUs reorder keys and
+    # values of half types.
+    if q.dtype in HALF_TYPES:
+        k, v = k.clone(), v.clone()
+    return torch.empty_like(q)
 
 
 def tokens(images: Tensor) -> Tensor:
