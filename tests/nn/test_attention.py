@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from wanvae.nn import AttentionBlock, TimeAttentionBlock
+from wanvae.nn import AttentionBlock, TimeAttentionBlock, use_channels_last
+from wanvae.nn.attention import attend
 from wanvae.planning import MemoryMeter
 
 
@@ -50,6 +51,24 @@ def test_a_causal_window_streams(window, plan):
         (keys, _), _ = state
         assert keys.shape[2] <= window - 1
     torch.testing.assert_close(torch.cat(outputs, dim=2), block(x))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_channels_are_innermost_in_queries_keys_and_values(frames, monkeypatch):
+    """Kernels of CPUs take several times the memory where they are not."""
+    strides = []
+
+    def record(*tensors):
+        strides.extend(x.stride(-1) for x in tensors)
+        return attend(*tensors)
+
+    monkeypatch.setattr("wanvae.nn.attention.attend", record)
+    block = AttentionBlock(8)
+    use_channels_last(block)
+    video = torch.randn(1, 8, frames, 16, 24).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        block.step(video, None)
+    assert {*strides} == {1}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -73,7 +73,8 @@ class AttentionBlock(Attention):
         positions = size[0] * size[1]
         at_once = min(count, max(1, LARGEST_SCORES // positions**2))
         y = empty((count, channels, 1, positions), images.dtype, images.device)
-        in_a_row = images.flatten(2).unsqueeze(2)
+        # Strides that say of a single image, too, that channels are innermost; kernels need that.
+        in_a_row = images.movedim(1, -1).flatten(1, 2).unsqueeze(1).movedim(-1, 1)
         for some, out in zip(in_a_row.split(at_once), y.split(at_once), strict=True):
             queries = max(FEWEST_QUERIES, LARGEST_SCORES // (at_once * positions))
             self._attend_into(out, some, queries)
