@@ -27,6 +27,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--quick", "--steps", "2", "--videos", str(folder), "--held-out", "judged"]
 
 
+@pytest.mark.slow
 def test_a_whole_comparison(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Full-size model; peak of the resident memory over what it was before the call.
 MEASURE = """
 import sys, torch
-from tools.benchmark import peak_resident_memory
+from tools.measuring import peak_resident_memory
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.nn import use_channels_last
 from wanvae.tiling import Plan
