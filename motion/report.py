@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from motion.evaluation import Evaluation, Summary
 from motion.folders import FolderEvaluation
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.text import writable
+from wanvae.report import write_rows
 
 # Joints that a table shows.
 WORST = 5
@@ -101,18 +101,11 @@ def write_figures(
         CheckpointError: they cannot be written.
     """
     write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
-    write_csv(Path(folder) / "evaluation.csv", evaluation)
+    rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]
+    write_rows(Path(folder) / "evaluation.csv", rows)
 
 
 def write_json(path: Path, evaluation: FolderEvaluation, checkpoint: str) -> None:
     with atomic_path(path) as temporary:
         content = {"model": writable(checkpoint), **as_json(evaluation)}
         temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def write_csv(path: Path, evaluation: FolderEvaluation) -> None:
-    rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

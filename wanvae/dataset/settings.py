@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -101,17 +102,21 @@ class DatasetSettings:
 
     def differences(self, other: DatasetSettings) -> list[str]:
         """What of ``other`` is not the same, in words."""
-        ours, theirs = flat(self), flat(other)
-        differences = [
-            f"{name} is {theirs[name]!r}, not {value!r}"
-            for name, value in ours.items()
-            if theirs[name] != value
-        ]
+        differences = describe_differences(flat(self), flat(other))
         if self.clips != other.clips:
             differences.append(
                 "videos were added, removed or changed, as only --container files allows"
             )
         return differences
+
+
+def describe_differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    """What of ``theirs`` is not the same, in words."""
+    return [
+        f"{name} is {theirs[name]!r}, not {value!r}"
+        for name, value in ours.items()
+        if theirs[name] != value
+    ]
 
 
 def flat(settings: DatasetSettings) -> dict[str, object]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from wanvae.evaluate.records import WorstRecord
 from wanvae.evaluate.scores import LEVELS, WorstFrame
 from wanvae.pipeline import pad_to_multiple
+from wanvae.report.parts import number
 from wanvae.video import VideoWriter, write_video
 
 # H.264 quality of the videos, in which differences to the original have to survive.
@@ -96,7 +97,7 @@ def write_worst(folder: Path, prefix: str, frames: Sequence[WorstFrame]) -> tupl
         records.append(
             WorstRecord(
                 number=frame.number,
-                psnr=frame.psnr if frame.psnr - frame.psnr == 0 else None,
+                psnr=number(frame.psnr),
                 levels=levels,
                 **names,
             )

@@ -17,6 +17,7 @@ from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.evaluate.models import Cost
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial
+from wanvae.report.parts import number
 
 RECORD = "record.json"
 FEATURES = "features.safetensors"
@@ -126,7 +127,7 @@ def model_record(
         information=cost.nats / math.log(2) / pixels,
         encode_seconds=cost.encoding.seconds - cost.reading.seconds,
         decode_seconds=cost.decoding.seconds,
-        frame_psnr=tuple(value if math.isfinite(value) else None for value in scores.psnr),
+        frame_psnr=tuple(map(number, scores.psnr)),
         worst=worst,
     )
 

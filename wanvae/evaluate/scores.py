@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Mean:
 
     def add(self, value: float) -> None:
         """Count a number."""
-        if value - value == 0:
+        if math.isfinite(value):
             self.total += value
             self.count += 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanvae.dataset.settings import describe_differences
 from wanvae.engine.checkpoint import atomic_path, make_directory
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
 from wanvae.perceptual import LpipsNetwork
@@ -109,15 +110,6 @@ def take_folder(folder: Path, settings: EvaluationSettings) -> None:
             f"{folder} was made with other settings: {'; '.join(differences)}; "
             "give the same again, or name another folder"
         )
-
-
-def describe_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """What of ``theirs`` is not the same, in words."""
-    return [
-        f"{name} is {theirs[name]!r}, not {value!r}"
-        for name, value in ours.items()
-        if theirs[name] != value
-    ]
 
 
 def flat(settings: EvaluationSettings) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from wanvae.evaluate.frechet import Moments, frechet_distance
 from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
 from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.settings import EvaluationSettings
+from wanvae.report import write_rows
 
 JSON = "evaluation.json"
 CSV = "evaluation.csv"
@@ -176,13 +176,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         text = json.dumps(to_json_dict(evaluation), indent=1, allow_nan=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
     rows = [csv_row(record, row) for record in evaluation.records for row in record.models]
-    with (
-        atomic_path(folder / CSV) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / CSV, rows)
 
 
 def csv_row(record: TrialRecord, row: ModelRecord) -> Mapping[str, object]:

@@ -12,6 +12,7 @@ from wanvae.report.parts import (
     StickFigures,
     Table,
 )
+from wanvae.report.rows import write_rows
 
 __all__ = [
     "Column",
@@ -24,4 +25,5 @@ __all__ = [
     "StickFigures",
     "Table",
     "write_page",
+    "write_rows",
 ]
