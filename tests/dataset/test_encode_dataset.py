@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from tests.commands import outputs_of
 from tests.helpers import launched, tiny
 from wanvae import WanVAE, cli
 from wanvae.dataset import encode
@@ -66,10 +67,7 @@ def run(capsys: pytest.CaptureFixture[str], files: Path) -> Run:
     def run_command(
         target: Path, *options: object, source: Path = files / "videos", status: int = 0
     ) -> tuple[str, str]:
-        capsys.readouterr()
-        assert cli.main(command(files, source, target, *options)) == status
-        captured = capsys.readouterr()
-        return captured.out, captured.err
+        return outputs_of(capsys, command(files, source, target, *options), status)
 
     return run_command
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.commands import outputs_of
 from tests.evaluate.test_frechet import Stand, save
 from tests.helpers import launched, tiny
 from wanvae import WanVAE, cli
@@ -58,10 +59,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], files: Path) -> Run:
     def run_command(
         target: Path, *options: object, source: Path = files / "videos", status: int = 0
     ) -> tuple[str, str]:
-        capsys.readouterr()
-        assert cli.main(command(files, source, target, *options)) == status
-        captured = capsys.readouterr()
-        return captured.out, captured.err
+        return outputs_of(capsys, command(files, source, target, *options), status)
 
     return run_command
 
