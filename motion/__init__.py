@@ -2,8 +2,8 @@
 
 from motion.config import FeatureSpec, RVQVAEConfig
 from motion.model import RVQVAE, Reconstruction
-from motion.quantize import Quantized, ResidualVQ
-from motion.resnet import Resnet1D
+from motion.networks.resnet import Resnet1D
+from motion.quantizer.residual_vq import Quantized, ResidualVQ
 
 __version__ = "0.1.0"
 

@@ -9,21 +9,22 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 import motion
-from motion import options
-from motion.arrays import read_array
-from motion.clips import READERS, write_clip
-from motion.convert import convert_checkpoint, convert_motion
-from motion.describe import describe_file
-from motion.folders import FolderEvaluation, FolderReport, evaluate_folder, tokenize_folder
-from motion.formats import Layout
+from motion.checkpoints.formats import Layout
+from motion.commands import options
+from motion.commands.convert import convert_checkpoint, convert_motion
+from motion.commands.describe import describe_file
+from motion.commands.folders import FolderEvaluation, FolderReport, evaluate_folder, tokenize_folder
+from motion.commands.options import untold
+from motion.commands.pipeline import detokenize_file, reconstruct_file, render_file, tokenize_file
+from motion.evaluate.page import FigureLimits, write_evaluation_page
+from motion.evaluate.report import table_of, write_figures
+from motion.features.statistics import FeatureStatistics
+from motion.files.arrays import read_array
+from motion.files.clips import READERS, write_clip
 from motion.model import RVQVAE
-from motion.options import untold
-from motion.page import FigureLimits, write_evaluation_page
-from motion.pipeline import detokenize_file, reconstruct_file, render_file, tokenize_file
-from motion.report import table_of, write_figures
-from motion.sample import walk
-from motion.statistics import FeatureStatistics
+from motion.skeleton.sample import walk
 from wanvae.engine.checkpoint import make_directory
+from wanvae.engine.command_line.program import Command, Program
 from wanvae.engine.config import check
 from wanvae.engine.devices import (
     check_device,
@@ -31,7 +32,6 @@ from wanvae.engine.devices import (
     device_of,
     launched_processes,
 )
-from wanvae.engine.program import Command, Program
 
 
 def sample(arguments: Namespace) -> None:
@@ -268,7 +268,7 @@ COMMANDS = {
 
 def train(arguments: Sequence[str], program: str) -> int:
     # Imported here, for no other command needs what it does.
-    from motion import train
+    from motion.train.run import run as train
 
     return train.main(arguments, program)
 

@@ -10,14 +10,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from motion import formats
-from motion.architecture import Untold
+from motion.checkpoints import formats
+from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
-from motion.masking import mask_of, run_masked
-from motion.networks import make_networks
-from motion.normaliser import Normaliser
-from motion.quantize import Quantized, ResidualVQ
-from motion.streaming import SessionState, StreamDecoder, StreamEncoder
+from motion.features.normalizer import Normaliser
+from motion.networks.build import make_networks
+from motion.networks.masking import mask_of, run_masked
+from motion.quantizer.residual_vq import Quantized, ResidualVQ
+from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.residual import ActivationKind
@@ -75,7 +75,7 @@ class RVQVAE(nn.Module):
                 Layout, widths, depths, stages and code books are found out.
             activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
                 tensors of the latter; None is as published (see
-                :class:`~motion.architecture.Untold`).
+                :class:`~motion.checkpoints.architecture.Untold`).
             device: where to put it; None is the CPU.
 
         Raises:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from motion.clip import Clip
-from motion.joint_names import side_of
-from motion.skeleton import Skeleton, end_positions
+from motion.skeleton.clip import Clip
+from motion.skeleton.joint_names import side_of
+from motion.skeleton.tree import Skeleton, end_positions
 from wanvae.video import VideoWriter, write_video
 
 BACKGROUND = (0.97, 0.97, 0.96)

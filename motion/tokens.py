@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motion.arrays import load_array, load_arrays
+from motion.checkpoints.formats import require_suffix
 from motion.errors import ClipError
-from motion.formats import require_suffix
+from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
-from motion.skeleton import Skeleton
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import CheckpointError, atomic_path, read_tensors, write_tensors
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
 
@@ -39,7 +39,7 @@ class Body:
     Attributes:
         skeleton: whose joints moved.
         start: (x, z) of the root in the first frame, metres.
-        betas, gender: as a :class:`~motion.clip.Clip` has them.
+        betas, gender: as a :class:`~motion.skeleton.clip.Clip` has them.
     """
 
     skeleton: Skeleton

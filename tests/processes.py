@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import WAN22, random_video, tiny
 from wanvae import WanVAE, model
-from wanvae.nn import convolve
-from wanvae.planning import Job, Planner
-from wanvae.sharding import Shares, share_out
-from wanvae.tiling import Network, Plan
+from wanvae.execution.budget import Job, Planner
+from wanvae.execution.sharding import Shares, share_out
+from wanvae.execution.tiling import Network, Plan
+from wanvae.nn.kernels import convolve
 
 VARIANTS = [{}, {"attn_scales": (0.5,)}, {"temporal_downsample": (True, False, True)}, WAN22]
 EXACTLY = {"rtol": 0, "atol": 1e-10}

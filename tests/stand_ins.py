@@ -12,8 +12,8 @@ from tokenizers.models import WordLevel
 
 from tests.helpers import randomise
 from wanvae import WanVAE, WanVAEConfig
-from wanvae.convert import convert
-from wanvae.formats import Layout
+from wanvae.checkpoints.formats import Layout
+from wanvae.commands.convert import convert
 from wanvae.video import write_video
 
 with warnings.catch_warnings():

@@ -6,17 +6,17 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-import motion.train
-import wanvae.train
-from wanvae.engine.arguments import parse_config
+import motion.train.run
+import wanvae.train.run
+from wanvae.engine.command_line.arguments import parse_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-KINDS = {"motion": motion.train.TrainConfig, "video": wanvae.train.TrainConfig}
+KINDS = {"motion": motion.train.run.TrainConfig, "video": wanvae.train.run.TrainConfig}
 FILES = [f"{kind}/{path.name}" for kind in KINDS for path in (CONFIGS / kind).glob("*.yaml")]
 
 
-def load(name: str) -> wanvae.train.TrainConfig | motion.train.TrainConfig:
+def load(name: str) -> wanvae.train.run.TrainConfig | motion.train.run.TrainConfig:
     kind = KINDS[name.partition("/")[0]]
     return parse_config(kind, "test", "", [f"--config={CONFIGS / name}"])
 

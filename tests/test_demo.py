@@ -7,7 +7,7 @@ import torch
 
 from wanvae import WanVAE
 from wanvae.demo import demo_clip, demo_weights
-from wanvae.losses import peak_signal_to_noise
+from wanvae.train.losses import peak_signal_to_noise
 from wanvae.video import probe, read_clip
 
 

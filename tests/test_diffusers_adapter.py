@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from tests.helpers import random_video, randomise, tiny
 from wanvae import WanVAE
-from wanvae.convert import convert
-from wanvae.formats import Layout
+from wanvae.checkpoints.formats import Layout
+from wanvae.commands.convert import convert
 
 pytest.importorskip("transformers")
 with warnings.catch_warnings():

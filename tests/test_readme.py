@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 
 import motion.cli
-import motion.train
+import motion.train.run
 import wanvae.cli
-import wanvae.train
+import wanvae.train.run
 from tests.readme import BLOCKS, LEFT_OUT, ROOT, SPANS, TEXT, Block, Call, calls
-from wanvae.engine.arguments import config_parser
-from wanvae.engine.program import TRAIN
+from wanvae.engine.command_line.arguments import config_parser
+from wanvae.engine.command_line.program import TRAIN
 
 PROGRAMS = {"wanvae": wanvae.cli.PROGRAM, "motion": motion.cli.PROGRAM}
-CONFIGS = {"wanvae": wanvae.train.TrainConfig, "motion": motion.train.TrainConfig}
+CONFIGS = {"wanvae": wanvae.train.run.TrainConfig, "motion": motion.train.run.TrainConfig}
 CALLS = tuple(dict.fromkeys(calls()))
 OPTIONS = tuple(dict.fromkeys(span for span in SPANS if span.startswith("--")))
 PYTHON = tuple(block for block in BLOCKS if block.language == "python")

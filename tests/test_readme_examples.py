@@ -26,27 +26,27 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 import motion.cli
-import motion.train
+import motion.train.run
 import wanvae.cli
 from motion import RVQVAE
+from motion.checkpoints.formats import Layout as MotionLayout
+from motion.commands.convert import convert_checkpoint
 from motion.config import WanConfig
-from motion.convert import convert_checkpoint
-from motion.formats import Layout as MotionLayout
 from tests.helpers import random_video
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, README, ROOT, call_of
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
 from wanvae import WanVAE, WanVAEConfig
-from wanvae.convert import convert
-from wanvae.formats import Layout
+from wanvae.checkpoints.formats import Layout
+from wanvae.commands.convert import convert
+from wanvae.execution.budget import Job
+from wanvae.execution.tiling import Plan
 from wanvae.model import make_planner
-from wanvae.planning import Job
-from wanvae.tiling import Plan
 from wanvae.video import probe
 
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
     "motion": motion.cli.main,
-    "motion.train": motion.train.main,
+    "motion.train": motion.train.run.main,
     "wanvae": wanvae.cli.main,
 }
 PROGRAMS = {

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from motion.receptive import effective_kernel
-from motion.resnet import Resnet1D
+from motion.networks.receptive import effective_kernel
+from motion.networks.resnet import Resnet1D
 from tools.comparing import count_parameters, nearest, widths_around
 from wanvae.nn import CausalConv, Sequential
 
@@ -69,7 +69,7 @@ def waves(length: int, width: int) -> Tensor:
 
 
 def make_body(kind: BackboneKind, width: int, depth: int, growth: int) -> nn.Module:
-    """A body of about as many parameters as a :class:`~motion.resnet.Resnet1D` of ``depth``.
+    """A body of about as many parameters as a ``Resnet1D`` of ``depth``.
 
     Of the LSTM and the Transformer the hidden width is chosen for that.
 

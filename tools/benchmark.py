@@ -51,10 +51,11 @@ from tools.measuring import (
     timed,
     write_json,
 )
-from wanvae import WanVAE, WanVAEConfig, planning
-from wanvae.convert import convert
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.checkpoints.formats import Layout
+from wanvae.commands.convert import convert
 from wanvae.engine.checkpoint import atomic_path
-from wanvae.formats import Layout
+from wanvae.execution import budget as planning
 from wanvae.model import make_planner
 
 Side = Literal["ours", "peer"]

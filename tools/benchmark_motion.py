@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from motion import RVQVAE, ResidualVQ, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.normaliser import Normaliser
+from motion.features.normalizer import Normaliser
 from tools.measuring import (
     add_options,
     aligned,

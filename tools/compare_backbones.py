@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import FeatureSpec, QuantizerConfig, ResnetConfig
-from motion.evaluation import evaluate
-from motion.receptive import receptive_field
-from motion.recording import read_recording
-from motion.train import MotionTraining
+from motion.evaluate.evaluation import evaluate
+from motion.features.recording import read_recording
+from motion.networks.receptive import receptive_field
+from motion.train.run import MotionTraining
 from tools.backbones import (
     BackboneKind,
     Recall,
@@ -72,7 +72,7 @@ from tools.comparing import (
     write_walk,
 )
 from tools.measuring import aligned, exit_status, require
-from wanvae.engine.trainer_config import TrainerConfig
+from wanvae.engine.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

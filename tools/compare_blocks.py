@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import FeatureSpec, QuantizerConfig, WanConfig
-from motion.train import MotionTraining
+from motion.train.run import MotionTraining
 from tools.comparing import (
     Measurement,
     Results,
@@ -63,20 +63,20 @@ from tools.comparing import (
 )
 from tools.measuring import BenchmarkError, aligned, exit_status, require
 from wanvae import WanVAE, WanVAEConfig
-from wanvae.data import DataConfig, VideoClips
 from wanvae.demo import demo_clip
 from wanvae.engine.checkpoint import load_in_place
-from wanvae.engine.task import Task
-from wanvae.engine.trainer import make_accelerator
-from wanvae.engine.trainer_config import TrainerConfig
-from wanvae.held_out import Clip, EvaluationConfig, evaluate, usable_clips
-from wanvae.initialise import start_as_image_model
-from wanvae.losses import LossConfig
-from wanvae.metrics import psnr
+from wanvae.engine.training.task import Task
+from wanvae.engine.training.trainer import make_accelerator
+from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.metrics.images import psnr
 from wanvae.nn import use_channels_last
 from wanvae.nn.norm import NormKind
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec, make_block
-from wanvae.train import TrainConfig, VideoTraining
+from wanvae.train.crops import DataConfig, VideoClips
+from wanvae.train.held_out import Clip, EvaluationConfig, evaluate, usable_clips
+from wanvae.train.initialize import start_as_image_model
+from wanvae.train.losses import LossConfig
+from wanvae.train.run import TrainConfig, VideoTraining
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

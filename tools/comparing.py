@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from motion.clips import write_clip
-from motion.data import DataConfig
-from motion.losses import LossConfig
-from motion.sample import walk
-from motion.train import MotionTraining, TrainConfig
+from motion.files.clips import write_clip
+from motion.skeleton.sample import walk
+from motion.train.losses import LossConfig
+from motion.train.run import MotionTraining, TrainConfig
+from motion.train.windows import DataConfig
 from tools.benchmark import attention_flops
 from tools.measuring import (
     BenchmarkError,
@@ -33,11 +33,11 @@ from tools.measuring import (
     write_content,
 )
 from wanvae.engine.checkpoint import atomic_path
-from wanvae.engine.evaluating import evaluating
-from wanvae.engine.optimization import Optimization
-from wanvae.engine.task import Task
-from wanvae.engine.trainer import make_accelerator
-from wanvae.engine.trainer_config import TrainerConfig
+from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.optimization import Optimization
+from wanvae.engine.training.task import Task
+from wanvae.engine.training.trainer import make_accelerator
+from wanvae.engine.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
-from wanvae.nn.memory import POOL
+from wanvae.nn.kernels.pool import POOL
 
 
 class BenchmarkError(RuntimeError):

@@ -12,29 +12,29 @@ from typing import Any
 from jsonargparse import Namespace
 
 import wanvae
-from wanvae.config import WanVAEConfig
-from wanvae.convert import convert, load_complete
-from wanvae.dataset.command import ENCODE_DATASET
-from wanvae.demo import demo_clip, demo_weights
-from wanvae.engine.arguments import Parser
-from wanvae.engine.config import to_json_dict
-from wanvae.engine.program import Command, Program, add_progress_option
-from wanvae.evaluate.command import EVALUATE
-from wanvae.formats import Layout
-from wanvae.latents import parse_rate
-from wanvae.manifest import MANIFEST, write_manifest
-from wanvae.model import check_length, check_size, make_planner
-from wanvae.model_options import (
+from wanvae.checkpoints.formats import Layout
+from wanvae.commands.convert import convert, load_complete
+from wanvae.commands.options import (
     DTYPES,
     add_memory_option,
     add_model_options,
     add_shard_option,
     model_to_share,
 )
-from wanvae.pipeline import decode_file, encode_file, reconstruct_file
-from wanvae.planning import Job, Planner, choose_plan, show_memory
-from wanvae.sharding import expected_speedup, share_out
-from wanvae.tiling import Plan
+from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
+from wanvae.config import WanVAEConfig
+from wanvae.dataset.command import ENCODE_DATASET
+from wanvae.demo import demo_clip, demo_weights
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command, Program, add_progress_option
+from wanvae.engine.config import to_json_dict
+from wanvae.evaluate.command import EVALUATE
+from wanvae.execution.budget import Job, Planner, choose_plan, show_memory
+from wanvae.execution.sharding import expected_speedup, share_out
+from wanvae.execution.tiling import Plan
+from wanvae.folders.manifest import MANIFEST, write_manifest
+from wanvae.latents.file import parse_rate
+from wanvae.model import check_length, check_size, make_planner
 
 SIDE_HELP = "pixels, a multiple of 8 (16 for Wan2.2)"
 VIDEO_HELP = "video or image to read; anything FFmpeg reads"
@@ -347,7 +347,7 @@ COMMANDS = {
 
 def train(arguments: Sequence[str], program: str) -> int:
     # Imported here, for no other command needs what it does.
-    from wanvae import train
+    from wanvae.train.run import run as train
 
     return train.main(arguments, program)
 

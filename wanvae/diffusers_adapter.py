@@ -14,12 +14,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from wanvae import formats
-from wanvae.diffusers_layout import DIFFUSERS_CONFIG, wan_config
+from wanvae.checkpoints import formats
+from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, wan_config
 
 if TYPE_CHECKING:
+    from wanvae.execution.budget import Memory
     from wanvae.model import WanVAE
-    from wanvae.planning import Memory
 
 # The largest tile unless another is asked for, as in diffusers: pixels.
 TILE_SIZE = 256

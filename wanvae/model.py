@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wanvae import formats, hub
+from wanvae.checkpoints import formats, hub
+from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.latent_statistics import statistics_like
-from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
-from wanvae.planning import Job, Memory, Planner, TileSize, choose_plan
-from wanvae.posterior import Posterior
-from wanvae.sharding import Processes, ShardedCoding, Shares, share_out
-from wanvae.streaming import (
+from wanvae.execution.budget import Job, Memory, Planner, TileSize, choose_plan
+from wanvae.execution.sessions import (
     Rules,
     SessionState,
     StreamDecoder,
     StreamEncoder,
     require_streamable,
 )
-from wanvae.tiling import Coding, Network, Plan, make_network, make_tiles
+from wanvae.execution.sharding import Processes, ShardedCoding, Shares, share_out
+from wanvae.execution.tiling import Coding, Network, Plan, make_network, make_tiles
+from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.posterior import Posterior
 
 if TYPE_CHECKING:
     from wanvae.diffusers_adapter import DiffusersVAE

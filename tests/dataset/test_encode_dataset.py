@@ -28,7 +28,7 @@ from wanvae.dataset import encode
 from wanvae.dataset.files import index_file
 from wanvae.dataset.plan import share
 from wanvae.dataset.settings import DatasetOptions
-from wanvae.latents_spool import LatentsSpool
+from wanvae.latents.spool import LatentsSpool
 from wanvae.video import VideoWriter, read_video, write_video
 
 STATISTICS = {"latents_mean": (0.5, -0.25), "latents_std": (2.0, 0.5)}
@@ -367,7 +367,7 @@ def test_no_memory_is_no_broken_video(
     def run_out(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("wanvae.dataset.frames.fitted", run_out)
+    monkeypatch.setattr("wanvae.folders.frames.fitted", run_out)
     assert "out of memory; try" in run(tmp_path / "out", status=1)[1]
     assert not (tmp_path / "out" / "failures.jsonl").exists()
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.evaluate.test_frechet import Stand, save
 from torch import Tensor
 
 from tests.commands import outputs_of
-from tests.evaluate.test_frechet import Stand, save
 from tests.helpers import launched, tiny
 from wanvae import WanVAE, cli
+from wanvae.commands.pipeline import pad_to_multiple
 from wanvae.evaluate import command as evaluate_command
 from wanvae.evaluate import evaluation, run
-from wanvae.metrics import psnr, ssim
-from wanvae.pipeline import pad_to_multiple
+from wanvae.metrics.images import psnr, ssim
 from wanvae.video import read_video, write_video
 
 HOSTILE = "<script>alert(1)<|script>.mp4"

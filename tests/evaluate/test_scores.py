@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.ndimage import convolve1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from tests.test_perceptual import features
 from torch import Tensor
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from tests.test_perceptual import features
 from wanvae.evaluate.scores import APART, WORST, Mean, Scores
-from wanvae.perceptual import Lpips
+from wanvae.metrics.lpips import Lpips
 
 # Of the scales of MS-SSIM, from fine to coarse (Wang et al. 2003).
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.evaluate.trials import Trial, TrialList, find_trials, make_trial, share
-from wanvae.manifest import Entry, write_manifest
+from wanvae.folders.manifest import Entry, write_manifest
 from wanvae.video import write_video
 
 

@@ -10,8 +10,8 @@ import pytest
 import roma
 import torch
 
-from motion.clip import Clip
-from motion.skeleton import EULER_ORDERS, EndSite, Skeleton
+from motion.skeleton.clip import Clip
+from motion.skeleton.tree import EULER_ORDERS, EndSite, Skeleton
 
 T = TypeVar("T")
 RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "motion"

@@ -6,9 +6,9 @@ import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.features import extract_features
-from motion.sample import walk
-from motion.statistics import FeatureStatistics
+from motion.features.features import extract_features
+from motion.features.statistics import FeatureStatistics
+from motion.skeleton.sample import walk
 
 WALK = walk(41)
 # 330 channels of 55 joints, as BEAT2's; and 333, with the root.

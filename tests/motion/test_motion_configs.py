@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from motion import RVQVAE, RVQVAEConfig
-from motion.receptive import receptive_field
+from motion.networks.receptive import receptive_field
 from wanvae.engine.config import from_json_dict, to_json_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "motion"

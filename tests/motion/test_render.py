@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from motion.bodies import HUMANML3D
 from motion.render import (
     CELL,
     LEFT,
@@ -18,7 +17,8 @@ from motion.render import (
     render_video,
     side_colour,
 )
-from motion.sample import walk
+from motion.skeleton.named import HUMANML3D
+from motion.skeleton.sample import walk
 from wanvae.video import VideoError, read_video
 
 WALK = Figure.of_clip(walk(12))

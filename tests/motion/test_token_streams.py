@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
-from motion.statistics import FeatureStatistics
+from motion.features.statistics import FeatureStatistics
 from tests.helpers import randomise, tensors_in
 
 BASE = RVQVAEConfig(

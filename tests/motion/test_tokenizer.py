@@ -7,7 +7,7 @@ import torch
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
-from motion.statistics import FeatureStatistics
+from motion.features.statistics import FeatureStatistics
 from tests.helpers import randomise
 from tests.motion import golden
 from wanvae.nn.norm import BatchNorm

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from motion.bodies import SMPLX
-from motion.clip import ClipError
+from motion.skeleton.clip import ClipError
+from motion.skeleton.named import SMPLX
 from motion.tokens import (
     FORMAT,
     Body,

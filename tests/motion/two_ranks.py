@@ -1,6 +1,6 @@
-"""Train as ``motion.train`` does and write what each process holds in the end.
+"""Train as ``motion.train.run`` does and write what each process holds in the end.
 
-``python -m tests.motion.two_ranks OPTIONS`` takes the options of ``motion.train``; the state of
+``python -m tests.motion.two_ranks OPTIONS`` takes the options of ``motion.train.run``; the state of
 process n goes to ``rank-n.safetensors`` in the directory of the run.
 """
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from motion.train import MotionTraining, TrainConfig
-from wanvae.engine.arguments import parse_config
+from motion.train.run import MotionTraining, TrainConfig
 from wanvae.engine.checkpoint import write_tensors
-from wanvae.engine.trainer import make_accelerator, train
+from wanvae.engine.command_line.arguments import parse_config
+from wanvae.engine.training.trainer import make_accelerator, train
 
 
 def main(arguments: list[str] | None = None) -> None:

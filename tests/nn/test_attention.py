@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from wanvae.execution.budget import MemoryMeter
 from wanvae.nn import AttentionBlock, TimeAttentionBlock, use_channels_last
 from wanvae.nn.attention import attend
-from wanvae.planning import MemoryMeter
 
 
 def randomised(block: nn.Module) -> nn.Module:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
+from wanvae.commands.options import DTYPES, add_model_options, checkpoint_of, load_model
 from wanvae.dataset.encode import DatasetReport, encode_dataset
 from wanvae.dataset.settings import DatasetOptions
-from wanvae.engine.arguments import Parser
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
-from wanvae.engine.program import Command
-from wanvae.model_options import DTYPES, add_model_options, checkpoint_of, load_model
-from wanvae.planning import parse_memory
+from wanvae.execution.budget import parse_memory
 
 # How many failures and left out videos are named.
 SHOWN = 10

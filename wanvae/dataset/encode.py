@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.dataset.clips import Clip
+from wanvae.commands.pipeline import encode_frames
 from wanvae.dataset.files import WRITERS, StoredClip, Unit, clip_metadata, index_file
-from wanvae.dataset.frames import ClipError, Row, raised, read_clips
 from wanvae.dataset.plan import Job, prepare, share
 from wanvae.dataset.records import (
     FAILURES,
@@ -37,11 +36,12 @@ from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
 from wanvae.engine.checkpoint import unwritable
 from wanvae.engine.processes import made_by_first_process, objects_of_processes
-from wanvae.latents_spool import LatentsSpool
-from wanvae.manifest import MANIFEST
+from wanvae.execution.budget import Memory, TileSize
+from wanvae.folders.clips import Clip
+from wanvae.folders.frames import ClipError, Row, raised, read_clips
+from wanvae.folders.manifest import MANIFEST
+from wanvae.latents.spool import LatentsSpool
 from wanvae.model import WanVAE
-from wanvae.pipeline import encode_frames
-from wanvae.planning import Memory, TileSize
 from wanvae.posterior import LOGVAR_RANGE, Posterior
 from wanvae.video import Frame
 

@@ -19,13 +19,13 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from wanvae.config import WanVAEConfig
-from wanvae.dataset.clips import Clip
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json
-from wanvae.latents import VideoShape, video_metadata
-from wanvae.latents_spool import LatentsSpool, safetensors_header
+from wanvae.folders.clips import Clip
+from wanvae.latents.file import VideoShape, video_metadata
+from wanvae.latents.spool import LatentsSpool, safetensors_header
 
 SUFFIX = ".safetensors"
 # In the metadata of a safetensors file of many clips.

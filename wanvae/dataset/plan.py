@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from wanvae.dataset.clips import Clip, find_clips, parse_cut
+from wanvae.checkpoints.formats import weights_file
 from wanvae.dataset.files import Unit, plan_units
 from wanvae.dataset.records import FAILURES, Failure, read_failures, write_lines
 from wanvae.dataset.settings import (
@@ -19,8 +19,8 @@ from wanvae.dataset.settings import (
     write_settings,
 )
 from wanvae.engine.checkpoint import is_nested, make_directory, remove_temporaries
-from wanvae.formats import weights_file
-from wanvae.manifest import load_entries
+from wanvae.folders.clips import Clip, find_clips, parse_cut
+from wanvae.folders.manifest import load_entries
 from wanvae.model import WanVAE
 
 # Bytes of a file that are hashed at once.

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import check, check_option, from_json_dict, parse_json, to_json_dict
-from wanvae.latent_statistics import statistics_like
 
 SETTINGS = "dataset.json"
 

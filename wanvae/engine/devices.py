@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from wanvae.engine.arguments import Parser
 from wanvae.engine.checkpoint import first_sentence
+from wanvae.engine.command_line.arguments import Parser
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -10,24 +10,24 @@ from typing import get_args
 import torch
 from jsonargparse import Namespace
 
+from wanvae.checkpoints.formats import weights_file
+from wanvae.commands.options import add_model_options, load_model
+from wanvae.commands.pipeline import limit_shared_by
 from wanvae.dataset.command import show_some
 from wanvae.dataset.plan import digest_of_file
 from wanvae.demo import demo_weights
-from wanvae.engine.arguments import Parser
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
-from wanvae.engine.program import Command
 from wanvae.evaluate.evaluation import Networks, evaluate
-from wanvae.evaluate.frechet import I3D
 from wanvae.evaluate.models import Judged, judge_diffusers, judge_stream
 from wanvae.evaluate.page import PAGE, QUALITY
 from wanvae.evaluate.settings import EvaluationOptions, ModelFacts
 from wanvae.evaluate.summary import Evaluation
-from wanvae.formats import weights_file
+from wanvae.execution.budget import parse_memory
+from wanvae.metrics.frechet import I3D
+from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, cached_backbone
 from wanvae.model import WanVAE
-from wanvae.model_options import add_model_options, load_model
-from wanvae.perceptual import BACKBONES, Lpips, LpipsNetwork, cached_backbone
-from wanvae.pipeline import limit_shared_by
-from wanvae.planning import parse_memory
 
 DEFAULTS = EvaluationOptions()
 

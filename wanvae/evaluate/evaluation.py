@@ -14,7 +14,6 @@ import wanvae
 from wanvae.dataset.plan import digest_of_file
 from wanvae.engine.checkpoint import is_nested, remove_temporaries
 from wanvae.engine.processes import made_by_first_process
-from wanvae.evaluate.frechet import I3D, WINDOW
 from wanvae.evaluate.models import Judged
 from wanvae.evaluate.page import write_report
 from wanvae.evaluate.run import TRIALS, Judging, Outcome, run_trials
@@ -27,7 +26,8 @@ from wanvae.evaluate.summary import (
     write_evaluation,
 )
 from wanvae.evaluate.trials import TrialList, find_trials
-from wanvae.perceptual import Lpips
+from wanvae.metrics.frechet import I3D, WINDOW
+from wanvae.metrics.lpips import Lpips
 
 if TYPE_CHECKING:
     from accelerate import PartialState

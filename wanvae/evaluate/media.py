@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
+from wanvae.commands.pipeline import pad_to_multiple
 from wanvae.evaluate.records import WorstRecord
 from wanvae.evaluate.scores import LEVELS, WorstFrame
-from wanvae.pipeline import pad_to_multiple
 from wanvae.report.parts import number
 from wanvae.video import VideoWriter, write_video
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from wanvae import formats
+from wanvae.checkpoints import formats
+from wanvae.commands.pipeline import encode_frames, pad_to_multiple
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.evaluate.settings import ModelFacts
+from wanvae.execution.budget import TileSize
+from wanvae.execution.sessions import require_streamable
 from wanvae.model import WanVAE, check_reconstructs
-from wanvae.pipeline import encode_frames, pad_to_multiple
-from wanvae.planning import TileSize
 from wanvae.posterior import Posterior
-from wanvae.streaming import require_streamable
 from wanvae.video import Frame
 
 if TYPE_CHECKING:

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.dataset.frames import ClipError, raised, read_clips
 from wanvae.dataset.records import Failure
 from wanvae.engine.ahead import ahead
 from wanvae.engine.checkpoint import unwritable
 from wanvae.engine.processes import objects_of_processes
-from wanvae.evaluate.frechet import I3D, Windows
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
 from wanvae.evaluate.records import (
@@ -33,7 +31,9 @@ from wanvae.evaluate.records import (
 )
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial, TrialList, share
-from wanvae.perceptual import Lpips
+from wanvae.folders.frames import ClipError, raised, read_clips
+from wanvae.metrics.frechet import I3D, Windows
+from wanvae.metrics.lpips import Lpips
 from wanvae.video import Frame
 
 if TYPE_CHECKING:

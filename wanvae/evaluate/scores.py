@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wanvae.metrics import ms_ssim, psnr, ssim
-from wanvae.perceptual import Lpips
+from wanvae.metrics.images import ms_ssim, psnr, ssim
+from wanvae.metrics.lpips import Lpips
 
 # How many frames are kept as the worst of a clip, and how far apart they are at least.
 WORST = 2

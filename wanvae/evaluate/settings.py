@@ -10,7 +10,7 @@ from typing import Any
 from wanvae.dataset.settings import describe_differences
 from wanvae.engine.checkpoint import atomic_path, make_directory
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
-from wanvae.perceptual import LpipsNetwork
+from wanvae.metrics.lpips import LpipsNetwork
 
 SETTINGS = "settings.json"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from wanvae.dataset.records import Failure
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import to_json_dict
-from wanvae.evaluate.frechet import Moments, frechet_distance
 from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
 from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.settings import EvaluationSettings
+from wanvae.metrics.frechet import Moments, frechet_distance
 from wanvae.report import write_rows
 
 JSON = "evaluation.json"

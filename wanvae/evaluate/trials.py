@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 
-from wanvae.dataset.clips import Clip, fit, parse_sides, rate_of, safe_path, writable
 from wanvae.dataset.records import Failure
 from wanvae.evaluate.settings import EvaluationOptions
-from wanvae.manifest import MANIFEST, Entry, File, load_entries, probe_file, size_and_time
+from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path, writable
+from wanvae.folders.manifest import MANIFEST, Entry, File, load_entries, probe_file, size_and_time
 
 # Letters of a name that are kept in that of a folder.
 LONGEST_SLUG = 60

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
-from wanvae.nn.convolve import convolve, sees_plain_operations
-from wanvae.nn.memory import empty
+from wanvae.nn.kernels.convolve import convolve, sees_plain_operations
+from wanvae.nn.kernels.pool import empty
 from wanvae.nn.norm import RMSNorm
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual

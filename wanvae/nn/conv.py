@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wanvae.nn.convolve import convolution_dtype, convolve, sees_plain_operations
-from wanvae.nn.memory import empty
-from wanvae.nn.pointwise import apply, apply_into
+from wanvae.nn.kernels.convolve import convolution_dtype, convolve, sees_plain_operations
+from wanvae.nn.kernels.pointwise import apply, apply_into
+from wanvae.nn.kernels.pool import empty
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
-from wanvae.nn.convolve import convolve_doubled
+from wanvae.nn.kernels.convolve import convolve_doubled
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.streaming import State, Streaming
 

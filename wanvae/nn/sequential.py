@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
-from wanvae.nn.pointwise import apply
+from wanvae.nn.kernels.pointwise import apply
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, input_region
 

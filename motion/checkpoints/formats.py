@@ -1,0 +1,250 @@
+"""The layouts of motion tokenizer checkpoints: telling them apart, reading and writing them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from motion.checkpoints.architecture import Untold, infer_config
+from motion.config import RVQVAEConfig
+from motion.files.arrays import write_array
+from wanvae.engine.checkpoint import (
+    CheckpointError,
+    TensorFile,
+    first_few,
+    read_tensors,
+    write_pickle,
+    write_tensors,
+)
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+
+FORMAT = "wanvae-motion"
+# Keys under which published files hold the weights, beside optimizer states and counters.
+WRAPPERS = ("vq_model", "net", "state_dict", "model_state")
+PROJECTION = ("embedding_proj.weight", "embedding_proj.bias")
+FIRST_TENSOR = "encoder.model.0.weight"
+MOMASK_BOOK = r"quantizer\.layers\.(\d+)\.codebook"
+# The moving averages of published models are not saved: what each code is taken to have been chosen
+# by in a batch. It is high, so that further training replaces no code before its time.
+ASSUMED_COUNT = 100.0
+# MoMask's, of residual blocks and of the quantiser.
+DROPOUT = 0.2
+
+
+class Layout(Enum):
+    """How a checkpoint names its tensors and says its architecture."""
+
+    NATIVE = "native"
+    MOMASK = "momask"
+    T2M_GPT = "t2m-gpt"
+    GESTURELSM = "gesturelsm"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of any layout.
+
+    Attributes:
+        config: its architecture.
+        tensors: by their native names; not yet checked against the architecture.
+        layout: what it was stored as.
+        notes: what was assumed, for people; one sentence each.
+    """
+
+    config: RVQVAEConfig
+    tensors: dict[str, Tensor]
+    layout: Layout
+    notes: tuple[str, ...]
+
+
+def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
+    """Read a checkpoint, finding out its layout and architecture.
+
+    Args:
+        path: a native ``.safetensors``; or the tensors of MoMask, T2M-GPT, MotionGPT or GestureLSM
+            in a ``.pth``, ``.tar``, ``.ckpt`` or ``.safetensors``.
+        untold: what to take for what the tensors of the latter do not tell.
+
+    Raises:
+        CheckpointError: it cannot be read, has none of these layouts, or ``untold`` does not fit.
+    """
+    untold = untold or Untold()
+    file = read_tensors(path, WRAPPERS)
+    try:
+        if file.metadata.get("format") == FORMAT:
+            return read_native(file, untold)
+        return read_published(file.tensors, untold)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
+    if untold.given:
+        raise ValueError(f"it says its architecture itself; do not give {', '.join(untold.given)}")
+    config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
+    require_size(config, file.tensors)
+    return Checkpoint(config, file.tensors, Layout.NATIVE, ())
+
+
+def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a model is too large, or deep, for its tensors, before it is made."""
+    resnet, wan = config.resnet, config.wan
+    blocks, width = resnet.depth * resnet.down_t, resnet.width
+    if config.network == "wan":
+        blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
+    largest = max(width, config.channels, config.code_dim, config.quantizer.codes)
+    if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
+        raise ValueError("its config describes a larger model than its tensors; save it again")
+
+
+def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
+    """Read the names of MoMask, T2M-GPT or GestureLSM, with any prefix."""
+    tensors, notes = without_prefix(tensors)
+    networks = {n: t.float() for n, t in tensors.items() if not n.startswith("quantizer.")}
+    networks |= {n: t for n, t in tensors.items() if n.endswith("num_batches_tracked")}
+    rest = {name: t.float() for name, t in tensors.items() if name.startswith("quantizer.")}
+    layout, books = read_books(rest)
+    dropout = 0.0 if layout is Layout.T2M_GPT else DROPOUT
+    config, of_config = infer_config(networks, books, untold, dropout)
+    if len(books) > 1 and (books == books[0]).all():
+        config = replace(config, quantizer=replace(config.quantizer, shared=True))
+        books = books[:1]
+        notes.append("code books: all the same, so taken for one that the layers share")
+    notes.append("moving averages of the codes: not in the file, so training starts new ones")
+    notes.append("normaliser: not in the file, so features are taken to be normalised already")
+    return Checkpoint(
+        config,
+        {
+            **networks,
+            "quantizer.books.codes": books,
+            "quantizer.books.sums": books * ASSUMED_COUNT,
+            "quantizer.books.counts": torch.full(books.shape[:2], ASSUMED_COUNT),
+            "quantizer.books.initialised": torch.tensor(True),
+            "normaliser.mean": torch.zeros(config.channels),
+            "normaliser.std": torch.ones(config.channels),
+        },
+        layout,
+        (*of_config, *notes),
+    )
+
+
+def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the tokenizer by their plain names, and a note if there were others."""
+    first = [name for name in tensors if name.endswith(FIRST_TENSOR)]
+    if len(first) != 1:
+        raise ValueError(
+            f"no layout of a motion tokenizer has tensors like {first_few(list(tensors))}; known "
+            "are native (.safetensors written by this package), MoMask, T2M-GPT, MotionGPT and "
+            f"GestureLSM, which have one {FIRST_TENSOR}"
+        )
+    prefix = first[0].removesuffix(FIRST_TENSOR)
+    ours = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if not others:
+        return ours, []
+    return ours, [f"not read: {len(others)} tensors of other models, {first_few(others)}"]
+
+
+def read_books(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor]:
+    """The layout, and the code books ``(Q, K, C)``, of the tensors of a quantiser."""
+    if list(tensors) == ["quantizer.codebook"]:
+        return Layout.T2M_GPT, stacked([tensors["quantizer.codebook"]])
+    numbers = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(MOMASK_BOOK, name)))
+    if not numbers or numbers != list(range(len(numbers))):
+        raise ValueError(
+            "its code books must be quantizer.codebook, or quantizer.layers.0.codebook and so on "
+            f"without a gap, not {first_few(sorted(tensors)) or 'missing'}"
+        )
+    projected = any("embedding_proj" in name for name in tensors)
+    parts = ("codebook", *PROJECTION) if projected else ("codebook",)
+    layers = [[f"quantizer.layers.{number}.{part}" for part in parts] for number in numbers]
+    expected = {name for layer in layers for name in layer}
+    for problem, names in (
+        ("unexpected", tensors.keys() - expected),
+        ("missing", expected - tensors.keys()),
+    ):
+        if names:
+            raise ValueError(f"tensors are {problem}: {first_few(sorted(names))}")
+    books = stacked([tensors[layer[0]] for layer in layers])
+    if not projected:
+        return Layout.MOMASK, books
+    weights, biases = (torch.stack([tensors[layer[i]] for layer in layers]) for i in (1, 2))
+    return Layout.GESTURELSM, books @ weights.mT + biases[:, None]
+
+
+def stacked(books: list[Tensor]) -> Tensor:
+    shapes = sorted({tuple(book.shape) for book in books})
+    if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
+        raise ValueError(f"its code books must all be (codes, channels), not {shapes}")
+    return torch.stack(books)
+
+
+def save_native(
+    path: str | PathLike[str], config: RVQVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a native checkpoint: one ``.safetensors`` with the config in the metadata.
+
+    Raises:
+        CheckpointError: ``path`` does not end in .safetensors, or cannot be written.
+    """
+    require_suffix(path, ".safetensors")
+    metadata = {"format": FORMAT, "config": json.dumps(to_json_dict(config))}
+    write_tensors(path, tensors, metadata)
+
+
+def save_momask(
+    path: str | PathLike[str], config: RVQVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write the tensors that MoMask reads, in a ``.tar`` or ``.pth``.
+
+    This layout has neither config nor moving averages: whoever reads it must know the options of
+    the network. Nor has it the normaliser, which goes, where there is one, to files of its name
+    that end in ``_mean.npy`` and ``_std.npy``.
+
+    Raises:
+        CheckpointError: ``path`` has another suffix or cannot be written, or MoMask has no such
+            network.
+    """
+    require_suffix(path, ".tar", ".pth")
+    require_published(config)
+    networks = {n: t for n, t in tensors.items() if n.startswith(("encoder.", "decoder."))}
+    books = tensors["quantizer.books.codes"].expand(config.quantizer.layers, -1, -1)
+    named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
+    write_pickle(path, networks | named, wrapper="vq_model")
+    statistics = {name: tensors[f"normaliser.{name}"] for name in ("mean", "std")}
+    if statistics["mean"].any() or not (statistics["std"] == 1).all():
+        for name, values in statistics.items():
+            write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)
+
+
+def require_published(config: RVQVAEConfig) -> None:
+    """Raise CheckpointError if MoMask's code has no such network."""
+    resnet, quantizer = config.resnet, config.quantizer
+    refused = {
+        "network wan": config.network != "resnet",
+        "causal convolutions": resnet.causal,
+        "attention": resnet.attention,
+        "other order of dilations": not resnet.reverse_dilation,
+        "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
+        "cosine metric": quantizer.metric != "euclidean",
+    }
+    reasons = [reason for reason, applies in refused.items() if applies]
+    if reasons:
+        raise CheckpointError(
+            f"the momask layout has no {', no '.join(reasons)}; use the native layout"
+        )
+
+
+def require_suffix(path: str | PathLike[str], *suffixes: str) -> None:
+    if Path(path).suffix not in suffixes:
+        raise CheckpointError(f"{path} must end in {' or '.join(suffixes)}; change its name")

@@ -1,0 +1,1 @@
+"""Motion files: BVH, SMPL-X and arrays of numbers."""

@@ -1,0 +1,17 @@
+"""The encoder and the decoder that a config names."""
+
+from __future__ import annotations
+
+from motion.config import RVQVAEConfig
+from motion.networks.resnet import ResnetDecoder, ResnetEncoder
+from wanvae.nn import Decoder, Encoder, Streaming
+
+
+def make_networks(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
+    """Encoder and decoder, between ``(B, channels, T)`` and ``(B, code_dim, tokens)``."""
+    channels, code_dim = config.channels, config.code_dim
+    if config.network == "wan":
+        coder = config.wan.coder
+        return Encoder(coder, channels, code_dim), Decoder(coder, code_dim, channels)
+    resnet = config.resnet
+    return ResnetEncoder(resnet, channels, code_dim), ResnetDecoder(resnet, code_dim, channels)

@@ -1,0 +1,1 @@
+"""The residual vector quantizer and its codebooks."""

@@ -1,0 +1,148 @@
+"""Code books, and how they are learnt: as moving averages of what chose their codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from motion.config import QuantizerConfig
+from motion.quantizer.codes import Finder, blocks, cluster, random_rows
+from wanvae.engine.processes import (
+    copy_from_first_process,
+    count_processes,
+    gather_from_processes,
+    sum_over_processes,
+)
+
+# The index that stands for no code: of layers that a clip was not quantised by, and of padding.
+NO_CODE = -1
+# The moving average below which a code that nothing chose stays as it is: division by 0 is near.
+SMALLEST_COUNT = 1e-12
+# The moving average that a new code starts with, in those below which it is replaced: it has
+# log(2) / (1 - decay) batches to be chosen in.
+GRACE = 2.0
+
+
+class CodeBooks(nn.Module):
+    """The code books of a residual quantiser of Q layers, of K codes each.
+
+    Latents are rows ``(N, C)`` here. The processes of a run learn together and hold the same books.
+    There are no parameters; the state is
+
+    - ``codes``: ``(Q, K, C)``, or ``(1, K, C)`` where the layers share a book;
+    - ``sums`` and ``counts``: ``(Q, K, C)`` and ``(Q, K)``, moving averages of the latents of a
+      batch that chose each code, and of their number (van den Oord et al., arXiv 1711.00937,
+      appendix A.1);
+    - ``initialised``: whether the codes come from latents.
+    """
+
+    codes: Tensor
+    sums: Tensor
+    counts: Tensor
+    initialised: Tensor
+
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        codes = torch.randn(1 if config.shared else config.layers, config.codes, dim)
+        self.register_buffer("codes", codes)
+        self.register_buffer("sums", codes.clone())
+        self.register_buffer("counts", torch.ones(codes.shape[:2]))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to compute in: float32, or float64 where the codes have it."""
+        return torch.promote_types(self.codes.dtype, torch.float32)
+
+    def finder(self) -> Finder:
+        """What finds codes, as they are now."""
+        return Finder.of(self.codes.to(self.dtype), self.config.metric)
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """The sums ``(N, C)`` of the codes ``(N, Q)`` of the first layers; -1 adds nothing."""
+        books, codes, _ = self.codes.shape
+        first = torch.arange(indices.shape[1], device=indices.device) % books * codes
+        known = indices != NO_CODE
+        return F.embedding_bag(
+            torch.where(known, indices + first, 0),
+            self.codes.to(self.dtype).flatten(0, 1),
+            per_sample_weights=known.to(self.dtype),
+            mode="sum",
+        )
+
+    def initialise(self, rows: Tensor) -> None:
+        """Make the code books from the latents of all processes, each layer's of what is left.
+
+        Layers that share a book share what the first of them makes. Latents that are not finite
+        make none.
+        """
+        everything = torch.cat(gather_from_processes(rows))
+        if not everything.isfinite().all():
+            return
+        left = everything.clone()
+        for book in range(len(self.codes)):
+            made = copy_from_first_process(self._make_book(left))
+            finder = Finder.of(made[None], self.config.metric)
+            for block in blocks(left, len(made)):
+                left[block] -= made[finder.find(left[block], 0)]
+            self.codes[book] = made
+        self.counts.fill_(len(everything) / self.config.codes)
+        self.sums.copy_(self.codes * self.counts[:, :, None])
+        self.initialised.fill_(True)
+
+    def _make_book(self, rows: Tensor) -> Tensor:
+        config = self.config
+        if config.initialisation == "samples":
+            return random_rows(rows, config.codes)
+        return cluster(rows, config.codes, config.metric, config.kmeans_iterations)
+
+    def learn(self, rows: Tensor, indices: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        """Move codes to what chose them, in all processes, and replace those that nothing does.
+
+        What is not finite is not learnt from: it would stay in the averages for ever.
+
+        Args:
+            rows: the latents that were quantised.
+            indices: ``(N, Q)``, the codes they chose.
+            counts: ``(Q, K)``, how many chose each code.
+            sums: ``(Q, K, C)``, the sums of these as each layer was given them.
+
+        Returns:
+            ``counts`` of all processes together.
+        """
+        counts, sums = sum_over_processes(counts), sum_over_processes(sums)
+        if self.config.decay == 1 or not sums.isfinite().all():
+            return counts
+        books, share = len(self.codes), 1 - self.config.decay
+        of_books = counts.unflatten(0, (books, -1)).sum(1), sums.unflatten(0, (books, -1)).sum(1)
+        for average, new in zip((self.counts, self.sums), of_books, strict=True):
+            average.lerp_(new.to(average.dtype), share)
+        dead = (self.counts < self.config.revive_below).nonzero()
+        replacements = self._draw_replacements(rows, indices, dead) if len(dead) else None
+        alive = self.counts > SMALLEST_COUNT
+        means = self.sums / self.counts.clamp_min(SMALLEST_COUNT)[:, :, None]
+        self.codes.copy_(torch.where(alive[:, :, None], means, self.codes))
+        if replacements is not None:
+            place, count = dead.unbind(1), GRACE * self.config.revive_below
+            self.codes[place] = replacements
+            self.sums[place] = replacements * count
+            self.counts[place] = count
+        return counts
+
+    def _draw_replacements(self, rows: Tensor, indices: Tensor, dead: Tensor) -> Tensor:
+        """Random latents ``(M, C)``, as a layer was given them, for codes ``(M, 2)``: book, code.
+
+        All processes get the same, from each in turn.
+        """
+        places = torch.arange(len(dead), device=rows.device)
+        picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
+        layers = dead[:, 0]
+        if self.config.shared:
+            layers = torch.randint(self.config.layers, layers.shape, device=rows.device)
+        before = torch.arange(self.config.layers, device=rows.device) < layers[:, None]
+        taken = torch.where(before, indices[picked], NO_CODE)
+        given = rows[picked] - self.look_up(taken)
+        offered = torch.stack(gather_from_processes(given))
+        return offered[places % count_processes(), places].to(self.codes.dtype)

@@ -1,0 +1,282 @@
+"""Residual vector quantisation with code books learnt as moving averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from motion.config import QuantizerConfig
+from motion.networks.masking import mask_of
+from motion.quantizer.codebooks import NO_CODE, CodeBooks
+from motion.quantizer.codes import Finder, blocks
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantiser makes of latents.
+
+    Attributes:
+        latents: ``(B, C, T)``, sums of codes; gradients go to the latents they stand for.
+        indices: ``(B, T, Q)``, int64, the codes of each layer; -1 where there is none.
+        commitment_loss: scalar; the squared error left by each layer, averaged over channels and
+            latents, then over layers.
+        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K;
+            while training over the batches of all processes.
+        code_use: ``(Q,)``, the part of the codes of each layer that were used, likewise.
+    """
+
+    latents: Tensor
+    indices: Tensor
+    commitment_loss: Tensor
+    perplexity: Tensor
+    code_use: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the layers find for rows of latents.
+
+    Attributes:
+        latents: ``(N, C)``, sums of codes.
+        indices: ``(N, Q)``, -1 where a row is not quantised by a layer.
+        loss: scalar, the commitment loss.
+        loss_gradient: ``(N, C)``, that of the loss in the rows; None if no gradient is wanted.
+        counts: ``(Q, K)``, how many rows chose each code.
+        sums: ``(Q, K, C)``, the sums of these rows as the layer was given them; None in evaluation.
+    """
+
+    latents: Tensor
+    indices: Tensor
+    loss: Tensor
+    loss_gradient: Tensor | None
+    counts: Tensor
+    sums: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a layer does to some rows.
+
+    Attributes:
+        layer: its number.
+        given: ``(N, C)``, what the layers before left.
+        found: ``(N,)``, the code of each row, also of those that the layer leaves as they are.
+        left: ``(N, C)``, ``given`` less its codes.
+    """
+
+    layer: int
+    given: Tensor
+    found: Tensor
+    left: Tensor
+
+
+class StraightThrough(torch.autograd.Function):
+    """Quantised latents and the commitment loss, both of them functions of ``latents``.
+
+    The gradient passes from quantised latents to latents unchanged, once for all layers together.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, latents: Tensor, quantized: Tensor, loss: Tensor, loss_gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(loss_gradient)
+        return quantized.view_as(quantized), loss.view_as(loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_quantized: Tensor, of_loss: Tensor) -> tuple:
+        (loss_gradient,) = ctx.saved_tensors
+        gradient = of_quantized + (of_loss * loss_gradient).to(of_quantized.dtype)
+        return gradient, None, None, None
+
+
+class ResidualVQ(nn.Module):
+    """Quantises latents ``(B, C, T)`` by a row of code books, each taking what those before left.
+
+    While training it learns its codes, its only state (see
+    :class:`~motion.quantizer.codebooks.CodeBooks`).
+    It computes in float32, or in float64 where its codes have it, whatever the latents have.
+    """
+
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.books = CodeBooks(config, dim)
+
+    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
+        """Quantise ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
+        batch, _, length = latents.shape
+        valid = None if lengths is None else mask_of(lengths, length)
+        differentiated = latents.requires_grad and torch.is_grad_enabled()
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            rows = self._rows(latents, valid)
+            layers = self._draw_layers(batch, length, valid)
+            if self.training and not self.books.initialised:
+                self.books.initialise(rows)
+            temperature = self.config.temperature if self.training else 0.0
+            search = self._search(rows, layers, temperature, differentiated)
+            counts = search.counts
+            if search.sums is not None:
+                counts = self.books.learn(rows, search.indices, counts, search.sums)
+            shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+
+        def as_latents(values: Tensor) -> Tensor:
+            """``(N, C)`` as ``(B, C, T)``."""
+            return placed(values, (batch, length), valid, 0).movedim(2, 1)
+
+        quantized, loss = as_latents(search.latents).to(latents.dtype), search.loss
+        if search.loss_gradient is not None:
+            gradient = as_latents(search.loss_gradient)
+            quantized, loss = StraightThrough.apply(latents, quantized, loss, gradient)
+        return Quantized(
+            latents=quantized,
+            indices=placed(search.indices, (batch, length), valid, NO_CODE),
+            commitment_loss=loss,
+            perplexity=torch.special.entr(shares).sum(1).exp(),
+            code_use=(counts > 0).to(shares.dtype).mean(1),
+        )
+
+    @torch.no_grad()
+    def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The indices ``(B, T, Q)`` of ``(B, C, T)``, by all layers; nothing is learnt."""
+        batch, _, length = latents.shape
+        valid = None if lengths is None else mask_of(lengths, length)
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = self._rows(latents, valid)
+            finder = self.books.finder()
+            indices = rows.new_empty(len(rows), self.config.layers, dtype=torch.long)
+            for block in blocks(rows, self.config.codes):
+                for step in self._descend(rows[block], finder):
+                    indices[block, step.layer] = step.found
+        return placed(indices, (batch, length), valid, NO_CODE)
+
+    def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
+        """The latents ``(B, C, T)`` that ``indices`` ``(B, T, Q)`` stand for; -1 adds nothing.
+
+        Args:
+            indices: of all layers, or of the first few.
+            layers: use only so many of them, the first.
+
+        Raises:
+            ValueError: indices have another shape, are no whole numbers or out of range, or there
+                are not as many layers.
+        """
+        self._check_indices(indices)
+        given = indices.shape[2]
+        if layers is not None and not 1 <= layers <= given:
+            raise ValueError(f"layers must be from 1 to {given}, not {layers}")
+        indices = indices[:, :, :layers].to(self.books.codes.device)
+        rows = self.books.look_up(indices.flatten(0, 1))
+        return rows.unflatten(0, indices.shape[:2]).movedim(2, 1)
+
+    def _rows(self, latents: Tensor, valid: Tensor | None) -> Tensor:
+        """``(B, C, T)`` as ``(N, C)``, where ``valid`` ``(B, T)``, in the dtype to compute in."""
+        rows = latents.detach().movedim(1, 2).to(self.books.dtype)
+        return rows.flatten(0, 1) if valid is None else rows[valid]
+
+    def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
+        """How many layers each row is quantised by, ``(N,)``, alike for a clip; None is all."""
+        if not self.training or self.config.dropout == 0:
+            return None
+        device = self.books.codes.device
+        few = torch.randint(1, self.config.layers + 1, (clips,), device=device)
+        dropped = torch.rand(clips, device=device) < self.config.dropout
+        layers = torch.where(dropped, few, self.config.layers)[:, None].expand(-1, length)
+        return layers.flatten() if valid is None else layers[valid]
+
+    def _descend(
+        self,
+        rows: Tensor,
+        finder: Finder,
+        taken: Tensor | None = None,
+        temperature: float = 0.0,
+    ) -> Iterator[Step]:
+        """What each layer does, in turn, to ``(N, C)``.
+
+        Args:
+            taken: ``(N, Q)``, false where a layer leaves a row as it is given.
+        """
+        left = rows
+        for layer in range(self.config.layers):
+            book = layer % len(finder.books)
+            found = finder.find(left, book, temperature)
+            chosen = F.embedding(found, finder.books[book])
+            if taken is not None:
+                chosen *= taken[:, layer, None]
+            given, left = left, left - chosen
+            yield Step(layer, given, found, left)
+
+    def _search(
+        self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool
+    ) -> Search:
+        """Quantise ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
+        finder = self.books.finder()
+        count, codes = self.config.layers, self.config.codes
+        every = torch.arange(count, device=rows.device)
+        taken = None if layers is None else layers[:, None] > every
+        weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
+        weights = mean_weights(weights) / rows.shape[1]
+        indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
+        latents = torch.empty_like(rows)
+        loss_gradient = torch.zeros_like(rows) if differentiated else None
+        loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
+        sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
+        for block in blocks(rows, codes):
+            here = None if taken is None else taken[block]
+            left = rows[block]
+            for step in self._descend(left, finder, here, temperature):
+                layer, given, found, left = step.layer, step.given, step.found, step.left
+                indices[block, layer] = found
+                if here is not None:
+                    given, found = given[here[:, layer]], found[here[:, layer]]
+                counts[layer] += torch.bincount(found, minlength=codes)
+                if sums is not None:
+                    sums[layer].index_add_(0, found, given)
+                weight = weights[block, layer]
+                loss += left.square().sum(1) @ weight
+                if loss_gradient is not None:
+                    loss_gradient[block].addcmul_(left, weight[:, None], value=2)
+            torch.sub(rows[block], left, out=latents[block])
+        if taken is not None:
+            indices.masked_fill_(~taken, NO_CODE)
+        return Search(latents, indices, loss, loss_gradient, counts, sums)
+
+    def _check_indices(self, indices: Tensor) -> None:
+        layers, codes = self.config.layers, self.config.codes
+        if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
+            raise ValueError(
+                f"indices must be (B, T, Q) with Q at most {layers} and none of them 0, not "
+                f"{tuple(indices.shape)}"
+            )
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise ValueError(f"indices must be whole numbers, not {indices.dtype}")
+        if not (indices.min() >= NO_CODE and indices.max() < codes):
+            raise ValueError(
+                f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
+                f"{indices.min()} to {indices.max()}: they are of another model"
+            )
+
+
+def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
+    """Rows ``(N, X)`` as ``(B, T, X)``, with ``absent`` where ``valid`` ``(B, T)`` is not."""
+    if valid is None:
+        return values.unflatten(0, shape)
+    whole = values.new_full((*shape, values.shape[1]), absent)
+    whole[valid] = values
+    return whole
+
+
+def mean_weights(taken: Tensor) -> Tensor:
+    """``(N, Q)`` that sum up to means over rows, then over layers, where ``taken`` is 1 and not 0.
+
+    Layers that take no row do not count.
+    """
+    rows = taken.sum(0)
+    return taken / (rows.clamp_min(1) * (rows > 0).sum().clamp_min(1))

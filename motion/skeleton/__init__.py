@@ -1,0 +1,1 @@
+"""Skeletons, and motion as rotations of their joints."""

@@ -1,0 +1,1 @@
+"""Training a motion tokenizer: ``accelerate launch -m motion.train``."""

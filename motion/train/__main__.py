@@ -1,0 +1,7 @@
+"""``accelerate launch -m motion.train``: train or fine-tune a motion tokenizer."""
+
+import sys
+
+from motion.train.run import main
+
+sys.exit(main())

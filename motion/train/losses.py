@@ -1,0 +1,114 @@
+"""What a motion tokenizer is trained to minimise.
+
+All terms are means over clips, so the mean of the gradients of several processes with as many clips
+each is the gradient of all clips. All are computed in float32, whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from motion.config import RVQVAEConfig
+from motion.features import humanml3d
+from motion.features.features import from_rot6d
+from motion.model import RVQVAE, Reconstruction
+from motion.skeleton.tree import Skeleton, forward_kinematics
+from wanvae.engine.config import check, check_option
+
+ErrorKind = Literal["smooth_l1", "l1", "l2"]
+# From normalised features ``(B, T, D)`` to positions of joints in each frame.
+Locator: TypeAlias = Callable[[Tensor], Tensor]
+
+ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "smooth_l1": F.smooth_l1_loss,
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms, means over all they are of; the defaults are MoMask's.
+
+    Attributes:
+        features: weight of the error of the normalised features.
+        position: weight of the error of where joints are, from the root: of the features that are
+            positions of joints, normalised, or, where there are none, of positions in metres that
+            follow from the rotations.
+        velocity: weight of the error of the normalised features' changes from frame to frame.
+        commitment: weight of the squared distance of latents from their codes.
+        error: of these but the last: "smooth_l1" is half the square below 1 and the absolute error
+            less a half above; "l1" the absolute error, "l2" its square.
+    """
+
+    features: float = 1.0
+    position: float = 0.5
+    velocity: float = 0.0
+    commitment: float = 0.02
+    error: ErrorKind = "smooth_l1"
+
+    def __post_init__(self) -> None:
+        weights = (self.features, self.position, self.velocity)
+        for name in ("features", "position", "velocity", "commitment"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        expected = "above 0 where position and velocity are not"
+        check(max(weights) > 0, "features", self.features, expected)
+        check_option("error", self.error, ErrorKind)
+
+
+class MotionLosses:
+    """The loss terms that a config asks for; those of weight 0 are not computed.
+
+    Args:
+        model: whose output they are of.
+        skeleton: of the motion.
+    """
+
+    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton) -> None:
+        self.config = config
+        self.locate = make_locator(model, skeleton)
+
+    def __call__(self, made: Reconstruction) -> dict[str, Tensor]:
+        """The weighted terms by name, float32 scalars; their sum is the loss."""
+        error = ERRORS[self.config.error]
+        pair = made.output.float(), made.target.float()
+        measures: dict[str, Callable[[], Tensor]] = {
+            "features": lambda: error(*pair),
+            "position": lambda: error(*map(self.locate, pair)),
+            "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
+            "commitment": made.quantized.commitment_loss.float,
+        }
+        weights = {name: getattr(self.config, name) for name in measures}
+        return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
+
+
+def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
+    """How to tell positions of joints, in any unit, from normalised features of ``model``."""
+    spec, joints = model.config.features, skeleton.joints
+    channels = position_channels(model.config, joints)
+    if spec is None or channels is not None:
+        return lambda features: features[..., channels]
+
+    def locate(features: Tensor) -> Tensor:
+        vectors = model.normaliser.denormalise(features)[..., : 6 * joints]
+        rotations = from_rot6d(vectors.unflatten(-1, (joints, 6)), spec.rot6d)
+        origin = rotations.new_zeros(*features.shape[:-1], 3)
+        return forward_kinematics(skeleton, rotations, origin).positions
+
+    return locate
+
+
+def position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
+    """The features that are positions of joints; None if there are none."""
+    spec = config.features
+    if spec is None:
+        return humanml3d.position_channels(config.channels)
+    if not spec.positions:
+        return None
+    first = 6 * joints + 3 * spec.root
+    return slice(first, first + 3 * joints)

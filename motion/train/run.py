@@ -1,0 +1,146 @@
+"""Train or fine-tune a motion tokenizer.
+
+``wanvae-motion train --config configs/motion/tiny.yaml`` does so on one device, and on any number
+of them ``accelerate launch -m motion.train`` with the same options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from motion.config import RVQVAEConfig
+from motion.evaluate.evaluation import evaluate
+from motion.model import RVQVAE
+from motion.render import Figure, render_grid
+from motion.train.losses import LossConfig, MotionLosses
+from motion.train.windows import DataConfig, load_data
+from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.training.command import training_command
+from wanvae.engine.training.task import StepLosses, Task
+from wanvae.engine.training.trainer import make_accelerator, train
+from wanvae.engine.training.trainer_config import TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything about a training run.
+
+    Attributes:
+        model: the architecture, and what its features are.
+        data: the training motion, and what of it is held out; if some is, the checkpoint with the
+            least MPJPE there is kept, unless ``trainer.best`` names another figure.
+        loss: the loss terms.
+        trainer: the loop. It takes no average of the weights (``ema_decay``).
+        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``. Its
+            normaliser stays, where it has one.
+    """
+
+    model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        decay = self.trainer.ema_decay
+        if decay > 0:
+            raise ValueError(
+                f"trainer.ema_decay is {decay}, but codes follow the encoder as it is and would "
+                "not fit an average of it: set it to 0"
+            )
+
+
+class MotionTraining:
+    """What the loop has to know of a motion tokenizer: its losses, and how it is judged.
+
+    Raises:
+        ValueError: there is no motion that the model can learn from, or the weights cannot be read.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        if config.weights is None:
+            self.model = RVQVAE(config.model)
+        else:
+            self.model = RVQVAE.from_pretrained(config.weights)
+        self.accelerator = accelerator
+        report, seed = accelerator.is_main_process, config.trainer.seed
+        self.data = load_data(config.data, self.model.config, seed, report=report)
+        if not self.model.normaliser.is_set:
+            self.model.normaliser.set(self.data.statistics)
+        self.motion_losses = MotionLosses(config.loss, self.model, self.data.skeleton)
+
+    def task(self) -> Task:
+        """What to train."""
+        return Task(
+            model=self.model,
+            samples=self.data.windows,
+            losses=self.losses,
+            save_weights=lambda model, path: model.save_pretrained(path),
+            load_weights=load_in_place,
+            evaluate=self.evaluate if self.data.held_out else None,
+            preview=self.preview if self.data.held_out else None,
+        )
+
+    def losses(
+        self, model: nn.Module, adversary: nn.Module | None, motion: Tensor, step: int
+    ) -> StepLosses:
+        """The losses of a batch, and how it uses the codes: means over the layers."""
+        made = model(motion)
+        figures = {
+            "perplexity": made.quantized.perplexity.mean(),
+            "code_use": made.quantized.code_use.mean(),
+        }
+        return StepLosses(self.motion_losses(made), figures)
+
+    def evaluate(self, model: RVQVAE) -> dict[str, float]:
+        """Figures of the held-out motion: with all layers, in millimetres and degrees."""
+        found = evaluate(
+            model,
+            self.data.held_out,
+            numbers_of_layers=[model.config.quantizer.layers],
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+        )
+        layers = enumerate(found.perplexity.tolist(), start=1)
+        return {
+            "mpjpe": found.mpjpe[-1],
+            "rotation_error": found.rotation_errors[-1],
+            "code_use": found.code_use.mean().item(),
+            "perplexity": found.perplexity.mean().item(),
+            **{f"perplexity_{layer}": value for layer, value in layers},
+        }
+
+    def preview(self, model: RVQVAE, path: Path) -> None:
+        """Frames of the first held-out recording above its reconstruction."""
+        recording = self.data.held_out[0]
+        indices = model.encode(recording.features[None])
+        decoded = model.decode(indices, len(recording))[0].cpu()
+        pair = recording.joints, recording.joints_of(decoded)
+        figures = [Figure.of_joints(joints.positions, recording.skeleton) for joints in pair]
+        render_grid(path, figures, recording.config.fps)
+
+
+def run(config: TrainConfig) -> bool:
+    """Train as ``config`` says; returns whether all steps are done."""
+    accelerator = make_accelerator(config.trainer)
+    torch.manual_seed(config.trainer.seed)
+    task = MotionTraining(config, accelerator).task()
+    trainer = config.trainer
+    if task.evaluate is not None and trainer.best is None:
+        trainer = replace(trainer, best="mpjpe", best_is="lowest")
+    return train(task, trainer, accelerator)
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "motion.train") -> int:
+    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error.
+
+    Args:
+        program: what the command is called in what it prints.
+    """
+    return training_command(TrainConfig, run, program, __doc__, arguments)

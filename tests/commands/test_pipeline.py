@@ -1,0 +1,358 @@
+"""From file to file: sizes, times and lengths are kept, the frames are those of the model, and the
+measures those of torchmetrics and scikit-image."""
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from skimage.metrics import structural_similarity
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from tests.helpers import WAN22, tiny
+from wanvae import WanVAE
+from wanvae.commands.pipeline import decode_file, encode_file, encode_frames, reconstruct_file
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.video import Frame, VideoError, VideoReader, VideoWriter, read_video, write_video
+
+LEVEL = 2 / 255  # one 8 bit level on the scale from -1 to 1
+VARIABLE = (0.0, 0.031, 0.2, 0.2345, 0.9, 1.0, 2.5)
+STATISTICS = {"latents_mean": (0.5, -0.25), "latents_std": (2.0, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def vae() -> WanVAE:
+    return lively(**STATISTICS)
+
+
+def lively(**config: Any) -> WanVAE:
+    """A model whose videos have contrast, so that wrong frames are seen."""
+    vae = tiny(**config).float()
+    with torch.no_grad():
+        vae.decoder.head[2].weight *= 4
+    return vae
+
+
+def waves(frames: int = 7, width: int = 30, height: int = 21) -> Tensor:
+    """(3, frames, height, width), smooth and moving."""
+    t, y, x = torch.meshgrid(*map(torch.arange, (frames, height, width)), indexing="ij")
+    return torch.stack([torch.sin(0.2 * x + 0.3 * t + c) * torch.cos(0.15 * y) for c in range(3)])
+
+
+def make(path: Path, frames: int = 7, width: int = 30, height: int = 21) -> Path:
+    write_video(path, waves(frames, width, height), Fraction(25), crf=5)
+    return path
+
+
+def times(path: Path) -> list[float]:
+    with VideoReader(path) as reader:
+        return [frame.time for frame in reader]
+
+
+@torch.no_grad()
+def by_hand(vae: WanVAE, video: Tensor) -> Tensor:
+    """The reconstruction of a whole clip (3, T, H, W), padded and cropped here."""
+    frames, height, width = video.shape[1:]
+    factor = vae.config.spatial_factor
+    padding = (0, -width % factor, 0, -height % factor, 0, -(frames - 1) % 4)
+    padded = F.pad(video[None], padding, mode="replicate")
+    return vae.decode(vae.encode(padded).mode())[0, :, :frames, :height, :width]
+
+
+def assert_close(video: Tensor, expected: Tensor, levels: float = 6) -> None:
+    """Equal but for what lossless H.264 of subsampled or rounded colours changes."""
+    assert video.shape == expected.shape
+    assert expected.std() > 10 * LEVEL
+    assert (video - expected).abs().mean() < LEVEL
+    assert (video - expected).abs().max() <= levels * LEVEL
+
+
+# Reconstruction
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 7])
+@pytest.mark.parametrize(("width", "height"), [(30, 21), (32, 24), (22, 34)])
+def test_reconstruction_is_that_of_the_model(
+    tmp_path: Path, vae: WanVAE, frames: int, width: int, height: int
+) -> None:
+    source, target = make(tmp_path / "a.mp4", frames, width, height), tmp_path / "b.mp4"
+    report = reconstruct_file(vae, source, target, crf=0)
+    original, _ = read_video(source)
+    expected = by_hand(vae, original)
+    # Written the same way: what remains is a level here and there.
+    write_video(tmp_path / "c.mp4", expected, Fraction(25), crf=0)
+    assert_close(read_video(target)[0], read_video(tmp_path / "c.mp4")[0])
+    assert times(target) == pytest.approx(times(source), abs=1e-4)
+    pair = expected.transpose(0, 1), original.transpose(0, 1)
+    psnr = peak_signal_noise_ratio(*pair, data_range=2.0, dim=(1, 2, 3))
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    similar = [
+        structural_similarity(*arrays, data_range=2.0, channel_axis=0, **options)
+        for arrays in zip(*(frames.double().numpy() for frames in pair), strict=True)
+    ]
+    assert report.frames == frames
+    assert report.psnr == pytest.approx(psnr.item(), abs=1e-3)
+    assert report.ssim == pytest.approx(sum(similar) / frames, abs=1e-4)
+    latents = 2 * (1 + -(-(frames - 1) // 4)) * -(-width // 8) * -(-height // 8)
+    assert report.compression == pytest.approx(original.numel() / latents)
+    assert report.seconds > 0
+
+
+def test_wan22_goes_from_file_to_file(tmp_path: Path) -> None:
+    vae, source = lively(**WAN22), make(tmp_path / "a.mp4")
+    reconstruct_file(vae, source, tmp_path / "b.mp4", crf=0)
+    expected = by_hand(vae, read_video(source)[0])
+    assert_close(read_video(tmp_path / "b.mp4")[0], expected)
+    shape = encode_file(vae, source, tmp_path / "l.safetensors")
+    assert shape == (2, 3, 2, 2)
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", crf=0)
+    assert_close(read_video(tmp_path / "c.mp4")[0], read_video(tmp_path / "b.mp4")[0])
+
+
+def test_an_upscaling_decoder_writes_twice_the_size(tmp_path: Path) -> None:
+    vae, source = lively(upscale_factor=2), make(tmp_path / "a.mp4")
+    latents = tmp_path / "l.safetensors"
+    encode_file(vae, source, latents)
+    decode_file(vae, latents, tmp_path / "b.mp4")
+    assert read_video(tmp_path / "b.mp4")[0].shape == (3, 7, 42, 60)
+    save_file({"latents": torch.zeros(1, 2, 2, 3, 4)}, latents)
+    decode_file(vae, latents, tmp_path / "b.mp4")
+    assert read_video(tmp_path / "b.mp4")[0].shape == (3, 5, 48, 64)
+    with pytest.raises(ValueError, match=r"3 channels, 2 times as large, .* no original"):
+        reconstruct_file(vae, source, tmp_path / "b.mp4")
+
+
+def test_variable_times_are_kept(tmp_path: Path, vae: WanVAE) -> None:
+    source = tmp_path / "a.mp4"
+    with VideoWriter(source, width=30, height=21, fps=Fraction(25)) as writer:
+        writer.write(waves(), VARIABLE)
+    reconstruct_file(vae, source, tmp_path / "b.mp4")
+    encode_file(vae, source, tmp_path / "l.safetensors")
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4")
+    for name in ("b.mp4", "c.mp4"):
+        assert times(tmp_path / name) == pytest.approx(VARIABLE, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("start", "duration", "frames"),
+    [(0, None, range(12)), (0.16, None, range(4, 12)), (0, 0.2, range(5)), (0.28, 0.12, [7, 8, 9])],
+)
+def test_a_part_of_a_video_is_as_if_the_rest_were_not_there(
+    tmp_path: Path, vae: WanVAE, start: float, duration: float | None, frames: Sequence[int]
+) -> None:
+    source, target = make(tmp_path / "a.mp4", 12), tmp_path / "b.mp4"
+    part = read_video(source)[0][:, list(frames)]
+    report = reconstruct_file(vae, source, target, start=start, duration=duration, crf=0)
+    assert report.frames == len(frames)
+    assert_close(read_video(target)[0], by_hand(vae, part))
+    assert times(target) == pytest.approx([n / 25 for n in range(len(frames))], abs=1e-4)
+    encode_file(vae, source, tmp_path / "l.safetensors", start=start, duration=duration)
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", crf=0)
+    assert_close(read_video(tmp_path / "c.mp4")[0], read_video(target)[0])
+
+
+@pytest.mark.parametrize(
+    ("start", "duration", "message"),
+    [
+        (9.0, None, r"a\.mp4 has no frame from 9\.0 s on"),
+        (-1.0, None, "the start must be 0 or more"),
+        (float("nan"), None, "the start must be 0 or more"),
+        (0.0, 0.0, "the duration more than 0"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(
+    tmp_path: Path, vae: WanVAE, start: float, duration: float | None, message: str
+) -> None:
+    source = make(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=message):
+        reconstruct_file(vae, source, tmp_path / "b.mp4", start=start, duration=duration)
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_the_original_is_at_the_left(tmp_path: Path, vae: WanVAE) -> None:
+    source, both, alone = make(tmp_path / "a.mp4"), tmp_path / "b.mp4", tmp_path / "c.mp4"
+    report = reconstruct_file(vae, source, both, side_by_side=True, crf=0)
+    assert report.psnr == reconstruct_file(vae, source, alone, crf=0).psnr
+    video, info = read_video(both)
+    assert (info.width, info.height) == (60, 21)
+    assert_close(video[..., :30], read_video(source)[0])
+    assert_close(video[..., 30:], read_video(alone)[0])
+
+
+def test_an_image_becomes_an_image(tmp_path: Path, vae: WanVAE) -> None:
+    source, target = make(tmp_path / "a.png", 1), tmp_path / "b.png"
+    report = reconstruct_file(vae, source, target)
+    video, info = read_video(target)
+    assert (report.frames, info.is_image) == (1, True)
+    assert_close(video, by_hand(vae, read_video(source)[0]), levels=0.6)
+
+
+def test_a_video_becomes_no_image(tmp_path: Path, vae: WanVAE) -> None:
+    with pytest.raises(VideoError, match=r"cannot write .*b\.png: an image holds one frame"):
+        reconstruct_file(vae, make(tmp_path / "a.mp4"), tmp_path / "b.png")
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_tiny_pictures_have_no_ssim(tmp_path: Path, vae: WanVAE) -> None:
+    report = reconstruct_file(vae, make(tmp_path / "a.png", 1, 10, 24), tmp_path / "b.png")
+    assert report.ssim != report.ssim
+    assert report.psnr > 0
+
+
+def test_a_model_that_needs_whole_clips_is_refused(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4")
+    for run in (reconstruct_file, encode_file):
+        target = tmp_path / ("b.mp4" if run is reconstruct_file else "b.safetensors")
+        with pytest.raises(ValueError, match="cannot stream"):
+            run(tiny(norm="group").float(), source, target)
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+@pytest.mark.filterwarnings("default:.*damaged or cut short")
+def test_a_cut_video_is_reconstructed_as_far_as_it_goes(tmp_path: Path, vae: WanVAE) -> None:
+    content = make(tmp_path / "a.mkv", 60).read_bytes()
+    (tmp_path / "a.mkv").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.warns(UserWarning, match="damaged or cut short"):
+        good = len(times(tmp_path / "a.mkv"))
+    with pytest.warns(UserWarning, match="damaged or cut short"):
+        report = reconstruct_file(vae, tmp_path / "a.mkv", tmp_path / "b.mp4")
+    assert 0 < report.frames == good < 60
+    assert len(times(tmp_path / "b.mp4")) == good
+
+
+# Memory
+
+
+def test_few_frames_are_held(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wanvae.execution.flow.STEP_PIXELS", 8 * 16 * 16)  # two groups
+    read: list[Frame] = []
+    frames = (Frame(waves(1, 16, 16)[:, 0], index / 25) for index in range(51))
+    encoded, ahead = 0, []
+    for posterior in encode_frames(vae, vae.stream_encode(), frames, read.append):
+        ahead.append(len(read) - encoded)
+        encoded += 4 * posterior.mean.shape[2] if encoded else 1
+    assert ahead == [1, *[8] * 6, 2]
+
+
+# Latents
+
+
+def test_encoding_and_decoding_is_reconstruction(tmp_path: Path, vae: WanVAE) -> None:
+    source, latents = make(tmp_path / "a.mp4"), tmp_path / "l.safetensors"
+    reconstruct_file(vae, source, tmp_path / "b.mp4", crf=0)
+    assert encode_file(vae, source, latents) == (2, 3, 3, 4)
+    assert decode_file(vae, latents, tmp_path / "c.mp4", crf=0) == 7
+    (expected, info), (video, other) = map(read_video, (tmp_path / "b.mp4", tmp_path / "c.mp4"))
+    assert_close(video, expected)
+    assert other == info
+    assert times(tmp_path / "c.mp4") == times(tmp_path / "b.mp4")
+
+
+def test_latents_are_those_of_the_model(tmp_path: Path, vae: WanVAE) -> None:
+    source = make(tmp_path / "a.mp4", 5, 32, 24)
+    encode_file(vae, source, tmp_path / "l.safetensors")
+    tensors = load_file(tmp_path / "l.safetensors")
+    with torch.no_grad():
+        expected = vae.encode(read_video(source)[0][None])
+    assert torch.allclose(tensors["mean"], expected.mean[0], atol=1e-5)
+    assert torch.allclose(tensors["logvar"], expected.logvar[0], atol=1e-5)
+    assert tensors["times"].tolist() == pytest.approx(times(source))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_latents_of_another_program(
+    tmp_path: Path, vae: WanVAE, batched: bool, normalized: bool
+) -> None:
+    with torch.no_grad():
+        raw = vae.encode(waves(9, 32, 24)[None]).mode()
+        expected = vae.decode(raw)[0]
+    given = vae.normalize(raw) if normalized else raw
+    save_file({"latents": given if batched else given[0].contiguous()}, tmp_path / "l.safetensors")
+    target = tmp_path / "b.mp4"
+    count = decode_file(vae, tmp_path / "l.safetensors", target, normalized=normalized, crf=0)
+    video, info = read_video(target)
+    write_video(tmp_path / "c.mp4", expected, Fraction(16), crf=0)
+    assert_close(video, read_video(tmp_path / "c.mp4")[0])
+    assert (count, info.fps) == (9, 16)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_rate_that_is_asked_for(tmp_path: Path, vae: WanVAE, ours: bool) -> None:
+    latents, target = tmp_path / "l.safetensors", tmp_path / "b.mp4"
+    if ours:
+        encode_file(vae, make(tmp_path / "a.mp4", 5), latents)
+    else:
+        save_file({"latents": torch.zeros(2, 2, 3, 4)}, latents)
+    decode_file(vae, latents, target, fps=Fraction(30000, 1001))
+    assert times(target) == pytest.approx([index * 1001 / 30000 for index in range(5)])
+
+
+def changed(path: Path, **tensors: Tensor) -> Path:
+    """A latents file with some tensors replaced."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path) | tensors, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"mean": torch.zeros(3, 3, 3, 4)}, "3 channels, but those of this model have 2"),
+        ({"mean": torch.zeros(2, 4, 3, 4)}, r"\(4, 3, 4\) .* makes \(3, 3, 4\) of its 7 frames"),
+        ({"mean": torch.zeros(2, 3, 3, 5)}, r"\(3, 3, 5\) .* makes \(3, 3, 4\) .* 30x21"),
+        ({"times": torch.arange(10.0)}, r"makes \(4, 3, 4\) of its 10 frames"),
+    ],
+)
+def test_latents_of_another_model_are_refused(
+    tmp_path: Path, vae: WanVAE, tensors: dict[str, Tensor], reason: str
+) -> None:
+    path = tmp_path / "l.safetensors"
+    encode_file(vae, make(tmp_path / "a.mp4"), path)
+    with pytest.raises(CheckpointError, match=rf"l\.safetensors has latents of .*{reason}"):
+        decode_file(vae, changed(path, **tensors), tmp_path / "b.mp4")
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_a_model_of_other_factors_is_told_apart(tmp_path: Path, vae: WanVAE) -> None:
+    path = tmp_path / "l.safetensors"
+    encode_file(vae, make(tmp_path / "a.mp4"), path)
+    other = tiny(dim_mult=(1, 2), temporal_downsample=(True,)).float()
+    with pytest.raises(CheckpointError, match="the checkpoint that made them"):
+        decode_file(other, path, tmp_path / "b.mp4")
+
+
+def test_latents_that_are_no_numbers_are_refused(tmp_path: Path, vae: WanVAE) -> None:
+    save_file({"latents": torch.zeros(2, 2, 3, 4, dtype=torch.int32)}, tmp_path / "l.safetensors")
+    with pytest.raises(ValueError, match="latents must be floating point, not"):
+        decode_file(vae, tmp_path / "l.safetensors", tmp_path / "b.mp4")
+    assert os.listdir(tmp_path) == ["l.safetensors"]
+
+
+# Progress
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_the_bar_is_shown_if_asked_for(
+    tmp_path: Path, vae: WanVAE, capsys: pytest.CaptureFixture[str], progress: bool
+) -> None:
+    source, latents = make(tmp_path / "a.mp4"), tmp_path / "l.safetensors"
+    runs: Sequence[tuple[Any, Path, Path, str]] = (
+        (reconstruct_file, source, tmp_path / "b.mp4", "7/7"),
+        (encode_file, source, latents, "7/7"),
+        (decode_file, latents, tmp_path / "c.mp4", "3/3"),
+    )
+    for run, given, target, count in runs:
+        capsys.readouterr()
+        run(vae, given, target, progress=progress)
+        err = capsys.readouterr().err
+        assert (count in err) == progress
+        assert err.endswith("\n") if progress else not err

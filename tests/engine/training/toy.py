@@ -1,0 +1,113 @@
+"""A task of three layers, and a command to train it: ``-m tests.engine.training.toy RUN ...``."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from jsonargparse import CLI
+from torch import nn
+from torch.utils.data import Dataset
+
+from wanvae.engine.checkpoint import load_in_place, write_tensors
+from wanvae.engine.training.task import Adversary, StepLosses, Task
+from wanvae.engine.training.trainer import make_accelerator, train
+from wanvae.engine.training.trainer_config import TrainerConfig
+
+
+class Noise(Dataset):
+    """Sample ``number`` follows from its number."""
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return torch.randn(4, generator=torch.Generator().manual_seed(number))
+
+
+class KillAt(Noise):
+    """Sends this process a signal when a sample is asked for."""
+
+    def __init__(self, number: int, kind: signal.Signals) -> None:
+        self.number, self.kind = number, kind
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        if number == self.number:
+            os.kill(os.getpid(), self.kind)
+        return super().__getitem__(number)
+
+
+class Model(nn.Module):
+    """The spare layer takes part in no loss, as a convolution along time for single frames."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def losses(model: nn.Module, adversary: nn.Module | None, batch: torch.Tensor, step: int):
+    output = model(batch)
+    error = (output - 1).square().mean()
+    terms = {"error": error}
+    if adversary is not None:
+        terms["fooling"] = -0.1 * adversary(output).mean()
+    return StepLosses(terms, {"doubled": 2 * error.detach()}, output)
+
+
+def judge(adversary: nn.Module, output: torch.Tensor, batch: torch.Tensor, step: int):
+    real, fake = adversary(batch[:, :1] + 1), adversary(output.detach())
+    return StepLosses({"judging": (1 - real).relu().mean() + (1 + fake).relu().mean()})
+
+
+def make_task(
+    samples: Dataset | None = None, *, dropout: float = 0.5, adversary_from: int | None = None
+) -> Task:
+    torch.manual_seed(0)
+    adversary = None
+    if adversary_from is not None:
+        model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+        adversary = Adversary(model, judge, adversary_from, 0.05)
+    return Task(
+        model=Model(dropout),
+        samples=samples or Noise(),
+        losses=losses,
+        save_weights=lambda model, path: write_tensors(path, model.state_dict(), {}),
+        load_weights=load_in_place,
+        adversary=adversary,
+    )
+
+
+def settings(run: Path, **changes: object) -> TrainerConfig:
+    options = {
+        "run": str(run),
+        "steps": 8,
+        "batch_size": 2,
+        "learning_rate": 0.1,
+        "warmup_steps": 2,
+        "checkpoint_every": 3,
+        "log_every": 1,
+        "tracker": "none",
+        "workers": 0,
+    }
+    return TrainerConfig(**{**options, **changes})
+
+
+def main(
+    trainer: TrainerConfig,
+    dropout: float = 0.5,
+    adversary_from: int | None = None,
+    kill_at: int | None = None,
+    processes: int = 1,
+) -> int:
+    accelerator = make_accelerator(trainer)
+    if accelerator.num_processes != processes:
+        raise RuntimeError(f"started {accelerator.num_processes} processes, not {processes}")
+    samples = None if kill_at is None else KillAt(kill_at, signal.SIGKILL)
+    task = make_task(samples, dropout=dropout, adversary_from=adversary_from)
+    return 0 if train(task, trainer, accelerator) else 130
+
+
+if __name__ == "__main__":
+    sys.exit(CLI(main))

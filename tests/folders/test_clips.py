@@ -1,0 +1,225 @@
+"""Clips of videos: which there are, which frames they have, how those are scaled and cropped."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wanvae import WanVAEConfig
+from wanvae.folders.clips import Clip, find_clips, fit, parse_cut
+from wanvae.folders.frames import ClipError, Cutter, read_clips
+from wanvae.folders.manifest import Entry, load_entries
+from wanvae.video import VideoReader, VideoWriter, read_video, write_video
+
+CONFIG = WanVAEConfig()
+STEP = 0.03
+
+
+def numbered(frames: int, height: int = 16, width: int = 16) -> Tensor:
+    """A video whose brightness tells the number of each frame."""
+    levels = torch.arange(frames) * STEP - 0.9
+    return levels[None, :, None, None].expand(3, frames, height, width)
+
+
+def numbers(images: Sequence[Tensor]) -> list[int]:
+    """The numbers of such frames."""
+    return [round((image.mean().item() + 0.9) / STEP) for image in images]
+
+
+def clips_of(folder: Path, **options: object) -> list[Clip]:
+    cut = parse_cut(*(options.get(name) for name in ("frames", "fps", "resize")), CONFIG)
+    return list(find_clips(load_entries(folder), cut, CONFIG).clips)
+
+
+# Frames at another rate
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30), Fraction(30000, 1001)])
+@pytest.mark.parametrize("fps", ["5", "8", "12.5", "15", "16", "30", "60"])
+def test_frames_are_those_shown_at_the_time(
+    tmp_path: Path, suffix: str, rate: Fraction, fps: str
+) -> None:
+    path, wanted = tmp_path / f"a{suffix}", Fraction(fps)
+    write_video(path, numbered(40), rate)
+    with VideoReader(path) as reader:
+        frames = list(reader.at_rate(wanted))
+    times = [number / wanted for number in range(len(frames))]
+    # Timestamps are rounded, in mkv to 1 ms.
+    for number, time in zip(numbers([frame.image for frame in frames]), times, strict=True):
+        assert int(time * rate) <= number <= int((time + Fraction(1, 1000)) * rate)
+    assert [frame.time for frame in frames] == pytest.approx([float(time) for time in times])
+    assert abs(len(frames) / wanted - 40 / rate) <= 1 / wanted + Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 7, 20, 31])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_from_the_middle_are_the_same(tmp_path: Path, suffix: str, first: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_video(path, numbered(60), Fraction(30000, 1001))
+    with VideoReader(path) as reader:
+        whole = list(reader.at_rate(Fraction(16)))
+    with VideoReader(path) as reader:
+        rest = list(reader.at_rate(Fraction(16), first))
+    assert [frame.time for frame in rest] == [frame.time for frame in whole[first:]]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(rest, whole[first:], strict=True))
+
+
+def test_variable_rates(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.5, 0.55, 0.6, 2.0]
+    with VideoWriter(tmp_path / "a.mkv", width=16, height=16, fps=Fraction(25)) as writer:
+        writer.write(numbered(6), times)
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        shown = numbers([frame.image for frame in reader.at_rate(Fraction(5))])
+    assert shown[:11] == [0, 1, 1, 4, 4, 4, 4, 4, 4, 4, 5]
+
+
+# Seeking goes on where that is near
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_going_on_gives_what_seeking_gives(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_video(path, numbered(60), Fraction(25))
+    with VideoReader(path) as reader:
+        for start in (3, 4, 12, 13, 2, 2, 50, 59, 0, 1):
+            reader.seek(start / 25)
+            assert numbers([next(reader).image]) == [start]
+
+
+# Which clips
+
+
+def test_whole_videos_lose_at_most_three_frames(tmp_path: Path) -> None:
+    for length in (1, 4, 5, 12):
+        write_video(tmp_path / f"{length:02}.mp4", numbered(length), Fraction(25))
+    clips = clips_of(tmp_path)
+    read = [frame.time for _, frame in read_clips(clips, tmp_path, 4)]
+    assert [clip.whole for clip in clips] == [True] * 4
+    assert read == pytest.approx([n / 25 for length in (1, 1, 5, 9) for n in range(length)])
+
+
+@pytest.mark.parametrize("fps", [None, "25", "16", "50"])
+def test_clips_follow_each_other(tmp_path: Path, fps: str | None) -> None:
+    write_video(tmp_path / "a.mkv", numbered(47), Fraction(25))
+    clips = clips_of(tmp_path, frames=5, fps=fps)
+    rate = Fraction(fps or 25)
+    assert len(clips) == int(47 * rate / 25) // 5
+    assert [clip.start for clip in clips] == [5 * n / rate for n in range(len(clips))]
+    frames = [frame for _, frame in read_clips(clips, tmp_path, 4)]
+    expected = [int(n * 25 / rate + Fraction(1, 50)) for n in range(5 * len(clips))]
+    assert numbers([frame.image for frame in frames]) == expected
+    assert [f.time for f in frames] == pytest.approx(
+        [n / float(rate) for n in range(5)] * len(clips), abs=2e-3
+    )
+    # Each alone, and those that a run that goes on has left, are the same.
+    alone = [frame for clip in clips for _, frame in read_clips([clip], tmp_path, 4)]
+    some = [frame for _, frame in read_clips(clips[::2], tmp_path, 4)]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(alone, frames, strict=True))
+    assert numbers([frame.image for frame in some]) == [
+        expected[5 * n + k] for n in range(0, len(clips), 2) for k in range(5)
+    ]
+
+
+def test_a_damaged_video_ends_only_its_clip(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, numbered(9), Fraction(25))
+    clips = clips_of(tmp_path, frames=5)
+    (tmp_path / "a.mp4").write_text("no video")
+    read = list(read_clips(clips, tmp_path, 4))
+    assert [clip.name for clip, _ in read] == ["a.mp4.00000"] + 5 * ["b.mp4.00000"]
+    assert isinstance(read[0][1], ClipError) and "not a video" in str(read[0][1])
+
+
+def test_images_are_clips_of_one_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.png", numbered(1), Fraction(1))
+    write_video(tmp_path / "b.mp4", numbered(5), Fraction(25))
+    assert [clip.name for clip in clips_of(tmp_path)] == ["a.png", "b.mp4"]
+    names = [f"b.mp4.0000{n}" for n in range(5)]
+    assert [clip.name for clip in clips_of(tmp_path, frames=1)] == ["a.png", *names]
+    assert [clip.name for clip in clips_of(tmp_path, frames=5)] == ["b.mp4.00000"]
+    assert [clip.fps for clip in clips_of(tmp_path, fps="8")] == [1, 8]
+
+
+@given(
+    frames=st.integers(1, 200),
+    wanted=st.integers(0, 10).map(lambda n: 1 + 4 * n),
+    fps=st.sampled_from([None, "5", "16", "24000/1001", "60"]),
+    rate=st.sampled_from([24.0, 25.0, 30000 / 1001, 59.94]),
+)
+def test_clips_cover_a_video(frames: int, wanted: int, fps: str | None, rate: float) -> None:
+    entry = Entry(path="a.mp4", size=1, mtime=1, width=24, height=16, frames=frames, fps=rate)
+    found = find_clips([entry], parse_cut(wanted, fps, None, CONFIG), CONFIG)
+    clips = found.clips
+    assert len({clip.name for clip in clips}) == len(clips)
+    assert [clip.first for clip in clips] == [n * wanted for n in range(len(clips))]
+    used = len(clips) * wanted / float(Fraction(fps or rate))
+    assert used <= frames / rate + 1 / float(Fraction(fps or rate)) + 1e-6
+    assert frames / rate - used < wanted / float(Fraction(fps or rate)) + 1e-6
+    assert bool(found.left_out) == (not clips)
+
+
+# Sizes
+
+
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    resize=st.one_of(
+        st.just(()),
+        st.tuples(st.integers(8, 1000)),
+        st.tuples(*2 * [st.integers(1, 100).map(lambda n: 8 * n)]),
+    ),
+)
+def test_sizes_are_covered_and_no_more(height: int, width: int, resize: tuple[int, ...]) -> None:
+    scaled, size = fit(height, width, resize, 8)
+    spare = [outer - inner for outer, inner in zip(scaled, size, strict=True)]
+    assert min(spare) >= 0 and all(side % 8 == 0 for side in size)
+    if len(resize) == 2:
+        assert size == resize and min(spare) == 0
+    else:
+        assert max(spare) < 8
+        assert not resize or min(scaled) == resize[0]
+    if not resize:
+        assert scaled == (height, width)
+
+
+def test_frames_are_cropped_in_the_middle(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    write_video(tmp_path / "a.png", torch.rand(3, 1, 30, 45, generator=generator), Fraction(1))
+    image = read_video(tmp_path / "a.png")[0][:, 0]
+
+    def cut(resize: str | None) -> Tensor:
+        (clip,) = clips_of(tmp_path, resize=resize)
+        ((_, frame),) = read_clips([clip], tmp_path, 4)
+        return frame.image
+
+    assert torch.equal(cut(None), image[:, 3:27, 2:42])
+    half = F.interpolate(image[None], (16, 24), mode="bilinear", antialias=True)[0]
+    assert torch.equal(cut("16"), half)
+    assert torch.equal(cut("16x8"), half[:, :, 8:16])
+    assert cut("64x32").shape == (3, 64, 32)
+
+
+def test_a_video_is_opened_once_for_clips_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "a.mp4", numbered(40), Fraction(25))
+    clips = clips_of(tmp_path, frames=5)
+    opened, sought = [], []
+    open_, seek = VideoReader._open, VideoReader._seek_before
+    monkeypatch.setattr(VideoReader, "_open", lambda self: opened.append(1) or open_(self))
+    monkeypatch.setattr(
+        VideoReader, "_seek_before", lambda self, start: sought.append(1) or seek(self, start)
+    )
+    cutter = Cutter(tmp_path)
+    for clip in clips:
+        assert len(list(cutter.cut(clip))) == 5
+    cutter.close()
+    assert (len(opened), len(sought)) == (1, 0)

@@ -1,0 +1,94 @@
+"""Tar shards: members are found where they lie, and give the clips that the same files give."""
+
+import io
+import tarfile
+from contextlib import nullcontext
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from webdataset import TarWriter
+
+from wanvae.folders.manifest import MEDIA_SUFFIXES, load_entries, write_manifest
+from wanvae.folders.tars import find_members
+from wanvae.train.crops import DataConfig, VideoClips
+from wanvae.video import VideoError, read_video, write_video
+
+LONG = "a" * 120  # more than the 100 characters of a plain tar header
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory) -> Path:
+    """Four videos and an image, each of its own colours."""
+    folder = tmp_path_factory.mktemp("loose")
+    generator = torch.Generator().manual_seed(0)
+    for index, suffix in enumerate([".mp4", ".mkv", ".mp4", ".mov"]):
+        video = (torch.rand(3, 8, 24, 32, generator=generator) - 0.5).cumsum(1) / 4
+        write_video(folder / f"{index}{suffix}", video, Fraction(25))
+    write_video(folder / "4.png", torch.rand(3, 1, 20, 20, generator=generator), Fraction(1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(loose, tmp_path_factory) -> Path:
+    """The same in two shards, written by webdataset, with texts between them."""
+    folder = tmp_path_factory.mktemp("shards")
+    paths = sorted(loose.iterdir())
+    for number, part in enumerate([paths[:2], paths[2:]]):
+        with TarWriter(str(folder / f"shard-{number}.tar")) as writer:
+            for path in part:
+                key = path.stem if number else f"{LONG}/{path.stem}"
+                content = path.read_bytes()
+                writer.write({"__key__": key, path.suffix[1:]: content, "txt": "a caption"})
+    return folder
+
+
+def test_members_lie_where_the_index_says(loose, shards):
+    parts = [
+        part for path in sorted(shards.glob("*.tar")) for part in find_members(path, MEDIA_SUFFIXES)
+    ]
+    assert [Path(part.name).name for part in parts] == [p.name for p in sorted(loose.iterdir())]
+    for part, path in zip(parts, sorted(loose.iterdir()), strict=True):
+        content = part.container.read_bytes()[part.offset : part.offset + part.size]
+        assert content == path.read_bytes()
+        assert torch.equal(read_video(part)[0], read_video(path)[0])
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_shards_give_the_samples_of_the_files_in_them(loose, shards, frames, indexed):
+    if indexed:
+        write_manifest(shards)
+    config = {"frames": frames, "size": 16, "largest_scale": 2.0, "strides": (1, 2)}
+    drawn = []
+    for folder in (loose, shards):
+        ours = DataConfig(folder=str(folder), **config)
+        # The image is too short for clips of several frames.
+        with pytest.warns(UserWarning, match="1 are smaller") if frames > 1 else nullcontext():
+            samples = VideoClips(ours, 0, samples_per_step=4)
+        drawn.append([samples[number] for number in range(12)])
+    assert all(map(torch.equal, *drawn))
+
+
+def test_a_cut_shard_gives_the_members_before_the_cut(shards, tmp_path):
+    content = (shards / "shard-1.tar").read_bytes()
+    parts = list(find_members(shards / "shard-1.tar", MEDIA_SUFFIXES))
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(content[: parts[1].offset + 10])
+    with pytest.raises(VideoError, match=r"cannot read .*cut\.tar: .*complete tar"):
+        list(find_members(cut, MEDIA_SUFFIXES))
+    first, *broken = load_entries(tmp_path)
+    assert first.member == parts[0].name and first.error is None
+    assert broken and all(entry.error for entry in broken)
+
+
+def test_other_archives_are_broken_files(tmp_path):
+    (tmp_path / "text.tar").write_text("no tar")
+    with tarfile.open(tmp_path / "zipped.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.mp4"), io.BytesIO())
+    with tarfile.open(tmp_path / "texts.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    text, texts, zipped = load_entries(tmp_path)
+    assert "uncompressed" in text.error and "uncompressed" in zipped.error
+    assert "no videos" in texts.error

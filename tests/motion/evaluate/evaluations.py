@@ -1,0 +1,39 @@
+"""An evaluation whose figures are easy to find by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from motion.commands.folders import FileEvaluation, FolderEvaluation
+from motion.evaluate.evaluation import Evaluation
+
+
+def evaluation(**changes: Any) -> Evaluation:
+    """Of two joints, two layers of four codes, and ten frames."""
+    given = dict(
+        joint_names=("hip", "left_toe", "right_toe"),
+        frames=10,
+        errors=torch.tensor([[40.0, 80.0, 60.0], [10.0, 40.0, 10.0]]).double(),
+        angles=torch.tensor([20.0, 10.0]).double(),
+        counts=torch.tensor([[8, 0, 0, 0], [5, 5, 5, 5]]),
+        jerks=torch.tensor([14.0, 28.0]).double(),
+        jerk_frames=7,
+        contacts=4,
+        speeds=torch.tensor([0.4, 2.0]).double(),
+        slides=torch.tensor([0.0, 1.0]).double(),
+    )
+    return Evaluation(**given | changes)
+
+
+def folder_evaluation(*paths: Path, failures: tuple[str, ...] = ()) -> FolderEvaluation:
+    """Of files that all came to the same but for their errors, which grow from file to file."""
+    found = [evaluation(errors=evaluation().errors * factor) for factor in range(1, len(paths) + 1)]
+    files = [
+        FileEvaluation(path, path.name, part.joint_names, part.summary)
+        for path, part in zip(paths, found, strict=True)
+    ]
+    whole = found[0]
+    for part in found[1:]:
+        whole = whole + part
+    return FolderEvaluation("walks", None, whole, tuple(files), failures)

@@ -1,0 +1,307 @@
+"""BVH files."""
+
+import dataclasses
+import math
+import re
+import warnings
+
+import pytest
+import roma
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motion.files.bvh import frame_rate, read_bvh, write_bvh
+from motion.skeleton.clip import ClipError
+from motion.skeleton.tree import EULER_ORDERS, end_positions
+from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
+
+SMALL = """HIERARCHY
+ROOT Hips
+{
+  OFFSET 1.0 2.0 3.0
+  CHANNELS 6 Zrotation Xposition Yrotation Zposition Xrotation Yposition
+  JOINT Left Leg
+  {
+    OFFSET 0.0 -100.0 0.0
+    CHANNELS 3 Yrotation Zrotation Xrotation
+    End Site
+    {
+      OFFSET 0.0 -50.0 0.0
+    }
+  }
+}
+MOTION
+Frames: 2
+Frame Time: 0.0333333
+10 1 20 3 30 2 40 50 60
+11 4 21 6 31 5 41 51 61
+"""
+
+
+def written_out(axis: str, degrees: float) -> torch.Tensor:
+    """A rotation about an axis, as textbooks have it."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    rows = {
+        "X": [[1, 0, 0], [0, c, -s], [0, s, c]],
+        "Y": [[c, 0, s], [0, 1, 0], [-s, 0, c]],
+        "Z": [[c, -s, 0], [s, c, 0], [0, 0, 1]],
+    }
+    return torch.tensor(rows[axis], dtype=torch.float64)
+
+
+def turn(axis: str, degrees: float) -> torch.Tensor:
+    angle = torch.tensor([degrees], dtype=torch.float64)
+    return roma.euler_to_rotmat(axis, angle, degrees=True)
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@given(joints=st.integers(1, 40), seed=st.integers(0, 5), unit=st.sampled_from([1.0, 0.01, 0.0254]))
+@settings(max_examples=15)
+def test_what_is_written_is_read(tmp_path_factory, joints, seed, unit):
+    folder = tmp_path_factory.mktemp("bvh")
+    clip = random_clip(random_skeleton(joints, seed=seed, unit=unit))
+    write_bvh(folder / "a.bvh", clip)
+    again = read_bvh(folder / "a.bvh", unit=unit, up="y")
+    for name in ("names", "parents", "orders", "unit", "up"):
+        assert getattr(again.skeleton, name) == getattr(clip.skeleton, name)
+    for name in ("rotations", "root_positions"):
+        assert largest_difference(getattr(again, name), getattr(clip, name)) < 2e-6
+    assert largest_difference(again.pose.positions, clip.pose.positions) < 1e-5
+    assert again.fps == clip.fps
+    write_bvh(folder / "b.bvh", again)
+    assert (folder / "a.bvh").read_bytes() == (folder / "b.bvh").read_bytes()
+
+
+def test_channels_in_any_order(tmp_path):
+    clip = read_bvh(write(tmp_path / "small.bvh", SMALL), unit=0.01)
+    assert clip.skeleton.names == ("Hips", "Left Leg")
+    assert clip.skeleton.orders == ("ZYX", "YZX")
+    positions = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.05, 0.06]], dtype=torch.float64)
+    torch.testing.assert_close(clip.root_positions, positions)
+    expected = turn("Z", 11) @ turn("Y", 21) @ turn("X", 31)
+    torch.testing.assert_close(clip.rotations[1, 0], expected)
+    expected = turn("Y", 40) @ turn("Z", 50) @ turn("X", 60)
+    torch.testing.assert_close(clip.rotations[0, 1], expected)
+    assert clip.fps == 30.0
+    assert clip.skeleton.end_sites[0].offset == (0.0, -0.5, 0.0)
+
+
+@pytest.mark.parametrize("order", EULER_ORDERS)
+def test_angles_are_of_axes_that_turn_with_the_joint(tmp_path, order):
+    channels = " ".join(f"{axis}rotation" for axis in order)
+    text = SMALL.replace("Yrotation Zrotation Xrotation", channels)
+    clip = read_bvh(write(tmp_path / "a.bvh", text))
+    first, second, third = map(written_out, order, (40, 50, 60))
+    torch.testing.assert_close(clip.rotations[0, 1], first @ second @ third)
+
+
+@pytest.mark.parametrize("angle", ["90", "-90"])
+def test_gimbal_lock_keeps_the_rotation(tmp_path, angle):
+    text = SMALL.replace("40 50 60", f"40 {angle} 60")
+    clip = read_bvh(write(tmp_path / "a.bvh", text))
+    write_bvh(tmp_path / "b.bvh", clip)
+    again = read_bvh(tmp_path / "b.bvh")
+    assert largest_difference(again.rotations, clip.rotations) < 1e-7
+
+
+def test_a_root_without_positions_stays_at_its_offset(tmp_path):
+    channels = "6 Zrotation Xposition Yrotation Zposition Xrotation Yposition"
+    text = SMALL.replace(channels, "3 Zrotation Yrotation Xrotation")
+    text = text.replace("10 1 20 3 30 2", "10 20 30").replace("11 4 21 6 31 5", "11 21 31")
+    clip = read_bvh(write(tmp_path / "a.bvh", text), unit=1.0)
+    assert clip.root_positions.tolist() == [[1.0, 2.0, 3.0]] * 2
+    torch.testing.assert_close(clip.rotations[0, 0], turn("Z", 10) @ turn("Y", 20) @ turn("X", 30))
+
+
+def with_positions_at_the_leg(first: str, second: str) -> str:
+    text = SMALL.replace("3 Yrot", "6 Xposition Yposition Zposition Yrot")
+    return text.replace("40 50 60", f"{first} 40 50 60").replace("41 51 61", f"{second} 41 51 61")
+
+
+def test_positions_of_other_joints_replace_their_offsets(tmp_path):
+    path = write(tmp_path / "a.bvh", with_positions_at_the_leg("0 -90 0", "0 -90 0"))
+    assert read_bvh(path, unit=1.0).skeleton.offsets[1] == (0.0, -90.0, 0.0)
+    path = write(tmp_path / "b.bvh", with_positions_at_the_leg("0 -90 0", "0 -92 0"))
+    with pytest.warns(UserWarning, match="Left Leg moves away"):
+        assert read_bvh(path, unit=1.0).skeleton.offsets[1] == (0.0, -91.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "per_metre, unit", [(1, 1.0), (100, 0.01), (1000, 0.001), (17.7, 0.056444)]
+)
+def test_units_are_guessed_from_the_size_of_a_person(tmp_path, per_metre, unit):
+    text = SMALL.replace("-100.0", f"{-1.5 * per_metre}").replace("-50.0", f"{-0.8 * per_metre}")
+    assert read_bvh(write(tmp_path / "a.bvh", text)).skeleton.unit == unit
+
+
+def test_z_up_files_become_y_up_and_are_written_as_they_were(tmp_path):
+    text = SMALL.replace("0.0 -100.0 0.0", "0.0 0.0 -100.0").replace("0.0 -50.0 0.0", "0.0 0.0 -50")
+    text = text.replace("10 1 20 3 30 2 40 50 60", "1 1 2 3 3 2 4 5 6")
+    clip = read_bvh(write(tmp_path / "a.bvh", text))
+    assert clip.skeleton.up == "z"
+    torch.testing.assert_close(
+        clip.root_positions[0] / clip.skeleton.unit, torch.tensor([1.0, 3, -2], dtype=torch.float64)
+    )
+    pose = clip.pose
+    assert pose.positions[0, 0, 1] > pose.positions[0, 1, 1]
+    assert pose.positions[0, 1, 1] > end_positions(clip.skeleton, pose)[0, 0, 1]
+    write_bvh(tmp_path / "b.bvh", clip)
+    assert (
+        "1.000000 2.000000 3.000000 1.000000 2.000000 3.000000" in (tmp_path / "b.bvh").read_text()
+    )
+    again = read_bvh(tmp_path / "b.bvh")
+    assert largest_difference(again.pose.positions, pose.positions) < 1e-6
+    level = read_bvh(tmp_path / "a.bvh", up="y")
+    assert level.skeleton.up == "y" and level.root_positions[0, 1] == 2 * level.skeleton.unit
+
+
+@pytest.mark.parametrize(
+    "text, fps",
+    [
+        ("0.0333333", 30.0),
+        (".03333", 30.0),
+        ("0.033334", 30.0),
+        ("0.01", 100.0),
+        ("0.0166666", 60.0),
+        ("0.0083333", 120.0),
+        ("0.0333667", 1 / 0.0333667),  # 29.97
+        ("2.5", 0.4),
+        ("1e-2", 100.0),
+    ],
+)
+def test_frame_times_are_those_of_whole_rates_where_they_can_be(text, fps):
+    assert frame_rate(text) == fps
+
+
+@pytest.mark.parametrize("fps", [12.5, 20.0, 29.97, 30.0, 59.94, 120.0, 1 / 3])
+def test_any_frame_rate_survives(tmp_path, fps):
+    write_bvh(tmp_path / "a.bvh", random_clip(random_skeleton(3), fps=fps))
+    assert read_bvh(tmp_path / "a.bvh").fps == pytest.approx(fps, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", ["YXZ", "XZY"])
+def test_angles_do_not_jump_by_whole_turns(tmp_path, order):
+    skeleton = dataclasses.replace(random_skeleton(1), orders=(order,))
+    angles = torch.linspace(0, 700, 100, dtype=torch.float64)
+    rotations = roma.euler_to_rotmat("Y", angles[:, None], degrees=True)[:, None]
+    clip = dataclasses.replace(random_clip(skeleton, frames=100), rotations=rotations)
+    write_bvh(tmp_path / "a.bvh", clip)
+    lines = (tmp_path / "a.bvh").read_text().splitlines()[-100:]
+    written = torch.tensor([float(line.split()[3 + order.index("Y")]) for line in lines])
+    torch.testing.assert_close(written, angles.float())
+
+
+ROWS = "10 1 20 3 30 2 40 50 60\n11 4 21 6 31 5 41 51 61\n"
+BAD = {
+    "empty": ("", "line 1: the file ends where HIERARCHY"),
+    "no BVH": ("<html>\n", "line 1: it says '<html>' where HIERARCHY is expected"),
+    "missing channel": (
+        SMALL.replace("3 Yrotation Zrotation Xrotation", "3 Yrotation Zrotation"),
+        "line 9: Left Leg has 3 channels but names Yrotation Zrotation",
+    ),
+    "two rotations": (
+        SMALL.replace("3 Yrotation Zrotation Xrotation", "2 Yrotation Zrotation"),
+        "line 9: Left Leg has the channels Yrotation Zrotation; a joint needs 3",
+    ),
+    "channel twice": (
+        SMALL.replace("Yrotation Zrotation Xrotation", "Yrotation Yrotation Xrotation"),
+        "line 9: Left Leg has 3 channels but names",
+    ),
+    "two positions": (
+        SMALL.replace("6 Zrotation Xposition", "5 Zrotation"),
+        "line 5: Hips has the channels .*3 positions or none",
+    ),
+    "huge count": (SMALL.replace("CHANNELS 3", "CHANNELS " + "9" * 50), "line 9: Left Leg has 1e"),
+    "no channels": (
+        SMALL.replace("    CHANNELS 3 Yrotation Zrotation Xrotation\n", ""),
+        "line 6: Left Leg has no CHANNELS",
+    ),
+    "no offset": (SMALL.replace("    OFFSET 0.0 -100.0 0.0\n", ""), "line 6: Left Leg has no OFF"),
+    "offset": (SMALL.replace("-100.0", "-1OO.0"), "line 8: '-1OO.0' is no number"),
+    "two roots": (
+        SMALL.replace("MOTION\n", SMALL[SMALL.index("ROOT") : SMALL.index("MOTION")] + "MOTION\n"),
+        "line 16: a second ROOT",
+    ),
+    "out of place": (SMALL.replace("End Site", "Cube"), "line 10: 'CUBE' is out of place"),
+    "cut in the tree": (SMALL[:150], "line 8: the file ends"),
+    "cut before frames": (SMALL[: SMALL.index("Frames")], "line 17: 'frames:' is expected"),
+    "cut in the frames": (
+        SMALL[: SMALL.index("11 4")],
+        "line 19: the file has 1 of 2 frames; get it again",
+    ),
+    "cut in a frame": (SMALL[: SMALL.index("51 61")], "line 20: frame 1 has 7 numbers"),
+    "too many frames": (SMALL + ROWS, "line 22: the file has 4 of 2 frames"),
+    "NaN": (SMALL.replace("21 6 31", "21 nan 31"), "line 20: number 4 of frame 1 is 'nan'"),
+    "infinity": (SMALL.replace("10 1 20", "10 -inf 20"), "line 19: number 2 of frame 0 is '-inf'"),
+    "word": (SMALL.replace("40 50 60", "40 5O 60"), "line 19: number 8 of frame 0 is '5O'"),
+    "joined": (SMALL.replace("40 50 60", "40 50-60 6"), "line 19: number 8 of frame 0 is '50-60'"),
+    "no frames": (SMALL.replace("Frames: 2", "Frames: 0").replace(ROWS, ""), "line 17: '0' frames"),
+    "frames": (SMALL.replace("Frames: 2", "Frames: two"), "line 17: 'two' frames"),
+    "zero time": (SMALL.replace("0.0333333", "0"), "line 18: the frame time is '0'"),
+    "negative time": (SMALL.replace("0.0333333", "-0.01"), "line 18: the frame time is '-0.01'"),
+    "tiny time": (SMALL.replace("0.0333333", "1e-320"), "line 18: the frame time is '1e-320'"),
+    "NaN time": (SMALL.replace("0.0333333", "nan"), "line 18: the frame time is 'nan'"),
+    "no time": (SMALL.replace("Frame Time: 0.0333333\n", ""), "line 18: 'frame time:' is expected"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_say_where(tmp_path, case):
+    text, message = BAD[case]
+    path = write(tmp_path / "bad.bvh", text)
+    with pytest.raises(ClipError, match=re.escape(str(path)) + f".*{message}") as caught:
+        read_bvh(path)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.integers(0, len(SMALL) - 30),
+    st.integers(0, len(SMALL)),
+    st.sampled_from(["", "{", "}", "7"]),
+)
+@settings(max_examples=150)
+def test_damaged_text_is_read_or_refused(tmp_path_factory, start, length, replacement):
+    path = tmp_path_factory.getbasetemp() / "damaged.bvh"
+    path.write_text(SMALL[:start] + replacement + SMALL[start + length % 30 :])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            clip = read_bvh(path)
+        except ClipError as error:
+            assert "damaged.bvh" in str(error)
+        else:
+            assert clip.rotations.isfinite().all()
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(ClipError, match="cannot be read"):
+        read_bvh(tmp_path / "none.bvh")
+    with pytest.raises(ClipError, match="cannot be read"):
+        read_bvh(tmp_path)
+
+
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no shared recordings here")
+@pytest.mark.parametrize(
+    "name, joints, frames, fps, up",
+    [
+        ("dab", 27, 339, 30.0, "z"),
+        ("jesse_dance", 60, 1007, 100.0, "y"),
+        ("jumping_jacks", 31, 125, 30.0, "y"),
+        ("wave_hello", 27, 839, 1 / 0.008342, "z"),
+    ],
+)
+def test_recordings(tmp_path, name, joints, frames, fps, up):
+    clip = read_bvh(RECORDINGS / f"{name}.bvh")
+    skeleton = clip.skeleton
+    assert (skeleton.joints, len(clip), clip.fps, skeleton.up) == (joints, frames, fps, up)
+    positions = clip.pose.positions
+    assert 1.2 < (positions.amax(dim=1) - positions.amin(dim=1))[:, 1].median() < 2.0
+    write_bvh(tmp_path / "again.bvh", clip)
+    again = read_bvh(tmp_path / "again.bvh")
+    assert again.skeleton == skeleton
+    assert largest_difference(again.pose.positions, positions) < 1e-6

@@ -1,0 +1,161 @@
+"""SMPL-X files."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from motion.files.smplx import read_npz, write_npz
+from motion.skeleton.clip import ClipError
+from motion.skeleton.named import SMPLX
+from motion.skeleton.sample import walk
+from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
+
+
+def arrays(frames: int = 6, width: int = 165, **changes: object) -> dict[str, object]:
+    random = np.random.default_rng(0)
+    return {
+        "poses": random.normal(size=(frames, width)).astype(np.float32),
+        "trans": random.normal(size=(frames, 3)),
+        "betas": random.normal(size=10).astype(np.float32),
+        "gender": "female",
+        "mocap_frame_rate": 30,
+    } | changes
+
+
+def save(path, contents):
+    np.savez(path, **contents)
+    return path
+
+
+def test_what_is_written_is_read(tmp_path):
+    clip = random_clip(SMPLX)
+    clip = dataclasses.replace(clip, betas=(0.5, -1.0), gender="male", fps=29.97)
+    for up in ("y", "z"):
+        skeleton = dataclasses.replace(SMPLX, up=up)
+        write_npz(tmp_path / "a.npz", dataclasses.replace(clip, skeleton=skeleton))
+        again = read_npz(tmp_path / "a.npz")
+        assert (again.skeleton, again.fps) == (skeleton, 29.97)
+        assert (again.betas, again.gender) == (clip.betas, "male")
+        assert largest_difference(again.rotations, clip.rotations) < 1e-12
+        assert largest_difference(again.root_positions, clip.root_positions) < 1e-12
+
+
+def test_what_is_read_is_written(tmp_path):
+    contents = arrays()
+    write_npz(tmp_path / "b.npz", read_npz(save(tmp_path / "a.npz", contents)))
+    with np.load(tmp_path / "b.npz") as again:
+        np.testing.assert_allclose(again["trans"], contents["trans"], atol=1e-12)
+        # Turns of more than half a circle are written the other way round.
+        short = np.linalg.norm(contents["poses"].reshape(-1, 3), axis=1) < np.pi
+        pairs = again["poses"].reshape(-1, 3)[short], contents["poses"].reshape(-1, 3)[short]
+        np.testing.assert_allclose(*pairs, atol=1e-6)
+        assert short.mean() > 0.8
+        assert again["expressions"].shape == (6, 100)
+
+
+@pytest.mark.parametrize("kind", ["SMPL-X", "SMPL+H"])
+def test_z_points_up_in_files_of_amass(tmp_path, kind):
+    contents = arrays(poses=np.zeros((2, 165)), trans=np.array([[0.0, 0, 1], [0, 0, 2]]))
+    contents["poses"][:, 0] = np.pi / 2  # stands along z
+    if kind == "SMPL-X":
+        contents["surface_model_type"] = "smplx"
+    else:
+        contents["mocap_framerate"] = contents.pop("mocap_frame_rate")
+    clip = read_npz(save(tmp_path / "a.npz", contents))
+    assert clip.skeleton.up == "z" and clip.fps == 30.0
+    assert (clip.root_positions.diff(dim=0) - torch.tensor([0.0, 1.0, 0.0])).abs().max() < 1e-12
+    torch.testing.assert_close(
+        clip.rotations[0, 0], torch.eye(3, dtype=torch.float64), atol=1e-12, rtol=0
+    )
+    assert read_npz(tmp_path / "a.npz", up="y").skeleton.up == "y"
+
+
+def test_bodies_without_face_get_one_at_rest(tmp_path):
+    contents = arrays(width=156)
+    clip = read_npz(save(tmp_path / "a.npz", contents))
+    full = np.insert(contents["poses"].reshape(6, 52, 3), [22] * 3, 0, axis=1).reshape(6, 165)
+    expected = read_npz(save(tmp_path / "b.npz", contents | {"poses": full}))
+    assert largest_difference(clip.rotations, expected.rotations) == 0
+
+
+def without(key: str) -> dict[str, object]:
+    return {name: value for name, value in arrays().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        (without("poses"), "has no 'poses'; its keys are betas, gender, mocap_frame_rate, trans"),
+        (without("trans"), "has no 'trans'"),
+        (without("mocap_frame_rate"), "has no 'mocap_frame_rate'"),
+        (arrays(poses=np.zeros((6, 63))), r"poses are \(6, 63\)"),
+        (arrays(poses=np.zeros((0, 165)), trans=np.zeros((0, 3))), "1 or more frames"),
+        (arrays(poses=np.zeros((6, 55, 3))), r"poses is float64 \(6, 55, 3\); 2 axes"),
+        (arrays(poses=np.full((6, 165), "x")), "poses is <U1"),
+        (arrays(trans=np.zeros((5, 3))), r"trans is \(5, 3\); \(6, 3\)"),
+        (arrays(trans=np.full((6, 3), np.inf)), r"trans is inf at \(0, 0\)"),
+        (arrays(mocap_frame_rate=0), "must be positive"),
+        (arrays(mocap_frame_rate=np.nan), "mocap_frame_rate is nan"),
+        (arrays(mocap_frame_rate=[30, 30]), "0 axes of numbers"),
+        (arrays(betas=np.zeros((2, 2))), "betas"),
+    ],
+)
+def test_bad_contents_say_which(tmp_path, contents, message):
+    path = save(tmp_path / "bad.npz", contents)
+    with pytest.raises(ClipError, match=message) as caught:
+        read_npz(path)
+    assert str(path) in str(caught.value)
+
+
+class Explosive:
+    def __reduce__(self):
+        return exec, ("raise RuntimeError('unpickled')",)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    poses = np.empty(1, object)
+    poses[0] = Explosive()
+    path = save(tmp_path / "a.npz", arrays(poses=poses))
+    with pytest.raises(ClipError, match=r"no complete .npz file of plain arrays"):
+        read_npz(path)
+    path.write_bytes(pickle.dumps(Explosive()))
+    with pytest.raises(ClipError, match=r"no complete .npz file"):
+        read_npz(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = save(tmp_path / "a.npz", arrays(frames=50))
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ClipError, match=r"no complete .npz file"):
+            read_npz(path)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    with pytest.raises(ClipError, match="one array without a name"):
+        read_npz(tmp_path / "b.npy")
+    with pytest.raises(ClipError, match="does not exist"):
+        read_npz(tmp_path / "none.npz")
+
+
+def test_other_skeletons_are_refused(tmp_path):
+    with pytest.raises(ClipError, match=r"3 joints that are not those of SMPL-X; write a .bvh"):
+        write_npz(tmp_path / "a.npz", random_clip(random_skeleton(3)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_walk_of_the_package_is_written_and_read(tmp_path):
+    clip = walk(5)
+    write_npz(tmp_path / "walk.npz", clip)
+    assert largest_difference(read_npz(tmp_path / "walk.npz").rotations, clip.rotations) < 1e-12
+
+
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no shared recordings here")
+def test_a_recording():
+    clip = read_npz(RECORDINGS / "beat2_2_scott_0_1_1.npz")
+    assert (len(clip), clip.fps, clip.skeleton, len(clip.betas)) == (1906, 30.0, SMPLX, 300)
+    positions = clip.pose.positions
+    assert positions[:, 15, 1].mean() > 1.4  # the head of someone who stands
+    assert positions[:, 10:12, 1].mean().abs() < 0.1

@@ -1,0 +1,294 @@
+"""Training a motion tokenizer from its command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from motion import RVQVAE
+from motion.features.recording import read_recording
+from motion.features.statistics import FeatureStatistics
+from motion.files.clips import write_clip
+from motion.skeleton.sample import walk
+from motion.train.run import TrainConfig, main
+from tests.helpers import LAUNCHER
+from tests.motion import two_ranks
+from wanvae.engine.checkpoint import read_tensors
+from wanvae.video import probe
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs" / "motion"
+WAN = [
+    "--model.network=wan",
+    "--model.wan.dim=8",
+    "--model.wan.dim_mult=[1,2]",
+    "--model.wan.num_res_blocks=1",
+    "--data.window=17",
+]
+# What changes though the learning rate is 0.
+LEARNT = [f"quantizer.books.{name}" for name in ("codes", "sums", "counts")]
+# Everything that draws random numbers.
+LIVELY = [
+    "--model.resnet.dropout=0.2",
+    "--model.quantizer.dropout=0.5",
+    "--model.quantizer.temperature=0.1",
+    "--model.quantizer.revive_below=0.5",
+    "--model.quantizer.decay=0.8",
+]
+# Nothing but the initialisation does.
+PLAIN = [
+    "--model.quantizer.revive_below=0",
+    "--trainer.optimizer=sgd",
+    "--trainer.learning_rate=0.02",
+    "--trainer.gradient_clip=1000",
+]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("motion")
+    write_clip(folder / "walk.npz", walk(120))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Without plots, and with a fresh accelerate."""
+    monkeypatch.setattr("wanvae.engine.training.log.find_spec", lambda name: None)
+    yield
+    reset()
+
+
+def reset() -> None:
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def options(folder: Path, run: Path, steps: int, *changes: str) -> list[str]:
+    return [
+        f"--config={CONFIGS / 'tiny.yaml'}",
+        f"--data.folder={folder}",
+        "--data.window=16",
+        "--model.code_dim=8",
+        "--model.resnet.width=16",
+        "--model.resnet.depth=1",
+        "--model.quantizer.layers=2",
+        "--model.quantizer.codes=16",
+        f"--trainer.run={run}",
+        f"--trainer.steps={steps}",
+        "--trainer.batch_size=4",
+        "--trainer.warmup_steps=5",
+        "--trainer.log_every=1",
+        "--trainer.tracker=none",
+        "--trainer.workers=0",
+        *changes,
+    ]
+
+
+def lines_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def tensors_of(run: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    return read_tensors(run / f"{name}.safetensors").tensors
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(other[name], tensor), name
+
+
+@pytest.mark.parametrize("network", [[], WAN])
+def test_training_learns_the_walk(folder, tmp_path, network):
+    faster = ["--trainer.learning_rate=0.01", "--model.code_dim=16", "--model.quantizer.codes=32"]
+    assert main(options(folder, tmp_path, 160, *faster, *network)) == 0
+    lines = [line for line in lines_of(tmp_path) if "loss" in line]
+    assert len(lines) == 160
+    terms = {"features", "position", "commitment"}
+    assert all(
+        line["loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-3) for line in lines
+    )
+    losses = [line["features"] for line in lines]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert 1 <= lines[-1]["perplexity"] <= 32 and 0 < lines[-1]["code_use"] <= 1
+    model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
+    assert model.config.features.rot6d == "rows" and model.config.fps == 30
+    assert model.quantizer.books.initialised and model.normaliser.is_set
+
+
+def test_the_normaliser_is_of_what_is_trained_on(folder, tmp_path):
+    assert main(options(folder, tmp_path, 1)) == 0
+    model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
+    features = read_recording(folder / "walk.npz", model.config).features
+    expected = FeatureStatistics.fit([features[:96]])
+    assert torch.equal(model.normaliser.mean, expected.mean)
+    assert torch.equal(model.normaliser.std, expected.std)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
+    """With all that is random, moments of the optimizer and moving averages of the codes."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    changes = [*LIVELY, "--trainer.accumulate=2", "--trainer.checkpoint_every=3"]
+    assert main(options(folder, whole, 6, *changes)) == 0
+    # As after kill -9 in step 4, 5 or 6: the newest checkpoint is that of step 3.
+    shutil.copytree(whole / "checkpoints", cut / "checkpoints")
+    shutil.rmtree(cut / "checkpoints" / "step-00000006")
+    reset()
+    assert main(options(folder, cut, 6, *changes)) == 0
+    assert "quantizer.books.sums" in tensors_of(whole)
+    assert_equal(tensors_of(whole), tensors_of(cut))
+    half = tensors_of(whole / "checkpoints" / "step-00000003")
+    assert not torch.equal(
+        half["quantizer.books.counts"], tensors_of(whole)["quantizer.books.counts"]
+    )
+
+
+def test_two_processes_hold_the_code_books_of_one_with_twice_the_batch(folder, tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    run_command(*LAUNCHER[2:], "-m", "tests.motion.two_ranks", *options(folder, two, 50, *PLAIN))
+    first, second = (tensors_of(two, f"rank-{rank}") for rank in (0, 1))
+    assert_equal(first, second)
+    two_ranks.main(options(folder, one, 50, *PLAIN, "--trainer.batch_size=8"))
+    expected = tensors_of(one, "rank-0")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def run_command(*command: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_held_out_motion_is_judged_and_shown_and_the_best_is_kept(folder, tmp_path):
+    changes = ["--trainer.evaluate_every=2", "--trainer.preview_every=4"]
+    changes += ["--trainer.checkpoint_every=2", "--trainer.keep_checkpoints=1"]
+    # Too fast to learn: the first evaluation is not the worst.
+    assert main(options(folder, tmp_path, 6, *changes, "--trainer.learning_rate=0.1")) == 0
+    found = {line["step"]: line for line in lines_of(tmp_path) if "evaluation_mpjpe" in line}
+    assert found.keys() == {2, 4, 6}
+    figures = ("mpjpe", "rotation_error", "code_use", "perplexity", "perplexity_1", "perplexity_2")
+    for line in found.values():
+        assert {f"evaluation_{name}" for name in figures} < line.keys()
+        layers = line["evaluation_perplexity_1"], line["evaluation_perplexity_2"]
+        assert line["evaluation_perplexity"] == pytest.approx(sum(layers) / 2, rel=1e-3)
+    best = min(found, key=lambda step: found[step]["evaluation_mpjpe"])
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {f"step-{step:08d}" for step in {best, 6}}
+    assert {path.name for path in (tmp_path / "previews").iterdir()} == {
+        "step-00000004.png",
+        "step-00000006.png",
+    }
+    info = probe(tmp_path / "previews" / "step-00000006.png")
+    assert (info.width, info.height) == (8 * 240, 2 * 320)
+
+
+def test_nothing_held_out_is_nothing_judged(folder, tmp_path):
+    assert main(options(folder, tmp_path, 2, "--data.held_out=0")) == 0
+    assert not any("evaluation_mpjpe" in line for line in lines_of(tmp_path))
+    assert not (tmp_path / "previews").exists()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_humanml3d_is_trained_on(tmp_path, biased):
+    features = np.random.default_rng(0).normal(size=(60, 263)).astype(np.float32)
+    (tmp_path / "new_joint_vecs").mkdir()
+    np.save(tmp_path / "new_joint_vecs" / "000000.npy", features)
+    changes = ["--model.channels=263", "--model.features=null", "--model.fps=20"]
+    changes += ["--data.feature_bias=5"] if biased else []
+    run = tmp_path / "run"
+    assert main(options(tmp_path, run, 2, *changes)) == 0
+    std = RVQVAE.from_pretrained(run / "model.safetensors").normaliser.std
+    expected = torch.from_numpy(features[:48]).double().std(0, correction=0).float()
+    expected[[*range(4), *range(-4, 0)]] /= 5 if biased else 1
+    torch.testing.assert_close(std, expected)
+    assert (run / "previews" / "step-00000002.png").exists()
+
+
+def test_training_goes_on_from_given_weights(folder, tmp_path):
+    """With their architecture and their normaliser."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(options(folder, first, 2)) == 0
+    weights = first / "model.safetensors"
+    reset()
+    changes = [f"--weights={weights}", "--trainer.learning_rate=0", "--data.held_out=0"]
+    changes += ["--model.resnet.width=32", "--model.quantizer.decay=0.5"]
+    assert main(options(folder, second, 1, *changes)) == 0
+    before, after = tensors_of(first), tensors_of(second)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor) != (name in LEARNT), name
+
+
+def broken(path: Path) -> Path:
+    """A walk with a number that is none."""
+    clip = walk(40)
+    clip.root_positions[3, 1] = float("nan")
+    path.mkdir()
+    write_clip(path / "walk.npz", clip)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--data.folder={empty}"], "has no .bvh or .npz files"),
+        (["--data.folder={none}"], "does not exist; check the path"),
+        (["--data.folder={broken}"], "walk.npz: trans is nan"),
+        (["--model.channels=330"], "has 333 channels of 55 joints, but the model has 330"),
+        (["--data.window=97"], "97 frames to train on, the longest has 96: lower data.window"),
+        (["--data.feature_bias=5"], "feature_bias must be 1"),
+        (["--weights={none}"], "none"),
+        (["--data.held_out=0", "--trainer.best=mpjpe"], "nothing is evaluated"),
+        (["--trainer.best=psnr"], "best must be one of mpjpe, rotation_error"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_one_line(folder, tmp_path, capsys, changes, message):
+    (tmp_path / "empty").mkdir()
+    places = {"empty": tmp_path / "empty", "none": tmp_path / "none"}
+    places["broken"] = broken(tmp_path / "broken")
+    changes = [change.format(**places) for change in changes]
+    assert main(options(folder, tmp_path / "run", 1, *changes)) == 1
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if "motion.train:" in x)
+    assert message in line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model.widht=3"], "widht"),
+        (["--loss.position=-1"], "position must be at least 0"),
+        (["--trainer.ema_decay=0.9"], "ema_decay is 0.9, but codes follow the encoder as it is"),
+        (["--model.features.rot6d=diagonal"], "rot6d"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(folder, tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(options(folder, tmp_path, 1, *changes))
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_first_step_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(_: TrainConfig) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("motion.train.run.run", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "motion.train: interrupted before the first step\n"
+
+
+def test_it_trains_through_the_launcher(folder, tmp_path):
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes=1", "-m", "motion.train"]
+    run_command(*command, *options(folder, tmp_path, 2))
+    assert (tmp_path / "model.safetensors").exists()

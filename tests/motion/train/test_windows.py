@@ -1,0 +1,211 @@
+"""Training motion: which windows are drawn, what is left out, and how features are scaled."""
+
+import warnings
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from motion.config import FeatureSpec, RVQVAEConfig
+from motion.features.recording import read_recording
+from motion.features.statistics import FeatureStatistics
+from motion.files.clips import write_clip
+from motion.skeleton.clip import ClipError
+from motion.skeleton.sample import walk
+from motion.train.windows import DataConfig, MotionWindows, load_data
+from tests.motion.helpers import random_clip, random_skeleton
+
+JOINTS = 4
+SPEC = FeatureSpec(rot6d="rows")
+MODEL = RVQVAEConfig(channels=SPEC.channels(JOINTS), features=SPEC, fps=30.0)
+HUMANML3D = RVQVAEConfig()
+
+
+def numbered(*lengths):
+    """Recordings of two channels: which one it is, and which frame."""
+    return [
+        torch.stack([torch.full((n,), float(i)), torch.arange(float(n))], 1)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def test_every_window_is_drawn_as_often_as_any_other():
+    lengths, window, draws = (9, 4, 6), 4, 3000
+    windows = MotionWindows(numbered(*lengths), window, seed=0)
+    starts = Counter()
+    for number in range(draws):
+        sample = windows[number]
+        assert sample.shape == (window, 2) and sample.dtype == torch.float32
+        (recording,) = sample[:, 0].unique().tolist()
+        assert sample[:, 1].diff().eq(1).all()
+        starts[recording, sample[0, 1].item()] += 1
+    expected = {(i, s) for i, n in enumerate(lengths) for s in range(n - window + 1)}
+    assert starts.keys() == expected
+    mean = draws / len(expected)
+    assert all(abs(count - mean) < 5 * mean**0.5 for count in starts.values())
+
+
+def test_a_sample_follows_from_seed_and_number_alone():
+    recordings = numbered(50, 70)
+    one, other = (MotionWindows(recordings, 8, seed=3) for _ in range(2))
+    backwards = {number: other[number] for number in reversed(range(30))}
+    assert all(torch.equal(one[number], backwards[number]) for number in range(30))
+    elsewhere = MotionWindows(recordings, 8, seed=4)
+    assert not all(torch.equal(one[number], elsewhere[number]) for number in range(30))
+
+
+def save(folder, name, frames, *, joints=JOINTS, seed=0):
+    folder.mkdir(exist_ok=True)
+    write_clip(folder / name, random_clip(random_skeleton(joints, seed=seed), frames))
+
+
+def load(folder, model=MODEL, report=True, **changes):
+    config = DataConfig(**{"folder": str(folder), "window": 8, **changes})
+    return load_data(config, model, seed=0, report=report)
+
+
+def test_what_is_held_out_is_never_drawn_nor_counted(tmp_path):
+    save(tmp_path, "a.bvh", 40)
+    save(tmp_path, "b.bvh", 20)
+    data = load(tmp_path, held_out=0.25)
+    whole = [read_recording(tmp_path / name, MODEL) for name in ("a.bvh", "b.bvh")]
+    trained = [whole[0].features[:30], whole[1].features[:15]]
+    assert [len(recording) for recording in data.held_out] == [10, 5]
+    for recording, features in zip(data.held_out, whole, strict=True):
+        assert torch.equal(recording.features, features.features[-len(recording) :])
+    possible = [part[start : start + 8] for part in trained for start in range(len(part) - 7)]
+    for number in range(200):
+        assert any(torch.equal(data.windows[number], window) for window in possible)
+    expected = FeatureStatistics.fit(trained)
+    assert torch.equal(data.statistics.mean, expected.mean)
+    assert torch.equal(data.statistics.std, expected.std)
+
+
+def test_a_share_however_small_is_held_out(tmp_path):
+    save(tmp_path, "a.bvh", 40)
+    assert [len(r) for r in load(tmp_path, held_out=1e-6).held_out] == [1]
+    assert load(tmp_path).held_out == ()
+
+
+def test_a_file_is_a_folder_of_one(tmp_path):
+    save(tmp_path, "a.bvh", 10)
+    save(tmp_path, "b.bvh", 12)
+    data = load(tmp_path / "b.bvh")
+    assert [len(features) for features in data.windows.recordings] == [12]
+
+
+def test_what_cannot_be_used_is_named_once(tmp_path):
+    save(tmp_path, "good.bvh", 10)
+    save(tmp_path, "short.bvh", 7)
+    save(tmp_path, "large.bvh", 10, joints=5)
+    (tmp_path / "torn.bvh").write_text("HIERARCHY")
+    with pytest.warns(UserWarning) as caught:
+        data = load(tmp_path)
+    assert len(data.windows.recordings) == 1
+    broken, short = (str(warning.message) for warning in caught)
+    assert broken.startswith("2 files in") and "left out" in broken
+    assert broken.count("large.bvh") == broken.count("torn.bvh") == 1
+    assert short.startswith("1 recordings in") and "short.bvh: 7 frames" in short
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path, report=False)
+
+
+def test_a_warning_names_the_first_few(tmp_path):
+    save(tmp_path, "good.bvh", 10)
+    for number in range(14):
+        (tmp_path / f"torn{number:02}.bvh").write_text("")
+    with pytest.warns(UserWarning, match="and 4 more") as caught:
+        load(tmp_path)
+    assert "torn09" in str(caught[0].message) and "torn10" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no .bvh or .npz files"),
+        ({"short.bvh": 7, "long.bvh": 10}, "8 frames to train on, the longest has 7: lower data"),
+        ({"large.bvh": None}, r"can be used, of 1 files; the first: .*large.bvh"),
+    ],
+)
+def test_without_usable_motion_there_is_one_error(tmp_path, files, message):
+    for name, frames in files.items():
+        save(tmp_path, name, frames or 10, joints=5 if frames is None else JOINTS)
+    with pytest.raises(ClipError, match=message):
+        load(tmp_path, held_out=0.25)
+
+
+def test_recordings_of_several_skeletons_are_refused(tmp_path):
+    save(tmp_path, "a.bvh", 10)
+    clip = random_clip(random_skeleton(JOINTS))
+    renamed = replace(clip.skeleton, names=("hips", *clip.skeleton.names[1:]))
+    write_clip(tmp_path / "b.bvh", replace(clip, skeleton=renamed))
+    with pytest.raises(ClipError, match=r"a\.bvh and .*b\.bvh have different joints"):
+        load(tmp_path)
+
+
+def test_bodies_of_any_size_are_of_one_skeleton(tmp_path):
+    save(tmp_path, "a.bvh", 10)
+    clip = random_clip(random_skeleton(JOINTS))
+    offsets = tuple((2 * x, 2 * y, 2 * z) for x, y, z in clip.skeleton.offsets)
+    write_clip(tmp_path / "b.bvh", replace(clip, skeleton=replace(clip.skeleton, offsets=offsets)))
+    assert len(load(tmp_path).windows.recordings) == 2
+
+
+def test_clips_are_brought_to_the_rate_of_the_model(tmp_path):
+    write_clip(tmp_path / "walk.npz", walk(61, fps=60.0))
+    model = replace(MODEL, channels=SPEC.channels(55))
+    assert [len(features) for features in load(tmp_path, model).windows.recordings] == [31]
+
+
+@pytest.fixture
+def humanml3d(tmp_path):
+    """Random features as the data set has them, beside its joints, without statistics."""
+    for name in ("new_joint_vecs", "new_joints"):
+        (tmp_path / name).mkdir()
+    features = np.random.default_rng(0).normal(size=(20, 263)).astype(np.float32)
+    np.save(tmp_path / "new_joint_vecs" / "a.npy", features)
+    np.save(tmp_path / "new_joints" / "a.npy", np.zeros((20, 22, 3), np.float32))
+    return tmp_path
+
+
+def test_humanml3d_brings_its_statistics(humanml3d):
+    fitted = load(humanml3d, HUMANML3D).statistics
+    features = torch.from_numpy(np.load(humanml3d / "new_joint_vecs" / "a.npy"))
+    torch.testing.assert_close(fitted.mean, features.mean(0), rtol=0, atol=1e-6)
+    np.save(humanml3d / "Mean.npy", np.full(263, 2.0))
+    np.save(humanml3d / "Std.npy", np.full(263, 3.0))
+    inner = humanml3d / "new_joint_vecs"
+    for folder in (humanml3d, inner, inner / "a.npy"):
+        found = load(folder, HUMANML3D).statistics
+        assert found.mean.eq(2).all() and found.std.eq(3).all()
+    (humanml3d / "Std.npy").unlink()
+    with pytest.raises(ClipError, match=r"Std\.npy does not exist"):
+        load(humanml3d, HUMANML3D)
+
+
+def test_root_and_contacts_count_more_by_the_bias(humanml3d):
+    plain = load(humanml3d, HUMANML3D).statistics
+    biased = load(humanml3d, HUMANML3D, feature_bias=5).statistics
+    expected = torch.ones(263)
+    expected[[*range(4), *range(-4, 0)]] = 5
+    torch.testing.assert_close(plain.std / biased.std, expected)
+    assert torch.equal(plain.mean, biased.mean)
+    with pytest.raises(ValueError, match="feature_bias must be 1 for features other"):
+        load(humanml3d, feature_bias=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 1}, "window must be at least 2"),
+        ({"held_out": 1.0}, r"held_out must be in \[0, 1\)"),
+        ({"held_out": -0.1}, "held_out must be in"),
+        ({"feature_bias": 0.0}, "feature_bias must be above 0"),
+    ],
+)
+def test_impossible_values_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**changes)

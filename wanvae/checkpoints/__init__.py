@@ -1,0 +1,1 @@
+"""Checkpoints of video VAEs: their layouts, their architectures, and the Hub."""

@@ -1,0 +1,221 @@
+"""What diffusers calls our tensors and our configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wanvae.checkpoints.architecture import channel_fields
+from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
+from wanvae.config import WanVAEConfig
+from wanvae.engine.checkpoint import CheckpointError, first_few
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+
+DIFFUSERS_CONFIG = "config.json"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_PICKLE = "diffusion_pytorch_model.bin"
+# What a diffusers config.json calls our fields, in every class.
+FIELDS = {
+    "base_dim": "dim",
+    "z_dim": "z_dim",
+    "dim_mult": "dim_mult",
+    "num_res_blocks": "num_res_blocks",
+    "temperal_downsample": "temporal_downsample",
+    "dropout": "dropout",
+    "latents_mean": "latents_mean",
+    "latents_std": "latents_std",
+}
+WAN_FIELDS = {
+    "decoder_base_dim": "decoder_dim",
+    "is_residual": "stage_shortcuts",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "patch_size": "patch_size",
+}
+QWEN_IMAGE_FIELDS = {"input_channels": "in_channels"}
+# Those that follow from the rest.
+FACTORS = {
+    "scale_factor_temporal": "temporal_factor",
+    "scale_factor_spatial": "spatial_factor",
+}
+WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
+CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
+
+# What the layers have inside, in the official layout and in diffusers'.
+RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
+RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
+ENDS = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
+STATISTICS = ("latents_mean", "latents_std")
+
+
+def diffusers_names(stages: int, blocks: int, nested: bool = False) -> dict[str, str]:
+    """What diffusers calls each tensor, by its official name.
+
+    For every model of ``stages`` stages with ``blocks`` residual blocks each in the encoder, so
+    with a shortcut for every block and a time_conv for every change of resolution.
+
+    Args:
+        nested: whether the layers of each stage have a common name, as those with shortcuts do.
+    """
+    return {
+        f"{official}{ours}.{leaf}": f"{theirs}{other}.{leaf}"
+        for official, theirs, inside in diffusers_modules(stages, blocks, nested)
+        for ours, other in inside.items()
+        for leaf in (("gamma",) if other.startswith("norm") else ("weight", "bias"))
+    }
+
+
+def diffusers_modules(
+    stages: int, blocks: int, nested: bool
+) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """Prefix of each module, its prefix in diffusers, and the names of the layers inside."""
+    yield "", "", {"conv1": "quant_conv", "conv2": "post_quant_conv"}
+    for coder in ("encoder.", "decoder."):
+        yield coder, coder, ENDS
+        yield f"{coder}middle.0.", f"{coder}mid_block.resnets.0.", RESIDUAL
+        yield f"{coder}middle.1.", f"{coder}mid_block.attentions.0.", ATTENTION
+        yield f"{coder}middle.2.", f"{coder}mid_block.resnets.1.", RESIDUAL
+    for stage in range(stages):
+        yield from (nested_stage_modules if nested else stage_modules)(stage, blocks)
+
+
+def stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """``diffusers_modules`` of a stage whose layers are in one row with those of all stages."""
+    layers = [RESIDUAL] * blocks + [RESAMPLE]
+    for i, inside in enumerate(layers, start=stage * len(layers)):
+        yield f"encoder.downsamples.{i}.", f"encoder.down_blocks.{i}.", inside
+    places = places_in_stage(blocks + 1, "upsamplers.0.")
+    for i, (place, inside) in enumerate(places, start=stage * len(places)):
+        yield f"decoder.upsamples.{i}.", f"decoder.up_blocks.{stage}.{place}", inside
+
+
+def nested_stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """``diffusers_modules`` of a stage that has a row of layers of its own."""
+    for official, theirs, places in (
+        ("encoder.downsamples", "encoder.down_blocks", places_in_stage(blocks, "downsampler.")),
+        ("decoder.upsamples", "decoder.up_blocks", places_in_stage(blocks + 1, "upsampler.")),
+    ):
+        row = official.split(".")[1]
+        for i, (place, inside) in enumerate(places):
+            yield f"{official}.{stage}.{row}.{i}.", f"{theirs}.{stage}.{place}", inside
+
+
+def places_in_stage(blocks: int, resampler: str) -> list[tuple[str, Mapping[str, str]]]:
+    """The names of so many residual blocks and a resampler, with what is inside them."""
+    return [*((f"resnets.{i}.", RESIDUAL) for i in range(blocks)), (resampler, RESAMPLE)]
+
+
+def count_stages_and_blocks(names: Iterable[str]) -> tuple[int, int]:
+    """Stages, and residual blocks per stage of the encoder, that diffusers' names show."""
+    found = [re.match(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.", name) for name in names]
+    stages = {match[1] for match in found if match}
+    blocks = {match[2] for match in found if match}
+    return len(stages), len(blocks) - 1
+
+
+def has_nested_stages(names: Iterable[str]) -> bool:
+    """Whether diffusers' names are those of a model with shortcuts across stages."""
+    return any(name.startswith("encoder.down_blocks.0.resnets.") for name in names)
+
+
+def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> dict[str, Tensor]:
+    """``tensors`` with official names; ValueError if a name is none of diffusers'."""
+    names = diffusers_names(stages, blocks, has_nested_stages(tensors))
+    official = {theirs: ours for ours, theirs in names.items()}
+    unknown = [name for name in tensors if name not in official]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} tensors do not belong in a diffusers model of {stages} stages with "
+            f"{blocks} residual blocks each: {first_few(unknown)}"
+        )
+    return {official[name]: tensor for name, tensor in tensors.items()}
+
+
+def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:
+    """The architecture that the content of a config.json says, and what was assumed."""
+    fields = FIELDS | CLASSES[content["_class_name"]]
+    known = fields.keys() | FACTORS.keys() | {"attn_scales"}
+    unknown = sorted(key for key in content if key not in known and not key.startswith("_"))
+    if unknown:
+        raise ValueError(f"{DIFFUSERS_CONFIG} has unknown keys: {', '.join(unknown)}")
+    if content.get("attn_scales"):  # the decoder of diffusers ignores them
+        raise ValueError(
+            f"{DIFFUSERS_CONFIG} has attn_scales {content['attn_scales']!r}, but only [] is "
+            "supported"
+        )
+    values = {fields[key]: value for key, value in content.items() if key in fields}
+    statistics = {key: values.pop(key) for key in STATISTICS if key in values}
+    config = architecture_of(content["_class_name"], values)
+    if not statistics:
+        config, note = with_known_statistics(config)
+        return config, (note,)
+    # diffusers writes its defaults for 16 channels whatever z_dim is.
+    if any(isinstance(s, list) and len(s) != config.z_dim for s in statistics.values()):
+        note = f"{NO_STATISTICS} ({DIFFUSERS_CONFIG} has them for another number of channels)"
+        return config, (note,)
+    return from_json_dict(WanVAEConfig, to_json_dict(config) | statistics), ()
+
+
+def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
+    """The architecture of a diffusers class, by our names but with the channels of its layers."""
+    if values.get("patch_size", 1) is None:
+        values = {**values, "patch_size": 1}
+    config = from_json_dict(WanVAEConfig, values)
+    last = config.in_channels if name == QWEN_IMAGE_CLASS else config.out_channels
+    return replace(config, **channel_fields(config.in_channels, last, config.patch_size))
+
+
+def read_diffusers_json(path: Path) -> dict[str, Any]:
+    """The content of a config.json, if it is that of a Wan VAE; else ValueError."""
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    name = content.get("_class_name") if isinstance(content, dict) else None
+    if name not in CLASSES:
+        raise ValueError(f"{path.name} is of {name}, not {' or '.join(CLASSES)}")
+    return content
+
+
+def wan_config(config: WanVAEConfig) -> dict[str, Any]:
+    """The content of the config.json of an ``AutoencoderKLWan``."""
+    values = to_json_dict(config)
+    squares = config.patch_size**2
+    values["in_channels"] *= squares
+    values["out_channels"] *= squares * config.upscale_factor**2
+    values["patch_size"] = None if config.patch_size == 1 else config.patch_size
+    factors = {theirs: getattr(config, ours) for theirs, ours in FACTORS.items()}
+    return diffusers_config(WAN_CLASS, config, values) | factors
+
+
+def qwen_image_config(config: WanVAEConfig) -> dict[str, Any]:
+    """The content of the config.json of an ``AutoencoderKLQwenImage``."""
+    return diffusers_config(QWEN_IMAGE_CLASS, config, to_json_dict(config))
+
+
+def diffusers_config(name: str, config: WanVAEConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of the config.json of a class with these values of its fields, by our names."""
+    # Left out, they would be taken for those of Wan2.1.
+    statistics = {
+        "latents_mean": values["latents_mean"] or [0.0] * config.z_dim,
+        "latents_std": values["latents_std"] or [1.0] * config.z_dim,
+    }
+    return {
+        "_class_name": name,
+        "_diffusers_version": "0.35.0",
+        "attn_scales": [],
+        **{theirs: values[ours] for theirs, ours in (FIELDS | CLASSES[name]).items()},
+        **statistics,
+    }

@@ -1,0 +1,303 @@
+"""The layouts of Wan VAE checkpoints: telling them apart, reading and writing them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from os import PathLike
+from os.path import isdir
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wanvae.checkpoints.architecture import infer_config
+from wanvae.checkpoints.diffusers_layout import (
+    DIFFUSERS_CONFIG,
+    DIFFUSERS_PICKLE,
+    DIFFUSERS_WEIGHTS,
+    QWEN_IMAGE_CLASS,
+    count_stages_and_blocks,
+    diffusers_names,
+    from_diffusers,
+    qwen_image_config,
+    read_diffusers_config,
+    read_diffusers_json,
+    wan_config,
+)
+from wanvae.checkpoints.hub import local_checkpoint
+from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
+from wanvae.config import WanVAEConfig
+from wanvae.engine.checkpoint import (
+    CheckpointError,
+    TensorFile,
+    atomic_directory,
+    atomic_path,
+    first_few,
+    read_tensors,
+    write_pickle,
+    write_tensors,
+)
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+
+# Fields that no layout but our own can say.
+BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+# Fields that are read off the channels of the first and the last layer.
+PIXEL_FIELDS = ("patch_size", "upscale_factor")
+INFERRED = "architecture: read off the names and shapes of the tensors"
+
+
+class Layout(Enum):
+    """How a checkpoint names its tensors and says its architecture."""
+
+    NATIVE = "native"
+    WAN = "wan"
+    DIFFUSERS = "diffusers"
+    QWEN_IMAGE = "qwen-image"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of any layout.
+
+    Attributes:
+        config: its architecture.
+        tensors: by their official names; not yet checked against the architecture.
+        layout: what it was stored as.
+        notes: what was assumed, for people; one sentence each.
+    """
+
+    config: WanVAEConfig
+    tensors: dict[str, Tensor]
+    layout: Layout
+    notes: tuple[str, ...]
+
+
+def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
+    """Read a checkpoint, finding out its layout and architecture.
+
+    Args:
+        path: a native ``.safetensors``; official keys in a ``.pth`` or ``.safetensors``; diffusers
+            keys in a file; a diffusers directory, or one that has it as ``vae``; or the
+            ``"org/name"`` of a repository of the Hugging Face Hub.
+        subfolder: the folder in ``path`` that holds it.
+
+    Raises:
+        CheckpointError: it cannot be read, or has none of these layouts.
+    """
+    path = local_checkpoint(path, subfolder)
+    try:
+        return load_directory(path) if isdir(path) else load_file(path)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_file(path: Path) -> Checkpoint:
+    file = read_tensors(path)
+    layout = detect_layout(file)
+    if layout is Layout.NATIVE:
+        config = read_native_config(file.metadata)
+        notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
+        return Checkpoint(config, file.tensors, layout, notes)
+    tensors = file.tensors
+    if layout is Layout.DIFFUSERS:
+        tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
+    config, note = with_known_statistics(infer_config(tensors))
+    return Checkpoint(config, tensors, layout, (INFERRED, note))
+
+
+def load_directory(path: Path) -> Checkpoint:
+    """Load a diffusers directory, or the one called vae in ``path``."""
+    directory = diffusers_directory(path)
+    content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
+    config, notes = read_diffusers_config(content)
+    qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
+    layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+    tensors = read_tensors(weights_file(directory)).tensors
+    tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
+    return Checkpoint(config, tensors, layout, notes)
+
+
+def diffusers_directory(path: Path) -> Path:
+    """The directory of a diffusers model: ``path``, or the one called vae in it."""
+    for directory in (path, path / "vae"):
+        if (directory / DIFFUSERS_CONFIG).is_file():
+            return directory
+    raise CheckpointError(
+        f"{path} holds no {DIFFUSERS_CONFIG}, nor vae/{DIFFUSERS_CONFIG}, as a diffusers model "
+        "does; name a checkpoint file instead"
+    )
+
+
+def weights_file(path: str | PathLike[str]) -> Path:
+    """The file of a checkpoint that holds its tensors: ``path``, or one in that directory.
+
+    Raises:
+        CheckpointError: ``path`` is a directory, but no diffusers model or not complete; or a
+            repository, as for ``load``.
+    """
+    path = local_checkpoint(path)
+    if not isdir(path):
+        return path
+    directory = diffusers_directory(path)
+    for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_PICKLE):
+        if (directory / name).exists():
+            return directory / name
+    raise CheckpointError(
+        f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
+    )
+
+
+def detect_layout(file: TensorFile) -> Layout:
+    """The layout of a file, by its metadata and names; ValueError if it is none we read."""
+    if file.metadata.get("format") == "wanvae":
+        return Layout.NATIVE
+    names = file.tensors
+    if any_name(names, r"encoder\.downsamples\.\d+\.(downsamples\.\d+\.)?(residual|resample)\."):
+        return Layout.WAN
+    pattern = r"encoder\.down_blocks\.\d+\.(resnets\.\d+\.)?(norm\d\.gamma|resample\.)"
+    if any_name(names, pattern):
+        return Layout.DIFFUSERS
+    raise ValueError(
+        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are native "
+        "(.safetensors written by wanvae), wan (encoder.downsamples.0.residual.0.gamma, ...) and "
+        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
+    )
+
+
+def any_name(names: Iterable[str], pattern: str) -> bool:
+    return any(re.match(pattern, name) for name in names)
+
+
+def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
+    return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
+
+
+def save_native(
+    path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a native checkpoint: official names, and the config in the metadata.
+
+    Raises:
+        CheckpointError: ``path`` does not end in .safetensors, or cannot be written.
+    """
+    require_suffix(path, ".safetensors")
+    metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
+    write_tensors(path, tensors, metadata)
+
+
+def save_wan(
+    path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write the official names alone, as a ``.pth`` or ``.safetensors``.
+
+    This layout says no dropout and no latent statistics: whoever reads it must know them. Models
+    with stage shortcuts are taken to have patches of 2x2 pixels.
+
+    Raises:
+        CheckpointError: ``path`` has another suffix or cannot be written, or the layout cannot say
+            the architecture.
+    """
+    require_suffix(path, ".pth", ".safetensors")
+    require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
+    require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    if Path(path).suffix == ".pth":
+        write_pickle(path, tensors)
+    else:
+        write_tensors(path, tensors, {})
+
+
+def save_diffusers(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a directory that diffusers' ``AutoencoderKLWan.from_pretrained`` loads.
+
+    A new directory appears complete or not at all; in one that holds a Wan VAE already, its two
+    files are replaced one after the other.
+
+    Raises:
+        CheckpointError: ``directory`` holds anything else or cannot be written, or diffusers has
+            no such architecture.
+    """
+    names = (*BLOCK_FIELDS, "attn_scales")
+    require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
+    content = wan_config(config)
+    read, _ = read_diffusers_config(content)
+    require_equal(config, read, Layout.DIFFUSERS, PIXEL_FIELDS)
+    write_directory(directory, config, content, tensors)
+
+
+def save_qwen_image(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """As ``save_diffusers``, for diffusers' ``AutoencoderKLQwenImage``.
+
+    Raises:
+        CheckpointError: as that, and for all that sets other models apart from Wan2.1, but for the
+            channels of the video.
+    """
+    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
+    require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
+    alike = replace(config, out_channels=config.in_channels)
+    require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))
+    write_directory(directory, config, qwen_image_config(config), tensors)
+
+
+def write_directory(
+    directory: str | PathLike[str],
+    config: WanVAEConfig,
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write a diffusers directory whose config.json has this content."""
+    text = json.dumps(content, indent=2) + "\n"
+    names = diffusers_names(
+        len(config.dim_mult), config.num_res_blocks, nested=config.stage_shortcuts
+    )
+    renamed = {names[name]: tensor for name, tensor in tensors.items()}
+    if holds_wan_vae(Path(directory)):
+        write_diffusers_files(Path(directory), text, renamed)
+        return
+    with atomic_directory(directory) as temporary:
+        write_diffusers_files(temporary, text, renamed)
+
+
+def write_diffusers_files(directory: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(directory / DIFFUSERS_WEIGHTS, tensors, {"format": "pt"})
+    with atomic_path(directory / DIFFUSERS_CONFIG) as path:
+        path.write_text(config, encoding="utf-8")
+
+
+def holds_wan_vae(directory: Path) -> bool:
+    """Whether ``directory`` is a model directory that ``save_diffusers`` may write over."""
+    config = directory / DIFFUSERS_CONFIG
+    if not (config.is_file() and (directory / DIFFUSERS_WEIGHTS).is_file()):
+        return False
+    try:
+        read_diffusers_json(config)
+    except ValueError:
+        return False
+    return True
+
+
+def require_suffix(path: str | PathLike[str], *suffixes: str) -> None:
+    if Path(path).suffix not in suffixes:
+        raise CheckpointError(f"{path} must end in {' or '.join(suffixes)}; change its name")
+
+
+def require_equal(
+    config: WanVAEConfig, possible: WanVAEConfig, layout: Layout, names: Iterable[str]
+) -> None:
+    """Raise CheckpointError if a layout cannot say one of ``names`` of ``config``."""
+    for name in names:
+        value, needed = getattr(config, name), getattr(possible, name)
+        if value != needed:
+            raise CheckpointError(
+                f"the {layout.value} layout has no {name} {value!r}, only {needed!r}; "
+                f"use the {Layout.NATIVE.value} layout"
+            )

@@ -1,0 +1,1 @@
+"""The commands of ``wanvae``: what each one does, from file to file."""

@@ -1,0 +1,111 @@
+"""The options of commands that run a model, and the model that they ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jsonargparse import Namespace
+
+from wanvae.demo import demo_weights
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import add_progress_option
+from wanvae.engine.devices import (
+    add_device_option,
+    check_device,
+    default_device,
+    device_of,
+    launched_processes,
+)
+from wanvae.model import WanVAE
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(arguments: Namespace, checkpoint: str | Path, default: str | None = None) -> WanVAE:
+    """The model of a checkpoint, on the device asked for, or else on the default one."""
+    device = arguments.device or default or default_device()
+    dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
+    for dtype in dtypes:
+        check_device(device, DTYPES[dtype])
+    vae = WanVAE.from_pretrained(
+        checkpoint,
+        device=device,
+        encode_dtype=DTYPES[dtypes[0]],
+        decode_dtype=DTYPES[dtypes[1]],
+    )
+    if arguments.compile:
+        vae.compile()
+    return vae
+
+
+@contextmanager
+def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState | None]]:
+    """The model, and with ``--shard`` the processes that share each video.
+
+    Raises:
+        ValueError: there are several processes and no ``--shard``.
+    """
+    if arguments.shard:
+        with launched_processes(arguments.device) as processes:
+            yield load_model(arguments, checkpoint_of(arguments), device_of(processes)), processes
+        return
+    # As all launchers tell it: accelerate itself would join the processes to find out.
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise ValueError(f"{count} processes would all do the same; add --shard to share the work")
+    yield load_model(arguments, checkpoint_of(arguments)), None
+
+
+def checkpoint_of(arguments: Namespace) -> str | Path:
+    """The checkpoint asked for, or else the small model of this package."""
+    return arguments.checkpoint or demo_weights()
+
+
+def add_model_options(parser: Parser, *, several: bool = False) -> None:
+    """Declare the options of commands that run a model, or several."""
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+" if several else None,
+        help="native, official or diffusers checkpoint, or ORG/NAME on the Hugging Face Hub "
+        "(default: the small model of this package)",
+    )
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
+    for task in ("encode", "decode"):
+        parser.add_argument(
+            f"--{task}-dtype", choices=list(DTYPES), help=f"to {task} in (default: that of --dtype)"
+        )
+    add_device_option(parser)
+    parser.add_argument("--compile", action="store_true", help="compile the model; for GPUs")
+    parser.add_argument(
+        "--tile-size",
+        type=int,
+        help="work in tiles of at most so many pixels a side, with the same result",
+    )
+    add_memory_option(parser)
+    add_progress_option(parser)
+
+
+def add_shard_option(parser: Parser) -> None:
+    """Declare ``--shard``."""
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="let all processes of accelerate launch share each frame, with the same result",
+    )
+
+
+def add_memory_option(parser: Parser) -> None:
+    """Declare ``--max-memory``."""
+    parser.add_argument(
+        "--max-memory",
+        help="like 700MB or 4GB: work in such steps and tiles that this suffices besides the "
+        "model and the libraries, with the same result",
+    )

@@ -1,0 +1,122 @@
+"""A program of subcommands: each error is one line and a status, whatever went wrong."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jsonargparse import ActionYesNo, Namespace
+from tqdm import tqdm
+
+from wanvae.engine.command_line.arguments import Parser
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        run: does it.
+        add_options: declares its arguments.
+        summary: for the list of commands.
+        description: for its own help.
+    """
+
+    run: Callable[[Namespace], None]
+    add_options: Callable[[Parser], None]
+    summary: str
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command line.
+
+    Attributes:
+        name: what it is called in what it prints.
+        version: of the package.
+        description: for its help.
+        commands: by name; besides them there is "train".
+        train: trains, as told by the rest of the arguments; it is given what it is called, and has
+            a parser and reports of its own.
+        training: what it trains, for the list of commands.
+        out_of_memory: what to try when memory ran out.
+    """
+
+    name: str
+    version: str
+    description: str | None
+    commands: Mapping[str, Command]
+    train: Callable[[Sequence[str], str], int]
+    training: str
+    out_of_memory: str
+
+    def make_parser(self) -> Parser:
+        """The parser of all commands."""
+        parser = Parser(self.description, self.name)
+        parser.add_argument("--version", action="version", version=f"{self.name} {self.version}")
+        subcommands = parser.add_subcommands(dest="command")
+        for name, command in self.commands.items():
+            options = Parser(command.description)
+            options.add_config_option()
+            command.add_options(options)
+            subcommands.add_subcommand(name, options, help=command.summary)
+        # Only to be listed, for it has a parser of its own.
+        subcommands.add_subcommand(TRAIN, Parser(None), help=self.training)
+        return parser
+
+    def run(self, arguments: Sequence[str] | None = None) -> int:
+        """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage).
+
+        Args:
+            arguments: None takes those of this process.
+        """
+        arguments = sys.argv[1:] if arguments is None else [*arguments]
+        if arguments[:1] == [TRAIN]:
+            return self.train(arguments[1:], f"{self.name} {TRAIN}")
+        parsed = self.make_parser().parse_args(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = self._show_warning
+            try:
+                self.commands[parsed.command].run(parsed[parsed.command])
+            except KeyboardInterrupt as interruption:
+                left = interruption if interruption.args else "nothing was written"
+                self._say(f"interrupted; {left}")
+                return 130
+            except (ValueError, OSError) as error:
+                self._say(str(error))
+                return 1
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._say(f"out of memory; {self.out_of_memory}")
+                return 1
+        return 0
+
+    def _say(self, message: str) -> None:
+        """Print one line to stderr, above a progress bar if one is shown."""
+        tqdm.write(f"{self.name}: {' '.join(message.splitlines())}", file=sys.stderr)
+
+    def _show_warning(self, message: Warning | str, *_: object) -> None:
+        self._say(f"warning: {message}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def add_progress_option(parser: Parser) -> None:
+    """Declare ``--progress`` and ``--no-progress``."""
+    parser.add_argument(
+        "--progress",
+        action=ActionYesNo(no_prefix="no-"),
+        default=sys.stderr.isatty(),
+        help="show a progress bar",
+    )

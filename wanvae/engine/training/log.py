@@ -1,0 +1,161 @@
+"""What a run tells while it goes: progress bar, log.jsonl, trackers, a plot of the losses."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.processes import means_over_processes
+from wanvae.engine.training.run_folder import Progress
+
+# What says how the run goes rather than how well it learns, and so is not plotted.
+CIRCUMSTANCES = {"step", "seconds", "steps_per_second", "memory_gb", "learning_rate", "skipped"}
+
+
+class Log:
+    """Progress bar, ``run/log.jsonl`` and ``run/loss.png``, on the main process only.
+
+    Lines of steps after ``step``, from which the run goes on, are dropped.
+
+    Args:
+        steps: of the whole run.
+        every: how many of them go by between lines.
+        step: how many are done.
+    """
+
+    def __init__(
+        self, run: Path, steps: int, every: int, step: int, accelerator: Accelerator
+    ) -> None:
+        self.path = run / "log.jsonl"
+        self.every = every
+        self.accelerator = accelerator
+        self.bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            disable=not accelerator.is_main_process,
+            smoothing=0.05,
+        )
+        self.started = self.last_time = time.monotonic()
+        self.last_step = step
+        if accelerator.is_main_process:
+            run.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                write_lines(self.path, read_lines(self.path, step))
+        accelerator.init_trackers("tensorboard")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def update(self, progress: Progress, learning_rate: float, values: dict[str, Tensor]) -> None:
+        """Count a step; every so many report its figures, scalars: the means over processes."""
+        self.bar.update()
+        if progress.step % self.every:
+            return
+        figures = means_over_processes(values, self.accelerator.device)
+        now = time.monotonic()
+        speed = (progress.step - self.last_step) / max(now - self.last_time, 1e-9)
+        self.last_step, self.last_time = progress.step, now
+        memory = peak_memory(self.accelerator.device) / 1e9
+        self.bar.set_postfix({**rounded(figures), "GB": f"{memory:.1f}"}, refresh=False)
+        self._write(
+            progress.step,
+            {
+                "steps_per_second": speed,
+                "memory_gb": memory,
+                "learning_rate": learning_rate,
+                "skipped": progress.skipped,
+                **figures,
+            },
+        )
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Report figures of an evaluation after ``step`` steps."""
+        self.say(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
+        self._write(step, {f"evaluation_{name}": value for name, value in figures.items()})
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text, file=sys.stderr)
+
+    def plot(self) -> None:
+        """Draw what log.jsonl says so far, if matplotlib is installed."""
+        if self.accelerator.is_main_process and find_spec("matplotlib") and self.path.exists():
+            plot_lines(read_lines(self.path), self.path.with_name("loss.png"))
+
+    def _write(self, step: int, figures: dict[str, float]) -> None:
+        figures = rounded(figures)
+        self.accelerator.log(figures, step=step)
+        if self.accelerator.is_main_process:
+            seconds = round(time.monotonic() - self.started, 1)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": seconds, **figures}) + "\n")
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    """Figures to five digits; those that are not finite, which JSON has no word for, left out."""
+    return {name: float(f"{x:.5g}") for name, x in figures.items() if math.isfinite(x)}
+
+
+def read_lines(path: Path, last_step: int | None = None) -> list[dict[str, float]]:
+    """The lines of a log up to ``last_step``, without one that was cut off."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if last_step is None or line["step"] <= last_step:
+            lines.append(line)
+    return lines
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, float]]) -> None:
+    """Write a log anew."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def plot_lines(lines: list[dict[str, float]], path: Path) -> None:
+    """Draw each figure of a log over the steps, one below the other, into a PNG."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    names = [name for name in names if name not in CIRCUMSTANCES]
+    if not names:
+        return
+    figure = Figure(figsize=(8, 2 * len(names)))
+    figure.subplots_adjust(left=0.1, right=0.95, top=0.98, bottom=0.03, hspace=0.4)
+    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True))
+        axes.set_title(name, fontsize="small")
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: of the GPU, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

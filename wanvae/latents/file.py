@@ -1,0 +1,215 @@
+"""Latents of one video in a safetensors file, written and read piece by piece.
+
+A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, ``times`` ``(frames,)`` in seconds,
+float64, and in its metadata the size and rate of the video. ``wanvae encode`` writes float32, not
+normalised; ``wanvae encode-dataset`` may write another dtype, ``latents`` in the place of mean and
+logvar, and ``"normalized": "true"`` in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.latents.spool import LatentsSpool
+from wanvae.nn.norm import wide_dtype
+from wanvae.posterior import Posterior
+from wanvae.video.common import RATES
+
+FORMAT = "wanvae-latents"
+# Latents of other programs are a single tensor of this name.
+OTHER_NAME = "latents"
+# More seconds than any video has.
+LONGEST = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoShape:
+    """What latents do not tell of the video they came from.
+
+    Attributes:
+        width: in pixels, before padding to a multiple of the spatial factor.
+        height: likewise.
+        fps: frames per second, as a fraction like "30000/1001".
+        source: name of the video file.
+    """
+
+    width: int
+    height: int
+    fps: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"a video of {self.width}x{self.height} pixels cannot be")
+        parse_rate(self.fps)
+
+    @property
+    def rate(self) -> Fraction:
+        """``fps`` as a number."""
+        return parse_rate(self.fps)
+
+
+def parse_rate(text: str) -> Fraction:
+    """Frames per second from a text like "25", "29.97" or "30000/1001"; ValueError if it is none.
+
+    No exponents: "1e999999999" would take forever.
+    """
+    number = re.fullmatch(r"\d{1,10}(\.\d{1,10}|/0*[1-9]\d{0,9})?", text, re.ASCII)
+    lowest, highest = RATES
+    if number is None or not lowest <= Fraction(text) <= highest:
+        raise ValueError(
+            f"fps must be a rate like 25 or 30000/1001, from {lowest} to {highest}, not {text!r}"
+        )
+    return Fraction(text)
+
+
+class LatentsWriter:
+    """Collects the posterior of a video of any length; made by ``write_latents``."""
+
+    def __init__(self, spool: LatentsSpool) -> None:
+        self._spool = spool
+
+    def write(self, posterior: Posterior) -> None:
+        """Append the posterior ``(1, z_dim, T, H, W)`` of the next frames."""
+        self._spool.write(torch.cat([posterior.mean, posterior.logvar], dim=1)[0])
+
+    def write_time(self, time: float) -> None:
+        """Append the time in seconds of a frame of the video; padding has none."""
+        self._spool.times.append(time)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the mean so far: (z_dim, T, H, W)."""
+        return self._spool.shape
+
+
+def video_metadata(shape: VideoShape, *, normalized: bool = False) -> dict[str, str]:
+    """The metadata of a file of latents."""
+    metadata = {"format": FORMAT, "video": json.dumps(to_json_dict(shape))}
+    return metadata | ({"normalized": "true"} if normalized else {})
+
+
+@contextmanager
+def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[LatentsWriter]:
+    """A writer whose file appears at the end of the block, or not at all if it raises.
+
+    Raises:
+        CheckpointError: ``path`` does not end in .safetensors or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} must end in .safetensors; change its name")
+    with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as spool:
+        latents = LatentsSpool(spool, ("mean", "logvar"), torch.float32)
+        yield LatentsWriter(latents)
+        if not latents.length:
+            raise CheckpointError("there are no latents to write; encode at least one frame")
+        with temporary.open("wb") as file:
+            latents.write_file(file, video_metadata(shape))
+
+
+@dataclass(frozen=True)
+class LatentsFile:
+    """Latents to read piece by piece; made by ``read_latents``.
+
+    Attributes:
+        channels: of a latent.
+        length: latents along time.
+        height: of a latent frame.
+        width: of a latent frame.
+        video: what is known of the video; None for latents of another program.
+        times: of its frames in seconds; empty for latents of another program.
+        normalized: whether the file says that its latents are.
+    """
+
+    channels: int
+    length: int
+    height: int
+    width: int
+    video: VideoShape | None
+    times: tuple[float, ...]
+    normalized: bool
+    _slices: Any
+    _batched: bool
+
+    def piece(self, start: int, end: int) -> Tensor:
+        """Latents ``(1, z_dim, end - start, H, W)``; of floating point, in at least float32."""
+        batched = self._batched
+        piece = self._slices[:, :, start:end] if batched else self._slices[:, start:end][None]
+        return piece.to(wide_dtype(piece)) if piece.is_floating_point() else piece
+
+
+@contextmanager
+def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
+    """Open latents that ``write_latents`` wrote, or a tensor "latents" of another program.
+
+    The latter is ``(z_dim, T, H, W)`` or ``(1, z_dim, T, H, W)``.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds no such tensor.
+    """
+    with readable(path):
+        file = safe_open(path, framework="pt")
+    with file:
+        with readable(path):
+            latents = describe_latents(file)
+        yield latents
+
+
+@contextmanager
+def readable(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong in reading latents from ``path`` into a CheckpointError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; check the path") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as latents: {error}; encode it again, or give a safetensors "
+            f"file with a tensor {OTHER_NAME!r}"
+        ) from error
+
+
+def describe_latents(file: safe_open) -> LatentsFile:
+    """What an open safetensors file holds; ValueError if those are no latents."""
+    metadata = file.metadata() or {}
+    ours = metadata.get("format") == FORMAT
+    names = set(file.keys())
+    name = "mean" if ours and OTHER_NAME not in names else OTHER_NAME
+    if name not in names:
+        raise ValueError(f"it has no tensor {name!r}, only {sorted(names)[:5]}")
+    slices = file.get_slice(name)
+    sizes = slices.get_shape()
+    batched = len(sizes) == 5 and sizes[0] == 1
+    if not (batched or len(sizes) == 4) or 0 in sizes:
+        raise ValueError(f"{name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}")
+    video, times = None, ()
+    if ours:
+        video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
+        times = check_times(file.get_tensor("times"))
+    normalized = ours and metadata.get("normalized") == "true"
+    return LatentsFile(*sizes[-4:], video, times, normalized, slices, batched)
+
+
+def check_times(times: Tensor) -> tuple[float, ...]:
+    """The values of ``times``; ValueError if no frames of a video can have them."""
+    right = times.dim() == 1 and times.is_floating_point() and times.numel() > 0
+    # Not a number fails every comparison.
+    if not (right and times[0] >= 0 and times[-1] < LONGEST and (times.diff() > 0).all()):
+        raise ValueError("its times are not increasing seconds")
+    return tuple(times.tolist())

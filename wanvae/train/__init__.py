@@ -1,0 +1,1 @@
+"""Training a video VAE: ``accelerate launch -m wanvae.train``."""

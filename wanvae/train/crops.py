@@ -1,0 +1,258 @@
+"""Training clips: random crops from a folder of videos, images and tar shards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wanvae.engine.config import check
+from wanvae.folders.manifest import Entry, load_entries, reason
+from wanvae.video import VideoError, read_clip
+
+# How many files in a row may fail before something else must be wrong.
+MOST_FAILURES = 100
+# How many of the files that are left out a warning names.
+SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketConfig:
+    """One shape of clips.
+
+    Attributes:
+        frames: frames per clip, 1 + 4n for the official temporal factor; 1 takes images too.
+        height: pixels, a multiple of 8 for the official spatial factor.
+        width: pixels, likewise.
+        weight: how often a step is of this shape, relative to the other buckets.
+    """
+
+    frames: int
+    height: int
+    width: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(0 < self.weight < float("inf"), "weight", self.weight, "above 0")
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.width}x{self.height} pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where training clips come from.
+
+    Attributes:
+        folder: searched for videos, images and tars of them, with its subfolders; quick to open
+            after ``wanvae index``.
+        frames: frames per clip, 1 + 4n for the official temporal factor; 1 takes images too.
+        size: height and width of a clip in pixels.
+        buckets: several shapes of clips, instead of the one of frames and size; all samples of a
+            step have the same, drawn anew for each step. Shapes of about as many pixels in all
+            make steps of about the same memory and time.
+        strides: the smallest and largest distance between the frames of a clip in frames of the
+            video, drawn anew for each clip; limited by the video's own length.
+        largest_scale: a crop covers between 1 and this many times the size of a clip, drawn anew
+            for each clip and scaled down to it; limited by the video's own size.
+        crops_per_clip: how many samples in a row are crops of the same decoded clip: decoding often
+            costs more than training a small model.
+        flip: mirror half of the crops.
+    """
+
+    folder: str = "data"
+    frames: int = 5
+    size: int = 128
+    buckets: tuple[BucketConfig, ...] = ()
+    strides: tuple[int, int] = (1, 1)
+    largest_scale: float = 1.0
+    crops_per_clip: int = 1
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "largest_scale", "crops_per_clip"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        smallest, largest = self.strides
+        check(1 <= smallest <= largest, "strides", self.strides, "1 or more and in order")
+
+    @property
+    def shapes(self) -> tuple[BucketConfig, ...]:
+        """The buckets; of one shape, where only ``frames`` and ``size`` are given."""
+        single = BucketConfig(frames=self.frames, height=self.size, width=self.size)
+        return self.buckets or (single,)
+
+
+class VideoClips(Dataset):
+    """An endless list of random crops ``(3, T, H, W)`` in [-1, 1].
+
+    Sample ``number`` is drawn from (seed, number) alone, and its shape from (seed, step), where the
+    samples of a step are ``samples_per_step`` numbers in a row: any number of workers and processes
+    sees the same samples, and a run that resumes needs to know only how many it has used.
+
+    A clip that cannot be read is replaced by one of another file, drawn likewise. The file is named
+    once in a warning, however many workers meet it; other parts of it are used where they can be.
+
+    Args:
+        samples_per_step: on all processes together.
+
+    Raises:
+        VideoError: for one of the shapes, nothing in the folder is large and long enough; or, of a
+            sample, very many files in a row could not be read.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, *, samples_per_step: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.samples_per_step = samples_per_step
+        self.buckets = config.shapes
+        weights = np.array([bucket.weight for bucket in self.buckets])
+        self._shares = weights / weights.sum()
+        self.entries = load_entries(Path(config.folder))
+        self.usable = find_usable(self.entries, config)
+        # In shared memory: a file that one worker has named is not named by another.
+        self._named = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
+        self._held = -1, -1
+        self._clip = torch.empty(0)
+
+    def __getitem__(self, number: int) -> Tensor:
+        bucket = self.bucket_of(number)
+        wanted = bucket, number // self.config.crops_per_clip
+        if wanted != self._held:
+            self._held, self._clip = wanted, self.read_clip(*wanted)
+        random = np.random.default_rng([self.seed, 0, number])
+        return random_crop(self._clip, self.buckets[bucket], self.config, random)
+
+    def bucket_of(self, number: int) -> int:
+        """Index of the bucket of a sample, the same for all samples of a step."""
+        random = np.random.default_rng([self.seed, 2, number // self.samples_per_step])
+        return int(random.choice(len(self.buckets), p=self._shares))
+
+    def read_clip(self, bucket: int, number: int) -> Tensor:
+        """A random whole clip ``(3, T, height, width)``, of which samples are crops."""
+        random = np.random.default_rng([self.seed, 1, bucket, number])
+        usable, shape = self.usable[bucket], self.buckets[bucket]
+        failure: Exception | None = None
+        for _ in range(MOST_FAILURES):
+            index = usable[random.integers(len(usable))]
+            entry = self.entries[index]
+            stride = int(random.integers(*stride_range(entry, shape, self.config), endpoint=True))
+            start = random.integers(entry.frames - (shape.frames - 1) * stride)
+            try:
+                return self.read(entry, start / entry.fps, shape, stride)
+            except Exception as error:  # a damaged file can raise anything
+                failure = error
+                self.name_once(index, error)
+        raise VideoError(
+            f"{MOST_FAILURES} files in a row could not be read from {self.config.folder!r}, the "
+            f"last: {failure}; is the folder still there?"
+        ) from failure
+
+    def read(self, entry: Entry, start: float, shape: BucketConfig, stride: int) -> Tensor:
+        source = entry.source(Path(self.config.folder))
+        with warnings.catch_warnings():
+            # A file that ends early is only of interest if frames of this clip are missing.
+            warnings.simplefilter("ignore")
+            clip = read_clip(source, start, shape.frames, stride)
+        if clip.shape[2] < shape.height or clip.shape[3] < shape.width:
+            raise VideoError("it has become smaller since it was indexed")
+        return clip
+
+    def name_once(self, index: int, error: Exception) -> None:
+        if self._named[index]:
+            return
+        self._named[index] = True
+        entry = self.entries[index]
+        why = reason(error, entry.source(Path(self.config.folder)))
+        warnings.warn(f"a clip of {entry.name} could not be used: {why}", stacklevel=2)
+
+
+def stride_range(entry: Entry, shape: BucketConfig, config: DataConfig) -> tuple[int, int]:
+    """The smallest and largest stride of a clip of this shape from an entry that is long enough."""
+    smallest, largest = config.strides
+    if shape.frames == 1:
+        return smallest, smallest
+    return smallest, min(largest, (entry.frames - 1) // (shape.frames - 1))
+
+
+def random_crop(
+    clip: Tensor, shape: BucketConfig, config: DataConfig, random: np.random.Generator
+) -> Tensor:
+    """A random part of ``(C, T, H, W)``, scaled down to ``shape`` and perhaps mirrored."""
+    whole, size = clip.shape[2:], (shape.height, shape.width)
+    limit = min(length / wanted for length, wanted in zip(whole, size, strict=True))
+    scale = random.uniform(1, min(config.largest_scale, limit))
+    height, width = (
+        min(length, round(wanted * scale)) for length, wanted in zip(whole, size, strict=True)
+    )
+    top = random.integers(whole[0] - height + 1)
+    left = random.integers(whole[1] - width + 1)
+    crop = clip[:, :, top : top + height, left : left + width]
+    if (height, width) != size:
+        crop = F.interpolate(crop, size, mode="bilinear", antialias=True, align_corners=False)
+    if config.flip and random.random() < 0.5:
+        crop = crop.flip(3)
+    return crop.contiguous()
+
+
+def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray]:
+    """For each bucket, the positions of the entries that its clips can be cut from.
+
+    Warns once of what no bucket can use.
+
+    Raises:
+        VideoError: a bucket can use nothing.
+    """
+    usable = [
+        np.array([i for i, entry in enumerate(entries) if fits(entry, shape, config)], dtype=int)
+        for shape in config.shapes
+    ]
+    used = np.zeros(len(entries), dtype=bool)
+    for positions in usable:
+        used[positions] = True
+    warn_of([entry for entry, known in zip(entries, used, strict=True) if not known], config)
+    for shape, positions in zip(config.shapes, usable, strict=True):
+        if not len(positions):
+            raise VideoError(
+                f"no usable video in {config.folder!r}: clips of {shape} need videos as large and "
+                f"long as that{', or images as large' if shape.frames == 1 else ''}"
+            )
+    return usable
+
+
+def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
+    """Whether clips of this shape can be cut from an entry."""
+    return (
+        entry.error is None
+        and entry.height >= shape.height
+        and entry.width >= shape.width
+        and entry.frames > (shape.frames - 1) * config.strides[0]
+    )
+
+
+def warn_of(unusable: Sequence[Entry], config: DataConfig) -> None:
+    """Say how many files are left out, and which: the broken ones first, then the small ones."""
+    if not unusable:
+        return
+    broken = [f"{entry.name}: {entry.error}" for entry in unusable if entry.error is not None]
+    small = [
+        f"{entry.name}: {entry.width}x{entry.height} pixels, {entry.frames} frames by its header"
+        for entry in unusable
+        if entry.error is None
+    ]
+    lines = [
+        f"{len(broken)} files in {config.folder!r} cannot be read and {len(small)} are smaller or "
+        "shorter than every clip; they are left out:",
+        *[*broken, *small][:SHOWN],
+    ]
+    if len(unusable) > SHOWN:
+        lines.append(f"and {len(unusable) - SHOWN} more; wanvae index lists what cannot be read")
+    warnings.warn("\n  ".join(lines), stacklevel=2)

@@ -1,0 +1,179 @@
+"""What the video VAE, and the discriminator it plays against, are trained to minimise.
+
+All terms are means over clips, so the mean of the gradients of several processes with as many clips
+each is the gradient of all clips. All are computed in float32, whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wanvae.engine.config import check, check_option
+from wanvae.metrics.lpips import Lpips, LpipsNetwork
+from wanvae.model import Reconstruction
+from wanvae.train.adversarial import (
+    GanConfig,
+    adaptive_weight,
+    generator_loss,
+    hinge_loss,
+    lecam_penalty,
+    r1_penalty,
+)
+
+PixelError = Literal["l1", "charbonnier"]
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms, and what they are summed over.
+
+    Attributes:
+        l1: weight of the error of each pixel and channel, of the kind ``pixel_error``.
+        l1_reduction: "sum" adds the error over C, T, H and W and averages over clips, as kl does;
+            "mean" averages over all of them, so that the same weights suit any clip size.
+        pixel_error: "l1" is the absolute error; "charbonnier", sqrt(error**2 + epsilon**2), is
+            nearly that and smooth at 0.
+        charbonnier_epsilon: the error, in units of a video in [-1, 1], below which "charbonnier"
+            is about a square.
+        kl: weight of the KL divergence, always summed over C, T, H and W and averaged over clips.
+        lpips: weight of LPIPS, averaged over frames and clips. Its network needs torchvision and is
+            downloaded.
+        lpips_network: the network that LPIPS compares features of.
+        lpips_weights: file of torchvision's weights of that network, where there is no internet.
+        gan: the discriminator.
+    """
+
+    l1: float = 1.0
+    l1_reduction: Reduction = "sum"
+    pixel_error: PixelError = "l1"
+    charbonnier_epsilon: float = 1e-3
+    kl: float = 1e-6
+    lpips: float = 0.0
+    lpips_network: LpipsNetwork = "vgg"
+    lpips_weights: str | None = None
+    gan: GanConfig = field(default_factory=GanConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "kl", "lpips"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        epsilon = self.charbonnier_epsilon
+        check(epsilon > 0, "charbonnier_epsilon", epsilon, "above 0")
+        for name, kinds in (
+            ("l1_reduction", Reduction),
+            ("pixel_error", PixelError),
+            ("lpips_network", LpipsNetwork),
+        ):
+            check_option(name, getattr(self, name), kinds)
+
+
+class VideoLosses:
+    """The loss terms that a config asks for, of the VAE and of its discriminator.
+
+    Args:
+        device: where the network of LPIPS goes, if that has a weight.
+
+    Raises:
+        ValueError: the weights of that network cannot be had.
+    """
+
+    def __init__(self, config: LossConfig, device: torch.device | str) -> None:
+        self.config = config
+        self.lpips = None
+        if config.lpips > 0:
+            self.lpips = Lpips(config.lpips_network, config.lpips_weights).to(device)
+
+    def generator(
+        self,
+        output: Reconstruction,
+        video: Tensor,
+        *,
+        discriminator: nn.Module | None,
+        last_layer: Tensor,
+        step: int,
+    ) -> dict[str, Tensor]:
+        """The weighted terms of the VAE by name, float32 scalars; their sum is its loss.
+
+        "l1" or "charbonnier", and "kl"; "lpips" and "gan" where they have a weight, "gan" from its
+        first step on.
+
+        Args:
+            output: of the model for ``video``.
+            video: ``(B, C, T, H, W)`` in [-1, 1].
+            discriminator: as PatchDiscriminator3D, perhaps wrapped; None is for steps without. Its
+                parameters get no gradients.
+            last_layer: the weight of the decoder's last layer, for an adaptive weight of "gan".
+            step: steps done before this one.
+
+        Raises:
+            ValueError: there is no discriminator for "gan", or frames are too small for "lpips".
+        """
+        config = self.config
+        errors = pixel_errors(output.video, video, config).flatten(1)
+        error = errors.sum(1) if config.l1_reduction == "sum" else errors.mean(1)
+        terms = {
+            config.pixel_error: config.l1 * error.mean(),
+            "kl": config.kl * output.posterior.kl().float().mean(),
+        }
+        if self.lpips is not None:
+            terms["lpips"] = config.lpips * self.lpips(output.video, video).mean()
+        if config.gan.plays(step):
+            if discriminator is None:
+                raise ValueError(
+                    f"gan.weight is {config.gan.weight} and there is no discriminator: set it to 0"
+                )
+            adversarial = generator_loss(discriminator, output.video)
+            if config.gan.adaptive:
+                others = torch.stack(list(terms.values())).sum()
+                adversarial = adaptive_weight(others, adversarial, last_layer) * adversarial
+            terms["gan"] = config.gan.weight * adversarial
+        return terms
+
+    def adversary(
+        self, discriminator: nn.Module, fake: Tensor, video: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms of the discriminator, float32 scalars to sum, and figures to report.
+
+        Terms are "hinge", and "r1" and "lecam" where they have a weight; figures the mean logits
+        "real_logit" and "fake_logit". There are none of either before the discriminator's first
+        step.
+
+        Args:
+            discriminator: as PatchDiscriminator3D, perhaps wrapped; called once.
+            fake: the output for ``video``; no gradients reach it.
+            video: ``(B, C, T, H, W)`` in [-1, 1].
+            step: steps done before this one.
+        """
+        config = self.config.gan
+        if not config.plays(step):
+            return {}, {}
+        real = video.detach().float().requires_grad_(config.r1 > 0)
+        verdict = discriminator(fake.detach().float(), real)
+        terms = {"hinge": hinge_loss(verdict)}
+        if config.r1 > 0:
+            terms["r1"] = config.r1 * r1_penalty(verdict, real)
+        if config.lecam > 0:
+            terms["lecam"] = config.lecam * lecam_penalty(verdict)
+        figures = {
+            "real_logit": verdict.real.detach().float().mean(),
+            "fake_logit": verdict.fake.detach().float().mean(),
+        }
+        return terms, figures
+
+
+def pixel_errors(output: Tensor, video: Tensor, config: LossConfig) -> Tensor:
+    """The error of each pixel and channel, in float32 and the shape of both."""
+    error = output.float() - video.float()
+    if config.pixel_error == "l1":
+        return error.abs()
+    return (error.square() + config.charbonnier_epsilon**2).sqrt()
+
+
+def peak_signal_to_noise(output: Tensor, video: Tensor) -> Tensor:
+    """PSNR in dB of a video against the original, both in [-1, 1]; a scalar."""
+    error = (output.clamp(-1, 1).float() - video.float()).square().mean()
+    return 10 * torch.log10(4 / error)

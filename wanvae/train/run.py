@@ -1,0 +1,199 @@
+"""Train or fine-tune a video VAE.
+
+``wanvae train --config configs/video/tiny.yaml`` does so on one device, and on any number of them
+``accelerate launch -m wanvae.train`` with the same options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+from torch import Tensor, nn
+
+from wanvae.config import WanVAEConfig
+from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.training.command import training_command
+from wanvae.engine.training.task import Adversary, StepLosses, Task
+from wanvae.engine.training.trainer import make_accelerator, train
+from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
+from wanvae.nn import use_channels_last
+from wanvae.train.crops import DataConfig, VideoClips
+from wanvae.train.discriminator import PatchDiscriminator3D
+from wanvae.train.held_out import (
+    METRICS,
+    Clip,
+    EvaluationConfig,
+    comparison_grid,
+    evaluate,
+    read_held_out,
+)
+from wanvae.train.initialize import inflate, start_as_image_model
+from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
+from wanvae.video import write_video
+
+# How many of the held-out clips a picture shows.
+PREVIEWED_CLIPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything about a training run.
+
+    Attributes:
+        model: the architecture.
+        data: the training clips.
+        loss: the loss terms.
+        evaluation: clips to judge the model by during training; the checkpoint with the best PSNR
+            is kept, unless ``trainer.best`` names another figure.
+        trainer: the loop.
+        gradient_checkpointing: keep less of the forward pass and compute it again for the
+            gradients: a fraction of the memory, a sixth more time, the same result.
+        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``, but
+            for ``model.ndim``: if that is 3 an image model is inflated to a video model. Without
+            one the model starts as wanvae.train.initialize says.
+        freeze_encoder: train the decoder alone. Latents stay what they are, so that diffusion
+            models that make them keep working; the decoder learns from their mode.
+    """
+
+    model: WanVAEConfig = field(default_factory=WanVAEConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    gradient_checkpointing: bool = False
+    weights: str | None = None
+    freeze_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        if self.freeze_encoder and self.weights is None:
+            raise ValueError("freeze_encoder needs weights: a new encoder has not learnt anything")
+
+
+class VideoTraining:
+    """What the loop has to know of a video VAE: its losses, and how it is judged.
+
+    Raises:
+        ValueError: the model cannot take the clips or makes other videos, none can be read to judge
+            by, or the weights of the LPIPS network cannot be had.
+    """
+
+    def __init__(self, config: TrainConfig, vae: WanVAE, accelerator: Accelerator) -> None:
+        check_reconstructs(vae.config)
+        for shape in config.data.shapes:
+            check_size(vae.config, shape.height, shape.width)
+            check_length(vae.config, shape.frames)
+        self.config = config
+        self.vae = vae
+        self.accelerator = accelerator
+        self.video_losses = VideoLosses(config.loss, accelerator.device)
+        self.held_out: list[Clip] = []
+        if config.evaluation.folder is not None:
+            self.held_out = read_held_out(config.evaluation, vae.config)
+
+    def task(self) -> Task:
+        """What to train."""
+        trainer = self.config.trainer
+        samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
+        return Task(
+            model=self.vae,
+            samples=VideoClips(self.config.data, trainer.seed, samples_per_step=samples_per_step),
+            losses=self.losses,
+            save_weights=lambda model, path: model.save_pretrained(path),
+            load_weights=load_in_place,
+            adversary=self.adversary() if self.config.loss.gan.weight > 0 else None,
+            evaluate=self.evaluate if self.held_out else None,
+            preview=self.preview if self.held_out else None,
+        )
+
+    def losses(
+        self, model: nn.Module, discriminator: nn.Module | None, video: Tensor, step: int
+    ) -> StepLosses:
+        """The losses of the VAE, and the PSNR of its output."""
+        output = model(video, recompute=self.config.gradient_checkpointing)
+        with torch.no_grad():
+            figures = {"psnr": peak_signal_to_noise(output.video, video)}
+        terms = self.video_losses.generator(
+            output,
+            video,
+            discriminator=discriminator,
+            last_layer=self.vae.decoder.head[-1].weight,
+            step=step,
+        )
+        return StepLosses(terms, figures, output.video.detach())
+
+    def adversary(self) -> Adversary:
+        """The discriminator, new, and its losses."""
+        gan = self.config.loss.gan
+
+        def losses(discriminator: nn.Module, fake: Tensor, video: Tensor, step: int) -> StepLosses:
+            return StepLosses(*self.video_losses.adversary(discriminator, fake, video, step))
+
+        model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
+        return Adversary(model, losses, gan.start_step, gan.learning_rate)
+
+    def evaluate(self, vae: WanVAE) -> dict[str, float]:
+        """The means over the held-out clips, which the processes share."""
+        metrics = dict(METRICS)
+        if self.video_losses.lpips is not None:
+            metrics["lpips"] = self._lpips
+        return evaluate(vae, self.held_out, metrics, self.accelerator).means
+
+    def preview(self, vae: WanVAE, path: Path) -> None:
+        """Frames of held-out clips above their reconstructions."""
+        shape = self.held_out[0].video.shape
+        alike = [clip for clip in self.held_out if clip.video.shape == shape]
+        picture = comparison_grid(vae, alike[:PREVIEWED_CLIPS])
+        write_video(path, picture[:, None].cpu(), Fraction(1))
+
+    def _lpips(self, frames: Tensor, originals: Tensor) -> Tensor:
+        videos = (rearrange(x, "t c h w -> 1 c t h w") for x in (frames, originals))
+        return self.video_losses.lpips(*videos).mean()
+
+
+def run(config: TrainConfig) -> bool:
+    """Train as ``config`` says; returns whether all steps are done."""
+    accelerator = make_accelerator(config.trainer)
+    torch.manual_seed(config.trainer.seed)
+    task = VideoTraining(config, first_model(config), accelerator).task()
+    trainer = config.trainer
+    if task.evaluate is not None and trainer.best is None:
+        trainer = replace(trainer, best="psnr")
+    return train(task, trainer, accelerator)
+
+
+def first_model(config: TrainConfig) -> WanVAE:
+    """The model at step 0, in float32."""
+    if config.weights is None:
+        vae = WanVAE(config.model)
+        start_as_image_model(vae)
+    else:
+        vae = load_first(config.weights, config.model.ndim)
+    use_channels_last(vae)
+    if config.freeze_encoder:
+        vae.freeze_encoder()
+    return vae
+
+
+def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
+    """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
+    vae = WanVAE.from_pretrained(path, torch.float32)
+    if ndim < vae.config.ndim:
+        raise ValueError(f"{path} is a video model, not an image model: set model.ndim to 3")
+    return inflate(vae) if ndim > vae.config.ndim else vae
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:
+    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error.
+
+    Args:
+        program: what the command is called in what it prints.
+    """
+    return training_command(TrainConfig, run, program, __doc__, arguments)
