@@ -32,6 +32,7 @@ from wanvae.engine.devices import (
     device_of,
     launched_processes,
 )
+from wanvae.errors import UserError
 
 
 def sample(arguments: Namespace) -> None:
@@ -79,7 +80,7 @@ def name_failures(failures: Sequence[str], others: int) -> None:
         print(f"left out: {line}")
     if failures:
         count = len(failures)
-        raise ValueError(f"{count} of {count + others} files cannot be read")
+        raise UserError(f"{count} of {count + others} files cannot be read")
 
 
 def detokenize(arguments: Namespace) -> None:
@@ -156,7 +157,7 @@ def convert(arguments: Namespace) -> None:
     motion_file = Path(arguments.input).suffix.lower() in READERS
     given = [arguments.to, arguments.mean, arguments.std, *untold(arguments).given]
     if any(given) if motion_file else arguments.to is None or arguments.roundtrip:
-        raise ValueError(
+        raise UserError(
             f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip, a motion file "
             f"({' or '.join(READERS)}) takes that alone"
         )
@@ -193,7 +194,7 @@ def read_statistics(arguments: Namespace) -> FeatureStatistics | None:
     if None not in paths:
         return FeatureStatistics(*(read_array(Path(path), ndim=1) for path in paths))
     if any(paths):
-        raise ValueError("--mean and --std belong together; give both")
+        raise UserError("--mean and --std belong together; give both")
     return None
 
 

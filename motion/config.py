@@ -13,7 +13,7 @@ from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
 MotionNorm = Literal["LN", "GN", "BN"]
 NetworkKind = Literal["resnet", "wan"]
 Metric = Literal["euclidean", "cosine"]
-Initialisation = Literal["kmeans", "samples"]
+Initialization = Literal["kmeans", "samples"]
 MatrixLines = Literal["rows", "columns"]
 
 
@@ -28,10 +28,10 @@ class ResnetConfig:
             in reverse. Block d of a stage has the dilation growth ** d.
         reverse_dilation: the block of the largest dilation comes first, in encoder and decoder.
         activation: nonlinearity of the residual blocks.
-        norm: their normalisation: none, or LN, GN or BN (layer, group, batch).
+        norm: their normalization: none, or LN, GN or BN (layer, group, batch).
         dropout: probability of dropping a value at the end of a residual block, while training.
         causal: convolutions see only the past: such a model can stream.
-        attention: one attention block over time between the stages and the code books.
+        attention: one attention block over time between the stages and the codebooks.
         attention_window: latents it looks back on; all if None, which cannot stream.
     """
 
@@ -82,7 +82,7 @@ class WanConfig:
         attention_window: latents that the attention in the middle looks back on; all if None,
             which cannot stream.
         block: body of the residual blocks.
-        norm: normalisation. "group" needs whole clips.
+        norm: normalization. "group" needs whole clips.
         activation: nonlinearity.
         dropout: dropout probability inside residual blocks, while training.
     """
@@ -135,21 +135,21 @@ class WanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
-    """Residual vector quantisation; the defaults are MoMask's.
+    """Residual vector quantization; the defaults are MoMask's.
 
     Attributes:
-        layers: quantisers in a row, each of what those before it left.
-        codes: codes in each code book.
-        shared: all layers use one code book.
+        layers: quantizers in a row, each of what those before it left.
+        codes: codes in each codebook.
+        shared: all layers use one codebook.
         metric: what the nearest code is by: distance, or the angle between latent and code of any
             lengths.
         decay: of the moving averages that codes are learnt by; 1 keeps the codes as they are.
-        initialisation: what the codes are before the first training batch is quantised: the means
+        initialization: what the codes are before the first training batch is quantized: the means
             of k-means clusters of its latents, or some of these latents.
         kmeans_iterations: rounds of k-means.
         revive_below: while training, codes are replaced by random latents where the moving average
             of the number of latents of a batch that chose them is less; 0 never does.
-        dropout: probability, for each clip, of being quantised by the first few layers only, a
+        dropout: probability, for each clip, of being quantized by the first few layers only, a
             random number of them, while training.
         temperature: while training codes are drawn with probabilities in proportion to
             exp(-distance ** 2 / temperature), or exp(cosine / temperature); 0 takes the nearest.
@@ -160,7 +160,7 @@ class QuantizerConfig:
     shared: bool = False
     metric: Metric = "euclidean"
     decay: float = 0.99
-    initialisation: Initialisation = "kmeans"
+    initialization: Initialization = "kmeans"
     kmeans_iterations: int = 10
     revive_below: float = 1.0
     dropout: float = 0.2
@@ -174,7 +174,7 @@ class QuantizerConfig:
         for name in ("decay", "dropout"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         check_option("metric", self.metric, Metric)
-        check_option("initialisation", self.initialisation, Initialisation)
+        check_option("initialization", self.initialization, Initialization)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ class RVQVAEConfig:
         network: which encoder and decoder: those of the published models, or Wan's.
         resnet: the former.
         wan: the latter.
-        quantizer: the residual vector quantiser between them.
+        quantizer: the residual vector quantizer between them.
         features: what the channels are of motion files with rotations (BVH, SMPL-X). None where
             they are those of HumanML3D or KIT, which their number tells, or not known.
         fps: frames per second of the motion, which files of other rates are brought to.

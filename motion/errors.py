@@ -1,5 +1,7 @@
 """What goes wrong with motion files."""
 
+from wanvae.errors import UserError
 
-class ClipError(ValueError):
+
+class ClipError(UserError):
     """A motion that cannot be read, written or used; one line that says what to do."""

@@ -7,6 +7,8 @@ import math
 import roma
 from torch import Tensor
 
+from wanvae.errors import UserError
+
 # Metres above the ground below which a foot is on it, and metres a second above which it slides
 # there: 2.5 cm from frame to frame at the 20 frames per second of HumanML3D.
 CONTACT_HEIGHT, SLIDING_SPEED = 0.05, 0.5
@@ -69,4 +71,4 @@ def find_steps(feet: Tensor) -> Tensor:
 
 def check_same(values: Tensor, originals: Tensor) -> None:
     if values.shape != originals.shape or not values.numel():
-        raise ValueError(f"{tuple(values.shape)} cannot be compared with {tuple(originals.shape)}")
+        raise UserError(f"{tuple(values.shape)} cannot be compared with {tuple(originals.shape)}")

@@ -1,4 +1,4 @@
-"""The motion tokenizer: encoder, quantiser, decoder, and what people call on them."""
+"""The motion tokenizer: encoder, quantizer, decoder, and what people call on them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
-from motion.features.normalizer import Normaliser
+from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
 from motion.networks.masking import mask_of, run_masked
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.residual import ActivationKind
 
@@ -31,9 +32,9 @@ class Reconstruction:
     """What a training step needs.
 
     Attributes:
-        output: ``(B, T, D)``, the decoded features, normalised.
-        target: ``(B, T, D)``, the features to be reconstructed, normalised.
-        quantized: what the quantiser found in between.
+        output: ``(B, T, D)``, the decoded features, normalized.
+        target: ``(B, T, D)``, the features to be reconstructed, normalized.
+        quantized: what the quantizer found in between.
     """
 
     output: Tensor
@@ -44,9 +45,9 @@ class Reconstruction:
 class RVQVAE(nn.Module):
     """Turns motion into tokens and back: a 1D convolutional autoencoder around a residual VQ.
 
-    Motion is ``(B, T, D)``, float32, features in their own units; the model normalises them.
+    Motion is ``(B, T, D)``, float32, features in their own units; the model normalizes them.
     Tokens are indices ``(B, ceil(T / 4), Q)`` where time is halved twice: one for each layer of the
-    quantiser, -1 where a layer or a clip has none. (Wan's network has 1 + ceil((T - 1) / 4).)
+    quantizer, -1 where a layer or a clip has none. (Wan's network has 1 + ceil((T - 1) / 4).)
     Parameter names of encoder and decoder are those of the published models.
     """
 
@@ -55,7 +56,7 @@ class RVQVAE(nn.Module):
         self.config = config
         self.encoder, self.decoder = make_networks(config)
         self.quantizer = ResidualVQ(config.quantizer, config.code_dim)
-        self.normaliser = Normaliser(config.channels)
+        self.normalizer = Normalizer(config.channels)
 
     @classmethod
     def from_pretrained(
@@ -72,7 +73,7 @@ class RVQVAE(nn.Module):
 
         Args:
             path: a native ``.safetensors``, or a file of MoMask, T2M-GPT, MotionGPT or GestureLSM.
-                Layout, widths, depths, stages and code books are found out.
+                Layout, widths, depths, stages and codebooks are found out.
             activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
                 tensors of the latter; None is as published (see
                 :class:`~motion.checkpoints.architecture.Untold`).
@@ -96,7 +97,7 @@ class RVQVAE(nn.Module):
         return model.to(device).eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write a native checkpoint: one ``.safetensors``, with config and normaliser in it.
+        """Write a native checkpoint: one ``.safetensors``, with config and normalizer in it.
 
         A file of that name is replaced only once the new one is complete.
         """
@@ -105,17 +106,17 @@ class RVQVAE(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the model; inputs are moved to it."""
-        return self.normaliser.mean.device
+        return self.normalizer.mean.device
 
     def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
-        """Encode, quantise and decode, for training: of clips ``(B, T, D)`` in their own units.
+        """Encode, quantize and decode, for training: of clips ``(B, T, D)`` in their own units.
 
-        In training mode the quantiser learns from them. What the result holds from ``lengths``
+        In training mode the quantizer learns from them. What the result holds from ``lengths``
         ``(B,)`` on is 0.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        target = self.normaliser.normalise(motion.to(self.normaliser.mean))
+        target = self.normalizer.normalize(motion.to(self.normalizer.mean))
         latents, tokens = self._latents(target, lengths)
         quantized = self.quantizer(latents, tokens)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
@@ -139,7 +140,7 @@ class RVQVAE(nn.Module):
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        features = self.normaliser.normalise(motion.to(self.normaliser.mean))
+        features = self.normalizer.normalize(motion.to(self.normalizer.mean))
         latents, tokens = self._latents(features, lengths)
         return self.quantizer.encode(latents, tokens)
 
@@ -170,7 +171,7 @@ class RVQVAE(nn.Module):
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         features = run(self.decoder, latents, needed)[0].mT[:, :longest]
-        motion = self.normaliser.denormalise(features)
+        motion = self.normalizer.denormalize(features)
         return motion if needed is None else motion * mask_of(lengths, longest)[:, :, None]
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
@@ -184,7 +185,7 @@ class RVQVAE(nn.Module):
     @torch.no_grad()
     def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
         """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one."""
-        features = self.normaliser.normalise(motion.to(self.normaliser.mean))
+        features = self.normalizer.normalize(motion.to(self.normalizer.mean))
         latents, state = self.encoder.step(features.mT, state)
         return self.quantizer.encode(latents), state
 
@@ -194,27 +195,27 @@ class RVQVAE(nn.Module):
     ) -> tuple[Tensor, State]:
         """Motion of the next tokens of a stream, any number of them; ``None`` starts one."""
         features, state = self.decoder.step(self._look_up(indices, layers), state)
-        return self.normaliser.denormalise(features.mT), state
+        return self.normalizer.denormalize(features.mT), state
 
     def check_motion(self, motion: Tensor) -> None:
         """Raise ValueError if ``motion`` is no finite ``(B, T, D)`` of this model."""
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
-            raise ValueError(
+            raise UserError(
                 f"motion must be (B, T, {channels}), none of them 0, not {tuple(motion.shape)}"
             )
         if not motion.is_floating_point():
-            raise ValueError(f"motion must be floating point, not {motion.dtype}")
+            raise UserError(f"motion must be floating point, not {motion.dtype}")
         if not motion.isfinite().all():
             clip, frame, channel = (~motion.isfinite()).nonzero()[0].tolist()
-            raise ValueError(
+            raise UserError(
                 f"motion must be finite, but is {float(motion[clip, frame, channel])} in clip "
                 f"{clip}, frame {frame}, channel {channel}"
             )
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """The latents of indices, in the dtype of the decoder."""
-        return self.quantizer.decode(indices, layers).to(self.normaliser.mean.dtype)
+        return self.quantizer.decode(indices, layers).to(self.normalizer.mean.dtype)
 
     def _padded_lengths(self, lengths: Lengths | None, shape: Sequence[int]) -> Tensor | None:
         """Lengths on the device of the model; None where no clip has padding."""
@@ -228,12 +229,12 @@ class RVQVAE(nn.Module):
         batch, frames = shape
         lengths = torch.as_tensor(lengths)
         if lengths.shape != (batch,) or lengths.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"lengths must be {batch} whole numbers, one a clip, not {lengths.dtype} "
                 f"{tuple(lengths.shape)}"
             )
         if lengths.min() < 1 or lengths.max() > frames:
-            raise ValueError(f"lengths must be from 1 to {frames} frames, not {lengths.tolist()}")
+            raise UserError(f"lengths must be from 1 to {frames} frames, not {lengths.tolist()}")
         return lengths.to(self.device)
 
     def _tokens_of(self, lengths: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ class RVQVAE(nn.Module):
         return torch.tensor(tokens, device=self.device)
 
     def _latents(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Latents of normalised features, and how many each clip has; None is all of them."""
+        """Latents of normalized features, and how many each clip has; None is all of them."""
         frames = None
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()

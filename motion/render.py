@@ -17,6 +17,7 @@ from tqdm import tqdm
 from motion.skeleton.clip import Clip
 from motion.skeleton.joint_names import side_of
 from motion.skeleton.tree import Skeleton, end_positions
+from wanvae.errors import UserError
 from wanvae.video import VideoWriter, write_video
 
 BACKGROUND = (0.97, 0.97, 0.96)
@@ -206,7 +207,7 @@ def check_figures(figures: Sequence[Figure]) -> int:
     """The number of frames, which must be that of all figures."""
     lengths = {len(figure.points) for figure in figures}
     if len(lengths) != 1 or not min(lengths):
-        raise ValueError(f"figures of {sorted(lengths)} frames; give some of one length")
+        raise UserError(f"figures of {sorted(lengths)} frames; give some of one length")
     return lengths.pop()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn import State, unstreamable_layers
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class StreamEncoder:
         model.check_motion(motion)
         check_clips(motion, self.state)
         # A copy, for what waits must not change with the tensor that was given.
-        motion = motion.detach().to(model.normaliser.mean, copy=True)
+        motion = motion.detach().to(model.normalizer.mean, copy=True)
         if self._waiting is not None:
             motion = torch.cat([self._waiting, motion], dim=1)
         start = 0 if self._state is not None else config.first_frames
@@ -89,7 +90,7 @@ class StreamDecoder:
 
     Args:
         state: of an earlier session, to go on from.
-        layers: use the first so many layers of the quantiser only.
+        layers: use the first so many layers of the quantizer only.
 
     Raises:
         ValueError: the model cannot stream; the layers are named.
@@ -116,7 +117,7 @@ def require_streamable(network: nn.Module) -> None:
     """Raise ValueError if some layer of ``network`` needs all of time at once."""
     layers = unstreamable_layers(network)
     if layers:
-        raise ValueError(
+        raise UserError(
             f"this model cannot stream, for {len(layers)} of its layers look at what comes later, "
             f"or at all of time, like {layers[0]}: take one with causal: true, no group norm, and "
             "an attention_window if it has attention"
@@ -127,7 +128,7 @@ def check_clips(piece: Tensor, state: SessionState | State) -> None:
     """Raise ValueError if a piece has another number of clips than the stream it continues."""
     for tensor in tensors_of(state):
         if tensor.shape[:1] != piece.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"a stream keeps its number of clips, but a piece of {tuple(piece.shape)} follows "
                 f"those of {len(tensor)}"
             )

@@ -27,6 +27,7 @@ from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import CheckpointError, atomic_path, read_tensors, write_tensors
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion-tokens"
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -59,8 +60,8 @@ class Origin:
     Attributes:
         frames: of the motion.
         fps: frames per second, those of the model.
-        codes: in each code book.
-        books: a digest of the code books, which tells models apart.
+        codes: in each codebook.
+        books: a digest of the codebooks, which tells models apart.
         body: whose motion it was; None of HumanML3D's and KIT's features.
     """
 
@@ -91,19 +92,19 @@ class Tokens:
     def __post_init__(self) -> None:
         indices, origin = self.indices, self.origin
         if indices.dim() != 2 or 0 in indices.shape:
-            raise ValueError(f"indices must be (T, Q), none of them 0, not {tuple(indices.shape)}")
+            raise UserError(f"indices must be (T, Q), none of them 0, not {tuple(indices.shape)}")
         if indices.dtype not in INTEGERS:
-            raise ValueError(f"indices must be whole numbers, not {indices.dtype}")
+            raise UserError(f"indices must be whole numbers, not {indices.dtype}")
         if indices.min() < -1 or (origin is not None and indices.max() >= origin.codes):
             most = "" if origin is None else f" to {origin.codes - 1}"
-            raise ValueError(
+            raise UserError(
                 f"indices must be from 0{most}, or -1 for none, not {indices.min()} to "
                 f"{indices.max()}"
             )
 
 
 def digest_of(model: RVQVAE) -> str:
-    """A short text that differs between models of different code books."""
+    """A short text that differs between models of different codebooks."""
     codes = model.quantizer.books.codes.detach().cpu().float().contiguous()
     return hashlib.sha256(codes.numpy().tobytes()).hexdigest()[:16]
 
@@ -117,7 +118,7 @@ def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
     """
     require_suffix(path, *WRITERS)
     if tokens.origin is None:
-        raise ValueError("tokens can be written only with where they came from")
+        raise UserError("tokens can be written only with where they came from")
     indices = tokens.indices.to(smallest_type(tokens.origin.codes))
     texts = {"format": FORMAT, "motion": json.dumps(to_json_dict(tokens.origin))}
     WRITERS[Path(path).suffix](path, indices, texts)
@@ -168,14 +169,14 @@ def read_npz(path: Path) -> Tokens:
     arrays = load_arrays(path, {"indices", "format", "motion"})
     texts = {name: str(array) for name, array in arrays.items() if array.dtype.kind == "U"}
     if "indices" not in arrays:
-        raise ValueError(f"its keys are {', '.join(arrays) or 'none'}, and not indices")
+        raise UserError(f"its keys are {', '.join(arrays) or 'none'}, and not indices")
     return make_tokens(as_tensor(arrays["indices"]), texts)
 
 
 def read_safetensors(path: Path) -> Tokens:
     file = read_tensors(path)
     if "indices" not in file.tensors:
-        raise ValueError("it has no tensor indices")
+        raise UserError("it has no tensor indices")
     return make_tokens(file.tensors["indices"], file.metadata)
 
 
@@ -207,13 +208,13 @@ def holds_tokens(path: Path) -> bool:
 def as_tensor(array: np.ndarray) -> Tensor:
     """Whole numbers in int64; others, for the error, as they are."""
     if array.dtype.kind not in "iu":
-        raise ValueError(f"indices must be whole numbers, not {array.dtype} {array.shape}")
+        raise UserError(f"indices must be whole numbers, not {array.dtype} {array.shape}")
     return torch.from_numpy(array.astype(np.int64))
 
 
 def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
     if texts.get("format") != FORMAT:
-        raise ValueError(f"its format is {texts.get('format', 'not said')}, not {FORMAT}")
+        raise UserError(f"its format is {texts.get('format', 'not said')}, not {FORMAT}")
     origin = from_json_dict(Origin, parse_json(texts.get("motion", "")))
     integral = indices.dtype in (*INTEGERS, torch.uint8)
     return Tokens(indices.long() if integral else indices, origin)
@@ -240,7 +241,7 @@ def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) 
         )
     if origin.books != digest_of(model):
         warnings.warn(
-            f"{source} was made with other code books than the checkpoint has; give the one that "
+            f"{source} was made with other codebooks than the checkpoint has; give the one that "
             "made it",
             stacklevel=2,
         )

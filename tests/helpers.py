@@ -14,7 +14,7 @@ from wanvae import WanVAE, WanVAEConfig
 WAN22 = {"stage_shortcuts": True, "patch_size": 2, "decoder_dim": 6}
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """Give every parameter a value that matters: fresh attention would add nothing."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
@@ -24,7 +24,7 @@ def randomise(module: nn.Module) -> None:
 
 def tiny(**changes: object) -> WanVAE:
     vae = WanVAE(WanVAEConfig(**{"dim": 4, "z_dim": 2, "num_res_blocks": 1, **changes}))
-    randomise(vae)
+    randomize(vae)
     return vae.double().eval()
 
 

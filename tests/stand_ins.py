@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from tests.helpers import randomise
+from tests.helpers import randomize
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
@@ -29,7 +29,7 @@ def small_model() -> WanVAE:
     """One of few channels, but for its latents, in float32."""
     torch.manual_seed(0)
     vae = WanVAE(WanVAEConfig(dim=4, num_res_blocks=1))
-    randomise(vae)
+    randomize(vae)
     return vae.eval()
 
 

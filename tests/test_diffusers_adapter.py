@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.helpers import random_video, randomise, tiny
+from tests.helpers import random_video, randomize, tiny
 from wanvae import WanVAE
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
@@ -190,7 +190,7 @@ def test_qwen_image_gives_the_same_image(tmp_path: Path) -> None:
     theirs = AutoencoderKLQwenImage(
         base_dim=4, z_dim=CHANNELS, num_res_blocks=1, latents_mean=[*MEAN], latents_std=[*STD]
     ).eval()
-    randomise(theirs)
+    randomize(theirs)
     theirs.save_pretrained(tmp_path)
     expected = qwen_image(theirs)
     assert expected.shape == (1, 3, 32, 48)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tests.helpers import WAN22, random_video, randomise, run_steps, tiny
+from tests.helpers import WAN22, random_video, randomize, run_steps, tiny
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.nn import BlockSpec, Decoder, Encoder
 from wanvae.nn.coder import CoderSpec
@@ -109,8 +109,8 @@ sizes = st.tuples(st.integers(1, 2), st.integers(1, 3))
 def test_any_chunk_plan_equals_the_whole(coder, plan, size):
     factor = 2 ** sum(coder.temporal_downsample)
     encoder, decoder = Encoder(coder, 3, 4).double(), Decoder(coder, 2, 3).double()
-    randomise(encoder)
-    randomise(decoder)
+    randomize(encoder)
+    randomize(decoder)
     groups = sum(plan)
     space = tuple(4 * n for n in size) if coder.ndim == 3 else ()
     generator = torch.Generator().manual_seed(2)

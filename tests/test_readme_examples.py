@@ -303,10 +303,10 @@ def test_a_procedural_walk(folder: Path, run: Run) -> None:
     assert probe("walk.mp4").frames == 15
 
 
-def test_tokenising_a_bvh(folder: Path, run: Run) -> None:
+def test_tokenizing_a_bvh(folder: Path, run: Run) -> None:
     """With a model that was trained for two steps."""
     run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # the example before
-    run_bash("tokenise a BVH", run, {"motion.train": TWO_STEPS})
+    run_bash("tokenize a BVH", run, {"motion.train": TWO_STEPS})
     model = RVQVAE.from_pretrained("runs/motion_tiny/model.safetensors")
     assert np.load("walk.tokens.npz")["indices"].shape == (4, model.config.quantizer.layers)
     assert probe("pair.mp4").frames == 15

@@ -1,6 +1,6 @@
-"""Compare motion tokenizers in plain PyTorch, with vector-quantize-pytorch's quantiser, to ours.
+"""Compare motion tokenizers in plain PyTorch, with vector-quantize-pytorch's quantizer, to ours.
 
-Both sides have the same random weights and code books and get the same input, on the CPU. Times
+Both sides have the same random weights and codebooks and get the same input, on the CPU. Times
 alternate between the two in one process.
 
     python tools/benchmark.py motion                           # all jobs at full size
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from motion import RVQVAE, ResidualVQ, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.features.normalizer import Normaliser
+from motion.features.normalizer import Normalizer
 from tools.measuring import (
     add_options,
     aligned,
@@ -40,7 +40,7 @@ from tools.measuring import (
 
 PEER = "vector-quantize-pytorch"
 # Each side as the other: nothing is random, and no code is replaced.
-QUANTIZER = QuantizerConfig(dropout=0.0, revive_below=0.0, initialisation="samples")
+QUANTIZER = QuantizerConfig(dropout=0.0, revive_below=0.0, initialization="samples")
 MODELS = {
     "full": RVQVAEConfig(quantizer=QUANTIZER),
     "tiny": RVQVAEConfig(
@@ -58,15 +58,15 @@ class Job:
 
     Attributes:
         name: what it is called on the command line and in the report.
-        task: "quantise" latents and give their indices; the same while training, "learn", which
-            updates the code books, or "backpropagate", which also takes the gradients of latents
+        task: "quantize" latents and give their indices; the same while training, "learn", which
+            updates the codebooks, or "backpropagate", which also takes the gradients of latents
             and commitment loss; or "encode" motion to indices.
         batch, length: clips, and their latents or frames.
         target: how many times as fast as the peer we want to be; None is no matter.
     """
 
     name: str
-    task: Literal["quantise", "learn", "backpropagate", "encode"]
+    task: Literal["quantize", "learn", "backpropagate", "encode"]
     batch: int
     length: int
     target: float | None
@@ -77,7 +77,7 @@ class Job:
 
 
 JOBS = (
-    Job("quantise", "quantise", 8, 600, 1.6),
+    Job("quantize", "quantize", 8, 600, 1.6),
     Job("learn", "learn", 8, 600, 1.5),
     Job("backpropagate", "backpropagate", 8, 600, None),
     Job("encode-clip", "encode", 1, 196, 1.1),
@@ -148,7 +148,7 @@ def named_model(*layers: nn.Module) -> nn.Module:
 
 
 def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
-    """The peer of a quantiser, with its code books."""
+    """The peer of a quantizer, with its codebooks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the package says on import is not ours
         from vector_quantize_pytorch import ResidualVQ as PeerVQ
@@ -181,10 +181,10 @@ def make_model(config: RVQVAEConfig) -> RVQVAE:
 
 
 def make_quantizer(config: RVQVAEConfig, rows: Tensor) -> ResidualVQ:
-    """A quantiser with codes of ``rows`` ``(N, C)``, and averages as the peer starts with."""
+    """A quantizer with codes of ``rows`` ``(N, C)``, and averages as the peer starts with."""
     quantizer = ResidualVQ(config.quantizer, config.code_dim)
     books = quantizer.books
-    books.initialise(rows)
+    books.initialize(rows)
     books.counts.fill_(1)
     books.sums.copy_(books.codes)
     return quantizer
@@ -201,14 +201,14 @@ def make_calls(job: Job, config: RVQVAEConfig) -> dict[str, Callable[[], Tensor]
         quantizer = make_peer_quantizer(model.quantizer).eval()
         return {
             "ours": partial(model.encode, motion),
-            "peer": partial(encode_by_peer, encoder, quantizer, model.normaliser, motion),
+            "peer": partial(encode_by_peer, encoder, quantizer, model.normalizer, motion),
         }
     latents = torch.randn(job.batch, job.length, config.code_dim)
     ours = make_quantizer(config, latents.flatten(0, 1))
     sides = {"ours": ours, "peer": make_peer_quantizer(ours)}
-    if job.task == "quantise":
+    if job.task == "quantize":
         return {
-            side: partial(quantise, quantizer.eval(), side, latents)
+            side: partial(quantize, quantizer.eval(), side, latents)
             for side, quantizer in sides.items()
         }
     backward = job.task == "backpropagate"
@@ -220,13 +220,13 @@ def make_calls(job: Job, config: RVQVAEConfig) -> dict[str, Callable[[], Tensor]
 
 @torch.no_grad()
 def encode_by_peer(
-    encoder: nn.Module, quantizer: nn.Module, normaliser: Normaliser, motion: Tensor
+    encoder: nn.Module, quantizer: nn.Module, normalizer: Normalizer, motion: Tensor
 ) -> Tensor:
-    return quantizer(encoder(normaliser.normalise(motion).mT).mT)[1]
+    return quantizer(encoder(normalizer.normalize(motion).mT).mT)[1]
 
 
 @torch.no_grad()
-def quantise(quantizer: nn.Module, side: str, latents: Tensor) -> Tensor:
+def quantize(quantizer: nn.Module, side: str, latents: Tensor) -> Tensor:
     """The indices of latents ``(B, T, C)``."""
     return quantizer(latents.mT).indices if side == "ours" else quantizer(latents)[1]
 

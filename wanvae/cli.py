@@ -28,6 +28,7 @@ from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command, Program, add_progress_option
 from wanvae.engine.config import to_json_dict
+from wanvae.errors import UserError
 from wanvae.evaluate.command import EVALUATE
 from wanvae.execution.budget import Job, Planner, choose_plan, show_memory
 from wanvae.execution.sharding import expected_speedup, share_out
@@ -148,7 +149,7 @@ def describe(planner: Planner, job: Job, chosen: Plan) -> str:
 def describe_shares(planner: Planner, job: Job, chosen: Plan, processes: int) -> str:
     """How processes would share the work of a plan, in a line."""
     if processes < 1:
-        raise ValueError(f"--processes must be positive, not {processes}")
+        raise UserError(f"--processes must be positive, not {processes}")
     shares = share_out(planner.network, chosen, job.height, job.width, processes)
     busy = sum(work > 0 for work in shares.work)
     return (
@@ -304,7 +305,7 @@ COMMANDS = {
         encode,
         add_encode_options,
         "video to latents",
-        "Encode a video to its latents: mean and logvar, not normalised, in float32.",
+        "Encode a video to its latents: mean and logvar, not normalized, in float32.",
     ),
     "encode-dataset": ENCODE_DATASET,
     "decode": Command(

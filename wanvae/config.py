@@ -43,7 +43,7 @@ class WanVAEConfig:
             decoders that were trained to upscale.
         dropout: dropout probability inside residual blocks, while training.
         block: body of the residual blocks; official checkpoints need "residual".
-        norm: normalisation; official checkpoints need "rms". "group" needs whole clips.
+        norm: normalization; official checkpoints need "rms". "group" needs whole clips.
         activation: nonlinearity; official checkpoints need "silu".
         ndim: 3 for a video model, 2 for an image model: the same layers, but kernels have no extent
             in time and nothing resamples it, so that each frame stands alone (unless norm is

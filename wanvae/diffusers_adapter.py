@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, wan_config
+from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from wanvae.execution.budget import Memory
@@ -156,7 +157,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         cls, pretrained_model_name_or_path: str | PathLike[str], **options: object
     ) -> DiffusersVAE:
         """What a saved pipeline calls unless it is given a ``vae``; always a ValueError."""
-        raise ValueError(
+        raise UserError(
             f"{pretrained_model_name_or_path} is read by WanVAE.from_pretrained: "
             "pass vae=vae.as_diffusers() to the pipeline"
         )
@@ -175,7 +176,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
 
     def _require_weights(self) -> None:
         if self.device.type == "meta":
-            raise ValueError(
+            raise UserError(
                 "sequential offload took the weights of the VAE away; "
                 "use enable_model_cpu_offload instead"
             )

@@ -17,6 +17,7 @@ from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
+from wanvae.errors import UserError
 from wanvae.execution.budget import Job, Memory, Planner, TileSize, choose_plan
 from wanvae.execution.sessions import (
     Rules,
@@ -264,7 +265,7 @@ class WanVAE(nn.Module):
         kept; for those there is ``decode_step``.
 
         Args:
-            latents: as ``Posterior`` gives them; normalised ones need ``denormalize`` first.
+            latents: as ``Posterior`` gives them; normalized ones need ``denormalize`` first.
             clamp: limit the video to [-1, 1], as the official code does.
             tile_size: pixels, a multiple of 8 (of those decoded per latent), or two of them for
                 height and width: decode each frame in tiles of at most this size, with the result
@@ -462,11 +463,11 @@ class WanVAE(nn.Module):
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
-            raise ValueError(
+            raise UserError(
                 f"{name} must be (B, {channels}, T, H, W), none of them 0, not {tuple(x.shape)}"
             )
         if not x.is_floating_point():
-            raise ValueError(f"{name} must be floating point, not {x.dtype}")
+            raise UserError(f"{name} must be floating point, not {x.dtype}")
 
 
 def check_size(config: WanVAEConfig, height: int, width: int) -> None:
@@ -475,7 +476,7 @@ def check_size(config: WanVAEConfig, height: int, width: int) -> None:
     if height < 1 or width < 1 or height % factor or width % factor:
         below = [n // factor * factor for n in (height, width)]
         above = [-(-n // factor) * factor for n in (height, width)]
-        raise ValueError(
+        raise UserError(
             f"height and width must be multiples of {factor}, not {height}x{width}: "
             f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
         )
@@ -486,7 +487,7 @@ def check_length(config: WanVAEConfig, frames: int) -> None:
     factor = config.temporal_factor
     if frames < 1 or (frames - 1) % factor:
         below = (frames - 1) // factor * factor + 1
-        raise ValueError(
+        raise UserError(
             f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
             f"repeat the last one to {below + factor} (stream_encode does this by itself)"
         )
@@ -495,7 +496,7 @@ def check_length(config: WanVAEConfig, frames: int) -> None:
 def check_reconstructs(config: WanVAEConfig) -> None:
     """Raise ValueError if videos do not come back in the form they went in."""
     if config.upscale_factor > 1 or config.in_channels != config.out_channels:
-        raise ValueError(
+        raise UserError(
             f"this model makes videos of {config.out_channels} channels, {config.upscale_factor} "
             f"times as large, of those of {config.in_channels} channels: there is no original to "
             "compare with; encode and decode instead"

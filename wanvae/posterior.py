@@ -14,7 +14,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class Posterior:
-    """A diagonal Gaussian over raw (not normalised) latents ``(B, z_dim, T, H, W)``.
+    """A diagonal Gaussian over raw (not normalized) latents ``(B, z_dim, T, H, W)``.
 
     Attributes:
         mean: mean of each latent.

@@ -10,6 +10,7 @@ from itertools import count
 from torch import Tensor
 
 from motion.config import FeatureSpec, MotionNorm, QuantizerConfig, ResnetConfig, RVQVAEConfig
+from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
 PUBLISHED_GROWTH = 3
@@ -50,8 +51,8 @@ def infer_config(
     Only as much is read as tells it: whether the rest fits is for ``check_tensors``.
 
     Args:
-        books: the code books ``(Q or 1, K, code_dim)``.
-        dropout: of the residual blocks and of the quantiser, for further training.
+        books: the codebooks ``(Q or 1, K, code_dim)``.
+        dropout: of the residual blocks and of the quantizer, for further training.
 
     Returns:
         The config, and what was assumed, for people; one sentence each.
@@ -63,12 +64,12 @@ def infer_config(
     width, channels, _ = conv_shape(tensors, "encoder.model.0.weight")
     stages = next(i for i in count() if f"encoder.model.{i + 2}.0.weight" not in tensors)
     if stages == 0:
-        raise ValueError("encoder.model.2.0.weight is missing, which would tell the architecture")
+        raise UserError("encoder.model.2.0.weight is missing, which would tell the architecture")
     for stage in range(stages):
         name = f"encoder.model.{stage + 2}.0.weight"
         kernel = conv_shape(tensors, name)[2]
         if kernel != 4:
-            raise ValueError(
+            raise UserError(
                 f"{name} has a kernel of {kernel}: only stages that halve time, by a kernel of 4, "
                 "are supported"
             )
@@ -84,7 +85,7 @@ def infer_config(
         growth = untold.dilation_growth_rate
     growth = (growth,) * stages if isinstance(growth, int) else tuple(growth)
     if len(growth) != stages:
-        raise ValueError(f"dilation_growth_rate must be of {stages} stages, not {growth}")
+        raise UserError(f"dilation_growth_rate must be of {stages} stages, not {growth}")
     resnet = ResnetConfig(
         width=width,
         depth=len(blocks),
@@ -134,10 +135,10 @@ def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNor
     if untold.norm is not None:
         if not has_norm or has_statistics != (untold.norm == "BN"):
             kind = "BN" if has_statistics else "LN or GN" if has_norm else "none"
-            raise ValueError(f"norm is {untold.norm} as given, but of the tensors it is {kind}")
+            raise UserError(f"norm is {untold.norm} as given, but of the tensors it is {kind}")
         return untold.norm, f"norm: {untold.norm}, as given"
     if has_norm and not has_statistics:
-        raise ValueError(
+        raise UserError(
             "its residual blocks have a norm, LN or GN, whose tensors are the same: give the one "
             "it was trained with, norm='LN' or norm='GN'"
         )
@@ -148,8 +149,8 @@ def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNor
 def conv_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
     """Output channels, input channels and kernel of the 1D convolution of that weight."""
     if name not in tensors:
-        raise ValueError(f"{name} is missing, which would tell the architecture")
+        raise UserError(f"{name} is missing, which would tell the architecture")
     shape = tuple(tensors[name].shape)
     if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"{name} is {shape}, not the weight of a 1D convolution")
+        raise UserError(f"{name} is {shape}, not the weight of a 1D convolution")
     return shape

@@ -25,6 +25,7 @@ from wanvae.engine.checkpoint import (
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion"
 # Keys under which published files hold the weights, beside optimizer states and counters.
@@ -35,7 +36,7 @@ MOMASK_BOOK = r"quantizer\.layers\.(\d+)\.codebook"
 # The moving averages of published models are not saved: what each code is taken to have been chosen
 # by in a batch. It is high, so that further training replaces no code before its time.
 ASSUMED_COUNT = 100.0
-# MoMask's, of residual blocks and of the quantiser.
+# MoMask's, of residual blocks and of the quantizer.
 DROPOUT = 0.2
 
 
@@ -90,7 +91,7 @@ def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
 
 def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
     if untold.given:
-        raise ValueError(f"it says its architecture itself; do not give {', '.join(untold.given)}")
+        raise UserError(f"it says its architecture itself; do not give {', '.join(untold.given)}")
     config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
     require_size(config, file.tensors)
     return Checkpoint(config, file.tensors, Layout.NATIVE, ())
@@ -104,7 +105,7 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
         blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
     largest = max(width, config.channels, config.code_dim, config.quantizer.codes)
     if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
-        raise ValueError("its config describes a larger model than its tensors; save it again")
+        raise UserError("its config describes a larger model than its tensors; save it again")
 
 
 def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
@@ -119,9 +120,9 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
     if len(books) > 1 and (books == books[0]).all():
         config = replace(config, quantizer=replace(config.quantizer, shared=True))
         books = books[:1]
-        notes.append("code books: all the same, so taken for one that the layers share")
+        notes.append("codebooks: all the same, so taken for one that the layers share")
     notes.append("moving averages of the codes: not in the file, so training starts new ones")
-    notes.append("normaliser: not in the file, so features are taken to be normalised already")
+    notes.append("normalizer: not in the file, so features are taken to be normalized already")
     return Checkpoint(
         config,
         {
@@ -129,9 +130,9 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
             "quantizer.books.codes": books,
             "quantizer.books.sums": books * ASSUMED_COUNT,
             "quantizer.books.counts": torch.full(books.shape[:2], ASSUMED_COUNT),
-            "quantizer.books.initialised": torch.tensor(True),
-            "normaliser.mean": torch.zeros(config.channels),
-            "normaliser.std": torch.ones(config.channels),
+            "quantizer.books.initialized": torch.tensor(True),
+            "normalizer.mean": torch.zeros(config.channels),
+            "normalizer.std": torch.ones(config.channels),
         },
         layout,
         (*of_config, *notes),
@@ -142,7 +143,7 @@ def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], li
     """The tensors of the tokenizer by their plain names, and a note if there were others."""
     first = [name for name in tensors if name.endswith(FIRST_TENSOR)]
     if len(first) != 1:
-        raise ValueError(
+        raise UserError(
             f"no layout of a motion tokenizer has tensors like {first_few(list(tensors))}; known "
             "are native (.safetensors written by this package), MoMask, T2M-GPT, MotionGPT and "
             f"GestureLSM, which have one {FIRST_TENSOR}"
@@ -156,13 +157,13 @@ def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], li
 
 
 def read_books(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor]:
-    """The layout, and the code books ``(Q, K, C)``, of the tensors of a quantiser."""
+    """The layout, and the codebooks ``(Q, K, C)``, of the tensors of a quantizer."""
     if list(tensors) == ["quantizer.codebook"]:
         return Layout.T2M_GPT, stacked([tensors["quantizer.codebook"]])
     numbers = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(MOMASK_BOOK, name)))
     if not numbers or numbers != list(range(len(numbers))):
-        raise ValueError(
-            "its code books must be quantizer.codebook, or quantizer.layers.0.codebook and so on "
+        raise UserError(
+            "its codebooks must be quantizer.codebook, or quantizer.layers.0.codebook and so on "
             f"without a gap, not {first_few(sorted(tensors)) or 'missing'}"
         )
     projected = any("embedding_proj" in name for name in tensors)
@@ -174,7 +175,7 @@ def read_books(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor]:
         ("missing", expected - tensors.keys()),
     ):
         if names:
-            raise ValueError(f"tensors are {problem}: {first_few(sorted(names))}")
+            raise UserError(f"tensors are {problem}: {first_few(sorted(names))}")
     books = stacked([tensors[layer[0]] for layer in layers])
     if not projected:
         return Layout.MOMASK, books
@@ -185,7 +186,7 @@ def read_books(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor]:
 def stacked(books: list[Tensor]) -> Tensor:
     shapes = sorted({tuple(book.shape) for book in books})
     if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
-        raise ValueError(f"its code books must all be (codes, channels), not {shapes}")
+        raise UserError(f"its codebooks must all be (codes, channels), not {shapes}")
     return torch.stack(books)
 
 
@@ -208,7 +209,7 @@ def save_momask(
     """Write the tensors that MoMask reads, in a ``.tar`` or ``.pth``.
 
     This layout has neither config nor moving averages: whoever reads it must know the options of
-    the network. Nor has it the normaliser, which goes, where there is one, to files of its name
+    the network. Nor has it the normalizer, which goes, where there is one, to files of its name
     that end in ``_mean.npy`` and ``_std.npy``.
 
     Raises:
@@ -221,7 +222,7 @@ def save_momask(
     books = tensors["quantizer.books.codes"].expand(config.quantizer.layers, -1, -1)
     named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
     write_pickle(path, networks | named, wrapper="vq_model")
-    statistics = {name: tensors[f"normaliser.{name}"] for name in ("mean", "std")}
+    statistics = {name: tensors[f"normalizer.{name}"] for name in ("mean", "std")}
     if statistics["mean"].any() or not (statistics["std"] == 1).all():
         for name, values in statistics.items():
             write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)

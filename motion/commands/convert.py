@@ -14,7 +14,7 @@ from motion.checkpoints.formats import Checkpoint, Layout
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import ClipError
 from motion.features.features import extract_features, restore_onto
-from motion.features.normalizer import Normaliser
+from motion.features.normalizer import Normalizer
 from motion.features.statistics import FeatureStatistics
 from motion.files.clips import read_clip, write_clip
 from motion.model import RVQVAE
@@ -53,7 +53,7 @@ def convert_checkpoint(
     Args:
         destination: ``.safetensors`` for native, ``.tar`` or ``.pth`` for momask.
         untold: what to take for what the tensors of ``source`` do not tell.
-        statistics: by which the model was trained to normalise features, for those whose file does
+        statistics: by which the model was trained to normalize features, for those whose file does
             not say.
 
     Raises:
@@ -64,13 +64,13 @@ def convert_checkpoint(
     checkpoint = load_complete(source, untold)
     config, tensors = checkpoint.config, checkpoint.tensors
     if statistics is not None:
-        normaliser = Normaliser(config.channels)
-        normaliser.set(statistics)
-        tensors = tensors | normaliser.state_dict(prefix="normaliser.")
+        normalizer = Normalizer(config.channels)
+        normalizer.set(statistics)
+        tensors = tensors | normalizer.state_dict(prefix="normalizer.")
     WRITERS[target](destination, config, tensors)
     notes = list(checkpoint.notes)
     if statistics is not None:
-        notes = [note for note in notes if not note.startswith("normaliser:")]
+        notes = [note for note in notes if not note.startswith("normalizer:")]
     if target is Layout.MOMASK:
         notes += lost_in_momask(config)
     return CheckpointReport(checkpoint.layout, len(tensors), tuple(notes))

@@ -69,7 +69,7 @@ def describe_tokens(path: Path) -> Iterator[str]:
     if origin is None:
         yield "origin: not known"
         return
-    yield f"code books: of {origin.codes} codes, digest {origin.books}"
+    yield f"codebooks: of {origin.codes} codes, digest {origin.books}"
     yield timing(origin.frames, origin.fps)
     if origin.body is not None:
         yield from describe_skeleton(origin.body.skeleton)

@@ -103,7 +103,7 @@ def plan(source: Path, destination: Path, suffix: str, config: RVQVAEConfig) -> 
 
 
 def is_complete(path: Path, books: str) -> bool:
-    """Whether a file of tokens is there, and of the model whose code books have that digest."""
+    """Whether a file of tokens is there, and of the model whose codebooks have that digest."""
     try:
         origin = read_tokens(path).origin
     except ClipError:

@@ -153,7 +153,7 @@ def add_convert_options(parser: Parser) -> None:
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}",
-            help=".npy by which a published checkpoint has its features normalised, like Mean.npy "
+            help=".npy by which a published checkpoint has its features normalized, like Mean.npy "
             "and Std.npy of HumanML3D",
         )
     parser.add_argument(

@@ -92,7 +92,7 @@ def detokenize(
     """The motion of tokens, as a recording of what the model makes of them.
 
     Args:
-        layers: of the quantiser, the first, to decode from; None is all.
+        layers: of the quantizer, the first, to decode from; None is all.
         skeleton: to move; None is that of the tokens, or else a packaged one.
 
     Raises:
@@ -147,7 +147,7 @@ def detokenize_file(
     """Write the motion of a file of tokens: as motion, or as a stick figure.
 
     Args:
-        layers: of the quantiser, the first, to decode from; None is all.
+        layers: of the quantizer, the first, to decode from; None is all.
         skeleton: a motion file whose skeleton is to move.
         progress: show a progress bar while drawing.
 
@@ -179,7 +179,7 @@ def reconstruct_file(
     """Write what the model makes of a motion file, and compare.
 
     Args:
-        layers: of the quantiser, the first, to decode from; None is all.
+        layers: of the quantizer, the first, to decode from; None is all.
 
     Raises:
         ClipError: ``source`` cannot be read, or is not of the model's features.

@@ -105,7 +105,7 @@ class Evaluation:
 
     @property
     def joint_errors(self) -> Tensor:
-        """``(J,)``, mean distance in millimetres, with all layers of the quantiser."""
+        """``(J,)``, mean distance in millimetres, with all layers of the quantizer."""
         return self.errors[-1] / self.frames
 
     @property
@@ -210,7 +210,7 @@ def measure(
 
     Args:
         recording: of the model's features.
-        numbers_of_layers: of the quantiser, to decode with, the last of them all; None is 1, 2, ...
+        numbers_of_layers: of the quantizer, to decode with, the last of them all; None is 1, 2, ...
         window: count the codes of all windows of so many frames, at all offsets, rather than of
             the whole recording; one that is shorter counts as a whole.
     """

@@ -43,7 +43,7 @@ def skeleton_of(channels: int) -> Skeleton:
 
 
 def recover_positions(features: Tensor) -> Tensor:
-    """Joints (..., T, J, 3) in the world from features (..., T, D), not normalised.
+    """Joints (..., T, J, 3) in the world from features (..., T, D), not normalized.
 
     In metres; KIT's features have millimetres. The person starts at the origin, facing +z.
     """

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from motion.features.statistics import FeatureStatistics
+from wanvae.errors import UserError
 
 
-class Normaliser(nn.Module):
+class Normalizer(nn.Module):
     """``(x - mean) / std`` of features ``(..., D)``; 0 and 1 until they are set."""
 
     mean: Tensor
@@ -31,17 +32,17 @@ class Normaliser(nn.Module):
             ValueError: they are of another number of channels.
         """
         if statistics.mean.shape != self.mean.shape:
-            raise ValueError(
+            raise UserError(
                 f"the statistics are of {len(statistics.mean)} channels, not of the "
                 f"{len(self.mean)} of the model"
             )
         self.mean.copy_(statistics.mean)
         self.std.copy_(statistics.std)
 
-    def normalise(self, features: Tensor) -> Tensor:
+    def normalize(self, features: Tensor) -> Tensor:
         """Features in their own units to those the networks see."""
         return (features - self.mean) / self.std
 
-    def denormalise(self, features: Tensor) -> Tensor:
-        """The inverse of ``normalise``."""
+    def denormalize(self, features: Tensor) -> Tensor:
+        """The inverse of ``normalize``."""
         return features * self.std + self.mean

@@ -1,4 +1,4 @@
-"""The mean and standard deviation of features, for a model's normaliser."""
+"""The mean and standard deviation of features, for a model's normalizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from wanvae.errors import UserError
 
 # A channel that varies less than this hardly varies: it is only centred, or noise would grow.
 LEAST_DEVIATION = 1e-4
@@ -27,9 +29,9 @@ class FeatureStatistics:
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
-            raise ValueError(f"mean and std are {shapes}; they must be (D,) both")
+            raise UserError(f"mean and std are {shapes}; they must be (D,) both")
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
-            raise ValueError("mean and std must be finite, and std not negative")
+            raise UserError("mean and std must be finite, and std not negative")
         flat = self.std < LEAST_DEVIATION
         object.__setattr__(self, "std", torch.where(flat, torch.ones_like(self.std), self.std))
 
@@ -46,7 +48,7 @@ class FeatureStatistics:
             if origin is None:
                 origin = features[0]  # near the mean, so that squares lose no digits
             if features.shape[-1] != len(origin):
-                raise ValueError(
+                raise UserError(
                     f"features of {features.shape[-1]} channels among some of {len(origin)}"
                 )
             features = features - origin
@@ -54,7 +56,7 @@ class FeatureStatistics:
             total = total + features.sum(dim=0)
             squares = squares + features.square().sum(dim=0)
         if origin is None:
-            raise ValueError("there are no features to count")
+            raise UserError("there are no features to count")
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         return cls((origin + mean).float(), std.float())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from motion.networks.resnet import Repeat
 from motion.networks.structure import body_of, row_of
+from wanvae.errors import UserError
 from wanvae.nn import CausalConv, DenseBlock, Downsample, ResConv1DBlock, TimeAttentionBlock
 from wanvae.nn.norm import BatchNorm, GroupNorm
 from wanvae.nn.resample import Upsample
@@ -105,7 +106,7 @@ def _(layer: GroupNorm, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 @run_masked.register
 def _(layer: BatchNorm, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     if layer.training:
-        raise ValueError(
+        raise UserError(
             "batch norm learns the statistics of whole batches and cannot leave padding out: train "
             "on clips of one length, or with another norm"
         )

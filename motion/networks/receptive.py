@@ -13,6 +13,7 @@ from motion.config import RVQVAEConfig
 from motion.networks.build import make_networks
 from motion.networks.resnet import Repeat, Resnet1D
 from motion.networks.structure import body_of, row_of
+from wanvae.errors import UserError
 from wanvae.nn import CausalConv, DenseBlock, Downsample, ResConv1DBlock, TimeAttentionBlock
 from wanvae.nn.norm import GroupNorm
 from wanvae.nn.resample import Upsample
@@ -92,7 +93,7 @@ def effective_kernels(config: RVQVAEConfig) -> tuple[tuple[int, ...], ...]:
         ValueError: the network is another.
     """
     if config.network != "resnet":
-        raise ValueError(f"the {config.network} network has no dilated kernels")
+        raise UserError(f"the {config.network} network has no dilated kernels")
     resnets = [m for m in encoder_and_decoder(config)[0].modules() if isinstance(m, Resnet1D)]
     return tuple(
         tuple(effective_kernel(b.conv1.kernel_size[0], b.conv1.dilation[0]) for b in resnet.model)

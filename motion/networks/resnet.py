@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from motion.config import MotionNorm, ResnetConfig
+from wanvae.errors import UserError
 from wanvae.nn import CausalConv, ResConv1DBlock, Sequential, State, Streaming, TimeAttentionBlock
 from wanvae.nn.norm import NormKind
 from wanvae.nn.region import Region
@@ -51,7 +52,7 @@ class Resnet1D(Streaming):
     ) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise ValueError(f"norm must be None, 'LN', 'GN' or 'BN', not {norm!r}")
+            raise UserError(f"norm must be None, 'LN', 'GN' or 'BN', not {norm!r}")
         dilations = [dilation_growth_rate**depth for depth in range(n_depth)]
         if reverse_dilation:
             dilations.reverse()
@@ -155,7 +156,7 @@ def make_resnet(config: ResnetConfig, growth: int) -> Resnet1D:
 
 
 def make_attention(config: ResnetConfig) -> list[nn.Module]:
-    """The attention between encoder and code book, or none."""
+    """The attention between encoder and codebook, or none."""
     if not config.attention:
         return []
     window = config.attention_window

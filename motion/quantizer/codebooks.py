@@ -1,4 +1,4 @@
-"""Code books, and how they are learnt: as moving averages of what chose their codes."""
+"""Codebooks, and how they are learnt: as moving averages of what chose their codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wanvae.engine.processes import (
     sum_over_processes,
 )
 
-# The index that stands for no code: of layers that a clip was not quantised by, and of padding.
+# The index that stands for no code: of layers that a clip was not quantized by, and of padding.
 NO_CODE = -1
 # The moving average below which a code that nothing chose stays as it is: division by 0 is near.
 SMALLEST_COUNT = 1e-12
@@ -24,8 +24,8 @@ SMALLEST_COUNT = 1e-12
 GRACE = 2.0
 
 
-class CodeBooks(nn.Module):
-    """The code books of a residual quantiser of Q layers, of K codes each.
+class Codebooks(nn.Module):
+    """The codebooks of a residual quantizer of Q layers, of K codes each.
 
     Latents are rows ``(N, C)`` here. The processes of a run learn together and hold the same books.
     There are no parameters; the state is
@@ -34,13 +34,13 @@ class CodeBooks(nn.Module):
     - ``sums`` and ``counts``: ``(Q, K, C)`` and ``(Q, K)``, moving averages of the latents of a
       batch that chose each code, and of their number (van den Oord et al., arXiv 1711.00937,
       appendix A.1);
-    - ``initialised``: whether the codes come from latents.
+    - ``initialized``: whether the codes come from latents.
     """
 
     codes: Tensor
     sums: Tensor
     counts: Tensor
-    initialised: Tensor
+    initialized: Tensor
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class CodeBooks(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("sums", codes.clone())
         self.register_buffer("counts", torch.ones(codes.shape[:2]))
-        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("initialized", torch.tensor(False))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,8 +72,8 @@ class CodeBooks(nn.Module):
             mode="sum",
         )
 
-    def initialise(self, rows: Tensor) -> None:
-        """Make the code books from the latents of all processes, each layer's of what is left.
+    def initialize(self, rows: Tensor) -> None:
+        """Make the codebooks from the latents of all processes, each layer's of what is left.
 
         Layers that share a book share what the first of them makes. Latents that are not finite
         make none.
@@ -90,11 +90,11 @@ class CodeBooks(nn.Module):
             self.codes[book] = made
         self.counts.fill_(len(everything) / self.config.codes)
         self.sums.copy_(self.codes * self.counts[:, :, None])
-        self.initialised.fill_(True)
+        self.initialized.fill_(True)
 
     def _make_book(self, rows: Tensor) -> Tensor:
         config = self.config
-        if config.initialisation == "samples":
+        if config.initialization == "samples":
             return random_rows(rows, config.codes)
         return cluster(rows, config.codes, config.metric, config.kmeans_iterations)
 
@@ -104,7 +104,7 @@ class CodeBooks(nn.Module):
         What is not finite is not learnt from: it would stay in the averages for ever.
 
         Args:
-            rows: the latents that were quantised.
+            rows: the latents that were quantized.
             indices: ``(N, Q)``, the codes they chose.
             counts: ``(Q, K)``, how many chose each code.
             sums: ``(Q, K, C)``, the sums of these as each layer was given them.

@@ -1,6 +1,6 @@
-"""Searching code books, and making them from latents; functions of rows ``(N, C)``, no gradients.
+"""Searching codebooks, and making them from latents; functions of rows ``(N, C)``, no gradients.
 
-A code book is ``(K, C)``. Rows are taken some at a time, so that their scores stay in the cache of
+A codebook is ``(K, C)``. Rows are taken some at a time, so that their scores stay in the cache of
 a CPU, and bounded on other devices.
 """
 
@@ -83,7 +83,7 @@ def random_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def cluster(rows: Tensor, codes: int, metric: Metric, iterations: int) -> Tensor:
-    """A code book of the means of k-means clusters, from random rows on.
+    """A codebook of the means of k-means clusters, from random rows on.
 
     Each round takes the mean of the rows nearest to a code; a code that is nearest to none stays.
     """

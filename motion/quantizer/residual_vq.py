@@ -1,4 +1,4 @@
-"""Residual vector quantisation with code books learnt as moving averages."""
+"""Residual vector quantization with codebooks learnt as moving averages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from motion.config import QuantizerConfig
 from motion.networks.masking import mask_of
-from motion.quantizer.codebooks import NO_CODE, CodeBooks
+from motion.quantizer.codebooks import NO_CODE, Codebooks
 from motion.quantizer.codes import Finder, blocks
+from wanvae.errors import UserError
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantiser makes of latents.
+    """What a quantizer makes of latents.
 
     Attributes:
         latents: ``(B, C, T)``, sums of codes; gradients go to the latents they stand for.
@@ -44,7 +45,7 @@ class Search:
 
     Attributes:
         latents: ``(N, C)``, sums of codes.
-        indices: ``(N, Q)``, -1 where a row is not quantised by a layer.
+        indices: ``(N, Q)``, -1 where a row is not quantized by a layer.
         loss: scalar, the commitment loss.
         loss_gradient: ``(N, C)``, that of the loss in the rows; None if no gradient is wanted.
         counts: ``(Q, K)``, how many rows chose each code.
@@ -77,9 +78,9 @@ class Step:
 
 
 class StraightThrough(torch.autograd.Function):
-    """Quantised latents and the commitment loss, both of them functions of ``latents``.
+    """Quantized latents and the commitment loss, both of them functions of ``latents``.
 
-    The gradient passes from quantised latents to latents unchanged, once for all layers together.
+    The gradient passes from quantized latents to latents unchanged, once for all layers together.
     """
 
     @staticmethod
@@ -98,28 +99,28 @@ class StraightThrough(torch.autograd.Function):
 
 
 class ResidualVQ(nn.Module):
-    """Quantises latents ``(B, C, T)`` by a row of code books, each taking what those before left.
+    """Quantizes latents ``(B, C, T)`` by a row of codebooks, each taking what those before left.
 
     While training it learns its codes, its only state (see
-    :class:`~motion.quantizer.codebooks.CodeBooks`).
+    :class:`~motion.quantizer.codebooks.Codebooks`).
     It computes in float32, or in float64 where its codes have it, whatever the latents have.
     """
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.books = CodeBooks(config, dim)
+        self.books = Codebooks(config, dim)
 
     def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
-        """Quantise ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
+        """Quantize ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
         batch, _, length = latents.shape
         valid = None if lengths is None else mask_of(lengths, length)
         differentiated = latents.requires_grad and torch.is_grad_enabled()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             layers = self._draw_layers(batch, length, valid)
-            if self.training and not self.books.initialised:
-                self.books.initialise(rows)
+            if self.training and not self.books.initialized:
+                self.books.initialize(rows)
             temperature = self.config.temperature if self.training else 0.0
             search = self._search(rows, layers, temperature, differentiated)
             counts = search.counts
@@ -171,7 +172,7 @@ class ResidualVQ(nn.Module):
         self._check_indices(indices)
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
-            raise ValueError(f"layers must be from 1 to {given}, not {layers}")
+            raise UserError(f"layers must be from 1 to {given}, not {layers}")
         indices = indices[:, :, :layers].to(self.books.codes.device)
         rows = self.books.look_up(indices.flatten(0, 1))
         return rows.unflatten(0, indices.shape[:2]).movedim(2, 1)
@@ -182,7 +183,7 @@ class ResidualVQ(nn.Module):
         return rows.flatten(0, 1) if valid is None else rows[valid]
 
     def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
-        """How many layers each row is quantised by, ``(N,)``, alike for a clip; None is all."""
+        """How many layers each row is quantized by, ``(N,)``, alike for a clip; None is all."""
         if not self.training or self.config.dropout == 0:
             return None
         device = self.books.codes.device
@@ -216,7 +217,7 @@ class ResidualVQ(nn.Module):
     def _search(
         self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool
     ) -> Search:
-        """Quantise ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
+        """Quantize ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
         finder = self.books.finder()
         count, codes = self.config.layers, self.config.codes
         every = torch.arange(count, device=rows.device)
@@ -251,14 +252,14 @@ class ResidualVQ(nn.Module):
     def _check_indices(self, indices: Tensor) -> None:
         layers, codes = self.config.layers, self.config.codes
         if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
-            raise ValueError(
+            raise UserError(
                 f"indices must be (B, T, Q) with Q at most {layers} and none of them 0, not "
                 f"{tuple(indices.shape)}"
             )
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise ValueError(f"indices must be whole numbers, not {indices.dtype}")
+            raise UserError(f"indices must be whole numbers, not {indices.dtype}")
         if not (indices.min() >= NO_CODE and indices.max() < codes):
-            raise ValueError(
+            raise UserError(
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
                 f"{indices.min()} to {indices.max()}: they are of another model"
             )

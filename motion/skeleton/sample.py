@@ -11,6 +11,7 @@ from torch import Tensor
 from motion.skeleton.clip import Clip
 from motion.skeleton.named import SMPLX
 from motion.skeleton.tree import Pose, forward_kinematics
+from wanvae.errors import UserError
 
 CYCLE = 1.1  # seconds for two steps
 HEEL = (0.0, -0.067, -0.05)  # from the ankle, metres
@@ -25,7 +26,7 @@ def walk(frames: int = 240, fps: float = 30.0) -> Clip:
     the ground stays there.
     """
     if frames < 1 or not fps > 0:
-        raise ValueError(f"{frames} frames at {fps} per second; both must be positive")
+        raise UserError(f"{frames} frames at {fps} per second; both must be positive")
     phase = torch.arange(frames, dtype=torch.float64) / fps / CYCLE
     rotations = walking_rotations(phase)
     pose = forward_kinematics(SMPLX, rotations, torch.zeros(frames, 3, dtype=torch.float64))

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from wanvae.errors import UserError
+
 EULER_ORDERS = tuple("".join(axes) for axes in permutations("XYZ"))
 
 
@@ -59,27 +61,27 @@ class Skeleton:
         for name in ("parents", "offsets", "orders"):
             given = len(getattr(self, name))
             if given != count or not count:
-                raise ValueError(f"a skeleton of {count} joints has {given} {name}; give one each")
+                raise UserError(f"a skeleton of {count} joints has {given} {name}; give one each")
         if self.parents[0] != -1:
-            raise ValueError(f"the parent of the first joint is {self.parents[0]}; make it -1")
+            raise UserError(f"the parent of the first joint is {self.parents[0]}; make it -1")
         for joint, parent in enumerate(self.parents[1:], start=1):
             if not 0 <= parent < joint:
-                raise ValueError(
+                raise UserError(
                     f"the parent of joint {joint} is {parent}; parents must come before children"
                 )
         for site in self.end_sites:
             if not 0 <= site.joint < count:
-                raise ValueError(f"an end site is at joint {site.joint} of {count} joints")
+                raise UserError(f"an end site is at joint {site.joint} of {count} joints")
         for offset in (*self.offsets, *(site.offset for site in self.end_sites)):
             if len(offset) != 3 or not all(map(math.isfinite, offset)):
-                raise ValueError(f"an offset is {offset}; give three numbers, all finite")
+                raise UserError(f"an offset is {offset}; give three numbers, all finite")
         for order in self.orders:
             if order not in EULER_ORDERS:
-                raise ValueError(f"an Euler order is {order!r}, not one of {EULER_ORDERS}")
+                raise UserError(f"an Euler order is {order!r}, not one of {EULER_ORDERS}")
         if not 0 < self.unit < math.inf:
-            raise ValueError(f"unit must be positive metres, not {self.unit}")
+            raise UserError(f"unit must be positive metres, not {self.unit}")
         if self.up not in ("y", "z"):
-            raise ValueError(f"up must be y or z, not {self.up!r}")
+            raise UserError(f"up must be y or z, not {self.up!r}")
 
     @property
     def joints(self) -> int:
@@ -142,7 +144,7 @@ def forward_kinematics(skeleton: Skeleton, rotations: Tensor, root_positions: Te
         root_positions: (..., 3), metres in the world; they replace the offset of the root.
     """
     if rotations.shape[-3:] != (skeleton.joints, 3, 3):
-        raise ValueError(
+        raise UserError(
             f"rotations are {tuple(rotations.shape)}; "
             f"this skeleton needs (..., {skeleton.joints}, 3, 3)"
         )

@@ -1,4 +1,4 @@
-"""What a motion tokenizer is trained to minimise.
+"""What a motion tokenizer is trained to minimize.
 
 All terms are means over clips, so the mean of the gradients of several processes with as many clips
 each is the gradient of all clips. All are computed in float32, whatever the model computes in.
@@ -21,7 +21,7 @@ from motion.skeleton.tree import Skeleton, forward_kinematics
 from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
-# From normalised features ``(B, T, D)`` to positions of joints in each frame.
+# From normalized features ``(B, T, D)`` to positions of joints in each frame.
 Locator: TypeAlias = Callable[[Tensor], Tensor]
 
 ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -36,11 +36,11 @@ class LossConfig:
     """Weights of the loss terms, means over all they are of; the defaults are MoMask's.
 
     Attributes:
-        features: weight of the error of the normalised features.
+        features: weight of the error of the normalized features.
         position: weight of the error of where joints are, from the root: of the features that are
-            positions of joints, normalised, or, where there are none, of positions in metres that
+            positions of joints, normalized, or, where there are none, of positions in metres that
             follow from the rotations.
-        velocity: weight of the error of the normalised features' changes from frame to frame.
+        velocity: weight of the error of the normalized features' changes from frame to frame.
         commitment: weight of the squared distance of latents from their codes.
         error: of these but the last: "smooth_l1" is half the square below 1 and the absolute error
             less a half above; "l1" the absolute error, "l2" its square.
@@ -88,14 +88,14 @@ class MotionLosses:
 
 
 def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
-    """How to tell positions of joints, in any unit, from normalised features of ``model``."""
+    """How to tell positions of joints, in any unit, from normalized features of ``model``."""
     spec, joints = model.config.features, skeleton.joints
     channels = position_channels(model.config, joints)
     if spec is None or channels is not None:
         return lambda features: features[..., channels]
 
     def locate(features: Tensor) -> Tensor:
-        vectors = model.normaliser.denormalise(features)[..., : 6 * joints]
+        vectors = model.normalizer.denormalize(features)[..., : 6 * joints]
         rotations = from_rot6d(vectors.unflatten(-1, (joints, 6)), spec.rot6d)
         origin = rotations.new_zeros(*features.shape[:-1], 3)
         return forward_kinematics(skeleton, rotations, origin).positions

@@ -25,6 +25,7 @@ from wanvae.engine.training.command import training_command
 from wanvae.engine.training.task import StepLosses, Task
 from wanvae.engine.training.trainer import make_accelerator, train
 from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class TrainConfig:
         loss: the loss terms.
         trainer: the loop. It takes no average of the weights (``ema_decay``).
         weights: checkpoint to start from, of any layout, whose architecture replaces ``model``. Its
-            normaliser stays, where it has one.
+            normalizer stays, where it has one.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -50,7 +51,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         decay = self.trainer.ema_decay
         if decay > 0:
-            raise ValueError(
+            raise UserError(
                 f"trainer.ema_decay is {decay}, but codes follow the encoder as it is and would "
                 "not fit an average of it: set it to 0"
             )
@@ -71,8 +72,8 @@ class MotionTraining:
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
         self.data = load_data(config.data, self.model.config, seed, report=report)
-        if not self.model.normaliser.is_set:
-            self.model.normaliser.set(self.data.statistics)
+        if not self.model.normalizer.is_set:
+            self.model.normalizer.set(self.data.statistics)
         self.motion_losses = MotionLosses(config.loss, self.model, self.data.skeleton)
 
     def task(self) -> Task:

@@ -112,7 +112,7 @@ class MotionData:
         windows: the samples.
         held_out: the ends of the recordings, if some share of them is held out.
         skeleton: of the first recording; all have its joints.
-        statistics: of the features that are trained on, for the normaliser of the model.
+        statistics: of the features that are trained on, for the normalizer of the model.
     """
 
     windows: MotionWindows

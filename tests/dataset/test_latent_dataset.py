@@ -1,4 +1,4 @@
-"""LatentDataset: normalised latents of whatever is stored, in any container, ready for training."""
+"""LatentDataset: normalized latents of whatever is stored, in any container, ready for training."""
 
 import pickle
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def encode(tmp_path: Path, files: Path) -> Encode:
 
 
 def expected(files: Path) -> list[Tensor]:
-    """The mean of the latents of each video, normalised."""
+    """The mean of the latents of each video, normalized."""
     vae = WanVAE.from_pretrained(files / "vae.safetensors")
     videos = (read_video(files / "videos" / name)[0] for name in NAMES)
     return [vae.normalize(vae.encode(video[None]).mode())[0] for video in videos]
@@ -58,7 +58,7 @@ def expected(files: Path) -> list[Tensor]:
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("scale", ["raw", "normalized"])
 @pytest.mark.parametrize("store", ["moments", "mean"])
-def test_latents_are_normalised(
+def test_latents_are_normalized(
     files: Path, encode: Encode, store: str, scale: str, container: str
 ) -> None:
     options = ["--store", store, "--scale", scale, "--container", container]

@@ -1,4 +1,4 @@
-"""Small tokenizers with random networks whose code books fit a walk."""
+"""Small tokenizers with random networks whose codebooks fit a walk."""
 
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def tiny_tokenizer(
     )
     torch.manual_seed(seed)
     model = RVQVAE(config)
-    model.normaliser.set(FeatureStatistics.fit([motion]))
+    model.normalizer.set(FeatureStatistics.fit([motion]))
     model.train()
-    model(motion[None])  # makes the code books
+    model(motion[None])  # makes the codebooks
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
-from tests.helpers import randomise, tensors_in
+from tests.helpers import randomize, tensors_in
 
 BASE = RVQVAEConfig(
     channels=3,
@@ -33,8 +33,8 @@ CONFIGS = {
 def make(config: RVQVAEConfig) -> RVQVAE:
     torch.manual_seed(0)
     model = RVQVAE(config)
-    randomise(model)
-    model.normaliser.set(FeatureStatistics(torch.randn(3), torch.rand(3) + 0.5))
+    randomize(model)
+    model.normalizer.set(FeatureStatistics(torch.randn(3), torch.rand(3) + 0.5))
     model.eval().quantizer.train()
     model(example(200).float())
     return model.double().eval()

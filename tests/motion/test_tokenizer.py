@@ -8,7 +8,7 @@ import torch
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
-from tests.helpers import randomise
+from tests.helpers import randomize
 from tests.motion import golden
 from wanvae.nn.norm import BatchNorm
 
@@ -77,15 +77,15 @@ CONFIGS = {
 
 
 def make(config: RVQVAEConfig) -> RVQVAE:
-    """A model in float64 with weights, statistics and a normaliser that matter."""
+    """A model in float64 with weights, statistics and a normalizer that matter."""
     torch.manual_seed(0)
     model = RVQVAE(config)
-    randomise(model)
+    randomize(model)
     for layer in model.modules():
         if isinstance(layer, BatchNorm):
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 2)
-    model.normaliser.set(FeatureStatistics(torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5))
+    model.normalizer.set(FeatureStatistics(torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5))
     model.eval().quantizer.train()
     model(example(8, 32))
     return model.double().eval()
@@ -154,12 +154,12 @@ def test_it_trains(model):
         assert parameter.grad.any() or parameter.dim() == 1, name
 
 
-def test_features_are_normalised_inside():
+def test_features_are_normalized_inside():
     model = make(resnet())
     motion = example(2, 16)
     plain = make(resnet())
-    plain.normaliser.set(FeatureStatistics(torch.zeros(CHANNELS), torch.ones(CHANNELS)))
-    mean, std = model.normaliser.mean, model.normaliser.std
+    plain.normalizer.set(FeatureStatistics(torch.zeros(CHANNELS), torch.ones(CHANNELS)))
+    mean, std = model.normalizer.mean, model.normalizer.std
     indices = model.encode(motion)
     assert torch.equal(plain.encode((motion - mean) / std), indices)
     torch.testing.assert_close(model.decode(indices), plain.decode(indices) * std + mean)
@@ -221,11 +221,11 @@ def test_bad_input_is_refused():
         model.decode(indices, layers=4)
 
 
-def test_normalisers_are_checked():
-    normaliser = RVQVAE(resnet()).normaliser
+def test_normalizers_are_checked():
+    normalizer = RVQVAE(resnet()).normalizer
     with pytest.raises(ValueError, match="of 3 channels, not of the 5"):
-        normaliser.set(FeatureStatistics(torch.ones(3), torch.ones(3)))
-    assert not normaliser.mean.any()
+        normalizer.set(FeatureStatistics(torch.ones(3), torch.ones(3)))
+    assert not normalizer.mean.any()
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,9 @@ def test_tokens_of_another_model(make: Callable[[Origin], Tokens], reason: str) 
         check_tokens(make(origin), model, "a.npz")
 
 
-def test_other_code_books_are_told_apart() -> None:
+def test_other_codebooks_are_told_apart() -> None:
     model, other = tiny_tokenizer(), tiny_tokenizer(seed=1)
     assert digest_of(model) == digest_of(tiny_tokenizer()) != digest_of(other)
     origin = Origin(frames=12, fps=30.0, codes=16, books=digest_of(other))
-    with pytest.warns(UserWarning, match=r"a\.npz was made with other code books"):
+    with pytest.warns(UserWarning, match=r"a\.npz was made with other codebooks"):
         check_tokens(tokens_of()(origin), model, "a.npz")

@@ -1,4 +1,4 @@
-"""Two processes learn the code books of one, and never differ."""
+"""Two processes learn the codebooks of one, and never differ."""
 
 import gc
 from pathlib import Path
@@ -35,7 +35,7 @@ def train(*, lively: bool, part: slice) -> dict[str, Tensor]:
     model = RVQVAE(config)
     wrapped = model
     if dist.is_initialized():
-        # Without copying the code books of one process to the other.
+        # Without copying the codebooks of one process to the other.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for step in range(LIVELY_STEPS if lively else STEPS):
@@ -65,7 +65,7 @@ def train_a_half(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_hold_the_code_books_of_one_with_twice_the_batch(tmp_path):
+def test_two_processes_hold_the_codebooks_of_one_with_twice_the_batch(tmp_path):
     torch.multiprocessing.spawn(train_a_half, (tmp_path,), nprocs=2)
 
     def result_of(rank: int, lively: bool) -> dict[str, Tensor]:
@@ -75,6 +75,6 @@ def test_two_processes_hold_the_code_books_of_one_with_twice_the_batch(tmp_path)
         first, second = result_of(0, lively), result_of(1, lively)
         assert all(torch.equal(value, second[name]) for name, value in first.items())
     one, two = train(lively=False, part=slice(0, CLIPS)), result_of(0, False)
-    assert one["quantizer.books.initialised"]
+    assert one["quantizer.books.initialized"]
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -9,14 +9,14 @@ from wanvae.nn import AttentionBlock, TimeAttentionBlock, use_channels_last
 from wanvae.nn.attention import attend
 
 
-def randomised(block: nn.Module) -> nn.Module:
+def randomized(block: nn.Module) -> nn.Module:
     """The block with an output projection that is not zero."""
     nn.init.normal_(block.proj.weight)
     return block.double()
 
 
 def test_frames_do_not_see_each_other():
-    block = randomised(AttentionBlock(4))
+    block = randomized(AttentionBlock(4))
     x = torch.randn(2, 4, 3, 5, 6, dtype=torch.float64)
     y = block(x)
     for t in range(3):
@@ -24,14 +24,14 @@ def test_frames_do_not_see_each_other():
 
 
 def test_positions_of_a_frame_see_each_other():
-    block = randomised(AttentionBlock(4))
+    block = randomized(AttentionBlock(4))
     x = torch.randn(1, 4, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     block(x)[0, 0, 0, 0, 0].backward()
     assert (x.grad[0, :, 0].abs().sum(0) > 0).all()
 
 
 def test_attention_equals_its_definition():
-    block = randomised(AttentionBlock(4))
+    block = randomized(AttentionBlock(4))
     x = torch.randn(1, 4, 2, 3, dtype=torch.float64)
     q, k, v = (block.to_qkv(block.norm(x))[0].flatten(1).T).split(4, dim=1)
     mixed = torch.softmax(q @ k.T / 2, dim=-1) @ v
@@ -42,7 +42,7 @@ def test_attention_equals_its_definition():
 @pytest.mark.parametrize("window", [1, 3, 100])
 @pytest.mark.parametrize("plan", [(7,), (1,) * 7, (3, 4), (2, 5)])
 def test_a_causal_window_streams(window, plan):
-    block = randomised(TimeAttentionBlock(4, causal=True, window=window))
+    block = randomized(TimeAttentionBlock(4, causal=True, window=window))
     x = torch.randn(2, 4, 7, dtype=torch.float64)
     state, outputs = None, []
     for chunk in x.split(plan, dim=2):
@@ -85,7 +85,7 @@ def test_of_large_frames_no_scores_are_planned_for(dtype):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_causal_attention_sees_no_future(causal):
-    block = randomised(TimeAttentionBlock(4, causal=causal))
+    block = randomized(TimeAttentionBlock(4, causal=causal))
     x = torch.randn(1, 4, 6, dtype=torch.float64)
     changed = x.clone()
     changed[:, :, 4:] += 1
@@ -95,7 +95,7 @@ def test_causal_attention_sees_no_future(causal):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_padding_is_unseen(causal):
-    block = randomised(TimeAttentionBlock(4, causal=causal))
+    block = randomized(TimeAttentionBlock(4, causal=causal))
     x = torch.randn(2, 4, 6, dtype=torch.float64)
     y = block(x, lengths=torch.tensor([4, 6]))
     torch.testing.assert_close(y[:1, :, :4], block(x[:1, :, :4]))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import randomise
+from tests.helpers import randomize
 from wanvae.nn import (
     AttentionBlock,
     AverageDown,
@@ -111,7 +111,7 @@ def layers(ndim):
             torch.nn.SiLU(),
         )
     for layer in made.values():
-        randomise(layer)
+        randomize(layer)
         layer.double().eval()
     return made
 

@@ -35,7 +35,7 @@ def example(ndim: int, channels: int, frames: int = 5) -> torch.Tensor:
     return torch.randn(2, channels, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """Give every parameter and statistic a value that matters."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in module.state_dict().items():
@@ -69,7 +69,7 @@ def test_standard_block_equals_the_seed(ndim):
         ("conv", 8, 8, 3), ("norm", 8, 0, 0), ("relu", 0, 0, 0),
         ("conv", 8, 8, 3), ("norm", 8, 0, 0),
     ).eval()  # fmt: skip
-    randomise(body)
+    randomize(body)
     block = StandardBlock(ndim, 8, 8, SEED_SPEC).eval()
     copy_in_order(body, block)
     x = example(ndim, 8)
@@ -88,8 +88,8 @@ def test_bottleneck_block_equals_the_seed(ndim, out_dim):
     shortcut = nn.Identity()
     if out_dim != 8:
         shortcut = seed_body(ndim, ("conv", 8, out_dim, 1), ("norm", out_dim, 0, 0)).eval()
-    randomise(body)
-    randomise(shortcut)
+    randomize(body)
+    randomize(shortcut)
     block = BottleneckBlock(ndim, 8, 3, out_dim, SEED_SPEC).eval()
     copy_in_order(body, block.residual)
     copy_in_order(shortcut, block.shortcut)
@@ -104,7 +104,7 @@ def test_pre_activation_block_equals_the_seed(ndim):
         ("norm", 8, 0, 0), ("relu", 0, 0, 0), ("conv", 8, 8, 3),
         ("norm", 8, 0, 0), ("relu", 0, 0, 0), ("conv", 8, 8, 3),
     ).eval()  # fmt: skip
-    randomise(body)
+    randomize(body)
     block = PreActivationBlock(ndim, 8, 8, SEED_SPEC).eval()
     copy_in_order(body, block)
     x = example(ndim, 8)
@@ -118,7 +118,7 @@ def test_dense_block_equals_the_seed(ndim):
         for i in range(3)
     ]
     stacked = nn.ModuleList(layers).eval()
-    randomise(stacked)
+    randomize(stacked)
     block = DenseBlock(ndim, 8, 4, 3, SEED_SPEC).eval()
     copy_in_order(stacked, block)
     x = example(ndim, 8)
@@ -165,7 +165,7 @@ def test_every_block_trains_in_every_rank(kind, norm, activation):
 @pytest.mark.parametrize(("kind", "norm", "ndim"), list(product(KINDS, NORMS, [1, 3])))
 def test_every_block_streams_or_says_that_it_cannot(kind, norm, ndim):
     block = make_block(ndim, 6, 10, BlockSpec(kind=kind, norm=norm)).eval()
-    randomise(block)
+    randomize(block)
     x = example(ndim, 6, frames=7)
     first, state = block.step(x[:, :, :3], None)
     if norm == "group":

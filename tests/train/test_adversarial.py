@@ -87,7 +87,7 @@ def verdict(fake: list[float], real: list[float], averages: tuple[float, float])
 
 
 def learn(parameters, loss, steps: int) -> list[float]:
-    """Minimise ``loss()``; returns its values."""
+    """Minimize ``loss()``; returns its values."""
     optimizer = torch.optim.Adam(parameters, 2e-3, (0.5, 0.9))
     values = []
     for _ in range(steps):

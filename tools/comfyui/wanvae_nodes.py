@@ -80,7 +80,7 @@ class EncodeWanVAE:
         # Of images with an alpha channel only the colours.
         video = images[..., :3].movedim(-1, 0)[None] * 2 - 1
         posterior = vae.encode(video, tile_size=tile_size or None, max_memory=max_memory or None)
-        # Raw: ComfyUI normalises them where they enter a Wan model, and undoes it behind.
+        # Raw: ComfyUI normalizes them where they enter a Wan model, and undoes it behind.
         return ({"samples": posterior.mode().float().cpu()},)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wanvae.config import WanVAEConfig
+from wanvae.errors import UserError
 
 # Sides of the patches of published models.
 PATCH = 2
@@ -67,7 +68,7 @@ def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
         ValueError: they are not those of patches of this size.
     """
     if first % patch_size**2 or last % patch_size**2:
-        raise ValueError(
+        raise UserError(
             f"{first} input and {last} output channels are not those of patches of {patch_size}"
         )
     upscale_factor = 2 if patch_size == 1 and last == 4 * first else 1
@@ -89,7 +90,7 @@ def stage_width(tensors: Mapping[str, Tensor], stage: Stage, unit: int, of: str)
     name = f"{stage.first_layer}.residual.2.weight"
     width, _ = conv_channels(tensors, name)
     if width % unit:
-        raise ValueError(f"{name} has {width} output channels, no multiple of the {unit} of {of}")
+        raise UserError(f"{name} has {width} output channels, no multiple of the {unit} of {of}")
     return width // unit
 
 
@@ -111,7 +112,7 @@ def read_stages(names: Iterable[str], row: str) -> list[Stage]:
     stages = [Stage(f"{row}.0")]
     for index in range(len(parts)):
         if index not in parts:
-            raise ValueError(f"{row}.{index} is missing: no tensor is named so")
+            raise UserError(f"{row}.{index} is missing: no tensor is named so")
         if parts[index] & {"resample", "time_conv"}:
             stages[-1].temporal = "time_conv" in parts[index]
             stages.append(Stage(f"{row}.{index + 1}"))
@@ -125,8 +126,8 @@ def read_stages(names: Iterable[str], row: str) -> list[Stage]:
 def conv_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     """Output and input channels of the 3D convolution whose weight is called ``name``."""
     if name not in tensors:
-        raise ValueError(f"{name} is missing, which would tell the architecture")
+        raise UserError(f"{name} is missing, which would tell the architecture")
     shape = tensors[name].shape
     if len(shape) != 5 or 0 in shape:
-        raise ValueError(f"{name} is {tuple(shape)}, not the weight of a 3D convolution")
+        raise UserError(f"{name} is {tuple(shape)}, not the weight of a 3D convolution")
     return shape[0], shape[1]

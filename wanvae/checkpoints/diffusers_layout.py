@@ -15,6 +15,7 @@ from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_stati
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError, first_few
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -136,7 +137,7 @@ def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> d
     official = {theirs: ours for ours, theirs in names.items()}
     unknown = [name for name in tensors if name not in official]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{len(unknown)} tensors do not belong in a diffusers model of {stages} stages with "
             f"{blocks} residual blocks each: {first_few(unknown)}"
         )
@@ -149,9 +150,9 @@ def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tup
     known = fields.keys() | FACTORS.keys() | {"attn_scales"}
     unknown = sorted(key for key in content if key not in known and not key.startswith("_"))
     if unknown:
-        raise ValueError(f"{DIFFUSERS_CONFIG} has unknown keys: {', '.join(unknown)}")
+        raise UserError(f"{DIFFUSERS_CONFIG} has unknown keys: {', '.join(unknown)}")
     if content.get("attn_scales"):  # the decoder of diffusers ignores them
-        raise ValueError(
+        raise UserError(
             f"{DIFFUSERS_CONFIG} has attn_scales {content['attn_scales']!r}, but only [] is "
             "supported"
         )
@@ -185,7 +186,7 @@ def read_diffusers_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     name = content.get("_class_name") if isinstance(content, dict) else None
     if name not in CLASSES:
-        raise ValueError(f"{path.name} is of {name}, not {' or '.join(CLASSES)}")
+        raise UserError(f"{path.name} is of {name}, not {' or '.join(CLASSES)}")
     return content
 
 

@@ -42,6 +42,7 @@ from wanvae.engine.checkpoint import (
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 # Fields that no layout but our own can say.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
@@ -163,7 +164,7 @@ def detect_layout(file: TensorFile) -> Layout:
     pattern = r"encoder\.down_blocks\.\d+\.(resnets\.\d+\.)?(norm\d\.gamma|resample\.)"
     if any_name(names, pattern):
         return Layout.DIFFUSERS
-    raise ValueError(
+    raise UserError(
         f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are native "
         "(.safetensors written by wanvae), wan (encoder.downsamples.0.residual.0.gamma, ...) and "
         "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"

@@ -21,6 +21,7 @@ from wanvae.engine.devices import (
     device_of,
     launched_processes,
 )
+from wanvae.errors import UserError
 from wanvae.model import WanVAE
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState 
     # As all launchers tell it: accelerate itself would join the processes to find out.
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1":
-        raise ValueError(f"{count} processes would all do the same; add --shard to share the work")
+        raise UserError(f"{count} processes would all do the same; add --shard to share the work")
     yield load_model(arguments, checkpoint_of(arguments)), None
 
 

@@ -10,6 +10,7 @@ from wanvae.dataset.settings import DatasetOptions
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
 
 # How many failures and left out videos are named.
@@ -66,7 +67,7 @@ def show(name: str, report: DatasetReport) -> None:
     show_some("left out, too small or too short", report.left_out)
     show_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
     if not report.written + report.kept:
-        raise ValueError(f"not one of {len(report.failures)} clips could be encoded")
+        raise UserError(f"not one of {len(report.failures)} clips could be encoded")
 
 
 def show_some(label: str, lines: list[str] | tuple[str, ...]) -> None:

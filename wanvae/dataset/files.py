@@ -23,6 +23,7 @@ from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.latents.file import VideoShape, video_metadata
 from wanvae.latents.spool import LatentsSpool, safetensors_header
@@ -173,7 +174,7 @@ def index_file(folder: Path, file: str) -> list[IndexedClip]:
                 starts = [0]
             return [clip for start in starts for clip in index_tensors(content, start, file)]
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({error}); delete it, and run encode-dataset again"
         ) from error
 
@@ -187,7 +188,7 @@ def index_tensors(content: IO[bytes], start: int, file: str) -> Iterator[Indexed
     start += 8 + size
     end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if content.seek(0, SEEK_END) < start + end:
-        raise ValueError("it ends too early")
+        raise UserError("it ends too early")
     if metadata["format"] == SHARD_FORMAT:
         for name, described in parse_json(metadata["clips"]).items():
             yield indexed(tensors, f"{name}/", described, file, start)

@@ -19,6 +19,7 @@ from wanvae.dataset.settings import (
     write_settings,
 )
 from wanvae.engine.checkpoint import is_nested, make_directory, remove_temporaries
+from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.manifest import load_entries
 from wanvae.model import WanVAE
@@ -65,11 +66,11 @@ def prepare(
 ) -> Job:
     """Find out what is to be done, and make the folder ready for it."""
     if is_nested(source, destination):
-        raise ValueError(f"{destination} must not be in {source}, nor around it; name another")
+        raise UserError(f"{destination} must not be in {source}, nor around it; name another")
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
     found = find_clips(load_entries(source), cut, vae.config)
     if not found.clips:
-        raise ValueError(
+        raise UserError(
             f"nothing to encode in {source}: {len(found.broken)} files cannot be read, and "
             f"{len(found.left_out)} are too small or too short for a clip; give other videos, or "
             "other --frames or --resize"
@@ -95,14 +96,14 @@ def take_folder(folder: Path, settings: DatasetSettings) -> None:
     if (folder / SETTINGS).exists():
         differences = settings.differences(read_settings(folder))
         if differences:
-            raise ValueError(
+            raise UserError(
                 f"{folder} was made with other settings: {'; '.join(differences)}; "
                 "give the same again, or name another folder"
             )
         remove_temporaries(folder)
         write_lines(folder / FAILURES, read_failures(folder))
     elif any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(f"{folder} has other files in it; name a new folder")
+        raise UserError(f"{folder} has other files in it; name a new folder")
     else:
         write_settings(folder, settings)
 

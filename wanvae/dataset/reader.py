@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from wanvae.dataset.records import INDEX, IndexedClip, read_lines
 from wanvae.dataset.settings import read_settings
+from wanvae.errors import UserError
 from wanvae.posterior import Posterior
 
 
@@ -21,7 +22,7 @@ class LatentClip(NamedTuple):
     """A clip to train on.
 
     Attributes:
-        latents: ``(z_dim, T, H, W)``, float32, normalised.
+        latents: ``(z_dim, T, H, W)``, float32, normalized.
         fps: frames per second of its video.
         source: name of its video.
     """
@@ -32,7 +33,7 @@ class LatentClip(NamedTuple):
 
 
 class LatentDataset(Dataset):
-    """The clips of a data set of latents, normalised, whatever is stored.
+    """The clips of a data set of latents, normalized, whatever is stored.
 
     Args:
         folder: that ``wanvae encode-dataset`` wrote.
@@ -55,7 +56,7 @@ class LatentDataset(Dataset):
         self.sample = sample
         store = self.settings.options.store
         if sample and store != "moments":
-            raise ValueError(
+            raise UserError(
                 f"{folder} stores a {store} of the latents, not their distribution: leave out "
                 "sample, or make it with --store moments"
             )
@@ -65,12 +66,12 @@ class LatentDataset(Dataset):
         try:
             return read_lines(path, IndexedClip)
         except FileNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} is not complete, for it has no {INDEX}; "
                 "run wanvae encode-dataset again to go on"
             ) from None
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged ({error}); delete it, and run wanvae encode-dataset again"
             ) from error
 
@@ -99,9 +100,9 @@ class LatentDataset(Dataset):
                 file.seek(clip.offset)
                 read = file.readinto(content)
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
         if read < len(content):
-            raise ValueError(
+            raise UserError(
                 f"{path} ends too early; delete it, and run wanvae encode-dataset again"
             )
         return torch.frombuffer(content, dtype=options.torch_dtype).view(shape).float()

@@ -14,6 +14,7 @@ from torch import Tensor
 from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import check, check_option, from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 SETTINGS = "dataset.json"
 
@@ -131,12 +132,12 @@ def read_settings(folder: Path) -> DatasetSettings:
     try:
         return from_json_dict(DatasetSettings, parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{folder} is no data set of latents, for it has no {SETTINGS}; "
             "make one with wanvae encode-dataset"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{path} is not that of a data set of this version: {error}") from error
+        raise UserError(f"{path} is not that of a data set of this version: {error}") from error
 
 
 def write_settings(folder: Path, settings: DatasetSettings) -> None:

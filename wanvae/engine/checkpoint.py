@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
+
 ZIP_MAGIC = b"PK\x03\x04"
 # How torch.save began its files before it wrote zip archives.
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -26,7 +28,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
 SHOWN = 3
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read, written or used; one line that says what to do."""
 
 
@@ -320,9 +322,9 @@ def check_tensors(
         if name in expected and not fits(tensor, expected[name])
     ]
     problems = [
-        *summarise("missing", [name for name in expected if name not in tensors]),
-        *summarise("unexpected", [name for name in tensors if name not in expected]),
-        *summarise("of another shape or kind", unfit),
+        *summarize("missing", [name for name in expected if name not in tensors]),
+        *summarize("unexpected", [name for name in tensors if name not in expected]),
+        *summarize("of another shape or kind", unfit),
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit the model; {'; '.join(problems)}")
@@ -337,7 +339,7 @@ def describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def summarise(problem: str, entries: Sequence[str]) -> list[str]:
+def summarize(problem: str, entries: Sequence[str]) -> list[str]:
     return [f"{len(entries)} {problem}: {first_few(entries)}"] if entries else []
 
 

@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from wanvae.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -28,7 +30,7 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
             what the dataclass raises itself.
     """
     if not isinstance(mapping, Mapping):
-        raise ValueError(f"{cls.__name__} must be an object of named values, not {mapping!r}")
+        raise UserError(f"{cls.__name__} must be an object of named values, not {mapping!r}")
     required = {
         f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
     }
@@ -40,7 +42,7 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
 
 def refuse_keys(cls: type, problem: str, keys: set[str]) -> None:
     if keys:
-        raise ValueError(f"{cls.__name__} has {problem} keys: {', '.join(sorted(keys))}")
+        raise UserError(f"{cls.__name__} has {problem} keys: {', '.join(sorted(keys))}")
 
 
 def from_json(hint: Any, value: Any, name: str) -> Any:
@@ -62,7 +64,7 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
     if hint in (bool, int, float, str) and type(value) is hint:
         return value
     expected = hint.__name__ if isinstance(hint, type) and not options else hint
-    raise ValueError(f"{name} must be {expected}, not {value!r}")
+    raise UserError(f"{name} must be {expected}, not {value!r}")
 
 
 def parse_json(text: str) -> Any:
@@ -70,13 +72,13 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"its metadata is no JSON ({error}); download or save it again") from error
+        raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 
 
 def check(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise ValueError, that ``name`` must be what is ``expected``, unless ``condition`` holds."""
     if not condition:
-        raise ValueError(f"{name} must be {expected}, not {value!r}")
+        raise UserError(f"{name} must be {expected}, not {value!r}")
 
 
 def check_option(name: str, value: object, kind: object) -> None:

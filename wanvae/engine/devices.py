@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from wanvae.engine.checkpoint import first_sentence
 from wanvae.engine.command_line.arguments import Parser
+from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -39,7 +40,7 @@ def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
     # What PyTorch raises for devices it does not know, that are not there, or not built in.
     except (RuntimeError, AssertionError) as error:
         other = "" if dtype is torch.float32 else " or another --dtype"
-        raise ValueError(
+        raise UserError(
             f"cannot compute in {str(dtype).removeprefix('torch.')} on device {device!r}: "
             f"{first_sentence(error)}; try --device cpu{other}"
         ) from error

@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wanvae.errors import UserError
+
 T = TypeVar("T")
 
 
-class ProcessError(ValueError):
+class ProcessError(UserError):
     """Another process of the run is no longer there; one line that says what to do."""
 
 

@@ -19,6 +19,7 @@ from wanvae.demo import demo_weights
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.errors import UserError
 from wanvae.evaluate.evaluation import Networks, evaluate
 from wanvae.evaluate.models import Judged, judge_diffusers, judge_stream
 from wanvae.evaluate.page import PAGE, QUALITY
@@ -120,7 +121,7 @@ def load_networks(arguments: Namespace, device: torch.device) -> Networks:
     if find_spec("torchvision") is None:
         missing.append("torchvision is not installed")
         if arguments.lpips_weights is not None:
-            raise ValueError(f"--lpips-weights: {missing[0]}; install it, or leave the option out")
+            raise UserError(f"--lpips-weights: {missing[0]}; install it, or leave the option out")
     if weights is None:
         missing.append(
             f"the weights of torchvision's {BACKBONES[arguments.lpips][0]} were not downloaded "

@@ -14,6 +14,7 @@ import wanvae
 from wanvae.dataset.plan import digest_of_file
 from wanvae.engine.checkpoint import is_nested, remove_temporaries
 from wanvae.engine.processes import made_by_first_process
+from wanvae.errors import UserError
 from wanvae.evaluate.models import Judged
 from wanvae.evaluate.page import write_report
 from wanvae.evaluate.run import TRIALS, Judging, Outcome, run_trials
@@ -22,7 +23,7 @@ from wanvae.evaluate.summary import (
     FEWEST_WINDOWS,
     Evaluation,
     length_group,
-    summarise,
+    summarize,
     write_evaluation,
 )
 from wanvae.evaluate.trials import TrialList, find_trials
@@ -92,7 +93,7 @@ def evaluate(
     if outcome is None:
         return None
     if not outcome.records:
-        raise ValueError(
+        raise UserError(
             f"not one of {len(found.trials)} clips could be read to its end (the first: "
             f"{outcome.failures[0].name}: {outcome.failures[0].reason})"
         )
@@ -107,7 +108,7 @@ def prepare(
 ) -> TrialList:
     """Find out what is to be judged, and make the folder ready for it."""
     if source.is_dir() and is_nested(source, output):
-        raise ValueError(f"{output} must not be in {source}, nor around it; name another")
+        raise UserError(f"{output} must not be in {source}, nor around it; name another")
     found = find_trials(source, options)
     take_folder(output, settings)
     remove_temporaries(output)
@@ -123,12 +124,12 @@ def put_together(
 ) -> Evaluation:
     """The figures of all trials, with what is missing."""
     records, trials = outcome.records, output / TRIALS
-    overall = summarise(records, trials, settings, lambda record: "all")
+    overall = summarize(records, trials, settings, lambda record: "all")
     return Evaluation(
         settings=settings,
         overall=overall,
-        by_size=summarise(records, trials, settings, lambda record: record.size),
-        by_length=summarise(records, trials, settings, length_group),
+        by_size=summarize(records, trials, settings, lambda record: record.size),
+        by_length=summarize(records, trials, settings, length_group),
         records=records,
         failures=(*found.broken, *outcome.failures),
         left_out=found.left_out,

@@ -18,6 +18,7 @@ from torch import Tensor
 from wanvae.checkpoints import formats
 from wanvae.commands.pipeline import encode_frames, pad_to_multiple
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.execution.budget import TileSize
 from wanvae.execution.sessions import require_streamable
@@ -167,14 +168,14 @@ def judge_diffusers(vae: WanVAE, facts: ModelFacts) -> Judged:
 def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
     """An ``AutoencoderKLWan`` with the weights of a model, in its dtypes and on its device."""
     if find_spec("diffusers") is None:
-        raise ValueError("--diffusers needs diffusers: run pip install diffusers, or leave it out")
+        raise UserError("--diffusers needs diffusers: run pip install diffusers, or leave it out")
     from diffusers import AutoencoderKLWan
 
     with TemporaryDirectory() as folder:
         try:
             formats.save_diffusers(folder, vae.config, vae.state_dict())
         except CheckpointError as error:
-            raise ValueError(f"diffusers has no such model ({error}); leave out --diffusers") from (
+            raise UserError(f"diffusers has no such model ({error}); leave out --diffusers") from (
                 error
             )
         autoencoder = AutoencoderKLWan.from_pretrained(folder).to(vae.device).eval()

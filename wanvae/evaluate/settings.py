@@ -10,6 +10,7 @@ from typing import Any
 from wanvae.dataset.settings import describe_differences
 from wanvae.engine.checkpoint import atomic_path, make_directory
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 from wanvae.metrics.lpips import LpipsNetwork
 
 SETTINGS = "settings.json"
@@ -93,7 +94,7 @@ def take_folder(folder: Path, settings: EvaluationSettings) -> None:
     path = folder / SETTINGS
     if not path.exists():
         if any(not file.name.startswith(".") for file in folder.iterdir()):
-            raise ValueError(f"{folder} has other files in it; name a new folder")
+            raise UserError(f"{folder} has other files in it; name a new folder")
         with atomic_path(path) as temporary:
             text = json.dumps(to_json_dict(settings), indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -101,12 +102,12 @@ def take_folder(folder: Path, settings: EvaluationSettings) -> None:
     try:
         before = from_json_dict(EvaluationSettings, parse_json(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not that of an evaluation of this version ({error}); name a new folder"
         ) from error
     differences = describe_differences(flat(settings), flat(before))
     if differences:
-        raise ValueError(
+        raise UserError(
             f"{folder} was made with other settings: {'; '.join(differences)}; "
             "give the same again, or name another folder"
         )

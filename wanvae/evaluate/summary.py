@@ -93,7 +93,7 @@ class Evaluation:
     notes: tuple[tuple[str, str], ...]
 
 
-def summarise(
+def summarize(
     records: Sequence[TrialRecord],
     trials: Path,
     settings: EvaluationSettings,
@@ -110,13 +110,13 @@ def summarise(
     for record in ordered:
         groups.setdefault(group(record), []).append(record)
     return tuple(
-        summarise_model(name, members, trials, settings, number)
+        summarize_model(name, members, trials, settings, number)
         for name, members in groups.items()
         for number in range(len(settings.models))
     )
 
 
-def summarise_model(
+def summarize_model(
     group: str,
     records: Sequence[TrialRecord],
     trials: Path,

@@ -11,6 +11,7 @@ from itertools import islice, product
 from pathlib import Path
 
 from wanvae.dataset.records import Failure
+from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path, writable
 from wanvae.folders.manifest import MANIFEST, Entry, File, load_entries, probe_file, size_and_time
@@ -83,7 +84,7 @@ def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
             else:
                 trials.append(trial)
     if not trials:
-        raise ValueError(
+        raise UserError(
             f"nothing to judge in {source}: {len(broken)} files cannot be read, and "
             f"{len(usable)} are too small or too short; give other videos, or other --frames or "
             "--resize"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from wanvae.errors import UserError
 from wanvae.execution.flow import join, latents_at_once, time_factor
 from wanvae.execution.tiling import (
     Coding,
@@ -76,7 +77,7 @@ class Job:
     offloads: bool = False
 
 
-class TooLittleMemory(ValueError):
+class TooLittleMemory(UserError):
     """A memory limit that no plan keeps to; the message names the least that one does."""
 
 
@@ -297,12 +298,12 @@ def choose_plan(
     """
     if max_memory is not None:
         if tile_size is not None:
-            raise ValueError("max_memory chooses tiles by itself: give it or tile_size, not both")
+            raise UserError("max_memory chooses tiles by itself: give it or tile_size, not both")
         return within(parse_memory(max_memory))
     if isinstance(tile_size, int):
         tile_size = (tile_size, tile_size)
     if tile_size is not None and len(tile_size) != 2:
-        raise ValueError(f"tile_size must be one number or a height and a width, not {tile_size}")
+        raise UserError(f"tile_size must be one number or a height and a width, not {tile_size}")
     return default_plan(network, job.height, job.width, tile_size)
 
 
@@ -427,7 +428,7 @@ def parse_memory(memory: Memory) -> int:
         return memory
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", memory.upper())
     if match is None:
-        raise ValueError(f"cannot read {memory!r} as memory: write a number and KB, MB or GB")
+        raise UserError(f"cannot read {memory!r} as memory: write a number and KB, MB or GB")
     return int(float(match[1]) * UNITS[match[2] or "B"])
 
 

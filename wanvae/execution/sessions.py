@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.execution.tiling import Coding, Network, Plan
 from wanvae.nn import State, unstreamable_layers
 from wanvae.posterior import Posterior
@@ -105,7 +106,7 @@ class Session:
             return self._start(shape, self._rules.choose(piece.shape), None)
         if shape != self._shape:
             before = (*self._shape[:2], "T", *self._shape[2:])
-            raise ValueError(
+            raise UserError(
                 f"a stream keeps its shape, but a piece of {tuple(piece.shape)} follows one of "
                 f"({', '.join(map(str, before))})"
             )
@@ -175,7 +176,7 @@ def require_streamable(network: Network) -> None:
     """Raise ValueError if ``network`` can only process whole clips."""
     layers = unstreamable_layers(nn.ModuleList(network.layers))
     if layers:
-        raise ValueError(
+        raise UserError(
             f"this model cannot stream, for {len(layers)} of its layers look across all of time "
             f"(the first: {layers[0]}); use encode and decode on whole clips"
         )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.engine.memory import returning_freed_memory
+from wanvae.errors import UserError
 from wanvae.execution.flow import (
     Flow,
     Stage,
@@ -154,13 +155,13 @@ def default_plan(
     """
     if unstreamable_layers(nn.ModuleList(network.layers)):
         if tile_size is not None:
-            raise ValueError("a model with layers that look across all of time cannot be tiled")
+            raise UserError("a model with layers that look across all of time cannot be tiled")
         return Plan(None, None)
     if tile_size is None:
         return Plan(None, default_frames(height, width))
     factor = network.spatial_factor
     if min(tile_size) < 1 or any(side % factor for side in tile_size):
-        raise ValueError(f"tile_size must be a positive multiple of {factor}, not {tile_size}")
+        raise UserError(f"tile_size must be a positive multiple of {factor}, not {tile_size}")
     sides = [min(side, tile) for side, tile in zip((height, width), tile_size, strict=True)]
     return Plan(tile_size, default_frames(*sides))
 

@@ -14,6 +14,7 @@ from wanvae.config import WanVAEConfig
 from wanvae.dataset.records import Failure
 from wanvae.engine.config import check
 from wanvae.engine.text import writable
+from wanvae.errors import UserError
 from wanvae.folders.manifest import Entry
 from wanvae.latents.file import parse_rate
 from wanvae.model import check_length, check_size
@@ -206,7 +207,7 @@ def refuse_same_names(clips: Iterable[Clip]) -> None:
     sources: dict[str, str] = {}
     for clip in clips:
         if clip.name in sources:
-            raise ValueError(
+            raise UserError(
                 f"{sources[clip.name]} and {clip.source} would both become {clip.name}; "
                 "rename one of them"
             )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, reason
 from wanvae.video import Frame, VideoError, VideoReader
@@ -19,7 +20,7 @@ from wanvae.video import Frame, VideoError, VideoReader
 T = TypeVar("T")
 
 
-class ClipError(ValueError):
+class ClipError(UserError):
     """A clip whose frames cannot be read; the message says why in one line."""
 
 

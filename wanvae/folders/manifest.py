@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from wanvae.engine.checkpoint import atomic_path
+from wanvae.errors import UserError
 from wanvae.folders.tars import find_members
 from wanvae.video import FilePart, VideoError, probe
 
@@ -119,7 +120,7 @@ def read_manifest(folder: Path) -> list[Entry]:
         try:
             return [Entry(**json.loads(line)) for line in lines]
         except (ValueError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not a manifest of this version ({error}); delete it and run "
                 f"wanvae index {folder}"
             ) from error
@@ -143,7 +144,7 @@ def write_manifest(folder: Path, *, progress: bool = False) -> list[Entry]:
     files = find_files(folder)
     if not files:
         suffixes = ", ".join(sorted(MEDIA_SUFFIXES | {SHARD_SUFFIX}))
-        raise ValueError(f"nothing to index in {str(folder)!r}: it has no files {suffixes}")
+        raise UserError(f"nothing to index in {str(folder)!r}: it has no files {suffixes}")
     known = known_entries(folder)
     unknown = [file for file in files if file not in known]
     journal = folder / JOURNAL

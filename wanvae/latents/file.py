@@ -2,7 +2,7 @@
 
 A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, ``times`` ``(frames,)`` in seconds,
 float64, and in its metadata the size and rate of the video. ``wanvae encode`` writes float32, not
-normalised; ``wanvae encode-dataset`` may write another dtype, ``latents`` in the place of mean and
+normalized; ``wanvae encode-dataset`` may write another dtype, ``latents`` in the place of mean and
 logvar, and ``"normalized": "true"`` in the metadata.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError, atomic_path
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 from wanvae.latents.spool import LatentsSpool
 from wanvae.nn.norm import wide_dtype
 from wanvae.posterior import Posterior
@@ -55,7 +56,7 @@ class VideoShape:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise ValueError(f"a video of {self.width}x{self.height} pixels cannot be")
+            raise UserError(f"a video of {self.width}x{self.height} pixels cannot be")
         parse_rate(self.fps)
 
     @property
@@ -72,7 +73,7 @@ def parse_rate(text: str) -> Fraction:
     number = re.fullmatch(r"\d{1,10}(\.\d{1,10}|/0*[1-9]\d{0,9})?", text, re.ASCII)
     lowest, highest = RATES
     if number is None or not lowest <= Fraction(text) <= highest:
-        raise ValueError(
+        raise UserError(
             f"fps must be a rate like 25 or 30000/1001, from {lowest} to {highest}, not {text!r}"
         )
     return Fraction(text)
@@ -192,12 +193,12 @@ def describe_latents(file: safe_open) -> LatentsFile:
     names = set(file.keys())
     name = "mean" if ours and OTHER_NAME not in names else OTHER_NAME
     if name not in names:
-        raise ValueError(f"it has no tensor {name!r}, only {sorted(names)[:5]}")
+        raise UserError(f"it has no tensor {name!r}, only {sorted(names)[:5]}")
     slices = file.get_slice(name)
     sizes = slices.get_shape()
     batched = len(sizes) == 5 and sizes[0] == 1
     if not (batched or len(sizes) == 4) or 0 in sizes:
-        raise ValueError(f"{name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}")
+        raise UserError(f"{name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}")
     video, times = None, ()
     if ours:
         video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
@@ -211,5 +212,5 @@ def check_times(times: Tensor) -> tuple[float, ...]:
     right = times.dim() == 1 and times.is_floating_point() and times.numel() > 0
     # Not a number fails every comparison.
     if not (right and times[0] >= 0 and times[-1] < LONGEST and (times.diff() > 0).all()):
-        raise ValueError("its times are not increasing seconds")
+        raise UserError("its times are not increasing seconds")
     return tuple(times.tolist())

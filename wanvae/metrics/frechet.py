@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wanvae.engine.checkpoint import first_sentence
+from wanvae.errors import UserError
 
 # Frames that are looked at together.
 WINDOW = 16
@@ -38,14 +39,14 @@ class I3D:
     def __init__(self, path: str | PathLike[str], device: torch.device) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"{path} is no file; name that of I3D, i3d_torchscript.pt, as --i3d")
+            raise UserError(f"{path} is no file; name that of I3D, i3d_torchscript.pt, as --i3d")
         try:
             with warnings.catch_warnings():
                 # PyTorch wants no new files of this kind, but this is an old one.
                 warnings.simplefilter("ignore", FutureWarning)
                 self.network = torch.jit.load(self.path, map_location=device).eval()
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no TorchScript file ({first_sentence(error)}); "
                 "name i3d_torchscript.pt as --i3d"
             ) from error
@@ -60,13 +61,13 @@ class I3D:
             # It takes 8-bit levels to [-1, 1] and frames to 224x224 pixels; before the softmax.
             features = self.network(video, rescale=True, resize=True, return_features=True)
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} does not work as I3D ({first_sentence(error)}); it must take a "
                 "video, rescale, resize and return_features, as i3d_torchscript.pt does"
             ) from error
         if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 1:
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features)
-            raise ValueError(
+            raise UserError(
                 f"{self.path} gives {shape} for a video, not (1, features) as I3D does; "
                 "name i3d_torchscript.pt as --i3d"
             )
@@ -115,7 +116,7 @@ class Moments:
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
         """``(D,)`` and, unbiased, ``(D, D)``; of at least 2."""
         if self._sum is None or self._products is None or self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 windows, not {self.count}")
+            raise UserError(f"a covariance needs at least 2 windows, not {self.count}")
         mean = self._sum / self.count
         covariance = (self._products - self.count * torch.outer(mean, mean)) / (self.count - 1)
         return mean, covariance

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wanvae.engine.checkpoint import check_tensors, first_sentence, read_tensors
+from wanvae.errors import UserError
 
 LpipsNetwork = Literal["vgg", "alex", "squeeze"]
 
@@ -43,7 +44,7 @@ class Lpips(nn.Module):
 
             self.network = _NoTrainLpips(net=network, pnet_rand=weights is not None)
         except (ImportError, OSError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"LPIPS cannot get the weights of {backbone} ({first_sentence(error)}): install "
                 "torchvision and either connect to the internet or name a file of them as "
                 "loss.lpips_weights; or train without it by loss.lpips 0"
@@ -59,7 +60,7 @@ class Lpips(nn.Module):
         """
         batch, channels, frames, height, width = video.shape
         if channels != 3 or min(height, width) < self.smallest_side:
-            raise ValueError(
+            raise UserError(
                 f"LPIPS needs 3 channels and at least {self.smallest_side} pixels a side, not "
                 f"{channels} and {height}x{width}: set loss.lpips to 0 or take larger crops"
             )

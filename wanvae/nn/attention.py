@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.kernels.convolve import convolve, sees_plain_operations
 from wanvae.nn.kernels.pool import empty
@@ -127,7 +128,7 @@ class TimeAttentionBlock(Attention):
     def __init__(self, dim: int, *, causal: bool = False, window: int | None = None) -> None:
         super().__init__(1, dim)
         if window is not None and (not causal or window < 1):
-            raise ValueError(f"window={window} needs causal=True and at least 1 frame")
+            raise UserError(f"window={window} needs causal=True and at least 1 frame")
         self.causal = causal
         self.window = window
 

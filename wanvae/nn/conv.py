@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn.kernels.convolve import convolution_dtype, convolve, sees_plain_operations
 from wanvae.nn.kernels.pointwise import apply, apply_into
 from wanvae.nn.kernels.pool import empty
@@ -45,7 +46,7 @@ class CausalConv(Streaming):
     ) -> None:
         super().__init__()
         if ndim not in LAYERS:
-            raise ValueError(f"ndim must be 1, 2 or 3, not {ndim}")
+            raise UserError(f"ndim must be 1, 2 or 3, not {ndim}")
         self.ndim = ndim
         self.kernel_size = per_axis(kernel_size, ndim)
         self.stride = per_axis(stride, ndim)
@@ -53,7 +54,7 @@ class CausalConv(Streaming):
         axes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
         padding = [(k - 1) * d + 1 - s for k, s, d in axes]
         if min(padding) < 0:
-            raise ValueError(f"stride {self.stride} skips inputs of a {self.kernel_size} kernel")
+            raise UserError(f"stride {self.stride} skips inputs of a {self.kernel_size} kernel")
         self.causal = causal and ndim != 2
         self.history = padding[0] if self.causal else 0
         if self.causal:
@@ -81,7 +82,7 @@ class CausalConv(Streaming):
             x = self._join(None, x, pointwise) if pointwise else x
             return self._convolve(x, self.weight, region), ()
         if x.shape[2] % self.stride[0]:
-            raise ValueError(
+            raise UserError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
             )
         if state is None and x.shape[2] == 1:
@@ -169,7 +170,7 @@ def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """``value`` for each of ``ndim`` axes."""
     values = (value,) * ndim if isinstance(value, int) else tuple(value)
     if len(values) != ndim:
-        raise ValueError(f"{values} has {len(values)} entries for {ndim} axes")
+        raise UserError(f"{values} has {len(values)} entries for {ndim} axes")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Normalisation layers, built by name."""
+"""Normalization layers, built by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.streaming import State, Streaming
 
@@ -87,7 +88,7 @@ class BatchNorm(Streaming, nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 3:
-            raise ValueError(f"expected (B, C, ...) with at least one axis, got {input.shape}")
+            raise UserError(f"expected (B, C, ...) with at least one axis, got {input.shape}")
 
 
 def make_norm(kind: NormKind, ndim: int, dim: int, eps: float = 1e-5) -> nn.Module:
@@ -102,7 +103,7 @@ def make_norm(kind: NormKind, ndim: int, dim: int, eps: float = 1e-5) -> nn.Modu
         return BatchNorm(dim, eps)
     if kind == "none":
         return nn.Identity()
-    raise ValueError(f"norm must be one of {', '.join(get_args(NormKind))}, not {kind!r}")
+    raise UserError(f"norm must be one of {', '.join(get_args(NormKind))}, not {kind!r}")
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.kernels.convolve import convolve_doubled
 from wanvae.nn.region import Region, before_repeating, crop, repeated
@@ -121,5 +122,5 @@ class Upsample(Resample):
 def along_time(ndim: int, size: int) -> tuple[int, ...]:
     """A kernel or stride of ``size`` in time and 1 in space."""
     if ndim == 2:
-        raise ValueError("a 2D network has no time to resample")
+        raise UserError("a 2D network has no time to resample")
     return (size,) + (1,) * (ndim - 1)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
@@ -28,7 +29,7 @@ class BlockSpec:
 
     Attributes:
         kind: the body (see :func:`make_block`); Wan's checkpoints need "residual".
-        norm: the normalisation inside it; Wan's is "rms".
+        norm: the normalization inside it; Wan's is "rms".
         activation: the nonlinearity inside it; Wan's is "silu".
         dropout: probability of dropping a value before the last convolution ("residual") or after
             the body (the others).
@@ -317,7 +318,7 @@ def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residua
         return PreActivationBlock(ndim, in_dim, out_dim, spec)
     if spec.kind == "dense":
         return DenseResidualBlock(ndim, in_dim, max(1, out_dim // 2), 2, out_dim, spec)
-    raise ValueError(f"block must be one of {', '.join(get_args(BlockKind))}, not {spec.kind!r}")
+    raise UserError(f"block must be one of {', '.join(get_args(BlockKind))}, not {spec.kind!r}")
 
 
 def make_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> CausalConv:
@@ -329,7 +330,7 @@ def make_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> CausalCo
 def make_activation(kind: ActivationKind) -> nn.Module:
     """A nonlinearity by name."""
     if kind not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {kind!r}")
+        raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {kind!r}")
     return ACTIVATIONS[kind]()
 
 

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
 from wanvae.nn.sequential import step_through
@@ -108,7 +109,7 @@ class DuplicateUp(StageShortcut):
 def require_groups(values: int, groups: int) -> int:
     """How many values each of so many equal groups has; ValueError if they leave a rest."""
     if values % groups:
-        raise ValueError(
+        raise UserError(
             f"the shortcut of a stage cannot make {groups} equal groups of {values} channels: "
             "choose other dim_mult, or stage_shortcuts=False"
         )

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from wanvae.errors import UserError
 from wanvae.nn.region import Region
 
 State: TypeAlias = "tuple[Tensor | State, ...] | None"
@@ -61,7 +62,7 @@ class Streaming(nn.Module):
     def refuse_to_continue(self, state: State) -> None:
         """Raise ValueError where a layer that needs all of time is fed a second piece."""
         if state is not None:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} looks across all of time and cannot continue a stream: "
                 "process the clip whole, or choose a streamable layer (norm='rms' or 'layer')"
             )

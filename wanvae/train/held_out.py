@@ -18,6 +18,7 @@ from torch import Tensor
 from wanvae.config import WanVAEConfig
 from wanvae.engine.config import check
 from wanvae.engine.training.evaluating import evaluating
+from wanvae.errors import UserError
 from wanvae.folders.manifest import MEDIA_SUFFIXES
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import WanVAE, check_length, check_size
@@ -92,7 +93,7 @@ def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[Clip]:
     check_length(model, config.frames)
     clips = list(islice(usable_clips(config), config.clips))
     if not clips:
-        raise ValueError(
+        raise UserError(
             f"no usable file in the evaluation folder {config.folder!r}: it needs videos of "
             f"{config.size} pixels or more and {config.frames} frames or more, or such images"
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from wanvae.errors import UserError
 from wanvae.model import WanVAE
 from wanvae.nn import CausalConv, Resample
 
@@ -37,7 +38,7 @@ def inflate(image_vae: WanVAE) -> WanVAE:
         ValueError: ``image_vae`` is a video model.
     """
     if image_vae.config.ndim != 2:
-        raise ValueError("only an image model can be inflated, and this is a video model already")
+        raise UserError("only an image model can be inflated, and this is a video model already")
     vae = WanVAE(replace(image_vae.config, ndim=3))
     vae.to(image_vae.device, image_vae.encode_dtype)
     treat_frames_alone(vae)

@@ -1,4 +1,4 @@
-"""What the video VAE, and the discriminator it plays against, are trained to minimise.
+"""What the video VAE, and the discriminator it plays against, are trained to minimize.
 
 All terms are means over clips, so the mean of the gradients of several processes with as many clips
 each is the gradient of all clips. All are computed in float32, whatever the model computes in.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.engine.config import check, check_option
+from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips, LpipsNetwork
 from wanvae.model import Reconstruction
 from wanvae.train.adversarial import (
@@ -123,7 +124,7 @@ class VideoLosses:
             terms["lpips"] = config.lpips * self.lpips(output.video, video).mean()
         if config.gan.plays(step):
             if discriminator is None:
-                raise ValueError(
+                raise UserError(
                     f"gan.weight is {config.gan.weight} and there is no discriminator: set it to 0"
                 )
             adversarial = generator_loss(discriminator, output.video)

@@ -23,6 +23,7 @@ from wanvae.engine.training.command import training_command
 from wanvae.engine.training.task import Adversary, StepLosses, Task
 from wanvae.engine.training.trainer import make_accelerator, train
 from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.errors import UserError
 from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
 from wanvae.nn import use_channels_last
 from wanvae.train.crops import DataConfig, VideoClips
@@ -74,7 +75,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.freeze_encoder and self.weights is None:
-            raise ValueError("freeze_encoder needs weights: a new encoder has not learnt anything")
+            raise UserError("freeze_encoder needs weights: a new encoder has not learnt anything")
 
 
 class VideoTraining:
@@ -186,7 +187,7 @@ def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
     """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
     vae = WanVAE.from_pretrained(path, torch.float32)
     if ndim < vae.config.ndim:
-        raise ValueError(f"{path} is a video model, not an image model: set model.ndim to 3")
+        raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
     return inflate(vae) if ndim > vae.config.ndim else vae
 
 

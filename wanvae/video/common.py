@@ -9,6 +9,8 @@ from pathlib import Path
 
 import av
 
+from wanvae.errors import UserError
+
 # swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP, not all of which every PyAV
 # names. Without the last three it repeats chroma samples instead of interpolating them, and leaves
 # the last column of odd-width 10 bit pictures unset.
@@ -19,7 +21,7 @@ INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
 RATES = Fraction(1, 1000), Fraction(10_000)
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video file that cannot be read or written; the message says which and why in one line."""
 
 

@@ -20,7 +20,7 @@ from av.video.reformatter import (
 from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
 
 _VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-# Encoder, pixel format and options: lossless, or for JPEG the finest quantiser.
+# Encoder, pixel format and options: lossless, or for JPEG the finest quantizer.
 _IMAGE_ENCODERS = {
     ".png": ("png", "rgb24", {}),
     ".jpg": ("mjpeg", "yuvj444p", {"qmin": "1", "qmax": "1"}),

@@ -30,7 +30,7 @@ WAN = replace(SMALL, network="wan", wan=WanConfig(dim=4, dim_mult=(1, 2), num_re
 def make(config: RVQVAEConfig = SMALL) -> RVQVAE:
     torch.manual_seed(0)
     model = RVQVAE(config)
-    model.normaliser.set(FeatureStatistics(torch.randn(5), torch.rand(5) + 0.5))
+    model.normalizer.set(FeatureStatistics(torch.randn(5), torch.rand(5) + 0.5))
     model(torch.randn(4, 16, 5))
     return model.eval()
 
@@ -142,10 +142,10 @@ def test_dilations_can_be_given(tmp_path):
         RVQVAE.from_pretrained(native, activation="gelu")
 
 
-def test_the_normaliser_goes_beside_a_momask_file(tmp_path):
+def test_the_normalizer_goes_beside_a_momask_file(tmp_path):
     model = make(replace(SMALL, resnet=replace(SMALL.resnet, dilation_growth_rate=(3, 3))))
     formats.save_momask(tmp_path / "model.tar", model.config, model.state_dict())
-    for name, values in (("mean", model.normaliser.mean), ("std", model.normaliser.std)):
+    for name, values in (("mean", model.normalizer.mean), ("std", model.normalizer.std)):
         written = np.load(tmp_path / f"model_{name}.npy", allow_pickle=False)
         assert np.array_equal(written, values.numpy())
 

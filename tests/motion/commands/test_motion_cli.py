@@ -216,8 +216,8 @@ def test_the_scale_of_a_published_checkpoint(
     scale = [f"--{name}={tmp_path / f'a_{name}.npy'}" for name in ("mean", "std")]
     back = "convert", tmp_path / "a.tar", tmp_path / "b.safetensors", "--to", "native"
     assert "--mean and --std belong together" in fail(*back, scale[0])
-    assert "note: normaliser: not in the file" in run(*back)[0]
-    assert "note: normaliser" not in run(*back, *scale)[0]
+    assert "note: normalizer: not in the file" in run(*back)[0]
+    assert "note: normalizer" not in run(*back, *scale)[0]
     for name in ("a.npy", "b.npy"):
         model_path = files / "humanml3d.safetensors" if name == "a.npy" else back[2]
         run("reconstruct", files / "walk.npy", tmp_path / name, "--checkpoint", model_path)
@@ -306,7 +306,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "reason"),
     [
         ([], 'expected "command" to be one of'),
-        (["tokenise"], "invalid choice: 'tokenise'"),
+        (["tokenize"], "invalid choice: 'tokenize'"),
         (["tokenize", "a.bvh", "b.npz"], "required: tokenize.checkpoint"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["convert", "a", "b", "--to", "t2m-gpt"], "argument --to: invalid choice: 't2m-gpt'"),
@@ -476,12 +476,12 @@ def test_bad_indices(
     assert os.listdir(tmp_path) == ["t.npy"]
 
 
-@pytest.mark.filterwarnings("default:.*other code books")
-def test_tokens_of_other_code_books_are_worth_a_warning(
+@pytest.mark.filterwarnings("default:.*other codebooks")
+def test_tokens_of_other_codebooks_are_worth_a_warning(
     tmp_path: Path, files: Path, run: Run
 ) -> None:
     _, err = run("detokenize", files / "tokens.npz", tmp_path / "a.bvh", *model(files, "rooted"))
-    assert err.startswith("wanvae-motion: warning: ") and "with other code books" in err
+    assert err.startswith("wanvae-motion: warning: ") and "with other codebooks" in err
     assert err.count("\n") == 1
 
 

@@ -20,11 +20,11 @@ from tests.motion.helpers import largest_difference, random_clip, random_skeleto
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
 
-NETWORKS = ("encoder.", "decoder.", "quantizer.books.codes", "normaliser.")
+NETWORKS = ("encoder.", "decoder.", "quantizer.books.codes", "normalizer.")
 
 
 def plain(path: Path, **resnet: object) -> Path:
-    """A native checkpoint of a model without normaliser, as published ones are."""
+    """A native checkpoint of a model without normalizer, as published ones are."""
     config = tiny_tokenizer(None, channels=263).config
     torch.manual_seed(0)
     model = RVQVAE(replace(config, resnet=replace(config.resnet, **resnet)))
@@ -100,8 +100,8 @@ def test_the_scale_of_features_goes_in_and_out(tmp_path: Path) -> None:
     scale = FeatureStatistics(*(torch.rand(263, generator=generator) + 0.1 for _ in range(2)))
     convert_checkpoint(native, momask, Layout.MOMASK)
     convert_checkpoint(momask, tmp_path / "c.safetensors", Layout.NATIVE, statistics=scale)
-    normaliser = RVQVAE.from_pretrained(tmp_path / "c.safetensors").normaliser
-    assert torch.equal(normaliser.mean, scale.mean) and torch.equal(normaliser.std, scale.std)
+    normalizer = RVQVAE.from_pretrained(tmp_path / "c.safetensors").normalizer
+    assert torch.equal(normalizer.mean, scale.mean) and torch.equal(normalizer.std, scale.std)
     convert_checkpoint(tmp_path / "c.safetensors", tmp_path / "d.tar", Layout.MOMASK)
     for name, values in (("mean", scale.mean), ("std", scale.std)):
         assert torch.equal(read_array(tmp_path / f"d_{name}.npy", ndim=1), values)

@@ -1,4 +1,4 @@
-"""Residual vector quantisation: against its definition, clause by clause."""
+"""Residual vector quantization: against its definition, clause by clause."""
 
 from itertools import product
 
@@ -15,10 +15,10 @@ PLAIN = {"dropout": 0.0, "revive_below": 0.0}
 
 
 def make(**changes: object) -> ResidualVQ:
-    """A quantiser of 3 layers of 5 codes whose code books count as initialised."""
+    """A quantizer of 3 layers of 5 codes whose codebooks count as initialized."""
     torch.manual_seed(0)
     quantizer = ResidualVQ(QuantizerConfig(**{"layers": 3, "codes": 5, **PLAIN, **changes}), DIM)
-    quantizer.books.initialised.fill_(True)
+    quantizer.books.initialized.fill_(True)
     return quantizer
 
 
@@ -56,7 +56,7 @@ def test_each_layer_takes_the_nearest_code_of_what_is_left(metric, shared):
     torch.testing.assert_close(quantizer.decode(result.indices), result.latents)
 
 
-def test_many_latents_are_quantised_as_each_alone():
+def test_many_latents_are_quantized_as_each_alone():
     """However many are searched at once."""
     quantizer = ResidualVQ(QuantizerConfig(layers=2, codes=700), DIM).eval()
     latents = random_latents(2, DIM, 300)
@@ -151,7 +151,7 @@ def test_dead_codes_become_random_latents_and_start_anew():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_revival_fills_the_code_book(shared):
+def test_revival_fills_the_codebook(shared):
     """Where all codes but one lie far away, as after a collapse."""
     quantizer = make(shared=shared, codes=32, revive_below=0.3, decay=0.9)
     quantizer.books.codes[:, 1:] += 1e3
@@ -187,7 +187,7 @@ def test_a_clip_without_some_layers_is_what_the_others_make_of_it():
     torch.testing.assert_close(result.commitment_loss, torch.stack(losses).mean())
 
 
-def test_layers_learn_only_from_clips_they_quantise():
+def test_layers_learn_only_from_clips_they_quantize():
     quantizer = make(dropout=1.0, decay=0.0)
     latents = random_latents(40, DIM, 4)
     given, _, _ = defined(quantizer, latents)
@@ -220,16 +220,16 @@ def clustered_latents() -> torch.Tensor:
 
 def test_kmeans_finds_clusters():
     torch.manual_seed(1)
-    config = QuantizerConfig(layers=1, codes=20, initialisation="kmeans", **PLAIN)
+    config = QuantizerConfig(layers=1, codes=20, initialization="kmeans", **PLAIN)
     quantizer = ResidualVQ(config, DIM)
     result = quantizer(clustered_latents())
-    assert quantizer.books.initialised
+    assert quantizer.books.initialized
     assert result.commitment_loss < 0.1**2
 
 
 def test_sampled_codes_are_latents():
     torch.manual_seed(0)
-    config = QuantizerConfig(layers=2, codes=9, initialisation="samples", decay=1.0, dropout=0.0)
+    config = QuantizerConfig(layers=2, codes=9, initialization="samples", decay=1.0, dropout=0.0)
     quantizer = ResidualVQ(config, DIM)
     latents = random_latents(2, DIM, 50)
     quantizer(latents)
@@ -240,9 +240,9 @@ def test_sampled_codes_are_latents():
     assert all((given[:, 1] - code).abs().amax(1).min() < 1e-5 for code in quantizer.books.codes[1])
 
 
-@pytest.mark.parametrize("initialisation", ["kmeans", "samples"])
-def test_fewer_latents_than_codes_are_enough(initialisation):
-    config = QuantizerConfig(layers=2, codes=16, initialisation=initialisation)
+@pytest.mark.parametrize("initialization", ["kmeans", "samples"])
+def test_fewer_latents_than_codes_are_enough(initialization):
+    config = QuantizerConfig(layers=2, codes=16, initialization=initialization)
     quantizer = ResidualVQ(config, DIM)
     quantizer(random_latents(1, DIM, 3))
     assert quantizer.books.codes.isfinite().all()
@@ -292,7 +292,7 @@ def test_latents_that_are_not_finite_are_not_learnt_from():
     latents[0, 0, 3] = torch.nan
     fresh = ResidualVQ(QuantizerConfig(layers=2, codes=4), DIM)
     fresh(latents)
-    assert not fresh.books.initialised
+    assert not fresh.books.initialized
     for quantizer in (fresh, make()):
         before = quantizer.books.codes.clone()
         quantizer(latents)

@@ -70,7 +70,7 @@ def test_kinds_of_error(kind, of):
     torch.testing.assert_close(ERRORS[kind](output, target), of(output - target))
 
 
-def test_commitment_is_that_of_the_quantiser():
+def test_commitment_is_that_of_the_quantizer():
     model = make(FeatureSpec(rot6d="rows"))
     output, target = random_pair(model)
     made = made_by(model, output, target)
@@ -119,8 +119,8 @@ def test_positions_follow_from_rotations(lines):
     model = make(spec)
     clips = [random_clip(SKELETON, 6), random_clip(random_skeleton(5, seed=0), 7)[1:]]
     features = [extract_features(clip, spec).float() for clip in clips]
-    model.normaliser.set(FeatureStatistics.fit(features))
-    output, target = (model.normaliser.normalise(x)[None] for x in features)
+    model.normalizer.set(FeatureStatistics.fit(features))
+    output, target = (model.normalizer.normalize(x)[None] for x in features)
     output.requires_grad_()
     term = terms_of(model, output, target, position=10.0)["position"]
     places = [clip.pose.positions - clip.root_positions[:, None] for clip in clips]

@@ -42,7 +42,7 @@ LIVELY = [
     "--model.quantizer.revive_below=0.5",
     "--model.quantizer.decay=0.8",
 ]
-# Nothing but the initialisation does.
+# Nothing but the initialization does.
 PLAIN = [
     "--model.quantizer.revive_below=0",
     "--trainer.optimizer=sgd",
@@ -121,16 +121,16 @@ def test_training_learns_the_walk(folder, tmp_path, network):
     assert 1 <= lines[-1]["perplexity"] <= 32 and 0 < lines[-1]["code_use"] <= 1
     model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
     assert model.config.features.rot6d == "rows" and model.config.fps == 30
-    assert model.quantizer.books.initialised and model.normaliser.is_set
+    assert model.quantizer.books.initialized and model.normalizer.is_set
 
 
-def test_the_normaliser_is_of_what_is_trained_on(folder, tmp_path):
+def test_the_normalizer_is_of_what_is_trained_on(folder, tmp_path):
     assert main(options(folder, tmp_path, 1)) == 0
     model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
     features = read_recording(folder / "walk.npz", model.config).features
     expected = FeatureStatistics.fit([features[:96]])
-    assert torch.equal(model.normaliser.mean, expected.mean)
-    assert torch.equal(model.normaliser.std, expected.std)
+    assert torch.equal(model.normalizer.mean, expected.mean)
+    assert torch.equal(model.normalizer.std, expected.std)
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
     )
 
 
-def test_two_processes_hold_the_code_books_of_one_with_twice_the_batch(folder, tmp_path):
+def test_two_processes_hold_the_codebooks_of_one_with_twice_the_batch(folder, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     run_command(*LAUNCHER[2:], "-m", "tests.motion.two_ranks", *options(folder, two, 50, *PLAIN))
     first, second = (tensors_of(two, f"rank-{rank}") for rank in (0, 1))
@@ -208,7 +208,7 @@ def test_humanml3d_is_trained_on(tmp_path, biased):
     changes += ["--data.feature_bias=5"] if biased else []
     run = tmp_path / "run"
     assert main(options(tmp_path, run, 2, *changes)) == 0
-    std = RVQVAE.from_pretrained(run / "model.safetensors").normaliser.std
+    std = RVQVAE.from_pretrained(run / "model.safetensors").normalizer.std
     expected = torch.from_numpy(features[:48]).double().std(0, correction=0).float()
     expected[[*range(4), *range(-4, 0)]] /= 5 if biased else 1
     torch.testing.assert_close(std, expected)
@@ -216,7 +216,7 @@ def test_humanml3d_is_trained_on(tmp_path, biased):
 
 
 def test_training_goes_on_from_given_weights(folder, tmp_path):
-    """With their architecture and their normaliser."""
+    """With their architecture and their normalizer."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(options(folder, first, 2)) == 0
     weights = first / "model.safetensors"

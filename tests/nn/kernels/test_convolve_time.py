@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import randomise, run_steps
+from tests.helpers import randomize, run_steps
 from wanvae.nn import CausalConv, ResConv1DBlock, use_channels_last
 from wanvae.nn.kernels import convolve_time as module
 from wanvae.nn.kernels import winograd_time
@@ -172,7 +172,7 @@ def test_any_chunks_of_a_stream_equal_the_whole(plan, kernel_and_stride, dilatio
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_a_block_gives_the_same_with_and_without_gradients(taken, causal, norm):
     block = ResConv1DBlock(6, 4, 3, "gelu", norm, causal=causal).double()
-    randomise(block)
+    randomize(block)
     x = example(2, 6, 20)
     before, expected = x.clone(), block(x)
     assert taken == []

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.helpers import randomise
+from tests.helpers import randomize
 from wanvae.nn import make_norm
 from wanvae.nn.kernels import pointwise as module
 from wanvae.nn.kernels.pointwise import apply, apply_into, blocks
@@ -21,7 +21,7 @@ shapes = st.integers(1, 3).flatmap(
 def test_blocks_give_what_the_whole_gives(shape, limit, norm):
     x = torch.randn(shape, dtype=torch.float64)
     layers = nn.Sequential(make_norm(norm, x.dim() - 2, shape[1]), nn.SiLU()).double()
-    randomise(layers)
+    randomize(layers)
     out = torch.full_like(x, torch.nan)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(module, "CPU_BLOCK", limit)

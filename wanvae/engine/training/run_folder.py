@@ -23,6 +23,7 @@ from wanvae.engine.checkpoint import (
 )
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.training.task import Task
+from wanvae.errors import UserError
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
@@ -136,7 +137,7 @@ class Checkpoints:
         device = self.accelerator.device
         steps = self.accelerator.gather(torch.tensor([progress.step], device=device)).unique()
         if len(steps) > 1:
-            raise ValueError(
+            raise UserError(
                 f"processes see checkpoints of different steps {steps.tolist()} in {self.folder}: "
                 "run must be on a disk that all machines share"
             )

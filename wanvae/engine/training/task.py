@@ -17,7 +17,7 @@ class StepLosses:
     """What one batch gives.
 
     Attributes:
-        terms: scalars by name, each a mean over the batch; their sum is what is minimised.
+        terms: scalars by name, each a mean over the batch; their sum is what is minimized.
         figures: more scalars by name, to report only.
         output: what the adversary looks at, if there is one.
     """

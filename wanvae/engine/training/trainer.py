@@ -28,6 +28,7 @@ from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.training.task import Task
 from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.errors import UserError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -44,7 +45,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     """
     tracked = config.tracker == "tensorboard"
     if tracked and find_spec("tensorboard") is None:
-        raise ValueError("tensorboard is not installed: pip install it, or set tracker to none")
+        raise UserError("tensorboard is not installed: pip install it, or set tracker to none")
     unused = config.find_unused_parameters
     return Accelerator(
         # Without a GPU accelerate would take several processes for one if it is not told.
@@ -103,9 +104,9 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
 def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
     """Raise ValueError if ``config`` asks for what cannot be done with ``task``."""
     if config.best is not None and task.evaluate is None:
-        raise ValueError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
+        raise UserError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
     if task.adversary is not None and accelerator.scaler is not None:
-        raise ValueError(
+        raise UserError(
             "mixed_precision is fp16, whose one factor cannot suit the losses of two models: "
             "train with an adversary in bf16, or with no"
         )
@@ -182,7 +183,7 @@ def evaluate(
 def figure_named(name: str, figures: dict[str, float]) -> float:
     """The figure that tells the best checkpoint; ValueError if there is no such one."""
     if name not in figures:
-        raise ValueError(f"best must be one of {', '.join(figures)}, not {name!r}")
+        raise UserError(f"best must be one of {', '.join(figures)}, not {name!r}")
     return figures[name]
 
 

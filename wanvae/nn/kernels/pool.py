@@ -56,7 +56,7 @@ class Pool:
             return sum(map(len, self._free))
 
     def lend(self, size: int) -> memoryview:
-        """Uninitialised memory of ``size`` bytes or a little more; it comes back by itself.
+        """Uninitialized memory of ``size`` bytes or a little more; it comes back by itself.
 
         Raises:
             MemoryError: the system has not that much.
@@ -122,7 +122,7 @@ POOL = Pool()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory; of three axes or more, the second is innermost: channels.
+    """Uninitialized memory; of three axes or more, the second is innermost: channels.
 
     Raises:
         MemoryError: there is not that much.

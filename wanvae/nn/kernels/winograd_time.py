@@ -96,7 +96,7 @@ def convolve_by(
 
 
 def empty_rows(like: Tensor, length: int, channels: int) -> Tensor:
-    """Uninitialised ``(B, length, channels)``, for the clips ``like``."""
+    """Uninitialized ``(B, length, channels)``, for the clips ``like``."""
     return empty((len(like), channels, length), like.dtype, like.device).mT
 
 
