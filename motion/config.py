@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
@@ -138,9 +139,9 @@ class QuantizerConfig:
     """Residual vector quantization; the defaults are MoMask's.
 
     Attributes:
-        layers: quantizers in a row, each of what those before it left.
-        codes: codes in each codebook.
-        shared: all layers use one codebook.
+        num_quantizers: layers in a row; each quantizes what the layers before it left.
+        codebook_size: codes in each codebook.
+        shared_codebook: whether all layers use one codebook.
         metric: what the nearest code is by: distance, or the angle between latent and code of any
             lengths.
         decay: of the moving averages that codes are learnt by; 1 keeps the codes as they are.
@@ -155,9 +156,16 @@ class QuantizerConfig:
             exp(-distance ** 2 / temperature), or exp(cosine / temperature); 0 takes the nearest.
     """
 
-    layers: int = 6
-    codes: int = 512
-    shared: bool = False
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "layers": "num_quantizers",
+        "codes": "codebook_size",
+        "shared": "shared_codebook",
+        "initialisation": "initialization",
+    }
+
+    num_quantizers: int = 6
+    codebook_size: int = 512
+    shared_codebook: bool = False
     metric: Metric = "euclidean"
     decay: float = 0.99
     initialization: Initialization = "kmeans"
@@ -167,7 +175,7 @@ class QuantizerConfig:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("layers", "codes", "kmeans_iterations"):
+        for name in ("num_quantizers", "codebook_size", "kmeans_iterations"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("revive_below", "temperature"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")

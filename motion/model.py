@@ -18,6 +18,7 @@ from motion.networks.build import make_networks
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.masking import mask_of
@@ -62,26 +63,32 @@ class RVQVAE(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         *,
+        subfolder: str | None = None,
         activation: ActivationKind | None = None,
         norm: MotionNorm | None = None,
         dilation_growth_rate: int | Sequence[int] | None = None,
         reverse_dilation: bool | None = None,
-        device: torch.device | str | None = None,
     ) -> RVQVAE:
         """Load a checkpoint of any known layout, in evaluation mode.
 
         Args:
-            path: a native ``.safetensors``, or a file of MoMask, T2M-GPT, MotionGPT or GestureLSM.
-                Layout, widths, depths, stages and codebooks are found out.
+            path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
+                if there is no such path, the ``"org/name"`` of a repository of the Hugging Face
+                Hub. Layout, widths, depths, stages and codebooks are found out.
+            dtype: dtype of encoder and decoder; None keeps the file's. The normalizer and the
+                codebooks stay in float32, or in float64 with encoder and decoder.
+            device: where to put the model; None is the CPU.
+            subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
-                tensors of the latter; None is as published (see
+                tensors of published models; None is as published (see
                 :class:`~motion.checkpoints.architecture.Untold`).
-            device: where to put it; None is the CPU.
 
         Raises:
-            CheckpointError: the file cannot be read or is no such model (the keys are named), or
-                what was given does not fit it.
+            CheckpointError: the file cannot be read or downloaded, is no such model (the keys are
+                named), or does not fit what was given.
         """
         untold = Untold(
             activation=activation,
@@ -89,24 +96,55 @@ class RVQVAE(nn.Module):
             dilation_growth_rate=dilation_growth_rate,
             reverse_dilation=reverse_dilation,
         )
-        loaded = formats.load(path, untold)
+        loaded = formats.load(path, untold, subfolder=subfolder)
         with torch.device("meta"):
             model = cls(loaded.config)
         load_tensors(model, loaded.tensors, path)
         use_channels_last(model)
-        return model.to(device).eval()
+        model.to(device)
+        if dtype is not None:
+            for network in (model.encoder, model.decoder):
+                network.to(dtype)
+            for exact in (model.normalizer, model.quantizer):
+                exact.to(torch.promote_types(dtype, torch.float32))
+        return model.eval()
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
+    def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
         """Write a native checkpoint: one ``.safetensors``, with config and normalizer in it.
 
         A file of that name is replaced only once the new one is complete.
+
+        Args:
+            push_to_hub: the ``"org/name"`` of a repository of the Hugging Face Hub that gets the
+                file too; a missing repository is created.
+
+        Raises:
+            CheckpointError: the file cannot be written or uploaded.
         """
         formats.save_native(path, self.config, self.state_dict())
+        if push_to_hub is not None:
+            upload(path, push_to_hub, formats.MOTION_TOKENIZER)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of encoder and decoder; features and latents are converted to it."""
+        return next(self.encoder.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the model; inputs are moved to it."""
         return self.normalizer.mean.device
+
+    def normalize(self, motion: Tensor) -> Tensor:
+        """Motion ``(..., D)`` in its own units to the features that the networks see.
+
+        They are ``(motion - mean) / std`` for each channel, on the device of the model.
+        """
+        return self.normalizer.normalize(motion.to(self.normalizer.mean))
+
+    def denormalize(self, features: Tensor) -> Tensor:
+        """The inverse of ``normalize``."""
+        return self.normalizer.denormalize(features.to(self.normalizer.mean))
 
     def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
         """Encode, quantize and decode, for training: of clips ``(B, T, D)`` in their own units.
@@ -116,7 +154,7 @@ class RVQVAE(nn.Module):
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        target = self.normalizer.normalize(motion.to(self.normalizer.mean))
+        target = self.normalize(motion)
         latents, tokens = self._latents(target, lengths)
         quantized = self.quantizer(latents, tokens)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
@@ -140,8 +178,7 @@ class RVQVAE(nn.Module):
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        features = self.normalizer.normalize(motion.to(self.normalizer.mean))
-        latents, tokens = self._latents(features, lengths)
+        latents, tokens = self._latents(self.normalize(motion), lengths)
         return self.quantizer.encode(latents, tokens)
 
     @torch.no_grad()
@@ -171,7 +208,7 @@ class RVQVAE(nn.Module):
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         features = run(self.decoder, latents, needed)[0].mT[:, :longest]
-        motion = self.normalizer.denormalize(features)
+        motion = self.denormalize(features)
         return motion if needed is None else motion * mask_of(lengths, longest)[:, :, None]
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
@@ -182,20 +219,23 @@ class RVQVAE(nn.Module):
         """A session that decodes tokens as they come; ``state`` continues an earlier one."""
         return StreamDecoder(self, state, layers=layers)
 
-    @torch.no_grad()
     def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
-        """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one."""
-        features = self.normalizer.normalize(motion.to(self.normalizer.mean))
-        latents, state = self.encoder.step(features.mT, state)
+        """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one.
+
+        Gradients stay in the state alone: tokens are whole numbers and have none.
+        """
+        latents, state = self.encoder.step(self.normalize(motion).to(self.dtype).mT, state)
         return self.quantizer.encode(latents), state
 
-    @torch.no_grad()
     def decode_step(
         self, indices: Tensor, state: State, *, layers: int | None = None
     ) -> tuple[Tensor, State]:
-        """Motion of the next tokens of a stream, any number of them; ``None`` starts one."""
+        """Motion of the next tokens of a stream, any number of them; ``None`` starts one.
+
+        Motion and state keep the gradients of the decoder; ``stream_decode`` keeps none.
+        """
         features, state = self.decoder.step(self._look_up(indices, layers), state)
-        return self.normalizer.denormalize(features.mT), state
+        return self.denormalize(features.mT), state
 
     def check_motion(self, motion: Tensor) -> None:
         """Raise ValueError if ``motion`` is no finite ``(B, T, D)`` of this model."""
@@ -215,7 +255,7 @@ class RVQVAE(nn.Module):
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """The latents of indices, in the dtype of the decoder."""
-        return self.quantizer.decode(indices, layers).to(self.normalizer.mean.dtype)
+        return self.quantizer.decode(indices, layers).to(self.dtype)
 
     def _padded_lengths(self, lengths: Lengths | None, shape: Sequence[int]) -> Tensor | None:
         """Lengths on the device of the model; None where no clip has padding."""
@@ -247,7 +287,7 @@ class RVQVAE(nn.Module):
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
             frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
-        return run(self.encoder, self._complete(features, lengths).mT, frames)
+        return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
 
     def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         """``(B, T, D)`` with the last frame of each clip repeated up to the end of a token."""

@@ -308,7 +308,7 @@ def test_tokenizing_a_bvh(folder: Path, run: Run) -> None:
     run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # the example before
     run_bash("tokenize a BVH", run, {"motion.train": TWO_STEPS})
     model = RVQVAE.from_pretrained("runs/motion_tiny/model.safetensors")
-    assert np.load("walk.tokens.npz")["indices"].shape == (4, model.config.quantizer.layers)
+    assert np.load("walk.tokens.npz")["indices"].shape == (4, model.config.quantizer.num_quantizers)
     assert probe("pair.mp4").frames == 15
     assert Path("again.bvh").stat().st_size > 0
 

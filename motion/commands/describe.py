@@ -98,7 +98,7 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def token_rate(config: RVQVAEConfig) -> str:
-    layers, codes = config.quantizer.layers, config.quantizer.codes
+    layers, codes = config.quantizer.num_quantizers, config.quantizer.codebook_size
     return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
 
 

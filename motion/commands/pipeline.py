@@ -65,7 +65,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     origin = Origin(
         frames=len(recording),
         fps=config.fps,
-        codes=config.quantizer.codes,
+        codes=config.quantizer.codebook_size,
         books=digest_of(model),
         body=body,
     )

@@ -214,7 +214,7 @@ def measure(
         window: count the codes of all windows of so many frames, at all offsets, rather than of
             the whole recording; one that is shorter counts as a whole.
     """
-    layers, names = model.config.quantizer.layers, recording.skeleton.names
+    layers, names = model.config.quantizer.num_quantizers, recording.skeleton.names
     length, original = len(recording), recording.joints
     errors, angles = [], []
     with evaluating(model):
@@ -269,6 +269,6 @@ def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: in
 
 def count_indices(model: RVQVAE, indices: Tensor) -> Tensor:
     """How often each code of each layer is in ``(B, T, Q)``: ``(Q, K)``, on the CPU."""
-    codes = model.config.quantizer.codes
+    codes = model.config.quantizer.codebook_size
     rows = indices.flatten(0, 1).cpu().unbind(1)
     return torch.stack([torch.bincount(row, minlength=codes) for row in rows])

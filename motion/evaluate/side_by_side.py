@@ -73,7 +73,7 @@ def figures_of(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
     original, made = PAIR
     figures = {original: figure_of(recording, recording.features)}
     for name, layers in {made: None, FIRST_LAYER: 1}.items():
-        if layers != model.config.quantizer.layers:
+        if layers != model.config.quantizer.num_quantizers:
             _, decoded = reconstruct(model, recording, layers)
             figures[name] = figure_of(recording, decoded)
     return figures

@@ -45,7 +45,9 @@ class Codebooks(nn.Module):
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        codes = torch.randn(1 if config.shared else config.layers, config.codes, dim)
+        codes = torch.randn(
+            1 if config.shared_codebook else config.num_quantizers, config.codebook_size, dim
+        )
         self.register_buffer("codes", codes)
         self.register_buffer("sums", codes.clone())
         self.register_buffer("counts", torch.ones(codes.shape[:2]))
@@ -88,15 +90,15 @@ class Codebooks(nn.Module):
             for block in blocks(left, len(made)):
                 left[block] -= made[finder.find(left[block], 0)]
             self.codes[book] = made
-        self.counts.fill_(len(everything) / self.config.codes)
+        self.counts.fill_(len(everything) / self.config.codebook_size)
         self.sums.copy_(self.codes * self.counts[:, :, None])
         self.initialized.fill_(True)
 
     def _make_book(self, rows: Tensor) -> Tensor:
         config = self.config
         if config.initialization == "samples":
-            return random_rows(rows, config.codes)
-        return cluster(rows, config.codes, config.metric, config.kmeans_iterations)
+            return random_rows(rows, config.codebook_size)
+        return cluster(rows, config.codebook_size, config.metric, config.kmeans_iterations)
 
     def learn(self, rows: Tensor, indices: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
         """Move codes to what chose them, in all processes, and replace those that nothing does.
@@ -139,9 +141,9 @@ class Codebooks(nn.Module):
         places = torch.arange(len(dead), device=rows.device)
         picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
         layers = dead[:, 0]
-        if self.config.shared:
-            layers = torch.randint(self.config.layers, layers.shape, device=rows.device)
-        before = torch.arange(self.config.layers, device=rows.device) < layers[:, None]
+        if self.config.shared_codebook:
+            layers = torch.randint(self.config.num_quantizers, layers.shape, device=rows.device)
+        before = torch.arange(self.config.num_quantizers, device=rows.device) < layers[:, None]
         taken = torch.where(before, indices[picked], NO_CODE)
         given = rows[picked] - self.look_up(taken)
         offered = torch.stack(gather_from_processes(given))

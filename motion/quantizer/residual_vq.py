@@ -152,8 +152,8 @@ class ResidualVQ(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             finder = self.books.finder()
-            indices = rows.new_empty(len(rows), self.config.layers, dtype=torch.long)
-            for block in blocks(rows, self.config.codes):
+            indices = rows.new_empty(len(rows), self.config.num_quantizers, dtype=torch.long)
+            for block in blocks(rows, self.config.codebook_size):
                 for step in self._descend(rows[block], finder):
                     indices[block, step.layer] = step.found
         return placed(indices, (batch, length), valid, NO_CODE)
@@ -187,9 +187,9 @@ class ResidualVQ(nn.Module):
         if not self.training or self.config.dropout == 0:
             return None
         device = self.books.codes.device
-        few = torch.randint(1, self.config.layers + 1, (clips,), device=device)
+        few = torch.randint(1, self.config.num_quantizers + 1, (clips,), device=device)
         dropped = torch.rand(clips, device=device) < self.config.dropout
-        layers = torch.where(dropped, few, self.config.layers)[:, None].expand(-1, length)
+        layers = torch.where(dropped, few, self.config.num_quantizers)[:, None].expand(-1, length)
         return layers.flatten() if valid is None else layers[valid]
 
     def _descend(
@@ -205,7 +205,7 @@ class ResidualVQ(nn.Module):
             taken: ``(N, Q)``, false where a layer leaves a row as it is given.
         """
         left = rows
-        for layer in range(self.config.layers):
+        for layer in range(self.config.num_quantizers):
             book = layer % len(finder.books)
             found = finder.find(left, book, temperature)
             chosen = F.embedding(found, finder.books[book])
@@ -219,7 +219,7 @@ class ResidualVQ(nn.Module):
     ) -> Search:
         """Quantize ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
         finder = self.books.finder()
-        count, codes = self.config.layers, self.config.codes
+        count, codes = self.config.num_quantizers, self.config.codebook_size
         every = torch.arange(count, device=rows.device)
         taken = None if layers is None else layers[:, None] > every
         weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
@@ -250,7 +250,7 @@ class ResidualVQ(nn.Module):
         return Search(latents, indices, loss, loss_gradient, counts, sums)
 
     def _check_indices(self, indices: Tensor) -> None:
-        layers, codes = self.config.layers, self.config.codes
+        layers, codes = self.config.num_quantizers, self.config.codebook_size
         if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
             raise UserError(
                 f"indices must be (B, T, Q) with Q at most {layers} and none of them 0, not "

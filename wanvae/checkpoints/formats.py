@@ -28,7 +28,7 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
-from wanvae.checkpoints.hub import local_checkpoint
+from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
@@ -42,6 +42,7 @@ from wanvae.engine.checkpoint import (
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.hub import local_checkpoint
 from wanvae.errors import UserError
 
 # Fields that no layout but our own can say.
@@ -89,7 +90,7 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: it cannot be read, or has none of these layouts.
     """
-    path = local_checkpoint(path, subfolder)
+    path = local_checkpoint(path, WAN_VAE, subfolder)
     try:
         return load_directory(path) if isdir(path) else load_file(path)
     except CheckpointError:
@@ -142,7 +143,7 @@ def weights_file(path: str | PathLike[str]) -> Path:
         CheckpointError: ``path`` is a directory, but no diffusers model or not complete; or a
             repository, as for ``load``.
     """
-    path = local_checkpoint(path)
+    path = local_checkpoint(path, WAN_VAE)
     if not isdir(path):
         return path
     directory = diffusers_directory(path)
