@@ -69,6 +69,10 @@ class Resnet1D(Row):
             )
         )
 
+    def blocks(self) -> tuple[ResConv1DBlock, ...]:
+        """The residual blocks in the order they run."""
+        return tuple(block for block in self.model if isinstance(block, ResConv1DBlock))
+
     def layers(self) -> tuple[nn.Module, ...]:
         return self.model.layers()
 

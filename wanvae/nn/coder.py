@@ -148,7 +148,9 @@ class Decoder(Coder):
     def shell(self) -> tuple[nn.Module, ...]:
         # A last stage without a shortcut is no more than its layers, whatever their names are.
         stages = (
-            tuple(stage.upsamples) if isinstance(stage, Sequential) else (stage,)
+            tuple(stage.get_submodule("upsamples").children())
+            if isinstance(stage, Sequential)
+            else (stage,)
             for stage in self.upsamples
         )
         return *chain.from_iterable(stages), self.head, *self.patches

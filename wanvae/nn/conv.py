@@ -15,7 +15,7 @@ from wanvae.nn.kernels.pointwise import apply, apply_into
 from wanvae.nn.kernels.pool import empty
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming
+from wanvae.nn.streaming import State, Streaming, tensors_inside
 
 LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -95,7 +95,7 @@ class CausalConv(Streaming):
             joined = self._join(past, x, pointwise)
             y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
-        (past,) = self.start(x) if state is None else state
+        (past,) = self.start(x) if state is None else tensors_inside(state)
         if past.shape[2] < self.history:
             past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
         joined = self._join(past, x, pointwise)

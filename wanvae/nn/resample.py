@@ -34,7 +34,9 @@ class Resample(Streaming):
     @property
     def conv(self) -> CausalConv:
         """The convolution of each frame."""
-        return self.resample[1]
+        conv = self.resample[1]
+        assert isinstance(conv, CausalConv)
+        return conv
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         """Resample frames ``(B, C, H, W)``, or in 1D positions ``(B, C, T)``."""
@@ -115,13 +117,13 @@ class Upsample(Resample):
         if self.time_conv is None:
             return self._per_frame(x, region), ()
         if state is not None:
-            x, state = self._double_time(x, state)
+            x, state = self._double_time(self.time_conv, x, state)
             return self._per_frame(x, region), state
         first, rest = x[:, :, :1], x[:, :, 1:]
         state = self.time_conv.start(x)
         if rest.shape[2] == 0:
             return self._per_frame(first, region), state
-        rest, state = self._double_time(rest, state)
+        rest, state = self._double_time(self.time_conv, rest, state)
         return self._per_frame(torch.cat([first, rest], dim=2), region), state
 
     def input_region(self, region: Region) -> Region:
@@ -157,8 +159,8 @@ class Upsample(Resample):
         # Doubled whole, with zeros all around: what these spoil at inner sides is cut off.
         return crop(y, repeated(self.input_region(region), 2), region)
 
-    def _double_time(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.time_conv.step(x, state)
+    def _double_time(self, conv: CausalConv, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = conv.step(x, state)
         # The first half of the channels is the earlier frame. Channels stay innermost.
         return rearrange(y, "b (two c) t ... -> b (t two) ... c", two=2).movedim(-1, 1), state
 
