@@ -26,7 +26,8 @@ from wanvae.config import WanVAEConfig
 from wanvae.dataset.command import ENCODE_DATASET
 from wanvae.demo import demo_clip, demo_weights
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import Command, Program, add_progress_option
+from wanvae.engine.command_line.options import add_progress_option
+from wanvae.engine.command_line.program import Command, Program
 from wanvae.engine.config import to_json_dict
 from wanvae.errors import UserError
 from wanvae.evaluate.command import EVALUATE
@@ -348,9 +349,9 @@ COMMANDS = {
 
 def train(arguments: Sequence[str], program: str) -> int:
     # Imported here, for no other command needs what it does.
-    from wanvae.train.run import run as train
+    from wanvae.train import run
 
-    return train.main(arguments, program)
+    return run.main(arguments, program)
 
 
 PROGRAM = Program(
