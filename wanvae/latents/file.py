@@ -28,7 +28,7 @@ from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.latents.spool import LatentsSpool
-from wanvae.nn.norm import wide_dtype
+from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.posterior import Posterior
 from wanvae.video.common import RATES
 
