@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
+from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.nn.masking import time_mask
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.streaming import Pointwise, State, Streaming
