@@ -348,9 +348,9 @@ COMMANDS = {
 
 def train(arguments: Sequence[str], program: str) -> int:
     # Imported here, for no other command needs what it does.
-    from wanvae.train.run import run as train
+    from wanvae.train import run
 
-    return train.main(arguments, program)
+    return run.main(arguments, program)
 
 
 PROGRAM = Program(
