@@ -20,13 +20,13 @@ from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
     check_tensors,
-    first_few,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.hub import HubFiles, local_checkpoint
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion"

@@ -9,7 +9,8 @@ from itertools import product
 from os import PathLike
 from pathlib import Path
 
-from wanvae.engine.checkpoint import CheckpointError, first_sentence
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.text import first_sentence
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
+from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
 from wanvae.nn.sequential import (
@@ -135,8 +136,7 @@ class Residual(Streaming):
 
     def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
         """The residual addition; without gradients in the memory of ``y``."""
-        total = y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
-        return self.post_activation(total)
+        return self.post_activation(kernels_for(y).add(y, shortcut))
 
 
 class RowResidual(Residual):
