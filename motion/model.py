@@ -49,7 +49,7 @@ class RVQVAE(nn.Module):
     Motion is ``(B, T, D)``, float32, features in their own units; the model normalizes them.
     Tokens are indices ``(B, ceil(T / 4), Q)`` where time is halved twice: one for each layer of the
     quantizer, -1 where a layer or a clip has none. (Wan's network has 1 + ceil((T - 1) / 4).)
-    Parameter names of encoder and decoder are those of the published models.
+    Parameter names of encoder and decoder come from the published models.
     """
 
     def __init__(self, config: RVQVAEConfig) -> None:
@@ -147,10 +147,10 @@ class RVQVAE(nn.Module):
         return self.normalizer.denormalize(features.to(self.normalizer.mean))
 
     def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
-        """Encode, quantize and decode, for training: of clips ``(B, T, D)`` in their own units.
+        """Encode, quantize and decode clips ``(B, T, D)`` in their own units, for training.
 
-        In training mode the quantizer learns from them. What the result holds from ``lengths``
-        ``(B,)`` on is 0.
+        In training mode the quantizer learns from them. After the ``lengths`` ``(B,)`` frames of
+        each clip the result is 0.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
@@ -174,7 +174,7 @@ class RVQVAE(nn.Module):
                 clip gets the tokens that it gets alone, and -1 after them.
 
         Raises:
-            ValueError: motion has another shape, or is not finite; lengths do not fit.
+            UserError: motion has another shape, or is not finite; lengths do not fit.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
@@ -189,13 +189,12 @@ class RVQVAE(nn.Module):
 
         Args:
             indices: as ``encode`` gives them, or of the first few layers.
-            length: frames of the motion, or ``(B,)`` of each clip, which ends in zeros then; the
-                tokens of a clip after those of its frames are not looked at. None: as many frames
-                as the tokens have.
+            length: frames of the motion, or ``(B,)``, frames of each clip: zeros follow them, and
+                the tokens after them are ignored. None: as many frames as the tokens have.
             layers: use the first so many layers only.
 
         Raises:
-            ValueError: indices are out of range or of another shape; there are fewer frames or
+            UserError: indices are out of range or of another shape; there are fewer frames or
                 layers.
         """
         latents = self._look_up(indices, layers)
@@ -238,7 +237,7 @@ class RVQVAE(nn.Module):
         return self.denormalize(features.mT), state
 
     def check_motion(self, motion: Tensor) -> None:
-        """Raise ValueError if ``motion`` is no finite ``(B, T, D)`` of this model."""
+        """Raise UserError if ``motion`` is no finite ``(B, T, D)`` of this model."""
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
             raise UserError(
@@ -265,7 +264,7 @@ class RVQVAE(nn.Module):
         return lengths if (lengths < shape[1]).any() else None
 
     def _check_lengths(self, lengths: Lengths, shape: Sequence[int]) -> Tensor:
-        """Lengths on the device of the model; ValueError if they do not fit (clips, frames)."""
+        """Lengths on the device of the model; UserError if they do not fit ``(clips, frames)``."""
         batch, frames = shape
         lengths = torch.as_tensor(lengths)
         if lengths.shape != (batch,) or lengths.is_floating_point():
@@ -303,5 +302,5 @@ class RVQVAE(nn.Module):
 
 
 def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A network on clips ``(B, C, T)``, of which ``lengths`` ``(B,)`` count; None is all."""
+    """The output for clips ``(B, C, T)`` of ``lengths`` ``(B,)``, and its lengths; None is T."""
     return (network(x), None) if lengths is None else network.forward_masked(x, lengths)

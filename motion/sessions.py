@@ -176,8 +176,8 @@ def require_streamable(network: Streaming) -> None:
     layers = unstreamable_layers(network)
     if layers:
         raise UserError(
-            f"this model cannot stream, for {len(layers)} of its layers look at what comes later, "
-            f"or at all of time, like {layers[0]}: take one with causal: true, no group norm, and "
+            f"this model cannot stream: {len(layers)} of its layers look at later frames, or "
+            f"at all of time, like {layers[0]}. Take one with causal: true, no group norm, and "
             "an attention_window if it has attention"
         )
 
@@ -255,7 +255,7 @@ def check_clips(piece: Tensor, state: SessionState | State) -> None:
         if tensor.shape[:1] != piece.shape[:1]:
             raise UserError(
                 f"a stream keeps its number of clips, but a piece of {tuple(piece.shape)} follows "
-                f"those of {len(tensor)}"
+                f"pieces of {len(tensor)} clips"
             )
 
 

@@ -60,7 +60,7 @@ def effective_kernels(config: RVQVAEConfig) -> tuple[tuple[int, ...], ...]:
     """The effective kernels of the residual blocks of each stage of a Resnet1D encoder, in order.
 
     Raises:
-        ValueError: the network is another.
+        UserError: the network is not a Resnet1D.
     """
     if config.network != "resnet":
         raise UserError(f"the {config.network} network has no dilated kernels")
@@ -77,7 +77,7 @@ def kernel_of_block(block: ResConv1DBlock) -> int:
 def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
     """What tokens and frames of a model depend on, in evaluation mode; nothing is computed."""
     encoder, decoder = encoder_and_decoder(config)
-    # Frames of token 1, which begin where those of token 0 end.
+    # Frames of token 1, which begin after the frames of token 0.
     first, last = config.first_frames, config.frames_of(2) - 1
     seen = encoder.input_interval(Interval(1, 1))
     used = decoder.input_interval(Interval(first, last))

@@ -20,7 +20,7 @@ from wanvae.nn.masking import mask_of
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of latents.
+    """The result of a quantizer.
 
     Attributes:
         latents: ``(B, C, T)``, sums of codes; gradients go to the latents they stand for.
@@ -47,9 +47,9 @@ class Search:
         latents: ``(N, C)``, sums of codes.
         indices: ``(N, Q)``, -1 where a row is not quantized by a layer.
         loss: scalar, the commitment loss.
-        loss_gradient: ``(N, C)``, that of the loss in the rows; None if no gradient is wanted.
+        loss_gradient: ``(N, C)``, the gradient of the loss by the rows; None if it is not wanted.
         counts: ``(Q, K)``, how many rows chose each code.
-        sums: ``(Q, K, C)``, the sums of these rows as the layer was given them; None in evaluation.
+        sums: ``(Q, K, C)``, the sums of what the layer was given, by code; None in evaluation.
     """
 
     latents: Tensor
@@ -61,13 +61,13 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a layer does to some rows.
+class LayerResult:
+    """What one layer of the quantizer does to some rows.
 
     Attributes:
         layer: its number.
         given: ``(N, C)``, what the layers before left.
-        found: ``(N,)``, the code of each row, also of those that the layer leaves as they are.
+        found: ``(N,)``, the code of each row, also where the layer leaves the row as it is.
         left: ``(N, C)``, ``given`` less its codes.
     """
 
@@ -99,7 +99,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class ResidualVQ(nn.Module):
-    """Quantizes latents ``(B, C, T)`` by a row of codebooks, each taking what those before left.
+    """Quantizes latents ``(B, C, T)`` by codebooks in a row; each quantizes what is left so far.
 
     While training it learns its codes, its only state (see
     :class:`~motion.quantizer.codebooks.Codebooks`).
@@ -166,8 +166,8 @@ class ResidualVQ(nn.Module):
             layers: use only so many of them, the first.
 
         Raises:
-            ValueError: indices have another shape, are no whole numbers or out of range, or there
-                are not as many layers.
+            UserError: indices have another shape, are no whole numbers or out of range, or
+                ``layers`` is more than there are.
         """
         self._check_indices(indices)
         given = indices.shape[2]
@@ -198,7 +198,7 @@ class ResidualVQ(nn.Module):
         finder: Finder,
         taken: Tensor | None = None,
         temperature: float = 0.0,
-    ) -> Iterator[Step]:
+    ) -> Iterator[LayerResult]:
         """What each layer does, in turn, to ``(N, C)``.
 
         Args:
@@ -212,7 +212,7 @@ class ResidualVQ(nn.Module):
             if taken is not None:
                 chosen *= taken[:, layer, None]
             given, left = left, left - chosen
-            yield Step(layer, given, found, left)
+            yield LayerResult(layer, given, found, left)
 
     def _search(
         self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool

@@ -19,10 +19,10 @@ from wanvae.nn.streaming import State, Streaming
 class Resample(Streaming):
     """Changes the size of each frame, and of time if ``temporal``.
 
-    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names; its parameters
-    are those of ``resample.1``). In 1D there is no space, and what remains of the convolution over
-    it is a 1-conv. The first frame of a stream stands for itself: resampling of time passes it
-    through.
+    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names; ``resample.1``
+    holds the parameters of the convolution of each frame). In 1D there is no space, and the
+    convolution over space becomes a 1-conv. The first frame of a stream stands for itself:
+    resampling of time passes it through.
     """
 
     def __init__(self, ndim: int, conv: CausalConv) -> None:
@@ -105,7 +105,7 @@ class Downsample(Resample):
 class Upsample(Resample):
     """Doubles space, and time if ``temporal``: 1 + n frames become 1 + 2n, later n become 2n.
 
-    State: that of ``time_conv``, which never sees the first frame: its history starts as zeros.
+    State: the state of ``time_conv``, which never sees the first frame; it starts with zeros.
     """
 
     def __init__(self, ndim: int, in_dim: int, out_dim: int, *, temporal: bool) -> None:
@@ -156,7 +156,8 @@ class Upsample(Resample):
         y = kernels_for(images).convolve_doubled(images, self.conv.weight, self.conv.bias)
         if region is None:
             return y
-        # Doubled whole, with zeros all around: what these spoil at inner sides is cut off.
+        # The input is doubled whole, with zeros all around. The zeros spoil the inner sides, which
+        # are cut off.
         return crop(y, repeated(self.input_region(region), 2), region)
 
     def _double_time(self, conv: CausalConv, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -38,7 +38,7 @@ ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """What the residual blocks of a network are made of.
+    """How the residual blocks of a network are built.
 
     Attributes:
         kind: the body (see :func:`make_block`); Wan's checkpoints need "residual".
@@ -353,7 +353,7 @@ class DenseResidualBlock(SequentialResidual):
 class ResConv1DBlock(RowResidual):
     """Resnet1D's block: (norm, activation, dilated 3-conv), (norm, activation, 1-conv), dropout.
 
-    Parameter names (``norm1``, ``conv1``, ``norm2``, ``conv2``) are those of the published motion
+    Parameter names (``norm1``, ``conv1``, ``norm2``, ``conv2``) come from the published motion
     models.
 
     Args:
@@ -390,7 +390,7 @@ class ResConv1DBlock(RowResidual):
 def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residual:
     """The residual block that ``spec.kind`` names, from ``in_dim`` to ``out_dim`` channels.
 
-    "bottleneck" narrows to a quarter of ``out_dim``; "dense" has two layers of half of it.
+    "bottleneck" narrows to ``out_dim / 4`` channels; "dense" has two layers of ``out_dim / 2``.
     """
     if spec.kind == "residual":
         return ResidualBlock(ndim, in_dim, out_dim, spec)

@@ -1,4 +1,4 @@
-"""Layers one after another: what a row of them does and what is known of it."""
+"""Layers one after another: how a row of layers runs, and the facts about the row."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def step_through(
     A convolution applies the pointwise layers before it on the way to its input.
 
     Args:
-        recompute: for the backward pass keep only what goes from layer to layer and compute what
-            is inside them again.
+        recompute: keep only what goes from layer to layer, and compute the inside of the layers
+            again in the backward pass.
     """
     layers = tuple(layers)
     states = states_inside(state, len(layers))
@@ -128,7 +128,7 @@ def regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[
 
 
 def cropped_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """The layers in a row that are cropped one by one, with those inside others."""
+    """The layers in a row that are cropped one by one; a stage gives the layers inside it."""
     return tuple(chain.from_iterable(layer.cropped_layers() for layer in streaming_layers(layers)))
 
 

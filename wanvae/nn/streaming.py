@@ -57,7 +57,7 @@ class Streaming(nn.Module):
         return self.step(x, None)[0]
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Process whole clips ``(B, C, T, ...)``, of which ``lengths`` ``(B,)`` frames count.
+        """Process whole clips ``(B, C, T, ...)`` of ``lengths`` ``(B,)`` frames each.
 
         The frames after the end of a clip are padding and may hold anything. The layer sees of each
         clip what it sees when the clip comes alone.
