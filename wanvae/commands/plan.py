@@ -59,7 +59,7 @@ def describe(planner: Planner, job: Job, chosen: Plan) -> str:
     return (
         f"{size}, {chosen.frames or 'all'} frames at once, "
         f"{show_memory(planner.memory(job, chosen))} ({endless}), "
-        f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times those of whole frames"
+        f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times the work of whole frames"
     )
 
 
