@@ -30,9 +30,9 @@ COMMANDS = {
 def train(arguments: Sequence[str], program: str) -> int:
     """Runs the training command, and returns its exit status."""
     # Imported here, because no other command needs what training needs.
-    from wanvae.train.run import run as train
+    from wanvae.train import run
 
-    return train.main(arguments, program)
+    return run.main(arguments, program)
 
 
 PROGRAM = Program(

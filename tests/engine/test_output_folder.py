@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 from wanvae.engine.output_folder import describe_differences, refuse_nested, take_folder
 from wanvae.errors import UserError
 
@@ -55,7 +55,7 @@ def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_created_is_an_error_for_people(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(FileError):
         take(tmp_path / "file" / "a", Recipe())
 
 

@@ -34,14 +34,13 @@ from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
-    atomic_directory,
-    atomic_path,
-    first_few,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_directory, atomic_path
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 # Fields that only the native layout stores.
@@ -193,7 +192,8 @@ def save_native(
     """Writes a native checkpoint: official names, and the config in the metadata.
 
     Raises:
-        CheckpointError: ``path`` does not end in .safetensors, or cannot be written.
+        CheckpointError: ``path`` does not end in .safetensors.
+        FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".safetensors")
     metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
@@ -209,8 +209,8 @@ def save_wan(
     assume patches of 2x2 pixels for models with stage shortcuts.
 
     Raises:
-        CheckpointError: ``path`` has another suffix or cannot be written, or the layout cannot
-            store the architecture.
+        CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
+        FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
@@ -230,8 +230,8 @@ def save_diffusers(
     its two files are replaced one after the other.
 
     Raises:
-        CheckpointError: ``directory`` holds something else or cannot be written, or diffusers has
-            no such architecture.
+        CheckpointError: diffusers has no such architecture.
+        FileError: ``directory`` holds something else, or cannot be written.
     """
     names = (*BLOCK_FIELDS, "attn_scales")
     require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)

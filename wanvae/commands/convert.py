@@ -60,8 +60,9 @@ def convert(
         dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor.
 
     Raises:
-        CheckpointError: ``source`` cannot be read or is not a complete model, ``destination``
-            cannot be written, or its layout cannot store the architecture. Nothing is written then.
+        CheckpointError: ``source`` cannot be read or is not a complete model, or the layout cannot
+            store the architecture. Nothing is written then.
+        FileError: ``destination`` cannot be written.
     """
     checkpoint = load_complete(source)
     config, tensors = checkpoint.config, checkpoint.tensors

@@ -7,7 +7,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import Command, add_progress_option
+from wanvae.engine.command_line.options import add_progress_option
+from wanvae.engine.command_line.program import Command
 from wanvae.folders.manifest import MANIFEST, write_manifest
 
 

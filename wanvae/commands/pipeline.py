@@ -161,7 +161,7 @@ def encode_file(
 
     Raises:
         VideoError: ``source`` cannot be read, or has no frame from ``start`` on.
-        CheckpointError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written.
     """
     first = is_first(shard)
     with open_excerpt(source, start, duration) as excerpt:

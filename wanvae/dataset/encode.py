@@ -25,7 +25,7 @@ from wanvae.dataset.plan import DatasetPlan, prepare
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
-from wanvae.engine.checkpoint import unwritable
+from wanvae.engine.files import unwritable
 from wanvae.engine.json_files import append_line, write_lines
 from wanvae.engine.processes import made_by_first_process, objects_of_processes
 from wanvae.engine.sharing import neighbouring_share, progress_bar
@@ -131,7 +131,7 @@ def encode_dataset(
     Raises:
         UserError: there is nothing to encode, ``options`` do not fit the model or the folder, or
             one folder lies inside the other.
-        CheckpointError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     source, destination = Path(source), Path(destination)
     if source.name == MANIFEST:
@@ -203,7 +203,7 @@ def write_files(
         pieces: the latents of all clips of the files, in order.
 
     Raises:
-        CheckpointError: the disk is full, or cannot be written.
+        FileError: the disk is full, or cannot be written.
     """
     writer = FileWriter(folder, settings, bar)
     with closing(pieces):

@@ -62,7 +62,7 @@ def prepare(
     Raises:
         UserError: there is nothing to encode, the options do not fit the model, or the folder
             belongs to other settings.
-        CheckpointError: the folder cannot be written.
+        FileError: the folder cannot be written.
     """
     refuse_nested(source, destination)
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def write_value(path: Path, value: object, *, indent: int | None = None) -> None
 
     Raises:
         ValueError: a number is not finite.
-        CheckpointError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         text = json.dumps(to_json_dict(value), indent=indent, allow_nan=False) + "\n"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from wanvae.engine.checkpoint import is_nested, make_directory, remove_temporaries
+from wanvae.engine.files import is_nested, make_directory, remove_temporaries
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.errors import UserError
 
@@ -29,7 +29,7 @@ def take_folder(
 
     Raises:
         UserError: the folder is of other settings, or holds other files.
-        CheckpointError: the folder cannot be written.
+        FileError: the folder cannot be written.
     """
     folder = path.parent
     make_directory(folder)

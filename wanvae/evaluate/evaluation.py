@@ -71,7 +71,7 @@ def evaluate(
     Raises:
         UserError: there is nothing to judge, no clip can be read, or ``output`` holds something
             else or lies in ``source``.
-        CheckpointError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     source, output = Path(source), Path(output)
     settings = EvaluationSettings(

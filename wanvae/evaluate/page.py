@@ -78,7 +78,7 @@ def write_report(folder: Path, trials: Path, evaluation: Evaluation, facts: dict
         facts: lines for the head of the page.
 
     Raises:
-        CheckpointError: the page cannot be written.
+        FileError: the page cannot be written.
     """
     path = folder / PAGE
     title = f"Reconstruction of {Path(evaluation.settings.source).name}"

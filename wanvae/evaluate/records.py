@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.errors import UserError
 from wanvae.evaluate.models import Cost

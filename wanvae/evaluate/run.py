@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.engine.ahead import ahead
-from wanvae.engine.checkpoint import unwritable
+from wanvae.engine.files import unwritable
 from wanvae.engine.processes import objects_of_processes
 from wanvae.engine.sharing import balanced_share, progress_bar
 from wanvae.evaluate.media import ComparisonWriter, write_worst
@@ -97,7 +97,7 @@ def run_trials(
         The results of all trials in the first process; None in the others.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     folder = output / TRIALS
     missing = [trial for trial in found.trials if read_record(folder, trial) is None]

@@ -22,11 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.latents.spool import LatentsSpool
-from wanvae.nn.norm import wide_dtype
+from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.posterior import Posterior
 from wanvae.video.rate import parse_rate
 
@@ -95,7 +96,8 @@ def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[Late
     """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
 
     Raises:
-        CheckpointError: ``path`` does not end in .safetensors or cannot be written.
+        CheckpointError: ``path`` does not end in .safetensors, or nothing was written to it.
+        FileError: ``path`` cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wanvae.engine.checkpoint import first_sentence
-from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.engine.memory import is_out_of_memory
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 # Frames of a window.
