@@ -20,7 +20,7 @@ from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import table_of, write_figures
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
-from motion.files.clips import READERS, write_clip
+from motion.files.formats import READERS, write_motion
 from motion.model import RVQVAE
 from motion.skeleton.sample import walk
 from wanvae.engine.checkpoint import make_directory
@@ -37,7 +37,7 @@ from wanvae.errors import UserError
 
 def sample(arguments: Namespace) -> None:
     clip = walk(arguments.frames, arguments.fps)
-    write_clip(arguments.output, clip)
+    write_motion(arguments.output, clip)
     print(f"{arguments.output}: {len(clip)} frames of {clip.skeleton.joints} joints")
 
 

@@ -3,5 +3,5 @@
 from wanvae.errors import UserError
 
 
-class ClipError(UserError):
+class MotionError(UserError):
     """A motion that cannot be read, written or used; one line that says what to do."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from motion.skeleton.clip import Clip
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.joint_names import side_of
 from motion.skeleton.tree import Skeleton, end_positions
 from wanvae.errors import UserError
@@ -62,7 +62,7 @@ class Figure:
         )
 
     @classmethod
-    def of_clip(cls, clip: Clip) -> Figure:
+    def of_clip(cls, clip: MotionClip) -> Figure:
         """That of a clip, with its end sites."""
         pose = clip.pose
         ends = end_positions(clip.skeleton, pose)

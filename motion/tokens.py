@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from motion.checkpoints.formats import require_suffix
-from motion.errors import ClipError
+from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
@@ -40,7 +40,7 @@ class Body:
     Attributes:
         skeleton: whose joints moved.
         start: (x, z) of the root in the first frame, metres.
-        betas, gender: as a :class:`~motion.skeleton.clip.Clip` has them.
+        betas, gender: as a :class:`~motion.skeleton.clip.MotionClip` has them.
     """
 
     skeleton: Skeleton
@@ -151,18 +151,18 @@ def read_tokens(path: str | os.PathLike[str]) -> Tokens:
     """Read a file that ``write_tokens`` wrote, or a .npy of indices alone.
 
     Raises:
-        ClipError: there is no such file, or it holds anything else.
+        MotionError: there is no such file, or it holds anything else.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise ClipError(f"{path} must end in {' or '.join(READERS)}, to be read as tokens")
+        raise MotionError(f"{path} must end in {' or '.join(READERS)}, to be read as tokens")
     try:
         return READERS[suffix](path)
-    except (ClipError, CheckpointError) as error:
-        raise ClipError(str(error)) from error
+    except (MotionError, CheckpointError) as error:
+        raise MotionError(str(error)) from error
     except (ValueError, OverflowError) as error:
-        raise ClipError(f"{path} cannot be read as tokens: {error}") from error
+        raise MotionError(f"{path} cannot be read as tokens: {error}") from error
 
 
 def read_npz(path: Path) -> Tokens:
@@ -221,13 +221,13 @@ def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
 
 
 def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) -> None:
-    """Raise ClipError if tokens of a file are none of ``model``; warn if its codes are others."""
+    """Raise MotionError if tokens of a file are none of ``model``; warn if its codes are others."""
     config, origin = model.config, tokens.origin
     length, layers = tokens.indices.shape
     codes = int(tokens.indices.max()) + 1 if origin is None else origin.codes
     most = config.quantizer
     if layers > most.layers or codes > most.codes or (origin and codes != most.codes):
-        raise ClipError(
+        raise MotionError(
             f"{source} has tokens of {layers} layers of {'at least ' * (origin is None)}{codes} "
             f"codes, but the model has {most.layers} of {most.codes}; give the checkpoint that "
             "made them"
@@ -235,7 +235,7 @@ def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) 
     if origin is None:
         return
     if length != config.tokens_of(origin.frames):
-        raise ClipError(
+        raise MotionError(
             f"{source} has {length} tokens for {origin.frames} frames, but the model makes "
             f"{config.tokens_of(origin.frames)}; give the checkpoint that made them"
         )

@@ -12,13 +12,13 @@ from motion.checkpoints import formats
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint, Layout
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
-from motion.errors import ClipError
-from motion.features.features import extract_features, restore_onto
+from motion.errors import MotionError
 from motion.features.normalizer import Normalizer
+from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
-from motion.files.clips import read_clip, write_clip
+from motion.files.formats import read_motion, write_motion
 from motion.model import RVQVAE
-from motion.skeleton.clip import Clip
+from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
 
 WRITERS = {Layout.NATIVE: formats.save_native, Layout.MOMASK: formats.save_momask}
@@ -134,18 +134,18 @@ def convert_motion(
         roundtrip: make features of the motion, and motion of these, before it is written.
 
     Raises:
-        ClipError: ``source`` cannot be read, or the kind of ``destination`` cannot hold it.
+        MotionError: ``source`` cannot be read, or the kind of ``destination`` cannot hold it.
         CheckpointError: ``destination`` cannot be written.
     """
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
-        raise ClipError(f"{destination} must end as {source} does, to go there and back")
-    clip = read_clip(source)
-    write_clip(destination, through_features(clip) if roundtrip else clip)
-    written = read_clip(destination)
+        raise MotionError(f"{destination} must end as {source} does, to go there and back")
+    clip = read_motion(source)
+    write_motion(destination, through_features(clip) if roundtrip else clip)
+    written = read_motion(destination)
     errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
     return MotionReport(len(clip), errors.max().item(), clip.skeleton.span)
 
 
-def through_features(clip: Clip) -> Clip:
+def through_features(clip: MotionClip) -> MotionClip:
     """The clip that the features of a clip lead back to."""
     return restore_onto(clip, extract_features(clip, COMPLETE), COMPLETE)

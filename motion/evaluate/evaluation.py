@@ -30,7 +30,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class MotionSummary:
     """The figures of some frames: small, for there is one for each of many files.
 
     Tuples go by layers. Errors are with the first 1, 2, ... of them, all else of the
@@ -67,7 +67,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+class MotionEvaluation:
     """Sums over the frames of a recording, in float64; those of several add up.
 
     Pairs are of the original and of the reconstruction with all layers.
@@ -97,11 +97,11 @@ class Evaluation:
     speeds: Tensor
     slides: Tensor
 
-    def __add__(self, other: Evaluation) -> Evaluation:
+    def __add__(self, other: MotionEvaluation) -> MotionEvaluation:
         """That of all frames of both, which are of the same joints."""
         sums = [field.name for field in fields(self) if field.name != "joint_names"]
         added = {name: getattr(self, name) + getattr(other, name) for name in sums}
-        return Evaluation(joint_names=self.joint_names, **added)
+        return MotionEvaluation(joint_names=self.joint_names, **added)
 
     @property
     def joint_errors(self) -> Tensor:
@@ -135,12 +135,12 @@ class Evaluation:
         return torch.special.entr(shares).sum(1).exp()
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> MotionSummary:
         """All figures but those of single joints and codes."""
         original_jerk, jerk = means(self.jerks, self.jerk_frames)
         original_speed, speed = means(self.speeds, self.contacts)
         original_sliding, sliding = means(self.slides, self.contacts)
-        return Summary(
+        return MotionSummary(
             frames=self.frames,
             mpjpe_mm=self.mpjpe,
             rotation_error_degrees=self.rotation_errors,
@@ -168,7 +168,7 @@ def evaluate(
     numbers_of_layers: Iterable[int] | None = None,
     rank: int = 0,
     ranks: int = 1,
-) -> Evaluation:
+) -> MotionEvaluation:
     """Reconstruct recordings as wholes, and compare.
 
     Args:
@@ -183,9 +183,9 @@ def evaluate(
     return whole
 
 
-def totals(parts: Iterable[Evaluation]) -> dict[tuple[str, ...], Evaluation]:
+def totals(parts: Iterable[MotionEvaluation]) -> dict[tuple[str, ...], MotionEvaluation]:
     """The sums of those of the same joints, by their names."""
-    sums: dict[tuple[str, ...], Evaluation] = {}
+    sums: dict[tuple[str, ...], MotionEvaluation] = {}
     for part in parts:
         before = sums.get(part.joint_names)
         sums[part.joint_names] = part if before is None else before + part
@@ -193,8 +193,8 @@ def totals(parts: Iterable[Evaluation]) -> dict[tuple[str, ...], Evaluation]:
 
 
 def totals_of_processes(
-    own: dict[tuple[str, ...], Evaluation],
-) -> dict[tuple[str, ...], Evaluation]:
+    own: dict[tuple[str, ...], MotionEvaluation],
+) -> dict[tuple[str, ...], MotionEvaluation]:
     """Those of all processes of a run, which must all call this, in each."""
     return totals(part for parts in objects_of_processes(own) for part in parts.values())
 
@@ -205,7 +205,7 @@ def measure(
     *,
     numbers_of_layers: Iterable[int] | None = None,
     window: int | None = None,
-) -> Evaluation:
+) -> MotionEvaluation:
     """Reconstruct a recording as a whole, and compare.
 
     Args:
@@ -230,7 +230,7 @@ def measure(
     jerks = torch.stack([joint_jerk(positions, fps).sum() for positions in pair])
     speeds = speeds_on_ground(pair, find_feet(names), fps)
     speeds = speeds[:, ~speeds[0].isnan()]
-    return Evaluation(
+    return MotionEvaluation(
         joint_names=names,
         frames=length,
         errors=torch.stack(errors),

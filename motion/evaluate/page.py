@@ -15,7 +15,7 @@ import motion
 from motion.commands.describe import token_rate
 from motion.commands.folders import FileEvaluation, FolderEvaluation
 from motion.config import RVQVAEConfig
-from motion.evaluate.evaluation import Evaluation
+from motion.evaluate.evaluation import MotionEvaluation
 from motion.evaluate.side_by_side import PAIR, file_section
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
@@ -120,7 +120,7 @@ def count_files(evaluation: FolderEvaluation) -> str:
     return f"{len(evaluation.files):,}" + (f", and {left_out:,} left out" if left_out else "")
 
 
-def summary_section(whole: Evaluation) -> Section:
+def summary_section(whole: MotionEvaluation) -> Section:
     """Errors, and how joints and feet move in the original and in the reconstruction."""
     found = whole.summary
     columns = [Column("with all layers"), *(Column(name, 3) for name in PAIR), Column("ratio")]
@@ -150,7 +150,7 @@ def percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def layers_section(whole: Evaluation) -> Section:
+def layers_section(whole: MotionEvaluation) -> Section:
     """What each number of layers comes to, and how each layer uses its codes."""
     found, codes = whole.summary, whole.counts.shape[1]
     numbers = range(1, len(found.mpjpe_mm) + 1)
@@ -200,7 +200,7 @@ def layers_section(whole: Evaluation) -> Section:
     return Section("Layers and codes", "layers", parts)
 
 
-def joints_section(whole: Evaluation) -> Section:
+def joints_section(whole: MotionEvaluation) -> Section:
     """The error of each joint, the largest first."""
     errors = zip(whole.joint_names, whole.joint_errors.tolist(), strict=True)
     rows = [Row(joint) for joint in sorted(errors, key=lambda joint: -joint[1])]

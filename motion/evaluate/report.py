@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from motion.commands.folders import FolderEvaluation
-from motion.evaluate.evaluation import Evaluation, Summary
+from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows
@@ -19,7 +19,7 @@ from wanvae.report import write_rows
 WORST = 5
 
 
-def table_of(evaluation: Evaluation, joints: int = WORST) -> Iterator[str]:
+def table_of(evaluation: MotionEvaluation, joints: int = WORST) -> Iterator[str]:
     """The lines of a table: what each number of layers comes to, and how each layer uses codes.
 
     Args:
@@ -43,7 +43,7 @@ def table_of(evaluation: Evaluation, joints: int = WORST) -> Iterator[str]:
     yield from movement(summary)
 
 
-def movement(summary: Summary) -> Iterator[str]:
+def movement(summary: MotionSummary) -> Iterator[str]:
     """The lines on jerk and feet, as far as they are known."""
     if summary.jerk_m_s3 is not None:
         original = f"the original's {summary.original_jerk_m_s3:.2f}"
@@ -56,7 +56,7 @@ def movement(summary: Summary) -> Iterator[str]:
         )
 
 
-def worst_joints(evaluation: Evaluation) -> list[tuple[str, float]]:
+def worst_joints(evaluation: MotionEvaluation) -> list[tuple[str, float]]:
     """Joints and their errors in millimetres, the largest first."""
     errors = zip(evaluation.joint_names, evaluation.joint_errors.tolist(), strict=True)
     return sorted(errors, key=lambda joint: -joint[1])
@@ -78,7 +78,7 @@ def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
     }
 
 
-def as_row(summary: Summary) -> dict[str, float | None]:
+def as_row(summary: MotionSummary) -> dict[str, float | None]:
     """The figures of a summary by name; what goes by layers is numbered."""
     row: dict[str, float | None] = {}
     for name, value in asdict(summary).items():

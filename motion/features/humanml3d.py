@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from motion.errors import MotionError
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array, write_array
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import HUMANML3D, KIT
+from motion.skeleton.packaged import HUMANML3D, KIT
 from motion.skeleton.tree import Skeleton
 
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
@@ -30,11 +30,11 @@ STATISTICS = ("Mean.npy", "Std.npy")
 
 
 def joints_of(channels: int) -> int:
-    """J for a number of channels; ClipError if they are no such features."""
+    """J for a number of channels; MotionError if they are no such features."""
     for joints in SKELETONS:
         if channels == 12 * joints - 1:
             return joints
-    raise ClipError(f"the features have {channels} channels; HumanML3D's have 263 and KIT's 251")
+    raise MotionError(f"the features have {channels} channels; HumanML3D's have 263 and KIT's 251")
 
 
 def skeleton_of(channels: int) -> Skeleton:
@@ -84,7 +84,7 @@ def read_statistics(folder: Path) -> FeatureStatistics | None:
     """Those in Mean.npy and Std.npy of a folder, or of the one that it is in; None without them.
 
     Raises:
-        ClipError: there is only one of them, or they are not of such features.
+        MotionError: there is only one of them, or they are not of such features.
     """
     for place in (folder, folder.parent):
         mean, std = (place / name for name in STATISTICS)
@@ -97,7 +97,7 @@ def read_statistics(folder: Path) -> FeatureStatistics | None:
         joints_of(len(arrays[0]))
         return FeatureStatistics(*arrays)
     except ValueError as error:
-        raise ClipError(f"{mean} and {std}: {error}") from None
+        raise MotionError(f"{mean} and {std}: {error}") from None
 
 
 def biased(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:
@@ -112,15 +112,15 @@ def read_features(path: str | os.PathLike[str]) -> Tensor:
     """Features (T, D) of a .npy file, in float32.
 
     Raises:
-        ClipError: there is no such file, or it holds no such features.
+        MotionError: there is no such file, or it holds no such features.
     """
     features = read_array(Path(path), ndim=2)
     try:
         joints_of(features.shape[1])
-    except ClipError as error:
-        raise ClipError(f"{path}: {error}") from None
+    except MotionError as error:
+        raise MotionError(f"{path}: {error}") from None
     if not len(features):
-        raise ClipError(f"{path} has no frames; get it again")
+        raise MotionError(f"{path} has no frames; get it again")
     return features
 
 
@@ -128,9 +128,9 @@ def write_features(path: str | os.PathLike[str], features: Tensor) -> None:
     """Write features (T, D) to a .npy file, complete or not at all.
 
     Raises:
-        ClipError: the path ends otherwise.
+        MotionError: the path ends otherwise.
         CheckpointError: it cannot be written.
     """
     if Path(path).suffix != ".npy":
-        raise ClipError(f"{path} must end in .npy, for features of HumanML3D or KIT")
+        raise MotionError(f"{path} must end in .npy, for features of HumanML3D or KIT")
     write_array(path, features)

@@ -15,10 +15,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from motion.config import RVQVAEConfig
+from motion.errors import MotionError
 from motion.features import humanml3d
-from motion.features.features import extract_features, from_rot6d, restore_onto
-from motion.files.clips import READERS, read_clip, write_clip
-from motion.skeleton.clip import Clip, ClipError, resample
+from motion.features.rotations import extract_features, from_rot6d, restore_onto
+from motion.files.formats import READERS, read_motion, write_motion
+from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
 
 
@@ -50,7 +51,7 @@ class Recording:
     config: RVQVAEConfig
     features: Tensor
     skeleton: Skeleton
-    clip: Clip | None
+    clip: MotionClip | None
     file_fps: float | None = None
 
     def __len__(self) -> int:
@@ -68,30 +69,30 @@ class Recording:
             return joints_of_humanml3d(features)
         return joints_of_clip(self.restored(features))
 
-    def restored(self, features: Tensor) -> Clip:
+    def restored(self, features: Tensor) -> MotionClip:
         """The clip of ``features`` ``(T, D)``, of the skeleton and at the place of this recording.
 
         Features without a root take its path from the recording.
 
         Raises:
-            ClipError: they are HumanML3D's or KIT's, which have no clip.
+            MotionError: they are HumanML3D's or KIT's, which have no clip.
         """
         clip, spec = self.clip, self.config.features
         if clip is None or spec is None:
-            raise ClipError("features of HumanML3D and KIT have no clip; write them as .npy")
+            raise MotionError("features of HumanML3D and KIT have no clip; write them as .npy")
         return restore_onto(clip, features, spec)
 
     def write(self, path: str | os.PathLike[str], features: Tensor) -> None:
         """Write ``features`` ``(T, D)`` as motion: .bvh or .npz; .npy of HumanML3D's and KIT's.
 
         Raises:
-            ClipError: the suffix is another, or the kind of file cannot hold the motion.
+            MotionError: the suffix is another, or the kind of file cannot hold the motion.
             CheckpointError: it cannot be written.
         """
         if self.clip is None:
             humanml3d.write_features(path, features)
         else:
-            write_clip(path, self.restored(features))
+            write_motion(path, self.restored(features))
 
     def __getitem__(self, frames: slice) -> Recording:
         """Some of the frames; the features are those they have in the whole."""
@@ -110,13 +111,13 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
     Of a data set like HumanML3D's those of its features, which are in one folder among others.
 
     Raises:
-        ClipError: there is no such file or folder, or the folder has none.
+        MotionError: there is no such file or folder, or the folder has none.
     """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ClipError(f"{path} does not exist; check the path")
+        raise MotionError(f"{path} does not exist; check the path")
     suffixes = suffixes_of(config)
     folder = humanml3d.features_folder(path) if config.features is None else path
     files = sorted(
@@ -127,7 +128,9 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
         and file.is_file()
     )
     if not files:
-        raise ClipError(f"{path} has no {' or '.join(suffixes)} files; name the folder of the data")
+        raise MotionError(
+            f"{path} has no {' or '.join(suffixes)} files; name the folder of the data"
+        )
     return files
 
 
@@ -135,20 +138,20 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
     """Read a motion file as features of a model; clips are brought to its frame rate.
 
     Raises:
-        ClipError: it cannot be read, is of another kind, or its skeleton has another number of
+        MotionError: it cannot be read, is of another kind, or its skeleton has another number of
             joints than the model.
     """
     path = Path(path)
     spec, channels = config.features, config.channels
     suffixes = suffixes_of(config)
     if path.suffix.lower() not in suffixes:
-        raise ClipError(f"{path} must end in {' or '.join(suffixes)} for this model")
+        raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
     if spec is None:
         skeleton = humanml3d.skeleton_of(channels)
         features = humanml3d.read_features(path)
         check_channels(path, features.shape[1], channels, "")
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    clip = read_clip(path)
+    clip = read_motion(path)
     joints = clip.skeleton.joints
     check_channels(path, spec.channels(joints), channels, f" of {joints} joints")
     file_fps = clip.fps
@@ -163,15 +166,15 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
 
 
 def check_channels(path: Path, found: int, channels: int, joints: str) -> None:
-    """Raise ClipError if a file's features have not the model's number of channels."""
+    """Raise MotionError if a file's features have not the model's number of channels."""
     if found != channels:
-        raise ClipError(
+        raise MotionError(
             f"{path} has {found} channels{joints}, but the model has {channels}: it is of another "
             "skeleton or other features"
         )
 
 
-def joints_of_clip(clip: Clip) -> Joints:
+def joints_of_clip(clip: MotionClip) -> Joints:
     return Joints(clip.pose.positions, clip.rotations)
 
 

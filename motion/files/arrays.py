@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motion.errors import ClipError
+from motion.errors import MotionError
 from wanvae.engine.checkpoint import atomic_path, first_sentence
 
 
@@ -18,11 +18,11 @@ def load_array(path: Path) -> np.ndarray:
     """The array of a .npy file, of any kind.
 
     Raises:
-        ClipError: there is no such file, or it holds anything else.
+        MotionError: there is no such file, or it holds anything else.
     """
     array = load(path, ".npy file of numbers")
     if not isinstance(array, np.ndarray):
-        raise ClipError(f"{path} holds several arrays; give a .npy of one")
+        raise MotionError(f"{path} holds several arrays; give a .npy of one")
     return array
 
 
@@ -30,11 +30,11 @@ def load_arrays(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """The ``wanted`` arrays of an .npz file; of others, the names alone.
 
     Raises:
-        ClipError: there is no such file, or it holds anything else.
+        MotionError: there is no such file, or it holds anything else.
     """
     arrays = load(path, ".npz file of plain arrays", wanted)
     if not isinstance(arrays, dict):
-        raise ClipError(f"{path} holds one array without a name; give an .npz file")
+        raise MotionError(f"{path} holds one array without a name; give an .npz file")
     return arrays
 
 
@@ -47,23 +47,23 @@ def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | di
                 return content
             return {k: content[k] if k in wanted else np.empty(0) for k in content.files}
     except FileNotFoundError:
-        raise ClipError(f"{path} does not exist; check the path") from None
+        raise MotionError(f"{path} does not exist; check the path") from None
     except Exception as error:  # a damaged file can raise anything
         reason = first_sentence(error)
-        raise ClipError(f"{path} is no complete {kind} ({reason}); get it again") from error
+        raise MotionError(f"{path} is no complete {kind} ({reason}); get it again") from error
 
 
 def read_array(path: Path, ndim: int) -> Tensor:
     """The numbers of a .npy file of ``ndim`` axes, in float32.
 
     Raises:
-        ClipError: there is no such file, or it holds anything but finite numbers.
+        MotionError: there is no such file, or it holds anything but finite numbers.
     """
     array = load_array(path)
     if array.ndim != ndim or array.dtype.kind not in "fiu":
-        raise ClipError(f"{path} holds no array of numbers with {ndim} axes; give a .npy of them")
+        raise MotionError(f"{path} holds no array of numbers with {ndim} axes; give a .npy of them")
     if not np.isfinite(array).all():
-        raise ClipError(f"{path} has numbers that are not finite; leave it out")
+        raise MotionError(f"{path} has numbers that are not finite; leave it out")
     return torch.from_numpy(array.astype(np.float32))
 
 

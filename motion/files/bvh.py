@@ -13,8 +13,9 @@ import roma
 import torch
 from torch import Tensor
 
+from motion.errors import MotionError
 from motion.files.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, hierarchy_lines
-from motion.skeleton.clip import Clip, ClipError, from_file_axes, to_file_axes
+from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
 from motion.skeleton.tree import EndSite, Skeleton, forward_kinematics
 from wanvae.engine.checkpoint import atomic_path
 
@@ -34,7 +35,7 @@ def read_bvh(
     *,
     unit: float | None = None,
     up: Literal["y", "z"] | None = None,
-) -> Clip:
+) -> MotionClip:
     """Read a BVH file: any order of channels, of Euler angles, with or without positions.
 
     A position replaces the offset of its joint, as Blender has it. Joints other than the root keep
@@ -49,14 +50,14 @@ def read_bvh(
             frame are clearly longer along z than along y, else y.
 
     Raises:
-        ClipError: there is no such file, or it is no complete BVH file of one skeleton; it names
+        MotionError: there is no such file, or it is no complete BVH file of one skeleton; it names
             the line.
     """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        raise ClipError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise MotionError(f"{path} cannot be read: {error.strerror or error}") from error
     start = next(
         (n for n, line in enumerate(lines) if line.strip().upper() == "MOTION"), len(lines)
     )
@@ -77,15 +78,15 @@ def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]
     for label, n in zip(labels, [*found, len(lines), len(lines)][:2], strict=True):
         words = " ".join(lines[n].split()) if n < len(lines) else ""
         if not words.lower().startswith(label):
-            raise ClipError(f"{path}, line {n + 1}: {label!r} is expected after MOTION")
+            raise MotionError(f"{path}, line {n + 1}: {label!r} is expected after MOTION")
         texts.append(words[len(label) :].strip())
     if not texts[0].isdecimal() or int(texts[0]) < 1:
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {found[0] + 1}: {texts[0][:40]!r} frames; it needs a whole number of "
             "them, at least one"
         )
     if not SHORTEST_FRAME <= as_number(texts[1]) < math.inf:
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {found[1] + 1}: the frame time is {texts[1][:40]!r}; it must be "
             "positive seconds, such as 0.0333333 for 30 frames per second"
         )
@@ -107,14 +108,14 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
     rows = [n for n in range(first, len(lines)) if lines[n].strip()]
     if len(rows) != frames:
         last = rows[-1] + 1 if rows else first
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {last}: the file has {len(rows)} of {frames} frames; get it again, or "
             "correct the line Frames"
         )
     counts = [len(lines[n].split()) for n in rows]
     if set(counts) != {width}:
         row = next(i for i, count in enumerate(counts) if count != width)
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {rows[row] + 1}: frame {row} has {counts[row]} numbers; the hierarchy "
             f"has {width} channels"
         )
@@ -130,7 +131,7 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         word = lines[rows[row]].split()[column]
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {rows[row] + 1}: number {column + 1} of frame {row} is {word[:40]!r}; "
             "a frame needs finite numbers"
         )
@@ -144,7 +145,7 @@ def make_clip(
     fps: float,
     unit: float | None,
     up: Literal["y", "z"] | None,
-) -> Clip:
+) -> MotionClip:
     """The clip of what a file says, in metres and with y up."""
     channels = [(j, name) for j, joint in enumerate(joints) for name in joint.channels]
     columns = {channel: column for column, channel in enumerate(channels)}
@@ -175,7 +176,7 @@ def make_clip(
     unit = guess_unit(in_file.span) if unit is None else unit
     if up is None:
         up = "z" if (sizes[:, 2] > UPRIGHT * sizes[:, 1]).all() else "y"
-    clip = Clip(
+    clip = MotionClip(
         skeleton=make_skeleton(joints, offsets, orders, unit, up),
         rotations=rotations,
         root_positions=root_positions * unit,
@@ -246,7 +247,7 @@ def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
     return torch.from_numpy(np.unwrap(angles.numpy(), period=360.0, axis=0))
 
 
-def write_bvh(path: str | os.PathLike[str], clip: Clip) -> None:
+def write_bvh(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Write a BVH file that Blender and others read, complete or not at all.
 
     Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, with

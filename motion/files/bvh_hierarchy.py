@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from motion.skeleton.clip import ClipError
+from motion.errors import MotionError
 from motion.skeleton.tree import Skeleton
 
 AXES = "XYZ"
@@ -47,7 +47,7 @@ class Hierarchy:
         self.joints: list[Joint] = []
 
     def fail(self, line: int, problem: str) -> NoReturn:
-        raise ClipError(f"{self.path}, line {line}: {problem}")
+        raise MotionError(f"{self.path}, line {line}: {problem}")
 
     def take(self, wanted: str = "") -> str:
         if self.next == len(self.words):

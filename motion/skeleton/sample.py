@@ -8,8 +8,8 @@ import roma
 import torch
 from torch import Tensor
 
-from motion.skeleton.clip import Clip
-from motion.skeleton.named import SMPLX
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.tree import Pose, forward_kinematics
 from wanvae.errors import UserError
 
@@ -19,7 +19,7 @@ BALL, TOE = (0.0, -0.012, 0.0), (0.0, -0.012, 0.065)  # from the joint of the to
 SOFTNESS = 0.004  # metres; weight passes from a point of the sole to another over such heights
 
 
-def walk(frames: int = 240, fps: float = 30.0) -> Clip:
+def walk(frames: int = 240, fps: float = 30.0) -> MotionClip:
     """A person of the packaged SMPL-X skeleton who walks along +z, in float64.
 
     The angles are bumps that follow the textbook curves of gait; the root moves so that what is on
@@ -31,7 +31,9 @@ def walk(frames: int = 240, fps: float = 30.0) -> Clip:
     rotations = walking_rotations(phase)
     pose = forward_kinematics(SMPLX, rotations, torch.zeros(frames, 3, dtype=torch.float64))
     root_positions = planted_root(pose, phase)
-    return Clip(skeleton=SMPLX, rotations=rotations, root_positions=root_positions, fps=float(fps))
+    return MotionClip(
+        skeleton=SMPLX, rotations=rotations, root_positions=root_positions, fps=float(fps)
+    )
 
 
 def walking_rotations(phase: Tensor) -> Tensor:

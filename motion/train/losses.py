@@ -15,7 +15,7 @@ from torch import Tensor
 
 from motion.config import RVQVAEConfig
 from motion.features import humanml3d
-from motion.features.features import from_rot6d
+from motion.features.rotations import from_rot6d
 from motion.model import RVQVAE, Reconstruction
 from motion.skeleton.tree import Skeleton, forward_kinematics
 from wanvae.engine.config import check, check_option

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from motion.config import RVQVAEConfig
+from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.statistics import FeatureStatistics
-from motion.skeleton.clip import ClipError
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.config import check
 
@@ -93,7 +93,7 @@ class Source:
 
     @classmethod
     def read(cls, path: Path, model: RVQVAEConfig, held_out: float) -> Source:
-        """Read a file; ClipError if it cannot be, or does not fit the model."""
+        """Read a file; MotionError if it cannot be, or does not fit the model."""
         recording = read_recording(path, model)
         cut = int((1 - held_out) * len(recording))
         return cls(
@@ -129,7 +129,7 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
         report: show progress, and warn of files that are left out; one process of a run should.
 
     Raises:
-        ClipError: there is no motion that fits the model and is long enough, or motion of several
+        MotionError: there is no motion that fits the model and is long enough, or motion of several
             skeletons.
         ValueError: the config does not fit the model.
     """
@@ -149,16 +149,16 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
 
 
 def read_sources(config: DataConfig, model: RVQVAEConfig, report: bool) -> list[Source]:
-    """The recordings of a folder that can be read; ClipError if none can."""
+    """The recordings of a folder that can be read; MotionError if none can."""
     files = find_files(config.folder, model)
     sources, broken = [], []
     for path in tqdm(files, "reading", unit="file", leave=False, disable=not report):
         try:
             sources.append(Source.read(path, model, config.held_out))
-        except ClipError as error:
+        except MotionError as error:
             broken.append(str(error))
     if not sources:
-        raise ClipError(
+        raise MotionError(
             f"no motion in {config.folder!r} can be used, of {len(files)} files; the first: "
             f"{broken[0]}"
         )
@@ -168,24 +168,24 @@ def read_sources(config: DataConfig, model: RVQVAEConfig, report: bool) -> list[
 
 
 def check_joints(sources: Sequence[Source]) -> None:
-    """Raise ClipError if two recordings have different joints."""
+    """Raise MotionError if two recordings have different joints."""
     first = sources[0]
     for source in sources:
         one, other = first.skeleton, source.skeleton
         if (one.names, one.parents) != (other.names, other.parents):
-            raise ClipError(
+            raise MotionError(
                 f"{first.path} and {source.path} have different joints; train on files of one "
                 "skeleton"
             )
 
 
 def long_enough(sources: Sequence[Source], config: DataConfig, report: bool) -> list[Source]:
-    """The recordings that have a window to train on; ClipError if none has."""
+    """The recordings that have a window to train on; MotionError if none has."""
     window, folder = config.window, config.folder
     usable = [source for source in sources if len(source.training) >= window]
     if not usable:
         longest = max(len(source.training) for source in sources)
-        raise ClipError(
+        raise MotionError(
             f"no recording in {folder!r} has {window} frames to train on, the longest has "
             f"{longest}: lower data.window"
         )

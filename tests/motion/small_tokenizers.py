@@ -6,7 +6,7 @@ import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.features.features import extract_features
+from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
 from motion.skeleton.sample import walk
 

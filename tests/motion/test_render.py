@@ -17,7 +17,7 @@ from motion.render import (
     render_video,
     side_colour,
 )
-from motion.skeleton.named import HUMANML3D
+from motion.skeleton.packaged import HUMANML3D
 from motion.skeleton.sample import walk
 from wanvae.video import VideoError, read_video
 

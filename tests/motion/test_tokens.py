@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import SMPLX
+from motion.errors import MotionError
+from motion.skeleton.packaged import SMPLX
 from motion.tokens import (
     FORMAT,
     Body,
@@ -142,7 +142,7 @@ def test_files_that_are_no_tokens(
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file) | changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
-    with pytest.raises(ClipError, match=reason) as caught:
+    with pytest.raises(MotionError, match=reason) as caught:
         read_tokens(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -153,25 +153,25 @@ def test_a_truncated_file(tmp_path: Path, suffix: str) -> None:
     write_tokens(path, TOKENS)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 9])
-    with pytest.raises(ClipError, match=rf"a\{suffix} is .*incomplete|no complete"):
+    with pytest.raises(MotionError, match=rf"a\{suffix} is .*incomplete|no complete"):
         read_tokens(path)
 
 
 def test_other_files(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match=r"a\.npz does not exist"):
+    with pytest.raises(MotionError, match=r"a\.npz does not exist"):
         read_tokens(tmp_path / "a.npz")
-    with pytest.raises(ClipError, match=r"a\.txt must end in \.npz or \.safetensors or \.npy"):
+    with pytest.raises(MotionError, match=r"a\.txt must end in \.npz or \.safetensors or \.npy"):
         read_tokens(tmp_path / "a.txt")
     save_file({"latents": torch.zeros(2)}, tmp_path / "a.safetensors")
     assert not holds_tokens(tmp_path / "a.safetensors")
-    with pytest.raises(ClipError, match=r"a\.safetensors .*no tensor indices"):
+    with pytest.raises(MotionError, match=r"a\.safetensors .*no tensor indices"):
         read_tokens(tmp_path / "a.safetensors")
     save_file({"indices": torch.zeros(2, 2)}, tmp_path / "a.safetensors", {"format": FORMAT})
-    with pytest.raises(ClipError, match="its metadata is no JSON"):
+    with pytest.raises(MotionError, match="its metadata is no JSON"):
         read_tokens(tmp_path / "a.safetensors")
     np.save(tmp_path / "a.npy", np.zeros((3, 263), np.float32))
     assert not holds_tokens(tmp_path / "a.npy")
-    with pytest.raises(ClipError, match=r"whole numbers, not float32 \(3, 263\)"):
+    with pytest.raises(MotionError, match=r"whole numbers, not float32 \(3, 263\)"):
         read_tokens(tmp_path / "a.npy")
 
 
@@ -210,7 +210,7 @@ def test_tokens_of_another_model(make: Callable[[Origin], Tokens], reason: str) 
     model = tiny_tokenizer()
     origin = Origin(frames=12, fps=30.0, codes=16, books=digest_of(model))
     check_tokens(tokens_of()(origin), model, "a.npz")
-    with pytest.raises(ClipError, match=rf"a\.npz has .*{reason}.*; give the checkpoint that"):
+    with pytest.raises(MotionError, match=rf"a\.npz has .*{reason}.*; give the checkpoint that"):
         check_tokens(make(origin), model, "a.npz")
 
 

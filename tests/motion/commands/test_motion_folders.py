@@ -12,10 +12,10 @@ from accelerate import PartialState
 from motion import RVQVAE
 from motion.commands.folders import FolderEvaluation, FolderReport, evaluate_folder, tokenize_folder
 from motion.commands.pipeline import tokenize_file
+from motion.errors import MotionError
 from motion.evaluate.evaluation import measure
 from motion.features.recording import read_recording
-from motion.files.clips import write_clip
-from motion.skeleton.clip import ClipError
+from motion.files.formats import write_motion
 from motion.tokens import read_tokens
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
 from tests.motion.small_tokenizers import WALK, tiny_tokenizer
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     for start, name in enumerate(NAMES):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_clip(path, WALK[3 * start : 20 + start])
+        write_motion(path, WALK[3 * start : 20 + start])
     return tmp_path / "in"
 
 
@@ -121,10 +121,10 @@ def test_no_file_is_written_over_another(
 ) -> None:
     before = contents(folder)
     for target in (folder, folder / "tokens", tmp_path, folder / ".." / "in"):
-        with pytest.raises(ClipError, match="must not be in"):
+        with pytest.raises(MotionError, match="must not be in"):
             tokenize_folder(model, folder, target, ".npz", processes)
-    write_clip(folder / "a.npz", WALK)
-    with pytest.raises(ClipError, match=r"a\.bvh and .*a\.npz would both become .*rename one"):
+    write_motion(folder / "a.npz", WALK)
+    with pytest.raises(MotionError, match=r"a\.bvh and .*a\.npz would both become .*rename one"):
         tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
     os.unlink(folder / "a.npz")
     assert contents(folder) == before and os.listdir(tmp_path) == ["in"]
@@ -139,7 +139,7 @@ def test_folders_that_cannot_be(
     with pytest.raises(CheckpointError, match="file cannot be made: File exists"):
         tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ClipError, match=r"empty has no \.bvh or \.npz files"):
+    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):
         tokenize_folder(model, tmp_path / "empty", tmp_path / "out", ".npz", processes)
 
 
@@ -191,8 +191,8 @@ def test_what_cannot_be_evaluated_is_left_out(
     folder: Path, model: RVQVAE, processes: PartialState
 ) -> None:
     (folder / "a.bvh").write_text("HIERARCHY\nROOT")
-    write_clip(folder / "c.bvh", random_clip(random_skeleton(4)))
-    write_clip(folder / "0.bvh", random_clip(random_skeleton(55)))
+    write_motion(folder / "c.bvh", random_clip(random_skeleton(4)))
+    write_motion(folder / "0.bvh", random_clip(random_skeleton(55)))
     found = evaluate_folder(model, folder, processes)
     assert [file.name for file in found.files] == list(NAMES[1:])
     first, second, third = found.failures
@@ -208,13 +208,13 @@ def test_folders_that_cannot_be_evaluated(
     tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ClipError, match=r"empty has no \.bvh or \.npz files"):
+    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):
         evaluate_folder(model, tmp_path / "empty", processes)
     for name in NAMES:
         (folder / name).write_bytes(b"")
-    with pytest.raises(ClipError, match=r"none of the 4 files of .*; the first: .*a\.bvh"):
+    with pytest.raises(MotionError, match=r"none of the 4 files of .*; the first: .*a\.bvh"):
         evaluate_folder(model, folder, processes)
-    with pytest.raises(ClipError, match=r"^[^;]*b\.npz is no complete"):
+    with pytest.raises(MotionError, match=r"^[^;]*b\.npz is no complete"):
         evaluate_folder(model, folder / "b.npz", processes)
 
 

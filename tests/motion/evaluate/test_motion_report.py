@@ -14,7 +14,7 @@ from motion import RVQVAE
 from motion.commands.folders import FolderEvaluation
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import as_json, table_of, worst_joints, write_figures
-from motion.files.clips import write_clip
+from motion.files.formats import write_motion
 from tests.motion.evaluate.evaluations import evaluation, folder_evaluation
 from tests.motion.small_tokenizers import WALK, tiny_tokenizer
 from tests.pages import needs_browser, opened
@@ -33,7 +33,7 @@ def walks(folder: Path, *names: str) -> FolderEvaluation:
     """Of walks that are there, with the errors of ``folder_evaluation``."""
     folder.mkdir()
     for name in names:
-        write_clip(folder / name, WALK)
+        write_motion(folder / name, WALK)
     return folder_evaluation(*(folder / name for name in names))
 
 

@@ -14,23 +14,23 @@ from motion.evaluate.side_by_side import (
     largest_stretch,
     stick_figures,
 )
-from motion.features.features import extract_features
 from motion.features.recording import Recording
+from motion.features.rotations import extract_features
 from motion.render import Figure
-from motion.skeleton.clip import Clip
-from motion.skeleton.named import SMPLX
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
 from tests.motion.small_tokenizers import ROOTLESS, WALK, tiny_tokenizer
 
 NAMES = SMPLX.names
 
 
-def standing(degrees: float = 0.0, frames: int = 6) -> Clip:
+def standing(degrees: float = 0.0, frames: int = 6) -> MotionClip:
     """Someone who stands and looks where z is, or so many degrees from there towards x."""
     turn = roma.euler_to_rotmat("Y", torch.tensor([degrees]).double(), degrees=True)
     rotations = torch.eye(3).double().repeat(frames, SMPLX.joints, 1, 1)
     rotations[:, 0] = turn
-    return Clip(
+    return MotionClip(
         skeleton=SMPLX, rotations=rotations, root_positions=torch.zeros(frames, 3), fps=30.0
     )
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from motion.errors import MotionError
 from motion.files.bvh import frame_rate, read_bvh, write_bvh
-from motion.skeleton.clip import ClipError
 from motion.skeleton.tree import EULER_ORDERS, end_positions
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
@@ -254,7 +254,7 @@ BAD = {
 def test_bad_files_say_where(tmp_path, case):
     text, message = BAD[case]
     path = write(tmp_path / "bad.bvh", text)
-    with pytest.raises(ClipError, match=re.escape(str(path)) + f".*{message}") as caught:
+    with pytest.raises(MotionError, match=re.escape(str(path)) + f".*{message}") as caught:
         read_bvh(path)
     assert "\n" not in str(caught.value)
 
@@ -272,16 +272,16 @@ def test_damaged_text_is_read_or_refused(tmp_path_factory, start, length, replac
         warnings.simplefilter("ignore", UserWarning)
         try:
             clip = read_bvh(path)
-        except ClipError as error:
+        except MotionError as error:
             assert "damaged.bvh" in str(error)
         else:
             assert clip.rotations.isfinite().all()
 
 
 def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(ClipError, match="cannot be read"):
+    with pytest.raises(MotionError, match="cannot be read"):
         read_bvh(tmp_path / "none.bvh")
-    with pytest.raises(ClipError, match="cannot be read"):
+    with pytest.raises(MotionError, match="cannot be read"):
         read_bvh(tmp_path)
 
 

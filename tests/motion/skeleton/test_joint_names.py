@@ -3,7 +3,7 @@
 import pytest
 
 from motion.skeleton.joint_names import find_feet, side_of
-from motion.skeleton.named import HUMANML3D, KIT, SMPLX
+from motion.skeleton.packaged import HUMANML3D, KIT, SMPLX
 
 MIXAMO = "Hips Spine LeftUpLeg LeftLeg LeftFoot LeftToeBase LeftToe_End RightUpLeg RightLeg"
 MIXAMO += " RightFoot RightToeBase RightToe_End"

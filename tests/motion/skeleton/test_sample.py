@@ -4,7 +4,7 @@ import pytest
 import roma
 import torch
 
-from motion.skeleton.named import SMPLX
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import CYCLE, HEEL, TOE, attached, walk
 
 CLIP = walk(99)  # three cycles

@@ -5,7 +5,7 @@ import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.features.features import extract_features
+from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
 from motion.model import Reconstruction
 from motion.train.losses import ERRORS, LossConfig, MotionLosses

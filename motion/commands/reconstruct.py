@@ -11,16 +11,16 @@ from torch import Tensor
 from motion.checkpoints.architecture import PUBLISHED_FEATURES
 from motion.checkpoints.formats import require_suffix
 from motion.config import RVQVAEConfig
-from motion.errors import ClipError
+from motion.errors import MotionError
 from motion.evaluate.evaluation import count_indices
-from motion.features.features import restore_clip
 from motion.features.humanml3d import read_features, recover_positions, skeleton_of
 from motion.features.recording import Recording, check_channels, read_recording, suffixes_of
-from motion.files.clips import read_clip
+from motion.features.rotations import restore_clip
+from motion.files.formats import read_motion
 from motion.metrics import mpjpe, rotation_error
 from motion.model import RVQVAE
 from motion.render import Figure, render
-from motion.skeleton.named import BODIES
+from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
 from motion.tokens import Body, Origin, Tokens, check_tokens, digest_of, read_tokens, write_tokens
 
@@ -78,7 +78,7 @@ def tokenize_file(
     """Write the tokens of a motion file.
 
     Raises:
-        ClipError: ``source`` cannot be read, or is not of the model's features.
+        MotionError: ``source`` cannot be read, or is not of the model's features.
         CheckpointError: ``destination`` cannot be written.
     """
     tokens = tokenize(model, read_recording(source, model.config))
@@ -96,7 +96,7 @@ def detokenize(
         skeleton: to move; None is that of the tokens, or else a packaged one.
 
     Raises:
-        ClipError: the skeleton does not fit the model, or there is none.
+        MotionError: the skeleton does not fit the model, or there is none.
     """
     config, origin = model.config, tokens.origin
     frames = None if origin is None else origin.frames
@@ -117,10 +117,10 @@ def detokenize(
 def packaged_skeleton(config: RVQVAEConfig) -> Skeleton:
     """The skeleton of this package with as many joints as the features of a model have."""
     spec = config.features
-    for body in BODIES:
+    for body in PACKAGED_SKELETONS:
         if spec is not None and spec.channels(body.joints) == config.channels:
             return body
-    raise ClipError(
+    raise MotionError(
         f"the tokens do not say their skeleton, and none of the package has the joints of "
         f"{config.channels} channels; give a file that has it, --skeleton FILE.bvh"
     )
@@ -128,7 +128,7 @@ def packaged_skeleton(config: RVQVAEConfig) -> Skeleton:
 
 def read_skeleton(path: str | os.PathLike[str], config: RVQVAEConfig) -> Skeleton:
     """The skeleton of a motion file, which a model must have features for."""
-    skeleton, spec = read_clip(path).skeleton, config.features
+    skeleton, spec = read_motion(path).skeleton, config.features
     if spec is not None:
         found = spec.channels(skeleton.joints)
         check_channels(Path(path), found, config.channels, f" of {skeleton.joints} joints")
@@ -152,7 +152,7 @@ def detokenize_file(
         progress: show a progress bar while drawing.
 
     Raises:
-        ClipError: ``source`` is no tokens of ``model``, or the skeleton does not fit.
+        MotionError: ``source`` is no tokens of ``model``, or the skeleton does not fit.
         CheckpointError, VideoError: ``destination`` cannot be written.
     """
     motion = suffixes_of(model.config)
@@ -182,7 +182,7 @@ def reconstruct_file(
         layers: of the quantizer, the first, to decode from; None is all.
 
     Raises:
-        ClipError: ``source`` cannot be read, or is not of the model's features.
+        MotionError: ``source`` cannot be read, or is not of the model's features.
         CheckpointError: ``destination`` cannot be written.
     """
     require_suffix(destination, *suffixes_of(model.config))
@@ -224,7 +224,7 @@ def render_file(
         progress: show a progress bar.
 
     Raises:
-        ClipError: ``source`` cannot be read, or is not of the model's features.
+        MotionError: ``source`` cannot be read, or is not of the model's features.
         CheckpointError, VideoError: ``destination`` cannot be written.
     """
     require_suffix(destination, *FIGURE_SUFFIXES)
@@ -248,7 +248,7 @@ def figure_of(recording: Recording, features: Tensor) -> Figure:
 def read_figure(path: str | os.PathLike[str]) -> tuple[Figure, float]:
     """The stick figure of a motion file of any kind, and its frames per second."""
     if Path(path).suffix.lower() != ".npy":
-        clip = read_clip(path)
+        clip = read_motion(path)
         return Figure.of_clip(clip), clip.fps
     features = read_features(path)
     channels = features.shape[1]

@@ -58,14 +58,14 @@ ENDS = (
 )
 FINGERS = tuple(f"{finger}{n}" for finger in ("index", "middle", "pinky", "ring", "thumb")
                 for n in (1, 2, 3))  # fmt: skip
-BODY_ORDER = (
+HUMANML3D_ORDER = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2",
     "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
     "right_collar", "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
     "left_wrist", "right_wrist",
 )  # fmt: skip
 SMPLX_ORDER = (
-    *BODY_ORDER,
+    *HUMANML3D_ORDER,
     *("jaw", "left_eye_smplhf", "right_eye_smplhf"),
     *(f"left_{finger}" for finger in FINGERS),
     *(f"right_{finger}" for finger in FINGERS),
@@ -121,11 +121,11 @@ def select(order: tuple[str, ...], ends: tuple[tuple[str, tuple[float, ...]], ..
 
 
 SMPLX = select(SMPLX_ORDER, ENDS)
-HUMANML3D = select(BODY_ORDER, ())
+HUMANML3D = select(HUMANML3D_ORDER, ())
 KIT = Skeleton(
     names=tuple(name for name, _, _ in KIT_JOINTS),
     parents=tuple(parent for _, parent, _ in KIT_JOINTS),
     offsets=tuple(offset for _, _, offset in KIT_JOINTS),
     unit=0.001,
 )
-BODIES = (SMPLX, HUMANML3D, KIT)
+PACKAGED_SKELETONS = (SMPLX, HUMANML3D, KIT)

@@ -13,8 +13,14 @@ from tqdm import tqdm
 
 from motion.commands.pipeline import tokenize_file
 from motion.config import RVQVAEConfig
-from motion.errors import ClipError
-from motion.evaluate.evaluation import Evaluation, Summary, measure, totals, totals_of_processes
+from motion.errors import MotionError
+from motion.evaluate.evaluation import (
+    MotionEvaluation,
+    MotionSummary,
+    measure,
+    totals,
+    totals_of_processes,
+)
 from motion.features.recording import find_files, read_recording
 from motion.model import RVQVAE
 from motion.tokens import digest_of, read_tokens
@@ -63,7 +69,7 @@ def tokenize_folder(
         What became of all files, in every process.
 
     Raises:
-        ClipError: there are no files, two would become the same, or a folder is in the other.
+        MotionError: there are no files, two would become the same, or a folder is in the other.
         CheckpointError: a file cannot be written.
     """
     targets = plan(Path(source), Path(destination), suffix, model.config)
@@ -92,12 +98,14 @@ def tokenize_folder(
 def plan(source: Path, destination: Path, suffix: str, config: RVQVAEConfig) -> dict[Path, Path]:
     """The file of tokens to write, and of which motion file, for all of a folder."""
     if is_nested(source, destination):
-        raise ClipError(f"{destination} must not be in {source}, nor around it; name another")
+        raise MotionError(f"{destination} must not be in {source}, nor around it; name another")
     targets: dict[Path, Path] = {}
     for file in find_files(source, config):
         target = (destination / file.relative_to(source)).with_suffix(suffix)
         if target in targets:
-            raise ClipError(f"{targets[target]} and {file} would both become {target}; rename one")
+            raise MotionError(
+                f"{targets[target]} and {file} would both become {target}; rename one"
+            )
         targets[target] = file
     return targets
 
@@ -106,7 +114,7 @@ def is_complete(path: Path, books: str) -> bool:
     """Whether a file of tokens is there, and of the model whose codebooks have that digest."""
     try:
         origin = read_tokens(path).origin
-    except ClipError:
+    except MotionError:
         return False
     return origin is not None and origin.books == books
 
@@ -135,7 +143,7 @@ class FileEvaluation:
     path: Path
     name: str
     joint_names: tuple[str, ...]
-    summary: Summary
+    summary: MotionSummary
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class FolderEvaluation:
 
     source: str
     window: int | None
-    whole: Evaluation
+    whole: MotionEvaluation
     files: tuple[FileEvaluation, ...]
     failures: tuple[str, ...]
 
@@ -179,7 +187,7 @@ def evaluate_folder(
         What was found out about all files, in every process.
 
     Raises:
-        ClipError: there are no files, or none can be evaluated.
+        MotionError: there are no files, or none can be evaluated.
     """
     paths = find_files(source, model.config)
     shown = progress and processes.is_main_process
@@ -187,7 +195,7 @@ def evaluate_folder(
     failures: list[tuple[Path, str]] = []
     skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def evaluations() -> Iterator[Evaluation]:
+    def evaluations() -> Iterator[MotionEvaluation]:
         share = paths[processes.process_index :: processes.num_processes]
         with tqdm(share, unit="file", disable=not shown) as bar:
             for path in bar:
@@ -209,7 +217,7 @@ def evaluate_folder(
     if not files:
         first = min(failures)[1]
         several = f"none of the {len(failures)} files of {source} can be evaluated; the first: "
-        raise ClipError(several + first if len(failures) > 1 else first)
+        raise MotionError(several + first if len(failures) > 1 else first)
     names, count = Counter(file.joint_names for file in files).most_common(1)[0]
     reason = f"has other joints than {count} files of the folder; evaluate it by itself"
     failures += [

@@ -11,7 +11,7 @@ from motion.checkpoints.formats import Checkpoint
 from motion.commands.convert import load_complete
 from motion.config import RVQVAEConfig
 from motion.features.humanml3d import read_features, skeleton_of
-from motion.files.clips import READERS, read_clip
+from motion.files.formats import READERS, read_motion
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
 from motion.tokens import holds_tokens, read_tokens
@@ -40,7 +40,7 @@ def describe_file(path: str | os.PathLike[str], untold: Untold | None = None) ->
 
 
 def describe_motion(path: Path) -> Iterator[str]:
-    clip = read_clip(path)
+    clip = read_motion(path)
     yield f"{path}: motion, {path.suffix[1:]}"
     yield timing(len(clip), clip.fps)
     yield from describe_skeleton(clip.skeleton)

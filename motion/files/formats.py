@@ -7,33 +7,34 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from motion.errors import MotionError
 from motion.files.bvh import read_bvh, write_bvh
 from motion.files.smplx import read_npz, write_npz
-from motion.skeleton.clip import Clip, ClipError
-from motion.skeleton.named import BODIES
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
 
-READERS: dict[str, Callable[[Path], Clip]] = {".bvh": read_bvh, ".npz": read_npz}
-WRITERS: dict[str, Callable[[Path, Clip], None]] = {".bvh": write_bvh, ".npz": write_npz}
+READERS: dict[str, Callable[[Path], MotionClip]] = {".bvh": read_bvh, ".npz": read_npz}
+WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_npz}
 
 
-def read_clip(path: str | os.PathLike[str]) -> Clip:
+def read_motion(path: str | os.PathLike[str]) -> MotionClip:
     """Read a .bvh file, or an .npz file of SMPL-X; units and axes as the readers guess them.
 
     Joints of a packaged skeleton come in its order, for BVH files have them depth first.
 
     Raises:
-        ClipError: there is no such file, it has another suffix, or its content is wrong.
+        MotionError: there is no such file, it has another suffix, or its content is wrong.
     """
     path = Path(path)
     return in_known_order(READERS[known_suffix(path)](path))
 
 
-def write_clip(path: str | os.PathLike[str], clip: Clip) -> None:
+def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Write a .bvh file, or an .npz file of SMPL-X.
 
     Raises:
-        ClipError: the suffix is another, or the kind of file cannot hold the clip.
+        MotionError: the suffix is another, or the kind of file cannot hold the clip.
         CheckpointError: it cannot be written.
     """
     path = Path(path)
@@ -43,14 +44,14 @@ def write_clip(path: str | os.PathLike[str], clip: Clip) -> None:
 def known_suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise ClipError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(READERS)}")
+        raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(READERS)}")
     return suffix
 
 
-def in_known_order(clip: Clip) -> Clip:
+def in_known_order(clip: MotionClip) -> MotionClip:
     """The clip with its joints in the order of the packaged skeleton with this tree, if any."""
     skeleton = clip.skeleton
-    for body in BODIES:
+    for body in PACKAGED_SKELETONS:
         if skeleton.names != body.names and bones(skeleton) == bones(body):
             order = [skeleton.names.index(name) for name in body.names]
             arranged, rotations = skeleton.arranged(body.names), clip.rotations[:, order]

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from motion.config import FeatureSpec
-from motion.skeleton.clip import Clip, ClipError
+from motion.errors import MotionError
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.tree import Skeleton
 
 # Vectors shorter than this are no direction; a network that gives them gets a defined result.
 SHORTEST = 1e-8
 
 
-def extract_features(clip: Clip, spec: FeatureSpec) -> Tensor:
+def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     """Features (T, D) of a clip, in its dtype.
 
     Raises:
-        ClipError: the skeleton does not have the contact joints.
+        MotionError: the skeleton does not have the contact joints.
     """
     parts = [to_rot6d(clip.rotations, spec.rot6d).flatten(1)]
     root, positions = clip.root_positions, clip.pose.positions
@@ -48,7 +49,7 @@ def restore_clip(
     *,
     start: tuple[float, float] = (0.0, 0.0),
     root_positions: Tensor | None = None,
-) -> Clip:
+) -> MotionClip:
     """The clip of features (T, D), from their rotations and root alone.
 
     Args:
@@ -57,11 +58,11 @@ def restore_clip(
             which else stay above ``start``, as high as the hips of someone who stands upright.
 
     Raises:
-        ClipError: D is not that of ``spec`` and ``skeleton``.
+        MotionError: D is not that of ``spec`` and ``skeleton``.
     """
     expected = spec.channels(skeleton.joints)
     if features.ndim != 2 or features.shape[1] != expected or not len(features):
-        raise ClipError(
+        raise MotionError(
             f"features are {tuple(features.shape)}; {skeleton.joints} joints need (T, {expected}) "
             "and at least one frame"
         )
@@ -76,7 +77,7 @@ def restore_clip(
     elif root_positions is None:
         place = (start[0], standing_height(skeleton), start[1])
         root_positions = features.new_tensor(place).expand(len(features), -1)
-    return Clip(
+    return MotionClip(
         skeleton=skeleton,
         rotations=rotations,
         root_positions=root_positions.to(rotations),
@@ -84,7 +85,7 @@ def restore_clip(
     )
 
 
-def restore_onto(clip: Clip, features: Tensor, spec: FeatureSpec) -> Clip:
+def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> MotionClip:
     """The clip of features (T, D) of ``clip``, at its place; those without root take its path."""
     restored = restore_clip(
         features.to(clip.rotations),
@@ -118,7 +119,7 @@ def find_contacts(positions: Tensor, spec: FeatureSpec) -> Tensor:
     """
     joints = positions.shape[1]
     if not all(0 <= joint < joints for joint in spec.contact_joints):
-        raise ClipError(
+        raise MotionError(
             f"contact_joints are {spec.contact_joints}, but the skeleton has {joints} joints"
         )
     feet = positions[:, list(spec.contact_joints)]
