@@ -28,6 +28,8 @@ YAW, PITCH = math.radians(32), math.radians(14)  # of the camera, from straight 
 CELL = 0.5  # metres between the lines on the floor
 REACH = 2.0  # metres, over which the lines fade
 MARGIN = 0.07  # of the panel, around the figure
+# Suffixes of files that stick figures are written to.
+FIGURE_SUFFIXES = (".mp4", ".mov", ".mkv", ".png", ".jpg", ".webp")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # rather than videos
 THIN_BONE = 0.06  # metres; shorter ones, as those of fingers, are drawn thin
 

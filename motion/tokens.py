@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from motion.checkpoints.formats import require_suffix
+from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
@@ -101,6 +102,12 @@ class Tokens:
                 f"indices must be from 0{most}, or -1 for none, not {indices.min()} to "
                 f"{indices.max()}"
             )
+
+
+def describe_token_rate(config: RVQVAEConfig) -> str:
+    """Returns the rate and size of the tokens of a model, for people."""
+    layers, codes = config.quantizer.layers, config.quantizer.codes
+    return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
 
 
 def digest_of(model: RVQVAE) -> str:

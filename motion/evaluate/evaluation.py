@@ -178,12 +178,12 @@ def evaluate(
             gets the whole result.
     """
     share = recordings[rank::ranks]
-    own = totals(measure(model, each, numbers_of_layers=numbers_of_layers) for each in share)
-    (whole,) = totals_of_processes(own).values()
+    own = add_up(measure(model, each, numbers_of_layers=numbers_of_layers) for each in share)
+    (whole,) = add_up_processes(own).values()
     return whole
 
 
-def totals(parts: Iterable[MotionEvaluation]) -> dict[tuple[str, ...], MotionEvaluation]:
+def add_up(parts: Iterable[MotionEvaluation]) -> dict[tuple[str, ...], MotionEvaluation]:
     """The sums of those of the same joints, by their names."""
     sums: dict[tuple[str, ...], MotionEvaluation] = {}
     for part in parts:
@@ -192,11 +192,11 @@ def totals(parts: Iterable[MotionEvaluation]) -> dict[tuple[str, ...], MotionEva
     return sums
 
 
-def totals_of_processes(
+def add_up_processes(
     own: dict[tuple[str, ...], MotionEvaluation],
 ) -> dict[tuple[str, ...], MotionEvaluation]:
     """Those of all processes of a run, which must all call this, in each."""
-    return totals(part for parts in objects_of_processes(own) for part in parts.values())
+    return add_up(part for parts in objects_of_processes(own) for part in parts.values())
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Many motion files at once, shared by the processes of a run."""
+"""The evaluation of a folder of motion files, shared by the processes of a run."""
 
 from __future__ import annotations
 
@@ -9,134 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from motion.commands.pipeline import tokenize_file
-from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.evaluate.evaluation import (
     MotionEvaluation,
     MotionSummary,
+    add_up,
+    add_up_processes,
     measure,
-    totals,
-    totals_of_processes,
 )
-from motion.features.recording import find_files, read_recording
+from motion.features.recording import find_files, read_recording, share_files
 from motion.model import RVQVAE
-from motion.tokens import digest_of, read_tokens
-from wanvae.engine.checkpoint import CheckpointError, is_nested, make_directory
 from wanvae.engine.processes import objects_of_processes
 from wanvae.engine.text import writable
+from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 
-@dataclass(frozen=True)
-class FolderReport:
-    """What became of the files of a folder.
-
-    Attributes:
-        written: how many files of tokens.
-        kept: how many were there and complete.
-        failures: why others could not be read, a line each, sorted.
-    """
-
-    written: int
-    kept: int
-    failures: tuple[str, ...]
-
-
-def tokenize_folder(
-    model: RVQVAE,
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    suffix: str,
-    processes: PartialState,
-    *,
-    progress: bool = False,
-) -> FolderReport:
-    """Write the tokens of all motion files of a folder to the same tree of another.
-
-    Files that are there, complete and of this model are kept, so that an interrupted run goes on.
-
-    Args:
-        suffix: of the files to write, .npz or .safetensors.
-        processes: those of the run, which all call this, and share the files.
-        progress: show a progress bar.
-
-    Returns:
-        What became of all files, in every process.
-
-    Raises:
-        MotionError: there are no files, two would become the same, or a folder is in the other.
-        CheckpointError: a file cannot be written.
-    """
-    targets = plan(Path(source), Path(destination), suffix, model.config)
-    make_directory(destination)
-    share = list(targets.items())[processes.process_index :: processes.num_processes]
-    shown = progress and processes.is_main_process
-    books = digest_of(model)
-    written, kept, failures = 0, 0, []
-    with tqdm(share, unit="file", disable=not shown) as bar:
-        for target, file in bar:
-            if is_complete(target, books):
-                kept += 1
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                tokenize_file(model, file, target)
-            except CheckpointError:
-                raise
-            except (ValueError, OSError) as error:
-                failures.append(str(error))
-            else:
-                written += 1
-    return gathered(FolderReport(written, kept, tuple(failures)))
-
-
-def plan(source: Path, destination: Path, suffix: str, config: RVQVAEConfig) -> dict[Path, Path]:
-    """The file of tokens to write, and of which motion file, for all of a folder."""
-    if is_nested(source, destination):
-        raise MotionError(f"{destination} must not be in {source}, nor around it; name another")
-    targets: dict[Path, Path] = {}
-    for file in find_files(source, config):
-        target = (destination / file.relative_to(source)).with_suffix(suffix)
-        if target in targets:
-            raise MotionError(
-                f"{targets[target]} and {file} would both become {target}; rename one"
-            )
-        targets[target] = file
-    return targets
-
-
-def is_complete(path: Path, books: str) -> bool:
-    """Whether a file of tokens is there, and of the model whose codebooks have that digest."""
-    try:
-        origin = read_tokens(path).origin
-    except MotionError:
-        return False
-    return origin is not None and origin.books == books
-
-
-def gathered(report: FolderReport) -> FolderReport:
-    """The reports of all processes as one."""
-    reports = objects_of_processes(report)
-    return FolderReport(
-        written=sum(report.written for report in reports),
-        kept=sum(report.kept for report in reports),
-        failures=tuple(sorted(line for report in reports for line in report.failures)),
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class FileEvaluation:
-    """What was found out about a file.
+    """The figures of one file.
 
     Attributes:
-        path: where it is.
+        path: the file.
         name: its path in the folder.
-        joint_names: of its skeleton.
+        joint_names: the names of the joints of its skeleton.
         summary: its figures.
     """
 
@@ -148,14 +46,14 @@ class FileEvaluation:
 
 @dataclass(frozen=True)
 class FolderEvaluation:
-    """What was found out about the files of a folder.
+    """The figures of the files of a folder.
 
     Attributes:
-        source: the folder, or the file if there was only one.
-        window: of so many frames codes were counted; None if of whole files.
-        whole: over all frames of all files.
-        files: those that could be evaluated, sorted by path.
-        failures: why others could not be, a line each, in the same order.
+        source: the folder, or the file if only one was given.
+        window: codes were counted in windows of so many frames; None is whole files.
+        whole: the sums over all frames of all files.
+        files: the files that were evaluated, sorted by path.
+        failures: a line for each file that was left out, sorted by path.
     """
 
     source: str
@@ -173,44 +71,41 @@ def evaluate_folder(
     window: int | None = None,
     progress: bool = False,
 ) -> FolderEvaluation:
-    """Reconstruct all motion files of a folder, or a file, with each number of layers, and compare.
+    """Reconstructs all motion files of a folder, or one file, and compares them with the originals.
 
-    One file is in memory at a time. Files of other joints than most are left out, as those are that
-    cannot be read.
+    One file is in memory at a time. Files that cannot be read are left out, and so are files with
+    other joints than most files have.
 
     Args:
-        processes: those of the run, which all call this, and share the files.
-        window: as :func:`~motion.evaluate.evaluation.measure` has it.
+        processes: the processes of the run. They all call this function and share the files.
+        window: count the codes of all windows of so many frames; None is whole files.
         progress: show a progress bar.
 
     Returns:
-        What was found out about all files, in every process.
+        The figures of all files, in every process.
 
     Raises:
         MotionError: there are no files, or none can be evaluated.
     """
-    paths = find_files(source, model.config)
-    shown = progress and processes.is_main_process
     files: list[FileEvaluation] = []
     failures: list[tuple[Path, str]] = []
     skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def evaluations() -> Iterator[MotionEvaluation]:
-        share = paths[processes.process_index :: processes.num_processes]
-        with tqdm(share, unit="file", disable=not shown) as bar:
-            for path in bar:
-                try:
-                    found = measure(model, read_recording(path, model.config), window=window)
-                except (ValueError, OSError) as error:
-                    failures.append((path, writable(str(error))))
-                    continue
-                inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
-                # The names are kept once, not for each file.
-                names = skeletons.setdefault(found.joint_names, found.joint_names)
-                files.append(FileEvaluation(path, writable(inner), names, found.summary))
-                yield found
+        paths = find_files(source, model.config)
+        for path in share_files(paths, processes, progress=progress):
+            try:
+                found = measure(model, read_recording(path, model.config), window=window)
+            except (UserError, OSError) as error:
+                failures.append((path, writable(str(error))))
+                continue
+            inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
+            # The names are kept once, not for each file.
+            names = skeletons.setdefault(found.joint_names, found.joint_names)
+            files.append(FileEvaluation(path, writable(inner), names, found.summary))
+            yield found
 
-    sums = totals_of_processes(totals(evaluations()))
+    sums = add_up_processes(add_up(evaluations()))
     gathered = objects_of_processes((files, failures))
     files = sorted((file for part, _ in gathered for file in part), key=lambda file: file.path)
     failures = [failure for _, part in gathered for failure in part]

@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 import motion
-from motion.commands.describe import token_rate
-from motion.commands.folders import FileEvaluation, FolderEvaluation
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.folder import FileEvaluation, FolderEvaluation
 from motion.evaluate.side_by_side import PAIR, file_section
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
+from motion.tokens import describe_token_rate
 from wanvae.engine.text import writable
 from wanvae.report import Column, Curves, Row, Section, Table, write_page
 
@@ -97,7 +97,7 @@ def facts_of(config: RVQVAEConfig, evaluation: FolderEvaluation) -> dict[str, st
     return {
         "features": features_of(config, len(whole.joint_names)),
         "frame rate": f"{config.fps:g} per second",
-        "tokens": token_rate(config),
+        "tokens": describe_token_rate(config),
         "motion": evaluation.source,
         "files": count_files(evaluation),
         "frames": f"{whole.frames:,}, {whole.frames / config.fps:.1f} s",

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from motion.commands.folders import FolderEvaluation
 from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
+from motion.evaluate.folder import FolderEvaluation
 from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows

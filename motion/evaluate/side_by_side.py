@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motion.commands.folders import FileEvaluation
-from motion.commands.pipeline import figure_of, reconstruct
 from motion.evaluate.evaluation import speeds_on_ground
+from motion.evaluate.folder import FileEvaluation
+from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.recording import Recording, read_recording
 from motion.metrics import joint_distances
 from motion.model import RVQVAE
 from motion.render import Figure
 from motion.skeleton.joint_names import find_feet, side_of
+from wanvae.errors import UserError
 from wanvae.report import Curves, Section, StickFigures
 
 PAIR = ("original", "reconstruction")
@@ -37,7 +38,7 @@ def file_section(
     """
     try:
         recording = read_recording(file.path, model.config)
-    except (ValueError, OSError) as error:  # it has changed since it was evaluated
+    except (UserError, OSError) as error:  # the file has changed since the evaluation
         return Section(file.name, anchor, [], str(error), folded)
     figures = figures_of(model, recording)
     names, fps = recording.skeleton.names, model.config.fps
@@ -71,11 +72,11 @@ def file_section(
 def figures_of(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
     """The original, its reconstruction, and that from the first layer if there are several."""
     original, made = PAIR
-    figures = {original: figure_of(recording, recording.features)}
+    figures = {original: make_figure(recording, recording.features)}
     for name, layers in {made: None, FIRST_LAYER: 1}.items():
         if layers != model.config.quantizer.layers:
             _, decoded = reconstruct(model, recording, layers)
-            figures[name] = figure_of(recording, decoded)
+            figures[name] = make_figure(recording, decoded)
     return figures
 
 

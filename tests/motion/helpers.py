@@ -54,6 +54,12 @@ def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
     return (first - second).abs().max().item()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The content of all files of a folder, by their paths in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def in_processes(
     monkeypatch: pytest.MonkeyPatch, count: int, work: Callable[[int], T], *modules: str
 ) -> list[T]:

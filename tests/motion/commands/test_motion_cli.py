@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from tests.motion.test_motion_folders import contents
 
 import motion
 import wanvae
@@ -22,22 +20,17 @@ from motion.features.humanml3d import write_features
 from motion.files.formats import read_motion, write_motion
 from motion.tokens import read_tokens
 from tests.helpers import LAUNCHER
-from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.helpers import contents, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
 from wanvae.engine.checkpoint import write_pickle
 from wanvae.video import read_video
 
 BEFORE = b"precious"
 
+pytestmark = pytest.mark.usefixtures("new_processes")
+
 Run = Callable[..., tuple[str, str]]
 Fail = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def processes() -> Iterator[None]:
-    PartialState._reset_state()
-    yield
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +232,7 @@ def test_info(tmp_path: Path, files: Path, run: Run) -> None:
     assert "features of HumanML3D, 263 channels" in run("info", files / "walk.npy")[0]
     out, _ = run("info", files / "tokens.npz")
     assert out.startswith(f"{files / 'tokens.npz'}: 11 tokens of 2 codes, from ")
-    assert "\njoints: 55" in out and "\ncode books: of 16 codes, digest " in out
+    assert "\njoints: 55" in out and "\ncodebooks: of 16 codes, digest " in out
     assert "\norigin: not known" in run("info", files / "indices.npy")[0]
 
 
@@ -266,14 +259,11 @@ def test_published_checkpoints_and_what_they_do_not_tell(
 def test_training_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
 
-    class Training:
-        @staticmethod
-        def main(arguments: list[str], program: str) -> int:
-            given.extend([arguments, program])
-            return 7
+    def train(arguments: list[str], program: str) -> int:
+        given.extend([arguments, program])
+        return 7
 
-    monkeypatch.setitem(sys.modules, "motion.train", Training)
-    monkeypatch.setattr(motion, "train", Training, raising=False)
+    monkeypatch.setattr("motion.train.run.main", train)
     assert cli.main(["train", "--config", "a.yaml", "--help"]) == 7
     assert given == [["--config", "a.yaml", "--help"], "wanvae-motion train"]
 
@@ -306,7 +296,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "reason"),
     [
         ([], 'expected "command" to be one of'),
-        (["tokenize"], "invalid choice: 'tokenize'"),
+        (["tokens"], "invalid choice: 'tokens'"),
         (["tokenize", "a.bvh", "b.npz"], "required: tokenize.checkpoint"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["convert", "a", "b", "--to", "t2m-gpt"], "argument --to: invalid choice: 't2m-gpt'"),
@@ -561,7 +551,7 @@ def test_ctrl_c_leaves_the_figures_of_a_report(
         assert sorted(os.listdir(tmp_path)) == ["evaluation.csv", "evaluation.json"]
     run(*command)
     before = contents(tmp_path)
-    monkeypatch.setattr("motion.commands.folders.read_recording", interrupted)
+    monkeypatch.setattr("motion.evaluate.folder.read_recording", interrupted)
     assert "interrupted; nothing was written" in fail(*command, status=130)
     assert contents(tmp_path) == before
 

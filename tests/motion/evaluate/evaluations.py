@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from motion.commands.folders import FileEvaluation, FolderEvaluation
 from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.folder import FileEvaluation, FolderEvaluation
 
 
 def evaluation(**changes: Any) -> MotionEvaluation:

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from motion import RVQVAE
-from motion.commands.folders import FolderEvaluation
+from motion.evaluate.folder import FolderEvaluation
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import as_json, table_of, worst_joints, write_figures
 from motion.files.formats import write_motion

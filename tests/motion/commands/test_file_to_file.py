@@ -9,14 +9,10 @@ import pytest
 import torch
 
 from motion import RVQVAE
-from motion.commands.pipeline import (
-    detokenize,
-    detokenize_file,
-    read_figure,
-    reconstruct_file,
-    render_file,
-    tokenize_file,
-)
+from motion.commands.detokenize import detokenize, detokenize_file
+from motion.commands.reconstruct import reconstruct_file
+from motion.commands.render import read_figure, render_file
+from motion.commands.tokenize import tokenize_file
 from motion.errors import MotionError
 from motion.features.humanml3d import read_features, write_features
 from motion.features.recording import read_recording
