@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from motion.commands.options import MOTION_HELP, add_model_options, load_model, report_failures
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
-from motion.evaluate.report import table_of, write_figures
+from motion.evaluate.report import make_table, write_figures
 from motion.model import RVQVAE
 from wanvae.engine.checkpoint import make_directory
 from wanvae.engine.command_line.arguments import Parser
@@ -61,7 +61,7 @@ def run(arguments: Namespace) -> None:
             return
     if arguments.output is not None:
         write_report(arguments, model, evaluation, limits)
-    for line in table_of(evaluation.whole):
+    for line in make_table(evaluation.whole):
         print(line)
     report_failures(evaluation.failures, len(evaluation.files))
 

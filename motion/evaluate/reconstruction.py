@@ -29,4 +29,4 @@ def make_figure(recording: Recording, features: Tensor) -> Figure:
     """Returns the stick figure of ``recording`` that moves as ``features`` ``(T, D)`` say."""
     if recording.clip is None:
         return Figure.of_joints(recover_positions(features), recording.skeleton)
-    return Figure.of_clip(recording.restored(features))
+    return Figure.of_clip(recording.restore(features))

@@ -1,8 +1,8 @@
-"""Motion files as a model sees them, and what it gives as motion again.
+"""Recordings: motion files as features of a model, and features as motion files.
 
-A model is of one of two kinds of features. Those of rotations are made of any BVH file or SMPL-X
-npz and lead back to one, through rotations. Those of HumanML3D and KIT come as they are in .npy
-files, and lead back to joint positions.
+There are two kinds of features. Features with rotations are computed from a BVH or SMPL-X file, and
+can be written as such a file again. Features of HumanML3D and KIT are read from .npy files, and can
+be turned into positions of joints.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 
 class Joints(NamedTuple):
-    """How joints move.
+    """The movement of joints.
 
     Attributes:
         positions: ``(T, J, 3)`` in the world, metres.
-        rotations: ``(T, J, 3, 3)``, each from the axes of a joint to those of its parent; of
-            HumanML3D and KIT those of all joints but the root, ``(T, J - 1, 3, 3)``.
+        rotations: ``(T, J, 3, 3)``; each turns vectors from the axes of a joint to the axes of its
+            parent. HumanML3D and KIT have no rotation of the root: ``(T, J - 1, 3, 3)``.
     """
 
     positions: Tensor
@@ -45,14 +45,14 @@ class Joints(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recording:
-    """A piece of motion as features of a model.
+    """Motion as features of a model.
 
     Attributes:
-        config: of the model.
+        config: the config of the model.
         features: ``(T, D)``, float32, in their own units.
-        skeleton: whose joints move; of HumanML3D and KIT our own, for what bones there are.
-        clip: the motion itself, at the frame rate of the model; None of HumanML3D's and KIT's.
-        file_fps: frames per second of the file it was read from; None if they are not known.
+        skeleton: the skeleton that moves; for HumanML3D and KIT a packaged one, for its bones.
+        clip: the motion itself, at the frame rate of the model; None for HumanML3D and KIT.
+        file_fps: frames per second of the file; None if they are not known.
     """
 
     config: RVQVAEConfig
@@ -62,7 +62,7 @@ class Recording:
     file_fps: float | None = None
 
     def __len__(self) -> int:
-        """T, the number of frames."""
+        """Returns T, the number of frames."""
         return len(self.features)
 
     @property
@@ -71,18 +71,18 @@ class Recording:
         return self.joints_of(self.features) if self.clip is None else joints_of_clip(self.clip)
 
     def joints_of(self, features: Tensor) -> Joints:
-        """The joints by ``features`` ``(T, D)``."""
+        """Returns the joints that ``features`` ``(T, D)`` describe."""
         if self.clip is None:
             return joints_of_humanml3d(features)
-        return joints_of_clip(self.restored(features))
+        return joints_of_clip(self.restore(features))
 
-    def restored(self, features: Tensor) -> MotionClip:
-        """The clip of ``features`` ``(T, D)``, of the skeleton and at the place of this recording.
+    def restore(self, features: Tensor) -> MotionClip:
+        """Returns the clip of ``features`` ``(T, D)``, at the place of this recording.
 
-        Features without a root take its path from the recording.
+        Features without a root take the path of this recording.
 
         Raises:
-            MotionError: they are HumanML3D's or KIT's, which have no clip.
+            MotionError: these are features of HumanML3D or KIT, which cannot become a clip.
         """
         clip, spec = self.clip, self.config.features
         if clip is None or spec is None:
@@ -90,35 +90,35 @@ class Recording:
         return restore_onto(clip, features, spec)
 
     def write(self, path: str | os.PathLike[str], features: Tensor) -> None:
-        """Write ``features`` ``(T, D)`` as motion: .bvh or .npz; .npy of HumanML3D's and KIT's.
+        """Writes ``features`` ``(T, D)`` as .bvh or .npz; as .npy for HumanML3D and KIT.
 
         Raises:
-            MotionError: the suffix is another, or the kind of file cannot hold the motion.
-            CheckpointError: it cannot be written.
+            MotionError: the file has another suffix, or its format cannot hold the motion.
+            CheckpointError: the file cannot be written.
         """
         if self.clip is None:
             humanml3d.write_features(path, features)
         else:
-            write_motion(path, self.restored(features))
+            write_motion(path, self.restore(features))
 
     def __getitem__(self, frames: slice) -> Recording:
-        """Some of the frames; the features are those they have in the whole."""
+        """Returns some of the frames, with the features that they have in the whole recording."""
         clip = None if self.clip is None else self.clip[frames]
         return replace(self, features=self.features[frames], clip=clip)
 
 
 def suffixes_of(config: RVQVAEConfig) -> tuple[str, ...]:
-    """How the motion files end that a model of ``config`` reads and writes."""
+    """Returns the suffixes of motion files that a model of ``config`` reads and writes."""
     return (".npy",) if config.features is None else tuple(READERS)
 
 
 def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]:
-    """The motion files of a folder, with its subfolders, sorted; of a file, itself.
+    """Finds the motion files of a folder and its subfolders, sorted. A file is returned alone.
 
-    Of a data set like HumanML3D's those of its features, which are in one folder among others.
+    A data set such as HumanML3D has its features in one of its folders; only these are returned.
 
     Raises:
-        MotionError: there is no such file or folder, or the folder has none.
+        MotionError: the path does not exist, or the folder has no motion files.
     """
     path = Path(path)
     if path.is_file():
@@ -126,7 +126,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
     if not path.is_dir():
         raise MotionError(f"{path} does not exist; check the path")
     suffixes = suffixes_of(config)
-    folder = humanml3d.features_folder(path) if config.features is None else path
+    folder = humanml3d.find_features_folder(path) if config.features is None else path
     files = sorted(
         file
         for file in folder.rglob("*")
@@ -154,11 +154,11 @@ def share_files(files: Sequence[T], processes: PartialState, *, progress: bool) 
 
 
 def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Recording:
-    """Read a motion file as features of a model; clips are brought to its frame rate.
+    """Reads a motion file as features of a model. Clips are converted to its frame rate.
 
     Raises:
-        MotionError: it cannot be read, is of another kind, or its skeleton has another number of
-            joints than the model.
+        MotionError: the file cannot be read, has another format, or its skeleton has another number
+            of joints than the model.
     """
     path = Path(path)
     spec, channels = config.features, config.channels
@@ -185,11 +185,18 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
 
 
 def check_channels(path: Path, found: int, channels: int, joints: str) -> None:
-    """Raise MotionError if a file's features have not the model's number of channels."""
+    """Raises MotionError if the number of channels of a file is not the one of the model.
+
+    Args:
+        path: the file.
+        found: its number of channels.
+        channels: the number of channels of the model.
+        joints: words about the joints of the file, for the message.
+    """
     if found != channels:
         raise MotionError(
-            f"{path} has {found} channels{joints}, but the model has {channels}: it is of another "
-            "skeleton or other features"
+            f"{path} has {found} channels{joints}, but the model has {channels}: the file has "
+            "another skeleton or other features"
         )
 
 

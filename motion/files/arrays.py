@@ -1,4 +1,4 @@
-"""Arrays of numbers in .npy and .npz files; nothing is unpickled."""
+"""Arrays of numbers in .npy and .npz files. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from wanvae.engine.checkpoint import atomic_path, first_sentence
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, of any kind.
+    """Reads the array of a .npy file, of any dtype and shape.
 
     Raises:
-        MotionError: there is no such file, or it holds anything else.
+        MotionError: the file does not exist, or holds something else.
     """
     array = load(path, ".npy file of numbers")
     if not isinstance(array, np.ndarray):
-        raise MotionError(f"{path} holds several arrays; give a .npy of one")
+        raise MotionError(f"{path} holds several arrays; give a .npy file of one array")
     return array
 
 
 def load_arrays(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """The ``wanted`` arrays of an .npz file; of others, the names alone.
+    """Reads the ``wanted`` arrays of an .npz file. Of the other arrays only the names are read.
 
     Raises:
-        MotionError: there is no such file, or it holds anything else.
+        MotionError: the file does not exist, or holds something else.
     """
     arrays = load(path, ".npz file of plain arrays", wanted)
     if not isinstance(arrays, dict):
@@ -39,7 +39,7 @@ def load_arrays(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | dict[str, np.ndarray]:
-    """What a file holds: an array, or some of its arrays by name."""
+    """Reads an array, or the ``wanted`` arrays by name; the other arrays are empty."""
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
@@ -48,30 +48,32 @@ def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | di
             return {k: content[k] if k in wanted else np.empty(0) for k in content.files}
     except FileNotFoundError:
         raise MotionError(f"{path} does not exist; check the path") from None
-    except Exception as error:  # a damaged file can raise anything
+    except Exception as error:  # NumPy raises many kinds of errors on damaged files
         reason = first_sentence(error)
         raise MotionError(f"{path} is no complete {kind} ({reason}); get it again") from error
 
 
 def read_array(path: Path, ndim: int) -> Tensor:
-    """The numbers of a .npy file of ``ndim`` axes, in float32.
+    """Reads the numbers of a .npy file with ``ndim`` axes, as float32.
 
     Raises:
-        MotionError: there is no such file, or it holds anything but finite numbers.
+        MotionError: the file does not exist, or holds something else than finite numbers.
     """
     array = load_array(path)
     if array.ndim != ndim or array.dtype.kind not in "fiu":
-        raise MotionError(f"{path} holds no array of numbers with {ndim} axes; give a .npy of them")
+        raise MotionError(
+            f"{path} holds no array of numbers with {ndim} axes; give a .npy file of one"
+        )
     if not np.isfinite(array).all():
         raise MotionError(f"{path} has numbers that are not finite; leave it out")
     return torch.from_numpy(array.astype(np.float32))
 
 
 def write_array(path: str | os.PathLike[str], values: Tensor) -> None:
-    """Write numbers to a file, complete or not at all.
+    """Writes numbers to a .npy file. If writing fails, no incomplete file is left.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the file cannot be written.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, values.detach().cpu().numpy(), allow_pickle=False)

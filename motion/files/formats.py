@@ -1,4 +1,4 @@
-"""Motion files, whatever their kind."""
+"""The formats of motion files: reading and writing a file by its suffix."""
 
 from __future__ import annotations
 
@@ -19,47 +19,53 @@ WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".n
 
 
 def read_motion(path: str | os.PathLike[str]) -> MotionClip:
-    """Read a .bvh file, or an .npz file of SMPL-X; units and axes as the readers guess them.
+    """Reads a .bvh file, or an .npz file of SMPL-X. The readers guess the unit and the axes.
 
-    Joints of a packaged skeleton come in its order, for BVH files have them depth first.
+    BVH files have joints depth first. If the tree is the tree of a packaged skeleton, the joints
+    come in the order of the packaged skeleton.
 
     Raises:
-        MotionError: there is no such file, it has another suffix, or its content is wrong.
+        MotionError: the file does not exist, has another suffix, or its content is wrong.
     """
     path = Path(path)
-    return in_known_order(READERS[known_suffix(path)](path))
+    return reorder_joints(READERS[check_suffix(path)](path))
 
 
 def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
-    """Write a .bvh file, or an .npz file of SMPL-X.
+    """Writes a .bvh file, or an .npz file of SMPL-X.
 
     Raises:
-        MotionError: the suffix is another, or the kind of file cannot hold the clip.
-        CheckpointError: it cannot be written.
+        MotionError: the file has another suffix, or its format cannot hold the clip.
+        CheckpointError: the file cannot be written.
     """
     path = Path(path)
-    WRITERS[known_suffix(path)](path, clip)
+    WRITERS[check_suffix(path)](path, clip)
 
 
-def known_suffix(path: Path) -> str:
+def check_suffix(path: Path) -> str:
+    """Returns the suffix of a motion file; MotionError if it is another."""
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(READERS)}")
     return suffix
 
 
-def in_known_order(clip: MotionClip) -> MotionClip:
-    """The clip with its joints in the order of the packaged skeleton with this tree, if any."""
+def reorder_joints(clip: MotionClip) -> MotionClip:
+    """Returns the clip with its joints in the order of the packaged skeleton with the same tree.
+
+    A clip whose tree is not packaged stays as it is.
+    """
     skeleton = clip.skeleton
-    for body in PACKAGED_SKELETONS:
-        if skeleton.names != body.names and bones(skeleton) == bones(body):
-            order = [skeleton.names.index(name) for name in body.names]
-            arranged, rotations = skeleton.arranged(body.names), clip.rotations[:, order]
-            return replace(clip, skeleton=arranged, rotations=rotations)
+    for packaged in PACKAGED_SKELETONS:
+        names = packaged.names
+        if skeleton.names != names and list_bones(skeleton) == list_bones(packaged):
+            order = [skeleton.names.index(name) for name in names]
+            rotations = clip.rotations[:, order]
+            return replace(clip, skeleton=skeleton.reorder(names), rotations=rotations)
     return clip
 
 
-def bones(skeleton: Skeleton) -> list[tuple[str, str]]:
-    """The name of each joint and of its parent, sorted; the root's is empty."""
+def list_bones(skeleton: Skeleton) -> list[tuple[str, str]]:
+    """Returns the names of each joint and its parent, sorted; the parent of the root is empty."""
     names = (*skeleton.names, "")
     return sorted((names[j], names[parent]) for j, parent in enumerate(skeleton.parents))

@@ -1,7 +1,7 @@
 """Train or fine-tune a motion tokenizer.
 
-``wanvae-motion train --config configs/motion/tiny.yaml`` does so on one device, and on any number
-of them ``accelerate launch -m motion.train`` with the same options.
+``wanvae-motion train --config configs/motion/tiny.yaml`` trains on one device. ``accelerate launch
+-m motion.train`` with the same options trains on any number of devices.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ class TrainConfig:
     """Everything about a training run.
 
     Attributes:
-        model: the architecture, and what its features are.
-        data: the training motion, and what of it is held out; if some is, the checkpoint with the
-            least MPJPE there is kept, unless ``trainer.best`` names another figure.
-        loss: the loss terms.
-        trainer: the loop. It takes no average of the weights (``ema_decay``).
-        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``. Its
-            normalizer stays, where it has one.
+        model: the architecture and its features.
+        data: the training motion, and the share of it that is held out. If some is held out, the
+            checkpoint with the lowest MPJPE on it is kept, unless ``trainer.best`` names another
+            figure.
+        loss: the weights of the loss terms.
+        trainer: the training loop. It takes no average of the weights (``ema_decay`` is 0).
+        weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
+            it has a normalizer, the normalizer stays.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -52,16 +53,16 @@ class TrainConfig:
         decay = self.trainer.ema_decay
         if decay > 0:
             raise UserError(
-                f"trainer.ema_decay is {decay}, but codes follow the encoder as it is and would "
-                "not fit an average of it: set it to 0"
+                f"trainer.ema_decay is {decay}, but the codes follow the current encoder and "
+                "do not fit an average of its weights; set it to 0"
             )
 
 
 class MotionTraining:
-    """What the loop has to know of a motion tokenizer: its losses, and how it is judged.
+    """The training of a motion tokenizer: its data, its losses and its evaluation.
 
     Raises:
-        ValueError: there is no motion that the model can learn from, or the weights cannot be read.
+        UserError: there is no motion that the model can learn from, or the weights cannot be read.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
@@ -77,7 +78,7 @@ class MotionTraining:
         self.motion_losses = MotionLosses(config.loss, self.model, self.data.skeleton)
 
     def task(self) -> Task:
-        """What to train."""
+        """Returns the task for the training loop."""
         return Task(
             model=self.model,
             samples=self.data.windows,
@@ -91,16 +92,16 @@ class MotionTraining:
     def losses(
         self, model: nn.Module, adversary: nn.Module | None, motion: Tensor, step: int
     ) -> StepLosses:
-        """The losses of a batch, and how it uses the codes: means over the layers."""
-        made = model(motion)
+        """Returns the losses of a batch, and its use of codes as means over the layers."""
+        reconstruction = model(motion)
         figures = {
-            "perplexity": made.quantized.perplexity.mean(),
-            "code_use": made.quantized.code_use.mean(),
+            "perplexity": reconstruction.quantized.perplexity.mean(),
+            "code_use": reconstruction.quantized.code_use.mean(),
         }
-        return StepLosses(self.motion_losses(made), figures)
+        return StepLosses(self.motion_losses(reconstruction), figures)
 
     def evaluate(self, model: RVQVAE) -> dict[str, float]:
-        """Figures of the held-out motion: with all layers, in millimetres and degrees."""
+        """Returns figures of the held-out motion, with all layers, in millimetres and degrees."""
         found = evaluate(
             model,
             self.data.held_out,
@@ -118,7 +119,7 @@ class MotionTraining:
         }
 
     def preview(self, model: RVQVAE, path: Path) -> None:
-        """Frames of the first held-out recording above its reconstruction."""
+        """Writes a picture of frames of the first held-out recording above its reconstruction."""
         recording = self.data.held_out[0]
         indices = model.encode(recording.features[None])
         decoded = model.decode(indices, len(recording))[0].cpu()
@@ -128,7 +129,7 @@ class MotionTraining:
 
 
 def run(config: TrainConfig) -> bool:
-    """Train as ``config`` says; returns whether all steps are done."""
+    """Trains as ``config`` says. Returns whether all steps are done."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = MotionTraining(config, accelerator).task()
@@ -139,9 +140,9 @@ def run(config: TrainConfig) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "motion.train") -> int:
-    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error.
+    """Runs the command. Returns 0 if training is complete, 130 if interrupted, 1 on an error.
 
     Args:
-        program: what the command is called in what it prints.
+        program: the name of the command in its messages.
     """
     return training_command(TrainConfig, run, program, __doc__, arguments)

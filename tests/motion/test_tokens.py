@@ -20,9 +20,9 @@ from motion.tokens import (
     Tokens,
     check_tokens,
     digest_of,
+    find_smallest_type,
     holds_tokens,
     read_tokens,
-    smallest_type,
     write_tokens,
 )
 from tests.motion.helpers import random_skeleton
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(
     [(1, "int8"), (128, "int8"), (129, "int16"), (512, "int16"), (2**15 + 1, "int32")],
 )
 def test_indices_take_little_room(tmp_path: Path, codes: int, dtype: str) -> None:
-    assert str(smallest_type(codes)) == f"torch.{dtype}"
+    assert str(find_smallest_type(codes)) == f"torch.{dtype}"
     tokens = Tokens(torch.zeros(3, 2, dtype=torch.long), replace(ORIGIN, codes=codes))
     write_tokens(tmp_path / "a.npz", tokens)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
@@ -93,7 +93,7 @@ def test_indices_alone(tmp_path: Path, dtype: type) -> None:
     np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 4]], dtype))
     read = read_tokens(tmp_path / "a.npy")
     assert read.indices.tolist() == [[1, 2], [3, 4]] and read.origin is None
-    with pytest.raises(ValueError, match="with where they came from"):
+    with pytest.raises(ValueError, match="only with their origin"):
         write_tokens(tmp_path / "b.npz", read)
 
 
@@ -130,8 +130,9 @@ def test_indices_alone(tmp_path: Path, dtype: type) -> None:
         ),
         (
             {"motion": np.array(f'{{"frames": 9, "fps": 1{"0" * 400}, "codes": 1, "books": ""}}')},
-            "too large",
+            "fps must be float",
         ),
+        ({"motion": np.array(f'{{"frames": 1{"0" * 5000}}}')}, "its metadata is no JSON"),
     ],
 )
 def test_files_that_are_no_tokens(
@@ -203,7 +204,7 @@ def tokens_of(**changes: object) -> Callable[[Origin], Tokens]:
         (tokens_of(codes=32), "of 2 layers of 32 codes, but the model has 2 of 16"),
         (tokens_of(codes=8), "of 2 layers of 8 codes"),
         (lambda _: Tokens(torch.full((3, 2), 16), None), "of 2 layers of at least 17 codes"),
-        (tokens_of(frames=13), "3 tokens for 13 frames, but the model makes 4"),
+        (tokens_of(frames=13), "3 tokens for 13 frames, but the model writes 4"),
     ],
 )
 def test_tokens_of_another_model(make: Callable[[Origin], Tokens], reason: str) -> None:
@@ -218,5 +219,5 @@ def test_other_codebooks_are_told_apart() -> None:
     model, other = tiny_tokenizer(), tiny_tokenizer(seed=1)
     assert digest_of(model) == digest_of(tiny_tokenizer()) != digest_of(other)
     origin = Origin(frames=12, fps=30.0, codes=16, books=digest_of(other))
-    with pytest.warns(UserWarning, match=r"a\.npz was made with other codebooks"):
+    with pytest.warns(UserWarning, match=r"a\.npz was written with other codebooks"):
         check_tokens(tokens_of()(origin), model, "a.npz")

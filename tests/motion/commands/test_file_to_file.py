@@ -166,7 +166,7 @@ def test_a_skeleton_that_is_asked_for(tmp_path: Path, model: RVQVAE) -> None:
         detokenize_file(model, source, tmp_path / "b.bvh", skeleton=tmp_path / "small.bvh")
 
 
-def test_no_skeleton_is_made_up(model: RVQVAE) -> None:
+def test_without_a_skeleton_there_is_an_error(model: RVQVAE) -> None:
     config = replace(model.config, features=replace(ROOTED, positions=True))
     unknown = RVQVAE(replace(config, channels=config.features.channels(7)))
     with pytest.raises(

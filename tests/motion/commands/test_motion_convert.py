@@ -167,8 +167,8 @@ def test_other_trees_stay_as_they_are(tmp_path: Path) -> None:
 def test_joints_in_another_order_are_where_they_were() -> None:
     skeleton = random_skeleton(6)
     names = tuple(sorted(skeleton.names, key=lambda name: len(ancestors(skeleton, name))))
-    arranged = skeleton.arranged(names)
-    assert arranged.arranged(skeleton.names) == skeleton
+    arranged = skeleton.reorder(names)
+    assert arranged.reorder(skeleton.names) == skeleton
     clip = random_clip(skeleton)
     order = [skeleton.names.index(name) for name in names]
     moved = replace(clip, skeleton=arranged, rotations=clip.rotations[:, order])

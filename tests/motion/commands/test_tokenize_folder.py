@@ -72,7 +72,7 @@ def test_an_interrupted_run_goes_on(
     assert contents(tmp_path / "twice") == expected
 
 
-def test_tokens_of_another_model_are_made_anew(
+def test_tokens_of_another_model_are_replaced(
     tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
 ) -> None:
     tokenize_folder(tiny_tokenizer(seed=1), folder, tmp_path / "out", ".npz", processes)

@@ -37,12 +37,12 @@ def model():
 
 @pytest.fixture
 def recordings(tmp_path, model):
-    made = []
+    found = []
     for number, length in enumerate(LENGTHS):
         path = tmp_path / f"{number}.bvh"
         write_motion(path, random_clip(random_skeleton(JOINTS), length))
-        made.append(read_recording(path, model.config))
-    return made
+        found.append(read_recording(path, model.config))
+    return found
 
 
 @torch.no_grad()
@@ -58,9 +58,9 @@ def test_errors_are_means_over_all_frames(model, recordings):
     assert found.frames == sum(LENGTHS)
     assert len(found.mpjpe) == len(found.rotation_errors) == LAYERS
     for row, layers in enumerate((1, 2, None)):
-        made = [reconstructed(model, recording, layers) for recording in recordings]
-        places = torch.cat([joints.positions for joints in made])
-        turns = torch.cat([joints.rotations for joints in made])
+        decoded = [reconstructed(model, recording, layers) for recording in recordings]
+        places = torch.cat([joints.positions for joints in decoded])
+        turns = torch.cat([joints.rotations for joints in decoded])
         originals = torch.cat([recording.joints.positions for recording in recordings])
         turned = torch.cat([recording.joints.rotations for recording in recordings])
         assert found.mpjpe[row] == pytest.approx(mpjpe(places, originals))

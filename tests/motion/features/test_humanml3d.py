@@ -6,7 +6,7 @@ import torch
 
 from motion.errors import MotionError
 from motion.features.humanml3d import (
-    features_folder,
+    find_features_folder,
     read_features,
     read_statistics,
     recover_positions,
@@ -63,13 +63,13 @@ def make_folder(path, channels=263, inner="new_joint_vecs"):
 
 def test_features_and_statistics_of_folders(tmp_path):
     inner = tmp_path / "new_joint_vecs"
-    assert features_folder(make_folder(tmp_path)) == features_folder(inner) == inner
+    assert find_features_folder(make_folder(tmp_path)) == find_features_folder(inner) == inner
     for path in (tmp_path, inner):
         statistics = read_statistics(path)
         assert statistics.mean.tolist() == [2.0] * 263
         assert statistics.std.tolist() == [3.0] * 263
     flat = make_folder(tmp_path / "flat", channels=251, inner=".")
-    assert features_folder(flat) == flat and len(read_statistics(flat).mean) == 251
+    assert find_features_folder(flat) == flat and len(read_statistics(flat).mean) == 251
     features = read_features(flat / "a.npy")
     assert features.shape == (5, 251) and features.dtype == torch.float32
 

@@ -112,14 +112,14 @@ def test_humanml3d_and_kit_are_taken_as_they_are(tmp_path, skeleton):
     positions, rotations = recording.joints
     assert torch.equal(positions, recover_positions(recording.features))
     assert rotations.shape == (9, skeleton.joints - 1, 3, 3)
-    # The first of them is made of the six numbers after the positions.
+    # The first rotation follows from the six numbers after the positions.
     first = features[:, 4 + 3 * (skeleton.joints - 1) :][:, :3]
     directions = torch.nn.functional.normalize(torch.from_numpy(first), dim=1)
     torch.testing.assert_close(rotations[:, 0, :, 0], directions)
     recording[2:].write(tmp_path / "b.npy", recording.features[2:])
     assert np.array_equal(np.load(tmp_path / "b.npy"), features[2:])
     with pytest.raises(MotionError, match=r"have no clip; write them as \.npy"):
-        recording.restored(recording.features)
+        recording.restore(recording.features)
 
 
 def test_files_of_another_kind_or_size_are_refused(bvh, npy):

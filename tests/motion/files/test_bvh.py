@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motion.errors import MotionError
-from motion.files.bvh import frame_rate, read_bvh, write_bvh
+from motion.files.bvh import parse_frame_time, read_bvh, write_bvh
 from motion.skeleton.tree import EULER_ORDERS, end_positions
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
@@ -175,7 +175,7 @@ def test_z_up_files_become_y_up_and_are_written_as_they_were(tmp_path):
     ],
 )
 def test_frame_times_are_those_of_whole_rates_where_they_can_be(text, fps):
-    assert frame_rate(text) == fps
+    assert parse_frame_time(text) == fps
 
 
 @pytest.mark.parametrize("fps", [12.5, 20.0, 29.97, 30.0, 59.94, 120.0, 1 / 3])

@@ -268,7 +268,7 @@ def test_what_cannot_be_trained_on_is_one_line(folder, tmp_path, capsys, changes
     [
         (["--model.widht=3"], "widht"),
         (["--loss.position=-1"], "position must be at least 0"),
-        (["--trainer.ema_decay=0.9"], "ema_decay is 0.9, but codes follow the encoder as it is"),
+        (["--trainer.ema_decay=0.9"], "ema_decay is 0.9, but the codes follow the current encoder"),
         (["--model.features.rot6d=diagonal"], "rot6d"),
     ],
 )
