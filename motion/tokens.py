@@ -144,9 +144,13 @@ def find_smallest_type(codes: int) -> torch.dtype:
 
 
 def write_npz(path: str | os.PathLike[str], indices: Tensor, texts: Mapping[str, str]) -> None:
-    arrays = {name: np.array(text) for name, text in texts.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, indices=indices.cpu().numpy(), **arrays)
+        np.savez_compressed(
+            file,
+            indices=indices.cpu().numpy(),
+            format=np.array(texts["format"]),
+            motion=np.array(texts["motion"]),
+        )
 
 
 def write_safetensors(

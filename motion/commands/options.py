@@ -90,8 +90,15 @@ def load_model(arguments: Namespace, default: str | None = None) -> RVQVAE:
     """
     device = arguments.device or default or default_device()
     check_device(device)
-    given = read_untold(arguments).given
-    return RVQVAE.from_pretrained(arguments.checkpoint, **given, device=device)
+    untold = read_untold(arguments)
+    return RVQVAE.from_pretrained(
+        arguments.checkpoint,
+        activation=untold.activation,
+        norm=untold.norm,
+        dilation_growth_rate=untold.dilation_growth_rate,
+        reverse_dilation=untold.reverse_dilation,
+        device=device,
+    )
 
 
 def report_failures(failures: Sequence[str], others: int) -> None:

@@ -218,6 +218,7 @@ def measure(
     """
     layers, names = model.config.quantizer.layers, recording.skeleton.names
     length, original = len(recording), recording.joints
+    joints = original
     errors, angles = [], []
     with evaluating(model):
         indices = model.encode(recording.features[None])

@@ -47,7 +47,7 @@ def restore_clip(
     skeleton: Skeleton,
     fps: float,
     *,
-    start: tuple[float, float] = (0.0, 0.0),
+    start: tuple[float, ...] = (0.0, 0.0),
     root_positions: Tensor | None = None,
 ) -> MotionClip:
     """Returns the clip of features (T, D). Only their rotations and their root are used.
@@ -112,7 +112,8 @@ def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
 def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
     """Returns rotations (..., 3, 3) of any (..., 6), orthonormal by Gram-Schmidt."""
     columns = vectors.unflatten(-1, (2, 3)).mT
-    rotations = roma.special_gramschmidt(columns, epsilon=SHORTEST)
+    # roma takes a float, though its type hint says int.
+    rotations = roma.special_gramschmidt(columns, epsilon=SHORTEST)  # pyright: ignore[reportArgumentType]
     return rotations.mT if lines == "rows" else rotations
 
 

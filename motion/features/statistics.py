@@ -47,7 +47,8 @@ class FeatureStatistics:
         Raises:
             UserError: there are no features, or they differ in D.
         """
-        count, total, squares, origin = 0, 0.0, 0.0, None
+        count, origin = 0, None
+        total = squares = torch.zeros((), dtype=torch.float64)
         for features in clips:
             features = features.double()
             if origin is None:

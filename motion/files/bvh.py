@@ -243,7 +243,9 @@ def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
     angles = rotations.new_empty(rotations.shape[:-1])
     for order in set(orders):
         joints = [j for j, other in enumerate(orders) if other == order]
-        angles[:, joints] = roma.rotmat_to_euler(order, rotations[:, joints], degrees=True)
+        converted = roma.rotmat_to_euler(order, rotations[:, joints], degrees=True)
+        assert isinstance(converted, Tensor)  # not a tuple, which is another option of roma
+        angles[:, joints] = converted
     return torch.from_numpy(np.unwrap(angles.numpy(), period=360.0, axis=0))
 
 

@@ -133,7 +133,7 @@ class Hierarchy:
                 blocks.append(None)
             elif word == "OFFSET" and joint and joint.offset is None:
                 joint.offset = self.take_offset()
-            elif word == "CHANNELS" and joint is self.joints[-1] and not joint.channels:
+            elif word == "CHANNELS" and joint and joint is self.joints[-1] and not joint.channels:
                 joint.channels = self.take_channels()
             else:
                 self.fail(self.line, f"{word[:40]!r} is out of place; is it a BVH file?")

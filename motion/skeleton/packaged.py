@@ -107,7 +107,9 @@ def mirror(name: str, offset: tuple[float, ...]) -> tuple[str, tuple[float, ...]
 def select(order: tuple[str, ...], ends: tuple[tuple[str, tuple[float, ...]], ...]) -> Skeleton:
     """Returns the skeleton of the joints in ``order``, with the end sites ``ends``."""
     parents = {name: parent for name, parent, _ in (*SPINE, *LEFT_SIDE)}
-    offsets = {name: offset for name, _, offset in (*SPINE, *LEFT_SIDE)}
+    offsets: dict[str, tuple[float, ...]] = {
+        name: offset for name, _, offset in (*SPINE, *LEFT_SIDE)
+    }
     for name, parent, offset in LEFT_SIDE:
         twin, mirrored_offset = mirror(name, offset)
         parents[twin], offsets[twin] = parent.replace("left_", "right_"), mirrored_offset

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import evaluate
+from motion.evaluate.reconstruction import reconstruct
 from motion.model import RVQVAE
 from motion.render import Figure, render_grid
 from motion.train.losses import LossConfig, MotionLosses
@@ -83,14 +84,14 @@ class MotionTraining:
             model=self.model,
             samples=self.data.windows,
             losses=self.losses,
-            save_weights=lambda model, path: model.save_pretrained(path),
+            save_weights=lambda model, path: as_tokenizer(model).save_pretrained(path),
             load_weights=load_in_place,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out else None,
         )
 
     def losses(
-        self, model: nn.Module, adversary: nn.Module | None, motion: Tensor, step: int
+        self, model: nn.Module, discriminator: nn.Module | None, motion: Tensor, step: int
     ) -> StepLosses:
         """Returns the losses of a batch, and its use of codes as means over the layers."""
         reconstruction = model(motion)
@@ -100,12 +101,13 @@ class MotionTraining:
         }
         return StepLosses(self.motion_losses(reconstruction), figures)
 
-    def evaluate(self, model: RVQVAE) -> dict[str, float]:
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Returns figures of the held-out motion, with all layers, in millimetres and degrees."""
+        tokenizer = as_tokenizer(model)
         found = evaluate(
-            model,
+            tokenizer,
             self.data.held_out,
-            numbers_of_layers=[model.config.quantizer.layers],
+            numbers_of_layers=[tokenizer.config.quantizer.layers],
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
@@ -118,14 +120,19 @@ class MotionTraining:
             **{f"perplexity_{layer}": value for layer, value in layers},
         }
 
-    def preview(self, model: RVQVAE, path: Path) -> None:
+    def preview(self, model: nn.Module, path: Path) -> None:
         """Writes a picture of frames of the first held-out recording above its reconstruction."""
         recording = self.data.held_out[0]
-        indices = model.encode(recording.features[None])
-        decoded = model.decode(indices, len(recording))[0].cpu()
+        _, decoded = reconstruct(as_tokenizer(model), recording)
         pair = recording.joints, recording.joints_of(decoded)
         figures = [Figure.of_joints(joints.positions, recording.skeleton) for joints in pair]
         render_grid(path, figures, recording.config.fps)
+
+
+def as_tokenizer(model: nn.Module) -> RVQVAE:
+    """Returns the model that the training loop passes back, which is a tokenizer."""
+    assert isinstance(model, RVQVAE)
+    return model
 
 
 def run(config: TrainConfig) -> bool:
@@ -145,4 +152,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "motion.train") 
     Args:
         program: the name of the command in its messages.
     """
-    return training_command(TrainConfig, run, program, __doc__, arguments)
+    return training_command(TrainConfig, run, program, __doc__ or "", arguments)
