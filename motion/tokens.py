@@ -26,8 +26,9 @@ from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import CheckpointError, atomic_path, read_tensors, write_tensors
+from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion-tokens"
@@ -125,7 +126,7 @@ def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
     """Writes an .npz or .safetensors file. If writing fails, no incomplete file is left.
 
     Raises:
-        CheckpointError: the file has another suffix, or cannot be written.
+        FileError: the file has another suffix, or cannot be written.
         UserError: the origin of the tokens is not known.
     """
     require_suffix(path, *WRITERS)

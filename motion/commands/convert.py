@@ -209,7 +209,7 @@ def convert_motion(
 
     Raises:
         MotionError: ``source`` cannot be read, or the format of ``destination`` cannot hold it.
-        CheckpointError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written.
     """
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
         raise MotionError(f"{destination} must end as {source} does, to go there and back")

@@ -126,7 +126,7 @@ def detokenize_file(
 
     Raises:
         MotionError: ``source`` does not hold tokens of ``model``, or the skeleton does not fit.
-        CheckpointError, VideoError: ``destination`` cannot be written.
+        FileError, VideoError: ``destination`` cannot be written.
     """
     motion_suffixes = suffixes_of(model.config)
     require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)

@@ -11,11 +11,11 @@ from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import make_table, write_figures
 from motion.model import RVQVAE
-from wanvae.engine.checkpoint import make_directory
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.files import make_directory
 
 
 def add_options(parser: Parser) -> None:

@@ -11,8 +11,8 @@ from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import add_progress_option
-from wanvae.engine.devices import add_device_option, check_device, default_device
+from wanvae.engine.command_line.options import add_device_option, add_progress_option
+from wanvae.engine.devices import check_device, default_device
 from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 

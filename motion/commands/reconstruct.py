@@ -75,7 +75,7 @@ def reconstruct_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        CheckpointError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written.
     """
     require_suffix(destination, *suffixes_of(model.config))
     recording = read_recording(source, model.config)

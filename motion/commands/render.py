@@ -47,7 +47,7 @@ def render_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        CheckpointError, VideoError: ``destination`` cannot be written.
+        FileError, VideoError: ``destination`` cannot be written.
     """
     require_suffix(destination, *FIGURE_SUFFIXES)
     if model is None:

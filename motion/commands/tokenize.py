@@ -15,10 +15,10 @@ from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording, share_files
 from motion.model import RVQVAE
 from motion.tokens import Body, Origin, Tokens, digest_of, read_tokens, write_tokens
-from wanvae.engine.checkpoint import is_nested, make_directory
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.files import is_nested, make_directory
 from wanvae.engine.processes import objects_of_processes
 from wanvae.errors import UserError
 
@@ -93,7 +93,7 @@ def tokenize_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        CheckpointError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written.
     """
     tokens = tokenize(model, read_recording(source, model.config))
     write_tokens(destination, tokens)
@@ -139,7 +139,7 @@ def tokenize_folder(
     Raises:
         MotionError: there are no motion files, or two of them have the same file of tokens.
         UserError: one folder is inside the other.
-        CheckpointError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     targets = plan_targets(Path(source), Path(destination), suffix, model.config)
     make_directory(destination)

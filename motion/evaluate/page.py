@@ -69,7 +69,7 @@ def write_evaluation_page(
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: the page cannot be written.
+        FileError: the page cannot be written.
     """
     ordered = sorted(evaluation.files, key=lambda file: -file.summary.mpjpe_mm[-1])
     spread = np.linspace(0, len(ordered) - 1, min(limits.files, len(ordered))).round().astype(int)

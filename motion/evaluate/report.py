@@ -11,7 +11,7 @@ from typing import Any
 
 from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
 from motion.evaluate.folder import FolderEvaluation
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows
 
@@ -98,7 +98,7 @@ def write_figures(
         checkpoint: the file of the model.
 
     Raises:
-        CheckpointError: the files cannot be written.
+        FileError: the files cannot be written.
     """
     write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
     rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]

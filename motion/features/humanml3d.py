@@ -138,7 +138,7 @@ def write_features(path: str | os.PathLike[str], features: Tensor) -> None:
 
     Raises:
         MotionError: the file has another suffix.
-        CheckpointError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     if Path(path).suffix != ".npy":
         raise MotionError(f"{path} must end in .npy, for features of HumanML3D or KIT")

@@ -94,7 +94,7 @@ class Recording:
 
         Raises:
             MotionError: the file has another suffix, or its format cannot hold the motion.
-            CheckpointError: the file cannot be written.
+            FileError: the file cannot be written.
         """
         if self.clip is None:
             humanml3d.write_features(path, features)

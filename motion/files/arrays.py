@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from motion.errors import MotionError
-from wanvae.engine.checkpoint import atomic_path, first_sentence
+from wanvae.engine.files import atomic_path
+from wanvae.engine.text import first_sentence
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -73,7 +74,7 @@ def write_array(path: str | os.PathLike[str], values: Tensor) -> None:
     """Writes numbers to a .npy file. If writing fails, no incomplete file is left.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, values.detach().cpu().numpy(), allow_pickle=False)

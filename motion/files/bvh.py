@@ -17,7 +17,7 @@ from motion.errors import MotionError
 from motion.files.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, write_hierarchy
 from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
 from motion.skeleton.tree import EndSite, Skeleton, forward_kinematics
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
 # Common units in metres: metre, centimetre, millimetre, inch, and the unit of CMU recordings.
 UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)
@@ -256,7 +256,7 @@ def write_bvh(path: str | os.PathLike[str], clip: MotionClip) -> None:
     its axis points up. Lengths and angles have 6 digits after the point. The root has positions.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     skeleton, clip = clip.skeleton, to_file_axes(clip)
     hierarchy, order = write_hierarchy(skeleton)

@@ -36,7 +36,7 @@ def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
 
     Raises:
         MotionError: the file has another suffix, or its format cannot hold the clip.
-        CheckpointError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     path = Path(path)
     WRITERS[check_suffix(path)](path, clip)

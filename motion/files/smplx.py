@@ -16,7 +16,7 @@ from motion.files.arrays import load_arrays
 from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
 from motion.skeleton.packaged import SMPLX
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
 # AMASS has two spellings.
 RATE_KEYS = ("mocap_frame_rate", "mocap_framerate")
@@ -107,7 +107,7 @@ def write_npz(path: str | os.PathLike[str], clip: MotionClip) -> None:
 
     Raises:
         MotionError: the clip does not have the 55 joints of SMPL-X.
-        CheckpointError: the file cannot be written.
+        FileError: the file cannot be written.
     """
     if clip.skeleton.names != SMPLX.names:
         raise MotionError(

@@ -14,7 +14,7 @@ from motion.files.formats import write_motion
 from motion.tokens import read_tokens
 from tests.motion.helpers import contents
 from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer, write_walks
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 from wanvae.errors import UserError
 
 
@@ -112,10 +112,10 @@ def test_no_file_is_written_over_another(
 def test_folders_that_cannot_be(
     tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"make the directory .*missing first"):
+    with pytest.raises(FileError, match=r"make the directory .*missing first"):
         tokenize_folder(model, folder, tmp_path / "missing" / "out", ".npz", processes)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file cannot be made: File exists"):
+    with pytest.raises(FileError, match="file cannot be made: File exists"):
         tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
     (tmp_path / "empty").mkdir()
     with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):

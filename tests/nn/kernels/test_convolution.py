@@ -5,9 +5,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests.helpers import random_video, tiny
-from wanvae.nn.kernels import convolve as module
 from wanvae.nn.kernels.convolve import (
     HEIGHT,
     TIME,
@@ -16,6 +13,9 @@ from wanvae.nn.kernels.convolve import (
     in_four_phases,
     winograd,
 )
+
+from tests.helpers import random_video, tiny
+from wanvae.nn.kernels import convolve as module
 
 ONES, ZEROS = (1, 1, 1), (0, 0, 0)
 

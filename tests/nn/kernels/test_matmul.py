@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from wanvae.nn.kernels.convolve import convolve
+from wanvae.nn.kernels.convolve_time import convolve_time
 
 from tests.helpers import randomize, run_steps
 from wanvae.nn import CausalConv, ResConv1DBlock, use_channels_last
 from wanvae.nn.kernels import convolve_time as module
 from wanvae.nn.kernels import winograd_time
-from wanvae.nn.kernels.convolve import convolve
-from wanvae.nn.kernels.convolve_time import convolve_time
 
 
 def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
