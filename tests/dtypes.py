@@ -7,9 +7,20 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Convolutions, and the products that 1D ones are computed by; not the products of attention.
+COMPUTING = {
+    "convolution",
+    "convolution_backward",
+    "convolution_overrideable",
+    "mkldnn_convolution",
+    "addmm",
+    "baddbmm_",
+    "mm",
+}
+
 
 class ConvolutionDtypes(TorchDispatchMode):
-    """Records the dtypes of convolutions and products of matrices inside ``with``.
+    """Records the dtypes that convolutions compute in inside ``with``.
 
     Attributes:
         seen: the dtypes of all their inputs.
@@ -22,6 +33,6 @@ class ConvolutionDtypes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if any(name in str(function) for name in ("convolution", "mm")):
+        if function.overloadpacket.__name__ in COMPUTING:
             self.seen |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
         return function(*args, **(kwargs or {}))
