@@ -23,15 +23,10 @@ from motion.files.arrays import read_array
 from motion.files.clips import READERS, write_clip
 from motion.model import RVQVAE
 from motion.skeleton.sample import walk
-from wanvae.engine.checkpoint import make_directory
 from wanvae.engine.command_line.program import Command, Program
 from wanvae.engine.config import check
-from wanvae.engine.devices import (
-    check_device,
-    default_device,
-    device_of,
-    launched_processes,
-)
+from wanvae.engine.devices import check_device, default_device, device_of, launched_processes
+from wanvae.engine.files import make_directory
 from wanvae.errors import UserError
 
 
@@ -269,9 +264,9 @@ COMMANDS = {
 
 def train(arguments: Sequence[str], program: str) -> int:
     # Imported here, for no other command needs what it does.
-    from motion.train.run import run as train
+    from motion.train import run
 
-    return train.main(arguments, program)
+    return run.main(arguments, program)
 
 
 PROGRAM = Program(

@@ -25,8 +25,9 @@ from motion.errors import ClipError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import CheckpointError, atomic_path, read_tensors, write_tensors
+from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion-tokens"

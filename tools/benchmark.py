@@ -54,7 +54,7 @@ from tools.measuring import (
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.execution import budget as planning
 from wanvae.model import make_planner
 

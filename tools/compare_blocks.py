@@ -65,9 +65,9 @@ from tools.measuring import BenchmarkError, aligned, exit_status, require
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.demo import demo_clip
 from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator
 from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer import make_accelerator
-from wanvae.engine.training.trainer_config import TrainerConfig
 from wanvae.metrics.images import psnr
 from wanvae.nn import use_channels_last
 from wanvae.nn.norm import NormKind

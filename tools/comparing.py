@@ -32,12 +32,12 @@ from tools.measuring import (
     timed,
     write_content,
 )
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
+from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.loop import make_accelerator
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer import make_accelerator
-from wanvae.engine.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

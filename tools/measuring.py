@@ -21,7 +21,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.files import FileError, atomic_path
 from wanvae.nn.kernels.pool import POOL
 
 
@@ -149,7 +149,7 @@ def exit_status(run: Callable[[], None], program: str = "benchmark") -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
-    except (BenchmarkError, CheckpointError) as error:
+    except (BenchmarkError, FileError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,12 +19,12 @@ from motion.files.arrays import write_array
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
-    first_few,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion"

@@ -18,7 +18,7 @@ from motion.evaluate.evaluation import Evaluation, Summary, measure, totals, tot
 from motion.features.recording import find_files, read_recording
 from motion.model import RVQVAE
 from motion.tokens import digest_of, read_tokens
-from wanvae.engine.checkpoint import CheckpointError, is_nested, make_directory
+from wanvae.engine.files import FileError, is_nested, make_directory
 from wanvae.engine.processes import objects_of_processes
 from wanvae.engine.text import writable
 
@@ -64,7 +64,7 @@ def tokenize_folder(
 
     Raises:
         ClipError: there are no files, two would become the same, or a folder is in the other.
-        CheckpointError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     targets = plan(Path(source), Path(destination), suffix, model.config)
     make_directory(destination)
@@ -80,7 +80,7 @@ def tokenize_folder(
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 tokenize_file(model, file, target)
-            except CheckpointError:
+            except FileError:
                 raise
             except (ValueError, OSError) as error:
                 failures.append(str(error))

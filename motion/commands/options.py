@@ -10,8 +10,7 @@ from motion.checkpoints.architecture import Untold
 from motion.commands.convert import WRITERS
 from motion.config import MotionNorm
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import add_progress_option
-from wanvae.engine.devices import add_device_option
+from wanvae.engine.command_line.options import add_device_option, add_progress_option
 from wanvae.nn.residual import ActivationKind
 
 MOTION_HELP = ".bvh or SMPL-X .npz; .npy of HumanML3D or KIT for models of those"

@@ -11,7 +11,7 @@ from typing import Any
 
 from motion.commands.folders import FolderEvaluation
 from motion.evaluate.evaluation import Evaluation, Summary
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from motion.errors import ClipError
-from wanvae.engine.checkpoint import atomic_path, first_sentence
+from wanvae.engine.files import atomic_path
+from wanvae.engine.text import first_sentence
 
 
 def load_array(path: Path) -> np.ndarray:

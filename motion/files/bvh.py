@@ -16,7 +16,7 @@ from torch import Tensor
 from motion.files.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, hierarchy_lines
 from motion.skeleton.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton.tree import EndSite, Skeleton, forward_kinematics
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
 # Lengths of a unit in metres: metre, centimetre, millimetre, inch, and that of the CMU recordings.
 UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)

@@ -15,7 +15,7 @@ from motion.files.arrays import load_arrays
 from motion.skeleton.clip import Clip, ClipError, from_file_axes, to_file_axes
 from motion.skeleton.named import SMPLX
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
 # AMASS spells it in two ways.
 RATE_KEYS = ("mocap_frame_rate", "mocap_framerate")

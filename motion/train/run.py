@@ -22,9 +22,9 @@ from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import StepLosses, Task
-from wanvae.engine.training.trainer import make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
 from wanvae.errors import UserError
 
 

@@ -30,6 +30,7 @@ from wanvae.checkpoints.latent_statistics import (
 )
 from wanvae.config import WAN22
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
+from wanvae.engine.files import FileError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -484,7 +485,7 @@ def test_only_a_wan_vae_is_written_over(tmp_path: Path) -> None:
         assert load(target).config.dim == vae.config.dim
     assert len(list(target.iterdir())) == 2
     (target / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
-    with pytest.raises(CheckpointError, match="it exists; name a new directory"):
+    with pytest.raises(FileError, match="it exists; name a new directory"):
         formats.save_diffusers(target, first.config, first.state_dict())
 
 

@@ -18,7 +18,7 @@ from tests.helpers import WAN22, tiny, write_sound
 from wanvae import __version__, cli
 from wanvae.checkpoints import formats
 from wanvae.commands.options import load_model
-from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.engine.memory import is_out_of_memory
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}

@@ -27,7 +27,7 @@ from motion.tokens import (
 )
 from tests.motion.helpers import random_skeleton
 from tests.motion.small_tokenizers import tiny_tokenizer
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 
 SUFFIXES = (".npz", ".safetensors")
 ORIGIN = Origin(
@@ -178,7 +178,7 @@ def test_other_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing/a.npz", "a.txt", "directory.npz"])
 def test_unwritable_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "directory.npz").mkdir()
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(FileError, match=name):
         write_tokens(tmp_path / name, TOKENS)
     assert [path.name for path in tmp_path.iterdir()] == ["directory.npz"]
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
 from wanvae.config import WanVAEConfig
-from wanvae.engine.checkpoint import CheckpointError, first_few
+from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 DIFFUSERS_CONFIG = "config.json"

@@ -34,14 +34,13 @@ from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
-    atomic_directory,
-    atomic_path,
-    first_few,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_directory, atomic_path
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 # Fields that no layout but our own can say.

@@ -9,7 +9,8 @@ from os import PathLike
 from pathlib import Path
 
 from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS
-from wanvae.engine.checkpoint import CheckpointError, first_sentence
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.text import first_sentence
 
 # What a native checkpoint is called in a repository.
 NATIVE_FILE = "wanvae.safetensors"

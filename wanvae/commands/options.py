@@ -13,14 +13,8 @@ from jsonargparse import Namespace
 
 from wanvae.demo import demo_weights
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import add_progress_option
-from wanvae.engine.devices import (
-    add_device_option,
-    check_device,
-    default_device,
-    device_of,
-    launched_processes,
-)
+from wanvae.engine.command_line.options import add_device_option, add_progress_option
+from wanvae.engine.devices import check_device, default_device, device_of, launched_processes
 from wanvae.errors import UserError
 from wanvae.model import WanVAE
 

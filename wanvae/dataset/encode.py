@@ -34,7 +34,7 @@ from wanvae.dataset.records import (
 )
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
-from wanvae.engine.checkpoint import unwritable
+from wanvae.engine.files import unwritable
 from wanvae.engine.processes import made_by_first_process, objects_of_processes
 from wanvae.execution.budget import Memory, TileSize
 from wanvae.folders.clips import Clip

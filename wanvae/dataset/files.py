@@ -21,8 +21,8 @@ from typing import IO, Any
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.latents.file import VideoShape, video_metadata

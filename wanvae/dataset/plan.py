@@ -18,7 +18,7 @@ from wanvae.dataset.settings import (
     read_settings,
     write_settings,
 )
-from wanvae.engine.checkpoint import is_nested, make_directory, remove_temporaries
+from wanvae.engine.files import is_nested, make_directory, remove_temporaries
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.manifest import load_entries

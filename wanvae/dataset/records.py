@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 
 INDEX = "index.jsonl"
 FAILURES = "failures.jsonl"

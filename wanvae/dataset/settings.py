@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from wanvae.checkpoints.latent_statistics import statistics_like
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import check, check_option, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
 SETTINGS = "dataset.json"

@@ -1,14 +1,11 @@
-"""Files of named tensors, read and written safely."""
+"""Files of named tensors."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,19 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wanvae.errors import UserError
+from wanvae.engine.files import FileError, atomic_path, unwritable
+from wanvae.engine.text import first_few, first_sentence
 
 ZIP_MAGIC = b"PK\x03\x04"
 # How torch.save began its files before it wrote zip archives.
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# Names that ``temporary_sibling`` gives.
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
-# What an error shows of a long list.
-SHOWN = 3
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read, written or used; one line that says what to do."""
+class CheckpointError(FileError):
+    """A checkpoint cannot be read or used. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -127,116 +121,13 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def first_sentence(error: Exception) -> str:
-    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
-
-    If the block raises anything, what it wrote is deleted and an existing ``path`` is untouched.
-
-    Raises:
-        CheckpointError: there is no such directory, ``path`` is one, or writing fails.
-    """
-    path = Path(path)
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path} cannot be written: it is a directory; name a file")
-    temporary = temporary_sibling(path)
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        # safetensors makes files that only their owner may read, whatever the umask.
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-@contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As ``atomic_path``, but a directory to write files in; ``path`` must be new or empty.
-
-    Raises:
-        CheckpointError: ``path`` is a file or holds something, or writing fails.
-    """
-    path = Path(path)
-    temporary = temporary_sibling(path)
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CheckpointError(f"{path} cannot be written: it exists; name a new directory")
-        temporary.mkdir()
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def make_directory(path: str | os.PathLike[str]) -> None:
-    """Make a directory to write files in, unless it is there.
-
-    Raises:
-        CheckpointError: there is no directory to make it in, or it is a file.
-    """
-    path = Path(path)
-    try:
-        path.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} cannot be made: make the directory {path.parent} first"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be made: {error.strerror}") from error
-
-
-def is_nested(path: Path, other: Path) -> bool:
-    """Whether one of two directories is in the other, or both are the same."""
-    path, other = path.resolve(), other.resolve()
-    return path.is_relative_to(other) or other.is_relative_to(path)
-
-
-def remove_temporaries(directory: Path) -> None:
-    """Delete, also in subdirectories, what processes that were killed have left of files.
-
-    Raises:
-        CheckpointError: one cannot be deleted.
-    """
-    for path in list(directory.rglob(".*")):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            try:
-                path.unlink()
-            except OSError as error:
-                raise unwritable(path, error) from error
-
-
-def temporary_sibling(path: Path) -> Path:
-    """An unused name in the directory of ``path``, where a rename to it cannot fail half-way."""
-    if not os.path.isdir(path.parent):
-        raise CheckpointError(f"{path} cannot be written: make the directory {path.parent} first")
-    return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
-
-
-def unwritable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
-    reason = first_sentence(error)
-    return CheckpointError(f"{path} cannot be written ({reason}); what was there is untouched")
-
-
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file, complete or not at all; tensors may be views and share memory.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: it cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
@@ -254,7 +145,7 @@ def write_pickle(
         wrapper: the key of a dict around it, if there is to be one.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: it cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
@@ -341,9 +232,3 @@ def describe(tensor: Tensor) -> str:
 
 def summarize(problem: str, entries: Sequence[str]) -> list[str]:
     return [f"{len(entries)} {problem}: {first_few(entries)}"] if entries else []
-
-
-def first_few(entries: Sequence[str]) -> str:
-    """The first of ``entries``, comma-separated, and how many more there are."""
-    more = len(entries) - SHOWN
-    return ", ".join(entries[:SHOWN]) + (f" and {more} more" if more > 0 else "")

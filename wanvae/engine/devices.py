@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from wanvae.engine.checkpoint import first_sentence
-from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 
 # Processes wait for each other at the end, when their shares may have taken very unequal times.
 PATIENCE = timedelta(days=30)
-
-
-def add_device_option(parser: Parser) -> None:
-    """Declare ``--device``."""
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 
 def default_device() -> str:

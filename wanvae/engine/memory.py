@@ -1,4 +1,4 @@
-"""How a process handles the memory it frees."""
+"""The memory of a process: how it is freed, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 # Parameters of glibc's mallopt.
 M_TRIM_THRESHOLD = -1
@@ -53,3 +55,9 @@ def set_malloc(*, mmap_threshold: int, trim_threshold: int, top_pad: int) -> Non
         mallopt(M_MMAP_THRESHOLD, mmap_threshold)
         mallopt(M_TRIM_THRESHOLD, trim_threshold)
         mallopt(M_TOP_PAD, top_pad)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)

@@ -12,7 +12,7 @@ import torch
 
 import wanvae
 from wanvae.dataset.plan import digest_of_file
-from wanvae.engine.checkpoint import is_nested, remove_temporaries
+from wanvae.engine.files import is_nested, remove_temporaries
 from wanvae.engine.processes import made_by_first_process
 from wanvae.errors import UserError
 from wanvae.evaluate.models import Judged

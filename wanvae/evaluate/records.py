@@ -12,8 +12,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.evaluate.models import Cost
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wanvae.dataset.records import Failure
 from wanvae.engine.ahead import ahead
-from wanvae.engine.checkpoint import unwritable
+from wanvae.engine.files import unwritable
 from wanvae.engine.processes import objects_of_processes
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wanvae.dataset.settings import describe_differences
-from wanvae.engine.checkpoint import atomic_path, make_directory
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path, make_directory
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import LpipsNetwork
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wanvae.dataset.records import Failure
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
 from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.settings import EvaluationSettings

@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.engine.memory import is_out_of_memory
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, reason

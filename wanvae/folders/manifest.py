@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.folders.tars import find_members
 from wanvae.video import FilePart, VideoError, probe

@@ -23,8 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.latents.spool import LatentsSpool
 from wanvae.nn.kernels.precision import wide_dtype

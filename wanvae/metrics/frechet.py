@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wanvae.engine.checkpoint import first_sentence
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 # Frames that are looked at together.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wanvae.engine.checkpoint import check_tensors, first_sentence, read_tensors
+from wanvae.engine.checkpoint import check_tensors, read_tensors
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 LpipsNetwork = Literal["vgg", "alex", "squeeze"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.report.parts import Section
 
 MEDIA_TYPES = {

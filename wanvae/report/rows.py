@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import Adversary, StepLosses, Task
-from wanvae.engine.training.trainer import make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
 from wanvae.errors import UserError
 from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
 from wanvae.nn import use_channels_last

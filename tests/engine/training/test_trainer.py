@@ -23,8 +23,8 @@ from torch import nn
 from tests.engine.training.toy import KillAt, Model, Noise, losses, make_task, settings
 from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
-from wanvae.engine.training.trainer import NotFiniteError, make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import NotFiniteError, make_accelerator, train
 
 pytestmark = pytest.mark.usefixtures("without_matplotlib")
 ROOT = Path(__file__).parents[3]
@@ -358,7 +358,7 @@ def test_plots_the_log_and_tells_the_tracker(tmp_path, accelerator, monkeypatch)
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr("wanvae.engine.training.trainer.find_spec", lambda name: None)
+    monkeypatch.setattr("wanvae.engine.training.loop.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="tensorboard is not installed"):
         make_accelerator(TrainerConfig())
 

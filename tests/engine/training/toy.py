@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wanvae.engine.checkpoint import load_in_place, write_tensors
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import Adversary, StepLosses, Task
-from wanvae.engine.training.trainer import make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
 
 
 class Noise(Dataset):

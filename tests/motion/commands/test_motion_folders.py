@@ -19,7 +19,7 @@ from motion.skeleton.clip import ClipError
 from motion.tokens import read_tokens
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
 from tests.motion.small_tokenizers import WALK, tiny_tokenizer
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 
 NAMES = ("a.bvh", "b.npz", "deep/c.bvh", "deep/er/d.npz")
 
@@ -133,10 +133,10 @@ def test_no_file_is_written_over_another(
 def test_folders_that_cannot_be(
     tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"make the directory .*missing first"):
+    with pytest.raises(FileError, match=r"make the directory .*missing first"):
         tokenize_folder(model, folder, tmp_path / "missing" / "out", ".npz", processes)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file cannot be made: File exists"):
+    with pytest.raises(FileError, match="file cannot be made: File exists"):
         tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ClipError, match=r"empty has no \.bvh or \.npz files"):

@@ -28,7 +28,7 @@ from motion.skeleton.sample import walk
 from motion.tokens import Tokens, read_tokens
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, tiny_tokenizer
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 from wanvae.video import VideoError, read_video
 
 FORMATS = (".npz", ".safetensors")
@@ -100,7 +100,7 @@ def test_features_of_other_programs(tmp_path: Path, folder: Path, channels: int)
     decoded = read_features(tmp_path / "a.npy")
     assert torch.equal(decoded, read_features(tmp_path / "b.npy"))
     assert decoded.shape == (41, channels) and report.file_fps is None
-    with pytest.raises(CheckpointError, match=r"a\.bvh must end in \.npy or \.mp4"):
+    with pytest.raises(FileError, match=r"a\.bvh must end in \.npy or \.mp4"):
         detokenize_file(model, tmp_path / "t.npz", tmp_path / "a.bvh")
 
 
@@ -212,7 +212,7 @@ def test_tokens_are_drawn(tmp_path: Path, model: RVQVAE, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("b.txt", CheckpointError), ("missing/b.bvh", CheckpointError), ("b.npy", CheckpointError)],
+    [("b.txt", FileError), ("missing/b.bvh", FileError), ("b.npy", FileError)],
 )
 def test_outputs_that_do_not_fit(
     tmp_path: Path, model: RVQVAE, folder: Path, name: str, error: type[Exception]
@@ -225,5 +225,5 @@ def test_outputs_that_do_not_fit(
 def test_pictures_that_cannot_be_written(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(VideoError, match="missing"):
         render_file(folder / "walk.bvh", tmp_path / "missing" / "a.mp4")
-    with pytest.raises(CheckpointError, match=r"a\.gif must end in \.mp4"):
+    with pytest.raises(FileError, match=r"a\.gif must end in \.mp4"):
         render_file(folder / "walk.bvh", tmp_path / "a.gif")

@@ -18,7 +18,7 @@ from motion.files.clips import write_clip
 from tests.motion.evaluate.evaluations import evaluation, folder_evaluation
 from tests.motion.small_tokenizers import WALK, tiny_tokenizer
 from tests.pages import needs_browser, opened
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 
 HOSTILE = """a"b</script><script>console.log('ran')</script>,&
 .bvh"""
@@ -129,10 +129,10 @@ def test_files_with_figures_are_spread_from_the_worst_to_the_best(
 
 def test_a_report_is_complete_or_not_there(tmp_path: Path, model: RVQVAE) -> None:
     found = folder_evaluation(tmp_path / "a.bvh")
-    with pytest.raises(CheckpointError, match=r"make the directory .*missing first"):
+    with pytest.raises(FileError, match=r"make the directory .*missing first"):
         write_figures(tmp_path / "missing", found, "model.safetensors")
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(CheckpointError, match=r"report\.html cannot be written"):
+    with pytest.raises(FileError, match=r"report\.html cannot be written"):
         write(tmp_path, model, found)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 

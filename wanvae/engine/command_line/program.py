@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from jsonargparse import ActionYesNo, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.memory import is_out_of_memory
 
 TRAIN = "train"
 
@@ -104,19 +104,3 @@ class Program:
 
     def _show_warning(self, message: Warning | str, *_: object) -> None:
         self._say(f"warning: {message}")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
-def add_progress_option(parser: Parser) -> None:
-    """Declare ``--progress`` and ``--no-progress``."""
-    parser.add_argument(
-        "--progress",
-        action=ActionYesNo(no_prefix="no-"),
-        default=sys.stderr.isatty(),
-        help="show a progress bar",
-    )

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.engine.memory import keep_freed_memory
-from wanvae.engine.training.trainer import NotFiniteError
+from wanvae.engine.training.loop import NotFiniteError
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.engine.processes import means_over_processes
 from wanvae.engine.training.run_folder import Progress
 

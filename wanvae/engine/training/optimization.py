@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer_config import TrainerConfig
 
 # What has to be finite for a step to count.
 DECISIVE = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")

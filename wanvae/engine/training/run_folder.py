@@ -15,13 +15,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from wanvae.engine.checkpoint import (
-    CheckpointError,
-    first_sentence,
-    load_in_place,
-    write_tensors,
-)
+from wanvae.engine.checkpoint import CheckpointError, load_in_place, write_tensors
 from wanvae.engine.config import from_json_dict, to_json_dict
+from wanvae.engine.files import FileError
+from wanvae.engine.text import first_sentence
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
 
@@ -109,7 +106,7 @@ class Checkpoints:
                 flush(*partial.iterdir(), partial)
                 partial.rename(final)
                 flush(self.folder)
-        except (OSError, RuntimeError, CheckpointError) as error:
+        except (OSError, RuntimeError, FileError) as error:
             reason = first_sentence(error.__cause__ or error)
             free = shutil.disk_usage(self.folder).free / 1e9
             shutil.rmtree(partial, ignore_errors=True)

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 from wanvae.engine.devices import default_device
 from wanvae.engine.processes import means_over_processes
 from wanvae.engine.training.averaging import moving_average
+from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
 from wanvae.engine.training.log import Log
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer_config import TrainerConfig
 from wanvae.errors import UserError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
