@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import (
-    ActionConfigFile,
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage] - it is documented
     ArgumentParser,
     DefaultHelpFormatter,
     Namespace,
