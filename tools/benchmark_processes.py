@@ -41,7 +41,7 @@ from tools.measuring import (
 )
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.engine.devices import launched_processes
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.nn import use_channels_last
 
 MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
@@ -120,7 +120,7 @@ def measure(job: Job, vae: WanVAE, processes: PartialState, repeats: int) -> Res
     results: dict[str, Tensor] = {}
     bytes_alone = peak_memory_of(lambda: results.update(alone=by_one()), kind) if first else 0
     processes.wait_for_everyone()
-    of_each = objects_of_processes(peak_memory_of(lambda: results.update(together=by_all()), kind))
+    of_each = gather_objects(peak_memory_of(lambda: results.update(together=by_all()), kind))
     alone, together = [], []
     for _ in range(repeats):
         processes.wait_for_everyone()

@@ -19,7 +19,7 @@ from motion.features.recording import find_files, read_recording
 from motion.model import RVQVAE
 from motion.tokens import digest_of, read_tokens
 from wanvae.engine.files import FileError, is_nested, make_directory
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.engine.text import writable
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def is_complete(path: Path, books: str) -> bool:
 
 def gathered(report: FolderReport) -> FolderReport:
     """The reports of all processes as one."""
-    reports = objects_of_processes(report)
+    reports = gather_objects(report)
     return FolderReport(
         written=sum(report.written for report in reports),
         kept=sum(report.kept for report in reports),
@@ -203,7 +203,7 @@ def evaluate_folder(
                 yield found
 
     sums = totals_of_processes(totals(evaluations()))
-    gathered = objects_of_processes((files, failures))
+    gathered = gather_objects((files, failures))
     files = sorted((file for part, _ in gathered for file in part), key=lambda file: file.path)
     failures = [failure for _, part in gathered for failure in part]
     if not files:

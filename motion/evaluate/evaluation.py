@@ -22,7 +22,7 @@ from motion.metrics import (
 )
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.engine.training.evaluating import evaluating
 
 # Windows encoded at once when codes are counted.
@@ -196,7 +196,7 @@ def totals_of_processes(
     own: dict[tuple[str, ...], Evaluation],
 ) -> dict[tuple[str, ...], Evaluation]:
     """Those of all processes of a run, which must all call this, in each."""
-    return totals(part for parts in objects_of_processes(own) for part in parts.values())
+    return totals(part for parts in gather_objects(own) for part in parts.values())
 
 
 def measure(

@@ -35,7 +35,7 @@ from wanvae.dataset.records import (
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
-from wanvae.engine.processes import made_by_first_process, objects_of_processes
+from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.execution.budget import Memory, TileSize
 from wanvae.folders.clips import Clip
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
@@ -136,7 +136,7 @@ def encode_dataset(
     source, destination = Path(source), Path(destination)
     if source.name == MANIFEST:
         source = source.parent
-    job = made_by_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
+    job = run_on_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
     started = time.perf_counter()
     rank, ranks = processes.process_index, processes.num_processes
     units = share(job.missing, rank, ranks)
@@ -148,7 +148,7 @@ def encode_dataset(
         work = write_units(units, ahead(pieces, PIECES_AHEAD), destination, job.settings, bar)
     # Here only files of this process, and those that were there before, are sure to be seen.
     kept = [clip for unit in job.kept[rank::ranks] for clip in index_file(destination, unit.file)]
-    everything = objects_of_processes((work, kept))
+    everything = gather_objects((work, kept))
     if not processes.is_main_process:
         return None
     works = [work for work, _ in everything]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from wanvae.dataset.records import Failure
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
 from wanvae.evaluate.records import (
@@ -101,7 +101,7 @@ def run_trials(
     folder = output / TRIALS
     missing = [trial for trial in found.trials if read_record(folder, trial) is None]
     # Nobody writes before all have seen what is missing, for they share that.
-    objects_of_processes(None)
+    gather_objects(None)
     mine = list(share(missing, processes.process_index, processes.num_processes))
     failures: list[Failure] = []
     total = sum(trial.clip.frames for trial in mine)
@@ -115,7 +115,7 @@ def run_trials(
                 failures.append(Failure(trial.clip.name, trial.clip.source, str(error)))
             except OSError as error:
                 raise unwritable(folder, error) from error
-    failed = chain(*objects_of_processes(failures))
+    failed = chain(*gather_objects(failures))
     if not processes.is_main_process:
         return None
     records = (read_record(folder, trial) for trial in found.trials)

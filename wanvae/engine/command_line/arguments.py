@@ -11,6 +11,8 @@ from typing import NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from wanvae.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -84,5 +86,5 @@ def parse_config(
     try:
         parsed = parser.instantiate(parsed)
         return cls(**{field.name: parsed[field.name] for field in fields(cls)})
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from wanvae.engine.command_line.arguments import parse_config
+from wanvae.engine.command_line.outcome import INTERRUPTED, exit_status
 from wanvae.engine.memory import keep_freed_memory
-from wanvae.engine.training.loop import NotFiniteError
 
 T = TypeVar("T")
 
@@ -29,14 +29,12 @@ def training_command(
         arguments: of the command line; None takes those of this process.
     """
     keep_freed_memory()
+    arguments = sys.argv[1:] if arguments is None else [*arguments]
     config = parse_config(cls, program, description, arguments)
-    try:
-        return 0 if run(config) else 130
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted before the first step", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, NotFiniteError) as error:
-        # Of an error in a process that loads data, the last line is the error itself.
-        *_, line = (str(error).strip() or type(error).__name__).splitlines()
-        print(f"{program}: {line}", file=sys.stderr)
-        return 1
+    return exit_status(
+        lambda: 0 if run(config) else INTERRUPTED,
+        program,
+        arguments,
+        interrupted="interrupted before the first step",
+        out_of_memory="try a smaller batch_size, or mixed_precision bf16",
+    )

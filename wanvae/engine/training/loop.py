@@ -33,8 +33,8 @@ from wanvae.errors import UserError
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class NotFiniteError(RuntimeError):
-    """The loss or its gradient was infinite or NaN too many times in a row."""
+class NotFiniteError(UserError):
+    """The loss or its gradient is infinite or NaN in too many steps in a row."""
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
