@@ -162,7 +162,7 @@ def read_tokens(path: str | os.PathLike[str]) -> Tokens:
         return READERS[suffix](path)
     except (ClipError, CheckpointError) as error:
         raise ClipError(str(error)) from error
-    except (ValueError, OverflowError) as error:
+    except UserError as error:
         raise ClipError(f"{path} cannot be read as tokens: {error}") from error
 
 

@@ -85,7 +85,7 @@ def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
         return read_published(file.tensors, untold)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

@@ -21,6 +21,7 @@ from motion.tokens import digest_of, read_tokens
 from wanvae.engine.files import FileError, is_nested, make_directory
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.text import writable
+from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -82,7 +83,7 @@ def tokenize_folder(
                 tokenize_file(model, file, target)
             except FileError:
                 raise
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 failures.append(str(error))
             else:
                 written += 1
@@ -193,7 +194,7 @@ def evaluate_folder(
             for path in bar:
                 try:
                     found = measure(model, read_recording(path, model.config), window=window)
-                except (ValueError, OSError) as error:
+                except (UserError, OSError) as error:
                     failures.append((path, writable(str(error))))
                     continue
                 inner = path.name if path == Path(source) else path.relative_to(source).as_posix()

@@ -18,6 +18,7 @@ from motion.metrics import joint_distances
 from motion.model import RVQVAE
 from motion.render import Figure
 from motion.skeleton.joint_names import find_feet, side_of
+from wanvae.errors import UserError
 from wanvae.report import Curves, Section, StickFigures
 
 PAIR = ("original", "reconstruction")
@@ -37,7 +38,7 @@ def file_section(
     """
     try:
         recording = read_recording(file.path, model.config)
-    except (ValueError, OSError) as error:  # it has changed since it was evaluated
+    except (UserError, OSError) as error:  # it has changed since it was evaluated
         return Section(file.name, anchor, [], str(error), folded)
     figures = figures_of(model, recording)
     names, fps = recording.skeleton.names, model.config.fps

@@ -21,6 +21,7 @@ from motion.files.arrays import read_array, write_array
 from motion.skeleton.clip import ClipError
 from motion.skeleton.named import HUMANML3D, KIT
 from motion.skeleton.tree import Skeleton
+from wanvae.errors import UserError
 
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
 # The first and the last of the channels.
@@ -96,7 +97,7 @@ def read_statistics(folder: Path) -> FeatureStatistics | None:
     try:
         joints_of(len(arrays[0]))
         return FeatureStatistics(*arrays)
-    except ValueError as error:
+    except UserError as error:
         raise ClipError(f"{mean} and {std}: {error}") from None
 
 

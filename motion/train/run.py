@@ -89,7 +89,7 @@ class MotionTraining:
         )
 
     def losses(
-        self, model: nn.Module, adversary: nn.Module | None, motion: Tensor, step: int
+        self, model: nn.Module, discriminator: nn.Module | None, motion: Tensor, step: int
     ) -> StepLosses:
         """The losses of a batch, and how it uses the codes: means over the layers."""
         made = model(motion)

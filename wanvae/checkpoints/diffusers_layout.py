@@ -182,7 +182,7 @@ def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
 def read_diffusers_json(path: Path) -> dict[str, Any]:
     """The content of a config.json, if it is that of a Wan VAE; else ValueError."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     name = content.get("_class_name") if isinstance(content, dict) else None

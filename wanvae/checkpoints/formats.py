@@ -93,7 +93,7 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
         return load_directory(path) if isdir(path) else load_file(path)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -280,7 +280,7 @@ def holds_wan_vae(directory: Path) -> bool:
         return False
     try:
         read_diffusers_json(config)
-    except ValueError:
+    except UserError:
         return False
     return True
 

@@ -70,7 +70,7 @@ class LatentDataset(Dataset):
                 f"{self.folder} is not complete, for it has no {INDEX}; "
                 "run wanvae encode-dataset again to go on"
             ) from None
-        except ValueError as error:
+        except UserError as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete it, and run wanvae encode-dataset again"
             ) from error

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.errors import UserError
 
 INDEX = "index.jsonl"
 FAILURES = "failures.jsonl"
@@ -68,7 +69,7 @@ class Failure:
 
 def read_lines(path: Path, cls: type[T]) -> list[T]:
     """The values of ``cls`` in a file with a JSON object a line; ValueError if one is no such."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         return [from_json_dict(cls, parse_json(line)) for line in lines]
 
 
@@ -88,7 +89,7 @@ def read_failures(folder: Path) -> list[Failure]:
     """The recorded failures; a line that was being written when a run was killed is left out."""
     found = []
     with suppress(FileNotFoundError):
-        for line in (folder / FAILURES).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
+        for line in (folder / FAILURES).read_bytes().splitlines():
+            with suppress(UserError):
                 found.append(from_json_dict(Failure, parse_json(line)))
     return found

@@ -130,13 +130,13 @@ def read_settings(folder: Path) -> DatasetSettings:
     """The settings of a data set; ValueError if ``folder`` has none."""
     path = folder / SETTINGS
     try:
-        return from_json_dict(DatasetSettings, parse_json(path.read_text(encoding="utf-8")))
+        return from_json_dict(DatasetSettings, parse_json(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no data set of latents, for it has no {SETTINGS}; "
             "make one with wanvae encode-dataset"
         ) from None
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} is not that of a data set of this version: {error}") from error
 
 

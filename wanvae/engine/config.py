@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -60,18 +61,23 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
     if get_origin(hint) is Literal and value in options:
         return value
     if hint is float and type(value) is int:
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if hint in (bool, int, float, str) and type(value) is hint:
         return value
     expected = hint.__name__ if isinstance(hint, type) and not options else hint
     raise UserError(f"{name} must be {expected}, not {value!r}")
 
 
-def parse_json(text: str) -> Any:
-    """The values in a JSON text; ValueError if it is none, or made to exhaust the parser."""
+def parse_json(text: str | bytes) -> Any:
+    """The values in a JSON text, which is in UTF-8 if it comes as bytes.
+
+    Raises:
+        UserError: it is no JSON, or nested so deeply that the parser gives up.
+    """
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.errors import UserError
 from wanvae.evaluate.models import Cost
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial
@@ -171,8 +172,8 @@ def write_record(folder: Path, record: TrialRecord, features: dict[str, Tensor])
 
 def read_record(trials: Path, trial: Trial) -> TrialRecord | None:
     """What came of a trial; None if it is not done, or its record is not one."""
-    with suppress(OSError, ValueError):
-        text = (trials / trial.folder / RECORD).read_text(encoding="utf-8")
+    with suppress(OSError, UserError):
+        text = (trials / trial.folder / RECORD).read_bytes()
         return from_json_dict(TrialRecord, parse_json(text))
     return None
 

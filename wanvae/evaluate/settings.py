@@ -100,8 +100,8 @@ def take_folder(folder: Path, settings: EvaluationSettings) -> None:
             temporary.write_text(text, encoding="utf-8")
         return
     try:
-        before = from_json_dict(EvaluationSettings, parse_json(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        before = from_json_dict(EvaluationSettings, parse_json(path.read_bytes()))
+    except UserError as error:
         raise UserError(
             f"{path} is not that of an evaluation of this version ({error}); name a new folder"
         ) from error

@@ -180,7 +180,7 @@ def readable(path: str | PathLike[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; check the path") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, UserError) as error:
         raise CheckpointError(
             f"{path} cannot be read as latents: {error}; encode it again, or give a safetensors "
             f"file with a tensor {OTHER_NAME!r}"

@@ -134,7 +134,7 @@ class VideoLosses:
             terms["gan"] = config.gan.weight * adversarial
         return terms
 
-    def adversary(
+    def discriminator(
         self, discriminator: nn.Module, fake: Tensor, video: Tensor, step: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of the discriminator, float32 scalars to sum, and figures to report.

@@ -22,7 +22,7 @@ from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
-from wanvae.engine.training.task import Adversary, StepLosses, Task
+from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
 from wanvae.nn import use_channels_last
@@ -109,7 +109,7 @@ class VideoTraining:
             losses=self.losses,
             save_weights=lambda model, path: model.save_pretrained(path),
             load_weights=load_in_place,
-            adversary=self.adversary() if self.config.loss.gan.weight > 0 else None,
+            discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
         )
@@ -130,15 +130,15 @@ class VideoTraining:
         )
         return StepLosses(terms, figures, output.video.detach())
 
-    def adversary(self) -> Adversary:
+    def discriminator(self) -> Discriminator:
         """The discriminator, new, and its losses."""
         gan = self.config.loss.gan
 
         def losses(discriminator: nn.Module, fake: Tensor, video: Tensor, step: int) -> StepLosses:
-            return StepLosses(*self.video_losses.adversary(discriminator, fake, video, step))
+            return StepLosses(*self.video_losses.discriminator(discriminator, fake, video, step))
 
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
-        return Adversary(model, losses, gan.start_step, gan.learning_rate)
+        return Discriminator(model, losses, gan.start_step, gan.learning_rate)
 
     def evaluate(self, vae: WanVAE) -> dict[str, float]:
         """The means over the held-out clips, which the processes share."""

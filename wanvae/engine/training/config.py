@@ -77,10 +77,19 @@ class TrainerConfig:
         intervals = ("checkpoint_every", "evaluate_every", "preview_every", "log_every")
         for name in ("steps", "batch_size", "accumulate", "keep_checkpoints", *intervals):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "most_skipped_steps"):
+        for name in (
+            "learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "most_skipped_steps",
+            "workers",
+        ):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "above 0")
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        in_range = all(0 <= beta < 1 for beta in self.betas)
+        check(in_range, "betas", self.betas, "in [0, 1)")
+        check(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
 
     def schedule(self, step: int) -> float:
         """The share of its highest that the learning rate has in a step, counted from 0."""

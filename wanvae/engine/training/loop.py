@@ -1,4 +1,4 @@
-"""The training loop, for any model: accelerate, an adversary, checkpoints, resume.
+"""The training loop, for any model: accelerate, a discriminator, checkpoints, resume.
 
 Everything random in a batch follows from (seed, step, its place in the step), and a sample from
 (seed, its number): a run that goes on from a checkpoint, or on another number of processes, sees
@@ -47,14 +47,21 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     if tracked and find_spec("tensorboard") is None:
         raise UserError("tensorboard is not installed: pip install it, or set tracker to none")
     unused = config.find_unused_parameters
-    return Accelerator(
-        # Without a GPU accelerate would take several processes for one if it is not told.
-        cpu=default_device() == "cpu",
-        mixed_precision=config.mixed_precision,
-        log_with="tensorboard" if tracked else None,
-        project_dir=config.run,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-    )
+    try:
+        return Accelerator(
+            # Without a GPU accelerate would take several processes for one if it is not told.
+            cpu=default_device() == "cpu",
+            mixed_precision=config.mixed_precision,
+            log_with="tensorboard" if tracked else None,
+            project_dir=config.run,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+    except ValueError as error:
+        if config.mixed_precision not in ("fp16", "bf16"):
+            raise
+        raise UserError(
+            f"mixed_precision is {config.mixed_precision}: {error}; set it to no"
+        ) from error
 
 
 def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
@@ -105,10 +112,10 @@ def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> N
     """Raise ValueError if ``config`` asks for what cannot be done with ``task``."""
     if config.best is not None and task.evaluate is None:
         raise UserError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
-    if task.adversary is not None and accelerator.scaler is not None:
+    if task.discriminator is not None and accelerator.scaler is not None:
         raise UserError(
             "mixed_precision is fp16, whose one factor cannot suit the losses of two models: "
-            "train with an adversary in bf16, or with no"
+            "train with a discriminator in bf16, or with no"
         )
 
 
