@@ -48,7 +48,7 @@ MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_b
 
 
 @dataclass(frozen=True)
-class Job:
+class SharedWorkload:
     """What to measure.
 
     Attributes:
@@ -64,16 +64,16 @@ class Job:
     width: int
     target: float | None
 
-    def scaled(self, scale: float) -> Job:
+    def scaled(self, scale: float) -> SharedWorkload:
         """The same on smaller or larger frames; sizes stay multiples of 8."""
         height, width = (max(8, round(n * scale / 8) * 8) for n in (self.height, self.width))
         return replace(self, height=height, width=width)
 
 
 JOBS = (
-    Job("decode-wide", "decode", 5, 256, 512, 1.7),
-    Job("encode-wide", "encode", 5, 256, 512, 1.45),
-    Job("encode-wider", "encode", 5, 256, 1024, 1.6),
+    SharedWorkload("decode-wide", "decode", 5, 256, 512, 1.7),
+    SharedWorkload("encode-wide", "encode", 5, 256, 512, 1.45),
+    SharedWorkload("encode-wider", "encode", 5, 256, 1024, 1.6),
 )
 
 
@@ -87,7 +87,7 @@ class Result:
         error: the largest difference of the results, over the largest value.
     """
 
-    job: Job
+    job: SharedWorkload
     alone: Sequence[float]
     together: Sequence[float]
     bytes_alone: int
@@ -100,7 +100,9 @@ class Result:
         return median(self.alone) / median(self.together)
 
 
-def make_call(vae: WanVAE, job: Job, processes: PartialState | None) -> Callable[[], Tensor]:
+def make_call(
+    vae: WanVAE, job: SharedWorkload, processes: PartialState | None
+) -> Callable[[], Tensor]:
     """The call to measure, which gives moments or a video."""
     config, generator = vae.config, torch.Generator().manual_seed(1)
     if job.direction == "encode":
@@ -113,7 +115,7 @@ def make_call(vae: WanVAE, job: Job, processes: PartialState | None) -> Callable
     return partial(vae.decode, latents, shard=processes)
 
 
-def measure(job: Job, vae: WanVAE, processes: PartialState, repeats: int) -> Result:
+def measure(job: SharedWorkload, vae: WanVAE, processes: PartialState, repeats: int) -> Result:
     """All measurements of a job; all processes call this."""
     kind, first = processes.device.type, processes.is_main_process
     by_one, by_all = make_call(vae, job, None), make_call(vae, job, processes)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
@@ -20,7 +20,10 @@ from wanvae.errors import UserError
 INDEX = "index.jsonl"
 FAILURES = "failures.jsonl"
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

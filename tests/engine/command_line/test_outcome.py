@@ -101,6 +101,20 @@ def test_a_wrong_argument_is_one_line_and_status_2(capsys):
         assert capsys.readouterr().err.splitlines()[-1].endswith(f"invalid even value: {text!r}")
 
 
+def test_a_config_file_that_is_no_text_is_one_line_and_status_2(capsys, tmp_path: Path):
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    program = program_of(Command(pair_strictly, lambda parser: None, "runs", "Runs."))
+    option = f"--config={tmp_path / 'config.yaml'}"
+    for run in (
+        lambda: program.run(["run", option]),
+        lambda: training_command(TrainerConfig, pair_strictly, "train", "Trains.", [option]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run()
+        assert stopped.value.code == 2
+        assert "a config file must be text in UTF-8" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_errors_for_people_are_one_line(capsys):
     assert message_of(UserError("width must be\nat least 1"), capsys) == "width must be at least 1"
     assert message_of(NotFiniteError("3 steps in a row"), capsys) == "3 steps in a row"

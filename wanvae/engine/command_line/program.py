@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jsonargparse import Namespace
 
-from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.arguments import Parser, parse
 from wanvae.engine.command_line.outcome import exit_status, say
 
 TRAIN = "train"
@@ -20,10 +20,10 @@ class Command:
     """A subcommand.
 
     Attributes:
-        run: does it.
-        add_options: declares its arguments.
-        summary: for the list of commands.
-        description: for its own help.
+        run: runs the command with its parsed arguments.
+        add_options: declares the arguments.
+        summary: one line for the list of commands.
+        description: the first lines of the help of the command.
     """
 
     run: Callable[[Namespace], None]
@@ -37,14 +37,14 @@ class Program:
     """A command line.
 
     Attributes:
-        name: what it is called in what it prints.
+        name: the name of the program in messages.
         version: of the package.
-        description: for its help.
-        commands: by name; besides them there is "train".
-        train: trains, as told by the rest of the arguments; it is given what it is called, and has
-            a parser and reports of its own.
-        training: what it trains, for the list of commands.
-        out_of_memory: what to try when memory ran out.
+        description: the first lines of the help.
+        commands: by name. "train" is one more command.
+        train: trains as the arguments after "train" say. It gets these arguments and its name, and
+            has its own parser and messages.
+        training: one line on "train" for the list of commands.
+        out_of_memory: what to try when memory runs out.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Program:
             options.add_config_option()
             command.add_options(options)
             subcommands.add_subcommand(name, options, help=command.summary)
-        # Only to be listed, for it has a parser of its own.
+        # Only for the list of commands: training has its own parser.
         subcommands.add_subcommand(TRAIN, Parser(None), help=self.training)
         return parser
 
@@ -84,7 +84,7 @@ class Program:
         arguments = sys.argv[1:] if arguments is None else [*arguments]
         if arguments[:1] == [TRAIN]:
             return self.train(arguments[1:], f"{self.name} {TRAIN}")
-        parsed = self.make_parser().parse_args(arguments)
+        parsed = parse(self.make_parser(), arguments)
 
         def run() -> int:
             self.commands[parsed.command].run(parsed[parsed.command])

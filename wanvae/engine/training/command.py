@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.engine.command_line.outcome import INTERRUPTED, exit_status
 from wanvae.engine.memory import keep_freed_memory
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def training_command(
     cls: type[T],
     run: Callable[[T], bool],
     program: str,
-    description: str,
+    description: str | None,
     arguments: Sequence[str] | None,
 ) -> int:
-    """Parse a config and train: 0 if training is complete, 130 if interrupted, 1 on an error.
+    """Parses a config and trains; returns 0, or 130 if interrupted, or 1 after an error.
 
     Args:
         cls: the config, a dataclass; see ``parse_config``.
         run: trains as a config says; returns whether all steps are done.
-        program: what the command is called in what it prints.
-        arguments: of the command line; None takes those of this process.
+        program: the name of the command in messages.
+        description: the first lines of the help.
+        arguments: of the command line; None takes the arguments of this process.
     """
     keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else [*arguments]

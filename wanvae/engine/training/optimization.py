@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from wanvae.engine.processes import mean_over_processes
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.task import StepLosses, Task
 
@@ -53,9 +54,9 @@ class Optimization:
         self.config = config
         self.accelerator = accelerator
         self.learner = make_learner(task.model, config.learning_rate, config, accelerator)
-        self.forward: Callable[..., Any] = self.learner.model
+        self.forward = self.learner.model
         if config.compile:
-            self.forward = torch.compile(self.forward)
+            self.forward = cast(nn.Module, torch.compile(self.forward))
         self.discriminator = None
         if task.discriminator is not None:
             model, rate = task.discriminator.model, task.discriminator.learning_rate
@@ -80,6 +81,7 @@ class Optimization:
         for prefix, each in learners.items():
             limit = self.config.gradient_clip
             norm = self.accelerator.clip_grad_norm_(each.model.parameters(), limit)
+            assert norm is not None, "accelerate gives no norm with DeepSpeed"
             values[f"{prefix}gradient_norm"] = norm
         finite = self._all_finite(values[name] for name in DECISIVE if name in values)
         if finite:
@@ -149,7 +151,7 @@ class Optimization:
     def _all_finite(self, values: Iterable[Tensor]) -> bool:
         """Whether all of these scalars are finite, in all processes."""
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
-        return self.accelerator.reduce(finite.float(), reduction="mean").item() == 1
+        return mean_over_processes(finite.float()).item() == 1
 
 
 def place_seed(seed: int, step: int, place: int) -> int:

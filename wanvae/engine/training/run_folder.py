@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from wanvae.engine.checkpoint import CheckpointError, load_in_place, write_tensors
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import FileError
+from wanvae.engine.processes import gather_from_processes
 from wanvae.engine.text import first_sentence
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
@@ -134,7 +135,8 @@ class Checkpoints:
         for path in newest:
             progress = read_progress(path / PROGRESS)
         device = self.accelerator.device
-        steps = self.accelerator.gather(torch.tensor([progress.step], device=device)).unique()
+        step = torch.tensor([progress.step], device=device)
+        steps = torch.cat(gather_from_processes(step)).unique()
         if len(steps) > 1:
             raise UserError(
                 f"processes see checkpoints of different steps {steps.tolist()} in {self.folder}: "

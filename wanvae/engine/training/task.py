@@ -55,6 +55,8 @@ class Discriminator:
 class Task:
     """What to train: a model, its data, its losses, and how its weights are kept.
 
+    All functions but ``losses`` get the model, or its moving average, as it is and not wrapped.
+
     Attributes:
         model: only ``losses`` calls it, so that accelerate may wrap it.
         samples: gives the sample of any number from 0 on.
@@ -71,8 +73,8 @@ class Task:
     model: nn.Module
     samples: Dataset
     losses: Callable[[nn.Module, nn.Module | None, Any, int], StepLosses]
-    save_weights: Callable[[nn.Module, Path], None]
-    load_weights: Callable[[nn.Module, Path], None]
+    save_weights: Callable[[Any, Path], None]
+    load_weights: Callable[[Any, Path], None]
     discriminator: Discriminator | None = None
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    preview: Callable[[nn.Module, Path], None] | None = None
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    preview: Callable[[Any, Path], None] | None = None
