@@ -12,18 +12,18 @@ from torch.utils._pytree import tree_leaves
 
 from tests.helpers import WAN22, random_video, tiny
 from wanvae.execution import tiling
-from wanvae.execution.flow import make_stages, time_factor
+from wanvae.execution.flow import make_stages
 from wanvae.execution.tiling import (
     Plan,
     cut,
     default_plan,
     make_tiles,
     regions_of,
-    resampled,
     spans,
 )
 from wanvae.nn import AttentionBlock
 from wanvae.nn.region import Span
+from wanvae.nn.sequential import resampled, time_factor
 
 VARIANTS = [
     {},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import (
@@ -72,9 +72,8 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
         return tuple(from_json(options[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is Literal and value in options:
         return value
-    if hint is float and type(value) is int:
-        with suppress(OverflowError):
-            return float(value)
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
+        return float(value)
     if hint in (bool, int, float, str) and type(value) is hint:
         return value
     expected = hint.__name__ if isinstance(hint, type) and not options else hint

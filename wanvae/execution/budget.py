@@ -11,10 +11,10 @@ import re
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -23,19 +23,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wanvae.errors import UserError
-from wanvae.execution.flow import join, latents_at_once, time_factor
+from wanvae.execution.flow import join, latents_at_once
 from wanvae.execution.tiling import (
     Coding,
     Network,
     Plan,
     default_plan,
     make_tiles,
-    resampled,
     shrunk,
 )
-from wanvae.nn import AttentionBlock, CausalConv, Downsample, ResidualStage, Upsample
+from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span, whole_region
-from wanvae.nn.sequential import regions_between
+from wanvae.nn.sequential import regions_of_layers, resampled
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # What the libraries need besides tensors, and what the heap wastes between them.
@@ -158,12 +157,11 @@ class Planner:
         """
         total, frames = 0, 1 + (job.latents - 1) * self.network.group
         for layer, positions in self._positions(job, plan).items():
-            made = resampled(frames, time_factor([layer]), starts=True)
-            total += multiply_adds(layer, positions, frames, made)
-            frames = made
+            total += layer.multiply_adds(positions, frames)
+            frames = resampled(frames, layer.time_factor(), starts=True)
         return job.batch * total
 
-    def _positions(self, job: Job, plan: Plan) -> dict[nn.Module, int]:
+    def _positions(self, job: Job, plan: Plan) -> dict[Streaming, int]:
         """For each layer, in order, the positions of a frame that it computes for all tiles."""
         network = self.network
         sides = job.height, job.width
@@ -171,7 +169,7 @@ class Planner:
             sides = tuple(side // network.spatial_factor for side in sides)
         positions = {
             layer: rows.size * columns.size
-            for layer, _, (rows, columns) in read_and_made(network.layers, whole_region(*sides))
+            for layer, _, (rows, columns) in regions_of_layers(network.layers, whole_region(*sides))
         }
         if plan.tile_size is not None:
             heights, widths = (
@@ -309,36 +307,15 @@ def choose_plan(
 
 def lengths_along(
     network: Network, span: Span, split_core: bool
-) -> dict[nn.Module, tuple[int, int]]:
+) -> dict[Streaming, tuple[int, int]]:
     """How much each tiled layer reads and makes, along an axis, for a span in pixels."""
     lengths = {}
     for part in network.parts(split_core=split_core):
         if not part.whole:
             made = shrunk((span, span), part.scale)
-            for layer, (read, _), (rows, _) in read_and_made(part.layers, made):
+            for layer, (read, _), (rows, _) in regions_of_layers(part.layers, made):
                 lengths[layer] = len(read), len(rows)  # kernels are square
     return lengths
-
-
-def opened(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Each layer in order; of stages those inside, without the shortcuts."""
-    for layer in layers:
-        if isinstance(layer, ResidualStage):
-            yield from opened(layer.body)
-        else:
-            yield layer
-
-
-def read_and_made(
-    layers: Sequence[nn.Module], region: Region
-) -> Iterator[tuple[nn.Module, Region, Region]]:
-    """Each layer that ``opened`` gives, and the regions it reads and makes for ``region``."""
-    regions = pairwise(regions_between(layers, region))
-    for layer, (read, made) in zip(layers, regions, strict=True):
-        if isinstance(layer, ResidualStage):
-            yield from read_and_made(tuple(layer.body), made)
-        else:
-            yield layer, read, made
 
 
 def tile_sides(side: int, factor: int) -> list[int]:
@@ -365,26 +342,6 @@ def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
         return cost(latents)
     of_short = cost(short)
     return of_short + (cost(longer) - of_short) * (latents - short) // at_once
-
-
-def multiply_adds(layer: nn.Module, positions: int, frames: int, made: int) -> int:
-    """What a layer takes to make ``made`` frames of ``positions`` each, of ``frames`` frames."""
-    total = 0
-    for module in layer.modules():
-        if isinstance(module, AttentionBlock):
-            total += 2 * made * positions**2 * module.proj.weight.shape[0]
-        elif isinstance(module, CausalConv):
-            size, count, after_first = module.weight.numel(), positions, max(frames, made) - 1
-            if module.ndim == 2:
-                total += size * count * (1 + after_first)
-                continue
-            if isinstance(layer, Upsample) and module is layer.time_conv:
-                count, after_first = count // 4, frames - 1
-            elif isinstance(layer, Downsample):
-                after_first = made - 1
-            # The first frame sees the last slice of the kernel only.
-            total += size // module.kernel_size[0] * count + size * count * after_first
-    return total
 
 
 class MemoryMeter(TorchDispatchMode):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from wanvae.nn import Downsample, Patchify, Resample, State, Unpatchify, Upsample
+from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import regions_between, step_through
+from wanvae.nn.sequential import regions_between, space_factor, step_through, time_factor
 
 # Pixels at full resolution that keep a small machine busy; more of them only cost memory.
 STEP_PIXELS = 2**18
@@ -66,11 +66,11 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     latents = latents_at_once(frames)
     runs: list[list[nn.Module]] = [[]]
     for layer in layers:
-        resamples = [type(module) for module in layer.modules() if isinstance(module, Resample)]
-        if Upsample in resamples:
+        doubles, halves = resampling_of(layer)
+        if doubles:
             runs.append([])
         runs[-1].append(layer)
-        if Downsample in resamples:
+        if halves:
             runs.append([])
     # Full resolution is one pixel of the video for each position: a decoder starts far from it.
     scale = max(Fraction(1), space_factor(layers))
@@ -86,31 +86,10 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     return stages
 
 
-def time_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Frames that come out of some layers for each that goes in, after the first."""
-    factor = Fraction(1)
-    for module in modules_of(layers):
-        if isinstance(module, Resample) and module.time_conv is not None:
-            factor *= Fraction(1, 2) if isinstance(module, Downsample) else 2
-    return factor
-
-
-def space_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Positions along a side that come out of some layers for each that goes in."""
-    factor = Fraction(1)
-    for module in modules_of(layers):
-        if isinstance(module, Resample):
-            factor *= Fraction(1, 2) if isinstance(module, Downsample) else 2
-        elif isinstance(module, Patchify):
-            factor /= module.size
-        elif isinstance(module, Unpatchify):
-            factor *= module.size
-    return factor
-
-
-def modules_of(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Some layers and all that is inside them."""
-    return chain.from_iterable(layer.modules() for layer in layers)
+def resampling_of(layer: Streaming) -> tuple[bool, bool]:
+    """Whether a layer raises the resolution of time or space, and whether it lowers one."""
+    factors = (layer.time_factor(), layer.space_factor()) if layer.resamples() else ()
+    return any(factor > 1 for factor in factors), any(factor < 1 for factor in factors)
 
 
 def first_parameter(layers: Iterable[nn.Module]) -> nn.Parameter:

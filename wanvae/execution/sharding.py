@@ -19,11 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from wanvae.engine.processes import expecting_processes
-from wanvae.execution.budget import Job, Planner, lengths_along, multiply_adds, opened
-from wanvae.execution.flow import Flow, first_parameter, join, time_factor
-from wanvae.execution.tiling import Coding, Network, Part, Plan, resampled
+from wanvae.execution.budget import Job, Planner, lengths_along
+from wanvae.execution.flow import Flow, first_parameter, join
+from wanvae.execution.tiling import Coding, Network, Part, Plan
 from wanvae.nn import State
 from wanvae.nn.region import Region, Span, crop, whole_of
+from wanvae.nn.sequential import cropped_layers, resampled
 
 # The process that decoded video goes to.
 FIRST = 0
@@ -155,10 +156,9 @@ class Work:
 def work_of_positions(network: Network) -> dict[nn.Module, int]:
     """Multiply-adds of each layer for a position of each frame of a clip of two latents."""
     work, frames = {}, 1 + network.group
-    for layer in opened(network.layers):
-        made = resampled(frames, time_factor([layer]), starts=True)
-        work[layer] = multiply_adds(layer, 1, frames, made)
-        frames = made
+    for layer in cropped_layers(network.layers):
+        work[layer] = layer.multiply_adds(1, frames)
+        frames = resampled(frames, layer.time_factor(), starts=True)
     return work
 
 

@@ -28,12 +28,11 @@ from wanvae.execution.flow import (
     default_frames,
     join,
     make_stages,
-    space_factor,
-    time_factor,
 )
 from wanvae.nn import State, needs_whole_frames, unstreamable_layers
 from wanvae.nn.kernels.pool import KEPT, KEPT_WITHIN_LIMITS, POOL
 from wanvae.nn.region import Region, Span, crop, whole_of
+from wanvae.nn.sequential import resampled, space_factor, time_factor
 
 HOST = torch.device("cpu")
 
@@ -346,12 +345,6 @@ def spans(size: int, largest: int, factor: int) -> list[Span]:
     count = math.ceil(size / largest)
     ends = [size // factor * index // count * factor for index in range(count + 1)]
     return [Span(start, stop, size) for start, stop in pairwise(ends)]
-
-
-def resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
-    """How many frames come of so many; the first of a stream stands for itself."""
-    first = 1 if starts else 0
-    return first + int((frames - first) * factor)
 
 
 def shrunk(region: Region, factor: int) -> Region:

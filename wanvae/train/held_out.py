@@ -15,13 +15,13 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
 from wanvae.engine.training.evaluating import evaluating
 from wanvae.errors import UserError
 from wanvae.folders.manifest import MEDIA_SUFFIXES
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE, check_length, check_size
+from wanvae.model import WanVAE
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.

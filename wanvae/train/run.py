@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
@@ -26,7 +26,7 @@ from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips
-from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
+from wanvae.model import WanVAE
 from wanvae.nn import use_channels_last
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -17,8 +16,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from wanvae.engine.checkpoint import CheckpointError, load_in_place, write_tensors
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import FileError
+from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.processes import gather_from_processes
 from wanvae.engine.text import first_sentence
 from wanvae.engine.training.task import Task
@@ -106,7 +105,7 @@ class Checkpoints:
             self.accelerator.save_state(str(partial))
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                (partial / PROGRESS).write_text(json.dumps(to_json_dict(progress)))
+                write_value(partial / PROGRESS, progress)
                 flush(*partial.iterdir(), partial)
                 partial.rename(final)
                 flush(self.folder)
@@ -199,7 +198,7 @@ def read_progress(path: Path) -> Progress:
         CheckpointError: ``path`` is missing or damaged.
     """
     try:
-        return from_json_dict(Progress, parse_json(path.read_bytes()))
+        return read_value(path, Progress)
     except (OSError, UserError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({first_sentence(error)}): delete its folder to go on from the "
