@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import pytest
 
 from wanvae.engine.command_line.arguments import parse_config
-from wanvae.engine.config import from_json_dict, to_json_dict
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def test_absent_fields_take_their_defaults_and_whole_numbers_become_floats() -> 
         ({"width": 1, "inner": {"rat": 1}}, "Inner has unknown keys: rat"),
         ({"width": 1, "inner": 5}, "inner must be Inner, not 5"),
         ({"width": 0}, "width must be at least 1, not 0"),
+        ({"width": 1, "scales": [10**400]}, r"scales\[0\] must be float, not 1000"),
         ([1], r"Outer must be an object of named values, not \[1\]"),
     ],
 )
@@ -140,3 +142,9 @@ def test_a_name_given_as_old_and_new_is_refused(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         parse_config(Holder, "program", "Runs.", [f"--config={path}"])
     assert "size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "[" * 10**5, "1" * 5000])
+def test_what_is_no_json_is_for_people(text: str | bytes) -> None:
+    with pytest.raises(UserError, match="no JSON"):
+        parse_json(text)
