@@ -169,8 +169,12 @@ def test_rfvd_is_over_windows_of_all_clips(tmp_path: Path, files: Path, evaluate
     (row,) = results(tmp_path / "out")["overall"]
     assert row["windows"] == 4 and row["rfvd"] > 0
     assert "rFVD: a rough estimate: 4 windows of 16 frames are fewer than the 6 features" in out
-    shorter = [row["rfvd"] for row in results(tmp_path / "out")["by_length"]]
-    assert shorter[0] is None or shorter[0] > 0
+    rows = {row["group"]: row for row in results(tmp_path / "out")["by_length"]}
+    windows = {group: row["windows"] for group, row in rows.items()}
+    assert windows == {"9 to 16 frames": 1, "17 to 32 frames": 1, "33 to 64 frames": 2}
+    # One window has no covariance.
+    assert rows["9 to 16 frames"]["rfvd"] is None and rows["17 to 32 frames"]["rfvd"] is None
+    assert 0 < rows["33 to 64 frames"]["rfvd"] != row["rfvd"]
 
 
 def test_a_second_run_does_what_is_missing(
