@@ -126,7 +126,7 @@ def test_an_upscaling_decoder_writes_twice_the_size(tmp_path: Path) -> None:
     save_file({"latents": torch.zeros(1, 2, 2, 3, 4)}, latents)
     decode_file(vae, latents, tmp_path / "b.mp4")
     assert read_video(tmp_path / "b.mp4")[0].shape == (3, 5, 48, 64)
-    with pytest.raises(ValueError, match=r"3 channels, 2 times as large, .* no original"):
+    with pytest.raises(ValueError, match=r"3 channels and 2 times the size, .* no original"):
         reconstruct_file(vae, source, tmp_path / "b.mp4")
 
 
