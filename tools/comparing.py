@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from motion.files.clips import write_clip
+from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 from motion.train.losses import LossConfig
 from motion.train.run import MotionTraining, TrainConfig
@@ -281,7 +281,7 @@ def motion_training(model: Any, motion: Path, window: int, config: TrainerConfig
 def write_walk(folder: str) -> Path:
     """A motion file where there is no other: the procedural walk."""
     path = Path(folder, "walk.npz")
-    write_clip(path, walk(WALK))
+    write_motion(path, walk(WALK))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -59,7 +60,7 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
         return tuple(from_json(options[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is Literal and value in options:
         return value
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if hint in (bool, int, float, str) and type(value) is hint:
         return value
@@ -71,7 +72,7 @@ def parse_json(text: str) -> Any:
     """The values in a JSON text; ValueError if it is none, or made to exhaust the parser."""
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 
 

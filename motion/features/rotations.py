@@ -1,6 +1,6 @@
-"""What a network sees of a motion: a row of numbers for each frame, and the way back.
+"""Features with rotations: a row of numbers for each frame of a clip, and the way back.
 
-The way back is through rotations, not inverse kinematics: what comes out is a clip of the skeleton.
+The way back uses the rotations, not inverse kinematics, and gives a clip of the same skeleton.
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ import torch
 from torch import Tensor
 
 from motion.config import FeatureSpec
-from motion.skeleton.clip import Clip, ClipError
+from motion.errors import MotionError
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.tree import Skeleton
 
-# Vectors shorter than this are no direction; a network that gives them gets a defined result.
+# Shorter vectors have no direction. A network may output them; the result is still defined.
 SHORTEST = 1e-8
 
 
-def extract_features(clip: Clip, spec: FeatureSpec) -> Tensor:
-    """Features (T, D) of a clip, in its dtype.
+def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
+    """Returns the features (T, D) of a clip, in its dtype.
 
     Raises:
-        ClipError: the skeleton does not have the contact joints.
+        MotionError: the skeleton does not have the contact joints.
     """
     parts = [to_rot6d(clip.rotations, spec.rot6d).flatten(1)]
     root, positions = clip.root_positions, clip.pose.positions
     if spec.root:
-        velocity = backward_difference(root)[:, [0, 2]] * clip.fps
+        velocity = difference_backward(root)[:, [0, 2]] * clip.fps
         parts += [velocity, root[:, 1:2]]
     if spec.positions:
-        parts.append((positions - ground(root)[:, None]).flatten(1))
+        parts.append((positions - project_to_ground(root)[:, None]).flatten(1))
     if spec.velocities:
-        parts.append((backward_difference(positions) * clip.fps).flatten(1))
+        parts.append((difference_backward(positions) * clip.fps).flatten(1))
     if spec.contacts:
         parts.append(find_contacts(positions, spec).to(root))
     return torch.cat(parts, dim=1)
@@ -46,22 +47,24 @@ def restore_clip(
     skeleton: Skeleton,
     fps: float,
     *,
-    start: tuple[float, float] = (0.0, 0.0),
+    start: tuple[float, ...] = (0.0, 0.0),
     root_positions: Tensor | None = None,
-) -> Clip:
-    """The clip of features (T, D), from their rotations and root alone.
+) -> MotionClip:
+    """Returns the clip of features (T, D). Only their rotations and their root are used.
+
+    Features without a root stay above ``start``, as high as the root of a person who stands
+    upright, if ``root_positions`` are not given.
 
     Args:
-        start: (x, z) of the root in the first frame, metres; features do not say.
-        root_positions: (T, 3), metres, instead of what the features say; for those without root,
-            which else stay above ``start``, as high as the hips of someone who stands upright.
+        start: (x, z) of the root in the first frame, metres. Features do not hold it.
+        root_positions: (T, 3), metres; they replace the root of the features.
 
     Raises:
-        ClipError: D is not that of ``spec`` and ``skeleton``.
+        MotionError: ``spec`` and ``skeleton`` have another D, or there are no frames.
     """
     expected = spec.channels(skeleton.joints)
     if features.ndim != 2 or features.shape[1] != expected or not len(features):
-        raise ClipError(
+        raise MotionError(
             f"features are {tuple(features.shape)}; {skeleton.joints} joints need (T, {expected}) "
             "and at least one frame"
         )
@@ -70,13 +73,13 @@ def restore_clip(
     if root_positions is None and spec.root:
         velocity, height = features[:, width : width + 2], features[:, width + 2]
         steps = velocity.double() / fps
-        steps[0] = steps.new_tensor(start)  # nothing comes before the first frame
+        steps[0] = steps.new_tensor(start)  # the first frame has no velocity
         path = steps.cumsum(dim=0)
         root_positions = torch.stack([path[:, 0], height.double(), path[:, 1]], dim=1)
     elif root_positions is None:
-        place = (start[0], standing_height(skeleton), start[1])
+        place = (start[0], find_standing_height(skeleton), start[1])
         root_positions = features.new_tensor(place).expand(len(features), -1)
-    return Clip(
+    return MotionClip(
         skeleton=skeleton,
         rotations=rotations,
         root_positions=root_positions.to(rotations),
@@ -84,8 +87,11 @@ def restore_clip(
     )
 
 
-def restore_onto(clip: Clip, features: Tensor, spec: FeatureSpec) -> Clip:
-    """The clip of features (T, D) of ``clip``, at its place; those without root take its path."""
+def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> MotionClip:
+    """Returns the clip of features (T, D), at the place of ``clip``.
+
+    Features without a root take the path of ``clip``.
+    """
     restored = restore_clip(
         features.to(clip.rotations),
         spec,
@@ -98,46 +104,50 @@ def restore_onto(clip: Clip, features: Tensor, spec: FeatureSpec) -> Clip:
 
 
 def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
-    """The first two rows or columns of (..., 3, 3), one after the other: (..., 6)."""
+    """Returns the first two rows or columns of (..., 3, 3), one after the other: (..., 6)."""
     matrices = rotations if lines == "rows" else rotations.mT
     return matrices[..., :2, :].flatten(-2)
 
 
 def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
-    """Rotations (..., 3, 3) of any (..., 6), made orthonormal (Gram-Schmidt)."""
+    """Returns rotations (..., 3, 3) of any (..., 6), orthonormal by Gram-Schmidt."""
     columns = vectors.unflatten(-1, (2, 3)).mT
-    rotations = roma.special_gramschmidt(columns, epsilon=SHORTEST)
+    # roma takes a float, though its type hint says int.
+    rotations = roma.special_gramschmidt(columns, epsilon=SHORTEST)  # pyright: ignore[reportArgumentType]
     return rotations.mT if lines == "rows" else rotations
 
 
 def find_contacts(positions: Tensor, spec: FeatureSpec) -> Tensor:
-    """Which contact joints rest: bool (T, C) of positions (T, J, 3).
+    """Returns which contact joints rest: bool (T, C) for positions (T, J, 3) in metres.
 
-    A joint rests if it moves less than the threshold to the next frame; in the last frame, if it
-    did in the one before.
+    A joint rests if it moves less than the threshold to the next frame. In the last frame it rests
+    if it rests in the frame before.
+
+    Raises:
+        MotionError: the skeleton does not have the contact joints.
     """
     joints = positions.shape[1]
     if not all(0 <= joint < joints for joint in spec.contact_joints):
-        raise ClipError(
+        raise MotionError(
             f"contact_joints are {spec.contact_joints}, but the skeleton has {joints} joints"
         )
     feet = positions[:, list(spec.contact_joints)]
-    steps = backward_difference(feet).norm(dim=-1) < spec.contact_threshold
+    steps = difference_backward(feet).norm(dim=-1) < spec.contact_threshold
     return torch.cat([steps[1:], steps[-1:]])
 
 
-def backward_difference(values: Tensor) -> Tensor:
-    """Each row less the one before; 0 for the first."""
+def difference_backward(values: Tensor) -> Tensor:
+    """Returns each row minus the row before; 0 for the first row."""
     return torch.diff(values, dim=0, prepend=values[:1])
 
 
-def ground(root_positions: Tensor) -> Tensor:
-    """The points of the ground below (T, 3)."""
+def project_to_ground(root_positions: Tensor) -> Tensor:
+    """Returns the points (T, 3) on the ground below points (T, 3)."""
     return root_positions * root_positions.new_tensor([1.0, 0.0, 1.0])
 
 
-def standing_height(skeleton: Skeleton) -> float:
-    """Metres from the lowest joint to the root, in the rest pose."""
+def find_standing_height(skeleton: Skeleton) -> float:
+    """Returns metres from the lowest joint to the root, in the rest pose."""
     heights = [0.0]
     for offset, parent in zip(skeleton.offsets[1:], skeleton.parents[1:], strict=True):
         heights.append(heights[parent] + offset[1])

@@ -9,21 +9,17 @@ import pytest
 import torch
 
 from motion import RVQVAE
-from motion.commands.pipeline import (
-    detokenize,
-    detokenize_file,
-    read_figure,
-    reconstruct_file,
-    render_file,
-    tokenize_file,
-)
-from motion.features.features import extract_features
+from motion.commands.detokenize import detokenize, detokenize_file
+from motion.commands.reconstruct import reconstruct_file
+from motion.commands.render import read_figure, render_file
+from motion.commands.tokenize import tokenize_file
+from motion.errors import MotionError
 from motion.features.humanml3d import read_features, write_features
 from motion.features.recording import read_recording
-from motion.files.clips import read_clip, write_clip
+from motion.features.rotations import extract_features
+from motion.files.formats import read_motion, write_motion
 from motion.metrics import mpjpe, rotation_error
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import SMPLX
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
 from motion.tokens import Tokens, read_tokens
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
@@ -51,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gender="female",
     )
     for suffix in (".bvh", ".npz"):
-        write_clip(folder / f"walk{suffix}", moved)
+        write_motion(folder / f"walk{suffix}", moved)
     for channels in (263, 251):
         generator = torch.Generator().manual_seed(channels)
         features = torch.randn(41, channels, generator=generator) * 0.1
@@ -71,7 +67,7 @@ def test_tokens_and_back_is_reconstruction(
     detokenize_file(model, tokens, once, layers=layers)
     reconstruct_file(model, source, twice, layers=layers)
     assert once.read_bytes() == twice.read_bytes()
-    clip = read_clip(once)
+    clip = read_motion(once)
     assert (len(clip), clip.fps, clip.skeleton.names) == (41, 30.0, SMPLX.names)
     if kind == ".npz":
         assert (clip.betas, clip.gender) == ((0.5, -1.0), "female")
@@ -82,9 +78,9 @@ def test_without_a_root_the_rotations_are_the_same(tmp_path: Path, folder: Path)
     tokenize_file(model, source, tmp_path / "t.npz")
     detokenize_file(model, tmp_path / "t.npz", tmp_path / "a.npz")
     reconstruct_file(model, source, tmp_path / "b.npz")
-    standing, walking = read_clip(tmp_path / "a.npz"), read_clip(tmp_path / "b.npz")
+    standing, walking = read_motion(tmp_path / "a.npz"), read_motion(tmp_path / "b.npz")
     assert largest_difference(standing.rotations, walking.rotations) < 1e-12
-    path = read_clip(source).root_positions
+    path = read_motion(source).root_positions
     assert largest_difference(walking.root_positions, path) < 1e-12
     ground = standing.root_positions[:, [0, 2]]
     assert largest_difference(ground, path[:1, [0, 2]].expand_as(ground)) < 1e-12
@@ -123,7 +119,7 @@ def test_errors_are_those_of_the_files(
 ) -> None:
     source = folder / "walk.bvh"
     report = reconstruct_file(model, source, tmp_path / "b.bvh", layers=layers)
-    original, written = read_clip(source), read_clip(tmp_path / "b.bvh")
+    original, written = read_motion(source), read_motion(tmp_path / "b.bvh")
     expected = mpjpe(written.pose.positions, original.pose.positions)
     assert report.mpjpe == pytest.approx(expected, abs=1e-2) and expected > 1
     angle = rotation_error(written.rotations, original.rotations)
@@ -134,10 +130,10 @@ def test_errors_are_those_of_the_files(
 
 
 def test_frame_rates_are_converted(tmp_path: Path, model: RVQVAE) -> None:
-    write_clip(tmp_path / "a.bvh", walk(101, 60.0))
+    write_motion(tmp_path / "a.bvh", walk(101, 60.0))
     report = reconstruct_file(model, tmp_path / "a.bvh", tmp_path / "b.bvh")
     assert (report.frames, report.file_fps, report.fps) == (51, 60.0, 30.0)
-    assert read_clip(tmp_path / "b.bvh").fps == 30.0
+    assert read_motion(tmp_path / "b.bvh").fps == 30.0
 
 
 # Skeletons
@@ -153,27 +149,29 @@ def indices(model: RVQVAE, path: Path) -> Path:
 def test_indices_alone_move_a_packaged_skeleton(tmp_path: Path, model: RVQVAE) -> None:
     source = indices(model, tmp_path / "t.npy")
     detokenize_file(model, source, tmp_path / "a.npz")
-    clip = read_clip(tmp_path / "a.npz")
+    clip = read_motion(tmp_path / "a.npz")
     assert (len(clip), clip.fps, clip.skeleton) == (44, 30.0, SMPLX)
 
 
 def test_a_skeleton_that_is_asked_for(tmp_path: Path, model: RVQVAE) -> None:
     source = indices(model, tmp_path / "t.npy")
     other = random_skeleton(55, unit=1.0)
-    write_clip(tmp_path / "other.bvh", random_clip(other))
+    write_motion(tmp_path / "other.bvh", random_clip(other))
     detokenize_file(model, source, tmp_path / "a.bvh", skeleton=tmp_path / "other.bvh")
-    assert read_clip(tmp_path / "a.bvh").skeleton.names == other.names
-    with pytest.raises(ClipError, match="55 joints that are not those of SMPL-X"):
+    assert read_motion(tmp_path / "a.bvh").skeleton.names == other.names
+    with pytest.raises(MotionError, match="55 joints that are not those of SMPL-X"):
         detokenize_file(model, source, tmp_path / "a.npz", skeleton=tmp_path / "other.bvh")
-    write_clip(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
-    with pytest.raises(ClipError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):
+    write_motion(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
+    with pytest.raises(MotionError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):
         detokenize_file(model, source, tmp_path / "b.bvh", skeleton=tmp_path / "small.bvh")
 
 
-def test_no_skeleton_is_made_up(model: RVQVAE) -> None:
+def test_without_a_skeleton_there_is_an_error(model: RVQVAE) -> None:
     config = replace(model.config, features=replace(ROOTED, positions=True))
     unknown = RVQVAE(replace(config, channels=config.features.channels(7)))
-    with pytest.raises(ClipError, match=r"do not say their skeleton.*give .*--skeleton FILE\.bvh"):
+    with pytest.raises(
+        MotionError, match=r"do not say their skeleton.*give .*--skeleton FILE\.bvh"
+    ):
         detokenize(unknown, Tokens(torch.zeros(3, 2, dtype=torch.long), None))
 
 
@@ -192,7 +190,7 @@ def test_rates_of_figures(folder: Path) -> None:
 
 
 def test_the_original_is_beside_the_reconstruction(tmp_path: Path, model: RVQVAE) -> None:
-    write_clip(tmp_path / "a.bvh", WALK[:3])
+    write_motion(tmp_path / "a.bvh", WALK[:3])
     render_file(tmp_path / "a.bvh", tmp_path / "a.mp4", model)
     video, info = read_video(tmp_path / "a.mp4")
     assert video.shape == (3, 3, 480, 960) and info.fps == 30
@@ -201,7 +199,7 @@ def test_the_original_is_beside_the_reconstruction(tmp_path: Path, model: RVQVAE
 
 
 def test_tokens_are_drawn(tmp_path: Path, model: RVQVAE, folder: Path) -> None:
-    write_clip(tmp_path / "a.bvh", WALK[:3])
+    write_motion(tmp_path / "a.bvh", WALK[:3])
     tokenize_file(model, tmp_path / "a.bvh", tmp_path / "t.npz")
     detokenize_file(model, tmp_path / "t.npz", tmp_path / "b.mp4")
     assert read_video(tmp_path / "b.mp4")[0].shape == (3, 3, 480, 480)

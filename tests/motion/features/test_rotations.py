@@ -8,11 +8,12 @@ import roma
 import torch
 
 from motion.config import FeatureSpec
-from motion.features.features import extract_features, from_rot6d, restore_clip, to_rot6d
+from motion.errors import MotionError
+from motion.features.rotations import extract_features, from_rot6d, restore_clip, to_rot6d
 from motion.files.bvh import read_bvh, write_bvh
 from motion.metrics import mpjpe, rotation_error
-from motion.skeleton.clip import ClipError, resample
-from motion.skeleton.named import SMPLX
+from motion.skeleton.clip import resample
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
@@ -143,11 +144,11 @@ def test_contacts_are_where_the_next_step_is_short():
 
 def test_bad_features_say_why():
     spec = FeatureSpec(rot6d="rows")
-    with pytest.raises(ClipError, match=r"features are \(3, 330\); 55 joints need \(T, 333\)"):
+    with pytest.raises(MotionError, match=r"features are \(3, 330\); 55 joints need \(T, 333\)"):
         restore_clip(torch.zeros(3, 330), spec, SMPLX, 30.0)
-    with pytest.raises(ClipError, match="at least one frame"):
+    with pytest.raises(MotionError, match="at least one frame"):
         restore_clip(torch.zeros(0, 333), spec, SMPLX, 30.0)
-    with pytest.raises(ClipError, match=r"contact_joints are .* the skeleton has 3 joints"):
+    with pytest.raises(MotionError, match=r"contact_joints are .* the skeleton has 3 joints"):
         extract_features(random_clip(random_skeleton(3)), dataclasses.replace(spec, contacts=True))
     with pytest.raises(ValueError, match="rows or columns, not 'both'"):
         FeatureSpec(rot6d="both")

@@ -1,17 +1,18 @@
-"""The skeletons that the common data sets name.
+"""The skeletons of this package: SMPL-X, HumanML3D and KIT.
 
-The trees and the order of joints are those of SMPL-X, HumanML3D and KIT. The lengths are our own: a
-generic adult of about 1.72 m in a T pose, facing +z, the left side at +x. SMPL-X's body is licensed
-and is not in here, nor is any that was measured from its users' data.
+The trees and the order of joints are the same as in these data sets. The lengths are our own: a
+generic adult of about 1.72 m in a T pose, facing +z, with the left side at +x. The body model of
+SMPL-X is licensed and is not included, and no length was measured from data of its users.
 """
 
 from __future__ import annotations
 
 from motion.skeleton.tree import EndSite, Skeleton
 
-# Joint, parent, offset from it in metres. Joints of the left side have a twin at the right.
+# Joint, parent, offset from the parent in metres. Each joint of the left side has a twin at the
+# right side.
 SPINE = (
-    ("pelvis", "", (0.0, -0.35, 0.01)),  # the origin is where SMPL-X has it, in the chest
+    ("pelvis", "", (0.0, -0.35, 0.01)),  # the origin is in the chest, as in SMPL-X
     ("spine1", "pelvis", (0.0, 0.11, -0.015)),
     ("spine2", "spine1", (0.0, 0.13, 0.005)),
     ("spine3", "spine2", (0.0, 0.055, 0.01)),
@@ -58,20 +59,20 @@ ENDS = (
 )
 FINGERS = tuple(f"{finger}{n}" for finger in ("index", "middle", "pinky", "ring", "thumb")
                 for n in (1, 2, 3))  # fmt: skip
-BODY_ORDER = (
+HUMANML3D_ORDER = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2",
     "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
     "right_collar", "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
     "left_wrist", "right_wrist",
 )  # fmt: skip
 SMPLX_ORDER = (
-    *BODY_ORDER,
+    *HUMANML3D_ORDER,
     *("jaw", "left_eye_smplhf", "right_eye_smplhf"),
     *(f"left_{finger}" for finger in FINGERS),
     *(f"right_{finger}" for finger in FINGERS),
 )
 
-# Joint, parent and offset of KIT's skeleton, whose joints are those of the Master Motor Map.
+# Joint, parent and offset in the skeleton of KIT, with the joints of the Master Motor Map.
 KIT_JOINTS = (
     ("root", -1, (0.0, 0.0, 0.0)),
     ("lower_back", 0, (0.0, 0.07, 0.0)),
@@ -97,21 +98,23 @@ KIT_JOINTS = (
 )
 
 
-def mirrored(name: str, offset: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
-    """The twin at the right side of a joint at the left."""
+def mirror(name: str, offset: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
+    """Returns the right twin of a left joint: its name and offset."""
     x, y, z = offset
     return name.replace("left_", "right_"), (-x, y, z)
 
 
 def select(order: tuple[str, ...], ends: tuple[tuple[str, tuple[float, ...]], ...]) -> Skeleton:
-    """The skeleton of the joints in ``order``."""
+    """Returns the skeleton of the joints in ``order``, with the end sites ``ends``."""
     parents = {name: parent for name, parent, _ in (*SPINE, *LEFT_SIDE)}
-    offsets = {name: offset for name, _, offset in (*SPINE, *LEFT_SIDE)}
+    offsets: dict[str, tuple[float, ...]] = {
+        name: offset for name, _, offset in (*SPINE, *LEFT_SIDE)
+    }
     for name, parent, offset in LEFT_SIDE:
-        twin, mirrored_offset = mirrored(name, offset)
+        twin, mirrored_offset = mirror(name, offset)
         parents[twin], offsets[twin] = parent.replace("left_", "right_"), mirrored_offset
     index = {name: joint for joint, name in enumerate(order)}
-    sites = dict(ends) | dict(mirrored(*end) for end in ends if end[0].startswith("left_"))
+    sites = dict(ends) | dict(mirror(*end) for end in ends if end[0].startswith("left_"))
     return Skeleton(
         names=order,
         parents=tuple(index.get(parents[name], -1) for name in order),
@@ -121,11 +124,11 @@ def select(order: tuple[str, ...], ends: tuple[tuple[str, tuple[float, ...]], ..
 
 
 SMPLX = select(SMPLX_ORDER, ENDS)
-HUMANML3D = select(BODY_ORDER, ())
+HUMANML3D = select(HUMANML3D_ORDER, ())
 KIT = Skeleton(
     names=tuple(name for name, _, _ in KIT_JOINTS),
     parents=tuple(parent for _, parent, _ in KIT_JOINTS),
     offsets=tuple(offset for _, _, offset in KIT_JOINTS),
     unit=0.001,
 )
-BODIES = (SMPLX, HUMANML3D, KIT)
+PACKAGED_SKELETONS = (SMPLX, HUMANML3D, KIT)

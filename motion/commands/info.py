@@ -1,4 +1,4 @@
-"""What a file is, in lines for people: a checkpoint, motion, features or tokens."""
+"""``wanvae-motion info``: what a file is. A checkpoint, motion, features or tokens."""
 
 from __future__ import annotations
 
@@ -6,26 +6,41 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint
 from motion.commands.convert import load_complete
+from motion.commands.options import add_untold_options, read_untold
 from motion.config import RVQVAEConfig
 from motion.features.humanml3d import read_features, skeleton_of
-from motion.files.clips import READERS, read_clip
+from motion.files.formats import READERS, read_motion
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
-from motion.tokens import holds_tokens, read_tokens
+from motion.tokens import describe_token_rate, holds_tokens, read_tokens
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
 
 
+def add_options(parser: Parser) -> None:
+    parser.add_argument("file", help="a checkpoint, motion, features or tokens")
+    add_untold_options(parser)
+
+
+def run(arguments: Namespace) -> None:
+    for line in describe_file(arguments.file, read_untold(arguments)):
+        print(line)
+
+
 def describe_file(path: str | os.PathLike[str], untold: Untold | None = None) -> Iterator[str]:
-    """The lines on a file of any kind.
+    """Describes a file of any kind in lines.
 
     Args:
-        untold: what to take for what the tensors of a checkpoint do not tell.
+        untold: what to assume where the tensors of a checkpoint do not tell it.
 
     Raises:
-        ValueError: it cannot be read.
+        UserError: the file cannot be read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -40,9 +55,9 @@ def describe_file(path: str | os.PathLike[str], untold: Untold | None = None) ->
 
 
 def describe_motion(path: Path) -> Iterator[str]:
-    clip = read_clip(path)
+    clip = read_motion(path)
     yield f"{path}: motion, {path.suffix[1:]}"
-    yield timing(len(clip), clip.fps)
+    yield show_timing(len(clip), clip.fps)
     yield from describe_skeleton(clip.skeleton)
 
 
@@ -57,7 +72,7 @@ def describe_features(path: Path) -> Iterator[str]:
     channels = features.shape[1]
     kind = {263: "HumanML3D", 251: "KIT"}[channels]
     yield f"{path}: features of {kind}, {channels} channels"
-    yield timing(len(features), PUBLISHED_FEATURES[channels][1])
+    yield show_timing(len(features), PUBLISHED_FEATURES[channels][1])
     yield f"joints: {skeleton_of(channels).joints}"
 
 
@@ -70,12 +85,12 @@ def describe_tokens(path: Path) -> Iterator[str]:
         yield "origin: not known"
         return
     yield f"codebooks: of {origin.codes} codes, digest {origin.books}"
-    yield timing(origin.frames, origin.fps)
+    yield show_timing(origin.frames, origin.fps)
     if origin.body is not None:
         yield from describe_skeleton(origin.body.skeleton)
 
 
-def timing(frames: int, fps: float) -> str:
+def show_timing(frames: int, fps: float) -> str:
     return f"frames: {frames} at {fps:g} per second, {frames / fps:.2f} s"
 
 
@@ -85,10 +100,10 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
     codes = tensors["quantizer.books.codes"].numel()
     yield f"{path}: {checkpoint.layout.value} layout"
     yield f"parameters: {count:,} of encoder and decoder, {codes:,} of the codes"
-    yield f"tokens: {token_rate(config)}"
+    yield f"tokens: {describe_token_rate(config)}"
     yield from describe_reach(config)
     for name, value in to_json_dict(config).items():
-        # Of the two networks only that which is there.
+        # Only one of the two networks is used.
         if name not in ("resnet", "wan") or name == config.network:
             nested = isinstance(value, dict)
             shown = ", ".join(f"{key} {x}" for key, x in value.items()) if nested else value
@@ -97,20 +112,24 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"note: {note}"
 
 
-def token_rate(config: RVQVAEConfig) -> str:
-    layers, codes = config.quantizer.layers, config.quantizer.codes
-    return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
-
-
 def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
-    """What tokens and frames depend on, and the kernels that make it so."""
+    """Describes which frames a token depends on, and the kernels that this follows from."""
     field = receptive_field(config)
     frames = "all frames" if field.frames is None else f"{field.frames} frames"
     ahead = "to the end of the motion" if field.lookahead is None else f"{field.lookahead} frames"
+    before, after, tokens_before, tokens_after = (
+        "all" if count is None else count
+        for count in (
+            field.frames_before,
+            field.frames_after,
+            field.tokens_before,
+            field.tokens_after,
+        )
+    )
     yield (
-        f"receptive field: a token sees {frames} ({extent(field.frames_before)} before its own "
-        f"{field.frames_of_token} and {extent(field.frames_after)} after), its frames "
-        f"{extent(field.tokens_before)} tokens before and {extent(field.tokens_after)} after"
+        f"receptive field: a token sees {frames} ({before} before its own "
+        f"{field.frames_of_token} and {after} after), its frames "
+        f"{tokens_before} tokens before and {tokens_after} after"
     )
     yield f"look-ahead: {ahead}"
     if config.network == "resnet":
@@ -118,5 +137,9 @@ def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
         yield f"effective kernels: {stages}"
 
 
-def extent(count: int | None) -> str:
-    return "all" if count is None else str(count)
+INFO = Command(
+    run,
+    add_options,
+    "what a file is",
+    "Say what a checkpoint, a motion file or a file of tokens is, and what was assumed.",
+)
