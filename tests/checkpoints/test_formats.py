@@ -37,7 +37,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = WanVAEConfig(dim=4, z_dim=2)
 TINY_WAN22 = replace(TINY, **helpers.WAN22)
 TWO_STEPS = {"dim_mult": (1, 2, 2), "temporal_downsample": (True, False)}
-# Architectures that official names can say, each unlike the others in many ways.
+# Architectures that official names can store, each different from the others in many ways.
 CONFIGS = [
     WanVAEConfig(),
     TINY,

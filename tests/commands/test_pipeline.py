@@ -68,7 +68,7 @@ def by_hand(vae: WanVAE, video: Tensor) -> Tensor:
 
 
 def assert_close(video: Tensor, expected: Tensor, levels: float = 6) -> None:
-    """Equal but for what lossless H.264 of subsampled or rounded colours changes."""
+    """Asserts that two videos are equal, except for the rounding of lossless H.264."""
     assert video.shape == expected.shape
     assert expected.std() > 10 * LEVEL
     assert (video - expected).abs().mean() < LEVEL

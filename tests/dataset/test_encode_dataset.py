@@ -157,7 +157,7 @@ def test_decode_reads_what_is_written(
     assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 5 / 255
 
 
-def test_shards_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
+def test_files_of_many_clips_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
     for container in CONTAINERS:
         run(tmp_path / container, "--container", container, *SHARDS)
     expected = {

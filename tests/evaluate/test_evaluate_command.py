@@ -74,7 +74,7 @@ def results(folder: Path) -> dict[str, object]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """All files by their names, hidden ones too, but for how long things took and the page."""
+    """All files by their names, hidden ones too, except the page and how long things took."""
     found: dict[str, object] = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in ("evaluation.csv", "report.html"):
@@ -107,8 +107,8 @@ def test_figures_are_those_of_the_model(tmp_path: Path, files: Path, evaluate: R
         assert (record["frames"], record["height"], record["width"]) == (frames, height, width)
         whole = torch.cat([video, video[:, -1:].expand(-1, -(frames - 1) % 4, -1, -1)], dim=1)
         posterior = vae.encode(pad_to_multiple(whole[None], 8))
-        made = vae.decode(posterior.mode())[0, :, :frames, :height, :width]
-        pairs = list(zip(made.split(1, 1), video.split(1, 1), strict=True))
+        decoded = vae.decode(posterior.mode())[0, :, :frames, :height, :width]
+        pairs = list(zip(decoded.split(1, 1), video.split(1, 1), strict=True))
         pairs = [tuple(x.transpose(0, 1) for x in pair) for pair in pairs]
         (row,) = record["models"]
         expected = [psnr(*pair) for pair in pairs]

@@ -58,10 +58,10 @@ def normal(count: int, seed: int, width: int = 5) -> Tensor:
 
 
 def moments(*pieces: Tensor) -> Moments:
-    made = Moments()
+    moments = Moments()
     for piece in pieces:
-        made.add(piece)
-    return made
+        moments.add(piece)
+    return moments
 
 
 @pytest.mark.parametrize("count", [3, 40])  # fewer samples than features, and more
