@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.commands import outputs_of
 from tests.helpers import WAN22, tiny, write_sound
 from wanvae import __version__, cli
 from wanvae.checkpoints import formats
@@ -45,10 +46,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command that must end with ``status``; gives its stdout and stderr."""
 
     def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        assert cli.main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out, captured.err
+        return outputs_of(capsys, [str(argument) for argument in arguments], status)
 
     return run_command
 
