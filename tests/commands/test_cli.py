@@ -298,7 +298,7 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     encode, decode = run(*size, "--frames", 9, "--tile-size", 32)[0].splitlines()
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
     assert "MB, on a GPU with states offloaded: " in encode
-    assert all(float(line.split()[-6]) > 1.2 for line in (encode, decode))
+    assert all(float(line.split()[-7]) > 1.2 for line in (encode, decode))
     lines = run(*size, "--frames", 9, "--processes", 3)[0].splitlines()
     assert lines[::2] == [*run(*size, "--frames", 9)[0].splitlines()]
     for task, line in zip(("encode", "decode"), lines[1::2], strict=True):

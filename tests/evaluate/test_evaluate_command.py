@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.test_frechet import Stand, save
 from torch import Tensor
 
 from tests.commands import outputs_of
 from tests.helpers import launched, tiny
+from tests.metrics.test_frechet import Stand, save
 from wanvae import WanVAE, cli
 from wanvae.commands import evaluate as evaluate_command
 from wanvae.evaluate import evaluation, run

@@ -15,7 +15,6 @@ from wanvae.evaluate import models, run
 from wanvae.evaluate.models import Cost, Judged, in_lockstep, judge_diffusers, judge_stream
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.evaluate.trials import Trial, make_trial
-from wanvae.execution.flow import flow as execution
 from wanvae.folders.manifest import Entry
 from wanvae.frames import pad_to_multiple
 from wanvae.video import Frame
@@ -124,6 +123,6 @@ def live_frames(frames: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> i
 def test_memory_does_not_grow_with_the_length(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(execution, "STEP_PIXELS", 8 * 16 * 16)
+    monkeypatch.setattr("wanvae.execution.flow.STEP_PIXELS", 8 * 16 * 16)
     counts = [live_frames(frames, monkeypatch, tmp_path) for frames in (40, 80)]
     assert counts[0] == counts[1] < 36

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.ndimage import convolve1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from tests.test_perceptual import features
 from torch import Tensor
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
+from tests.metrics.test_lpips import features
 from wanvae.evaluate.scores import APART, WORST, Mean, Scores
 from wanvae.metrics.lpips import Lpips
 
