@@ -528,7 +528,7 @@ def test_a_config_that_is_not_text_is_an_error_for_people(tmp_path: Path) -> Non
 def test_a_bug_in_reading_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_tensors(tmp_path / "a.safetensors", shapes(TINY), {})
+    write_tensors(tmp_path / "a.safetensors", helpers.tiny().state_dict(), {})
 
     def stumble(tensors: object) -> None:
         raise ValueError("zip() argument 2 is longer than argument 1")

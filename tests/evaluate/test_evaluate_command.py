@@ -275,7 +275,7 @@ def test_what_cannot_be_done_is_one_line(
         (tmp_path / "out", [], tmp_path / "broken", "1 files cannot be read"),
         (tmp_path / "a" / "b", [], files / "videos", "make the directory"),
         (tmp_path / "out", ["--frames", 99], files / "videos", "other --frames or --resize"),
-        (tmp_path / "out", ["--i3d", tmp_path / "x.pt"], files / "videos", "is no file"),
+        (tmp_path / "out", ["--i3d", tmp_path / "x.pt"], files / "videos", "is not a file"),
         (tmp_path / "memory", ["--max-memory", "2MB"], files / "videos", "is shared by 2 coders"),
         (tmp_path / "out", ["--lpips-weights", "x"], files / "videos", "torchvision is not"),
     ]
