@@ -27,7 +27,7 @@ from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
 from wanvae.engine.json_files import append_line, write_lines
-from wanvae.engine.processes import made_by_first_process, objects_of_processes
+from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.engine.sharing import neighbouring_share, progress_bar
 from wanvae.execution.budget import Memory, TileSize
 from wanvae.folders.clips import Clip
@@ -137,7 +137,7 @@ def encode_dataset(
     source, destination = Path(source), Path(destination)
     if source.name == MANIFEST:
         source = source.parent
-    plan = made_by_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
+    plan = run_on_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
     started = time.perf_counter()
     rank, ranks = processes.process_index, processes.num_processes
     # Neighbours, so that the clips of one video mostly go to one process, which need not seek.
@@ -149,7 +149,7 @@ def encode_dataset(
         work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)
     # A process is only sure to see its own files, and the files that were there before.
     kept = [clip for file in plan.kept[rank::ranks] for clip in index_file(destination, file.name)]
-    everything = objects_of_processes((work, kept))
+    everything = gather_objects((work, kept))
     if not processes.is_main_process:
         return None
     works = [work for work, _ in everything]

@@ -51,7 +51,7 @@ def read_failures(folder: Path) -> list[Failure]:
     """Returns the recorded failures, without a line that a killed run left unfinished."""
     found = []
     with suppress(FileNotFoundError):
-        for line in (folder / FAILURES).read_text(encoding="utf-8").splitlines():
+        for line in (folder / FAILURES).read_bytes().splitlines():
             with suppress(UserError):
                 found.append(from_json_dict(Failure, parse_json(line)))
     return found

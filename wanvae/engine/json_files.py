@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
-from wanvae.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def read_json(path: Path) -> Any:
@@ -23,8 +24,7 @@ def read_json(path: Path) -> Any:
         UserError: the content is not JSON, or not text.
         OSError: the file cannot be read.
     """
-    with as_text():
-        return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_bytes())
 
 
 def read_value(path: Path, cls: type[T]) -> T:
@@ -56,7 +56,7 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
         UserError: a line holds something else.
         OSError: the file cannot be read.
     """
-    with as_text(), path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         return [from_json_dict(cls, parse_json(line)) for line in lines]
 
 
@@ -70,12 +70,3 @@ def append_line(path: Path, value: Any) -> None:
     """Appends a dataclass to a file with one JSON object on each line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(value)) + "\n")
-
-
-@contextmanager
-def as_text() -> Iterator[None]:
-    """Turns the error for bytes that are not text into a UserError."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise UserError(f"it is not UTF-8 text: {error}") from error

@@ -13,7 +13,7 @@ import torch
 import wanvae
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.output_folder import refuse_nested, take_folder
-from wanvae.engine.processes import made_by_first_process
+from wanvae.engine.processes import run_on_first_process
 from wanvae.errors import UserError
 from wanvae.evaluate.models import Judged
 from wanvae.evaluate.page import write_report
@@ -81,7 +81,7 @@ def evaluate(
         lpips=isinstance(networks.lpips, Lpips),
         i3d=None if networks.i3d is None else digest_of_file(networks.i3d.path),
     )
-    found = made_by_first_process(lambda: prepare(source, output, options, settings))
+    found = run_on_first_process(lambda: prepare(source, output, options, settings))
     judging = Judging(
         models=models,
         lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from wanvae.evaluate.records import WorstRecord
 from wanvae.evaluate.scores import LEVELS, WorstFrame
 from wanvae.frames import pad_to_multiple
-from wanvae.report.parts import number
+from wanvae.report.elements import number
 from wanvae.video import VideoWriter, write_video
 
 # H.264 quality of the videos, in which differences from the original must stay visible.

@@ -19,7 +19,7 @@ from wanvae.report import (
     Table,
     write_page,
 )
-from wanvae.report.parts import Cell
+from wanvae.report.elements import Cell
 
 PAGE = "report.html"
 # Bytes of videos and pictures that a page holds. Media of further clips stay files beside it.

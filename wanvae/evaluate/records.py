@@ -17,7 +17,7 @@ from wanvae.errors import UserError
 from wanvae.evaluate.models import Cost
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial
-from wanvae.report.parts import number
+from wanvae.report.elements import number
 
 RECORD = "record.json"
 FEATURES = "features.safetensors"

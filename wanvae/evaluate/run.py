@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import balanced_share, progress_bar
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
@@ -102,7 +102,7 @@ def run_trials(
     folder = output / TRIALS
     missing = [trial for trial in found.trials if read_record(folder, trial) is None]
     # No process writes before all of them have seen the same list of missing trials.
-    objects_of_processes(None)
+    gather_objects(None)
     pixels = [trial.clip.pixels for trial in missing]
     mine = balanced_share(missing, pixels, processes.process_index, processes.num_processes)
     failures: list[Failure] = []
@@ -116,7 +116,7 @@ def run_trials(
                 failures.append(Failure(trial.clip.name, trial.clip.source, str(error)))
             except OSError as error:
                 raise unwritable(folder, error) from error
-    failed = chain(*objects_of_processes(failures))
+    failed = chain(*gather_objects(failures))
     if not processes.is_main_process:
         return None
     records = (read_record(folder, trial) for trial in found.trials)

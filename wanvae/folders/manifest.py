@@ -174,7 +174,7 @@ def known_entries(folder: Path) -> dict[File, list[Entry]]:
         for entry in read_manifest(folder):
             known.setdefault(entry.file, []).append(entry)
     if (folder / JOURNAL).exists():
-        for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
+        for line in (folder / JOURNAL).read_bytes().splitlines():
             with suppress(*NO_ENTRY):
                 entries = [Entry(**entry) for entry in json.loads(line)]
                 known[entries[0].file] = entries
