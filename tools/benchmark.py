@@ -1,7 +1,7 @@
 """Compare WanVAE with its peer, diffusers' AutoencoderKLWan: time, memory and error.
 
 Both have the same random weights and get the same input. Times alternate between the two in one
-process; the peak memory of each call is that of a process of its own, over the loaded model.
+process; the peak memory of each call is measured in a process of its own, over the loaded model.
 
     python tools/benchmark.py                                  # all jobs at full size
     python tools/benchmark.py --jobs decode-clip --repeats 5 --json clip.json
@@ -460,7 +460,7 @@ def draw_lines(axes: Any, results: Sequence[Result], attribute: str, unit: str) 
 
 
 def choose_jobs(options: argparse.Namespace) -> list[Workload]:
-    """The jobs to run, those of one dtype together."""
+    """The workloads to run, grouped by dtype."""
     chosen = SWEEP if options.sweep else [job for job in JOBS if job.name in options.jobs]
     return [
         replace(job.scaled(options.size_scale), dtype=dtype, compiled=compiled)
