@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 # Of a script Python sees only its own folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,6 +45,7 @@ from tools.measuring import (
     describe,
     difference,
     exit_status,
+    measure_all,
     peak_memory_of,
     require,
     timed,
@@ -502,16 +502,14 @@ def run(options: argparse.Namespace) -> None:
     """Measure and report."""
     require("diffusers", *(["matplotlib"] if options.plot else []))
     header, jobs = describe(subject(options), "diffusers"), choose_jobs(options)
-    results: list[Result] = []
-    try:
-        with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
-            setup = Setup(options.model, folder, options.device)
-            write_weights(setup)
-            for job in tqdm(jobs, unit="job"):
-                results.append(measure(job, setup, options.repeats))
-    finally:
-        if results:  # what is done is not lost by an interrupt
-            print(f"{header}\n\n{report(results)}")
+    with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
+        setup = Setup(options.model, folder, options.device)
+        write_weights(setup)
+        results = measure_all(
+            jobs,
+            lambda job: measure(job, setup, options.repeats),
+            lambda results: f"{header}\n\n{report(results)}",
+        )
     if options.json:
         entries = (asdict(result) | {"summary": result.summary()} for result in results)
         write_json(options.json, header, entries)
