@@ -466,9 +466,10 @@ def test_diffusers_cannot_tell_wide_videos_from_upscaled_ones(tmp_path: Path) ->
 def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither config\.json nor vae/config\.json"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
-        load(tmp_path)
+    for content in (b"{", b"\xff\xfe"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match="no JSON"):
+            load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(wan_config(TINY)))
     with pytest.raises(CheckpointError, match="holds neither diffusion_pytorch_model"):
         load(tmp_path)

@@ -514,10 +514,10 @@ def test_unusable_folders(tmp_path: Path, files: Path, run: Run) -> None:
         _, err = run(target, status=1)
         assert f"{target} must not be in {videos}, nor around it; name another" in err
     _, err = run(tmp_path / "a" / "b", status=1)
-    assert f"{tmp_path / 'a/b'} cannot be made: make the directory {tmp_path / 'a'} first" in err
+    assert f"{tmp_path / 'a/b'} cannot be created: make the directory {tmp_path / 'a'} first" in err
     (tmp_path / "file").touch()
     assert "has other files in it" in run(tmp_path, status=1)[1]
-    assert "cannot be made" in run(tmp_path / "file", status=1)[1]
+    assert "cannot be created" in run(tmp_path / "file", status=1)[1]
     _, err = run(tmp_path / "out", source=tmp_path / "missing", status=1)
     assert "it is not a folder" in err
 

@@ -530,7 +530,7 @@ def test_unwritable_outputs(
 def test_a_report_needs_a_place(tmp_path: Path, files: Path, fail: Fail) -> None:
     target = tmp_path / "missing" / "report"
     err = fail("evaluate", files / "walk.bvh", *model(files), "--output", target)
-    assert f"{target} cannot be made: make the directory {target.parent} first" in err
+    assert f"{target} cannot be created: make the directory {target.parent} first" in err
 
 
 # Processes and Ctrl-C
