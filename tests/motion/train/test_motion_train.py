@@ -118,7 +118,8 @@ def test_training_learns_the_walk(folder, tmp_path, network):
     )
     losses = [line["features"] for line in lines]
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
-    assert 1 <= lines[-1]["perplexity"] <= 32 and 0 < lines[-1]["code_use"] <= 1
+    # The codebooks have not collapsed; the perplexity is at most the number of codes in use.
+    assert 4 < lines[-1]["perplexity"] <= 32 * lines[-1]["code_use"]
     model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
     assert model.config.features.rot6d == "rows" and model.config.fps == 30
     assert model.quantizer.books.initialized and model.normalizer.is_set
