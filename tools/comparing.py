@@ -272,10 +272,7 @@ def motion_training(model: Any, motion: Path, window: int, config: TrainerConfig
         trainer=config,
     )
     torch.manual_seed(config.seed)
-    try:
-        return MotionTraining(training, make_accelerator(config))
-    except ValueError as error:
-        raise BenchmarkError(str(error)) from error
+    return MotionTraining(training, make_accelerator(config))
 
 
 def write_walk(folder: str) -> Path:

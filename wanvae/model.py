@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wanvae.checkpoints import formats, hub
 from wanvae.checkpoints.latent_statistics import statistics_like
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.errors import UserError
@@ -468,39 +468,6 @@ class WanVAE(nn.Module):
             )
         if not x.is_floating_point():
             raise UserError(f"{name} must be floating point, not {x.dtype}")
-
-
-def check_size(config: WanVAEConfig, height: int, width: int) -> None:
-    """Raise ValueError if frames of this size in pixels cannot be encoded."""
-    factor = config.spatial_factor
-    if height < 1 or width < 1 or height % factor or width % factor:
-        below = [n // factor * factor for n in (height, width)]
-        above = [-(-n // factor) * factor for n in (height, width)]
-        raise UserError(
-            f"height and width must be multiples of {factor}, not {height}x{width}: "
-            f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
-        )
-
-
-def check_length(config: WanVAEConfig, frames: int) -> None:
-    """Raise ValueError if so many frames are not a whole clip."""
-    factor = config.temporal_factor
-    if frames < 1 or (frames - 1) % factor:
-        below = (frames - 1) // factor * factor + 1
-        raise UserError(
-            f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
-            f"repeat the last one to {below + factor} (stream_encode does this by itself)"
-        )
-
-
-def check_reconstructs(config: WanVAEConfig) -> None:
-    """Raise ValueError if videos do not come back in the form they went in."""
-    if config.upscale_factor > 1 or config.in_channels != config.out_channels:
-        raise UserError(
-            f"this model makes videos of {config.out_channels} channels, {config.upscale_factor} "
-            f"times as large, of those of {config.in_channels} channels: there is no original to "
-            "compare with; encode and decode instead"
-        )
 
 
 def make_planner(config: WanVAEConfig, *, decoding: bool, dtype: torch.dtype) -> Planner:

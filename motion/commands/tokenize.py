@@ -19,7 +19,7 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.files import is_nested, make_directory
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def is_complete(path: Path, digest: str) -> bool:
 
 def gather_reports(report: FolderReport) -> FolderReport:
     """Returns the sum of the reports of all processes."""
-    reports = objects_of_processes(report)
+    reports = gather_objects(report)
     return FolderReport(
         written=sum(report.written for report in reports),
         kept=sum(report.kept for report in reports),

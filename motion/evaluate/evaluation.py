@@ -22,7 +22,7 @@ from motion.metrics import (
 )
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.engine.training.evaluating import evaluating
 
 # Windows that are encoded at once when codes are counted.
@@ -197,7 +197,7 @@ def add_up_processes(
     own: dict[tuple[str, ...], MotionEvaluation],
 ) -> dict[tuple[str, ...], MotionEvaluation]:
     """Adds the evaluations of all processes. All processes must call it, and each gets all."""
-    return add_up(part for parts in objects_of_processes(own) for part in parts.values())
+    return add_up(part for parts in gather_objects(own) for part in parts.values())
 
 
 def measure(

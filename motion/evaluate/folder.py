@@ -19,7 +19,7 @@ from motion.evaluate.evaluation import (
 )
 from motion.features.recording import find_files, read_recording, share_files
 from motion.model import RVQVAE
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 
@@ -106,7 +106,7 @@ def evaluate_folder(
             yield found
 
     sums = add_up_processes(add_up(evaluations()))
-    gathered = objects_of_processes((files, failures))
+    gathered = gather_objects((files, failures))
     files = sorted((file for part, _ in gathered for file in part), key=lambda file: file.path)
     failures = [failure for _, part in gathered for failure in part]
     if not files:

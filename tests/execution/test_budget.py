@@ -16,7 +16,8 @@ from wanvae.execution import budget as planning
 from wanvae.execution.budget import Job, MemoryMeter, TooLittleMemory, parse_memory, show_memory
 from wanvae.execution.flow import join
 from wanvae.execution.tiling import Coding, Plan, default_plan, make_tiles
-from wanvae.nn.kernels import convolve, pointwise
+from wanvae.nn.kernels import pointwise, winograd
+from wanvae.nn.kernels.dispatch import IN_PLACE, TABLE, Observer
 
 SIDES = 32, 48
 KB = 2**10
@@ -29,7 +30,7 @@ def small(monkeypatch):
     monkeypatch.setattr(planning, "PLANNING_MEMORY", 0)
     monkeypatch.setattr(planning, "SMALLEST_TILE", 16)
     monkeypatch.setattr(planning, "show_memory", lambda size: f"{size}B")
-    monkeypatch.setattr(convolve, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(pointwise, "CPU_BLOCK", KB)
     model.plan_within.cache_clear()
     yield
@@ -139,7 +140,8 @@ def test_long_clips_are_extrapolated(monkeypatch, decoding, plan):
 )
 @torch.no_grad()
 def test_multiply_adds_are_those_that_are_computed(monkeypatch, decoding, variant):
-    monkeypatch.setattr(convolve, "suits_sums_of_kernels", lambda device: False)
+    for device in ("cpu", "meta"):
+        monkeypatch.setitem(TABLE[Observer.NOBODY], device, IN_PLACE)
     case, plan = Case(decoding, **variant), PLANS[0]
     with FlopCounterMode(display=False) as counter:
         for _ in Coding(case.network, plan, [None]).push([case.input()]):
@@ -201,7 +203,7 @@ def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
 def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
     # Fewer sizes to try, and fewer operations on the meta device.
     monkeypatch.setattr(planning, "SMALLEST_TILE", 256)
-    monkeypatch.setattr(convolve, "FEWEST_CHANNELS", 1000)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1000)
     planner = model.make_planner(WanVAEConfig(), decoding=decoding, dtype=torch.bfloat16)
     clip = Job(1, 16 if decoding else 3, 2, 2160, 3840, torch.bfloat16)
     unsplit, _ = next(planner._plans(clip))

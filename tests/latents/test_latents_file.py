@@ -15,7 +15,8 @@ from torch import Tensor
 from wanvae import Posterior
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import FileError
-from wanvae.latents.file import VideoShape, parse_rate, read_latents, write_latents
+from wanvae.latents.file import VideoShape, read_latents, write_latents
+from wanvae.video.rate import parse_rate
 
 SHAPE = VideoShape(width=30, height=21, fps="30000/1001", source="a.mp4")
 LENGTH = 5

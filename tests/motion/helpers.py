@@ -67,7 +67,7 @@ def in_processes(
 
     Args:
         work: is given the number of its process.
-        modules: where ``objects_of_processes`` is used.
+        modules: where ``gather_objects`` is used.
     """
     barrier, here = threading.Barrier(count, timeout=60), threading.local()
     values: list[object] = [None] * count
@@ -85,5 +85,5 @@ def in_processes(
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(count) as pool:
         for module in modules:
-            patch.setattr(f"{module}.objects_of_processes", exchange)
+            patch.setattr(f"{module}.gather_objects", exchange)
         return list(pool.map(run, range(count)))

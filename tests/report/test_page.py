@@ -28,7 +28,7 @@ from wanvae.report import (
     Table,
     write_page,
 )
-from wanvae.report.parts import NOTHING
+from wanvae.report.elements import NOTHING
 from wanvae.video import write_video
 
 COLUMNS = (Column("clip"), Column("PSNR (dB)", better="higher"), Column("loss", 3, better="lower"))

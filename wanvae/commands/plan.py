@@ -9,17 +9,18 @@ from jsonargparse import Namespace
 
 from wanvae.commands.convert import load_complete
 from wanvae.commands.options import DTYPES, add_memory_option
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.errors import UserError
 from wanvae.execution.budget import Job, Planner, choose_plan, show_memory
 from wanvae.execution.sharding import expected_speedup, share_out
 from wanvae.execution.tiling import Plan
-from wanvae.model import check_length, check_size, make_planner
+from wanvae.model import make_planner
 
 
 def plan(arguments: Namespace) -> None:
+    """Prints how a video would be encoded and decoded."""
     config = load_complete(arguments.checkpoint).config if arguments.checkpoint else WanVAEConfig()
     check_size(config, arguments.height, arguments.width)
     check_length(config, arguments.frames)
@@ -41,7 +42,7 @@ def plan(arguments: Namespace) -> None:
 
 
 def describe(planner: Planner, job: Job, chosen: Plan) -> str:
-    """A plan and what it takes, in a line."""
+    """Returns a plan and its costs, in one line."""
     tiles = planner.tiles(job, chosen)
     size = "whole frames"
     if chosen.tile_size is not None:
@@ -58,12 +59,12 @@ def describe(planner: Planner, job: Job, chosen: Plan) -> str:
     return (
         f"{size}, {chosen.frames or 'all'} frames at once, "
         f"{show_memory(planner.memory(job, chosen))} ({endless}), "
-        f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times those of whole frames"
+        f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times the work of whole frames"
     )
 
 
 def describe_shares(planner: Planner, job: Job, chosen: Plan, processes: int) -> str:
-    """How processes would share the work of a plan, in a line."""
+    """Returns how processes would share the work of a plan, in one line."""
     if processes < 1:
         raise UserError(f"--processes must be positive, not {processes}")
     shares = share_out(planner.network, chosen, job.height, job.width, processes)
@@ -75,26 +76,32 @@ def describe_shares(planner: Planner, job: Job, chosen: Plan, processes: int) ->
 
 
 def add_plan_options(parser: Parser) -> None:
-    parser.add_argument("--frames", type=int, default=81, help="of the video, 1 + 4n")
+    """Declares the options."""
+    parser.add_argument("--frames", type=int, default=81, help="frames of the video, 1 + 4n")
     parser.add_argument(
         "--height", type=int, default=480, help="pixels, a multiple of 8 (Wan2.2: 16)"
     )
     parser.add_argument(
         "--width", type=int, default=832, help="pixels, a multiple of 8 (Wan2.2: 16)"
     )
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
-    parser.add_argument("--tile-size", type=int, help="pixels a side of the largest tile")
-    add_memory_option(parser)
-    parser.add_argument("--processes", type=int, help="to share each frame, with --shard")
     parser.add_argument(
-        "--checkpoint", help="whose architecture to plan for (default: the official one)"
+        "--dtype", choices=list(DTYPES), default="float32", help="dtype to compute in"
+    )
+    parser.add_argument("--tile-size", type=int, help="longest side of a tile, in pixels")
+    add_memory_option(parser)
+    parser.add_argument(
+        "--processes", type=int, help="number of processes that share each frame, with --shard"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="checkpoint with the architecture to plan for (default: official Wan2.1)",
     )
 
 
 PLAN = Command(
     plan,
     add_plan_options,
-    "what encoding and decoding would take",
-    "Say in which steps and tiles a video would be encoded and decoded, how much memory that "
-    "takes, and how much more work tiles are. Nothing is computed.",
+    "print what encoding and decoding would take",
+    "Print in which steps and tiles a video would be encoded and decoded, how much memory this "
+    "takes, and how much more work the tiles are. No video is computed.",
 )

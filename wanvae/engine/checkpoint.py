@@ -31,9 +31,9 @@ class TensorFile:
     """What a file of named tensors holds.
 
     Attributes:
-        tensors: by name, on the CPU. They may be mapped from the file: copy what must outlive a
-            change of it, as ``load_tensors`` does.
-        metadata: the text that a safetensors file carries; empty for a pickle.
+        tensors: by name, on the CPU. Their memory may be the file itself. Copy them, as
+            ``load_tensors`` does, if they must outlive a change of the file.
+        metadata: the texts in a safetensors file; empty for a pickle.
     """
 
     tensors: dict[str, Tensor]
@@ -43,13 +43,16 @@ class TensorFile:
 def read_tensors(
     path: str | os.PathLike[str], wrappers: Sequence[str] = ("state_dict",)
 ) -> TensorFile:
-    """Read a safetensors file, or a pickle as ``torch.save`` writes it; the content tells which.
+    """Reads a safetensors file, or a pickle as ``torch.save`` writes it; the content decides.
 
-    A pickle holds a dict of tensors, or one with that under a key of ``wrappers``, the first that
-    it has. Objects other than tensors are never unpickled.
+    Objects other than tensors are never unpickled.
+
+    Args:
+        wrappers: keys under which a pickle may hold its dict of tensors. The first that exists
+            counts; without one the pickle itself is the dict.
 
     Raises:
-        CheckpointError: there is no such file, it cannot be read, or it holds anything else.
+        CheckpointError: the file is missing, cannot be read, or holds anything else.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -69,7 +72,7 @@ def read_tensors(
         file = TensorFile(read_pickle(path, wrappers, zipped=head.startswith(ZIP_MAGIC)))
     else:
         raise CheckpointError(
-            f"{path} is no checkpoint: it begins with {head!r}, as no safetensors file and none of "
+            f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors or "
             "torch.save does; download or save it again"
         )
     if not file.tensors:
@@ -124,10 +127,10 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, complete or not at all; tensors may be views and share memory.
+    """Writes a safetensors file, complete or not at all. Tensors may be views and share memory.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
@@ -139,13 +142,13 @@ def write_tensors(
 def write_pickle(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], wrapper: str | None = None
 ) -> None:
-    """Write a dict of tensors as ``torch.save`` does, complete or not at all.
+    """Writes a dict of tensors as ``torch.save`` does, complete or not at all.
 
     Args:
-        wrapper: the key of a dict around it, if there is to be one.
+        wrapper: the key of another dict around the tensors; None writes no other dict.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
@@ -156,7 +159,7 @@ def write_pickle(
 
 
 def standalone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` on the CPU, each contiguous and alone in its memory; copied only where needed."""
+    """``tensors`` on the CPU, each contiguous and in its own memory; copied only if needed."""
     result: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
@@ -172,12 +175,13 @@ def standalone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Make copies of ``tensors`` the parameters and buffers of ``module``, which may be on meta.
+    """Makes copies of ``tensors`` the parameters and buffers of ``module``.
 
-    Copies, for tensors mapped from a file would change, or crash, if it were written over.
+    The memory of ``tensors`` may be a file: without copies the model would change, or crash, with
+    the file. ``module`` may be on the meta device.
 
     Args:
-        source: where the tensors came from, for the error.
+        source: where the tensors come from, for the error.
 
     Raises:
         CheckpointError: as ``check_tensors``.
@@ -187,7 +191,7 @@ def load_tensors(
 
 
 def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copy the tensors of a file into the parameters and buffers that ``module`` has.
+    """Copies the tensors of a file into the parameters and buffers of ``module``.
 
     Raises:
         CheckpointError: as ``read_tensors`` and ``check_tensors``.
@@ -200,11 +204,11 @@ def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:
 def check_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Check that ``tensors`` are those of ``module``, each in its shape.
+    """Checks that ``tensors`` have the names, shapes and kinds that ``module`` needs.
 
     Raises:
-        CheckpointError: some are missing, unexpected, of another shape, or whole numbers where the
-            module has floating point; it names the first few of each.
+        CheckpointError: tensors are missing or unexpected, have another shape, or are whole numbers
+            where the module has floating point. The message names the first few of each.
     """
     expected = module.state_dict()
     unfit = [

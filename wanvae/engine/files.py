@@ -23,12 +23,12 @@ class FileError(UserError):
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
+    """Gives a temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
 
-    If the block raises anything, what it wrote is deleted and an existing ``path`` is untouched.
+    If the block raises an error, the temporary file is deleted and ``path`` stays as it is.
 
     Raises:
-        FileError: there is no such directory, ``path`` is one, or writing fails.
+        FileError: the folder of ``path`` is missing, ``path`` is a folder, or writing fails.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -38,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        # safetensors makes files that only their owner may read, whatever the umask.
+        # safetensors writes files that only their owner may read, whatever the umask.
         temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -52,10 +52,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As ``atomic_path``, but a directory to write files in; ``path`` must be new or empty.
+    """As ``atomic_path``, for a folder. ``path`` must be missing or empty.
 
     Raises:
-        FileError: ``path`` is a file or holds something, or writing fails.
+        FileError: ``path`` is a file or not empty, or writing fails.
     """
     path = Path(path)
     temporary = temporary_sibling(path)
@@ -72,10 +72,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:
-    """Make a directory to write files in, unless it is there.
+    """Creates a folder, unless it exists.
 
     Raises:
-        FileError: there is no directory to make it in, or it is a file.
+        FileError: its parent is missing, or ``path`` is a file.
     """
     path = Path(path)
     try:
@@ -87,16 +87,16 @@ def make_directory(path: str | os.PathLike[str]) -> None:
 
 
 def is_nested(path: Path, other: Path) -> bool:
-    """Whether one of two directories is in the other, or both are the same."""
+    """Whether one of two folders is in the other, or both are the same."""
     path, other = path.resolve(), other.resolve()
     return path.is_relative_to(other) or other.is_relative_to(path)
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Delete, also in subdirectories, what processes that were killed have left of files.
+    """Deletes the temporary files of killed processes in ``directory`` and below.
 
     Raises:
-        FileError: one cannot be deleted.
+        FileError: a file cannot be deleted.
     """
     for path in list(directory.rglob(".*")):
         if TEMPORARY.fullmatch(path.name) and path.is_file():
@@ -107,7 +107,7 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """An unused name in the directory of ``path``, where a rename to it cannot fail half-way."""
+    """An unused path in the folder of ``path``; a rename within a folder cannot fail halfway."""
     if not os.path.isdir(path.parent):
         raise FileError(f"{path} cannot be written: make the directory {path.parent} first")
     return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"

@@ -14,7 +14,7 @@ def writable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def first_sentence(error: Exception) -> str:
+def first_sentence(error: BaseException) -> str:
     return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wanvae.engine.processes import meeting
+from wanvae.engine.processes import expecting_processes
 from wanvae.execution.budget import Job, Planner, lengths_along
 from wanvae.execution.flow import Flow, first_parameter, join
 from wanvae.execution.tiling import Coding, Network, Part, Plan
@@ -249,7 +249,7 @@ class ShardedCoding(Coding):
                 kept.append(join(self._through_tile(flow, pieces), frames))
         if not paints:
             for made in kept:
-                with meeting():
+                with expecting_processes():
                     dist.send(made, dst=FIRST)
             return
         if not to_first:
@@ -269,7 +269,7 @@ class ShardedCoding(Coding):
         """``whole``, and in a process that has no tile a place for those of the others."""
         tile, flow = flows[0]
         channels = torch.tensor(0 if whole is None else whole.shape[1], device=flow.device)
-        with meeting():
+        with expecting_processes():
             dist.broadcast(channels, src=self._owners[0])
         if whole is not None:
             return whole
@@ -284,7 +284,7 @@ class ShardedCoding(Coding):
         values = torch.empty_like(place, memory_format=torch.contiguous_format)
         if owner == self._rank:
             values.copy_(place)
-        with meeting():
+        with expecting_processes():
             if to_first:
                 dist.recv(values, src=owner)
             else:

@@ -135,7 +135,7 @@ class Residual(Streaming):
         return self.body_multiply_adds(positions, frames) + of_shortcut
 
     def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        """The residual addition; without gradients in the memory of ``y``."""
+        """The residual addition; inference may write it to the memory of ``y``."""
         return self.post_activation(kernels_for(y).add(y, shortcut))
 
 

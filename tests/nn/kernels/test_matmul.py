@@ -1,4 +1,4 @@
-"""Convolutions along time as products: the values of PyTorch's, by the way that is faster."""
+"""1D convolutions as products of matrices: PyTorch's values, by the fewest products."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from wanvae.nn.kernels.convolve import convolve
-from wanvae.nn.kernels.convolve_time import convolve_time
 
 from tests.helpers import randomize, run_steps
 from wanvae.nn import CausalConv, ResConv1DBlock, use_channels_last
-from wanvae.nn.kernels import convolve_time as module
-from wanvae.nn.kernels import winograd_time
+from wanvae.nn.kernels import matmul as module
+from wanvae.nn.kernels import winograd_1d
+from wanvae.nn.kernels.dispatch import kernels_for
+from wanvae.nn.kernels.matmul import convolve_by_matmul
 
 
 def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -22,29 +22,29 @@ def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 def use_schemes(monkeypatch, fewest_channels: int = 1, cost: int = 1, **limits: int) -> None:
     """Count these costs; at 1 each it is a matter of products alone."""
-    monkeypatch.setattr(winograd_time, "FEWEST_CHANNELS", fewest_channels)
-    schemes = tuple(replace(scheme, cost=cost) for scheme in winograd_time.SCHEMES)
-    monkeypatch.setattr(winograd_time, "SCHEMES", schemes)
+    monkeypatch.setattr(winograd_1d, "FEWEST_CHANNELS", fewest_channels)
+    schemes = tuple(replace(scheme, cost=cost) for scheme in winograd_1d.SCHEMES)
+    monkeypatch.setattr(winograd_1d, "SCHEMES", schemes)
     for name, limit in limits.items():
-        monkeypatch.setattr(winograd_time, name, limit)
+        monkeypatch.setattr(winograd_1d, name, limit)
 
 
 @pytest.fixture
 def taken(monkeypatch):
     """The ways that were taken: outputs and taps of a scheme, or None; also where it costs more."""
     ways = []
-    by_scheme, by_position = module.convolve_by, module.position_by_position
+    by_scheme, by_tap = module.convolve_by_scheme, module.convolve_tap_by_tap
 
     def spy_by_scheme(scheme, *args):
         ways.append((scheme.outputs, scheme.taps))
         return by_scheme(scheme, *args)
 
-    def spy_by_position(*args):
+    def spy_by_tap(*args):
         ways.append(None)
-        return by_position(*args)
+        return by_tap(*args)
 
-    monkeypatch.setattr(module, "convolve_by", spy_by_scheme)
-    monkeypatch.setattr(module, "position_by_position", spy_by_position)
+    monkeypatch.setattr(module, "convolve_by_scheme", spy_by_scheme)
+    monkeypatch.setattr(module, "convolve_tap_by_tap", spy_by_tap)
     use_schemes(monkeypatch)
     return ways
 
@@ -75,8 +75,8 @@ def test_it_is_a_convolution(
     bias = example(channels[1])
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         use_schemes(patch, cost=cost, STRIP=strip)
-        exact = convolve_time(x, weight, bias, *geometry)
-        single = convolve_time(x.float(), weight.float(), bias.float(), *geometry)
+        exact = convolve_by_matmul(x, weight, bias, *geometry)
+        single = convolve_by_matmul(x.float(), weight.float(), bias.float(), *geometry)
     expected = F.conv1d(x, weight, bias, *geometry)
     torch.testing.assert_close(exact, expected, rtol=0, atol=1e-12)
     assert exact.mT.is_contiguous() or exact.mT[0].is_contiguous()
@@ -88,7 +88,7 @@ def test_it_is_a_convolution(
     [
         (3, 1, 1, 8, (4, 3)),
         (3, 1, 2, 8, (4, 3)),
-        # 27 products by position, 20 in pairs, 18 in fours.
+        # 27 products tap by tap, 20 in pairs, 18 in fours.
         (3, 1, 1, 9, (4, 3)),
         (3, 1, 3, 6, (2, 3)),
         (4, 2, 1, 8, (2, 2)),
@@ -106,15 +106,22 @@ def test_the_way_of_the_fewest_products_is_taken(taken, kernel, stride, dilation
     x, weight, bias = example(1, 2, frames), example(3, 2, kernel), example(3)
     padding = (kernel - 1) * dilation // 2
     with torch.no_grad():
-        convolve_time(x, weight, bias, stride, padding, dilation)
+        convolve_by_matmul(x, weight, bias, stride, padding, dilation)
     assert taken == [way]
+
+
+@torch.no_grad()
+def test_without_a_bias_zeros_are_added():
+    x, weight = example(1, 2, 8), example(3, 2, 3)
+    expected = F.conv1d(x, weight, None, 1, 1, 1)
+    torch.testing.assert_close(convolve_by_matmul(x, weight, None, 1, 1, 1), expected)
 
 
 @pytest.mark.parametrize("limit", ["fewest_channels", "cost"])
 def test_no_scheme_is_taken_where_it_costs_more_than_it_saves(taken, monkeypatch, limit):
     use_schemes(monkeypatch, **{limit: 20})
     with torch.no_grad():
-        convolve_time(example(1, 4, 8), example(4, 4, 3), example(4), 1, 1, 1)
+        convolve_by_matmul(example(1, 4, 8), example(4, 4, 3), example(4), 1, 1, 1)
     assert taken == [None]
 
 
@@ -127,22 +134,25 @@ def test_no_scheme_is_taken_where_it_costs_more_than_it_saves(taken, monkeypatch
 def test_strips_cover_all_tiles_once_and_are_small(clips, tiles, values, strip):
     seen = torch.zeros(clips, tiles)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd_time, "STRIP", strip)
-        for cut in winograd_time.strips(clips, tiles, values):
+        patch.setattr(winograd_1d, "STRIP", strip)
+        for cut in winograd_1d.strips(clips, tiles, values):
             seen[cut] += 1
             assert seen[cut].numel() * values <= max(strip, values)
     assert torch.equal(seen, torch.ones(clips, tiles))
 
 
 def test_it_is_taken_only_without_gradients(taken, monkeypatch):
-    arguments = example(1, 2, 8), example(2, 2, 3), example(2), (1,), (1,), (1,)
-    plain = convolve(*arguments)
+    def convolve():
+        x = example(1, 2, 8)
+        return kernels_for(x).convolve(x, example(2, 2, 3), example(2), (1,), (1,), (1,))
+
+    expected = convolve()
     assert taken == []
     with torch.no_grad():
-        torch.testing.assert_close(convolve(*arguments), plain)
+        torch.testing.assert_close(convolve(), expected)
         assert taken == [(4, 3)]
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        convolve(*arguments)
+        convolve()
     assert taken == [(4, 3)]
 
 

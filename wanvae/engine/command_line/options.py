@@ -10,12 +10,12 @@ from wanvae.engine.command_line.arguments import Parser
 
 
 def add_device_option(parser: Parser) -> None:
-    """Declare ``--device``."""
+    """Declares ``--device``."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 
 def add_progress_option(parser: Parser) -> None:
-    """Declare ``--progress`` and ``--no-progress``."""
+    """Declares ``--progress`` and ``--no-progress``."""
     parser.add_argument(
         "--progress",
         action=ActionYesNo(no_prefix="no-"),

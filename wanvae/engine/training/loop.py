@@ -1,8 +1,8 @@
-"""The training loop, for any model: accelerate, an adversary, checkpoints, resume.
+"""The training loop, for any model: accelerate, a discriminator, checkpoints, resume.
 
 Everything random in a batch follows from (seed, step, its place in the step), and a sample from
-(seed, its number): a run that goes on from a checkpoint, or on another number of processes, sees
-what it would have seen.
+(seed, its number). So a run that goes on from a checkpoint, or on another number of processes, sees
+the same values as a run that never stopped.
 """
 
 from __future__ import annotations
@@ -33,39 +33,48 @@ from wanvae.errors import UserError
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class NotFiniteError(RuntimeError):
-    """The loss or its gradient was infinite or NaN too many times in a row."""
+class NotFiniteError(UserError):
+    """The loss or its gradient is infinite or NaN in too many steps in a row."""
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
-    """The devices, processes and trackers of a run; made before anything that depends on them.
+    """The devices, processes and trackers of a run. Call it before anything that uses them.
 
     Raises:
-        ValueError: the tracker is not installed.
+        UserError: the tracker is not installed, or the device does not have the precision.
     """
     tracked = config.tracker == "tensorboard"
     if tracked and find_spec("tensorboard") is None:
         raise UserError("tensorboard is not installed: pip install it, or set tracker to none")
     unused = config.find_unused_parameters
-    return Accelerator(
-        # Without a GPU accelerate would take several processes for one if it is not told.
-        cpu=default_device() == "cpu",
-        mixed_precision=config.mixed_precision,
-        log_with="tensorboard" if tracked else None,
-        project_dir=config.run,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-    )
+    try:
+        return Accelerator(
+            # Without a GPU accelerate must be told, or it takes several processes for one.
+            cpu=default_device() == "cpu",
+            mixed_precision=config.mixed_precision,
+            log_with="tensorboard" if tracked else None,
+            project_dir=config.run,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+    except ValueError as error:
+        if config.mixed_precision not in ("fp16", "bf16"):
+            raise
+        raise UserError(
+            f"mixed_precision is {config.mixed_precision}: {error}; set it to no"
+        ) from error
 
 
 def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
-    """Train from the newest checkpoint of the run, or from the start.
+    """Trains from the newest checkpoint of the run, or from the start.
 
-    Returns whether all steps are done: False after SIGINT or SIGTERM, which end the run with a
-    checkpoint once the step under way is complete.
+    SIGINT and SIGTERM end the run with a checkpoint after the current step.
+
+    Returns:
+        Whether all steps are done; False after a signal.
 
     Raises:
-        ValueError: the task and the config do not fit.
-        NotFiniteError: more steps in a row had to be skipped than ``config`` allows.
+        UserError: the task and the config do not fit.
+        NotFiniteError: more steps in a row are skipped than ``config`` allows.
         CheckpointError: a checkpoint cannot be written or read.
     """
     check_task(task, config, accelerator)
@@ -102,13 +111,13 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
 
 
 def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
-    """Raise ValueError if ``config`` asks for what cannot be done with ``task``."""
+    """Raises a UserError if ``task`` cannot do what ``config`` asks for."""
     if config.best is not None and task.evaluate is None:
         raise UserError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
-    if task.adversary is not None and accelerator.scaler is not None:
+    if task.discriminator is not None and accelerator.scaler is not None:
         raise UserError(
-            "mixed_precision is fp16, whose one factor cannot suit the losses of two models: "
-            "train with an adversary in bf16, or with no"
+            "mixed_precision is fp16, whose single factor cannot suit the losses of two models: "
+            "train with a discriminator in bf16, or with no"
         )
 
 
@@ -117,8 +126,8 @@ def load_batches(
 ) -> Generator[tuple[Any, ...]]:
     """The batches of each step from ``step`` on, ``config.accumulate`` of them for this process.
 
-    Each step takes the next ``config.samples_per_step`` numbers, shared out over parts and, within
-    a part, over processes.
+    Each step takes the next ``config.samples_per_step`` samples. The parts of the step share them,
+    and within a part the processes.
     """
     per_step = config.samples_per_step(accelerator.num_processes)
     loader = DataLoader(
@@ -129,7 +138,7 @@ def load_batches(
         worker_init_fn=leave_signals_to_the_trainer,
     )
     batches = iter(accelerator.prepare(loader))
-    # Closed in any case, or processes that load data, which ignore signals, would never end.
+    # Processes that load data ignore signals and would never end if this were not closed.
     with closing(batches):
         yield from zip(*[batches] * config.accumulate, strict=True)
 
@@ -137,10 +146,10 @@ def load_batches(
 def report_skipped(
     progress: Progress, values: dict[str, Tensor], config: TrainerConfig, log: Log
 ) -> None:
-    """Tell of the step that was skipped; NotFiniteError if it is one too many in a row."""
+    """Reports a skipped step; raises NotFiniteError if too many in a row are skipped."""
     step = progress.step - 1
     about = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    log.say(f"step {step} is skipped, for it is not finite: {about}")
+    log.say(f"step {step} is skipped, because it is not finite: {about}")
     if progress.skipped_in_a_row > config.most_skipped_steps:
         raise NotFiniteError(
             f"{progress.skipped_in_a_row} steps in a row were not finite, the last of them at step "
@@ -157,7 +166,7 @@ def judge(
     log: Log,
     accelerator: Accelerator,
 ) -> bool:
-    """Evaluate and show ``model`` where it is time to; returns whether it is the best so far."""
+    """Evaluates and previews ``model`` if it is time; returns whether it is the best so far."""
     best = False
     if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
         figures = evaluate(task.evaluate, model, accelerator)
@@ -174,14 +183,14 @@ def judge(
 def evaluate(
     figures_of: Callable[[nn.Module], dict[str, float]], model: nn.Module, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Figures of ``model`` by name, the means over processes."""
+    """The figures of ``model`` by name, averaged over the processes."""
     with evaluating(model):
         figures = figures_of(model)
     return means_over_processes(figures, accelerator.device)
 
 
 def figure_named(name: str, figures: dict[str, float]) -> float:
-    """The figure that tells the best checkpoint; ValueError if there is no such one."""
+    """The figure that chooses the best checkpoint; a UserError if there is no such figure."""
     if name not in figures:
         raise UserError(f"best must be one of {', '.join(figures)}, not {name!r}")
     return figures[name]
@@ -190,7 +199,7 @@ def figure_named(name: str, figures: dict[str, float]) -> float:
 def preview(
     write: Callable[[nn.Module, Path], None], model: nn.Module, path: Path, accelerator: Accelerator
 ) -> None:
-    """Write a picture of what ``model`` can do, on the main process."""
+    """Writes a picture of what ``model`` can do, on the main process."""
     if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(model):
@@ -198,9 +207,9 @@ def preview(
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
-    """Let this process, which loads data, live on when its whole group is told to stop.
+    """Makes this process, which loads data, ignore signals to stop.
 
-    Terminals and schedulers tell the whole group; the step under way still needs its samples.
+    Terminals and schedulers signal the whole group, but the current step still needs its samples.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -208,7 +217,7 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 @contextmanager
 def stop_on_signal(accelerator: Accelerator) -> Iterator[None]:
-    """SIGINT and SIGTERM set accelerate's trigger, which all processes see after the same step."""
+    """Turns SIGINT and SIGTERM into accelerate's trigger, which all processes see together."""
     previous = {
         number: signal.signal(number, lambda *_: accelerator.set_trigger())
         for number in STOP_SIGNALS

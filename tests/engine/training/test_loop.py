@@ -25,6 +25,7 @@ from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import NotFiniteError, make_accelerator, train
+from wanvae.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_matplotlib")
 ROOT = Path(__file__).parents[3]
@@ -123,9 +124,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, accelerator
 def test_no_process_that_loads_data_outlives_a_run(tmp_path, accelerator):
     """They ignore signals, so Python would wait for them for ever when it exits."""
 
-    def stop(model, adversary, batch, step):
+    def stop(model, discriminator, batch, step):
         os.kill(os.getpid(), signal.SIGTERM)
-        return losses(model, adversary, batch, step)
+        return losses(model, discriminator, batch, step)
 
     gc.disable()
     try:
@@ -161,9 +162,9 @@ def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator)
     """With everything that a checkpoint has to bring back."""
     changes = {"steps": 20, "checkpoint_every": 10, "accumulate": 2, "ema_decay": 0.9}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(make_task(adversary_from=5), settings(whole, **changes), accelerator())
+    train(make_task(discriminator_from=5), settings(whole, **changes), accelerator())
     config = settings(killed, **changes)
-    options = arguments(config, dropout=0.5, adversary_from=5, kill_at=4 * 13)
+    options = arguments(config, dropout=0.5, discriminator_from=5, kill_at=4 * 13)
     died = run_command("tests.engine.training.toy", *options)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert newest(killed).name == "step-00000010"
@@ -171,7 +172,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator)
     (killed / "checkpoints" / ".step-00000013.partial").mkdir()
     with (killed / "log.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
-    train(make_task(adversary_from=5), config, accelerator())
+    train(make_task(discriminator_from=5), config, accelerator())
     assert_equal_checkpoints(newest(whole), newest(killed))
     assert_equal(final_weights(whole), final_weights(killed))
     assert [line["step"] for line in log_lines(killed)] == list(range(1, 21))
@@ -190,16 +191,16 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, accelerator):
 
     def weights_of_two(name: str, dropout: float) -> Path:
         config = settings(tmp_path / name, **common)
-        launch_two(arguments(config, dropout=dropout, adversary_from=3))
+        launch_two(arguments(config, dropout=dropout, discriminator_from=3))
         return newest(tmp_path / name)
 
     def weights_of_one(name: str, dropout: float, **changes: object) -> Path:
         config = settings(tmp_path / name, **common, **changes)
-        train(make_task(dropout=dropout, adversary_from=3), config, accelerator())
+        train(make_task(dropout=dropout, discriminator_from=3), config, accelerator())
         return newest(tmp_path / name)
 
     def assert_close(one: Path, other: Path) -> None:
-        for name in ("model", "ema", "adversary"):
+        for name in ("model", "ema", "discriminator"):
             expected = read_tensors(other / f"{name}.safetensors").tensors
             for key, tensor in read_tensors(one / f"{name}.safetensors").tensors.items():
                 torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-6)
@@ -210,7 +211,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, accelerator):
 
 def test_accumulated_batches_equal_a_large_one(tmp_path, accelerator):
     large, small = tmp_path / "large", tmp_path / "small"
-    task = {"dropout": 0.0, "adversary_from": 2}
+    task = {"dropout": 0.0, "discriminator_from": 2}
     train(make_task(**task), settings(large, batch_size=6, **PLAIN), accelerator())
     config = settings(small, accumulate=3, **PLAIN)
     assert config.samples_per_step(processes=1) == 6
@@ -239,8 +240,8 @@ def test_any_samples_are_used_once_and_in_turn(tmp_path, accelerator):
 
 
 def failing_at(failing: int):
-    def losses_until(model, adversary, batch, step):
-        return losses(model, adversary, batch, step / (step != failing))
+    def losses_until(model, discriminator, batch, step):
+        return losses(model, discriminator, batch, step / (step != failing))
 
     return losses_until
 
@@ -318,21 +319,21 @@ def test_the_average_follows_the_weights(tmp_path, accelerator):
     )
 
 
-def test_the_adversary_is_left_alone_by_the_model_and_before_its_time(tmp_path, accelerator):
+def test_the_discriminator_is_left_alone_by_the_model_and_before_its_time(tmp_path, accelerator):
     asked = []
 
-    def watching(model, adversary, batch, step):
-        asked.append(adversary is not None)
-        if adversary is not None:
-            assert not any(parameter.requires_grad for parameter in adversary.parameters())
-        return losses(model, adversary, batch, step)
+    def watching(model, discriminator, batch, step):
+        asked.append(discriminator is not None)
+        if discriminator is not None:
+            assert not any(parameter.requires_grad for parameter in discriminator.parameters())
+        return losses(model, discriminator, batch, step)
 
     config = settings(tmp_path, checkpoint_every=1, keep_checkpoints=8)
-    task = replace(make_task(adversary_from=4), losses=watching)
+    task = replace(make_task(discriminator_from=4), losses=watching)
     train(task, config, accelerator())
     assert asked == [False] * 4 + [True] * 4
     folders = sorted((tmp_path / "checkpoints").iterdir())
-    weights = [read_tensors(folder / "adversary.safetensors").tensors for folder in folders]
+    weights = [read_tensors(folder / "discriminator.safetensors").tensors for folder in folders]
     assert_equal(weights[0], weights[3])
     assert all(not torch.equal(a["0.weight"], b["0.weight"]) for a, b in pairwise(weights[3:]))
     assert "judging" not in log_lines(tmp_path)[3] and "judging" in log_lines(tmp_path)[4]
@@ -363,6 +364,20 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
         make_accelerator(TrainerConfig())
 
 
+def test_a_precision_that_the_device_lacks_is_named(monkeypatch):
+    """Whether accelerate takes fp16 on a CPU depends on its version."""
+
+    def refuse(**_: object) -> None:
+        raise ValueError("fp16 mixed precision requires a GPU (not 'cpu')")
+
+    monkeypatch.setattr("wanvae.engine.training.loop.Accelerator", refuse)
+    with pytest.raises(UserError, match=r"mixed_precision is fp16: .* a GPU .*; set it to no"):
+        make_accelerator(TrainerConfig(mixed_precision="fp16", tracker="none"))
+    with pytest.raises(ValueError, match="requires a GPU") as caught:
+        make_accelerator(TrainerConfig(tracker="none"))
+    assert not isinstance(caught.value, UserError)
+
+
 class Broken(Noise):
     """Some of its samples are infinite."""
 
@@ -375,12 +390,12 @@ class Broken(Noise):
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path, accelerator):
     config = settings(tmp_path, checkpoint_every=1, keep_checkpoints=8, accumulate=2, ema_decay=0.9)
-    task = make_task(Broken(4 * 4), adversary_from=2)
+    task = make_task(Broken(4 * 4), discriminator_from=2)
     # Running statistics of the forward pass are no exception.
     task.model.layers.insert(0, nn.BatchNorm1d(4))
     assert train(task, config, accelerator())
     before, after, later = sorted((tmp_path / "checkpoints").iterdir())[3:6]
-    for name in ("model", "ema", "adversary"):
+    for name in ("model", "ema", "discriminator"):
         tensors = read_tensors(before / f"{name}.safetensors").tensors
         assert_equal(tensors, read_tensors(after / f"{name}.safetensors").tensors)
     for pair in zip(optimizers(before), optimizers(after), strict=True):
@@ -418,10 +433,10 @@ def test_a_full_disk_is_one_line_and_leaves_older_checkpoints(tmp_path, accelera
     """From the second checkpoint on files may grow to ``room`` bytes; ``capsys`` needs none."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def losses_on_a_full_disk(model, adversary, batch, step):
+    def losses_on_a_full_disk(model, discriminator, batch, step):
         if step == 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-        return losses(model, adversary, batch, step)
+        return losses(model, discriminator, batch, step)
 
     config = settings(tmp_path, log_every=100)
     try:
@@ -437,10 +452,30 @@ def test_a_full_disk_is_one_line_and_leaves_older_checkpoints(tmp_path, accelera
     assert train(make_task(), config, accelerator())
 
 
+def test_the_first_error_is_told_where_the_disk_of_the_checkpoints_is_gone(tmp_path, accelerator):
+    """As of a disk that is no longer mounted, whose free space cannot be asked for either."""
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    with pytest.raises(CheckpointError, match=r"step-00000003 cannot be written \(\[Errno 17\]"):
+        train(make_task(), settings(tmp_path), accelerator())
+
+
+def test_goes_on_from_the_discriminator_of_an_earlier_version(tmp_path, accelerator):
+    """Its file had another name."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(make_task(discriminator_from=1), settings(whole), accelerator())
+    broken = replace(make_task(discriminator_from=1), losses=failing_at(5))
+    with pytest.raises(ZeroDivisionError):
+        train(broken, settings(stopped), accelerator())
+    file = newest(stopped) / "discriminator.safetensors"
+    file.rename(file.with_name("adversary.safetensors"))
+    train(make_task(discriminator_from=1), settings(stopped), accelerator())
+    assert_equal_checkpoints(newest(whole), newest(stopped))
+
+
 def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path, accelerator):
     train(make_task(), settings(tmp_path), accelerator())
-    for damage in ("", '{"step": "x"}', "[]"):
-        (newest(tmp_path) / "progress.json").write_text(damage)
+    for damage in (b"", b'{"step": "x"}', b"[]", b"\xff"):
+        (newest(tmp_path) / "progress.json").write_bytes(damage)
         with pytest.raises(CheckpointError, match=r"progress\.json cannot be read \(.*\): delete"):
             train(make_task(), settings(tmp_path), accelerator())
 
@@ -470,6 +505,9 @@ def test_learning_rate_warms_up_and_decays_to_zero():
         ({"most_skipped_steps": -1}, "most_skipped_steps must be at least 0, not -1"),
         ({"gradient_clip": 0.0}, "gradient_clip must be above 0, not 0.0"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), not 1.0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), not \(0.9, 1.0\)"),
+        ({"workers": -1}, "workers must be at least 0, not -1"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), not -1"),
     ],
 )
 def test_an_impossible_setting_is_named(changes, message):

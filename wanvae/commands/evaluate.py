@@ -1,4 +1,4 @@
-"""The command ``wanvae evaluate``: its options, and what it reports."""
+"""The command ``wanvae evaluate``: how well models reconstruct a folder of videos."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import weights_file
 from wanvae.commands.options import add_model_options, load_model
+from wanvae.commands.output import print_some
 from wanvae.commands.pipeline import limit_shared_by
-from wanvae.dataset.command import show_some
-from wanvae.dataset.plan import digest_of_file
 from wanvae.demo import demo_weights
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.digest import digest_of_file
 from wanvae.errors import UserError
 from wanvae.evaluate.evaluation import Networks, evaluate
 from wanvae.evaluate.models import Judged, judge_diffusers, judge_stream
@@ -34,6 +34,7 @@ DEFAULTS = EvaluationOptions()
 
 
 def run(arguments: Namespace) -> None:
+    """Runs the command."""
     options = EvaluationOptions(
         frames=tuple(arguments.frames or ()),
         resize=tuple(map(str, as_list(arguments.resize))),
@@ -60,13 +61,13 @@ def run(arguments: Namespace) -> None:
             raise KeyboardInterrupt(
                 "clips that were judged are kept; run it again to go on from there"
             ) from None
-    # One process speaks for all.
+    # Only the first process prints.
     if evaluation is not None:
         show(arguments.output, evaluation)
 
 
 def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
-    """Each checkpoint, and if asked for diffusers' model beside it."""
+    """Returns a model for each checkpoint, and with ``--diffusers`` also diffusers' model."""
     checkpoints = as_list(arguments.checkpoint) or [demo_weights()]
     share = None
     if arguments.max_memory is not None:
@@ -84,12 +85,12 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
 
 
 def as_list(value: str | list[str] | None) -> list[str]:
-    """An option of several values, for in a YAML file it may be a single text."""
+    """Returns the values of an option, because a YAML file may hold a single text."""
     return [value] if isinstance(value, str) else value or []
 
 
 def names_of(checkpoints: list[str | Path]) -> Iterator[str]:
-    """What to call each in tables: the name of the file, or more of the path, or a number."""
+    """Returns distinct names for tables: file names, else whole paths, else numbered paths."""
     paths = [Path(checkpoint) for checkpoint in checkpoints]
     for names in ([path.stem for path in paths], list(map(str, paths))):
         if len(set(names)) == len(names):
@@ -98,7 +99,7 @@ def names_of(checkpoints: list[str | Path]) -> Iterator[str]:
 
 
 def facts_of(vae: WanVAE, name: str, digest: str, library: str) -> ModelFacts:
-    """What the figures of a model depend on."""
+    """Returns what the figures of a model depend on."""
     dtypes = [str(dtype).removeprefix("torch.") for dtype in (vae.encode_dtype, vae.decode_dtype)]
     return ModelFacts(
         name=name,
@@ -110,10 +111,10 @@ def facts_of(vae: WanVAE, name: str, digest: str, library: str) -> ModelFacts:
 
 
 def load_networks(arguments: Namespace, device: torch.device) -> Networks:
-    """The networks that look at videos; nothing is downloaded.
+    """Returns the networks of LPIPS and rFVD. Nothing is downloaded.
 
     Raises:
-        ValueError: a file that is named is not of such a network, or torchvision is missing for it.
+        UserError: a named file does not hold such a network, or torchvision is not installed.
     """
     i3d = None if arguments.i3d is None else I3D(arguments.i3d, device)
     weights = arguments.lpips_weights or cached_backbone(arguments.lpips)
@@ -133,6 +134,7 @@ def load_networks(arguments: Namespace, device: torch.device) -> Networks:
 
 
 def show(output: str, evaluation: Evaluation) -> None:
+    """Prints the figures, what is missing, and the path of the report."""
     for row in evaluation.overall:
         figures = ", ".join(
             f"{column.name} {column.text(value)}"
@@ -142,13 +144,14 @@ def show(output: str, evaluation: Evaluation) -> None:
         print(f"{row.model}: {figures}")
     for name, why in evaluation.notes:
         print(f"{name}: {why}")
-    show_some("left out", [f"{one.name}: {one.reason}" for one in evaluation.left_out])
-    show_some("cannot read", [f"{one.name}: {one.reason}" for one in evaluation.failures])
+    print_some("left out", [f"{one.name}: {one.reason}" for one in evaluation.left_out])
+    print_some("cannot read", [f"{one.name}: {one.reason}" for one in evaluation.failures])
     page = Path(output, PAGE)
     print(f"{len(evaluation.records)} clips -> {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 
 def add_options(parser: Parser) -> None:
+    """Declares the options."""
     parser.add_argument(
         "source",
         help="folder of videos, images and tars of them, its manifest, or a single file",
@@ -156,54 +159,55 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        help="folder to write; may be that of an interrupted run",
+        help="folder to write, new or from an interrupted run",
     )
     parser.add_argument(
         "--diffusers",
         action="store_true",
-        help="judge diffusers' model with the same weights beside each checkpoint; it takes a clip "
-        "as a whole, so its memory grows with the length",
+        help="also judge the model of diffusers with the same weights; it takes a clip as a whole, "
+        "so its memory grows with the length of the clip",
     )
     parser.add_argument(
         "--frames",
         type=int,
         nargs="+",
-        help="judge each clip at these lengths, from the middle of its video (default: all of it)",
+        help="judge each clip at these lengths, taken from the middle of its video "
+        "(default: whole videos)",
     )
     parser.add_argument(
         "--resize",
         nargs="+",
-        help="judge each clip at these sizes; 480x832: scale down and crop to that height and "
-        "width; 480: scale the shorter side to that (default: the size of the video)",
+        help="judge each clip at these sizes. 480x832: scale down and crop to this height and "
+        "width; 480: scale the shorter side to this length (default: the size of the video)",
     )
-    parser.add_argument("--clips", type=int, help="use so many files at most, the first by name")
+    parser.add_argument("--clips", type=int, help="use at most this many files, the first by name")
     parser.add_argument(
         "--lpips",
         choices=list(get_args(LpipsNetwork)),
         default=DEFAULTS.lpips,
-        help="the network that LPIPS looks with; left out if its weights are not there",
+        help="network of LPIPS. LPIPS is left out if the weights of the network are missing",
     )
     parser.add_argument(
         "--lpips-weights",
-        help="file of that network's weights as torchvision has them (default: where PyTorch keeps "
-        "what was downloaded before)",
+        help="file with the weights of this network from torchvision (default: the file that "
+        "torchvision has downloaded before)",
     )
     parser.add_argument(
         "--i3d",
-        help="i3d_torchscript.pt, to measure rFVD with over windows of 16 frames. Such a file is a "
-        "program that is run: take it from a source that you trust",
+        help="path of i3d_torchscript.pt, to measure rFVD over windows of 16 frames. This file is "
+        "a program that is run: take it from a source that you trust",
     )
     parser.add_argument(
         "--media",
         type=int,
         default=DEFAULTS.media,
-        help="how many clips the report shows with videos and pictures, the first ones",
+        help="how many clips, the first ones, the report shows with videos and pictures",
     )
     parser.add_argument(
         "--media-seconds",
         type=float,
         default=DEFAULTS.media_seconds,
-        help="how much of each of these it shows",
+        help="how many seconds of these clips the report shows",
     )
     add_model_options(parser, several=True)
 
@@ -215,8 +219,8 @@ EVALUATE = Command(
     "Encode and decode the videos and images of a folder with one or several checkpoints, and "
     "write how close the results are: evaluation.json, evaluation.csv, and report.html, one file "
     "with tables, curves, the worst frames and videos to compare with a slider. Figures: PSNR, "
-    "SSIM, MS-SSIM, LPIPS, the error of what changes between frames, flicker where groups of "
-    "frames begin, rFVD, rate and speed. Run it again to go on after an interruption, however "
-    "sudden. Several processes (accelerate launch -m wanvae evaluate ...) share the work. All "
-    "models work at the same time, and share --max-memory.",
+    "SSIM, MS-SSIM, LPIPS, the error of changes between frames, flicker where groups of frames "
+    "begin, rFVD, rate and speed. After any interruption, run it again to go on. Several processes "
+    "(accelerate launch -m wanvae evaluate ...) share the work. All models work at the same time, "
+    "and share --max-memory.",
 )

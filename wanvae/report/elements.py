@@ -1,4 +1,4 @@
-"""What a page is made of. How each part looks is told by its template and by ``page.js``."""
+"""The elements of a page. The template of each, and ``page.js``, say how it looks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 
 Cell: TypeAlias = str | float | None
-# Shown for a figure that there is not.
+# Shown where there is no figure.
 NOTHING = "\N{EN DASH}"
 # Points of figures are kept as integers of 16 bits, as fine as their extent allows.
 STEPS = 65535
@@ -22,11 +22,11 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: its heading, with the unit.
-        digits: of its numbers, after the point.
-        better: which numbers of it are; the best one is marked, if there are several.
+        name: the heading, with the unit.
+        digits: how many digits numbers have after the point.
+        better: whether higher or lower numbers are better; the best one is marked, if they differ.
         explanation: shown over the heading.
-        bars: whether numbers of it, from 0 up, get bars behind them.
+        bars: whether there are bars behind the numbers, which start at 0.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Column:
     bars: bool = False
 
     def text(self, cell: Cell) -> str:
-        """A cell as it is shown."""
+        """The text that a cell shows."""
         if isinstance(cell, str):
             return cell
         value = number(cell)
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its cells, and the anchor of the section that its first cell leads to."""
+    """A row of a table: its cells, and the anchor of the section its first cell links to."""
 
     cells: Sequence[Cell]
     anchor: str | None = None
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that can be sorted by any column."""
+    """A table that readers can sort by any column."""
 
     template: ClassVar[str] = "table.html"
     columns: Sequence[Column]
@@ -61,17 +61,17 @@ class Table:
     caption: str = ""
 
     def is_text(self, index: int) -> bool:
-        """Whether a column has text in it."""
+        """Whether any cell of a column is text."""
         return any(isinstance(row.cells[index], str) for row in self.rows)
 
     @property
     def best(self) -> list[float | None]:
-        """The best number of each column; None if none is to be marked, as where all look alike."""
+        """The best number of each column; None where nothing is marked, because all look alike."""
         return [self._best(index) for index in range(len(self.columns))]
 
     @property
     def largest(self) -> list[float | None]:
-        """The number of each column whose bar is as wide as its cell; None if it has no bars."""
+        """The number of each column whose bar fills its cell; None for columns without bars."""
         return [
             max(self._numbers(index), default=None) if column.bars else None
             for index, column in enumerate(self.columns)
@@ -94,15 +94,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over a common axis. Where they are over frames, a click shows the frame.
+    """Lines over a common axis. If the axis counts frames, a click shows the frame.
 
     Attributes:
+        title: the heading.
+        x_label, y_label: the labels of the axes, with the unit.
         lines: values by name; None or NaN is a gap.
-        x: of each value; None is 0, 1, ...
-        by_frame: whether x are the frames that players of the same section show.
+        x: the position of each value; None is 0, 1, ...
+        by_frame: whether x counts the frames that players of the same section show.
         from_zero: whether the vertical axis begins at 0.
         markers: whether each value gets a dot.
-        first_colour: number of the colour of the first line, of those that figures have in turn.
+        first_colour: the number of the colour of the first line; figures have the same colours.
     """
 
     template: ClassVar[str] = "curves.html"
@@ -141,7 +143,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in rows of so many."""
+    """Pictures in rows of ``columns`` each."""
 
     template: ClassVar[str] = "pictures.html"
     pictures: Sequence[Picture]
@@ -154,10 +156,10 @@ class Comparison:
     """One picture over another with a slider between them, moving or still.
 
     Attributes:
-        media: .mp4, .png, .jpg or .webp with all panels side by side, of the same width.
-        panels: what each shows; the first two are compared to begin with.
+        media: a .mp4, .png, .jpg or .webp file with all panels side by side, of the same width.
+        panels: the name of each panel; the first two are compared at the start.
         fps: frames per second of a video.
-        first: number of its first frame.
+        first: the number of its first frame.
     """
 
     template: ClassVar[str] = "comparison.html"
@@ -174,16 +176,16 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class StickFigures:
-    """Figures that move in one space, to be turned and played.
+    """Figures that move in one space. Readers can turn and play them.
 
     Attributes:
-        labels: of each figure.
-        points: ``(F, T, P, 3)`` in metres, y up: of each figure, in each frame. The first is that
-            which is followed.
-        bones: pairs of points that are joined.
+        labels: the name of each figure.
+        points: ``(F, T, P, 3)`` in metres, y up: the points of each figure in each frame. The view
+            follows the first figure.
+        bones: pairs of points that lines join.
         fps: frames per second.
-        first: number of the first frame.
-        yaw: where they are seen from to begin with: radians about the vertical from +z to +x.
+        first: the number of the first frame.
+        yaw: the first point of view, in radians about the vertical from +z to +x.
     """
 
     template: ClassVar[str] = "figures.html"
@@ -196,7 +198,7 @@ class StickFigures:
 
     @property
     def media(self) -> bytes:
-        """The points, little-endian integers of 16 bits in steps of ``data["step"]``."""
+        """The points as little-endian integers of 16 bits, in steps of ``data["step"]``."""
         low, step = self._grid()
         return np.round((self.points - low) / step - 32768).astype("<i2").tobytes()
 
@@ -222,29 +224,30 @@ class StickFigures:
         return low, max(extent, 1e-3) / STEPS
 
 
-Part: TypeAlias = Table | Curves | Pictures | Comparison | StickFigures
+Element: TypeAlias = Table | Curves | Pictures | Comparison | StickFigures
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page with a heading.
+    """A stretch of a page with a heading.
 
     Attributes:
-        anchor: letters, digits and hyphens, by which it is linked to.
-        parts: made when they are written, if they are an iterator.
-        text: below the heading.
-        folded: whether it has to be opened to be seen.
+        title: the heading.
+        anchor: letters, digits and hyphens; links lead to it.
+        elements: shown one below the other. An iterator gives each when it is written.
+        text: shown below the heading.
+        folded: whether readers must open the section to see it.
     """
 
     title: str
     anchor: str
-    parts: Iterable[Part]
+    elements: Iterable[Element]
     text: str = ""
     folded: bool = False
 
 
 def number(value: float | None) -> float | None:
-    """``value``, or None for what is not finite."""
+    """``value``, or None if it is not finite."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
