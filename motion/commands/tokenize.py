@@ -18,7 +18,8 @@ from motion.tokens import Body, Origin, Tokens, digest_of, read_tokens, write_to
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
-from wanvae.engine.files import is_nested, make_directory
+from wanvae.engine.files import make_directory
+from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
 from wanvae.errors import UserError
 
@@ -164,8 +165,7 @@ def plan_targets(
     source: Path, destination: Path, suffix: str, config: RVQVAEConfig
 ) -> dict[Path, Path]:
     """Returns the motion file of each file of tokens to write."""
-    if is_nested(source, destination):
-        raise UserError(f"{destination} must not be in {source}, nor around it; name another")
+    refuse_nested(source, destination)
     targets: dict[Path, Path] = {}
     for file in find_files(source, config):
         target = (destination / file.relative_to(source)).with_suffix(suffix)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
@@ -23,6 +22,7 @@ from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
+from wanvae.engine.sharing import progress_bar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -148,8 +148,7 @@ def share_files(files: Sequence[T], processes: PartialState, *, progress: bool) 
         progress: show a progress bar, in the first process.
     """
     share = files[processes.process_index :: processes.num_processes]
-    shown = progress and processes.is_main_process
-    with tqdm(share, unit="file", disable=not shown) as bar:
+    with progress_bar(processes, "file", items=share, show=progress) as bar:
         yield from bar
 
 
