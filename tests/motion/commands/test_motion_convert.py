@@ -1,4 +1,4 @@
-"""Conversion keeps every bit of a checkpoint, and motion but for rounding."""
+"""Conversion keeps every bit of a checkpoint, and motion up to rounding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_bvh_and_npz(tmp_path: Path) -> None:
     assert first.skeleton == last.skeleton and first.fps == last.fps
     assert largest_difference(first.rotations, last.rotations) < 1e-6
     write_motion(tmp_path / "d.bvh", random_clip(random_skeleton(55)))
-    with pytest.raises(MotionError, match=r"not those of SMPL-X; write a \.bvh"):
+    with pytest.raises(MotionError, match=r"not the joints of SMPL-X; write a \.bvh"):
         convert_motion(tmp_path / "d.bvh", tmp_path / "d.npz")
 
 

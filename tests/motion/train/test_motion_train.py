@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     changes = [*LIVELY, "--trainer.accumulate=2", "--trainer.checkpoint_every=3"]
     assert main(options(folder, whole, 6, *changes)) == 0
-    # As after kill -9 in step 4, 5 or 6: the newest checkpoint is that of step 3.
+    # As after kill -9 in step 4, 5 or 6: the newest checkpoint is of step 3.
     shutil.copytree(whole / "checkpoints", cut / "checkpoints")
     shutil.rmtree(cut / "checkpoints" / "step-00000006")
     reset()
