@@ -112,7 +112,7 @@ class Tokens:
 
 def describe_token_rate(config: RVQVAEConfig) -> str:
     """Returns the rate and size of the tokens of a model, for people."""
-    layers, codes = config.quantizer.layers, config.quantizer.codes
+    layers, codes = config.quantizer.num_quantizers, config.quantizer.codebook_size
     return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
 
 

@@ -47,7 +47,7 @@ MODELS = {
         channels=5,
         code_dim=8,
         resnet=ResnetConfig(width=16, depth=2),
-        quantizer=replace(QUANTIZER, layers=3, codes=16),
+        quantizer=replace(QUANTIZER, num_quantizers=3, codebook_size=16),
     ),
 }
 
@@ -155,8 +155,8 @@ def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
     config, codes = ours.config, ours.books.codes
     peer = PeerVQ(
         dim=codes.shape[2],
-        num_quantizers=config.layers,
-        codebook_size=config.codes,
+        num_quantizers=config.num_quantizers,
+        codebook_size=config.codebook_size,
         decay=config.decay,
         threshold_ema_dead_code=0,
         # As ours, which passes gradients straight through.

@@ -137,7 +137,7 @@ MOTION = RVQVAEConfig(
     code_dim=32,
     network="wan",
     wan=WanConfig(dim=32, attention_window=16, block=REFERENCE),
-    quantizer=QuantizerConfig(layers=4, codes=128),
+    quantizer=QuantizerConfig(num_quantizers=4, codebook_size=128),
     features=FeatureSpec(rot6d="rows", root=False),
     fps=30.0,
 )
@@ -163,7 +163,9 @@ QUICK = replace(
     FULL,
     video=WanVAEConfig(dim=4, z_dim=2, num_res_blocks=1, block=REFERENCE),
     motion=replace(
-        MOTION, wan=WanConfig(dim=8, block=REFERENCE), quantizer=QuantizerConfig(layers=1, codes=8)
+        MOTION,
+        wan=WanConfig(dim=8, block=REFERENCE),
+        quantizer=QuantizerConfig(num_quantizers=1, codebook_size=8),
     ),
     crop=16,
     window=17,

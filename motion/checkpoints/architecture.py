@@ -100,7 +100,9 @@ def infer_config(
         dropout=dropout,
     )
     quantizer = QuantizerConfig(
-        layers=len(books), codes=books.shape[1], dropout=dropout if len(books) > 1 else 0.0
+        num_quantizers=len(books),
+        codebook_size=books.shape[1],
+        dropout=dropout if len(books) > 1 else 0.0,
     )
     features, fps = PUBLISHED_FEATURES.get(channels, (None, 20.0))
     config = RVQVAEConfig(

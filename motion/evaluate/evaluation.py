@@ -216,7 +216,7 @@ def measure(
         window: count the codes of all windows of so many frames, at all offsets; None counts the
             codes of the whole recording, and so does a window longer than the recording.
     """
-    layers, names = model.config.quantizer.layers, recording.skeleton.names
+    layers, names = model.config.quantizer.num_quantizers, recording.skeleton.names
     length, original = len(recording), recording.joints
     joints = original
     errors, angles = [], []
@@ -277,6 +277,6 @@ def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: in
 
 def count_indices(model: RVQVAE, indices: Tensor) -> Tensor:
     """Returns how often each code is in indices ``(B, T, Q)``: ``(Q, K)``, on the CPU."""
-    codes = model.config.quantizer.codes
+    codes = model.config.quantizer.codebook_size
     rows = indices.flatten(0, 1).cpu().unbind(1)
     return torch.stack([torch.bincount(row, minlength=codes) for row in rows])

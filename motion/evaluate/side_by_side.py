@@ -80,7 +80,7 @@ def make_figures(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
     original, reconstruction = PAIR
     figures = {original: make_figure(recording, recording.features)}
     for name, layers in {reconstruction: None, FIRST_LAYER: 1}.items():
-        if layers != model.config.quantizer.layers:
+        if layers != model.config.quantizer.num_quantizers:
             _, decoded = reconstruct(model, recording, layers)
             figures[name] = make_figure(recording, decoded)
     return figures

@@ -8,10 +8,9 @@ be turned into positions of joints.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -22,12 +21,6 @@ from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.sharing import progress_bar
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
-T = TypeVar("T")
 
 
 class Joints(NamedTuple):
@@ -139,17 +132,6 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
             f"{path} has no {' or '.join(suffixes)} files; name the folder of the data"
         )
     return files
-
-
-def share_files(files: Sequence[T], processes: PartialState, *, progress: bool) -> Iterator[T]:
-    """Yields the files of this process: every n-th file if the run has n processes.
-
-    Args:
-        progress: show a progress bar, in the first process.
-    """
-    share = files[processes.process_index :: processes.num_processes]
-    with progress_bar(processes, "file", items=share, show=progress) as bar:
-        yield from bar
 
 
 def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Recording:

@@ -177,7 +177,7 @@ class VideoReader:
         # A repeated or backward timestamp moves on by one tick, so that times always increase.
         return time if previous is None or time > previous else previous + tick
 
-    def seek(self, start: float) -> None:
+    def seek(self, start: float | Fraction) -> None:
         """Continue with the first frame at or after `start` seconds from the first frame.
 
         Decoding goes on if that is near, or resumes at a keyframe before it; only a file without

@@ -79,8 +79,8 @@ def options(folder: Path, run: Path, steps: int, *changes: str) -> list[str]:
         "--model.code_dim=8",
         "--model.resnet.width=16",
         "--model.resnet.depth=1",
-        "--model.quantizer.layers=2",
-        "--model.quantizer.codes=16",
+        "--model.quantizer.num_quantizers=2",
+        "--model.quantizer.codebook_size=16",
         f"--trainer.run={run}",
         f"--trainer.steps={steps}",
         "--trainer.batch_size=4",
@@ -108,7 +108,11 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("network", [[], WAN])
 def test_training_learns_the_walk(folder, tmp_path, network):
-    faster = ["--trainer.learning_rate=0.01", "--model.code_dim=16", "--model.quantizer.codes=32"]
+    faster = [
+        "--trainer.learning_rate=0.01",
+        "--model.code_dim=16",
+        "--model.quantizer.codebook_size=32",
+    ]
     assert main(options(folder, tmp_path, 160, *faster, *network)) == 0
     lines = [line for line in lines_of(tmp_path) if "loss" in line]
     assert len(lines) == 160
