@@ -131,7 +131,7 @@ def describe_features(channels: int) -> str:
     if channels not in kinds:
         return f"features: {channels} channels of no known kind, so motion files cannot be read"
     fps = PUBLISHED_FEATURES[channels][1]
-    return f"features: those of {kinds[channels]}, {fps:g} frames per second, by their number"
+    return f"features: {kinds[channels]}, {fps:g} frames per second, by their number"
 
 
 def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNorm | None, str]:

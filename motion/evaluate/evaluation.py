@@ -33,8 +33,8 @@ BATCH = 64
 class MotionSummary:
     """The figures of some frames. A summary is small because each of many files has one.
 
-    Tuples have a value for each layer of the quantizer. Errors are those of reconstructions from
-    the first 1, 2, ... layers. All other figures are of the reconstruction from all layers. A
+    Tuples have a value for each layer of the quantizer. Errors are of reconstructions from the
+    first 1, 2, ... layers. All other figures are of the reconstruction from all layers. A
     figure is None if there is nothing to compute it from.
 
     Attributes:

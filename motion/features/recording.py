@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,11 +21,6 @@ from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
-
-if TYPE_CHECKING:
-    pass
-
-T = TypeVar("T")
 
 
 class Joints(NamedTuple):

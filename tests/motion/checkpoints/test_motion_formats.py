@@ -276,3 +276,15 @@ def test_hostile_and_damaged_files_are_refused(tmp_path):
         RVQVAE.from_pretrained(tmp_path / "none.tar")
     with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
         make().save_pretrained(tmp_path / "model.bin")
+
+
+def test_a_bug_is_not_taken_for_a_bad_checkpoint(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    path = tmp_path / "model.safetensors"
+    make().save_pretrained(path)
+    monkeypatch.setattr(formats, "read_native", broken)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        formats.load(path)
+    assert not isinstance(caught.value, CheckpointError)
