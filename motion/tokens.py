@@ -249,10 +249,14 @@ def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) 
     length, layers = tokens.indices.shape
     codes = int(tokens.indices.max()) + 1 if origin is None else origin.codes
     most = config.quantizer
-    if layers > most.layers or codes > most.codes or (origin and codes != most.codes):
+    if (
+        layers > most.num_quantizers
+        or codes > most.codebook_size
+        or (origin and codes != most.codebook_size)
+    ):
         raise MotionError(
             f"{source} has tokens of {layers} layers of {'at least ' * (origin is None)}{codes} "
-            f"codes, but the model has {most.layers} of {most.codes}; give the checkpoint that "
+            f"codes, but the model has {most.num_quantizers} of {most.codebook_size}; give the checkpoint that "
             "the tokens are from"
         )
     if origin is None:
