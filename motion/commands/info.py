@@ -86,8 +86,8 @@ def describe_tokens(path: Path) -> Iterator[str]:
         return
     yield f"codebooks: of {origin.codes} codes, digest {origin.books}"
     yield show_timing(origin.frames, origin.fps)
-    if origin.body is not None:
-        yield from describe_skeleton(origin.body.skeleton)
+    if origin.actor is not None:
+        yield from describe_skeleton(origin.actor.skeleton)
 
 
 def show_timing(frames: int, fps: float) -> str:
