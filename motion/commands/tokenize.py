@@ -13,6 +13,7 @@ from motion.commands.options import MOTION_HELP, add_model_options, load_model, 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording
+from motion.features.units import warn_of_units
 from motion.model import RVQVAE
 from motion.tokens import Actor, Origin, Tokens, digest_of, read_tokens, write_tokens
 from wanvae.engine.command_line.arguments import Parser
@@ -69,6 +70,7 @@ def run(arguments: Namespace) -> None:
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
+    warn_of_units(recording, model.normalizer)
     clip, config = recording.clip, model.config
     actor = None
     if clip is not None:
