@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.execution.budget import Memory, TileSize, TooLittleMemory, parse_memory
+from wanvae.execution.budget import TooLittleMemory, parse_memory
+from wanvae.execution.limits import Memory, Processes, TileSize
 from wanvae.execution.sessions import StreamEncoder
-from wanvae.execution.sharding import FIRST, Processes
+from wanvae.execution.sharding import FIRST
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import WanVAE, check_reconstructs

@@ -36,7 +36,7 @@ from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
 from wanvae.engine.checkpoint import unwritable
 from wanvae.engine.processes import made_by_first_process, objects_of_processes
-from wanvae.execution.budget import Memory, TileSize
+from wanvae.execution.limits import Memory, TileSize
 from wanvae.folders.clips import Clip
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
 from wanvae.folders.manifest import MANIFEST

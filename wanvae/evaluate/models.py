@@ -20,8 +20,7 @@ from wanvae.commands.pipeline import encode_frames, pad_to_multiple
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
-from wanvae.execution.budget import TileSize
-from wanvae.execution.sessions import require_streamable
+from wanvae.execution.limits import TileSize
 from wanvae.model import WanVAE, check_reconstructs
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
@@ -117,7 +116,7 @@ def judge_stream(
     """
     check_reconstructs(vae.config)
     for network in (vae.encoder_network(), vae.decoder_network()):
-        require_streamable(network)
+        network.require_streamable()
     share = None if max_memory is None else max_memory // 2
 
     def reconstruct(frames: Iterator[Frame], cost: Cost) -> Iterator[Tensor]:
