@@ -15,12 +15,12 @@ from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
-from motion.networks.masking import mask_of, run_masked
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
+from wanvae.nn.masking import mask_of
 from wanvae.nn.residual import ActivationKind
 
 # Frames of each clip of a batch, (B,).
@@ -264,4 +264,4 @@ class RVQVAE(nn.Module):
 
 def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """A network on clips ``(B, C, T)``, of which ``lengths`` ``(B,)`` count; None is all."""
-    return (network(x), None) if lengths is None else run_masked(network, x, lengths)
+    return (network(x), None) if lengths is None else network.forward_masked(x, lengths)

@@ -1,4 +1,4 @@
-"""What the processes of tests/execution/test_sharding.py do; each calls the same functions in lockstep."""
+"""What the processes of test_sharding.py do; each calls the same functions in lockstep."""
 
 from dataclasses import dataclass
 from itertools import product

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
-from torch import nn
 
 from motion.config import RVQVAEConfig
 from motion.networks.build import make_networks
-from motion.networks.resnet import Repeat, Resnet1D
-from motion.networks.structure import body_of, row_of
+from motion.networks.resnet import Resnet1D
 from wanvae.errors import UserError
-from wanvae.nn import CausalConv, DenseBlock, Downsample, ResConv1DBlock, TimeAttentionBlock
-from wanvae.nn.norm import GroupNorm
-from wanvae.nn.resample import Upsample
-from wanvae.nn.residual import SequentialResidual
+from wanvae.nn import Streaming
+from wanvae.nn.interval import Interval
 
 
 @dataclass(frozen=True)
@@ -56,31 +51,6 @@ class ReceptiveField:
         return None if self.frames_after is None else self.frames_of_token - 1 + self.frames_after
 
 
-@dataclass(frozen=True)
-class Span:
-    """Positions from ``first`` to ``last``, both included, of an endless signal."""
-
-    first: float
-    last: float
-
-    def before_convolution(self, reach: int, stride: int, before: int) -> Span:
-        """What a window of ``reach`` positions sees that begins ``before`` its own."""
-        first, last = (end * stride - before for end in (self.first, self.last))
-        return Span(first, last + reach - 1)
-
-    def halved(self, offset: int) -> Span:
-        """``(position + offset) // 2`` of both ends."""
-        ends = (self.first, self.last)
-        first, last = (end if math.isinf(end) else (end + offset) // 2 for end in ends)
-        return Span(first, last)
-
-    def union(self, other: Span) -> Span:
-        return Span(min(self.first, other.first), max(self.last, other.last))
-
-
-EVERYTHING = Span(-math.inf, math.inf)
-
-
 def effective_kernel(kernel_size: int, dilation: int) -> int:
     """Positions from the first to the last that a dilated kernel sees: ``(k - 1) * d + 1``."""
     return (kernel_size - 1) * dilation + 1
@@ -106,8 +76,8 @@ def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
     encoder, decoder = encoder_and_decoder(config)
     # Frames of token 1, which begin where those of token 0 end.
     first, last = config.first_frames, config.frames_of(2) - 1
-    seen = input_span(encoder, Span(1, 1))
-    used = input_span(decoder, Span(first, last))
+    seen = encoder.input_interval(Interval(1, 1))
+    used = decoder.input_interval(Interval(first, last))
     return ReceptiveField(
         frames_before=finite(first - seen.first),
         frames_after=finite(seen.last - last),
@@ -117,73 +87,10 @@ def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
     )
 
 
-def encoder_and_decoder(config: RVQVAEConfig) -> tuple[nn.Module, nn.Module]:
+def encoder_and_decoder(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
     with torch.device("meta"):
         return make_networks(config)
 
 
 def finite(extent: float) -> int | None:
     return None if math.isinf(extent) else int(extent)
-
-
-@singledispatch
-def input_span(layer: nn.Module, span: Span) -> Span:
-    """The inputs of a layer that a span of its outputs depends on.
-
-    Layers that are neither in a row nor named below treat each position alone.
-    """
-    return span_before(row_of(layer) or (), span)
-
-
-def span_before(layers: tuple[nn.Module, ...], span: Span) -> Span:
-    for layer in reversed(layers):
-        span = input_span(layer, span)
-    return span
-
-
-@input_span.register
-def _(layer: CausalConv, span: Span) -> Span:
-    reach = effective_kernel(layer.kernel_size[0], layer.dilation[0])
-    before = layer.history if layer.causal else layer.padding[0][0]
-    return span.before_convolution(reach, layer.stride[0], before)
-
-
-@input_span.register
-def _(layer: Repeat, span: Span) -> Span:
-    return span.halved(0)
-
-
-@input_span.register
-def _(layer: Downsample, span: Span) -> Span:
-    return span.before_convolution(reach=3, stride=2, before=2)
-
-
-@input_span.register
-def _(layer: Upsample, span: Span) -> Span:
-    return span.halved(1).before_convolution(reach=3, stride=1, before=2)
-
-
-@input_span.register(ResConv1DBlock)
-@input_span.register(SequentialResidual)
-def _(layer: ResConv1DBlock | SequentialResidual, span: Span) -> Span:
-    return span_before(body_of(layer), span).union(input_span(layer.shortcut, span))
-
-
-@input_span.register
-def _(layer: DenseBlock, span: Span) -> Span:
-    for part in reversed(layer.layers):
-        span = span.union(input_span(part, span))
-    return span
-
-
-@input_span.register
-def _(layer: TimeAttentionBlock, span: Span) -> Span:
-    if not layer.causal:
-        return EVERYTHING
-    past = math.inf if layer.window is None else layer.window - 1
-    return Span(span.first - past, span.last)
-
-
-@input_span.register
-def _(layer: GroupNorm, span: Span) -> Span:
-    return EVERYTHING

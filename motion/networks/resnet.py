@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from torch import Tensor, nn
 
 from motion.config import MotionNorm, ResnetConfig
 from wanvae.errors import UserError
 from wanvae.nn import CausalConv, ResConv1DBlock, Sequential, State, Streaming, TimeAttentionBlock
+from wanvae.nn.interval import Interval
 from wanvae.nn.norm import NormKind
 from wanvae.nn.region import Region
 from wanvae.nn.residual import ActivationKind
+from wanvae.nn.sequential import Row
 
 NORMS: dict[MotionNorm | None, NormKind] = {
     None: "none",
@@ -22,7 +26,7 @@ STRIDE = 2
 STRIDED_KERNEL = 4
 
 
-class Resnet1D(Streaming):
+class Resnet1D(Row):
     """Residual blocks of growing dilation, ``(B, n_in, T)`` to the same shape.
 
     Block number ``d`` has the dilation ``dilation_growth_rate ** d``. Parameter names
@@ -65,8 +69,8 @@ class Resnet1D(Streaming):
             )
         )
 
-    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        return self.model.step(x, state, region)
+    def layers(self) -> tuple[nn.Module, ...]:
+        return self.model.layers()
 
 
 class Repeat(Streaming):
@@ -79,8 +83,26 @@ class Repeat(Streaming):
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         return x.repeat_interleave(self.times, dim=2), ()
 
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), lengths * self.times
 
-class ResnetEncoder(Streaming):
+    def input_region(self, region: Region) -> Region:
+        return region
+
+    def input_interval(self, interval: Interval) -> Interval:
+        return interval.divided(self.times)
+
+    def time_factor(self) -> Fraction:
+        return Fraction(self.times)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(1)
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        return 0
+
+
+class ResnetEncoder(Row):
     """Motion ``(B, channels, 2 ** down_t * n)`` to latents ``(B, code_dim, n)``.
 
     3-conv, ReLU, stages of a strided 4-conv and a :class:`Resnet1D`, attention if asked for and a
@@ -106,11 +128,11 @@ class ResnetEncoder(Streaming):
             CausalConv(1, width, code_dim, 3, causal=causal),
         )
 
-    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        return self.model.step(x, state, region)
+    def layers(self) -> tuple[nn.Module, ...]:
+        return self.model.layers()
 
 
-class ResnetDecoder(Streaming):
+class ResnetDecoder(Row):
     """Latents ``(B, code_dim, n)`` to motion ``(B, channels, 2 ** down_t * n)``.
 
     The mirror of :class:`ResnetEncoder`: each stage is a :class:`Resnet1D`, every frame twice, and
@@ -138,8 +160,8 @@ class ResnetDecoder(Streaming):
             CausalConv(1, width, channels, 3, causal=causal),
         )
 
-    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        return self.model.step(x, state, region)
+    def layers(self) -> tuple[nn.Module, ...]:
+        return self.model.layers()
 
 
 def make_resnet(config: ResnetConfig, growth: int) -> Resnet1D:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from motion.config import QuantizerConfig
-from motion.networks.masking import mask_of
 from motion.quantizer.codebooks import NO_CODE, Codebooks
 from motion.quantizer.codes import Finder, blocks
 from wanvae.errors import UserError
+from wanvae.nn.masking import mask_of
 
 
 @dataclass(frozen=True)

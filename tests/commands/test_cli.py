@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from wanvae import __version__, cli
 from wanvae.checkpoints import formats
 from wanvae.commands.options import load_model
 from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.execution.budget import Planner
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}

@@ -15,11 +15,10 @@ from wanvae.execution.flow import (
     join,
     latents_at_once,
     make_stages,
-    modules_of,
     regroup,
-    time_factor,
 )
 from wanvae.nn import Downsample, Upsample
+from wanvae.nn.sequential import time_factor
 
 lengths_of_pieces = st.lists(st.integers(1, 9), max_size=6)
 VARIANTS = [
@@ -31,6 +30,11 @@ VARIANTS = [
     {"attn_scales": (0.5,)},
     WAN22,
 ]
+
+
+def modules(layers):
+    """Some layers and all that is inside them."""
+    return nn.ModuleList(layers).modules()
 
 
 def numbered(frames):
@@ -101,13 +105,13 @@ def test_stages_take_lengths_that_suit_their_layers(variant, decoding, frames):
         factor = time_factor(stage.layers)
         assert stage.frames * factor == int(stage.frames * factor)
         group = int(group * factor)
-        assert not any(isinstance(module, Upsample) for module in modules_of(stage.layers[1:]))
-        assert not any(isinstance(module, Downsample) for module in modules_of(stage.layers[:-1]))
+        assert not any(isinstance(module, Upsample) for module in modules(stage.layers[1:]))
+        assert not any(isinstance(module, Downsample) for module in modules(stage.layers[:-1]))
     assert group == (vae.config.temporal_factor if decoding else 1)
     # What is made at full resolution at once is what was asked for.
     ends = stages[-1 if decoding else 0]
     doubled = time_factor(ends.layers) == 2
-    halves = any(isinstance(module, Downsample) for module in modules_of(ends.layers))
+    halves = any(isinstance(module, Downsample) for module in modules(ends.layers))
     least = 2 if doubled or halves else 1
     assert ends.frames * (2 if doubled else 1) <= max(frames, least)
 

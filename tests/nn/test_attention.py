@@ -97,7 +97,8 @@ def test_causal_attention_sees_no_future(causal):
 def test_padding_is_unseen(causal):
     block = randomized(TimeAttentionBlock(4, causal=causal))
     x = torch.randn(2, 4, 6, dtype=torch.float64)
-    y = block(x, lengths=torch.tensor([4, 6]))
+    y, lengths = block.forward_masked(x, torch.tensor([4, 6]))
+    assert lengths.tolist() == [4, 6]
     torch.testing.assert_close(y[:1, :, :4], block(x[:1, :, :4]))
     torch.testing.assert_close(y[1:], block(x[1:]))
 

@@ -45,7 +45,18 @@ FEWEST_LOOKS = 3
 
 
 class TooLittleMemory(UserError):
-    """A memory limit that no plan keeps to; the message names the least that one does."""
+    """A memory limit that no plan keeps to.
+
+    Attributes:
+        needed: bytes that the smallest plan takes.
+    """
+
+    def __init__(self, given: int, needed: int) -> None:
+        super().__init__(
+            f"{show_memory(given)} is too little memory for this: it takes at least "
+            f"{show_memory(needed)}, besides the model and its input"
+        )
+        self.needed = needed
 
 
 class Planner:
@@ -89,10 +100,7 @@ class Planner:
         planning = 0 if workload.offloads else self._planning_memory
         plan, smallest = self._fastest_within(workload, max_memory - planning)
         if plan is None:
-            raise TooLittleMemory(
-                f"{show_memory(max_memory)} is too little memory for this: it takes at least "
-                f"{show_memory(smallest + planning)}, besides the model and its input"
-            )
+            raise TooLittleMemory(max_memory, smallest + planning)
         return plan
 
     def _fastest_within(self, workload: Workload, limit: int) -> tuple[Plan | None, int]:
@@ -126,7 +134,7 @@ class Planner:
 
         def peak(latents: int) -> int:
             x = self._input(workload, latents)
-            # Two tiles where there are some, for the second finds the result already there.
+            # Two tiles where there are some, because the second finds the result already there.
             tiles = [largest] if len(self.tiles(workload, plan)) == 1 else [largest, largest]
             coding = Coding(self.network, plan, LocalTiles(tiles), latents)
             with MemoryMeter([x, *self._parameters]) as meter:
@@ -164,9 +172,9 @@ class Planner:
         return sum(leaf.nbytes for leaf in tree_leaves(states))
 
     def _plans(self, workload: Workload) -> Iterator[list[list[Plan]]]:
-        """Plans that are worth a look, by kinds that differ in their tiles alone.
+        """Plans that are worth a look, in kinds that differ in their tiles alone.
 
-        What comes together is about equally fast, but for tiles; slower kinds come later.
+        Kinds that come together are about equally fast, except for tiles; slower ones come later.
         """
         factor = self.network.spatial_factor
         tile_sizes = [
@@ -182,20 +190,20 @@ class Planner:
             yield [plain if offload else [Plan(None, frames, lean=True), *plain], split]
 
     def _look(self, workload: Workload, plans: list[Plan], limit: int) -> tuple[list[Plan], int]:
-        """Those of a kind that are expected to fit, and the least memory that was seen."""
+        """The plans of a kind that are expected to fit, and the least memory that was seen."""
         plans = sorted(plans, key=lambda plan: self.costs.largest_area(workload, plan))
         if workload.latents is None and not plans[0].offload:
             # Large tiles take much at once, and small ones, which overlap more, much for states.
             plans = plans[:: math.ceil(len(plans) / STREAM_LOOKS)]
             fitting = [plan for plan in plans if self.memory(workload, plan) <= limit]
             return fitting, min(self.memory(workload, plan) for plan in plans)
-        # Larger tiles take more memory, so that few need a look to tell which fit.
+        # Larger tiles take more memory, so a look at few of them tells which fit.
         count = bisect_right(plans, limit, key=lambda plan: self.memory(workload, plan))
         least = min(self.memory(workload, plan) for plan in plans[:FEWEST_LOOKS])
         return plans[: max(count, FEWEST_LOOKS)], least
 
     def _slowness(self, workload: Workload, plan: Plan) -> int:
-        """What grows as the time that plans take which differ in their tiles."""
+        """A number that grows as the time of plans that differ in their tiles alone."""
         return self.costs.multiply_adds(
             workload if workload.latents else replace(workload, latents=2), plan
         )
@@ -249,7 +257,7 @@ def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
 
 
 def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
-    """``cost`` of a clip of so many latents, from what it is for short ones if it is long."""
+    """The ``cost`` of a clip of so many latents; the cost of a long one follows from short ones."""
     at_once = plan.latents_at_once
     # After the second full step, the cost grows evenly.
     short, longer = 1 + 2 * at_once, 1 + 3 * at_once
@@ -260,12 +268,12 @@ def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Adds up the memory of tensors as they come and go inside ``with``, those given apart."""
+    """Adds up the memory of tensors as they come and go inside ``with``, without the given ones."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.peak = self._current = 0
-        # Kept as well, for a weak set forgets what nobody holds.
+        # Kept as well, because a weak set forgets what nobody holds.
         self._given = [tensor.untyped_storage() for tensor in given]
         self._counted = weakref.WeakSet(self._given)
 
@@ -291,10 +299,10 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def parse_memory(memory: Memory) -> int:
-    """Bytes, of a text such as "700MB" or "4.5 GB" (units of 1024), or of their number itself.
+    """The bytes of a text such as "700MB" or "4.5 GB" (units of 1024); a number stands for itself.
 
     Raises:
-        ValueError: it is no such text.
+        UserError: it is no such text.
     """
     if isinstance(memory, int):
         return memory

@@ -35,7 +35,7 @@ class Compilation:
 
 
 @cache
-def compiled_step(compilation: Compilation) -> Callable[..., tuple[Tensor, State]]:
+def compiled_step(compilation: Compilation) -> Callable[..., tuple[Tensor, tuple[State, ...]]]:
     """Returns ``step_through``, compiled."""
     return torch.compile(
         step_through,

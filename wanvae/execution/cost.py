@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import torch
-from torch import nn
 
-from wanvae.execution.flow import time_factor
-from wanvae.execution.network import Network, resampled
+from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan, make_tiles, shrunk
-from wanvae.nn import AttentionBlock, CausalConv, Downsample, ResidualStage, Upsample
+from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span, whole_region
-from wanvae.nn.sequential import regions_between
+from wanvae.nn.sequential import regions_of_layers, resampled
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,11 @@ class Costs:
         self._network = network
         self._lengths = cache(self._find_lengths)
 
-    def lengths(self, span: Span, plan: Plan) -> dict[nn.Module, tuple[int, int]]:
+    def lengths(self, span: Span, plan: Plan) -> dict[Streaming, tuple[int, int]]:
         """How much each tiled layer reads and writes, along an axis, for a span in pixels."""
         return self._lengths(span, plan.split_core)
 
-    def _find_lengths(self, span: Span, split_core: bool) -> dict[nn.Module, tuple[int, int]]:
+    def _find_lengths(self, span: Span, split_core: bool) -> dict[Streaming, tuple[int, int]]:
         return lengths_along(self._network, span, split_core)
 
     def multiply_adds(self, workload: Workload, plan: Plan) -> int:
@@ -64,19 +60,18 @@ class Costs:
             raise ValueError("a stream without end has no number of multiply-adds")
         total, frames = 0, 1 + (workload.latents - 1) * self._network.group
         for layer, positions in self._positions(workload, plan).items():
-            written = resampled(frames, time_factor([layer]), starts=True)
-            total += multiply_adds(layer, positions, frames, written)
-            frames = written
+            total += layer.multiply_adds(positions, frames)
+            frames = resampled(frames, layer.time_factor(), starts=True)
         return workload.batch * total
 
-    def _positions(self, workload: Workload, plan: Plan) -> dict[nn.Module, int]:
+    def _positions(self, workload: Workload, plan: Plan) -> dict[Streaming, int]:
         """For each layer, in order, the positions of a frame that it computes for all tiles."""
         network = self._network
         scale = 1 if network.core_first else network.spatial_factor
         output = whole_region(workload.height // scale, workload.width // scale)
         positions = {
             layer: rows.size * columns.size
-            for layer, _, (rows, columns) in regions_inside(network.layers, output)
+            for layer, _, (rows, columns) in regions_of_layers(network.layers, output)
         }
         if plan.tile_size is not None:
             heights, widths = (
@@ -123,53 +118,12 @@ class Costs:
 
 def lengths_along(
     network: Network, span: Span, split_core: bool
-) -> dict[nn.Module, tuple[int, int]]:
+) -> dict[Streaming, tuple[int, int]]:
     """How much each tiled layer reads and writes, along an axis, for a span in pixels."""
     lengths = {}
     for part in network.parts(split_core=split_core):
         if not part.whole:
             output = shrunk((span, span), part.scale)
-            for layer, (read, _), (rows, _) in regions_inside(part.layers, output):
+            for layer, (read, _), (rows, _) in regions_of_layers(part.layers, output):
                 lengths[layer] = len(read), len(rows)  # kernels are square
     return lengths
-
-
-def opened(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Each layer in order; of stages those inside, without the shortcuts."""
-    for layer in layers:
-        if isinstance(layer, ResidualStage):
-            yield from opened(layer.body)
-        else:
-            yield layer
-
-
-def regions_inside(
-    layers: Sequence[nn.Module], region: Region
-) -> Iterator[tuple[nn.Module, Region, Region]]:
-    """Each layer that ``opened`` gives, and the regions it reads and writes for ``region``."""
-    regions = pairwise(regions_between(layers, region))
-    for layer, (read, written) in zip(layers, regions, strict=True):
-        if isinstance(layer, ResidualStage):
-            yield from regions_inside(tuple(layer.body), written)
-        else:
-            yield layer, read, written
-
-
-def multiply_adds(layer: nn.Module, positions: int, frames: int, made: int) -> int:
-    """What a layer takes to make ``made`` frames of ``positions`` each, of ``frames`` frames."""
-    total = 0
-    for module in layer.modules():
-        if isinstance(module, AttentionBlock):
-            total += 2 * made * positions**2 * module.proj.weight.shape[0]
-        elif isinstance(module, CausalConv):
-            size, count, after_first = module.weight.numel(), positions, max(frames, made) - 1
-            if module.ndim == 2:
-                total += size * count * (1 + after_first)
-                continue
-            if isinstance(layer, Upsample) and module is layer.time_conv:
-                count, after_first = count // 4, frames - 1
-            elif isinstance(layer, Downsample):
-                after_first = made - 1
-            # The first frame sees the last slice of the kernel only.
-            total += size // module.kernel_size[0] * count + size * count * after_first
-    return total

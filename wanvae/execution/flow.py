@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map
 
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
-from wanvae.nn import Downsample, Patchify, Resample, State, Unpatchify, Upsample
+from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import regions_between
+from wanvae.nn.sequential import regions_between, space_factor, time_factor
 
 # Pixels at full resolution that keep a small machine busy; more of them only cost memory.
 STEP_PIXELS = 2**18
@@ -38,26 +38,26 @@ class Stage:
 
     Attributes:
         layers: in the order they run.
-        frames: how many to take at once, after the first frame of a stream; None is all.
-        group: how many of its frames make one latent, after the first.
+        frames: frames to take at once, after the first frame of a stream; None is all.
+        group: frames of its input that make one latent, after the first.
     """
 
-    layers: tuple[nn.Module, ...]
+    layers: tuple[Streaming, ...]
     frames: int | None
     group: int
 
 
 def default_frames(height: int, width: int) -> int:
-    """How many frames of this size, at full resolution, to process at once."""
+    """The frames of this size, at full resolution, to process at once."""
     return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
 
 
 def latents_at_once(frames: int) -> int:
-    """Most latents to process at once with so many frames at full resolution."""
+    """The most latents to process at once with so many frames at full resolution."""
     return max(min(frames, 4), frames // 4)
 
 
-def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> list[Stage]:
+def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> list[Stage]:
     """Cut the layers of an encoder or a decoder into stages.
 
     Args:
@@ -69,13 +69,13 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     if frames is None:
         return [Stage(tuple(layers), None, group)]
     latents = latents_at_once(frames)
-    runs: list[list[nn.Module]] = [[]]
+    runs: list[list[Streaming]] = [[]]
     for layer in layers:
-        resamples = [type(module) for module in layer.modules() if isinstance(module, Resample)]
-        if Upsample in resamples:
+        raises, lowers = resampling_of(layer)
+        if raises:
             runs.append([])
         runs[-1].append(layer)
-        if Downsample in resamples:
+        if lowers:
             runs.append([])
     # Full resolution is one pixel of the video for each position: a decoder starts far from it.
     scale = max(Fraction(1), space_factor(layers))
@@ -91,31 +91,10 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     return stages
 
 
-def time_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Frames that come out of some layers for each that goes in, after the first."""
-    factor = Fraction(1)
-    for module in modules_of(layers):
-        if isinstance(module, Resample) and module.time_conv is not None:
-            factor *= Fraction(1, 2) if isinstance(module, Downsample) else 2
-    return factor
-
-
-def space_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Positions along a side that come out of some layers for each that goes in."""
-    factor = Fraction(1)
-    for module in modules_of(layers):
-        if isinstance(module, Resample):
-            factor *= Fraction(1, 2) if isinstance(module, Downsample) else 2
-        elif isinstance(module, Patchify):
-            factor /= module.size
-        elif isinstance(module, Unpatchify):
-            factor *= module.size
-    return factor
-
-
-def modules_of(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Some layers and all that is inside them."""
-    return chain.from_iterable(layer.modules() for layer in layers)
+def resampling_of(layer: Streaming) -> tuple[bool, bool]:
+    """Whether a layer raises the resolution of time or space, and whether it lowers one."""
+    factors = (layer.time_factor(), layer.space_factor()) if layer.resamples() else ()
+    return any(factor > 1 for factor in factors), any(factor < 1 for factor in factors)
 
 
 def first_parameter(layers: Iterable[nn.Module]) -> nn.Parameter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import wraps
@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from wanvae.errors import UserError
-from wanvae.execution.flow import space_factor
-from wanvae.nn import needs_whole_frames, unstreamable_layers
+from wanvae.nn import Streaming, needs_whole_frames, unstreamable_layers
+from wanvae.nn.sequential import resampled, space_factor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +34,7 @@ class Part:
         scale: pixels of the video along each side for each position of their output.
     """
 
-    layers: tuple[nn.Module, ...]
+    layers: tuple[Streaming, ...]
     whole: bool
     scale: int
 
@@ -53,8 +53,8 @@ class Network:
         architecture: equal for networks whose layers differ in nothing but weights and dtype.
     """
 
-    core: tuple[nn.Module, ...]
-    shell: tuple[nn.Module, ...]
+    core: tuple[Streaming, ...]
+    shell: tuple[Streaming, ...]
     core_first: bool
     out_channels: int
     spatial_factor: int
@@ -62,7 +62,7 @@ class Network:
     architecture: Hashable = field(repr=False)
 
     @property
-    def layers(self) -> tuple[nn.Module, ...]:
+    def layers(self) -> tuple[Streaming, ...]:
         """All layers in the order they run."""
         return self.core + self.shell if self.core_first else self.shell + self.core
 
@@ -125,9 +125,13 @@ def make_network(
     temporal_factor: int,
     architecture: Hashable,
 ) -> Network:
-    """A network whose shell layers that look across whole frames belong to the core."""
+    """A network whose shell layers that look across whole frames belong to the core.
+
+    Raises:
+        TypeError: a layer is not ``Streaming``.
+    """
+    core, shell = all_streaming(core), all_streaming(shell)
     across = [index for index, layer in enumerate(shell) if needs_whole_frames(layer)]
-    core, shell = tuple(core), tuple(shell)
     if across and core_first:
         cut = across[-1] + 1
         core, shell = core + shell[:cut], shell[cut:]
@@ -139,18 +143,22 @@ def make_network(
     )
 
 
+def all_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
+    """The layers; TypeError if one is not ``Streaming``."""
+    streaming = []
+    for layer in layers:
+        if not isinstance(layer, Streaming):
+            raise TypeError(f"{type(layer).__name__} is not Streaming, so a network cannot run it")
+        streaming.append(layer)
+    return tuple(streaming)
+
+
 def on_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor or parameter like ``tensor`` without values."""
     copied = tensor.detach().to("meta")
     return (
         nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
     )
-
-
-def resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
-    """The frames that come out for so many; the first of a stream stands for itself."""
-    first = 1 if starts else 0
-    return first + int((frames - first) * factor)
 
 
 def remember_by_architecture(

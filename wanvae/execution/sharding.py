@@ -16,15 +16,17 @@ from itertools import pairwise, product
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.engine.processes import meeting
-from wanvae.execution.cost import Costs, Workload, lengths_along, multiply_adds, opened
-from wanvae.execution.flow import join, time_factor
-from wanvae.execution.network import Network, remember_by_architecture, resampled
+from wanvae.execution.cost import Costs, Workload, lengths_along
+from wanvae.execution.flow import join
+from wanvae.execution.network import Network, remember_by_architecture
 from wanvae.execution.plan import Plan
 from wanvae.execution.tiling import Painting
+from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span
+from wanvae.nn.sequential import cropped_layers, resampled
 
 # The process that decoded video goes to.
 FIRST = 0
@@ -120,11 +122,11 @@ class Work:
     def _of_tile(self, tile: Region) -> int:
         return self._in_all(*(self._lengths(span) for span in tile))
 
-    def _in_all(self, some: dict[nn.Module, int], others: dict[nn.Module, int]) -> int:
+    def _in_all(self, some: dict[Streaming, int], others: dict[Streaming, int]) -> int:
         """The work of a tile that is as long along both axes."""
         return sum(self._of_position[layer] * some[layer] * others[layer] for layer in some)
 
-    def _find_lengths(self, span: Span) -> dict[nn.Module, int]:
+    def _find_lengths(self, span: Span) -> dict[Streaming, int]:
         """How much each tiled layer makes along an axis for a span in pixels."""
         lengths = lengths_along(self._network, span, self._split_core)
         return {layer: made for layer, (_, made) in lengths.items()}
@@ -144,13 +146,12 @@ class Work:
         return [Span(a * factor, b * factor, size) for a, b in pairwise(ends)]
 
 
-def work_of_positions(network: Network) -> dict[nn.Module, int]:
+def work_of_positions(network: Network) -> dict[Streaming, int]:
     """Multiply-adds of each layer for a position of each frame of a clip of two latents."""
     work, frames = {}, 1 + network.group
-    for layer in opened(network.layers):
-        made = resampled(frames, time_factor([layer]), starts=True)
-        work[layer] = multiply_adds(layer, 1, frames, made)
-        frames = made
+    for layer in cropped_layers(network.layers):
+        work[layer] = layer.multiply_adds(1, frames)
+        frames = resampled(frames, layer.time_factor(), starts=True)
     return work
 
 

@@ -28,12 +28,12 @@ from wanvae.execution.flow import (
     first_parameter,
     join,
     make_stages,
-    time_factor,
 )
-from wanvae.execution.network import Network, Part, resampled
+from wanvae.execution.network import Network, Part
 from wanvae.execution.plan import Plan, regions_of
 from wanvae.nn.kernels.pool import POOL
 from wanvae.nn.region import Region, crop, crop_whole, whole_of
+from wanvae.nn.sequential import resampled, time_factor
 
 # For each part, the states of its streams.
 CodingState: TypeAlias = "tuple[tuple[FlowState, ...], ...]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,8 +11,10 @@ from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
+from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.convolve import convolve, sees_plain_operations
 from wanvae.nn.kernels.pool import empty
+from wanvae.nn.masking import mask_of
 from wanvae.nn.norm import RMSNorm
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual
@@ -38,6 +42,13 @@ class Attention(Residual):
         self.proj = CausalConv(ndim, dim, dim, 1)
         nn.init.zeros_(self.proj.weight)
 
+    def _multiply_adds(self, positions: int, frames: int, seen: int) -> int:
+        """Multiply-adds where each query attends to ``seen`` positions."""
+        channels = self.proj.weight.shape[0]
+        convolutions = (self.to_qkv, self.proj)
+        attending = 2 * positions * frames * seen * channels
+        return attending + sum(conv.multiply_adds(positions, frames) for conv in convolutions)
+
 
 class AttentionBlock(Attention):
     """Attention over the positions of each frame, of ``(B, C, T, H, W)`` or ``(B, C, H, W)``."""
@@ -55,6 +66,15 @@ class AttentionBlock(Attention):
 
     def body_input_region(self, region: Region) -> Region:
         return whole_of(region)
+
+    def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body_step(x, None)[0], lengths
+
+    def body_input_interval(self, interval: Interval) -> Interval:
+        return interval
+
+    def body_multiply_adds(self, positions: int, frames: int) -> int:
+        return self._multiply_adds(positions, frames, seen=positions)
 
     def looks_across_space(self) -> bool:
         return True
@@ -132,16 +152,12 @@ class TimeAttentionBlock(Attention):
         self.causal = causal
         self.window = window
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Attend within whole clips; frames from ``lengths`` (B,) on are padding, unseen."""
-        if lengths is None:
-            return super().forward(x)
-        valid = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+    def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._queries_keys_values(x)
-        allowed = valid[:, None, None, :]
+        allowed = mask_of(lengths, x.shape[2])[:, None, None, :]
         if self.causal:
             allowed = allowed & self._visible(x.shape[2], 0, x.device)
-        return self.add(self._mix(q, k, v, allowed), x)
+        return self._mix(q, k, v, allowed), lengths
 
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
@@ -158,6 +174,16 @@ class TimeAttentionBlock(Attention):
             return y, ()
         start = max(0, k.shape[2] - self.window + 1)
         return y, (k[:, :, start:].clone(), v[:, :, start:].clone())
+
+    def body_input_interval(self, interval: Interval) -> Interval:
+        if not self.causal:
+            return ALL_TIME
+        past = math.inf if self.window is None else self.window - 1
+        return Interval(interval.first - past, interval.last)
+
+    def body_multiply_adds(self, positions: int, frames: int) -> int:
+        seen = frames if self.window is None else min(frames, self.window)
+        return self._multiply_adds(positions, frames, seen)
 
     def looks_across_time(self) -> bool:
         return self.window is None

@@ -14,9 +14,9 @@ from wanvae.nn.patch import Patchify, Unpatchify
 from wanvae.nn.region import Region
 from wanvae.nn.resample import Downsample, Upsample
 from wanvae.nn.residual import BlockSpec, make_activation, make_block, make_conv
-from wanvae.nn.sequential import Sequential, regions_between, step_through
+from wanvae.nn.sequential import Row, Sequential, step_through
 from wanvae.nn.stage import AverageDown, DuplicateUp, ResidualStage
-from wanvae.nn.streaming import State, Streaming
+from wanvae.nn.streaming import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +49,16 @@ class CoderSpec:
     stage_shortcuts: bool = False
 
 
-class Coder(Streaming):
+class Coder(Row):
     """What encoder and decoder have in common: layers in a row. State: one entry a layer."""
-
-    def layers(self) -> tuple[nn.Module, ...]:
-        """The layers in the order they run."""
-        raise NotImplementedError(f"{type(self).__name__} has no layers")
 
     def core(self) -> tuple[nn.Module, ...]:
         """The layers around the attention at the smallest resolution, with the narrow end."""
-        raise NotImplementedError(f"{type(self).__name__} has no core")
+        raise self._unanswered("core")
 
     def shell(self) -> tuple[nn.Module, ...]:
         """The other layers, those of all resolutions."""
-        raise NotImplementedError(f"{type(self).__name__} has no shell")
+        raise self._unanswered("shell")
 
     def step(
         self, x: Tensor, state: State, region: Region | None = None, *, recompute: bool = False
@@ -74,9 +70,6 @@ class Coder(Streaming):
                 what is inside them again: less memory, more time, the same gradients.
         """
         return step_through(self.layers(), x, state, region, recompute=recompute)
-
-    def input_region(self, region: Region) -> Region:
-        return regions_between(self.layers(), region)[0]
 
 
 class Encoder(Coder):

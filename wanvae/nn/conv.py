@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
+from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.convolve import convolution_dtype, convolve, sees_plain_operations
 from wanvae.nn.kernels.pointwise import apply, apply_into
 from wanvae.nn.kernels.pool import empty
+from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming
 
@@ -110,6 +113,35 @@ class CausalConv(Streaming):
         windows = zip(region, self._windows(), strict=True)
         rows, columns = (span.before_convolution(*window) for span, window in windows)
         return rows, columns
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        # A clip has zeros after its end, where it comes alone.
+        x = zero_padding(x, lengths) if self.looks_across_time() else x
+        return self(x), lengths // self._time_stride
+
+    def input_interval(self, interval: Interval) -> Interval:
+        if self.ndim == 2:
+            return interval
+        before = self.history if self.causal else self.padding[0][0]
+        reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
+        return interval.before_convolution(reach, self.stride[0], before)
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1, self._time_stride)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(1, self.stride[-1] if self.ndim > 1 else 1)
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        size, frames = self.weight.numel(), frames // self._time_stride
+        if not self.history:
+            return size * positions * frames
+        # The first frame sees the last slice of the kernel only.
+        return positions * (size // self.kernel_size[0] + size * (frames - 1))
+
+    @property
+    def _time_stride(self) -> int:
+        return 1 if self.ndim == 2 else self.stride[0]
 
     def _windows(self) -> list[tuple[int, int, int]]:
         """Extent, stride and padding at the start, along height and along width."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -10,15 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
+from wanvae.nn.interval import ALL_TIME, Interval
+from wanvae.nn.masking import time_mask
 from wanvae.nn.region import Region, crop_whole, whole_of
-from wanvae.nn.streaming import State, Streaming
+from wanvae.nn.streaming import Pointwise, State, Streaming
 
 NormKind = Literal["rms", "layer", "group", "batch", "none"]
 
 LARGEST_GROUP_COUNT = 32
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Pointwise):
     """Wan's norm over channels: ``x / max(||x||, 1e-12) * sqrt(C) * gamma``.
 
     Computed in at least float32, returned in the dtype of ``x``. ``gamma`` is ``(C, 1, ...)`` with
@@ -41,7 +44,7 @@ class RMSNorm(nn.Module):
         return (wide * inverse_norm * scale).to(x.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Pointwise):
     """Layer norm over the channels of each position, with weight and bias ``(C,)``."""
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -55,7 +58,20 @@ class LayerNorm(nn.Module):
         return y.movedim(-1, 1)
 
 
-class GroupNorm(Streaming, nn.GroupNorm):
+class NormOverClips(Streaming):
+    """A norm whose statistics go over whole clips, so that it is not pointwise."""
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(1)
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        return 0
+
+
+class GroupNorm(NormOverClips, nn.GroupNorm):
     """Group norm over all positions of a clip; it cannot stream."""
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
@@ -71,8 +87,24 @@ class GroupNorm(Streaming, nn.GroupNorm):
     def looks_across_space(self) -> bool:
         return True
 
+    def input_interval(self, interval: Interval) -> Interval:
+        return ALL_TIME
 
-class BatchNorm(Streaming, nn.modules.batchnorm._BatchNorm):
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        mask = time_mask(x, lengths).unsqueeze(1)
+        wide = x.to(wide_dtype(x)).unflatten(1, (self.num_groups, -1))
+        axes = tuple(range(2, wide.dim()))
+        values_of_frame = wide[0, 0].numel() // wide.shape[3]
+        count = (lengths * values_of_frame).view(-1, *[1] * (wide.dim() - 1))
+        mean = torch.where(mask, wide, 0).sum(axes, keepdim=True) / count
+        centred = wide - mean
+        variance = torch.where(mask, centred, 0).square().sum(axes, keepdim=True) / count
+        normed = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
+        shape = -1, *[1] * (x.dim() - 2)
+        return (normed * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype), lengths
+
+
+class BatchNorm(NormOverClips, nn.modules.batchnorm._BatchNorm):
     """Batch norm of any rank; in evaluation its statistics are fixed, and it streams and tiles."""
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
@@ -85,6 +117,17 @@ class BatchNorm(Streaming, nn.modules.batchnorm._BatchNorm):
 
     def looks_across_time(self) -> bool:
         return self.training
+
+    def input_interval(self, interval: Interval) -> Interval:
+        return interval
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training:
+            raise UserError(
+                "batch norm learns the statistics of whole batches and cannot leave padding out: "
+                "train on clips of one length, or with another norm"
+            )
+        return self(x), lengths
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 3:

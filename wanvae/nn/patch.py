@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from einops import rearrange
 from torch import Tensor
 
+from wanvae.nn.interval import Interval
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.streaming import State, Streaming
 
 
-class Patchify(Streaming):
-    """``(B, C, T, H, W)`` to ``(B, C * size * size, T, H / size, W / size)``.
-
-    The order of the channels is that of Wan2.2: (channel, column, row). No state.
-    """
+class Patches(Streaming):
+    """A layer that only moves values between positions and channels."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), lengths
+
+    def input_interval(self, interval: Interval) -> Interval:
+        return interval
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1)
+
+    def resamples(self) -> bool:
+        return False  # it is as fast in pieces of any length
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        return 0
+
+
+class Patchify(Patches):
+    """``(B, C, T, H, W)`` to ``(B, C * size * size, T, H / size, W / size)``.
+
+    The channels are in Wan2.2's order: (channel, column, row). No state.
+    """
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         pattern = "b c t (h p) (w q) -> b (c q p) t h w"
@@ -26,18 +48,20 @@ class Patchify(Streaming):
     def input_region(self, region: Region) -> Region:
         return repeated(region, self.size)
 
+    def space_factor(self) -> Fraction:
+        return Fraction(1, self.size)
 
-class Unpatchify(Streaming):
+
+class Unpatchify(Patches):
     """The inverse of ``Patchify``.
 
     Args:
-        rows_first: whether the order of the channels is (channel, row, column), that of
-            ``torch.nn.PixelShuffle``, instead.
+        rows_first: whether the channels are in the order of ``torch.nn.PixelShuffle`` instead:
+            (channel, row, column).
     """
 
     def __init__(self, size: int, *, rows_first: bool = False) -> None:
-        super().__init__()
-        self.size = size
+        super().__init__(size)
         self.rows_first = rows_first
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
@@ -50,3 +74,6 @@ class Unpatchify(Streaming):
 
     def input_region(self, region: Region) -> Region:
         return before_repeating(region, self.size)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(self.size)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
+from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.convolve import convolve_doubled
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.streaming import State, Streaming
@@ -26,6 +29,7 @@ class Resample(Streaming):
         super().__init__()
         self.ndim = ndim
         self.resample = nn.Sequential(nn.Identity(), conv)
+        self.time_conv: CausalConv | None = None
 
     @property
     def conv(self) -> CausalConv:
@@ -34,7 +38,7 @@ class Resample(Streaming):
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         """Resample frames ``(B, C, H, W)``, or in 1D positions ``(B, C, T)``."""
-        raise NotImplementedError(f"{type(self).__name__} has no resize")
+        raise self._unanswered("resize")
 
     def _per_frame(self, x: Tensor, region: Region | None) -> Tensor:
         if self.ndim != 3:
@@ -52,7 +56,6 @@ class Downsample(Resample):
     def __init__(self, ndim: int, dim: int, *, temporal: bool) -> None:
         kernel, stride = (1, 1) if ndim == 1 else (3, 2)
         super().__init__(ndim, CausalConv(min(ndim, 2), dim, dim, kernel, stride))
-        self.time_conv = None
         if temporal:
             kernel, stride = along_time(ndim, 3), along_time(ndim, 2)
             self.time_conv = CausalConv(ndim, dim, dim, kernel, stride)
@@ -72,6 +75,27 @@ class Downsample(Resample):
     def input_region(self, region: Region) -> Region:
         return self.conv.input_region(region)
 
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), lengths if self.time_conv is None else 1 + (lengths - 1) // 2
+
+    def input_interval(self, interval: Interval) -> Interval:
+        if self.time_conv is None:
+            return interval
+        return interval.before_convolution(reach=3, stride=2, before=2)
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1) if self.time_conv is None else Fraction(1, 2)
+
+    def space_factor(self) -> Fraction:
+        return self.conv.space_factor()
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        total = self.conv.multiply_adds(positions, frames)
+        if self.time_conv is not None:
+            # The first frame counts as the pair that it is the end of.
+            total += self.time_conv.multiply_adds(positions, frames + 1)
+        return total
+
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         return self.conv.step(images, None, region)[0]
 
@@ -84,7 +108,6 @@ class Upsample(Resample):
 
     def __init__(self, ndim: int, in_dim: int, out_dim: int, *, temporal: bool) -> None:
         super().__init__(ndim, CausalConv(min(ndim, 2), in_dim, out_dim, 1 if ndim == 1 else 3))
-        self.time_conv = None
         if temporal:
             self.time_conv = CausalConv(ndim, in_dim, 2 * in_dim, along_time(ndim, 3))
 
@@ -103,6 +126,27 @@ class Upsample(Resample):
 
     def input_region(self, region: Region) -> Region:
         return before_repeating(self.conv.input_region(region), 2)
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), lengths if self.time_conv is None else 1 + 2 * (lengths - 1)
+
+    def input_interval(self, interval: Interval) -> Interval:
+        if self.time_conv is None:
+            return interval
+        return interval.divided(2, offset=1).before_convolution(reach=3, stride=1, before=2)
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1 if self.time_conv is None else 2)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(1 if self.ndim == 1 else 2)
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        if self.time_conv is None:
+            return self.conv.multiply_adds(positions, frames)
+        read = positions // int(self.space_factor()) ** 2
+        doubled = self.conv.multiply_adds(positions, 2 * frames - 1)
+        return doubled + self.time_conv.multiply_adds(read, frames)
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         if self.ndim == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -12,10 +13,21 @@ from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
+from wanvae.nn.interval import Interval
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
-from wanvae.nn.sequential import Sequential, regions_between, step_through
-from wanvae.nn.streaming import State, Step, Streaming, input_region, step_layer
+from wanvae.nn.sequential import (
+    Sequential,
+    forward_masked,
+    input_interval,
+    input_region,
+    multiply_adds,
+    regions_between,
+    space_factor,
+    step_through,
+    time_factor,
+)
+from wanvae.nn.streaming import State, Step, Streaming, step_layer, streaming_layers
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -48,7 +60,8 @@ class BlockSpec:
 class Residual(Streaming):
     """``y = post_activation(body(x) + shortcut(x))``: the one place where residuals are added.
 
-    Subclasses provide ``body_step``. State: (state of the body, state of the shortcut).
+    A subclass answers for its body, in every method that raises NotImplementedError here.
+    State: (state of the body, state of the shortcut).
     """
 
     def __init__(
@@ -62,11 +75,23 @@ class Residual(Streaming):
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
         """One step of the residual function alone; the result is a new tensor."""
-        raise NotImplementedError(f"{type(self).__name__} has no body")
+        raise self._unanswered("body_step")
 
     def body_input_region(self, region: Region) -> Region:
         """``input_region`` of the residual function alone."""
-        raise NotImplementedError(f"{type(self).__name__} has no input_region")
+        raise self._unanswered("body_input_region")
+
+    def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward_masked`` of the residual function alone; the result is a new tensor."""
+        raise self._unanswered("body_forward_masked")
+
+    def body_input_interval(self, interval: Interval) -> Interval:
+        """``input_interval`` of the residual function alone."""
+        raise self._unanswered("body_input_interval")
+
+    def body_multiply_adds(self, positions: int, frames: int) -> int:
+        """``multiply_adds`` of the residual function alone."""
+        raise self._unanswered("body_multiply_adds")
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         return self.step_by(self.body_step, x, state, region)
@@ -80,13 +105,33 @@ class Residual(Streaming):
         if region is not None:
             given = self.input_region(region)
             of_body = crop(x, given, self.body_input_region(region))
-            of_shortcut = crop(x, given, input_region(self.shortcut, region))
+            of_shortcut = crop(x, given, input_region([self.shortcut], region))
         y, body_state = body_step(of_body, body_state, region)
         shortcut, shortcut_state = step_layer(self.shortcut, of_shortcut, shortcut_state, region)
         return self.add(y, shortcut), (body_state, shortcut_state)
 
     def input_region(self, region: Region) -> Region:
-        return union(self.body_input_region(region), input_region(self.shortcut, region))
+        return union(self.body_input_region(region), input_region([self.shortcut], region))
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        shortcut, _ = forward_masked([self.shortcut], x, lengths)
+        y, lengths = self.body_forward_masked(x, lengths)
+        return self.add(y, shortcut), lengths
+
+    def input_interval(self, interval: Interval) -> Interval:
+        of_shortcut = input_interval([self.shortcut], interval)
+        return self.body_input_interval(interval).union(of_shortcut)
+
+    # Body and shortcut have the same factors: otherwise there is nothing to add.
+    def time_factor(self) -> Fraction:
+        return time_factor([self.shortcut])
+
+    def space_factor(self) -> Fraction:
+        return space_factor([self.shortcut])
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        of_shortcut = multiply_adds([self.shortcut], positions, frames)
+        return self.body_multiply_adds(positions, frames) + of_shortcut
 
     def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
         """The residual addition; without gradients in the memory of ``y``."""
@@ -94,7 +139,32 @@ class Residual(Streaming):
         return self.post_activation(total)
 
 
-class SequentialResidual(Residual):
+class RowResidual(Residual):
+    """A residual block whose body is a row of layers; a subclass provides ``body_layers``."""
+
+    def body_layers(self) -> tuple[nn.Module, ...]:
+        """The layers of the body in the order they run."""
+        raise self._unanswered("body_layers")
+
+    def body_step(
+        self, x: Tensor, state: State, region: Region | None = None
+    ) -> tuple[Tensor, State]:
+        return step_through(self.body_layers(), x, state, region)
+
+    def body_input_region(self, region: Region) -> Region:
+        return input_region(self.body_layers(), region)
+
+    def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return forward_masked(self.body_layers(), x, lengths)
+
+    def body_input_interval(self, interval: Interval) -> Interval:
+        return input_interval(self.body_layers(), interval)
+
+    def body_multiply_adds(self, positions: int, frames: int) -> int:
+        return multiply_adds(self.body_layers(), positions, frames)
+
+
+class SequentialResidual(RowResidual):
     """A residual block whose body is a row of layers, held as ``residual`` (Wan's name for it).
 
     Args:
@@ -117,13 +187,8 @@ class SequentialResidual(Residual):
         """The layers of the body."""
         return self.get_submodule(self._name)
 
-    def body_step(
-        self, x: Tensor, state: State, region: Region | None = None
-    ) -> tuple[Tensor, State]:
-        return self.body.step(x, state, region)
-
-    def body_input_region(self, region: Region) -> Region:
-        return self.body.input_region(region)
+    def body_layers(self) -> tuple[nn.Module, ...]:
+        return self.body.layers()
 
 
 class ResidualBlock(SequentialResidual):
@@ -238,7 +303,28 @@ class DenseBlock(Streaming):
         return x, tuple(new_states)
 
     def input_region(self, region: Region) -> Region:
-        return regions_between(tuple(self.layers), region)[0]
+        return input_region(self.layers, region)
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in streaming_layers(self.layers):
+            x = torch.cat([x, layer.forward_masked(x, lengths)[0]], dim=1)
+        return x, lengths
+
+    def input_interval(self, interval: Interval) -> Interval:
+        for layer in reversed(streaming_layers(self.layers)):
+            interval = interval.union(layer.input_interval(interval))
+        return interval
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(1)
+
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        return sum(
+            layer.multiply_adds(positions, frames) for layer in streaming_layers(self.layers)
+        )
 
 
 class DenseResidualBlock(SequentialResidual):
@@ -260,7 +346,7 @@ class DenseResidualBlock(SequentialResidual):
         )
 
 
-class ResConv1DBlock(Residual):
+class ResConv1DBlock(RowResidual):
     """Resnet1D's block: (norm, activation, dilated 3-conv), (norm, activation, 1-conv), dropout.
 
     Parameter names (``norm1``, ``conv1``, ``norm2``, ``conv2``) are those of the published motion
@@ -292,15 +378,9 @@ class ResConv1DBlock(Residual):
         self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout)
 
-    def layers(self) -> tuple[nn.Module, ...]:
-        """The body, in the order it runs."""
+    def body_layers(self) -> tuple[nn.Module, ...]:
         first = (self.norm1, self.activation, self.conv1)
         return (*first, self.norm2, self.activation, self.conv2, self.dropout)
-
-    def body_step(
-        self, x: Tensor, state: State, region: Region | None = None
-    ) -> tuple[Tensor, State]:
-        return step_through(self.layers(), x, state)
 
 
 def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residual:

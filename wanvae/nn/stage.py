@@ -6,6 +6,7 @@ The shortcuts have no parameters: positions move into channels and back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import partial
 
 import torch
@@ -13,9 +14,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
+from wanvae.nn.interval import Interval
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
-from wanvae.nn.sequential import step_through
+from wanvae.nn.sequential import cropped_layers, step_through
 from wanvae.nn.streaming import State, Streaming
 
 
@@ -34,6 +36,10 @@ class ResidualStage(SequentialResidual):
     ) -> tuple[Tensor, State]:
         # Layer by layer, for all of a stage at once would need most of the memory again.
         return self.step_by(partial(step_through, self.body, recompute=True), x, state, region)
+
+    def cropped_layers(self) -> tuple[Streaming, ...]:
+        # Without the shortcut, which only moves values.
+        return cropped_layers(self.body)
 
 
 class StageShortcut(Streaming):
@@ -57,6 +63,9 @@ class StageShortcut(Streaming):
         """Positions along each axis that share a place, for einops."""
         return {"f": self.time, "p": self.space, "q": self.space}
 
+    def multiply_adds(self, positions: int, frames: int) -> int:
+        return 0
+
 
 class AverageDown(StageShortcut):
     """``time`` frames of ``space`` x ``space`` positions become one position.
@@ -79,6 +88,18 @@ class AverageDown(StageShortcut):
 
     def input_region(self, region: Region) -> Region:
         return repeated(region, self.space)
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), 1 + (lengths - 1) // self.time
+
+    def input_interval(self, interval: Interval) -> Interval:
+        return interval.before_convolution(self.time, self.time, self.time - 1)
+
+    def time_factor(self) -> Fraction:
+        return Fraction(1, self.time)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(1, self.space)
 
 
 class DuplicateUp(StageShortcut):
@@ -104,6 +125,18 @@ class DuplicateUp(StageShortcut):
 
     def input_region(self, region: Region) -> Region:
         return before_repeating(region, self.space)
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), 1 + (lengths - 1) * self.time
+
+    def input_interval(self, interval: Interval) -> Interval:
+        return interval.divided(self.time, offset=self.time - 1)
+
+    def time_factor(self) -> Fraction:
+        return Fraction(self.time)
+
+    def space_factor(self) -> Fraction:
+        return Fraction(self.space)
 
 
 def require_groups(values: int, groups: int) -> int:
