@@ -1,6 +1,7 @@
 """The video VAE against the reference, and the properties streaming rests on."""
 
 import copy
+import inspect
 import json
 import pickle
 import subprocess
@@ -271,6 +272,40 @@ def test_a_step_compiles_without_graph_breaks(variant):
     torch.testing.assert_close(
         run_steps(step, latents.split(1, dim=2)), vae.decode(latents, clamp=False)
     )
+
+
+def test_compile_takes_what_pytorch_takes():
+    ours = inspect.signature(WanVAE.compile).parameters
+    assert set(inspect.signature(torch.compile).parameters) - {"model"} <= set(ours)
+    vae = tiny()
+    assert not vae.compiled
+    vae.compile(mode="reduce-overhead", fullgraph=True, dynamic=True, disable=True)
+    assert vae.compiled
+    assert copy.deepcopy(vae).compiled and pickle.loads(pickle.dumps(vae)).compiled
+    with pytest.raises(RuntimeError, match="mode and options"):
+        tiny().compile(mode="default", options={"max_autotune": True})
+
+
+def test_compiled_steps_reach_the_backend_that_is_asked_for():
+    vae, video, graphs = (
+        tiny(dim_mult=(1, 1), temporal_downsample=(True,)),
+        random_video(1, 4, 4),
+        [],
+    )
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = vae.encode(video).mean
+    vae.compile(backend=backend)
+    torch.testing.assert_close(vae.encode(video).mean, expected)
+    steps = len(graphs)
+    assert steps > 0
+    # As ``nn.Module.compile`` does, it compiles calls of the model too.
+    with torch.no_grad():
+        vae(video)
+    assert len(graphs) > steps
 
 
 @pytest.mark.parametrize(
