@@ -14,7 +14,7 @@ from wanvae.engine.memory import KEEPING, RETURNING, USUAL, Allocator, MallocOpt
 def applied(monkeypatch: pytest.MonkeyPatch) -> list[MallocOptions]:
     """The options that the C library was given, and an allocator that nobody uses yet."""
     applied: list[MallocOptions] = []
-    monkeypatch.setattr(MallocOptions, "apply", applied.append)
+    monkeypatch.setattr(MallocOptions, "apply", lambda options: applied.append(options))
     monkeypatch.setattr(memory, "ALLOCATOR", Allocator())
     return applied
 
@@ -40,7 +40,7 @@ def test_options_chosen_inside_wait_until_the_end(applied: list[MallocOptions]) 
 
 
 def test_the_last_of_several_threads_ends_it(applied: list[MallocOptions]) -> None:
-    inside, first_left = Barrier(2), Barrier(2)
+    inside, first_left = Barrier(2, timeout=20), Barrier(2, timeout=20)
 
     def stay() -> None:
         with memory.returning_freed_memory():
