@@ -1,7 +1,7 @@
-"""What goes wrong with motion files."""
+"""Errors about motion."""
 
 from wanvae.errors import UserError
 
 
-class ClipError(UserError):
-    """A motion that cannot be read, written or used; one line that says what to do."""
+class MotionError(UserError):
+    """Motion cannot be read, written or used. The message is one line and says what to do."""

@@ -1,4 +1,4 @@
-"""Stick figures: motions side by side as a video, or some of their frames as a picture."""
+"""Stick figures: motions side by side, as a video or as a picture of some frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from motion.skeleton.clip import Clip
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.joint_names import side_of
 from motion.skeleton.tree import Skeleton, end_positions
 from wanvae.errors import UserError
@@ -24,17 +24,19 @@ BACKGROUND = (0.97, 0.97, 0.96)
 GRID = (0.74, 0.76, 0.79)
 SHADOW = (0.80, 0.81, 0.83)
 LEFT, MIDDLE, RIGHT = (0.13, 0.44, 0.71), (0.25, 0.26, 0.30), (0.88, 0.42, 0.18)
-YAW, PITCH = math.radians(32), math.radians(14)  # of the camera, from straight ahead of +z
+YAW, PITCH = math.radians(32), math.radians(14)  # of the camera; without them it looks along -z
 CELL = 0.5  # metres between the lines on the floor
-REACH = 2.0  # metres, over which the lines fade
-MARGIN = 0.07  # of the panel, around the figure
+REACH = 2.0  # metres over which the lines fade
+MARGIN = 0.07  # around the figure, as a share of the panel
+# Suffixes of files that stick figures are written to.
+FIGURE_SUFFIXES = (".mp4", ".mov", ".mkv", ".png", ".jpg", ".webp")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # rather than videos
-THIN_BONE = 0.06  # metres; shorter ones, as those of fingers, are drawn thin
+THIN_BONE = 0.06  # metres; shorter bones, as in fingers, are drawn thin
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Figure:
-    """Points joined by lines that move.
+    """Moving points that are joined by lines.
 
     Attributes:
         points: (T, P, 3) in float64, metres, y up.
@@ -48,7 +50,7 @@ class Figure:
 
     @classmethod
     def of_joints(cls, positions: Tensor, skeleton: Skeleton) -> Figure:
-        """That of joints (T, J, 3) in metres, or with the E end sites after them (T, J + E, 3)."""
+        """Returns the figure of joints (T, J, 3) in metres, or with E end sites (T, J + E, 3)."""
         bones = [(parent, joint) for joint, parent in enumerate(skeleton.parents) if parent >= 0]
         names = [skeleton.names[joint] for _, joint in bones]
         if positions.shape[1] > skeleton.joints:
@@ -58,19 +60,19 @@ class Figure:
         return cls(
             points=positions.detach().cpu().double().numpy(),
             bones=tuple(bones),
-            colours=tuple(map(side_colour, names)),
+            colours=tuple(map(colour_of, names)),
         )
 
     @classmethod
-    def of_clip(cls, clip: Clip) -> Figure:
-        """That of a clip, with its end sites."""
+    def of_clip(cls, clip: MotionClip) -> Figure:
+        """Returns the figure of a clip, with its end sites."""
         pose = clip.pose
         ends = end_positions(clip.skeleton, pose)
         return cls.of_joints(torch.cat([pose.positions, ends], dim=1), clip.skeleton)
 
 
-def side_colour(name: str) -> tuple[float, ...]:
-    """Of the bone to the joint of that name."""
+def colour_of(name: str) -> tuple[float, ...]:
+    """Returns the colour of the bone that ends at the joint ``name``."""
     return {"left": LEFT, "right": RIGHT, None: MIDDLE}[side_of(name)]
 
 
@@ -79,11 +81,11 @@ class Camera:
     """A parallel projection that follows a path.
 
     Attributes:
-        targets: (T, 3), what is in the middle of the panel in each frame.
+        targets: (T, 3), the point in the middle of the panel in each frame.
         scale: pixels per metre.
         floor: height of the ground, metres.
-        width: of a panel in pixels.
-        height: of a panel in pixels.
+        width: width of a panel in pixels.
+        height: height of a panel in pixels.
     """
 
     targets: np.ndarray
@@ -94,7 +96,7 @@ class Camera:
 
     @classmethod
     def fit(cls, figures: Sequence[Figure], fps: float, width: int, height: int) -> Camera:
-        """One that follows the first figure smoothly, and has all of them in view all the time."""
+        """Returns a camera that follows the first figure and always shows all figures."""
         points = figures[0].points
         targets = smooth(points.mean(axis=1), round(fps))
         low, high = points[..., 1].min(), points[..., 1].max()
@@ -108,18 +110,18 @@ class Camera:
         return cls(targets=targets, scale=scale, floor=low, width=width, height=height)
 
     def project(self, points: np.ndarray, frame: int) -> np.ndarray:
-        """Points (P, 3) as (x, y) in pixels and depth in metres, larger is nearer: (P, 3)."""
+        """Returns x and y in pixels and depth in metres (larger is nearer) of points: (P, 3)."""
         seen = (points - self.targets[frame]) @ VIEW.T
         x = self.width / 2 + self.scale * seen[:, 0]
         y = self.height / 2 - self.scale * seen[:, 1]
         return np.stack([x, y, seen[:, 2]], axis=1)
 
-    def floor_image(self, frame: int) -> np.ndarray:
-        """The ground with its lines, (H, W, 3): each pixel looks up where it meets the ground."""
+    def draw_floor(self, frame: int) -> np.ndarray:
+        """Returns a picture (H, W, 3) of the ground with its lines."""
         target = self.targets[frame]
         right = (np.arange(self.width, dtype=np.float32) + 0.5 - self.width / 2) / self.scale
         up = (self.height / 2 - np.arange(self.height, dtype=np.float32) - 0.5) / self.scale
-        # Along the ground, away from the camera.
+        # Metres along the ground, away from the camera, where each row meets the ground.
         away = ((target[1] - self.floor) * math.cos(PITCH) + up) / math.sin(PITCH)
         lines = np.zeros((self.height, self.width), np.float32)
         for start, x_share, z_share in (
@@ -134,18 +136,18 @@ class Camera:
         return background + lines[..., None] * (grid - background)
 
 
-def view_axes() -> np.ndarray:
-    """Rows: right, up, and towards the camera."""
+def find_view_axes() -> np.ndarray:
+    """Returns the axes of the view as rows: right, up, and towards the camera."""
     right = [math.cos(YAW), 0, -math.sin(YAW)]
     near = [math.sin(YAW) * math.cos(PITCH), math.sin(PITCH), math.cos(YAW) * math.cos(PITCH)]
     return np.array([right, np.cross(near, right), near])
 
 
-VIEW = view_axes()
+VIEW = find_view_axes()
 
 
 def smooth(path: np.ndarray, frames: int) -> np.ndarray:
-    """The mean of ``frames`` around each row of (T, 3), as many as there are at the ends."""
+    """Returns the running mean over ``frames`` rows of (T, 3); the ends are repeated."""
     kernel = np.ones(min(2 * (frames // 2) + 1, 2 * len(path) - 1))
     half = len(kernel) // 2
     padded = np.pad(path, ((half, half), (0, 0)), mode="edge")
@@ -154,7 +156,7 @@ def smooth(path: np.ndarray, frames: int) -> np.ndarray:
 
 
 def blend(image: np.ndarray, cover: np.ndarray, colour: tuple[float, ...]) -> None:
-    """Paint a colour over (H, W, 3), in place, as far as it covers each pixel."""
+    """Paints a colour over an image (H, W, 3) in place, as far as it covers each pixel."""
     image += cover[..., None] * (np.array(colour, image.dtype) - image)
 
 
@@ -165,7 +167,7 @@ def draw_line(
     radius: float,
     colour: tuple[float, ...],
 ) -> None:
-    """Paint a line with round ends and smooth edges over (H, W, 3), in place; pixels."""
+    """Paints a line with round ends over an image (H, W, 3) in place; lengths are in pixels."""
     reach = radius + 1
     low = np.floor(np.minimum(start, end) - reach).astype(int).clip(0)
     high = np.ceil(np.maximum(start, end) + reach).astype(int).clip(0, image.shape[1::-1])
@@ -181,8 +183,8 @@ def draw_line(
 
 
 def draw_panel(figure: Figure, camera: Camera, frame: int) -> np.ndarray:
-    """One frame of one figure: (H, W, 3) in [0, 1]."""
-    image = camera.floor_image(frame)
+    """Returns a picture (H, W, 3) in [0, 1] of one frame of one figure."""
+    image = camera.draw_floor(frame)
     points = figure.points[frame]
     on_floor = points * [1, 0, 1] + [0, camera.floor, 0]
     seen, shadow = camera.project(points, frame), camera.project(on_floor, frame)
@@ -199,15 +201,15 @@ def draw_panel(figure: Figure, camera: Camera, frame: int) -> np.ndarray:
 
 
 def as_video(images: Sequence[np.ndarray]) -> Tensor:
-    """Images (H, W, 3) in [0, 1] as (3, T, H, W) in [-1, 1]."""
+    """Returns a video (3, T, H, W) in [-1, 1] of images (H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.stack(images)).float().permute(3, 0, 1, 2) * 2 - 1
 
 
 def check_figures(figures: Sequence[Figure]) -> int:
-    """The number of frames, which must be that of all figures."""
+    """Returns the number of frames of the figures; UserError if they differ or are empty."""
     lengths = {len(figure.points) for figure in figures}
     if len(lengths) != 1 or not min(lengths):
-        raise UserError(f"figures of {sorted(lengths)} frames; give some of one length")
+        raise UserError(f"figures of {sorted(lengths)} frames; give figures of one length")
     return lengths.pop()
 
 
@@ -220,17 +222,17 @@ def render_video(
     height: int = 480,
     progress: bool = False,
 ) -> None:
-    """Write figures side by side, the original first, frame by frame in constant memory.
+    """Writes a video of figures side by side, frame by frame in constant memory.
 
     Args:
         path: ends in .mp4, .mov or .mkv.
-        width: of each panel in pixels.
-        height: of each panel in pixels.
+        width: width of each panel in pixels.
+        height: height of each panel in pixels.
         progress: show a progress bar.
 
     Raises:
         VideoError: the file cannot be written.
-        ValueError: the figures differ in length.
+        UserError: the figures differ in length.
     """
     frames = check_figures(figures)
     camera = Camera.fit(figures, fps, width, height)
@@ -253,16 +255,17 @@ def render_grid(
     width: int = 240,
     height: int = 320,
 ) -> None:
-    """Write a picture: a row for each figure, and frames from its first to its last.
+    """Writes a picture with a row of frames for each figure, from the first frame to the last.
 
     Args:
         path: ends in .png, .jpg or .webp.
-        width: of each panel in pixels.
-        height: of each panel in pixels.
+        columns: the number of frames.
+        width: width of each panel in pixels.
+        height: height of each panel in pixels.
 
     Raises:
         VideoError: the file cannot be written.
-        ValueError: the figures differ in length.
+        UserError: the figures differ in length.
     """
     frames = check_figures(figures)
     camera = Camera.fit(figures, fps, width, height)
@@ -277,14 +280,14 @@ def render_grid(
 def render(
     path: str | os.PathLike[str], figures: Sequence[Figure], fps: float, *, progress: bool
 ) -> None:
-    """Write figures as a video, or as a picture of some frames, as the suffix says.
+    """Writes figures as a video, or as a picture of some frames. The suffix of ``path`` decides.
 
     Args:
         progress: show a progress bar.
 
     Raises:
         VideoError: the file cannot be written.
-        ValueError: the figures differ in length.
+        UserError: the figures differ in length.
     """
     if Path(path).suffix.lower() in PICTURES:
         render_grid(path, figures, fps)

@@ -1,8 +1,8 @@
-"""Files of tokens: the indices of one motion, and what it takes to make motion of them again.
+"""Files of tokens: the indices of one motion, and what is needed to turn them into motion again.
 
 An .npz or .safetensors file holds ``indices`` (T', Q) in the smallest integer type that fits all
-codes, and two texts: ``format``, which is "wanvae-motion-tokens", and ``motion``, JSON of an
-:class:`Origin`. Programs that make tokens of text give a bare .npy of indices.
+codes, and two texts: ``format``, which is "wanvae-motion-tokens", and ``motion``, the JSON of an
+:class:`Origin`. Programs that generate tokens from text write a .npy file with indices alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from motion.checkpoints.formats import require_suffix
-from motion.errors import ClipError
+from motion.config import RVQVAEConfig
+from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import CheckpointError, atomic_path, read_tensors, write_tensors
+from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
 from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion-tokens"
@@ -35,12 +37,12 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """Whose motion tokens are, for features of rotations.
+    """Who moved, for features with rotations.
 
     Attributes:
-        skeleton: whose joints moved.
+        skeleton: the skeleton that moved.
         start: (x, z) of the root in the first frame, metres.
-        betas, gender: as a :class:`~motion.skeleton.clip.Clip` has them.
+        betas, gender: as in a :class:`~motion.skeleton.clip.MotionClip`.
     """
 
     skeleton: Skeleton
@@ -55,14 +57,16 @@ class Body:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What tokens do not tell of the motion and the model they came from.
+    """What indices do not tell about their motion and their model.
+
+    The names of the fields are keys in files.
 
     Attributes:
-        frames: of the motion.
-        fps: frames per second, those of the model.
-        codes: in each codebook.
-        books: a digest of the codebooks, which tells models apart.
-        body: whose motion it was; None of HumanML3D's and KIT's features.
+        frames: the number of frames of the motion.
+        fps: frames per second of the model.
+        codes: the number of codes in each codebook.
+        books: a digest of the codebooks, which identifies the model.
+        body: who moved; None for features of HumanML3D and KIT.
     """
 
     frames: int
@@ -82,8 +86,11 @@ class Tokens:
     """The tokens of one motion.
 
     Attributes:
-        indices: ``(T', Q)``, int64; -1 where there is none.
-        origin: where they came from; None if that is not known.
+        indices: ``(T', Q)``, int64; -1 stands for no code.
+        origin: the motion and the model that they came from; None if they are not known.
+
+    Raises:
+        UserError: the indices have another shape or dtype, or are out of range.
     """
 
     indices: Tensor
@@ -103,36 +110,48 @@ class Tokens:
             )
 
 
+def describe_token_rate(config: RVQVAEConfig) -> str:
+    """Returns the rate and size of the tokens of a model, for people."""
+    layers, codes = config.quantizer.layers, config.quantizer.codes
+    return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
+
+
 def digest_of(model: RVQVAE) -> str:
-    """A short text that differs between models of different codebooks."""
+    """Returns a short text that differs between models with different codebooks."""
     codes = model.quantizer.books.codes.detach().cpu().float().contiguous()
     return hashlib.sha256(codes.numpy().tobytes()).hexdigest()[:16]
 
 
 def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
-    """Write an .npz or .safetensors file, complete or not at all.
+    """Writes an .npz or .safetensors file. If writing fails, no incomplete file is left.
 
     Raises:
-        CheckpointError: the suffix is another, or it cannot be written.
-        ValueError: where the tokens came from is not known.
+        FileError: the file has another suffix, or cannot be written.
+        UserError: the origin of the tokens is not known.
     """
     require_suffix(path, *WRITERS)
     if tokens.origin is None:
-        raise UserError("tokens can be written only with where they came from")
-    indices = tokens.indices.to(smallest_type(tokens.origin.codes))
+        raise UserError(
+            "tokens can be written only with their origin; tokenize the motion file again"
+        )
+    indices = tokens.indices.to(find_smallest_type(tokens.origin.codes))
     texts = {"format": FORMAT, "motion": json.dumps(to_json_dict(tokens.origin))}
     WRITERS[Path(path).suffix](path, indices, texts)
 
 
-def smallest_type(codes: int) -> torch.dtype:
-    """The smallest type that holds -1 and all indices of so many codes."""
+def find_smallest_type(codes: int) -> torch.dtype:
+    """Returns the smallest integer type that holds -1 and all indices of so many codes."""
     return next(dtype for dtype in INTEGERS if codes - 1 <= torch.iinfo(dtype).max)
 
 
 def write_npz(path: str | os.PathLike[str], indices: Tensor, texts: Mapping[str, str]) -> None:
-    arrays = {name: np.array(text) for name, text in texts.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, indices=indices.cpu().numpy(), **arrays)
+        np.savez_compressed(
+            file,
+            indices=indices.cpu().numpy(),
+            format=np.array(texts["format"]),
+            motion=np.array(texts["motion"]),
+        )
 
 
 def write_safetensors(
@@ -148,21 +167,21 @@ WRITERS: dict[str, Callable[[str | os.PathLike[str], Tensor, Mapping[str, str]],
 
 
 def read_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """Read a file that ``write_tokens`` wrote, or a .npy of indices alone.
+    """Reads a file that ``write_tokens`` wrote, or a .npy file with indices alone.
 
     Raises:
-        ClipError: there is no such file, or it holds anything else.
+        MotionError: the file does not exist, or holds something else.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise ClipError(f"{path} must end in {' or '.join(READERS)}, to be read as tokens")
+        raise MotionError(f"{path} must end in {' or '.join(READERS)}, to be read as tokens")
     try:
         return READERS[suffix](path)
-    except (ClipError, CheckpointError) as error:
-        raise ClipError(str(error)) from error
-    except (ValueError, OverflowError) as error:
-        raise ClipError(f"{path} cannot be read as tokens: {error}") from error
+    except (MotionError, CheckpointError) as error:
+        raise MotionError(str(error)) from error
+    except UserError as error:
+        raise MotionError(f"{path} cannot be read as tokens: {error}") from error
 
 
 def read_npz(path: Path) -> Tokens:
@@ -192,10 +211,10 @@ READERS: dict[str, Callable[[Path], Tokens]] = {
 
 
 def holds_tokens(path: Path) -> bool:
-    """Whether a file seems to be one of tokens rather than of motion or of a model.
+    """Whether a file seems to hold tokens, and not motion or a model.
 
     Raises:
-        ValueError: it cannot be read.
+        UserError: the file cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix == ".npz":
@@ -206,13 +225,14 @@ def holds_tokens(path: Path) -> bool:
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Whole numbers in int64; others, for the error, as they are."""
+    """Returns whole numbers as int64; UserError if the numbers are not whole."""
     if array.dtype.kind not in "iu":
         raise UserError(f"indices must be whole numbers, not {array.dtype} {array.shape}")
     return torch.from_numpy(array.astype(np.int64))
 
 
 def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
+    """Returns the tokens of the content of a file; UserError if it is not valid."""
     if texts.get("format") != FORMAT:
         raise UserError(f"its format is {texts.get('format', 'not said')}, not {FORMAT}")
     origin = from_json_dict(Origin, parse_json(texts.get("motion", "")))
@@ -221,27 +241,30 @@ def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
 
 
 def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) -> None:
-    """Raise ClipError if tokens of a file are none of ``model``; warn if its codes are others."""
+    """Raises MotionError if the tokens of a file do not fit ``model``.
+
+    Warns if the codebooks of ``model`` are other codebooks.
+    """
     config, origin = model.config, tokens.origin
     length, layers = tokens.indices.shape
     codes = int(tokens.indices.max()) + 1 if origin is None else origin.codes
     most = config.quantizer
     if layers > most.layers or codes > most.codes or (origin and codes != most.codes):
-        raise ClipError(
+        raise MotionError(
             f"{source} has tokens of {layers} layers of {'at least ' * (origin is None)}{codes} "
             f"codes, but the model has {most.layers} of {most.codes}; give the checkpoint that "
-            "made them"
+            "the tokens are from"
         )
     if origin is None:
         return
     if length != config.tokens_of(origin.frames):
-        raise ClipError(
-            f"{source} has {length} tokens for {origin.frames} frames, but the model makes "
-            f"{config.tokens_of(origin.frames)}; give the checkpoint that made them"
+        raise MotionError(
+            f"{source} has {length} tokens for {origin.frames} frames, but the model writes "
+            f"{config.tokens_of(origin.frames)}; give the checkpoint that the tokens are from"
         )
     if origin.books != digest_of(model):
         warnings.warn(
-            f"{source} was made with other codebooks than the checkpoint has; give the one that "
-            "made it",
+            f"{source} was written with other codebooks than the checkpoint has; give the "
+            "checkpoint that the tokens are from",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The examples of README.md run as they are printed, on small stand-ins for the files they name.
+"""The examples of README.md and of the guides run as printed, on small stand-ins for their files.
 
 Commands that would take hours get options besides those printed; each test shows which.
 """
@@ -6,6 +6,7 @@ Commands that would take hours get options besides those printed; each test show
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -34,14 +35,12 @@ from motion.commands.convert import convert_checkpoint
 from motion.config import WanConfig
 from tests.helpers import random_video
 from tests.motion.small_tokenizers import tiny_tokenizer
-from tests.readme import BLOCKS, EXAMPLES, README, ROOT, call_of
+from tests.readme import BLOCKS, EXAMPLES, ROOT, call_of
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
+from tests.two_devices import DEVICES, run_example
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
-from wanvae.execution.budget import Planner
-from wanvae.execution.cost import Workload
-from wanvae.execution.plan import Plan
 from wanvae.video import probe
 
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -139,8 +138,8 @@ def run_bash(example: str, run: Run, more: Mapping[str, str] = NOTHING) -> None:
 def run_python(example: str, **names: object) -> dict[str, Any]:
     """Run a block of Python, given the names that it takes as known; returns all names after it."""
     block = EXAMPLES[example]
-    # Errors are reported at their line of the README.
-    code = compile("\n" * (block.line - 1) + block.text, README, "exec")
+    # Errors are reported at their line of the guide.
+    code = compile("\n" * (block.line - 1) + block.text, ROOT / block.guide, "exec")
     exec(code, names)
     return names
 
@@ -188,6 +187,8 @@ def assert_close(result: Tensor, expected: Tensor) -> None:
 def test_every_example_is_run() -> None:
     tests = Path(__file__).read_text(encoding="utf-8")
     assert [name for name in EXAMPLES if f'"{name}"' not in tests] == []
+    named = [block.example for block in BLOCKS if block.example is not None]
+    assert len(named) == len(EXAMPLES)
     unnamed = [block for block in BLOCKS if block.language == "python" and block.example is None]
     assert unnamed == []
 
@@ -200,11 +201,36 @@ def test_python(folder: Path, vae: WanVAE, video: Tensor, latents: Tensor) -> No
     assert_close(again.normalize(latents), names["for_diffusion"])
 
 
-def test_a_stream(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+def test_loading_a_model(folder: Path) -> None:
+    vae = run_python("load a model")["vae"]
+    assert (vae.encode_dtype, vae.decode_dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_a_stream(vae: WanVAE) -> None:
+    """Of 11 frames, so that the end repeats two."""
+    clip = random_video(11, 32, 48).float()
     shown: list[Tensor] = []
-    names = run_python("a stream", vae=vae, source=video.split(3, dim=2), show=shown.append)
-    assert_close(torch.cat(shown, dim=2), vae.decode(latents))
-    assert names["end"].padded_frames == 0
+    names = run_python("a stream", vae=vae, source=clip.split(4, dim=2), show=shown.append)
+    whole = torch.cat([clip, clip[:, :, -1:], clip[:, :, -1:]], dim=2)
+    assert names["end"].padded_frames == 2
+    assert_close(torch.cat(shown, dim=2), vae.decode(vae.encode(whole).mode())[:, :, :11])
+
+
+def test_a_stream_that_is_saved(folder: Path, vae: WanVAE, latents: Tensor) -> None:
+    decoder = vae.stream_decode()
+    first, rest = latents[:, :, :1], latents[:, :, 1:]
+    shown = decoder.push(first)
+    again = run_python("save and continue a stream", vae=vae, decoder=decoder)["decoder"]
+    assert again is not decoder
+    assert_close(torch.cat([shown, again.push(rest)], dim=2), vae.decode(latents))
+
+
+def test_gradients(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+    names = run_python("keep gradients", vae=vae, video=video, latents=latents)
+    assert all(parameter.grad is not None for parameter in vae.parameters())
+    assert names["moments"].requires_grad and names["frames"].requires_grad
+    assert_close(names["reconstruction"].video, vae.decode(latents, clamp=False))
+    assert_close(names["frames"], names["reconstruction"].video)
 
 
 def test_limits_of_memory(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
@@ -215,11 +241,18 @@ def test_limits_of_memory(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
     assert_close(names["decoder"].push(latents), expected)
 
 
-def test_several_devices(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+def test_several_devices(folder: Path, vae: WanVAE, video: Tensor, latents: Tensor) -> None:
+    """Of two processes on the CPU, which must not both get the video."""
+    torch.save({"clip": video, "latents": latents}, "inputs.pt")
+    torch.multiprocessing.spawn(run_example, ("several devices", folder), nprocs=DEVICES)
+    first, second = (torch.load(f"rank-{rank}.pt") for rank in range(DEVICES))
+    assert first["processes"] == second["processes"] == DEVICES
     expected = vae.decode(latents)
-    names = run_python("several devices", vae=vae, video=video, latents=latents)
-    assert_close(names["video"], expected)
-    assert_close(names["posterior"].mean, vae.encode(expected).mean)
+    for name in ("video", "frames"):
+        assert_close(first[name], expected)
+        assert second[name].shape == expected[:, :, :0].shape
+    for results in (first, second):
+        assert_close(results["mean"], vae.encode(video).mean)
 
 
 def test_the_hub(folder: Path, vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +341,8 @@ def test_tokenizing_a_bvh(folder: Path, run: Run) -> None:
     run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # the example before
     run_bash("tokenize a BVH", run, {"motion.train": TWO_STEPS})
     model = RVQVAE.from_pretrained("runs/motion_tiny/model.safetensors")
-    assert np.load("walk.tokens.npz")["indices"].shape == (4, model.config.quantizer.layers)
+    whole = model.encode(torch.zeros(1, 15, model.config.channels))
+    assert np.load("walk.tokens.npz")["indices"].shape == whole.shape[1:]
     assert probe("pair.mp4").frames == 15
     assert Path("again.bvh").stat().st_size > 0
 
@@ -322,6 +356,7 @@ def test_motion_from_python(folder: Path) -> None:
     assert names["motion"].shape == clips.shape
     again = RVQVAE.from_pretrained("model.safetensors")
     assert torch.equal(again.encode(clips, [30, 21]), names["indices"])
+    assert torch.equal(again.decode(names["indices"][..., :1], [30, 21]), names["rough"])
 
 
 def test_a_stream_of_motion(folder: Path) -> None:
@@ -339,17 +374,17 @@ def test_a_stream_of_motion(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_4k_frame_in_2_gb(folder: Path) -> None:
+def test_a_4k_frame_in_2_gb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a model of few channels, but so many at full size that whole frames take more."""
     torch.manual_seed(0)
     config = WanVAEConfig(dim=16, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
     write_official(WanVAE(config), Path("Wan2.1_VAE.pth"))
     write_waves(Path("photo.png"), 1, *FRAME_4K, fps=1)
-    with torch.device("meta"):
-        vae = WanVAE(config)
-    for network, channels in ((vae.encoder_network(), 3), (vae.decoder_network(), config.z_dim)):
-        workload = Workload(1, channels, 1, *FRAME_4K, torch.float32)
-        assert Planner(network).memory(workload, Plan(None, 2)) > LIMIT_4K
+    height, width = map(str, FRAME_4K)
+    size = ["--frames", "1", "--height", height, "--width", width]
+    assert wanvae.cli.main(["plan", *size, "--checkpoint", "Wan2.1_VAE.pth"]) == 0
+    whole = re.findall(r"whole frames, .*?(\d+)MB \(", capsys.readouterr().out)
+    assert len(whole) == 2 and min(map(int, whole)) * 2**20 > LIMIT_4K
     # Only a process of its own has a peak of its own.
     measured = subprocess.run(
         [sys.executable, "-c", MEASURE_4K], env=ENVIRONMENT, capture_output=True, text=True

@@ -54,9 +54,9 @@ from tools.measuring import (
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
+from wanvae.execution import cost
 from wanvae.execution.budget import choose_plan
-from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.limits import Limits
 
 Side = Literal["ours", "peer"]
@@ -65,7 +65,7 @@ MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_b
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What to measure.
 
     Attributes:
@@ -87,33 +87,36 @@ class Job:
     max_memory: str | None = None
     compiled: bool = False
 
-    def plain(self) -> Job:
+    def plain(self) -> Workload:
         """The same without options that trade time for memory."""
         return replace(self, tile_size=None, max_memory=None)
 
-    def scaled(self, scale: float) -> Job:
+    def scaled(self, scale: float) -> Workload:
         """The same on smaller or larger frames; sizes stay multiples of 8."""
         names = ["height", "width", *(["tile_size"] if self.tile_size else [])]
         return replace(self, **{n: max(8, round(getattr(self, n) * scale / 8) * 8) for n in names})
 
 
 JOBS = (
-    Job("decode-image", "decode", 1, 512, 512),
-    Job("encode-image", "encode", 1, 512, 512),
-    Job("decode-clip", "decode", 5, 256, 256),
-    Job("encode-clip", "encode", 5, 256, 256),
-    Job("decode-long", "decode", 17, 256, 256),
-    Job("encode-long", "encode", 17, 256, 256),
-    Job("decode-large", "decode", 5, 512, 512),
-    Job("decode-large-tiled", "decode", 5, 512, 512, tile_size=256),
-    Job("decode-large-700MB", "decode", 5, 512, 512, max_memory="700MB"),
-    Job("stream-short", "stream", 9, 128, 128),
-    Job("stream-long", "stream", 81, 128, 128),
+    Workload("decode-image", "decode", 1, 512, 512),
+    Workload("encode-image", "encode", 1, 512, 512),
+    Workload("decode-clip", "decode", 5, 256, 256),
+    Workload("encode-clip", "encode", 5, 256, 256),
+    Workload("decode-long", "decode", 17, 256, 256),
+    Workload("encode-long", "encode", 17, 256, 256),
+    Workload("decode-large", "decode", 5, 512, 512),
+    Workload("decode-large-tiled", "decode", 5, 512, 512, tile_size=256),
+    Workload("decode-large-700MB", "decode", 5, 512, 512, max_memory="700MB"),
+    Workload("stream-short", "stream", 9, 128, 128),
+    Workload("stream-long", "stream", 81, 128, 128),
 )
 SWEEP_SIDE, SWEEP_FRAMES = 128, 5
 SWEEP = (
-    *(Job("sweep", "decode", SWEEP_FRAMES, side, side) for side in (SWEEP_SIDE, 192, 256, 384)),
-    *(Job("sweep", "decode", frames, SWEEP_SIDE, SWEEP_SIDE) for frames in (1, 9, 17)),
+    *(
+        Workload("sweep", "decode", SWEEP_FRAMES, side, side)
+        for side in (SWEEP_SIDE, 192, 256, 384)
+    ),
+    *(Workload("sweep", "decode", frames, SWEEP_SIDE, SWEEP_SIDE) for frames in (1, 9, 17)),
 )
 
 
@@ -148,7 +151,7 @@ class Result:
             its own result without tiles and memory limit, where the job has them.
     """
 
-    job: Job
+    job: Workload
     seconds: Mapping[str, Sequence[float]]
     peak_bytes: Mapping[str, int]
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -215,7 +218,7 @@ def load(side: Side, dtype: str, compiled: bool, setup: Setup) -> nn.Module:
     return vae
 
 
-def make_input(job: Job, setup: Setup) -> Tensor:
+def make_input(job: Workload, setup: Setup) -> Tensor:
     """The video to encode, or the latents to decode."""
     config, generator = MODELS[setup.model], torch.Generator().manual_seed(1)
     if job.direction == "encode":
@@ -228,7 +231,7 @@ def make_input(job: Job, setup: Setup) -> Tensor:
     return x.to(setup.device, getattr(torch, job.dtype))
 
 
-def make_call(side: Side, job: Job, setup: Setup) -> Callable[[], Any]:
+def make_call(side: Side, job: Workload, setup: Setup) -> Callable[[], Any]:
     """The call to measure, with its model and input loaded."""
     vae = load(side, job.dtype, job.compiled and side == "ours", setup)
     x = make_input(job, setup)
@@ -238,7 +241,7 @@ def make_call(side: Side, job: Job, setup: Setup) -> Callable[[], Any]:
 
 
 @torch.inference_mode()
-def call_ours(vae: nn.Module, job: Job, x: Tensor) -> Tensor:
+def call_ours(vae: nn.Module, job: Workload, x: Tensor) -> Tensor:
     options = {"tile_size": job.tile_size, "max_memory": job.max_memory}
     options = {name: value for name, value in options.items() if value is not None}
     if job.direction == "decode":
@@ -248,7 +251,7 @@ def call_ours(vae: nn.Module, job: Job, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def call_peer(vae: nn.Module, job: Job, x: Tensor) -> Tensor:
+def call_peer(vae: nn.Module, job: Workload, x: Tensor) -> Tensor:
     if job.tile_size is None:
         vae.disable_tiling()
     else:
@@ -266,7 +269,7 @@ def push_all(session: Any, latents: Tensor) -> None:
         session.push(latent)
 
 
-def make_largest_convolution(job: Job, setup: Setup) -> Callable[[], Tensor]:
+def make_largest_convolution(job: Workload, setup: Setup) -> Callable[[], Tensor]:
     """The model's largest convolution, from dim to dim at full resolution, on 4 frames."""
     dim, dtype = MODELS[setup.model].dim, getattr(torch, job.dtype)
     x, weight = (
@@ -298,7 +301,7 @@ def count_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def planned_flops(job: Job, setup: Setup) -> int:
+def planned_flops(job: Workload, setup: Setup) -> int:
     """The operations of the plan of ``job`` as its layers define them, tiles' overlaps included."""
     decoding, dtype = job.direction == "decode", getattr(torch, job.dtype)
     config = MODELS[setup.model]
@@ -307,9 +310,9 @@ def planned_flops(job: Job, setup: Setup) -> int:
     network = vae.decoder_network() if decoding else vae.encoder_network()
     channels = config.z_dim if decoding else config.in_channels
     latents = 1 + (job.frames - 1) // config.temporal_factor
-    workload = Workload(1, channels, latents, job.height, job.width, dtype)
-    plan = choose_plan(network, workload, Limits(job.tile_size, job.max_memory))
-    return 2 * Costs(network).multiply_adds(workload, plan)
+    planned = cost.Workload(1, channels, latents, job.height, job.width, dtype)
+    plan = choose_plan(network, planned, Limits(job.tile_size, job.max_memory))
+    return 2 * cost.Costs(network).multiply_adds(planned, plan)
 
 
 def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:
@@ -329,7 +332,7 @@ def attention_flops(
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def measure(job: Job, setup: Setup, repeats: int) -> Result:
+def measure(job: Workload, setup: Setup, repeats: int) -> Result:
     """All measurements of a job."""
     if job.direction == "stream":
         make_call("ours", job, setup)()  # warms up
@@ -361,12 +364,12 @@ def measure(job: Job, setup: Setup, repeats: int) -> Result:
     return Result(job, seconds, peaks, flops, errors)
 
 
-def own_error(side: Side, job: Job, setup: Setup) -> float:
+def own_error(side: Side, job: Workload, setup: Setup) -> float:
     """How far the options of ``job`` take one side from its own plain result."""
     return difference(make_call(side, job, setup)(), make_call(side, job.plain(), setup)())
 
 
-def time_stream(job: Job, setup: Setup) -> float:
+def time_stream(job: Workload, setup: Setup) -> float:
     """Seconds for each frame after the first."""
     session = load("ours", job.dtype, job.compiled, setup).stream_decode()
     latents = make_input(job, setup)
@@ -374,7 +377,7 @@ def time_stream(job: Job, setup: Setup) -> float:
     return timed(partial(push_all, session, latents[:, :, 1:]), setup.device) / (job.frames - 1)
 
 
-def measure_memory(side: Side, job: Job, setup: Setup) -> int:
+def measure_memory(side: Side, job: Workload, setup: Setup) -> int:
     """``peak_memory`` in a process of its own."""
     request = json.dumps({"side": side, "job": asdict(job), "setup": asdict(setup)})
     command = [sys.executable, str(Path(__file__).resolve()), "--measure-memory", request]
@@ -385,7 +388,7 @@ def measure_memory(side: Side, job: Job, setup: Setup) -> int:
     return int(child.stdout.split()[-1])
 
 
-def peak_memory(side: Side, job: Job, setup: Setup) -> int:
+def peak_memory(side: Side, job: Workload, setup: Setup) -> int:
     """Bytes that the first call of a job's size takes at its peak, over the loaded model."""
     # Weights may be mapped from their file, and code is loaded late: a small call reads them. A
     # compiled model would compile again for another size.
@@ -458,7 +461,7 @@ def draw_lines(axes: Any, results: Sequence[Result], attribute: str, unit: str) 
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
 
 
-def choose_jobs(options: argparse.Namespace) -> list[Job]:
+def choose_jobs(options: argparse.Namespace) -> list[Workload]:
     """The jobs to run, those of one dtype together."""
     chosen = SWEEP if options.sweep else [job for job in JOBS if job.name in options.jobs]
     return [
@@ -520,7 +523,7 @@ def run(options: argparse.Namespace) -> None:
 
 def print_memory(request: Mapping[str, Any]) -> None:
     """What ``measure_memory`` asks of its process."""
-    print(peak_memory(request["side"], Job(**request["job"]), Setup(**request["setup"])))
+    print(peak_memory(request["side"], Workload(**request["job"]), Setup(**request["setup"])))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class MotionWorkload:
     """What to measure.
 
     Attributes:
@@ -71,18 +71,18 @@ class Job:
     length: int
     target: float | None
 
-    def scaled(self, scale: float) -> Job:
+    def scaled(self, scale: float) -> MotionWorkload:
         """The same on shorter or longer clips."""
         return replace(self, length=max(4, round(self.length * scale / 4) * 4))
 
 
 JOBS = (
-    Job("quantize", "quantize", 8, 600, 1.6),
-    Job("learn", "learn", 8, 600, 1.5),
-    Job("backpropagate", "backpropagate", 8, 600, None),
-    Job("encode-clip", "encode", 1, 196, 1.1),
-    Job("encode-long", "encode", 1, 2000, 1.1),
-    Job("encode-batch", "encode", 32, 196, 1.1),
+    MotionWorkload("quantize", "quantize", 8, 600, 1.6),
+    MotionWorkload("learn", "learn", 8, 600, 1.5),
+    MotionWorkload("backpropagate", "backpropagate", 8, 600, None),
+    MotionWorkload("encode-clip", "encode", 1, 196, 1.1),
+    MotionWorkload("encode-long", "encode", 1, 2000, 1.1),
+    MotionWorkload("encode-batch", "encode", 32, 196, 1.1),
 )
 
 
@@ -95,7 +95,7 @@ class Result:
         agreement: the part of the indices that are the same.
     """
 
-    job: Job
+    job: MotionWorkload
     seconds: Mapping[str, Sequence[float]]
     agreement: float
 
@@ -190,7 +190,7 @@ def make_quantizer(config: RVQVAEConfig, rows: Tensor) -> ResidualVQ:
     return quantizer
 
 
-def make_calls(job: Job, config: RVQVAEConfig) -> dict[str, Callable[[], Tensor]]:
+def make_calls(job: MotionWorkload, config: RVQVAEConfig) -> dict[str, Callable[[], Tensor]]:
     """For each side the call to measure, which gives indices ``(B, T, Q)``."""
     torch.manual_seed(0)
     if job.task == "encode":
@@ -245,7 +245,7 @@ def learn(quantizer: nn.Module, side: str, latents: Tensor, backward: bool) -> T
     return indices
 
 
-def measure(job: Job, config: RVQVAEConfig, repeats: int) -> Result:
+def measure(job: MotionWorkload, config: RVQVAEConfig, repeats: int) -> Result:
     """All measurements of a job."""
     calls = make_calls(job, config)
     same = calls["ours"]() == calls["peer"]()  # warms up both

@@ -41,14 +41,14 @@ from tools.measuring import (
 )
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.engine.devices import launched_processes
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.nn import use_channels_last
 
 MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
 
 
 @dataclass(frozen=True)
-class Job:
+class SharedWorkload:
     """What to measure.
 
     Attributes:
@@ -64,16 +64,16 @@ class Job:
     width: int
     target: float | None
 
-    def scaled(self, scale: float) -> Job:
+    def scaled(self, scale: float) -> SharedWorkload:
         """The same on smaller or larger frames; sizes stay multiples of 8."""
         height, width = (max(8, round(n * scale / 8) * 8) for n in (self.height, self.width))
         return replace(self, height=height, width=width)
 
 
 JOBS = (
-    Job("decode-wide", "decode", 5, 256, 512, 1.7),
-    Job("encode-wide", "encode", 5, 256, 512, 1.45),
-    Job("encode-wider", "encode", 5, 256, 1024, 1.6),
+    SharedWorkload("decode-wide", "decode", 5, 256, 512, 1.7),
+    SharedWorkload("encode-wide", "encode", 5, 256, 512, 1.45),
+    SharedWorkload("encode-wider", "encode", 5, 256, 1024, 1.6),
 )
 
 
@@ -87,7 +87,7 @@ class Result:
         error: the largest difference of the results, over the largest value.
     """
 
-    job: Job
+    job: SharedWorkload
     alone: Sequence[float]
     together: Sequence[float]
     bytes_alone: int
@@ -100,7 +100,9 @@ class Result:
         return median(self.alone) / median(self.together)
 
 
-def make_call(vae: WanVAE, job: Job, processes: PartialState | None) -> Callable[[], Tensor]:
+def make_call(
+    vae: WanVAE, job: SharedWorkload, processes: PartialState | None
+) -> Callable[[], Tensor]:
     """The call to measure, which gives moments or a video."""
     config, generator = vae.config, torch.Generator().manual_seed(1)
     if job.direction == "encode":
@@ -113,14 +115,14 @@ def make_call(vae: WanVAE, job: Job, processes: PartialState | None) -> Callable
     return partial(vae.decode, latents, shard=processes)
 
 
-def measure(job: Job, vae: WanVAE, processes: PartialState, repeats: int) -> Result:
+def measure(job: SharedWorkload, vae: WanVAE, processes: PartialState, repeats: int) -> Result:
     """All measurements of a job; all processes call this."""
     kind, first = processes.device.type, processes.is_main_process
     by_one, by_all = make_call(vae, job, None), make_call(vae, job, processes)
     results: dict[str, Tensor] = {}
     bytes_alone = peak_memory_of(lambda: results.update(alone=by_one()), kind) if first else 0
     processes.wait_for_everyone()
-    of_each = objects_of_processes(peak_memory_of(lambda: results.update(together=by_all()), kind))
+    of_each = gather_objects(peak_memory_of(lambda: results.update(together=by_all()), kind))
     alone, together = [], []
     for _ in range(repeats):
         processes.wait_for_everyone()

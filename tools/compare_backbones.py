@@ -72,7 +72,7 @@ from tools.comparing import (
     write_walk,
 )
 from tools.measuring import aligned, exit_status, require
-from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.engine.training.config import TrainerConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

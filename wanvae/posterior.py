@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wanvae.nn.norm import wide_dtype
+from wanvae.nn.kernels.precision import wide_dtype
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -1,1 +1,1 @@
-"""Checkpoints of motion tokenizers: their layouts, and the architecture read from their tensors."""
+"""Checkpoints of motion tokenizers: their layouts, and the architecture that tensors tell."""

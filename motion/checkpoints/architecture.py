@@ -1,4 +1,4 @@
-"""The architecture of a published motion tokenizer, read off its tensors."""
+"""The architecture of a published motion tokenizer, read from its tensors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from wanvae.nn.residual import ActivationKind
 
 PUBLISHED_GROWTH = 3
 BEAT2 = FeatureSpec(rot6d="rows", root=False)
-# What so many channels are, and frames per second: of HumanML3D, KIT and BEAT2.
+# The features with so many channels, and frames per second: HumanML3D, KIT and BEAT2.
 PUBLISHED_FEATURES = {263: (None, 20.0), 251: (None, 12.5), 330: (BEAT2, 30.0)}
-INFERRED = "architecture: read off the names and shapes of the tensors"
+INFERRED = "architecture: read from the names and shapes of the tensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Untold:
-    """What leaves no trace in the tensors; None where the published default is to be assumed.
+    """What the tensors of a checkpoint do not tell. None stands for the published default.
 
     Attributes:
-        activation: of the residual blocks; "relu".
-        norm: of the residual blocks; "BN" where there are running statistics. "LN" and "GN" have
-            the same tensors, so that one of them has to be given.
-        dilation_growth_rate: of all stages, or of each stage of the encoder; 3.
-        reverse_dilation: whether the largest dilation comes first; True.
+        activation: activation of the residual blocks; the default is "relu".
+        norm: norm of the residual blocks; the default is "BN" if there are running statistics.
+            "LN" and "GN" have the same tensors, so one of them must be given.
+        dilation_growth_rate: growth of the dilations of all stages, or of each stage of the
+            encoder; the default is 3.
+        reverse_dilation: whether the largest dilation comes first; the default is True.
     """
 
     activation: ActivationKind | None = None
@@ -39,35 +40,38 @@ class Untold:
 
     @property
     def given(self) -> dict[str, object]:
-        """What is not None, by name."""
+        """The values that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def infer_config(
     tensors: Mapping[str, Tensor], books: Tensor, untold: Untold, dropout: float
 ) -> tuple[RVQVAEConfig, tuple[str, ...]]:
-    """Read the architecture off encoder and decoder tensors with MoMask's names.
+    """Reads the architecture from the tensors of encoder and decoder, with the names of MoMask.
 
-    Only as much is read as tells it: whether the rest fits is for ``check_tensors``.
+    Only the tensors that tell the architecture are read. ``check_tensors`` checks all the others.
 
     Args:
         books: the codebooks ``(Q or 1, K, code_dim)``.
-        dropout: of the residual blocks and of the quantizer, for further training.
+        untold: what the tensors do not tell.
+        dropout: dropout of the residual blocks and of the quantizer, for further training.
 
     Returns:
-        The config, and what was assumed, for people; one sentence each.
+        The config, and notes for people on what was assumed, one sentence each.
 
     Raises:
-        ValueError: a tensor that tells it is missing or has an impossible shape, or what was given
-            does not fit; it is named.
+        UserError: a tensor that tells the architecture is missing or has an impossible shape, or
+            ``untold`` does not fit. The message names it.
     """
-    width, channels, _ = conv_shape(tensors, "encoder.model.0.weight")
+    width, channels, _ = read_conv_shape(tensors, "encoder.model.0.weight")
     stages = next(i for i in count() if f"encoder.model.{i + 2}.0.weight" not in tensors)
     if stages == 0:
-        raise UserError("encoder.model.2.0.weight is missing, which would tell the architecture")
+        raise UserError(
+            "encoder.model.2.0.weight is missing, and the architecture cannot be read without it"
+        )
     for stage in range(stages):
         name = f"encoder.model.{stage + 2}.0.weight"
-        kernel = conv_shape(tensors, name)[2]
+        kernel = read_conv_shape(tensors, name)[2]
         if kernel != 4:
             raise UserError(
                 f"{name} has a kernel of {kernel}: only stages that halve time, by a kernel of 4, "
@@ -78,7 +82,7 @@ def infer_config(
         for name in tensors
         if (match := re.match(r"encoder\.model\.2\.1\.model\.(\d+)\.conv1\.weight$", name))
     }
-    code_dim, _, _ = conv_shape(tensors, f"encoder.model.{stages + 2}.weight")
+    code_dim, _, _ = read_conv_shape(tensors, f"encoder.model.{stages + 2}.weight")
     norm, norm_note = infer_norm(tensors, untold)
     growth = PUBLISHED_GROWTH
     if untold.dilation_growth_rate is not None:
@@ -116,11 +120,11 @@ def infer_config(
         f"{name}: {value}, {'as given' if name in untold.given else 'as published models have it'}"
         for name, value in assumed.items()
     ]
-    return config, (INFERRED, *notes, norm_note, features_note(channels))
+    return config, (INFERRED, *notes, norm_note, describe_features(channels))
 
 
-def features_note(channels: int) -> str:
-    """What is assumed of so many channels, for people."""
+def describe_features(channels: int) -> str:
+    """Returns a note for people on what so many channels are assumed to be."""
     kinds = {263: "HumanML3D", 251: "KIT", 330: "BEAT2: rot6d (rows) of 55 joints"}
     if channels not in kinds:
         return f"features: {channels} channels of no known kind, so motion files cannot be read"
@@ -129,27 +133,27 @@ def features_note(channels: int) -> str:
 
 
 def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNorm | None, str]:
-    """The norm of the residual blocks, and a note on it."""
+    """Returns the norm of the residual blocks, and a note on it."""
     block = "encoder.model.2.1.model.0.norm1"
     has_norm, has_statistics = (f"{block}.{name}" in tensors for name in ("weight", "running_mean"))
     if untold.norm is not None:
         if not has_norm or has_statistics != (untold.norm == "BN"):
             kind = "BN" if has_statistics else "LN or GN" if has_norm else "none"
-            raise UserError(f"norm is {untold.norm} as given, but of the tensors it is {kind}")
+            raise UserError(f"norm is {untold.norm} as given, but the tensors have {kind}")
         return untold.norm, f"norm: {untold.norm}, as given"
     if has_norm and not has_statistics:
         raise UserError(
-            "its residual blocks have a norm, LN or GN, whose tensors are the same: give the one "
-            "it was trained with, norm='LN' or norm='GN'"
+            "its residual blocks have the norm LN or GN, and both have the same tensors: give the "
+            "one it was trained with, norm='LN' or norm='GN'"
         )
     norm = "BN" if has_norm else None
-    return norm, f"norm: {norm or 'none'}, read off the tensors"
+    return norm, f"norm: {norm or 'none'}, read from the tensors"
 
 
-def conv_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
-    """Output channels, input channels and kernel of the 1D convolution of that weight."""
+def read_conv_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
+    """Returns output channels, input channels and kernel size of a 1D convolution."""
     if name not in tensors:
-        raise UserError(f"{name} is missing, which would tell the architecture")
+        raise UserError(f"{name} is missing, and the architecture cannot be read without it")
     shape = tuple(tensors[name].shape)
     if len(shape) != 3 or 0 in shape:
         raise UserError(f"{name} is {shape}, not the weight of a 1D convolution")

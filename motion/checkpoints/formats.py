@@ -1,4 +1,4 @@
-"""The layouts of motion tokenizer checkpoints: telling them apart, reading and writing them."""
+"""The layouts of motion tokenizer checkpoints: detecting, reading and writing them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from motion.files.arrays import write_array
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
-    first_few,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion"
@@ -32,16 +32,16 @@ FORMAT = "wanvae-motion"
 WRAPPERS = ("vq_model", "net", "state_dict", "model_state")
 PROJECTION = ("embedding_proj.weight", "embedding_proj.bias")
 FIRST_TENSOR = "encoder.model.0.weight"
-MOMASK_BOOK = r"quantizer\.layers\.(\d+)\.codebook"
-# The moving averages of published models are not saved: what each code is taken to have been chosen
-# by in a batch. It is high, so that further training replaces no code before its time.
+MOMASK_CODEBOOK = r"quantizer\.layers\.(\d+)\.codebook"
+# Published files do not hold moving averages. This is the assumed number of latents of a batch that
+# choose each code. It is high, so that further training does not replace codes too early.
 ASSUMED_COUNT = 100.0
-# MoMask's, of residual blocks and of the quantizer.
+# Dropout of MoMask, in residual blocks and in the quantizer.
 DROPOUT = 0.2
 
 
 class Layout(Enum):
-    """How a checkpoint names its tensors and says its architecture."""
+    """How a checkpoint names its tensors and tells its architecture."""
 
     NATIVE = "native"
     MOMASK = "momask"
@@ -54,9 +54,9 @@ class Checkpoint:
     """A checkpoint of any layout.
 
     Attributes:
-        config: its architecture.
-        tensors: by their native names; not yet checked against the architecture.
-        layout: what it was stored as.
+        config: the architecture.
+        tensors: the tensors by their native names, not yet checked against the architecture.
+        layout: the layout of the file.
         notes: what was assumed, for people; one sentence each.
     """
 
@@ -67,15 +67,16 @@ class Checkpoint:
 
 
 def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
-    """Read a checkpoint, finding out its layout and architecture.
+    """Reads a checkpoint, and detects its layout and architecture.
 
     Args:
         path: a native ``.safetensors``; or the tensors of MoMask, T2M-GPT, MotionGPT or GestureLSM
             in a ``.pth``, ``.tar``, ``.ckpt`` or ``.safetensors``.
-        untold: what to take for what the tensors of the latter do not tell.
+        untold: what to assume where published tensors do not tell it.
 
     Raises:
-        CheckpointError: it cannot be read, has none of these layouts, or ``untold`` does not fit.
+        CheckpointError: the file cannot be read, has none of these layouts, or ``untold`` does not
+            fit.
     """
     untold = untold or Untold()
     file = read_tensors(path, WRAPPERS)
@@ -85,11 +86,12 @@ def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
         return read_published(file.tensors, untold)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
+    """Reads a file that ``save_native`` wrote; UserError if its config is not valid."""
     if untold.given:
         raise UserError(f"it says its architecture itself; do not give {', '.join(untold.given)}")
     config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
@@ -98,7 +100,10 @@ def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
 
 
 def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if a model is too large, or deep, for its tensors, before it is made."""
+    """Raises UserError if the model of a config is larger or deeper than its tensors.
+
+    Called before the model is built, because that could take all memory.
+    """
     resnet, wan = config.resnet, config.wan
     blocks, width = resnet.depth * resnet.down_t, resnet.width
     if config.network == "wan":
@@ -109,8 +114,8 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
-    """Read the names of MoMask, T2M-GPT or GestureLSM, with any prefix."""
-    tensors, notes = without_prefix(tensors)
+    """Reads tensors with the names of MoMask, T2M-GPT or GestureLSM, with any prefix."""
+    tensors, notes = remove_prefix(tensors)
     networks = {n: t.float() for n, t in tensors.items() if not n.startswith("quantizer.")}
     networks |= {n: t for n, t in tensors.items() if n.endswith("num_batches_tracked")}
     rest = {name: t.float() for name, t in tensors.items() if name.startswith("quantizer.")}
@@ -120,9 +125,9 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
     if len(books) > 1 and (books == books[0]).all():
         config = replace(config, quantizer=replace(config.quantizer, shared=True))
         books = books[:1]
-        notes.append("codebooks: all the same, so taken for one that the layers share")
+        notes.append("codebooks: all the same, so the layers are assumed to share one codebook")
     notes.append("moving averages of the codes: not in the file, so training starts new ones")
-    notes.append("normalizer: not in the file, so features are taken to be normalized already")
+    notes.append("normalizer: not in the file, so features are assumed to be normalized already")
     return Checkpoint(
         config,
         {
@@ -139,8 +144,8 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
     )
 
 
-def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of the tokenizer by their plain names, and a note if there were others."""
+def remove_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the tensors of the tokenizer without their prefix, and a note on other tensors."""
     first = [name for name in tensors if name.endswith(FIRST_TENSOR)]
     if len(first) != 1:
         raise UserError(
@@ -157,10 +162,10 @@ def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], li
 
 
 def read_books(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor]:
-    """The layout, and the codebooks ``(Q, K, C)``, of the tensors of a quantizer."""
+    """Returns the layout and the codebooks ``(Q, K, C)`` of the tensors of a quantizer."""
     if list(tensors) == ["quantizer.codebook"]:
-        return Layout.T2M_GPT, stacked([tensors["quantizer.codebook"]])
-    numbers = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(MOMASK_BOOK, name)))
+        return Layout.T2M_GPT, stack_books([tensors["quantizer.codebook"]])
+    numbers = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(MOMASK_CODEBOOK, name)))
     if not numbers or numbers != list(range(len(numbers))):
         raise UserError(
             "its codebooks must be quantizer.codebook, or quantizer.layers.0.codebook and so on "
@@ -176,14 +181,15 @@ def read_books(tensors: Mapping[str, Tensor]) -> tuple[Layout, Tensor]:
     ):
         if names:
             raise UserError(f"tensors are {problem}: {first_few(sorted(names))}")
-    books = stacked([tensors[layer[0]] for layer in layers])
+    books = stack_books([tensors[layer[0]] for layer in layers])
     if not projected:
         return Layout.MOMASK, books
     weights, biases = (torch.stack([tensors[layer[i]] for layer in layers]) for i in (1, 2))
     return Layout.GESTURELSM, books @ weights.mT + biases[:, None]
 
 
-def stacked(books: list[Tensor]) -> Tensor:
+def stack_books(books: list[Tensor]) -> Tensor:
+    """Returns ``(Q, K, C)`` of codebooks ``(K, C)``; UserError if they differ in shape."""
     shapes = sorted({tuple(book.shape) for book in books})
     if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
         raise UserError(f"its codebooks must all be (codes, channels), not {shapes}")
@@ -193,7 +199,7 @@ def stacked(books: list[Tensor]) -> Tensor:
 def save_native(
     path: str | PathLike[str], config: RVQVAEConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a native checkpoint: one ``.safetensors`` with the config in the metadata.
+    """Writes a native checkpoint: one ``.safetensors`` file with the config in its metadata.
 
     Raises:
         CheckpointError: ``path`` does not end in .safetensors, or cannot be written.
@@ -206,11 +212,11 @@ def save_native(
 def save_momask(
     path: str | PathLike[str], config: RVQVAEConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write the tensors that MoMask reads, in a ``.tar`` or ``.pth``.
+    """Writes the tensors that MoMask reads, to a ``.tar`` or ``.pth`` file.
 
-    This layout has neither config nor moving averages: whoever reads it must know the options of
-    the network. Nor has it the normalizer, which goes, where there is one, to files of its name
-    that end in ``_mean.npy`` and ``_std.npy``.
+    The layout has no config and no moving averages, so a reader must know the options of the
+    network. It has no normalizer either. If the model has one, it is written beside the file, to
+    files that end in ``_mean.npy`` and ``_std.npy``.
 
     Raises:
         CheckpointError: ``path`` has another suffix or cannot be written, or MoMask has no such
@@ -229,7 +235,7 @@ def save_momask(
 
 
 def require_published(config: RVQVAEConfig) -> None:
-    """Raise CheckpointError if MoMask's code has no such network."""
+    """Raises CheckpointError if the code of MoMask has no such network."""
     resnet, quantizer = config.resnet, config.quantizer
     refused = {
         "network wan": config.network != "resnet",
@@ -247,5 +253,6 @@ def require_published(config: RVQVAEConfig) -> None:
 
 
 def require_suffix(path: str | PathLike[str], *suffixes: str) -> None:
+    """Raises CheckpointError if ``path`` has none of these suffixes."""
     if Path(path).suffix not in suffixes:
         raise CheckpointError(f"{path} must end in {' or '.join(suffixes)}; change its name")

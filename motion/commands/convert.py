@@ -1,4 +1,4 @@
-"""Conversion: checkpoints to another layout, motion files to another kind or through features."""
+"""``wanvae-motion convert``: a checkpoint to another layout, a motion file to another format."""
 
 from __future__ import annotations
 
@@ -7,32 +7,105 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint, Layout
+from motion.commands.options import add_untold_options, read_untold
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
-from motion.errors import ClipError
-from motion.features.features import extract_features, restore_onto
+from motion.errors import MotionError
 from motion.features.normalizer import Normalizer
+from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
-from motion.files.clips import read_clip, write_clip
+from motion.files.arrays import read_array
+from motion.files.formats import READERS, read_motion, write_motion
 from motion.model import RVQVAE
-from motion.skeleton.clip import Clip
+from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+from wanvae.errors import UserError
 
 WRITERS = {Layout.NATIVE: formats.save_native, Layout.MOMASK: formats.save_momask}
-# Features that tell all of a motion but where it begins.
+# These features hold all of a motion except where it begins.
 COMPLETE = FeatureSpec(rot6d="rows")
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("input", help="checkpoint of any layout; .bvh or SMPL-X .npz")
+    parser.add_argument(
+        "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
+    )
+    layouts = [layout.value for layout in WRITERS]
+    parser.add_argument("--to", choices=layouts, help="layout of the checkpoint to write")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}",
+            help=".npy that the features of a published checkpoint are normalized with, like "
+            "Mean.npy and Std.npy of HumanML3D",
+        )
+    parser.add_argument(
+        "--roundtrip",
+        action="store_true",
+        help="turn a motion into features and back, and say how large the error is",
+    )
+    add_untold_options(parser)
+
+
+def run(arguments: Namespace) -> None:
+    motion_file = Path(arguments.input).suffix.lower() in READERS
+    given = [arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]
+    if any(given) if motion_file else arguments.to is None or arguments.roundtrip:
+        raise UserError(
+            f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip; a motion file "
+            f"({' or '.join(READERS)}) takes --roundtrip alone"
+        )
+    if motion_file:
+        show_motion_conversion(arguments)
+    else:
+        show_checkpoint_conversion(arguments)
+
+
+def show_checkpoint_conversion(arguments: Namespace) -> None:
+    report = convert_checkpoint(
+        arguments.input,
+        arguments.output,
+        Layout(arguments.to),
+        read_untold(arguments),
+        read_statistics(arguments),
+    )
+    print(f"{report.source.value} to {arguments.to}: {report.tensors} tensors")
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+def show_motion_conversion(arguments: Namespace) -> None:
+    report = convert_motion(arguments.input, arguments.output, roundtrip=arguments.roundtrip)
+    print(
+        f"{arguments.input} -> {arguments.output}: {report.frames} frames, largest joint error "
+        f"{report.largest_error * 1000:.3g} mm, {report.relative_error:.2g} of the "
+        "skeleton's size"
+    )
+
+
+def read_statistics(arguments: Namespace) -> FeatureStatistics | None:
+    """Reads the statistics of ``--mean`` and ``--std``; None without them."""
+    paths = arguments.mean, arguments.std
+    if None not in paths:
+        return FeatureStatistics(*(read_array(Path(path), ndim=1) for path in paths))
+    if any(paths):
+        raise UserError("--mean and --std belong together; give both")
+    return None
 
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What the conversion of a checkpoint did.
+    """The result of the conversion of a checkpoint.
 
     Attributes:
         source: the layout that was read.
-        tensors: how many tensors it has, by their native names.
+        tensors: the number of tensors, by their native names.
         notes: what was assumed in reading and lost in writing, for people; one sentence each.
     """
 
@@ -48,18 +121,19 @@ def convert_checkpoint(
     untold: Untold | None = None,
     statistics: FeatureStatistics | None = None,
 ) -> CheckpointReport:
-    """Write the checkpoint ``source``, of any layout, as ``destination`` in another.
+    """Writes a checkpoint of any layout in another layout.
 
     Args:
+        source: the checkpoint to read.
         destination: ``.safetensors`` for native, ``.tar`` or ``.pth`` for momask.
-        untold: what to take for what the tensors of ``source`` do not tell.
-        statistics: by which the model was trained to normalize features, for those whose file does
-            not say.
+        untold: what to assume where the tensors of ``source`` do not tell it.
+        statistics: the mean and standard deviation that the features of the model are normalized
+            with, if the file of ``source`` does not hold them.
 
     Raises:
-        CheckpointError: ``source`` cannot be read or is no complete model, or ``destination``
-            cannot be written, or its layout has no such model. Nothing is written then.
-        ValueError: ``statistics`` are of another number of channels.
+        CheckpointError: ``source`` cannot be read or is not a complete model, ``destination``
+            cannot be written, or its layout has no such model. Then nothing is written.
+        UserError: ``statistics`` have another number of channels.
     """
     checkpoint = load_complete(source, untold)
     config, tensors = checkpoint.config, checkpoint.tensors
@@ -77,10 +151,10 @@ def convert_checkpoint(
 
 
 def load_complete(path: str | os.PathLike[str], untold: Untold | None = None) -> Checkpoint:
-    """Read a checkpoint of any layout and check that its tensors are those of its architecture.
+    """Reads a checkpoint of any layout, and checks that its tensors fit its architecture.
 
     Raises:
-        CheckpointError: it cannot be read or is no complete model.
+        CheckpointError: the file cannot be read, or is not a complete model.
     """
     checkpoint = formats.load(path, untold)
     with torch.device("meta"):
@@ -89,7 +163,7 @@ def load_complete(path: str | os.PathLike[str], untold: Untold | None = None) ->
 
 
 def lost_in_momask(config: RVQVAEConfig) -> list[str]:
-    """Notes on what a momask file does not tell, and its readers do not assume."""
+    """Returns notes on what a momask file does not hold and its readers do not assume."""
     resnet, assumed = config.resnet, ResnetConfig()
     given = {
         "--activation": (resnet.activation, assumed.activation),
@@ -107,12 +181,12 @@ def lost_in_momask(config: RVQVAEConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class MotionReport:
-    """What the conversion of a motion file did.
+    """The result of the conversion of a motion file.
 
     Attributes:
-        frames: how many.
-        largest_error: the farthest that a joint is from where it was, metres.
-        size: of the skeleton, along its bones between the points furthest apart, metres.
+        frames: the number of frames.
+        largest_error: the largest distance of a joint from its original position, metres.
+        size: the length along the bones between the two points furthest apart, metres.
     """
 
     frames: int
@@ -121,31 +195,39 @@ class MotionReport:
 
     @property
     def relative_error(self) -> float:
-        """The error in sizes of the skeleton; of a lone joint, which has none, in metres."""
+        """The largest error divided by the size; in metres if the skeleton is one point."""
         return self.largest_error / (self.size or 1.0)
 
 
 def convert_motion(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], *, roundtrip: bool = False
 ) -> MotionReport:
-    """Write a motion file as one of another kind, read that again, and compare.
+    """Writes a motion file in another format, reads it again, and compares.
 
     Args:
-        roundtrip: make features of the motion, and motion of these, before it is written.
+        roundtrip: turn the motion into features and back before it is written.
 
     Raises:
-        ClipError: ``source`` cannot be read, or the kind of ``destination`` cannot hold it.
-        CheckpointError: ``destination`` cannot be written.
+        MotionError: ``source`` cannot be read, or the format of ``destination`` cannot hold it.
+        FileError: ``destination`` cannot be written.
     """
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
-        raise ClipError(f"{destination} must end as {source} does, to go there and back")
-    clip = read_clip(source)
-    write_clip(destination, through_features(clip) if roundtrip else clip)
-    written = read_clip(destination)
+        raise MotionError(f"{destination} must end as {source} does, to go there and back")
+    clip = read_motion(source)
+    write_motion(destination, pass_through_features(clip) if roundtrip else clip)
+    written = read_motion(destination)
     errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
     return MotionReport(len(clip), errors.max().item(), clip.skeleton.span)
 
 
-def through_features(clip: Clip) -> Clip:
-    """The clip that the features of a clip lead back to."""
+def pass_through_features(clip: MotionClip) -> MotionClip:
+    """Turns a clip into features and back."""
     return restore_onto(clip, extract_features(clip, COMPLETE), COMPLETE)
+
+
+CONVERT = Command(
+    run,
+    add_options,
+    "checkpoint to another layout, motion to another format",
+    "Write a checkpoint in another layout, or a motion file in another format.",
+)

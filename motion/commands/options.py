@@ -1,25 +1,54 @@
-"""The arguments of the commands."""
+"""Options that several commands have, and the model that they name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from jsonargparse import Namespace
 
 from motion.checkpoints.architecture import Untold
-from motion.commands.convert import WRITERS
 from motion.config import MotionNorm
+from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import add_progress_option
-from wanvae.engine.devices import add_device_option
+from wanvae.engine.command_line.options import add_device_option, add_progress_option
+from wanvae.engine.devices import check_device, default_device
+from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
-MOTION_HELP = ".bvh or SMPL-X .npz; .npy of HumanML3D or KIT for models of those"
-TOKEN_FORMATS = ("npz", "safetensors")
+MOTION_HELP = ".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT for a model of such features"
 
 
-def untold(arguments: Namespace) -> Untold:
-    """What the options say of a published checkpoint."""
+def add_untold_options(parser: Parser) -> None:
+    """Declares the options for what a published checkpoint does not tell."""
+    group = parser.add_argument_group(
+        "what a published checkpoint does not tell", "a native checkpoint tells it"
+    )
+    group.add_argument(
+        "--activation",
+        choices=list(get_args(ActivationKind)),
+        help="activation of the residual blocks (default: relu)",
+    )
+    group.add_argument(
+        "--norm",
+        choices=list(get_args(MotionNorm)),
+        help="norm of the residual blocks, if they have one (default: BN if it has statistics)",
+    )
+    group.add_argument(
+        "--dilation-growth-rate",
+        type=int,
+        nargs="+",
+        help="growth of the dilations: one number, or one for each encoder stage (default: 3)",
+    )
+    group.add_argument(
+        "--reverse-dilation",
+        type=bool,
+        help="whether the largest dilation comes first (default: true)",
+    )
+
+
+def read_untold(arguments: Namespace) -> Untold:
+    """Returns what the options say about a published checkpoint."""
     growth = arguments.dilation_growth_rate
     return Untold(
         activation=arguments.activation,
@@ -30,39 +59,16 @@ def untold(arguments: Namespace) -> Untold:
     )
 
 
-def add_untold_options(parser: Parser) -> None:
-    """Declare what published checkpoints do not tell."""
-    group = parser.add_argument_group(
-        "what a published checkpoint does not tell", "native ones say it themselves"
-    )
-    group.add_argument(
-        "--activation",
-        choices=list(get_args(ActivationKind)),
-        help="of its residual blocks (default: relu)",
-    )
-    group.add_argument(
-        "--norm",
-        choices=list(get_args(MotionNorm)),
-        help="of its residual blocks, if they have one (default: BN if it has statistics)",
-    )
-    group.add_argument(
-        "--dilation-growth-rate",
-        type=int,
-        nargs="+",
-        help="of its dilations: one number, or one for each stage of the encoder (default: 3)",
-    )
-    group.add_argument(
-        "--reverse-dilation",
-        type=bool,
-        help="whether the largest dilation comes first (default: true)",
-    )
-
-
 def add_model_options(parser: Parser, *, required: bool = True) -> None:
+    """Declares the checkpoint, the device, the progress bar, and what the checkpoint may not tell.
+
+    Args:
+        required: whether the command needs a checkpoint.
+    """
     parser.add_argument(
         "--checkpoint",
         required=required,
-        help="native, or of MoMask, T2M-GPT, MotionGPT or GestureLSM; which one is found out",
+        help="native, or of MoMask, T2M-GPT, MotionGPT or GestureLSM; the layout is detected",
     )
     add_device_option(parser)
     add_progress_option(parser)
@@ -70,95 +76,43 @@ def add_model_options(parser: Parser, *, required: bool = True) -> None:
 
 
 def add_layers_option(parser: Parser) -> None:
+    """Declares ``--layers``."""
     parser.add_argument(
-        "--layers", type=int, help="decode from the first so many layers (default: all)"
+        "--layers", type=int, help="decode from the first N layers of the quantizer (default: all)"
     )
 
 
-def add_sample_options(parser: Parser) -> None:
-    parser.add_argument("output", help="file to write: .bvh or .npz")
-    parser.add_argument("--frames", type=int, default=240, help="how many")
-    parser.add_argument("--fps", type=float, default=30.0, help="frames per second")
+def load_model(arguments: Namespace, default: str | None = None) -> RVQVAE:
+    """Loads the model of ``--checkpoint``.
 
-
-def add_info_options(parser: Parser) -> None:
-    parser.add_argument("file", help="a checkpoint, motion, features or tokens")
-    add_untold_options(parser)
-
-
-def add_tokenize_options(parser: Parser) -> None:
-    parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of them")
-    parser.add_argument("output", help="file to write, .npz or .safetensors; or a folder")
-    parser.add_argument(
-        "--format", choices=list(TOKEN_FORMATS), default="npz", help="of the files of a folder"
+    Args:
+        default: the device to use if ``--device`` is not given; None is the GPU if there is one.
+    """
+    device = arguments.device or default or default_device()
+    check_device(device)
+    untold = read_untold(arguments)
+    return RVQVAE.from_pretrained(
+        arguments.checkpoint,
+        activation=untold.activation,
+        norm=untold.norm,
+        dilation_growth_rate=untold.dilation_growth_rate,
+        reverse_dilation=untold.reverse_dilation,
+        device=device,
     )
-    add_model_options(parser)
 
 
-def add_detokenize_options(parser: Parser) -> None:
-    parser.add_argument("input", help="tokens: .npz, .safetensors, or .npy of indices (T, Q)")
-    parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
-    add_layers_option(parser)
-    parser.add_argument(
-        "--skeleton",
-        help="motion file whose skeleton is to move (default: that of the tokens, else a packaged "
-        "one of as many joints)",
-    )
-    add_model_options(parser)
+def report_failures(failures: Sequence[str], others: int) -> None:
+    """Prints which files were left out.
 
+    Args:
+        failures: a line for each file that cannot be read.
+        others: the number of files that can be read.
 
-def add_reconstruct_options(parser: Parser) -> None:
-    parser.add_argument("input", help=MOTION_HELP)
-    parser.add_argument("output", help="file to write, of the same kind")
-    add_layers_option(parser)
-    add_model_options(parser)
-
-
-def add_evaluate_options(parser: Parser) -> None:
-    parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of them")
-    parser.add_argument("--output", help="folder to write report.html, evaluation.json and .csv to")
-    parser.add_argument(
-        "--figures",
-        type=int,
-        default=20,
-        help="files to show in the report, from that of the largest error to that of the smallest",
-    )
-    parser.add_argument(
-        "--figure-frames",
-        type=int,
-        default=600,
-        help="frames of each to show, where its error is the largest",
-    )
-    parser.add_argument(
-        "--window",
-        type=int,
-        help="count the codes of all windows of so many frames (default: of whole files)",
-    )
-    add_model_options(parser)
-
-
-def add_render_options(parser: Parser) -> None:
-    parser.add_argument("input", help=".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT")
-    parser.add_argument("output", help="file to write: .mp4, .mov, .mkv; .png, .jpg, .webp")
-    add_model_options(parser, required=False)
-
-
-def add_convert_options(parser: Parser) -> None:
-    parser.add_argument("input", help="checkpoint of any layout; .bvh or SMPL-X .npz")
-    parser.add_argument(
-        "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
-    )
-    layouts = [layout.value for layout in WRITERS]
-    parser.add_argument("--to", choices=layouts, help="layout of the checkpoint to write")
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}",
-            help=".npy by which a published checkpoint has its features normalized, like Mean.npy "
-            "and Std.npy of HumanML3D",
-        )
-    parser.add_argument(
-        "--roundtrip",
-        action="store_true",
-        help="make features of a motion and motion of these, and say how far that is off",
-    )
-    add_untold_options(parser)
+    Raises:
+        UserError: there are failures.
+    """
+    for line in failures:
+        print(f"left out: {line}")
+    if failures:
+        count = len(failures)
+        raise UserError(f"{count} of {count + others} files cannot be read")

@@ -1,1 +1,1 @@
-"""Judging a motion tokenizer: figures, tables and a page."""
+"""Evaluating a motion tokenizer: figures, tables and a page."""

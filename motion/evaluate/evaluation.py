@@ -22,33 +22,35 @@ from motion.metrics import (
 )
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.processes import gather_objects
 from wanvae.engine.training.evaluating import evaluating
 
-# Windows encoded at once when codes are counted.
+# Windows that are encoded at once when codes are counted.
 BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The figures of some frames: small, for there is one for each of many files.
+class MotionSummary:
+    """The figures of some frames. A summary is small because each of many files has one.
 
-    Tuples go by layers. Errors are with the first 1, 2, ... of them, all else of the
-    reconstruction with all. None is what there is nothing to find from.
+    Tuples have a value for each layer of the quantizer. Errors are those of reconstructions from
+    the first 1, 2, ... layers. All other figures are of the reconstruction from all layers. A
+    figure is None if there is nothing to compute it from.
 
     Attributes:
-        frames: how many.
-        mpjpe_mm: mean distance of joints from where they were.
+        frames: the number of frames.
+        mpjpe_mm: mean distance of joints from their original positions.
         rotation_error_degrees: mean angle between rotations of joints.
-        jerk_m_s3: of the joints, by :func:`~motion.metrics.joint_jerk`.
-        original_jerk_m_s3: the same of the original, at the frame rate of the model.
-        foot_contacts: pairs of a foot and a frame in which it is on the ground in the original,
-            by :func:`~motion.metrics.find_steps`; 0 for skeletons whose feet are not known.
-        foot_speed_m_s: horizontal, mean over these.
-        original_foot_speed_m_s: the same of the original.
-        sliding: the share of these in which the foot is faster than 0.5 m/s.
-        original_sliding: the same of the original.
-        codes_used: how many codes of each layer were chosen.
+        jerk_m_s3: mean jerk of the joints, see :func:`~motion.metrics.joint_jerk`.
+        original_jerk_m_s3: mean jerk of the original, at the frame rate of the model.
+        foot_contacts: the number of contacts: a foot that is on the ground of the original in a
+            frame and the next, see :func:`~motion.metrics.find_steps`; 0 if the names of the joints
+            do not tell the feet.
+        foot_speed_m_s: mean horizontal speed of feet in contact.
+        original_foot_speed_m_s: the same for the original.
+        sliding: the share of contacts in which the foot is faster than 0.5 m/s.
+        original_sliding: the same for the original.
+        codes_used: the number of codes of each layer that were chosen.
         perplexity: the exponential of the entropy of the codes of each layer.
     """
 
@@ -67,23 +69,22 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """Sums over the frames of a recording, in float64; those of several add up.
+class MotionEvaluation:
+    """Sums over the frames of recordings, in float64. The sums of several recordings can be added.
 
-    Pairs are of the original and of the reconstruction with all layers.
+    Pairs ``(2,)`` are of the original and of the reconstruction with all layers.
 
     Attributes:
-        joint_names: of the J joints.
-        frames: how many.
-        errors: ``(N, J)``, distances in millimetres, for each number of layers that was decoded
-            with; the last is all of them.
-        angles: ``(N,)``, mean angles between rotations of joints in degrees, likewise.
+        joint_names: the names of the J joints.
+        frames: the number of frames.
+        errors: ``(N, J)``, distances in millimetres, for N numbers of layers; the last is all.
+        angles: ``(N,)``, mean angles between rotations of joints in degrees, for the same numbers.
         counts: ``(Q, K)``, how often each code of each layer was chosen.
         jerks: ``(2,)``, mean jerks of the joints, in m/s^3.
-        jerk_frames: in how many frames; there is none in three of each recording.
+        jerk_frames: the number of frames with a jerk; three frames of each recording have none.
         contacts: how often a foot is on the ground in the original.
-        speeds: ``(2,)``, horizontal, of feet then, in m/s.
-        slides: ``(2,)``, how often such a foot slides.
+        speeds: ``(2,)``, horizontal speeds of the feet in contact, in m/s.
+        slides: ``(2,)``, how often a foot in contact slides.
     """
 
     joint_names: tuple[str, ...]
@@ -97,35 +98,35 @@ class Evaluation:
     speeds: Tensor
     slides: Tensor
 
-    def __add__(self, other: Evaluation) -> Evaluation:
-        """That of all frames of both, which are of the same joints."""
+    def __add__(self, other: MotionEvaluation) -> MotionEvaluation:
+        """Returns the sums over the frames of both, which must have the same joints."""
         sums = [field.name for field in fields(self) if field.name != "joint_names"]
         added = {name: getattr(self, name) + getattr(other, name) for name in sums}
-        return Evaluation(joint_names=self.joint_names, **added)
+        return MotionEvaluation(joint_names=self.joint_names, **added)
 
     @property
     def joint_errors(self) -> Tensor:
-        """``(J,)``, mean distance in millimetres, with all layers of the quantizer."""
+        """``(J,)``, mean distances in millimetres, with all layers of the quantizer."""
         return self.errors[-1] / self.frames
 
     @property
     def mpjpe(self) -> tuple[float, ...]:
-        """The mean of that over the joints, for each number of layers."""
+        """Mean distances over all joints in millimetres, for each number of layers."""
         return tuple((self.errors.mean(1) / self.frames).tolist())
 
     @property
     def rotation_errors(self) -> tuple[float, ...]:
-        """The mean angle between rotations of joints in degrees, for each number of layers."""
+        """Mean angles between rotations of joints in degrees, for each number of layers."""
         return tuple((self.angles / self.frames).tolist())
 
     @property
     def used(self) -> Tensor:
-        """``(Q,)``, how many codes of each layer were chosen."""
+        """``(Q,)``, the number of codes of each layer that were chosen."""
         return (self.counts > 0).sum(1)
 
     @property
     def code_use(self) -> Tensor:
-        """``(Q,)``, the part of the codes of each layer that were chosen."""
+        """``(Q,)``, the share of the codes of each layer that were chosen."""
         return self.used.double() / self.counts.shape[1]
 
     @property
@@ -135,12 +136,12 @@ class Evaluation:
         return torch.special.entr(shares).sum(1).exp()
 
     @property
-    def summary(self) -> Summary:
-        """All figures but those of single joints and codes."""
-        original_jerk, jerk = means(self.jerks, self.jerk_frames)
-        original_speed, speed = means(self.speeds, self.contacts)
-        original_sliding, sliding = means(self.slides, self.contacts)
-        return Summary(
+    def summary(self) -> MotionSummary:
+        """All figures, except the figures of single joints and codes."""
+        original_jerk, jerk = divide(self.jerks, self.jerk_frames)
+        original_speed, speed = divide(self.speeds, self.contacts)
+        original_sliding, sliding = divide(self.slides, self.contacts)
+        return MotionSummary(
             frames=self.frames,
             mpjpe_mm=self.mpjpe,
             rotation_error_degrees=self.rotation_errors,
@@ -156,8 +157,8 @@ class Evaluation:
         )
 
 
-def means(sums: Tensor, count: int) -> list[float | None]:
-    """``sums`` of so many; None of none."""
+def divide(sums: Tensor, count: int) -> list[float | None]:
+    """Returns ``sums / count``; None if ``count`` is 0."""
     return (sums / count).tolist() if count else [None] * len(sums)
 
 
@@ -168,35 +169,35 @@ def evaluate(
     numbers_of_layers: Iterable[int] | None = None,
     rank: int = 0,
     ranks: int = 1,
-) -> Evaluation:
-    """Reconstruct recordings as wholes, and compare.
+) -> MotionEvaluation:
+    """Reconstructs recordings, each as a whole, and compares them with the originals.
 
     Args:
-        recordings: of the model's features and of the same joints, at least one.
-        numbers_of_layers: as ``measure`` has it.
-        rank, ranks: of several processes, which share the recordings and must all call this; each
-            gets the whole result.
+        recordings: at least one, with the features of the model and with the same joints.
+        numbers_of_layers: the numbers of layers to decode with; None is 1, 2, ... up to all.
+        rank, ranks: the number of this process, and how many processes share the recordings. All
+            processes must call this function, and each gets the whole result.
     """
     share = recordings[rank::ranks]
-    own = totals(measure(model, each, numbers_of_layers=numbers_of_layers) for each in share)
-    (whole,) = totals_of_processes(own).values()
+    own = add_up(measure(model, each, numbers_of_layers=numbers_of_layers) for each in share)
+    (whole,) = add_up_processes(own).values()
     return whole
 
 
-def totals(parts: Iterable[Evaluation]) -> dict[tuple[str, ...], Evaluation]:
-    """The sums of those of the same joints, by their names."""
-    sums: dict[tuple[str, ...], Evaluation] = {}
+def add_up(parts: Iterable[MotionEvaluation]) -> dict[tuple[str, ...], MotionEvaluation]:
+    """Adds evaluations with the same joints. Returns one for each tuple of joint names."""
+    sums: dict[tuple[str, ...], MotionEvaluation] = {}
     for part in parts:
         before = sums.get(part.joint_names)
         sums[part.joint_names] = part if before is None else before + part
     return sums
 
 
-def totals_of_processes(
-    own: dict[tuple[str, ...], Evaluation],
-) -> dict[tuple[str, ...], Evaluation]:
-    """Those of all processes of a run, which must all call this, in each."""
-    return totals(part for parts in objects_of_processes(own) for part in parts.values())
+def add_up_processes(
+    own: dict[tuple[str, ...], MotionEvaluation],
+) -> dict[tuple[str, ...], MotionEvaluation]:
+    """Adds the evaluations of all processes. All processes must call it, and each gets all."""
+    return add_up(part for parts in gather_objects(own) for part in parts.values())
 
 
 def measure(
@@ -205,17 +206,19 @@ def measure(
     *,
     numbers_of_layers: Iterable[int] | None = None,
     window: int | None = None,
-) -> Evaluation:
-    """Reconstruct a recording as a whole, and compare.
+) -> MotionEvaluation:
+    """Reconstructs a recording as a whole, and compares it with the original.
 
     Args:
-        recording: of the model's features.
-        numbers_of_layers: of the quantizer, to decode with, the last of them all; None is 1, 2, ...
-        window: count the codes of all windows of so many frames, at all offsets, rather than of
-            the whole recording; one that is shorter counts as a whole.
+        recording: a recording with the features of the model.
+        numbers_of_layers: the numbers of layers to decode with, the last one all layers; None is
+            1, 2, ... up to all.
+        window: count the codes of all windows of so many frames, at all offsets; None counts the
+            codes of the whole recording, and so does a window longer than the recording.
     """
     layers, names = model.config.quantizer.layers, recording.skeleton.names
     length, original = len(recording), recording.joints
+    joints = original
     errors, angles = [], []
     with evaluating(model):
         indices = model.encode(recording.features[None])
@@ -230,7 +233,7 @@ def measure(
     jerks = torch.stack([joint_jerk(positions, fps).sum() for positions in pair])
     speeds = speeds_on_ground(pair, find_feet(names), fps)
     speeds = speeds[:, ~speeds[0].isnan()]
-    return Evaluation(
+    return MotionEvaluation(
         joint_names=names,
         frames=length,
         errors=torch.stack(errors),
@@ -245,10 +248,10 @@ def measure(
 
 
 def speeds_on_ground(pair: Tensor, feet: Sequence[int], fps: float) -> Tensor:
-    """Horizontal speed in m/s of feet in the frames in which the original has them on the ground.
+    """Returns the horizontal speed in m/s of feet that are on the ground in the original.
 
     Args:
-        pair: ``(2, T, J, 3)`` in metres, of the original and the reconstruction.
+        pair: ``(2, T, J, 3)`` in metres, the original and the reconstruction.
         feet: indices of joints.
 
     Returns:
@@ -260,7 +263,12 @@ def speeds_on_ground(pair: Tensor, feet: Sequence[int], fps: float) -> Tensor:
 
 
 def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: int | None) -> Tensor:
-    """How often each code of each layer is chosen, ``(Q, K)``; ``indices`` are of the whole."""
+    """Returns how often each code of each layer is chosen, ``(Q, K)``.
+
+    Args:
+        indices: ``(1, T', Q)``, of the whole recording.
+        window: as in ``measure``.
+    """
     if window is None or window >= len(recording):
         return count_indices(model, indices)
     windows = recording.features.unfold(0, window, 1).mT
@@ -268,7 +276,7 @@ def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: in
 
 
 def count_indices(model: RVQVAE, indices: Tensor) -> Tensor:
-    """How often each code of each layer is in ``(B, T, Q)``: ``(Q, K)``, on the CPU."""
+    """Returns how often each code is in indices ``(B, T, Q)``: ``(Q, K)``, on the CPU."""
     codes = model.config.quantizer.codes
     rows = indices.flatten(0, 1).cpu().unbind(1)
     return torch.stack([torch.bincount(row, minlength=codes) for row in rows])

@@ -1,4 +1,4 @@
-"""An evaluation as a page: tables, curves, and figures that move."""
+"""An evaluation as a page: tables, curves, and moving figures."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import torch
 from tqdm import tqdm
 
 import motion
-from motion.commands.describe import token_rate
-from motion.commands.folders import FileEvaluation, FolderEvaluation
 from motion.config import RVQVAEConfig
-from motion.evaluate.evaluation import Evaluation
-from motion.evaluate.side_by_side import PAIR, file_section
+from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.folder import FileEvaluation, FolderEvaluation
+from motion.evaluate.side_by_side import PAIR, make_file_section
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
+from motion.tokens import describe_token_rate
 from wanvae.engine.text import writable
 from wanvae.report import Column, Curves, Row, Section, Table, write_page
 
-# Files that the table of them has; all are in evaluation.csv.
+# The number of files in a table; evaluation.csv has all files.
 LISTED = 1000
 ABOUT_FEET = (
-    "In {:,} cases a foot is on the ground: less than 5 cm above it in the original, in a frame "
-    "and the next. It slides if it moves faster than 0.5 m/s then. This is the foot skating ratio "
-    "of Guided Motion Diffusion (Karunratanakul et al., 2023), but of feet instead of frames, and "
-    "with the contacts of the original for both. The ground is as high as the lower foot is at "
-    "least, but for 5% of the frames."
+    "In {:,} cases a foot is on the ground: it is less than 5 cm above the ground of the original "
+    "in a frame and in the next. It slides if it then moves faster than 0.5 m/s. This is the foot "
+    "skating ratio of Guided Motion Diffusion (Karunratanakul et al., 2023), except that feet are "
+    "counted instead of frames, and that both columns use the contacts of the original. The height "
+    "of the ground is the height that the lower foot exceeds in 95% of the frames."
 )
-NO_FEET = "The names of the joints do not tell which are the feet, so nothing is said of them."
+NO_FEET = "The names of the joints do not tell which joints are the feet, so feet have no figures."
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureLimits:
-    """How much of the motion moves on a page.
+    """How many moving figures a page shows.
 
     Attributes:
-        files: how many of them, evenly from that of the largest error to that of the smallest.
-        frames: of each, where its error is the largest.
+        files: the number of files, evenly from the largest error to the smallest.
+        frames: the number of frames of each file, where its error is the largest.
     """
 
     files: int = 20
@@ -56,57 +56,61 @@ def write_evaluation_page(
     *,
     progress: bool = False,
 ) -> None:
-    """Write what was found out as one HTML file.
+    """Writes an evaluation as one HTML file.
 
-    Files whose figures are shown are reconstructed anew, one at a time.
+    Files with moving figures are reconstructed again, one at a time.
 
     Args:
-        checkpoint: where the model is from.
+        path: the file to write.
+        model: the model that was evaluated.
+        evaluation: its figures.
+        checkpoint: the file of the model.
+        limits: how many moving figures to show.
         progress: show a progress bar.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the page cannot be written.
     """
     ordered = sorted(evaluation.files, key=lambda file: -file.summary.mpjpe_mm[-1])
     spread = np.linspace(0, len(ordered) - 1, min(limits.files, len(ordered))).round().astype(int)
     anchors = {ordered[place]: f"file-{number}" for number, place in enumerate(spread, start=1)}
 
     def sections() -> Iterator[Section]:
-        yield summary_section(evaluation.whole)
-        yield layers_section(evaluation.whole)
-        yield joints_section(evaluation.whole)
-        yield files_section(ordered, anchors)
+        yield make_summary_section(evaluation.whole)
+        yield make_layers_section(evaluation.whole)
+        yield make_joints_section(evaluation.whole)
+        yield make_files_section(ordered, anchors)
         if evaluation.failures:
-            yield failures_section(evaluation.failures)
+            yield make_failures_section(evaluation.failures)
         with tqdm(anchors.items(), "figures", unit="file", disable=not progress) as bar:
             for file, anchor in bar:
                 folded = anchor != "file-1"
-                yield file_section(model, file, anchor, limits.frames, folded=folded)
+                yield make_file_section(model, file, anchor, limits.frames, folded=folded)
 
     write_page(
         path,
         title=f"Evaluation of {Path(evaluation.source).resolve().name}",
-        facts={"model": writable(checkpoint), **facts_of(model.config, evaluation)},
+        facts={"model": writable(checkpoint), **list_facts(model.config, evaluation)},
         sections=sections(),
     )
 
 
-def facts_of(config: RVQVAEConfig, evaluation: FolderEvaluation) -> dict[str, str]:
-    """What the model is of, and what it was evaluated on."""
+def list_facts(config: RVQVAEConfig, evaluation: FolderEvaluation) -> dict[str, str]:
+    """Returns facts about the model, and about the files it was evaluated on."""
     whole, window = evaluation.whole, evaluation.window
     return {
-        "features": features_of(config, len(whole.joint_names)),
+        "features": describe_features(config, len(whole.joint_names)),
         "frame rate": f"{config.fps:g} per second",
-        "tokens": token_rate(config),
+        "tokens": describe_token_rate(config),
         "motion": evaluation.source,
-        "files": count_files(evaluation),
+        "files": describe_count(evaluation),
         "frames": f"{whole.frames:,}, {whole.frames / config.fps:.1f} s",
         "codes counted over": "whole files" if window is None else f"windows of {window} frames",
         "versions": f"motion {motion.__version__}, PyTorch {torch.__version__}",
     }
 
 
-def features_of(config: RVQVAEConfig, joints: int) -> str:
+def describe_features(config: RVQVAEConfig, joints: int) -> str:
     spec = config.features
     if spec is None:
         return f"{config.channels}, of {joints} joints as HumanML3D and KIT have them"
@@ -115,43 +119,45 @@ def features_of(config: RVQVAEConfig, joints: int) -> str:
     return f"{config.channels}, of {joints} joints: {', '.join(parts)}"
 
 
-def count_files(evaluation: FolderEvaluation) -> str:
+def describe_count(evaluation: FolderEvaluation) -> str:
     left_out = len(evaluation.failures)
     return f"{len(evaluation.files):,}" + (f", and {left_out:,} left out" if left_out else "")
 
 
-def summary_section(whole: Evaluation) -> Section:
-    """Errors, and how joints and feet move in the original and in the reconstruction."""
+def make_summary_section(whole: MotionEvaluation) -> Section:
+    """Returns the section on errors, and on how joints and feet move."""
     found = whole.summary
     columns = [Column("with all layers"), *(Column(name, 3) for name in PAIR), Column("ratio")]
     rows = [
         Row(["MPJPE (mm)", None, found.mpjpe_mm[-1], None]),
         Row(["rotation error (degrees)", None, found.rotation_error_degrees[-1], None]),
-        compared("jerk of the joints (m/s³)", found.original_jerk_m_s3, found.jerk_m_s3),
-        compared(
+        compare("jerk of the joints (m/s³)", found.original_jerk_m_s3, found.jerk_m_s3),
+        compare(
             "speed of feet on the ground (m/s)", found.original_foot_speed_m_s, found.foot_speed_m_s
         ),
-        compared("of these, sliding (%)", percent(found.original_sliding), percent(found.sliding)),
+        compare(
+            "of these, sliding (%)", as_percent(found.original_sliding), as_percent(found.sliding)
+        ),
     ]
     text = ABOUT_FEET.format(whole.contacts) if find_feet(whole.joint_names) else NO_FEET
     return Section("Summary", "summary", [Table(columns, rows)], text)
 
 
-def compared(name: str, original: float | None, made: float | None) -> Row:
-    return Row([name, original, made, ratio(made, original)])
+def compare(name: str, original: float | None, value: float | None) -> Row:
+    return Row([name, original, value, divide(value, original)])
 
 
-def ratio(value: float | None, original: float | None) -> float | None:
-    """How many times the original; None if that is 0 or one of them is not known."""
+def divide(value: float | None, original: float | None) -> float | None:
+    """Returns ``value / original``; None if one is not known, or the original is 0."""
     return value / original if original and value is not None else None
 
 
-def percent(share: float | None) -> float | None:
+def as_percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def layers_section(whole: Evaluation) -> Section:
-    """What each number of layers comes to, and how each layer uses its codes."""
+def make_layers_section(whole: MotionEvaluation) -> Section:
+    """Returns the section on errors for each number of layers, and the use of codes."""
     found, codes = whole.summary, whole.counts.shape[1]
     numbers = range(1, len(found.mpjpe_mm) + 1)
     columns = [
@@ -200,16 +206,18 @@ def layers_section(whole: Evaluation) -> Section:
     return Section("Layers and codes", "layers", parts)
 
 
-def joints_section(whole: Evaluation) -> Section:
-    """The error of each joint, the largest first."""
+def make_joints_section(whole: MotionEvaluation) -> Section:
+    """Returns the section on the error of each joint, the largest error first."""
     errors = zip(whole.joint_names, whole.joint_errors.tolist(), strict=True)
     rows = [Row(joint) for joint in sorted(errors, key=lambda joint: -joint[1])]
     columns = [Column("joint"), Column("mean error with all layers (mm)", bars=True)]
     return Section("Joints", "joints", [Table(columns, rows)])
 
 
-def files_section(ordered: Sequence[FileEvaluation], anchors: dict[FileEvaluation, str]) -> Section:
-    """The files of the largest errors, with links to their figures."""
+def make_files_section(
+    ordered: Sequence[FileEvaluation], anchors: dict[FileEvaluation, str]
+) -> Section:
+    """Returns the section on the files with the largest errors, with links to their figures."""
     columns = [
         Column("file"),
         Column("frames", 0),
@@ -221,28 +229,30 @@ def files_section(ordered: Sequence[FileEvaluation], anchors: dict[FileEvaluatio
         Column("sliding (%)", 1, "lower", "of feet on the ground"),
         Column("the original's", 1),
     ]
-    rows = [Row(file_cells(file), anchors.get(file)) for file in ordered[:LISTED]]
+    rows = [Row(make_file_cells(file), anchors.get(file)) for file in ordered[:LISTED]]
     more = len(ordered) - len(rows)
-    text = f"The {LISTED} of the largest errors; all are in evaluation.csv." if more else ""
+    text = (
+        f"The {LISTED} files with the largest errors. evaluation.csv has all files." if more else ""
+    )
     return Section("Files", "files", [Table(columns, rows)], text)
 
 
-def file_cells(file: FileEvaluation) -> list[str | float | None]:
+def make_file_cells(file: FileEvaluation) -> list[str | float | None]:
     found = file.summary
     return [
         file.name,
         found.frames,
         found.mpjpe_mm[-1],
         found.rotation_error_degrees[-1],
-        ratio(found.jerk_m_s3, found.original_jerk_m_s3),
+        divide(found.jerk_m_s3, found.original_jerk_m_s3),
         found.foot_speed_m_s,
         found.original_foot_speed_m_s,
-        percent(found.sliding),
-        percent(found.original_sliding),
+        as_percent(found.sliding),
+        as_percent(found.original_sliding),
     ]
 
 
-def failures_section(failures: Sequence[str]) -> Section:
+def make_failures_section(failures: Sequence[str]) -> Section:
     rows = [Row([line]) for line in failures[:LISTED]]
     more = len(failures) - len(rows)
     text = f"The first {LISTED} of {len(failures):,}." if more else ""

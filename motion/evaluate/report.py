@@ -1,4 +1,4 @@
-"""Evaluations for people: a table, and files of all figures."""
+"""Evaluations as a table for people, and as files of all figures."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from motion.commands.folders import FolderEvaluation
-from motion.evaluate.evaluation import Evaluation, Summary
-from wanvae.engine.checkpoint import atomic_path
+from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
+from motion.evaluate.folder import FolderEvaluation
+from wanvae.engine.files import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows
 
-# Joints that a table shows.
+# The number of joints that a table shows.
 WORST = 5
 
 
-def table_of(evaluation: Evaluation, joints: int = WORST) -> Iterator[str]:
-    """The lines of a table: what each number of layers comes to, and how each layer uses codes.
+def make_table(evaluation: MotionEvaluation, joints: int = WORST) -> Iterator[str]:
+    """Yields the lines of a table: errors for each number of layers, and the use of codes.
 
     Args:
-        joints: how many to name, those of the largest errors first.
+        joints: the number of joints to name, the largest errors first.
     """
     summary, codes = evaluation.summary, evaluation.counts.shape[1]
     yield f"{summary.frames} frames"
@@ -38,13 +38,13 @@ def table_of(evaluation: Evaluation, joints: int = WORST) -> Iterator[str]:
     for layer, (mpjpe, angle, perplexity, count) in enumerate(rows, start=1):
         share = f"{count} of {codes} ({count / codes:.0%})"
         yield f"{layer:6}  {mpjpe:10.2f}  {angle:24.3f}  {perplexity:22.1f}  {share}"
-    errors = worst_joints(evaluation)[:joints]
+    errors = sort_joints(evaluation)[:joints]
     yield f"largest errors of joints (mm): {', '.join(f'{n} {e:.1f}' for n, e in errors)}"
-    yield from movement(summary)
+    yield from describe_movement(summary)
 
 
-def movement(summary: Summary) -> Iterator[str]:
-    """The lines on jerk and feet, as far as they are known."""
+def describe_movement(summary: MotionSummary) -> Iterator[str]:
+    """Yields lines on jerk and feet, if they are known."""
     if summary.jerk_m_s3 is not None:
         original = f"the original's {summary.original_jerk_m_s3:.2f}"
         yield f"jerk: {summary.jerk_m_s3:.2f} m/s^3; {original}"
@@ -56,14 +56,14 @@ def movement(summary: Summary) -> Iterator[str]:
         )
 
 
-def worst_joints(evaluation: Evaluation) -> list[tuple[str, float]]:
-    """Joints and their errors in millimetres, the largest first."""
+def sort_joints(evaluation: MotionEvaluation) -> list[tuple[str, float]]:
+    """Returns the joints and their errors in millimetres, the largest error first."""
     errors = zip(evaluation.joint_names, evaluation.joint_errors.tolist(), strict=True)
     return sorted(errors, key=lambda joint: -joint[1])
 
 
 def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
-    """All figures of an evaluation, over all frames and of each file; lists go by layers."""
+    """Returns all figures, over all frames and for each file. Lists have a value a layer."""
     whole = evaluation.whole
     return {
         "motion": evaluation.source,
@@ -78,8 +78,8 @@ def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
     }
 
 
-def as_row(summary: Summary) -> dict[str, float | None]:
-    """The figures of a summary by name; what goes by layers is numbered."""
+def as_row(summary: MotionSummary) -> dict[str, float | None]:
+    """Returns the figures of a summary by name. Figures of layers get the number of the layer."""
     row: dict[str, float | None] = {}
     for name, value in asdict(summary).items():
         if isinstance(value, tuple):
@@ -92,13 +92,13 @@ def as_row(summary: Summary) -> dict[str, float | None]:
 def write_figures(
     folder: str | os.PathLike[str], evaluation: FolderEvaluation, checkpoint: str
 ) -> None:
-    """Write evaluation.json, and evaluation.csv with a row for each file, to a folder.
+    """Writes evaluation.json, and evaluation.csv with a row for each file, to a folder.
 
     Args:
-        checkpoint: where the model is from.
+        checkpoint: the file of the model.
 
     Raises:
-        CheckpointError: they cannot be written.
+        FileError: the files cannot be written.
     """
     write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
     rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]

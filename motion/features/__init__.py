@@ -1,1 +1,1 @@
-"""What a network sees of a motion: one row of numbers for each frame, and the way back."""
+"""Features of motion, which networks see: a row of numbers for each frame, and the way back."""

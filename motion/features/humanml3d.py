@@ -1,9 +1,10 @@
-"""HumanML3D and KIT: features, their means and deviations, and joints from them.
+"""Features of HumanML3D and KIT: reading them, their statistics, and the positions of joints.
 
-The features of J joints are 12 J - 1 numbers a frame (263 for HumanML3D's 22 joints, 251 for KIT's
-21): half of the turn of the root about the vertical to the next frame, its step (x, z) there in the
-axes of the heading, and its height; positions of the other joints in these axes; their rotations (6
-numbers each); velocities of all joints; 4 contacts of the feet.
+The features of J joints are 12 J - 1 numbers a frame: 263 for the 22 joints of HumanML3D, 251 for
+the 21 joints of KIT. They are, in this order: half of the turn of the root about the vertical to
+the next frame; the step (x, z) of the root to the next frame, in the axes of the heading; the
+height of the root; positions of the other joints in the axes of the heading; rotations of the other
+joints (6 numbers each); velocities of all joints; 4 contacts of the feet.
 
 Source: the features of "Generating Diverse and Natural 3D Human Motions from Text" (Guo et al.).
 """
@@ -16,45 +17,49 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from motion.errors import MotionError
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array, write_array
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import HUMANML3D, KIT
+from motion.skeleton.packaged import HUMANML3D, KIT
 from motion.skeleton.tree import Skeleton
+from wanvae.errors import UserError
 
 SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
-# The first and the last of the channels.
+# The number of channels of the root, which come first, and of the contacts, which come last.
 ROOT_CHANNELS, CONTACT_CHANNELS = 4, 4
-# Files beside the features, of the mean and the standard deviation of each channel.
+# Files beside the features, with the mean and the standard deviation of each channel.
 STATISTICS = ("Mean.npy", "Std.npy")
 
 
-def joints_of(channels: int) -> int:
-    """J for a number of channels; ClipError if they are no such features."""
+def count_joints(channels: int) -> int:
+    """Returns J for a number of channels; MotionError if no such features have that number."""
     for joints in SKELETONS:
         if channels == 12 * joints - 1:
             return joints
-    raise ClipError(f"the features have {channels} channels; HumanML3D's have 263 and KIT's 251")
+    raise MotionError(f"the features have {channels} channels; HumanML3D's have 263 and KIT's 251")
 
 
 def skeleton_of(channels: int) -> Skeleton:
-    """The skeleton that features of so many channels are of."""
-    return SKELETONS[joints_of(channels)]
+    """Returns the skeleton of features with so many channels."""
+    return SKELETONS[count_joints(channels)]
 
 
 def recover_positions(features: Tensor) -> Tensor:
-    """Joints (..., T, J, 3) in the world from features (..., T, D), not normalized.
+    """Returns positions (..., T, J, 3) of joints, in metres in the world.
 
-    In metres; KIT's features have millimetres. The person starts at the origin, facing +z.
+    The person starts at the origin, facing +z.
+
+    Args:
+        features: (..., T, D), not normalized; in metres for HumanML3D, in millimetres for KIT.
     """
-    joints = joints_of(features.shape[-1])
+    joints = count_joints(features.shape[-1])
     turns, steps, height = features[..., 0], features[..., 1:3], features[..., 3]
-    # Both are towards the next frame, so that the first frame is where the person starts.
+    # Turns and steps lead to the next frame, so the first frame is where the person starts.
     angles = turns.cumsum(dim=-1) - turns
     local = features[..., position_channels(features.shape[-1])].unflatten(-1, (joints - 1, 3))
     local = rotate_back(local, angles[..., None])
     steps = torch.stack([steps[..., 0], torch.zeros_like(height), steps[..., 1]], dim=-1)
-    # A step is in the axes of the frame it leads to.
+    # A step is in the axes of the frame that it leads to.
     steps = torch.cat([torch.zeros_like(steps[..., :1, :]), steps[..., :-1, :]], dim=-2)
     ground = rotate_back(steps, angles).cumsum(dim=-2)
     root = torch.stack([ground[..., 0], height, ground[..., 2]], dim=-1)
@@ -63,28 +68,32 @@ def recover_positions(features: Tensor) -> Tensor:
 
 
 def rotate_back(vectors: Tensor, angles: Tensor) -> Tensor:
-    """Vectors (..., 3) from the axes of a heading to the world's, for halves of its angle (...)."""
+    """Turns vectors (..., 3) from the axes of a heading to the axes of the world.
+
+    Args:
+        angles: (...), half of the angle of the heading, in radians.
+    """
     cosine, sine = torch.cos(2 * angles), torch.sin(2 * angles)
     x, y, z = vectors.unbind(dim=-1)
     return torch.stack([cosine * x - sine * z, y, sine * x + cosine * z], dim=-1)
 
 
 def position_channels(channels: int) -> slice:
-    """Those of so many channels that are positions of the joints but the root."""
-    return slice(ROOT_CHANNELS, ROOT_CHANNELS + 3 * (joints_of(channels) - 1))
+    """Returns the channels with the positions of all joints except the root."""
+    return slice(ROOT_CHANNELS, ROOT_CHANNELS + 3 * (count_joints(channels) - 1))
 
 
-def features_folder(path: Path) -> Path:
-    """Where the features of a data set are: its ``new_joint_vecs``, or the folder itself."""
+def find_features_folder(path: Path) -> Path:
+    """Returns the folder of the features of a data set: ``new_joint_vecs`` in it, or itself."""
     inner = path / "new_joint_vecs"
     return inner if inner.is_dir() else path
 
 
 def read_statistics(folder: Path) -> FeatureStatistics | None:
-    """Those in Mean.npy and Std.npy of a folder, or of the one that it is in; None without them.
+    """Reads Mean.npy and Std.npy of a folder, or of its parent folder; None without them.
 
     Raises:
-        ClipError: there is only one of them, or they are not of such features.
+        MotionError: one of the files is missing, or they are not statistics of such features.
     """
     for place in (folder, folder.parent):
         mean, std = (place / name for name in STATISTICS)
@@ -94,14 +103,14 @@ def read_statistics(folder: Path) -> FeatureStatistics | None:
         return None
     arrays = read_array(mean, ndim=1), read_array(std, ndim=1)
     try:
-        joints_of(len(arrays[0]))
+        count_joints(len(arrays[0]))
         return FeatureStatistics(*arrays)
-    except ValueError as error:
-        raise ClipError(f"{mean} and {std}: {error}") from None
+    except UserError as error:
+        raise MotionError(f"{mean} and {std}: {error}") from None
 
 
-def biased(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:
-    """Statistics by which the root and the contacts count ``bias`` times as much as before."""
+def apply_bias(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:
+    """Returns statistics with which the root and the contacts count ``bias`` times as much."""
     std = statistics.std.clone()
     std[:ROOT_CHANNELS] /= bias
     std[-CONTACT_CHANNELS:] /= bias
@@ -109,28 +118,28 @@ def biased(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:
 
 
 def read_features(path: str | os.PathLike[str]) -> Tensor:
-    """Features (T, D) of a .npy file, in float32.
+    """Reads the features (T, D) of a .npy file, as float32.
 
     Raises:
-        ClipError: there is no such file, or it holds no such features.
+        MotionError: the file does not exist, or does not hold such features.
     """
     features = read_array(Path(path), ndim=2)
     try:
-        joints_of(features.shape[1])
-    except ClipError as error:
-        raise ClipError(f"{path}: {error}") from None
+        count_joints(features.shape[1])
+    except MotionError as error:
+        raise MotionError(f"{path}: {error}") from None
     if not len(features):
-        raise ClipError(f"{path} has no frames; get it again")
+        raise MotionError(f"{path} has no frames; get it again")
     return features
 
 
 def write_features(path: str | os.PathLike[str], features: Tensor) -> None:
-    """Write features (T, D) to a .npy file, complete or not at all.
+    """Writes features (T, D) to a .npy file. If writing fails, no incomplete file is left.
 
     Raises:
-        ClipError: the path ends otherwise.
-        CheckpointError: it cannot be written.
+        MotionError: the file has another suffix.
+        FileError: the file cannot be written.
     """
     if Path(path).suffix != ".npy":
-        raise ClipError(f"{path} must end in .npy, for features of HumanML3D or KIT")
+        raise MotionError(f"{path} must end in .npy, for features of HumanML3D or KIT")
     write_array(path, features)

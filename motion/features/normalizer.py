@@ -1,4 +1,4 @@
-"""The scale of motion features: a mean and a standard deviation for each channel."""
+"""The normalizer of motion features: a mean and a standard deviation of each channel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wanvae.errors import UserError
 
 
 class Normalizer(nn.Module):
-    """``(x - mean) / std`` of features ``(..., D)``; 0 and 1 until they are set."""
+    """Normalizes features ``(..., D)``: ``(x - mean) / std``. Until set, mean is 0 and std is 1."""
 
     mean: Tensor
     std: Tensor
@@ -22,27 +22,27 @@ class Normalizer(nn.Module):
 
     @property
     def is_set(self) -> bool:
-        """Whether features are scaled or moved at all."""
+        """Whether the normalizer changes features at all."""
         return bool(self.mean.any() or (self.std != 1).any())
 
     def set(self, statistics: FeatureStatistics) -> None:
-        """Take these from now on.
+        """Uses these statistics from now on.
 
         Raises:
-            ValueError: they are of another number of channels.
+            UserError: they have another number of channels.
         """
         if statistics.mean.shape != self.mean.shape:
             raise UserError(
                 f"the statistics are of {len(statistics.mean)} channels, not of the "
-                f"{len(self.mean)} of the model"
+                f"{len(self.mean)} channels of the model"
             )
         self.mean.copy_(statistics.mean)
         self.std.copy_(statistics.std)
 
     def normalize(self, features: Tensor) -> Tensor:
-        """Features in their own units to those the networks see."""
+        """Turns features from their own units into the units of the networks."""
         return (features - self.mean) / self.std
 
     def denormalize(self, features: Tensor) -> Tensor:
-        """The inverse of ``normalize``."""
+        """Turns features from the units of the networks into their own units."""
         return features * self.std + self.mean

@@ -1,4 +1,4 @@
-"""The mean and standard deviation of features, for a model's normalizer."""
+"""The mean and standard deviation of features, for the normalizer of a model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch import Tensor
 
 from wanvae.errors import UserError
 
-# A channel that varies less than this hardly varies: it is only centred, or noise would grow.
+# A channel with a smaller deviation is centred but not scaled; scaling would amplify noise.
 LEAST_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Mean and standard deviation of each channel.
+    """Mean and standard deviation of each of D channels.
 
     Attributes:
         mean: (D,).
-        std: (D,), positive; less than 1e-4 counts as 1.
+        std: (D,), positive. A value below 1e-4 becomes 1.
+
+    Raises:
+        UserError: the shapes differ, or a value is not finite or negative.
     """
 
     mean: Tensor
@@ -29,7 +32,7 @@ class FeatureStatistics:
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
-            raise UserError(f"mean and std are {shapes}; they must be (D,) both")
+            raise UserError(f"mean and std are {shapes}; both must be (D,)")
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
             raise UserError("mean and std must be finite, and std not negative")
         flat = self.std < LEAST_DEVIATION
@@ -37,16 +40,19 @@ class FeatureStatistics:
 
     @classmethod
     def fit(cls, clips: Iterable[Tensor]) -> FeatureStatistics:
-        """Those of all frames of features (T, D) together, counted in float64, given in float32.
+        """Returns the statistics of all frames of features (T, D) together, in float32.
+
+        Sums are taken in float64.
 
         Raises:
-            ValueError: there are none, or they differ in D.
+            UserError: there are no features, or they differ in D.
         """
-        count, total, squares, origin = 0, 0.0, 0.0, None
+        count, origin = 0, None
+        total = squares = torch.zeros((), dtype=torch.float64)
         for features in clips:
             features = features.double()
             if origin is None:
-                origin = features[0]  # near the mean, so that squares lose no digits
+                origin = features[0]  # near the mean, so squares lose no digits
             if features.shape[-1] != len(origin):
                 raise UserError(
                     f"features of {features.shape[-1]} channels among some of {len(origin)}"

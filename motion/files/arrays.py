@@ -1,4 +1,4 @@
-"""Arrays of numbers in .npy and .npz files; nothing is unpickled."""
+"""Arrays of numbers in .npy and .npz files. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motion.errors import ClipError
-from wanvae.engine.checkpoint import atomic_path, first_sentence
+from motion.errors import MotionError
+from wanvae.engine.files import atomic_path
+from wanvae.engine.text import first_sentence
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, of any kind.
+    """Reads the array of a .npy file, of any dtype and shape.
 
     Raises:
-        ClipError: there is no such file, or it holds anything else.
+        MotionError: the file does not exist, or holds something else.
     """
     array = load(path, ".npy file of numbers")
     if not isinstance(array, np.ndarray):
-        raise ClipError(f"{path} holds several arrays; give a .npy of one")
+        raise MotionError(f"{path} holds several arrays; give a .npy file of one array")
     return array
 
 
 def load_arrays(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """The ``wanted`` arrays of an .npz file; of others, the names alone.
+    """Reads the ``wanted`` arrays of an .npz file. Of the other arrays only the names are read.
 
     Raises:
-        ClipError: there is no such file, or it holds anything else.
+        MotionError: the file does not exist, or holds something else.
     """
     arrays = load(path, ".npz file of plain arrays", wanted)
     if not isinstance(arrays, dict):
-        raise ClipError(f"{path} holds one array without a name; give an .npz file")
+        raise MotionError(f"{path} holds one array without a name; give an .npz file")
     return arrays
 
 
 def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | dict[str, np.ndarray]:
-    """What a file holds: an array, or some of its arrays by name."""
+    """Reads an array, or the ``wanted`` arrays by name; the other arrays are empty."""
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
@@ -47,31 +48,33 @@ def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | di
                 return content
             return {k: content[k] if k in wanted else np.empty(0) for k in content.files}
     except FileNotFoundError:
-        raise ClipError(f"{path} does not exist; check the path") from None
-    except Exception as error:  # a damaged file can raise anything
+        raise MotionError(f"{path} does not exist; check the path") from None
+    except Exception as error:  # NumPy raises many kinds of errors on damaged files
         reason = first_sentence(error)
-        raise ClipError(f"{path} is no complete {kind} ({reason}); get it again") from error
+        raise MotionError(f"{path} is no complete {kind} ({reason}); get it again") from error
 
 
 def read_array(path: Path, ndim: int) -> Tensor:
-    """The numbers of a .npy file of ``ndim`` axes, in float32.
+    """Reads the numbers of a .npy file with ``ndim`` axes, as float32.
 
     Raises:
-        ClipError: there is no such file, or it holds anything but finite numbers.
+        MotionError: the file does not exist, or holds something else than finite numbers.
     """
     array = load_array(path)
     if array.ndim != ndim or array.dtype.kind not in "fiu":
-        raise ClipError(f"{path} holds no array of numbers with {ndim} axes; give a .npy of them")
+        raise MotionError(
+            f"{path} holds no array of numbers with {ndim} axes; give a .npy file of one"
+        )
     if not np.isfinite(array).all():
-        raise ClipError(f"{path} has numbers that are not finite; leave it out")
+        raise MotionError(f"{path} has numbers that are not finite; leave it out")
     return torch.from_numpy(array.astype(np.float32))
 
 
 def write_array(path: str | os.PathLike[str], values: Tensor) -> None:
-    """Write numbers to a file, complete or not at all.
+    """Writes numbers to a .npy file. If writing fails, no incomplete file is left.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, values.detach().cpu().numpy(), allow_pickle=False)

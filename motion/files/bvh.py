@@ -1,4 +1,4 @@
-"""BVH files: a skeleton, and Euler angles in degrees for each of its joints and frames."""
+"""BVH files: a skeleton, and Euler angles in degrees of each joint in each frame."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import roma
 import torch
 from torch import Tensor
 
-from motion.files.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, hierarchy_lines
-from motion.skeleton.clip import Clip, ClipError, from_file_axes, to_file_axes
+from motion.errors import MotionError
+from motion.files.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, write_hierarchy
+from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
 from motion.skeleton.tree import EndSite, Skeleton, forward_kinematics
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
-# Lengths of a unit in metres: metre, centimetre, millimetre, inch, and that of the CMU recordings.
+# Common units in metres: metre, centimetre, millimetre, inch, and the unit of CMU recordings.
 UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)
-TYPICAL_SIZE = 2.3  # metres along the bones between the ends furthest apart, as toes and fingertips
-PLAUSIBLE = 1.4  # people are larger or smaller than that by at most this factor
-# How many times as tall as deep a person is, at least, who stands along z rather than y.
+TYPICAL_SIZE = 2.3  # metres of a person along the bones, from the toes to the fingertips
+PLAUSIBLE = 1.4  # people are larger or smaller by at most this factor
+# A person who stands along z is at least this many times as long along z as along y.
 UPRIGHT = 1.3
 SHORTEST_FRAME = 1e-6  # seconds
-# By more of the skeleton's size than this, bones that change their length are worth a warning.
+# A bone whose length changes by more than this share of the size of the skeleton gets a warning.
 NOTABLE_STRETCH = 1e-3
 
 
@@ -34,29 +35,29 @@ def read_bvh(
     *,
     unit: float | None = None,
     up: Literal["y", "z"] | None = None,
-) -> Clip:
-    """Read a BVH file: any order of channels, of Euler angles, with or without positions.
+) -> MotionClip:
+    """Reads a BVH file, with any order of channels and Euler angles, with or without positions.
 
-    A position replaces the offset of its joint, as Blender has it. Joints other than the root keep
-    the mean of theirs as their offset, with a warning if they move.
+    Positions replace the offset of their joint, as in Blender. A joint other than the root gets
+    the mean of its positions as its offset, with a warning if it moves.
 
     Args:
-        unit: metres per unit of length in the file. BVH files do not say; by default it is that of
-            metre, centimetre, millimetre, inch and CMU's 56.444 mm which makes the way along the
-            bones from toes to fingertips most like 2.3 m; if none comes near, it is the one that
-            makes it 2.3 m.
-        up: the axis that points up in the file; by default z if both the rest pose and the first
-            frame are clearly longer along z than along y, else y.
+        unit: metres per unit of length in the file. BVH files do not say it. By default it is the
+            unit among metre, centimetre, millimetre, inch and the 56.444 mm of CMU that makes the
+            length along the bones from toes to fingertips most like 2.3 m. If none comes near,
+            it is the unit that makes this length 2.3 m.
+        up: the axis that points up in the file. By default it is z if both the rest pose and the
+            first frame are clearly longer along z than along y, else y.
 
     Raises:
-        ClipError: there is no such file, or it is no complete BVH file of one skeleton; it names
-            the line.
+        MotionError: the file does not exist, or is not a complete BVH file of one skeleton. The
+            message names the line.
     """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        raise ClipError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise MotionError(f"{path} cannot be read: {error.strerror or error}") from error
     start = next(
         (n for n, line in enumerate(lines) if line.strip().upper() == "MOTION"), len(lines)
     )
@@ -70,30 +71,30 @@ def read_bvh(
 
 
 def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]:
-    """Number of frames, frames per second, and index of the first line of numbers."""
+    """Returns the number of frames, frames per second, and the first line of numbers."""
     found = [n for n in range(at, len(lines)) if lines[n].strip()][:2]
     labels = ("frames:", "frame time:")
     texts = []
     for label, n in zip(labels, [*found, len(lines), len(lines)][:2], strict=True):
         words = " ".join(lines[n].split()) if n < len(lines) else ""
         if not words.lower().startswith(label):
-            raise ClipError(f"{path}, line {n + 1}: {label!r} is expected after MOTION")
+            raise MotionError(f"{path}, line {n + 1}: {label!r} is expected after MOTION")
         texts.append(words[len(label) :].strip())
     if not texts[0].isdecimal() or int(texts[0]) < 1:
-        raise ClipError(
-            f"{path}, line {found[0] + 1}: {texts[0][:40]!r} frames; it needs a whole number of "
-            "them, at least one"
+        raise MotionError(
+            f"{path}, line {found[0] + 1}: {texts[0][:40]!r} frames; the number of frames must "
+            "be a whole number, at least one"
         )
     if not SHORTEST_FRAME <= as_number(texts[1]) < math.inf:
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {found[1] + 1}: the frame time is {texts[1][:40]!r}; it must be "
             "positive seconds, such as 0.0333333 for 30 frames per second"
         )
-    return int(texts[0]), frame_rate(texts[1]), found[1] + 1
+    return int(texts[0]), parse_frame_time(texts[1]), found[1] + 1
 
 
-def frame_rate(text: str) -> float:
-    """Frames per second for a frame time as written: 30 for 0.0333333, which is 1/30 cut off."""
+def parse_frame_time(text: str) -> float:
+    """Returns frames per second for a frame time: 30 for "0.0333333", which is 1/30 cut off."""
     seconds = float(text)
     whole = round(1 / seconds)
     digits = len(text.partition(".")[2]) if "e" not in text.lower() else 16
@@ -103,34 +104,34 @@ def frame_rate(text: str) -> float:
 
 
 def read_frames(path: Path, lines: list[str], first: int, frames: int, width: int) -> np.ndarray:
-    """The numbers of all frames: (frames, width) in float64."""
+    """Returns the numbers of all frames: (frames, width) in float64."""
     rows = [n for n in range(first, len(lines)) if lines[n].strip()]
     if len(rows) != frames:
         last = rows[-1] + 1 if rows else first
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {last}: the file has {len(rows)} of {frames} frames; get it again, or "
             "correct the line Frames"
         )
     counts = [len(lines[n].split()) for n in rows]
     if set(counts) != {width}:
         row = next(i for i, count in enumerate(counts) if count != width)
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {rows[row] + 1}: frame {row} has {counts[row]} numbers; the hierarchy "
             f"has {width} channels"
         )
     try:
-        with warnings.catch_warnings():  # what NumPy does with text that is no number
+        with warnings.catch_warnings():  # NumPy warns of text that is no number
             warnings.simplefilter("error", DeprecationWarning)
             values = np.fromstring("\n".join(lines[rows[0] :]), np.float64, sep=" ")
             values = values.reshape(frames, width)
     except (ValueError, DeprecationWarning):
-        # Slower, but it tells which word is no number.
+        # This is slower, but tells which word is no number.
         values = np.array([[as_number(w) for w in lines[n].split()] for n in rows])
     finite = np.isfinite(values)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         word = lines[rows[row]].split()[column]
-        raise ClipError(
+        raise MotionError(
             f"{path}, line {rows[row] + 1}: number {column + 1} of frame {row} is {word[:40]!r}; "
             "a frame needs finite numbers"
         )
@@ -144,8 +145,8 @@ def make_clip(
     fps: float,
     unit: float | None,
     up: Literal["y", "z"] | None,
-) -> Clip:
-    """The clip of what a file says, in metres and with y up."""
+) -> MotionClip:
+    """Returns the clip of the numbers of a file, in metres and with y up."""
     channels = [(j, name) for j, joint in enumerate(joints) for name in joint.channels]
     columns = {channel: column for column, channel in enumerate(channels)}
     numbers = torch.from_numpy(values)
@@ -175,7 +176,7 @@ def make_clip(
     unit = guess_unit(in_file.span) if unit is None else unit
     if up is None:
         up = "z" if (sizes[:, 2] > UPRIGHT * sizes[:, 1]).all() else "y"
-    clip = Clip(
+    clip = MotionClip(
         skeleton=make_skeleton(joints, offsets, orders, unit, up),
         rotations=rotations,
         root_positions=root_positions * unit,
@@ -185,11 +186,11 @@ def make_clip(
 
 
 def warn_of_stretch(path: Path, joint: Joint, stretch: Tensor, offsets: Tensor) -> None:
-    """Say that a bone does not keep its length, if that shows."""
+    """Warns of a bone that clearly changes its length."""
     if stretch > NOTABLE_STRETCH * offsets.norm(dim=1).sum():
         warnings.warn(
             f"{path}: {joint.name} moves away from its parent, by up to {stretch:.4g} units; its "
-            "mean place is taken",
+            "mean position is taken",
             stacklevel=4,
         )
 
@@ -209,7 +210,7 @@ def make_skeleton(
             EndSite(joint=j, offset=tuple(unit * x for x in end))
             for j, joint in enumerate(joints)
             for end in joint.ends
-            if any(end)  # one of no length stands for none
+            if any(end)  # an end site without length is a placeholder
         ),
         orders=orders,
         unit=unit,
@@ -218,18 +219,18 @@ def make_skeleton(
 
 
 def guess_unit(size: float) -> float:
-    """Metres per unit for a person whose ends are at most ``size`` units apart along the bones."""
+    """Returns metres per unit for a person of ``size`` units along the bones."""
     if not size:
         return 1.0
     unit = min(UNITS, key=lambda unit: abs(math.log(unit * size / TYPICAL_SIZE)))
     if 1 / PLAUSIBLE < unit * size / TYPICAL_SIZE < PLAUSIBLE:
         return unit
-    # Rounded, so that it stays the same when the file is written again.
+    # The unit is rounded, so that it stays the same when the file is written again.
     return float(f"{TYPICAL_SIZE / size:.2g}")
 
 
 def euler_to_rotations(angles: Tensor, orders: tuple[str, ...]) -> Tensor:
-    """Rotations (T, J, 3, 3) of Euler angles (T, J, 3) in degrees, joint j in the order j."""
+    """Returns rotations (T, J, 3, 3) of Euler angles (T, J, 3) in degrees."""
     rotations = angles.new_empty(*angles.shape, 3)
     for order in set(orders):
         joints = [j for j, other in enumerate(orders) if other == order]
@@ -238,25 +239,27 @@ def euler_to_rotations(angles: Tensor, orders: tuple[str, ...]) -> Tensor:
 
 
 def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
-    """The inverse of ``euler_to_rotations``, without jumps of whole turns from frame to frame."""
+    """Returns Euler angles (T, J, 3) in degrees, without jumps of whole turns between frames."""
     angles = rotations.new_empty(rotations.shape[:-1])
     for order in set(orders):
         joints = [j for j, other in enumerate(orders) if other == order]
-        angles[:, joints] = roma.rotmat_to_euler(order, rotations[:, joints], degrees=True)
+        converted = roma.rotmat_to_euler(order, rotations[:, joints], degrees=True)
+        assert isinstance(converted, Tensor)  # not a tuple, which is another option of roma
+        angles[:, joints] = converted
     return torch.from_numpy(np.unwrap(angles.numpy(), period=360.0, axis=0))
 
 
-def write_bvh(path: str | os.PathLike[str], clip: Clip) -> None:
-    """Write a BVH file that Blender and others read, complete or not at all.
+def write_bvh(path: str | os.PathLike[str], clip: MotionClip) -> None:
+    """Writes a BVH file that Blender and others read. If writing fails, no file is left.
 
-    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, with
-    its axis up; they and angles have 6 digits after the point. The root has positions.
+    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, and
+    its axis points up. Lengths and angles have 6 digits after the point. The root has positions.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the file cannot be written.
     """
     skeleton, clip = clip.skeleton, to_file_axes(clip)
-    hierarchy, order = hierarchy_lines(skeleton)
+    hierarchy, order = write_hierarchy(skeleton)
     angles = rotations_to_euler(clip.rotations.detach().cpu().double(), skeleton.orders)
     positions = clip.root_positions.detach().cpu().double() / skeleton.unit
     values = torch.cat([positions, angles[:, order].flatten(1)], dim=1).tolist()

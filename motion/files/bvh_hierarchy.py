@@ -1,4 +1,4 @@
-"""The part of a BVH file that says which joints there are: its tree, read and written."""
+"""The first part of a BVH file, the tree of its joints: reading and writing it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from motion.skeleton.clip import ClipError
+from motion.errors import MotionError
 from motion.skeleton.tree import Skeleton
 
 AXES = "XYZ"
 
 
 def as_number(word: str) -> float:
-    """``word`` as a float, NaN if it is none."""
+    """Returns ``word`` as a float; NaN if it is not a number."""
     try:
         return float(word)
     except ValueError:
@@ -23,7 +23,7 @@ def as_number(word: str) -> float:
 
 @dataclass
 class Joint:
-    """What a BVH file says about a joint."""
+    """A joint of a BVH file; ``line`` is where it begins."""
 
     name: str
     parent: int
@@ -34,11 +34,15 @@ class Joint:
 
     @property
     def order(self) -> str:
+        """The axes of the rotations, in the order of the channels."""
         return "".join(c[0] for c in self.channels if c.endswith("rotation"))
 
 
 class Hierarchy:
-    """Reads the words of a BVH file up to the frames; ``joints`` are in the order of the file."""
+    """A reader of the words of a BVH file up to its frames.
+
+    After ``read``, ``joints`` has the joints in the order of the file.
+    """
 
     def __init__(self, path: Path, lines: list[str]) -> None:
         self.path = path
@@ -47,9 +51,11 @@ class Hierarchy:
         self.joints: list[Joint] = []
 
     def fail(self, line: int, problem: str) -> NoReturn:
-        raise ClipError(f"{self.path}, line {line}: {problem}")
+        """Raises MotionError for a line of the file."""
+        raise MotionError(f"{self.path}, line {line}: {problem}")
 
     def take(self, wanted: str = "") -> str:
+        """Returns the next word, which must be ``wanted`` if that is given."""
         if self.next == len(self.words):
             line = self.words[-1][1] if self.words else 1
             self.fail(line, f"the file ends where {wanted or 'more'} is expected; get it again")
@@ -61,29 +67,31 @@ class Hierarchy:
 
     @property
     def line(self) -> int:
-        """That of the word taken last."""
+        """The line of the last word that was taken."""
         return self.words[max(self.next, 1) - 1][1]
 
-    def number(self) -> float:
+    def take_number(self) -> float:
+        """Returns the next word, a finite number."""
         word = self.take()
         value = as_number(word)
         if not math.isfinite(value):
             self.fail(self.line, f"{word[:40]!r} is no number; correct it")
         return value
 
-    def offset(self) -> tuple[float, ...]:
-        return self.number(), self.number(), self.number()
+    def take_offset(self) -> tuple[float, ...]:
+        """Returns the next three words, numbers."""
+        return self.take_number(), self.take_number(), self.take_number()
 
-    def name(self) -> str:
-        """All words up to the next brace, for names may have blanks in them."""
+    def take_name(self) -> str:
+        """Returns all words up to the next brace, because names may have blanks in them."""
         words = []
         while (word := self.take()) != "{":
             words.append(word)
         return " ".join(words)
 
-    def channels(self) -> tuple[str, ...]:
-        """The channels of a joint: three rotations, and three positions or none."""
-        count, line = self.number(), self.line
+    def take_channels(self) -> tuple[str, ...]:
+        """Returns the channels of a joint: three rotations, and three positions or none."""
+        count, line = self.take_number(), self.line
         start = self.next
         while self.next < len(self.words) and self.words[self.next][0][-8:].lower() in (
             "rotation",
@@ -104,9 +112,9 @@ class Hierarchy:
         return names
 
     def read(self) -> None:
-        """Read the tree, up to the word MOTION."""
+        """Reads the tree, up to the word MOTION."""
         self.take("HIERARCHY")
-        blocks: list[int | None] = []  # the joints whose braces are open; None is an end site
+        blocks: list[int | None] = []  # joints with open braces; None is an end site
         while blocks or not self.joints:
             word = self.take("" if self.joints else "ROOT").upper()
             at = blocks[-1] if blocks else None
@@ -117,16 +125,16 @@ class Hierarchy:
             elif (word == "ROOT" and not self.joints) or (word == "JOINT" and joint):
                 line = self.line
                 blocks.append(len(self.joints))
-                self.joints.append(Joint(self.name(), -1 if at is None else at, line))
+                self.joints.append(Joint(self.take_name(), -1 if at is None else at, line))
             elif word == "END" and joint:
-                self.name()
+                self.take_name()
                 self.take("OFFSET")
-                joint.ends.append(self.offset())
+                joint.ends.append(self.take_offset())
                 blocks.append(None)
             elif word == "OFFSET" and joint and joint.offset is None:
-                joint.offset = self.offset()
-            elif word == "CHANNELS" and joint is self.joints[-1] and not joint.channels:
-                joint.channels = self.channels()
+                joint.offset = self.take_offset()
+            elif word == "CHANNELS" and joint and joint is self.joints[-1] and not joint.channels:
+                joint.channels = self.take_channels()
             else:
                 self.fail(self.line, f"{word[:40]!r} is out of place; is it a BVH file?")
         if self.next < len(self.words) and self.words[self.next][0].upper() == "ROOT":
@@ -134,21 +142,22 @@ class Hierarchy:
         self.take("MOTION")
 
     def check_complete(self, joint: Joint | None) -> None:
+        """Raises MotionError if a joint has no offset or no channels."""
         if joint and joint.offset is None:
             self.fail(joint.line, f"{joint.name} has no OFFSET; add it")
         if joint and not joint.channels:
             self.fail(joint.line, f"{joint.name} has no CHANNELS; a joint needs 3 rotations")
 
 
-def hierarchy_lines(skeleton: Skeleton) -> tuple[list[str], list[int]]:
-    """The tree as a BVH file has it, and the joints in the order in which they come there."""
+def write_hierarchy(skeleton: Skeleton) -> tuple[list[str], list[int]]:
+    """Returns the lines of the tree in a BVH file, and the joints in the order of these lines."""
     lines, order = ["HIERARCHY"], []
     depths = [0] * skeleton.joints
     ends = {joint: [] for joint in range(skeleton.joints)}
     for site in skeleton.end_sites:
         ends[site.joint].append(site.offset)
     children = skeleton.children
-    waiting: list[int | str] = [0]  # joints to write, and the braces that close those written
+    waiting: list[int | str] = [0]  # joints to write, and closing braces of written joints
     while waiting:
         joint = waiting.pop()
         if isinstance(joint, str):
@@ -163,18 +172,19 @@ def hierarchy_lines(skeleton: Skeleton) -> tuple[list[str], list[int]]:
         lines += [
             f"{indent}{'JOINT' if joint else 'ROOT'} {skeleton.names[joint]}",
             f"{indent}{{",
-            f"{indent}\tOFFSET {show(skeleton.offsets[joint], skeleton.unit)}",
+            f"{indent}\tOFFSET {format_offset(skeleton.offsets[joint], skeleton.unit)}",
             f"{indent}\tCHANNELS {positions} {rotations}",
         ]
-        # Programs expect an end site wherever there are no children.
+        # Programs expect an end site at every joint without children.
         placeholder = [] if children[joint] else [(0.0, 0.0, 0.0)]
         for end in ends[joint] or placeholder:
-            offset = f"\t\tOFFSET {show(end, skeleton.unit)}"
+            offset = f"\t\tOFFSET {format_offset(end, skeleton.unit)}"
             lines += [indent + line for line in ("\tEnd Site", "\t{", offset, "\t}")]
         waiting.append(f"{indent}}}")
         waiting += reversed(children[joint])
     return lines, order
 
 
-def show(offset: tuple[float, ...], unit: float) -> str:
+def format_offset(offset: tuple[float, ...], unit: float) -> str:
+    """Returns an offset in units of the file."""
     return " ".join(f"{x / unit:.6f}" for x in offset)

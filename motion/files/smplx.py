@@ -1,4 +1,4 @@
-"""SMPL-X files, as BEAT2 and AMASS have them: npz of axis-angle poses and translations."""
+"""SMPL-X files of BEAT2 and AMASS: .npz files of axis-angle poses and translations."""
 
 from __future__ import annotations
 
@@ -11,104 +11,112 @@ import numpy as np
 import roma
 import torch
 
+from motion.errors import MotionError
 from motion.files.arrays import load_arrays
-from motion.skeleton.clip import Clip, ClipError, from_file_axes, to_file_axes
-from motion.skeleton.named import SMPLX
+from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
-# AMASS spells it in two ways.
+# AMASS has two spellings.
 RATE_KEYS = ("mocap_frame_rate", "mocap_framerate")
 WANTED = {"poses", "trans", "betas", "gender", *RATE_KEYS}
-# Keys that BEAT2's files do not have and AMASS's do, whose z points up.
+# Keys of AMASS files, where z points up. BEAT2 files do not have them.
 AMASS_KEYS = ("mocap_framerate", "surface_model_type")
-# Joints of SMPL+H, in its order, among those of SMPL-X: it has no jaw and no eyes.
+# The joints of SMPL-X that SMPL+H has, in its order: all except the jaw and the eyes.
 SMPLH_JOINTS = tuple(j for j in range(55) if j not in (22, 23, 24))
-EXPRESSIONS = 100  # of BEAT2's files; ours have them at rest
+EXPRESSIONS = 100  # facial expressions of a BEAT2 file; ours are at rest
 
 
-def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = None) -> Clip:
-    """Read the motion of an SMPL-X or SMPL+H file on our own skeleton of a generic adult.
+def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = None) -> MotionClip:
+    """Reads the motion of an SMPL-X or SMPL+H file, on our own skeleton of a generic adult.
 
-    The shape of the body (betas) is kept but does not change the skeleton, for the body model that
-    says how is licensed. Nothing is unpickled.
+    The shape parameters (betas) are kept but do not change the skeleton, because the body model
+    that says how is licensed. Nothing is unpickled.
 
     Args:
-        up: the axis that points up in the file; by default z for AMASS, y for BEAT2.
+        up: the axis that points up in the file; by default z for AMASS and y for BEAT2.
 
     Raises:
-        ClipError: there is no such file, or a key is missing or has a wrong shape or values.
+        MotionError: the file does not exist, or a key is missing or has a wrong shape or value.
     """
     path = Path(path)
     arrays = load_arrays(path, WANTED)
-    poses = numbers(path, arrays, "poses", ndim=2)
+    poses = read_numbers(path, arrays, "poses", ndim=2)
     frames, width = tuple(poses.shape)
     if width not in (165, 156) or not frames:
-        raise ClipError(
+        raise MotionError(
             f"{path}: poses are {frames, width}; 1 or more frames of 165 numbers (SMPL-X) or "
             "156 (SMPL+H) are expected"
         )
-    positions = numbers(path, arrays, "trans", ndim=2)
+    positions = read_numbers(path, arrays, "trans", ndim=2)
     if positions.shape != (frames, 3):
         shape = tuple(positions.shape)
-        raise ClipError(f"{path}: trans is {shape}; {(frames, 3)} is expected, as poses")
+        raise MotionError(f"{path}: trans is {shape}; {(frames, 3)} is expected, as poses")
     if up is None:
         up = "z" if any(key in arrays for key in AMASS_KEYS) else "y"
     vectors = torch.zeros(frames, 55, 3, dtype=torch.float64)
     vectors[:, SMPLH_JOINTS if width == 156 else slice(None)] = poses.view(frames, -1, 3)
-    clip = Clip(
+    clip = MotionClip(
         skeleton=replace(SMPLX, up=up),
         rotations=roma.rotvec_to_rotmat(vectors),
-        root_positions=positions + pelvis(SMPLX),
-        fps=frame_rate(path, arrays),
-        betas=tuple(numbers(path, arrays, "betas", ndim=1).tolist()) if "betas" in arrays else (),
+        root_positions=positions + locate_pelvis(SMPLX),
+        fps=read_frame_rate(path, arrays),
+        betas=tuple(read_numbers(path, arrays, "betas", ndim=1).tolist())
+        if "betas" in arrays
+        else (),
         gender=str(arrays.get("gender", "neutral")),
     )
     return from_file_axes(clip)
 
 
-def pelvis(skeleton: Skeleton) -> torch.Tensor:
-    """Where the first joint is when the translation of the body is zero: (3,)."""
+def locate_pelvis(skeleton: Skeleton) -> torch.Tensor:
+    """Returns the position (3,) of the first joint for a translation of zero."""
     return torch.tensor(skeleton.offsets[0], dtype=torch.float64)
 
 
-def numbers(path: Path, arrays: dict[str, np.ndarray], key: str, ndim: int) -> torch.Tensor:
-    """An array of finite numbers of ``ndim`` axes, in float64."""
+def read_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, ndim: int) -> torch.Tensor:
+    """Returns an array of finite numbers with ``ndim`` axes, in float64."""
     if key not in arrays:
         known = ", ".join(sorted(arrays)) or "none"
-        raise ClipError(f"{path} has no {key!r}; its keys are {known}. Is it an SMPL-X motion?")
+        raise MotionError(f"{path} has no {key!r}; its keys are {known}. Is it an SMPL-X motion?")
     array = arrays[key]
     if array.ndim != ndim or array.dtype.kind not in "fiu":
-        raise ClipError(f"{path}: {key} is {array.dtype} {array.shape}; {ndim} axes of numbers fit")
+        raise MotionError(
+            f"{path}: {key} is {array.dtype} {array.shape}; {ndim} axes of numbers fit"
+        )
     if not np.isfinite(array).all():
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ClipError(f"{path}: {key} is {array[first]} at {first}; it needs finite numbers")
+        raise MotionError(f"{path}: {key} is {array[first]} at {first}; it needs finite numbers")
     return torch.from_numpy(array.astype(np.float64))
 
 
-def frame_rate(path: Path, arrays: dict[str, np.ndarray]) -> float:
+def read_frame_rate(path: Path, arrays: dict[str, np.ndarray]) -> float:
+    """Returns the frames per second of a file."""
     key = next((key for key in RATE_KEYS if key in arrays), RATE_KEYS[0])
-    rate = numbers(path, arrays, key, ndim=0).item()
+    rate = read_numbers(path, arrays, key, ndim=0).item()
     if rate <= 0:
-        raise ClipError(f"{path}: {key} is {rate}; it must be positive")
+        raise MotionError(f"{path}: {key} is {rate}; it must be positive")
     return rate
 
 
-def write_npz(path: str | os.PathLike[str], clip: Clip) -> None:
-    """Write a file as BEAT2 has them, complete or not at all; z up if the clip's file had it so.
+def write_npz(path: str | os.PathLike[str], clip: MotionClip) -> None:
+    """Writes a file in the format of BEAT2. If writing fails, no incomplete file is left.
+
+    The axis that points up is the axis of the file that the clip was read from.
 
     Raises:
-        ClipError: the clip is not of SMPL-X's 55 joints.
-        CheckpointError: it cannot be written.
+        MotionError: the clip does not have the 55 joints of SMPL-X.
+        FileError: the file cannot be written.
     """
     if clip.skeleton.names != SMPLX.names:
-        raise ClipError(
+        raise MotionError(
             f"{path} cannot be written: the skeleton has {clip.skeleton.joints} joints that are "
             "not those of SMPL-X; write a .bvh file"
         )
     clip = to_file_axes(clip)
     vectors = roma.rotmat_to_rotvec(clip.rotations.detach().cpu().double())
-    positions = clip.root_positions.detach().cpu().double() - pelvis(clip.skeleton)
+    positions = clip.root_positions.detach().cpu().double() - locate_pelvis(clip.skeleton)
     arrays = {
         "poses": vectors.flatten(1).numpy(),
         "trans": positions.numpy(),

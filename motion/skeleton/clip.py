@@ -1,4 +1,4 @@
-"""A piece of motion: a skeleton, and how its joints turn from frame to frame."""
+"""Motion: a skeleton, and the rotations of its joints in each frame."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import roma
 import torch
 from torch import Tensor
 
-from motion.errors import ClipError
+from motion.errors import MotionError
 from motion.skeleton.tree import Pose, Skeleton, forward_kinematics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Clip:
-    """Motion of T frames of a skeleton of J joints, in metres, with y up.
+class MotionClip:
+    """T frames of motion of a skeleton with J joints, in metres, with y up.
 
     Attributes:
-        skeleton: whose joints move.
-        rotations: (T, J, 3, 3), each from the axes of a joint to those of its parent.
+        skeleton: the skeleton that moves.
+        rotations: (T, J, 3, 3); each turns vectors from the axes of a joint to the axes of its
+            parent.
         root_positions: (T, 3), metres in the world.
         fps: frames per second.
-        betas: the shape of an SMPL-X body, for files that have one; empty for others.
-        gender: of an SMPL-X body.
+        betas: the shape parameters of SMPL-X, if the file has them; else empty.
+        gender: the gender in an SMPL-X file.
+
+    Raises:
+        MotionError: shapes do not match, there are no frames, or ``fps`` is not positive.
     """
 
     skeleton: Skeleton
@@ -35,31 +39,31 @@ class Clip:
     def __post_init__(self) -> None:
         expected = (len(self.rotations), self.skeleton.joints, 3, 3)
         if self.rotations.shape != expected:
-            raise ClipError(f"rotations are {tuple(self.rotations.shape)}, not {expected}")
+            raise MotionError(f"rotations are {tuple(self.rotations.shape)}, not {expected}")
         if self.root_positions.shape != (expected[0], 3):
             shape = tuple(self.root_positions.shape)
-            raise ClipError(f"root_positions are {shape}, not {(expected[0], 3)}")
+            raise MotionError(f"root_positions are {shape}, not {(expected[0], 3)}")
         if not expected[0]:
-            raise ClipError("a clip has no frames; give at least one")
+            raise MotionError("a motion has no frames; give at least one")
         if not 0 < self.fps < float("inf"):
-            raise ClipError(f"fps is {self.fps}; it must be positive")
+            raise MotionError(f"fps is {self.fps}; it must be positive")
 
     def __len__(self) -> int:
-        """T, the number of frames."""
+        """Returns T, the number of frames."""
         return len(self.rotations)
 
     @property
     def start(self) -> tuple[float, ...]:
-        """(x, z) of the root in the first frame, metres."""
+        """The position (x, z) of the root in the first frame, metres."""
         return tuple(self.root_positions[0, [0, 2]].tolist())
 
     @property
     def pose(self) -> Pose:
-        """Joints in the world: positions (T, J, 3) in metres, rotations (T, J, 3, 3)."""
+        """The joints in the world: positions (T, J, 3) in metres, rotations (T, J, 3, 3)."""
         return forward_kinematics(self.skeleton, self.rotations, self.root_positions)
 
-    def __getitem__(self, frames: slice) -> Clip:
-        """Some of the frames, in memory of their own, so that the others can be forgotten."""
+    def __getitem__(self, frames: slice) -> MotionClip:
+        """Returns some of the frames as a copy, so that the memory of the others can be freed."""
         return replace(
             self,
             rotations=self.rotations[frames].clone(),
@@ -67,14 +71,18 @@ class Clip:
         )
 
 
-def resample(clip: Clip, fps: float) -> Clip:
-    """The clip at another frame rate, over the same time: SLERP for rotations, lines for the root.
+def resample(clip: MotionClip, fps: float) -> MotionClip:
+    """Returns the clip at another frame rate, over the same time.
 
-    The first frame stays; the last is the last whole one within the clip's time.
+    Rotations are interpolated by SLERP and positions linearly. The first frame stays. The last
+    frame is the last one that lies within the time of the clip.
+
+    Raises:
+        MotionError: ``fps`` is not positive.
     """
     if not 0 < fps < float("inf"):
-        raise ClipError(f"fps is {fps}; it must be positive")
-    # A hair more, or rounding would cost the last frame where the rates are multiples.
+        raise MotionError(f"fps is {fps}; it must be positive")
+    # The small addition keeps rounding from losing the last frame if the rates are multiples.
     frames = int((len(clip) - 1) * fps / clip.fps + 1e-6) + 1
     times = torch.arange(frames, dtype=torch.float64) * (clip.fps / fps)
     before = times.floor().long().clamp(max=max(len(clip) - 2, 0))
@@ -87,24 +95,24 @@ def resample(clip: Clip, fps: float) -> Clip:
     return replace(clip, rotations=rotations, root_positions=positions, fps=float(fps))
 
 
-def from_file_axes(clip: Clip) -> Clip:
-    """The clip with y up, of one whose world is that of its file (``clip.skeleton.up``)."""
-    return turned(clip, upright(clip))
+def from_file_axes(clip: MotionClip) -> MotionClip:
+    """Turns a clip with the axes of its file (``clip.skeleton.up``) so that y points up."""
+    return turn_world(clip, find_upright_rotation(clip))
 
 
-def to_file_axes(clip: Clip) -> Clip:
-    """The inverse of ``from_file_axes``."""
-    return turned(clip, upright(clip).T)
+def to_file_axes(clip: MotionClip) -> MotionClip:
+    """Turns a clip with y up to the axes of its file; the inverse of ``from_file_axes``."""
+    return turn_world(clip, find_upright_rotation(clip).T)
 
 
-def upright(clip: Clip) -> Tensor:
-    """The rotation (3, 3) from the axes of the file to those with y up; x stays."""
+def find_upright_rotation(clip: MotionClip) -> Tensor:
+    """Returns the rotation (3, 3) from the axes of the file to axes with y up; x stays."""
     rows = [[1, 0, 0], [0, 0, 1], [0, -1, 0]] if clip.skeleton.up == "z" else torch.eye(3).tolist()
     return clip.rotations.new_tensor(rows)
 
 
-def turned(clip: Clip, rotation: Tensor) -> Clip:
-    """The clip in a world turned by ``rotation`` (3, 3)."""
+def turn_world(clip: MotionClip, rotation: Tensor) -> MotionClip:
+    """Returns the clip in a world turned by ``rotation`` (3, 3)."""
     rotations = clip.rotations.clone()
     rotations[:, 0] = rotation @ rotations[:, 0]
     return replace(clip, rotations=rotations, root_positions=clip.root_positions @ rotation.T)

@@ -1,4 +1,4 @@
-"""What names of joints say, however they are spelt: LeftToeBase, l_foot, mixamorig:LeftFoot."""
+"""What the names of joints say, in any spelling: LeftToeBase, l_foot, mixamorig:LeftFoot."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 Side: TypeAlias = Literal["left", "right"]
-# LHipJoint is L, Hip, Joint; lFoot is l, Foot; left_toe0 is left, toe. L5 is a vertebra.
+# LHipJoint has the words L, Hip, Joint; lFoot has l, Foot; left_toe0 has left, toe. L5 is a
+# vertebra and has no word.
 WORD = re.compile(r"[A-Z]+(?![a-z\d])|[A-Z]?[a-z]+")
-# The ball of the foot comes first, for the ankle is off the ground also when someone stands.
+# The ball of the foot comes first because the ankle of a standing person is above the ground.
 FOOT_PARTS = ("toe", "foot", "ankle")
 
 
 def side_of(name: str) -> Side | None:
-    """The side of the body that a joint is on; None if its name does not say."""
+    """Returns the side of a joint; None if its name does not say it."""
     words = [word.lower() for word in WORD.findall(name)]
     sides: tuple[Side, ...] = ("left", "right")
     for side in sides:
-        # Some names are all in small letters: leftarm, lfoot.
+        # Some names have only small letters: leftarm, lfoot.
         whole = {side[0], *(side[0] + part for part in (*FOOT_PARTS, "toes"))}
         if any(word.startswith(side) or word in whole for word in words):
             return side
@@ -26,20 +27,20 @@ def side_of(name: str) -> Side | None:
 
 
 def find_feet(names: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the joints of the left and the right foot: the toes, or what is next to them.
+    """Finds the joints of the left and the right foot: the toes, else the foot or the ankle.
 
     Args:
-        names: of the joints of a skeleton, parents before their children.
+        names: the names of the joints of a skeleton, parents before their children.
 
     Returns:
-        Two, or none if the names do not say which they are.
+        The two indices; empty if the names do not say which joints they are.
     """
     found = [find_foot(names, "left"), find_foot(names, "right")]
     return tuple(joint for joint in found if joint is not None) if None not in found else ()
 
 
 def find_foot(names: Sequence[str], side: Side) -> int | None:
-    """The joint of one foot; its end or the tips of its toes come after it, and are passed over."""
+    """Returns the first joint of one foot, not the ends that come after it; None without one."""
     for part in FOOT_PARTS:
         for joint, name in enumerate(names):
             if part in name.lower() and side_of(name) == side:

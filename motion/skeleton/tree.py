@@ -1,4 +1,4 @@
-"""Trees of joints, and where their joints are for given rotations."""
+"""Skeletons as trees of joints, and the positions of joints for given rotations."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ EULER_ORDERS = tuple("".join(axes) for axes in permutations("XYZ"))
 
 @dataclass(frozen=True, kw_only=True)
 class EndSite:
-    """A point that moves with a joint and ends a bone: the tip of a finger, the top of the head.
+    """The end of a bone that is not a joint: the tip of a finger, the top of the head.
 
     Attributes:
         joint: index of the joint.
-        offset: (x, y, z) from the joint, in its own axes, in metres.
+        offset: (x, y, z) from the joint, in the axes of the joint, in metres.
     """
 
     joint: int
@@ -30,20 +30,23 @@ class EndSite:
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """A tree of J joints; the first is the root, and parents come before their children.
+    """A tree of J joints. The first joint is the root, and parents come before their children.
 
-    Lengths are metres and y points up, whatever the file has that the skeleton came from.
+    Lengths are in metres and y points up, whatever unit and axes the file of the skeleton has.
 
     Attributes:
-        names: of the joints.
-        parents: index of each joint's parent; -1 for the root.
-        offsets: (x, y, z) of each joint from its parent in the rest pose, in metres; of the root,
+        names: the names of the joints.
+        parents: the index of the parent of each joint; -1 for the root.
+        offsets: (x, y, z) of each joint from its parent in the rest pose, in metres; for the root,
             from the origin.
-        end_sites: ends of bones that are not joints.
-        orders: Euler order of each joint in BVH files, such as "ZXY": the axes of the intrinsic
+        end_sites: the ends of bones that are not joints.
+        orders: the Euler order of each joint in BVH files, such as "ZXY": the axes of the intrinsic
             rotations, first to last. Empty means "ZXY" for all.
-        unit: metres that a unit of length is in the file.
+        unit: the length of one unit of the file, in metres.
         up: the axis that points up in the file, "y" or "z".
+
+    Raises:
+        UserError: the tree is not valid.
     """
 
     names: tuple[str, ...]
@@ -90,14 +93,14 @@ class Skeleton:
 
     @property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """Indices of each joint's children."""
+        """The indices of the children of each joint."""
         children: list[list[int]] = [[] for _ in self.names]
         for joint, parent in enumerate(self.parents[1:], start=1):
             children[parent].append(joint)
         return tuple(map(tuple, children))
 
-    def arranged(self, names: tuple[str, ...]) -> Skeleton:
-        """The same tree with its joints in another order, in which parents still come first."""
+    def reorder(self, names: tuple[str, ...]) -> Skeleton:
+        """Returns the same tree with its joints in another order; parents still come first."""
         order = [self.names.index(name) for name in names]
         places = {joint: place for place, joint in enumerate(order)} | {-1: -1}
         return replace(
@@ -111,7 +114,7 @@ class Skeleton:
 
     @property
     def span(self) -> float:
-        """Metres along the bones between the two points furthest apart, whatever the pose."""
+        """The length in metres along the bones between the two points furthest apart."""
         ends = [(site.joint, site.offset) for site in self.end_sites]
         bones = [*ends, *reversed(list(zip(self.parents, self.offsets, strict=True))[1:])]
         # From the leaves to the root: the longest way down from each joint.
@@ -125,11 +128,12 @@ class Skeleton:
 
 
 class Pose(NamedTuple):
-    """Joints in the world.
+    """The joints in the world.
 
     Attributes:
         positions: (..., J, 3), metres.
-        rotations: (..., J, 3, 3), from the axes of a joint to those of the world.
+        rotations: (..., J, 3, 3); each turns vectors from the axes of a joint to the axes of the
+            world.
     """
 
     positions: Tensor
@@ -137,11 +141,17 @@ class Pose(NamedTuple):
 
 
 def forward_kinematics(skeleton: Skeleton, rotations: Tensor, root_positions: Tensor) -> Pose:
-    """Where the joints are; differentiable, in the dtype and on the device of ``rotations``.
+    """Returns the joints in the world, in the dtype and on the device of ``rotations``.
+
+    The function is differentiable.
 
     Args:
-        rotations: (..., J, 3, 3), each from the axes of a joint to those of its parent.
-        root_positions: (..., 3), metres in the world; they replace the offset of the root.
+        rotations: (..., J, 3, 3); each turns vectors from the axes of a joint to the axes of its
+            parent.
+        root_positions: (..., 3), metres in the world. They replace the offset of the root.
+
+    Raises:
+        UserError: the rotations are not of J joints.
     """
     if rotations.shape[-3:] != (skeleton.joints, 3, 3):
         raise UserError(
@@ -157,7 +167,7 @@ def forward_kinematics(skeleton: Skeleton, rotations: Tensor, root_positions: Te
 
 
 def end_positions(skeleton: Skeleton, pose: Pose) -> Tensor:
-    """Where the E end sites are: (..., E, 3), metres."""
+    """Returns the positions (..., E, 3) of the E end sites, in metres."""
     joints = [site.joint for site in skeleton.end_sites]
     offsets = pose.positions.new_tensor([site.offset for site in skeleton.end_sites]).view(-1, 3)
     turned = pose.rotations[..., joints, :, :] @ offsets[:, :, None]

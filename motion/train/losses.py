@@ -1,7 +1,8 @@
-"""What a motion tokenizer is trained to minimize.
+"""The losses of a motion tokenizer.
 
-All terms are means over clips, so the mean of the gradients of several processes with as many clips
-each is the gradient of all clips. All are computed in float32, whatever the model computes in.
+All terms are means over clips. So if several processes have the same number of clips, the mean of
+their gradients is the gradient of all clips. All terms are computed in float32, whatever dtype the
+model computes in.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from motion.config import RVQVAEConfig
 from motion.features import humanml3d
-from motion.features.features import from_rot6d
+from motion.features.rotations import from_rot6d
 from motion.model import RVQVAE, Reconstruction
 from motion.skeleton.tree import Skeleton, forward_kinematics
 from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
-# From normalized features ``(B, T, D)`` to positions of joints in each frame.
+# Turns normalized features ``(B, T, D)`` into positions of joints in each frame.
 Locator: TypeAlias = Callable[[Tensor], Tensor]
 
 ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -33,17 +34,18 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the loss terms, means over all they are of; the defaults are MoMask's.
+    """Weights of the loss terms. Each term is a mean. The defaults are those of MoMask.
 
     Attributes:
         features: weight of the error of the normalized features.
-        position: weight of the error of where joints are, from the root: of the features that are
-            positions of joints, normalized, or, where there are none, of positions in metres that
-            follow from the rotations.
-        velocity: weight of the error of the normalized features' changes from frame to frame.
+        position: weight of the error of the positions of joints relative to the root. These are the
+            normalized features that are positions of joints; without such features, positions in
+            metres that follow from the rotations.
+        velocity: weight of the error of the changes of normalized features from frame to frame.
         commitment: weight of the squared distance of latents from their codes.
-        error: of these but the last: "smooth_l1" is half the square below 1 and the absolute error
-            less a half above; "l1" the absolute error, "l2" its square.
+        error: the error of features, position and velocity. "smooth_l1" is half the squared error
+            below 1, and the absolute error minus a half above 1; "l1" is the absolute error, "l2"
+            the squared error.
     """
 
     features: float = 1.0
@@ -56,41 +58,42 @@ class LossConfig:
         weights = (self.features, self.position, self.velocity)
         for name in ("features", "position", "velocity", "commitment"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        expected = "above 0 where position and velocity are not"
+        expected = "above 0 if position and velocity are 0"
         check(max(weights) > 0, "features", self.features, expected)
         check_option("error", self.error, ErrorKind)
 
 
 class MotionLosses:
-    """The loss terms that a config asks for; those of weight 0 are not computed.
+    """Computes the loss terms of a config. Terms of weight 0 are not computed.
 
     Args:
-        model: whose output they are of.
-        skeleton: of the motion.
+        config: the weights.
+        model: the model that is trained.
+        skeleton: the skeleton of the motion.
     """
 
     def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton) -> None:
         self.config = config
         self.locate = make_locator(model, skeleton)
 
-    def __call__(self, made: Reconstruction) -> dict[str, Tensor]:
-        """The weighted terms by name, float32 scalars; their sum is the loss."""
+    def __call__(self, reconstruction: Reconstruction) -> dict[str, Tensor]:
+        """Returns the weighted terms by name, float32 scalars. Their sum is the loss."""
         error = ERRORS[self.config.error]
-        pair = made.output.float(), made.target.float()
+        pair = reconstruction.output.float(), reconstruction.target.float()
         measures: dict[str, Callable[[], Tensor]] = {
             "features": lambda: error(*pair),
             "position": lambda: error(*map(self.locate, pair)),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
-            "commitment": made.quantized.commitment_loss.float,
+            "commitment": reconstruction.quantized.commitment_loss.float,
         }
         weights = {name: getattr(self.config, name) for name in measures}
         return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
 
 
 def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
-    """How to tell positions of joints, in any unit, from normalized features of ``model``."""
+    """Returns a function from normalized features of ``model`` to positions of joints."""
     spec, joints = model.config.features, skeleton.joints
-    channels = position_channels(model.config, joints)
+    channels = find_position_channels(model.config, joints)
     if spec is None or channels is not None:
         return lambda features: features[..., channels]
 
@@ -103,8 +106,8 @@ def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
     return locate
 
 
-def position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
-    """The features that are positions of joints; None if there are none."""
+def find_position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
+    """Returns the channels that are positions of joints; None if there are none."""
     spec = config.features
     if spec is None:
         return humanml3d.position_channels(config.channels)

@@ -1,7 +1,7 @@
 """Train or fine-tune a motion tokenizer.
 
-``wanvae-motion train --config configs/motion/tiny.yaml`` does so on one device, and on any number
-of them ``accelerate launch -m motion.train`` with the same options.
+``wanvae-motion train --config configs/motion/tiny.yaml`` trains on one device. ``accelerate launch
+-m motion.train`` with the same options trains on any number of devices.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import evaluate
+from motion.evaluate.reconstruction import reconstruct
 from motion.model import RVQVAE
 from motion.render import Figure, render_grid
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import StepLosses, Task
-from wanvae.engine.training.trainer import make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
 from wanvae.errors import UserError
 
 
@@ -33,13 +34,14 @@ class TrainConfig:
     """Everything about a training run.
 
     Attributes:
-        model: the architecture, and what its features are.
-        data: the training motion, and what of it is held out; if some is, the checkpoint with the
-            least MPJPE there is kept, unless ``trainer.best`` names another figure.
-        loss: the loss terms.
-        trainer: the loop. It takes no average of the weights (``ema_decay``).
-        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``. Its
-            normalizer stays, where it has one.
+        model: the architecture and its features.
+        data: the training motion, and the share of it that is held out. If some is held out, the
+            checkpoint with the lowest MPJPE on it is kept, unless ``trainer.best`` names another
+            figure.
+        loss: the weights of the loss terms.
+        trainer: the training loop. It takes no average of the weights (``ema_decay`` is 0).
+        weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
+            it has a normalizer, the normalizer stays.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -52,16 +54,16 @@ class TrainConfig:
         decay = self.trainer.ema_decay
         if decay > 0:
             raise UserError(
-                f"trainer.ema_decay is {decay}, but codes follow the encoder as it is and would "
-                "not fit an average of it: set it to 0"
+                f"trainer.ema_decay is {decay}, but the codes follow the current encoder and "
+                "do not fit an average of its weights; set it to 0"
             )
 
 
 class MotionTraining:
-    """What the loop has to know of a motion tokenizer: its losses, and how it is judged.
+    """The training of a motion tokenizer: its data, its losses and its evaluation.
 
     Raises:
-        ValueError: there is no motion that the model can learn from, or the weights cannot be read.
+        UserError: there is no motion that the model can learn from, or the weights cannot be read.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
@@ -77,34 +79,35 @@ class MotionTraining:
         self.motion_losses = MotionLosses(config.loss, self.model, self.data.skeleton)
 
     def task(self) -> Task:
-        """What to train."""
+        """Returns the task for the training loop."""
         return Task(
             model=self.model,
             samples=self.data.windows,
             losses=self.losses,
-            save_weights=lambda model, path: model.save_pretrained(path),
+            save_weights=lambda model, path: as_tokenizer(model).save_pretrained(path),
             load_weights=load_in_place,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out else None,
         )
 
     def losses(
-        self, model: nn.Module, adversary: nn.Module | None, motion: Tensor, step: int
+        self, model: nn.Module, discriminator: nn.Module | None, motion: Tensor, step: int
     ) -> StepLosses:
-        """The losses of a batch, and how it uses the codes: means over the layers."""
-        made = model(motion)
+        """Returns the losses of a batch, and its use of codes as means over the layers."""
+        reconstruction = model(motion)
         figures = {
-            "perplexity": made.quantized.perplexity.mean(),
-            "code_use": made.quantized.code_use.mean(),
+            "perplexity": reconstruction.quantized.perplexity.mean(),
+            "code_use": reconstruction.quantized.code_use.mean(),
         }
-        return StepLosses(self.motion_losses(made), figures)
+        return StepLosses(self.motion_losses(reconstruction), figures)
 
-    def evaluate(self, model: RVQVAE) -> dict[str, float]:
-        """Figures of the held-out motion: with all layers, in millimetres and degrees."""
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Returns figures of the held-out motion, with all layers, in millimetres and degrees."""
+        tokenizer = as_tokenizer(model)
         found = evaluate(
-            model,
+            tokenizer,
             self.data.held_out,
-            numbers_of_layers=[model.config.quantizer.layers],
+            numbers_of_layers=[tokenizer.config.quantizer.layers],
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
@@ -117,18 +120,23 @@ class MotionTraining:
             **{f"perplexity_{layer}": value for layer, value in layers},
         }
 
-    def preview(self, model: RVQVAE, path: Path) -> None:
-        """Frames of the first held-out recording above its reconstruction."""
+    def preview(self, model: nn.Module, path: Path) -> None:
+        """Writes a picture of frames of the first held-out recording above its reconstruction."""
         recording = self.data.held_out[0]
-        indices = model.encode(recording.features[None])
-        decoded = model.decode(indices, len(recording))[0].cpu()
+        _, decoded = reconstruct(as_tokenizer(model), recording)
         pair = recording.joints, recording.joints_of(decoded)
         figures = [Figure.of_joints(joints.positions, recording.skeleton) for joints in pair]
         render_grid(path, figures, recording.config.fps)
 
 
+def as_tokenizer(model: nn.Module) -> RVQVAE:
+    """Returns the model that the training loop passes back, which is a tokenizer."""
+    assert isinstance(model, RVQVAE)
+    return model
+
+
 def run(config: TrainConfig) -> bool:
-    """Train as ``config`` says; returns whether all steps are done."""
+    """Trains as ``config`` says. Returns whether all steps are done."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = MotionTraining(config, accelerator).task()
@@ -139,9 +147,9 @@ def run(config: TrainConfig) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "motion.train") -> int:
-    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error.
+    """Runs the command. Returns 0 if training is complete, 130 if interrupted, 1 on an error.
 
     Args:
-        program: what the command is called in what it prints.
+        program: the name of the command in its messages.
     """
-    return training_command(TrainConfig, run, program, __doc__, arguments)
+    return training_command(TrainConfig, run, program, __doc__ or "", arguments)

@@ -30,6 +30,7 @@ from wanvae.checkpoints.latent_statistics import (
 )
 from wanvae.config import WAN22
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
+from wanvae.engine.files import FileError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -384,7 +385,7 @@ def test_qwen_image_and_older_diffusers_configs() -> None:
         ({"is_residual": 1}, "stage_shortcuts must be bool, not 1"),
         ({"input_channels": 3}, "unknown keys: input_channels"),
         ({"attn_scales": [0.25]}, r"attn_scales \[0.25\], but only \[\]"),
-        ({"patch_size": 2}, "3 input and 3 output channels are not those of patches of 2"),
+        ({"patch_size": 2}, "3 input and 3 output channels do not fit patches of 2"),
         ({"base_dim": "x"}, "dim must be int, not 'x'"),
         ({"new_thing": 1}, "unknown keys: new_thing"),
         ({"_class_name": "AutoencoderKL"}, "is of AutoencoderKL, not AutoencoderKLWan"),
@@ -463,7 +464,7 @@ def test_diffusers_cannot_tell_wide_videos_from_upscaled_ones(tmp_path: Path) ->
 
 
 def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no config\.json, nor vae/config\.json"):
+    with pytest.raises(CheckpointError, match=r"neither config\.json nor vae/config\.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="no JSON"):
@@ -484,7 +485,7 @@ def test_only_a_wan_vae_is_written_over(tmp_path: Path) -> None:
         assert load(target).config.dim == vae.config.dim
     assert len(list(target.iterdir())) == 2
     (target / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
-    with pytest.raises(CheckpointError, match="it exists; name a new directory"):
+    with pytest.raises(FileError, match="it exists; name a new directory"):
         formats.save_diffusers(target, first.config, first.state_dict())
 
 

@@ -143,7 +143,7 @@ def test_what_was_downloaded_is_used_offline(hub: FakeHub, vae: WanVAE, tmp_path
 
 def test_offline_with_nothing_downloaded(hub: FakeHub) -> None:
     hub.offline = True
-    with pytest.raises(CheckpointError, match=r"^org/name is no local path.* cannot be reached"):
+    with pytest.raises(CheckpointError, match=r"^org/name is not a local path.* cannot be reached"):
         WanVAE.from_pretrained("org/name")
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from tests.helpers import WAN22, tiny, write_sound
 from wanvae import __version__, cli
 from wanvae.checkpoints import formats
-from wanvae.commands.options import load_model
-from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.commands.options import DTYPES, load_model
+from wanvae.engine.memory import is_out_of_memory
 from wanvae.execution.budget import Planner
 from wanvae.video import read_video, write_video
 
@@ -85,7 +85,7 @@ def test_reconstruct(tmp_path: Path, files: Path, run: Run) -> None:
     assert read_video(target)[0].shape == (3, 7, 22, 60)
 
 
-@pytest.mark.parametrize("dtype", list(cli.DTYPES))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_an_image_in_any_precision(tmp_path: Path, files: Path, run: Run, dtype: str) -> None:
     model = ["--checkpoint", files / "vae.safetensors", "--device", "cpu", "--dtype", dtype]
     assert "1 frames, PSNR" in run("reconstruct", files / "a.png", tmp_path / "b.png", *model)[0]
@@ -161,7 +161,7 @@ def test_convert(tmp_path: Path, files: Path, run: Run) -> None:
     written = torch.load(target, weights_only=True)
     assert all(torch.equal(written[name], tensors[name].bfloat16()) for name in tensors)
     out, _ = run("info", target)
-    assert "wan layout" in out and "note: architecture: read off" in out
+    assert "wan layout" in out and "note: architecture: inferred" in out
 
 
 def test_without_input_the_demo_runs(

@@ -18,8 +18,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from tests.helpers import WAN22, tiny
 from wanvae import WanVAE
-from wanvae.commands.pipeline import decode_file, encode_file, encode_frames, reconstruct_file
+from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.frames import encode_frames
 from wanvae.video import Frame, VideoError, VideoReader, VideoWriter, read_video, write_video
 
 LEVEL = 2 / 255  # one 8 bit level on the scale from -1 to 1
@@ -235,7 +236,7 @@ def test_few_frames_are_held(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> No
     read: list[Frame] = []
     frames = (Frame(waves(1, 16, 16)[:, 0], index / 25) for index in range(51))
     encoded, ahead = 0, []
-    for posterior in encode_frames(vae, vae.stream_encode(), frames, read.append):
+    for posterior in encode_frames(vae.config, vae.stream_encode(), frames, read.append):
         ahead.append(len(read) - encoded)
         encoded += 4 * posterior.mean.shape[2] if encoded else 1
     assert ahead == [1, *[8] * 6, 2]
@@ -326,7 +327,7 @@ def test_a_model_of_other_factors_is_told_apart(tmp_path: Path, vae: WanVAE) -> 
     path = tmp_path / "l.safetensors"
     encode_file(vae, make(tmp_path / "a.mp4"), path)
     other = tiny(dim_mult=(1, 2), temporal_downsample=(True,)).float()
-    with pytest.raises(CheckpointError, match="the checkpoint that made them"):
+    with pytest.raises(CheckpointError, match="the checkpoint that encoded them"):
         decode_file(other, path, tmp_path / "b.mp4")
 
 

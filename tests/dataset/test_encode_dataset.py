@@ -26,7 +26,6 @@ from tests.helpers import launched, tiny
 from wanvae import WanVAE, cli
 from wanvae.dataset import encode
 from wanvae.dataset.files import index_file
-from wanvae.dataset.plan import share
 from wanvae.dataset.settings import DatasetOptions
 from wanvae.latents.spool import LatentsSpool
 from wanvae.video import VideoWriter, read_video, write_video
@@ -372,20 +371,6 @@ def test_no_memory_is_no_broken_video(
     assert not (tmp_path / "out" / "failures.jsonl").exists()
 
 
-def test_shares_are_balanced_and_in_a_row() -> None:
-    class Sized:
-        def __init__(self, pixels: int) -> None:
-            self.clips = [self]
-            self.pixels = pixels
-
-    units = [Sized(pixels) for pixels in (5, 1, 1, 1, 9, 2, 3, 2, 6, 6)]
-    for ranks in (1, 2, 3, 20):
-        shares = [share(units, rank, ranks) for rank in range(ranks)]
-        assert [unit for part in shares for unit in part] == units
-        loads = [sum(unit.pixels for unit in part) for part in shares]
-        assert max(loads) <= 36 / ranks + 9
-
-
 # What cannot be encoded
 
 
@@ -489,7 +474,7 @@ def test_other_settings_are_refused(tmp_path: Path, files: Path, run: Run) -> No
     before = contents(tmp_path / "out")
     options = ["--frames", 5, "--store", "mean"]
     _, err = run(tmp_path / "out", "--container", "tar", *options, status=1)
-    assert f"{tmp_path / 'out'} was made with other settings: " in err
+    assert f"{tmp_path / 'out'} was written with other settings: " in err
     assert "frames is None, not 5; store is 'moments', not 'mean'" in err
     tiny(**{**STATISTICS, "dim": 8}).float().save_pretrained(tmp_path / "vae.safetensors")
     model = ["--checkpoint", tmp_path / "vae.safetensors"]

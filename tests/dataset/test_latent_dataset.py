@@ -127,11 +127,12 @@ def test_workers_load_batches(files: Path, encode: Encode, container: str) -> No
 
 
 def test_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no data set of latents, for it has no dataset\.json"):
+    with pytest.raises(ValueError, match=r"is not a data set of latents, .* no dataset\.json"):
         LatentDataset(tmp_path)
     (tmp_path / "dataset.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"not that of a data set of this version: .* missing keys"
+        ValueError,
+        match=r"of a data set of latents of this version .* missing keys",
     ):
         LatentDataset(tmp_path)
 
@@ -183,5 +184,5 @@ def test_a_damaged_file_stops_the_next_run(
 @pytest.mark.parametrize("store", ["mean", "sample"])
 def test_nothing_to_sample_from(encode: Encode, store: str) -> None:
     folder = encode("--store", store)
-    with pytest.raises(ValueError, match=f"stores a {store} .* make it with --store moments"):
+    with pytest.raises(ValueError, match=f"stores a {store} .* again with --store moments"):
         LatentDataset(folder, sample=True)

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 
-from wanvae.engine.config import from_json_dict, to_json_dict
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,16 @@ def test_absent_fields_take_their_defaults_and_whole_numbers_become_floats() -> 
         ({"width": 1, "inner": {"rat": 1}}, "Inner has unknown keys: rat"),
         ({"width": 1, "inner": 5}, "inner must be Inner, not 5"),
         ({"width": 0}, "width must be at least 1, not 0"),
+        ({"width": 1, "scales": [10**400]}, r"scales\[0\] must be float, not 1000"),
         ([1], r"Outer must be an object of named values, not \[1\]"),
     ],
 )
 def test_what_does_not_fit_is_named(mapping: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_json_dict(Outer, mapping)
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "[" * 10**5, "1" * 5000])
+def test_what_is_no_json_is_for_people(text: str | bytes) -> None:
+    with pytest.raises(UserError, match="no JSON"):
+        parse_json(text)

@@ -18,9 +18,9 @@ from torch import Tensor
 from tests.commands import outputs_of
 from tests.helpers import launched, tiny
 from wanvae import WanVAE, cli
-from wanvae.commands.pipeline import pad_to_multiple
-from wanvae.evaluate import command as evaluate_command
+from wanvae.commands import evaluate as evaluate_command
 from wanvae.evaluate import evaluation, run
+from wanvae.frames import pad_to_multiple
 from wanvae.metrics.images import psnr, ssim
 from wanvae.video import read_video, write_video
 
@@ -250,7 +250,7 @@ def test_other_settings_are_refused(
     evaluate(tmp_path / "out")
     before = contents(tmp_path / "out")
     _, err = evaluate(tmp_path / "out", *options, status=1)
-    assert "was made with other settings: " in err and message in err and err.count("\n") == 1
+    assert "was written with other settings: " in err and message in err and err.count("\n") == 1
     assert contents(tmp_path / "out") == before
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tests.helpers import tiny
 from wanvae import WanVAE
-from wanvae.commands.pipeline import pad_to_multiple
 from wanvae.evaluate import models, run
 from wanvae.evaluate.models import Cost, Judged, in_lockstep, judge_diffusers, judge_stream
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.evaluate.trials import Trial, make_trial
 from wanvae.execution.flow import flow as execution
 from wanvae.folders.manifest import Entry
+from wanvae.frames import pad_to_multiple
 from wanvae.video import Frame
 
 FACTS = ModelFacts(

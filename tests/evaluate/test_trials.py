@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wanvae.evaluate.settings import EvaluationOptions
-from wanvae.evaluate.trials import Trial, TrialList, find_trials, make_trial, share
+from wanvae.evaluate.trials import Trial, TrialList, find_trials, make_trial
 from wanvae.folders.manifest import Entry, write_manifest
 from wanvae.video import write_video
 
@@ -95,9 +93,9 @@ def test_what_cannot_be_judged_is_one_line(
 
 def trial(name: str, frames: int, mtime: int = 0) -> Trial:
     entry = Entry(path=name, size=1, mtime=mtime, width=16, height=16, frames=frames, fps=25.0)
-    made = make_trial(entry, None, None, shown=False)
-    assert isinstance(made, Trial)
-    return made
+    found = make_trial(entry, None, None, shown=False)
+    assert isinstance(found, Trial)
+    return found
 
 
 def test_folders_tell_trials_apart_and_are_safe() -> None:
@@ -108,17 +106,3 @@ def test_folders_tell_trials_apart_and_are_safe() -> None:
     # Of all of a video, its length says nothing new.
     assert len(set(names)) == len(entries) + 1
     assert all(name.replace("-", "").isalnum() and len(name) <= 70 for name in names)
-
-
-@given(lengths=st.lists(st.integers(1, 50), max_size=12), ranks=st.integers(1, 4))
-def test_processes_share_trials_evenly(lengths: list[int], ranks: int) -> None:
-    trials = [trial(f"{number}.mp4", frames) for number, frames in enumerate(lengths)]
-    shares = [list(share(trials, rank, ranks)) for rank in range(ranks)]
-    assert sorted(t.clip.name for part in shares for t in part) == sorted(
-        t.clip.name for t in trials
-    )
-    # Nobody has more than another but for one trial, and starts with the largest.
-    work = [[t.clip.frames for t in part] for part in shares]
-    assert all(part == sorted(part, reverse=True) for part in work)
-    for part in work:
-        assert sum(part[:-1]) <= min(map(sum, work))

@@ -28,7 +28,8 @@ from wanvae.execution.plan import Plan, default_plan
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import StreamDecoder
 from wanvae.nn import CausalConv
-from wanvae.nn.kernels import convolve, pointwise
+from wanvae.nn.kernels import pointwise, winograd
+from wanvae.nn.kernels.dispatch import IN_PLACE, TABLE, Observer
 
 SIDES = 32, 48
 KB = 2**10
@@ -37,7 +38,7 @@ KB = 2**10
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Winograd even for few channels, and small blocks."""
-    monkeypatch.setattr(convolve, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(pointwise, "CPU_BLOCK", KB)
 
 
@@ -160,7 +161,8 @@ def test_long_clips_are_extrapolated(decoding, plan):
 )
 @torch.no_grad()
 def test_multiply_adds_are_those_that_are_computed(monkeypatch, decoding, variant):
-    monkeypatch.setattr(convolve, "suits_sums_of_kernels", lambda device: False)
+    for device in ("cpu", "meta"):
+        monkeypatch.setitem(TABLE[Observer.NOBODY], device, IN_PLACE)
     case, plan = Case(decoding, **variant), PLANS[0]
     with FlopCounterMode(display=False) as counter:
         case.run(plan)
@@ -220,7 +222,7 @@ def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
 @pytest.mark.parametrize("decoding", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
     # Fewer operations on the meta device, and fewer sizes to try.
-    monkeypatch.setattr(convolve, "FEWEST_CHANNELS", 1000)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1000)
     with torch.device("meta"):
         vae = WanVAE(WanVAEConfig()).to(torch.bfloat16)
     network = vae.decoder_network() if decoding else vae.encoder_network()

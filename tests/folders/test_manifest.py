@@ -152,7 +152,7 @@ def test_a_failed_index_leaves_the_manifest_as_it_was(folder, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wanvae.engine.checkpoint.os.fsync", full)
+    monkeypatch.setattr("wanvae.engine.files.os.fsync", full)
     assert main(["index", str(folder)]) == 1
     assert (folder / MANIFEST).read_bytes() == before
 

@@ -12,7 +12,7 @@ from webdataset import TarWriter
 
 from wanvae.folders.manifest import MEDIA_SUFFIXES, load_entries, write_manifest
 from wanvae.folders.tars import find_members
-from wanvae.train.crops import DataConfig, VideoClips
+from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.video import VideoError, read_video, write_video
 
 LONG = "a" * 120  # more than the 100 characters of a plain tar header
@@ -66,7 +66,7 @@ def test_shards_give_the_samples_of_the_files_in_them(loose, shards, frames, ind
         ours = DataConfig(folder=str(folder), **config)
         # The image is too short for clips of several frames.
         with pytest.warns(UserWarning, match="1 are smaller") if frames > 1 else nullcontext():
-            samples = VideoClips(ours, 0, samples_per_step=4)
+            samples = VideoCrops(ours, 0, samples_per_step=4)
         drawn.append([samples[number] for number in range(12)])
     assert all(map(torch.equal, *drawn))
 

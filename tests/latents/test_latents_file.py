@@ -14,7 +14,9 @@ from torch import Tensor
 
 from wanvae import Posterior
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.latents.file import VideoShape, parse_rate, read_latents, write_latents
+from wanvae.engine.files import FileError
+from wanvae.latents.file import VideoShape, read_latents, write_latents
+from wanvae.video.rate import parse_rate
 
 SHAPE = VideoShape(width=30, height=21, fps="30000/1001", source="a.mp4")
 LENGTH = 5
@@ -134,7 +136,7 @@ def test_the_name_appears_only_when_complete(tmp_path: Path) -> None:
 )
 def test_unwritable_targets(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "directory.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(FileError, match=reason):
         write(tmp_path / name)
     assert os.listdir(tmp_path) == ["directory.safetensors"]
 
@@ -144,7 +146,7 @@ def test_full_disk(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"a\.safetensors cannot be written .*too large"):
+        with pytest.raises(FileError, match=r"a\.safetensors cannot be written .*too large"):
             write(tmp_path / "a.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -32,7 +32,7 @@ class Square(nn.Module):
 
 
 class Numbers(nn.Module):
-    """A program that gives something else."""
+    """A program that returns something else."""
 
     def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
         return x
@@ -103,11 +103,11 @@ def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
     text.write_text("no program")
     torch.save({"a": torch.zeros(1)}, tensors)
     cases = [
-        (tmp_path / "missing.pt", "is no file; name that of I3D"),
-        (text, "is no TorchScript file"),
-        (tensors, "is no TorchScript file"),
+        (tmp_path / "missing.pt", "is not a file; name the file of I3D"),
+        (text, "is not a TorchScript file"),
+        (tensors, "is not a TorchScript file"),
         (save(Square(), tmp_path / "square.pt"), "does not work as I3D"),
-        (save(Numbers(), tmp_path / "numbers.pt"), r"gives \(1, 3, 16, 64, 64\) for a video"),
+        (save(Numbers(), tmp_path / "numbers.pt"), r"returns \(1, 3, 16, 64, 64\) for a video"),
     ]
     for path, message in cases:
         with pytest.raises(ValueError, match=message) as error:

@@ -10,7 +10,7 @@ import pytest
 import roma
 import torch
 
-from motion.skeleton.clip import Clip
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.tree import EULER_ORDERS, EndSite, Skeleton
 
 T = TypeVar("T")
@@ -38,11 +38,11 @@ def random_skeleton(joints: int, *, seed: int = 0, unit: float = 0.01) -> Skelet
     )
 
 
-def random_clip(skeleton: Skeleton, frames: int = 12, fps: float = 30.0) -> Clip:
+def random_clip(skeleton: Skeleton, frames: int = 12, fps: float = 30.0) -> MotionClip:
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(frames, skeleton.joints, 3, generator=generator, dtype=torch.float64)
     positions = torch.randn(frames, 3, generator=generator, dtype=torch.float64)
-    return Clip(
+    return MotionClip(
         skeleton=skeleton,
         rotations=roma.rotvec_to_rotmat(vectors),
         root_positions=positions,
@@ -54,6 +54,12 @@ def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
     return (first - second).abs().max().item()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The content of all files of a folder, by their paths in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def in_processes(
     monkeypatch: pytest.MonkeyPatch, count: int, work: Callable[[int], T], *modules: str
 ) -> list[T]:
@@ -61,7 +67,7 @@ def in_processes(
 
     Args:
         work: is given the number of its process.
-        modules: where ``objects_of_processes`` is used.
+        modules: where ``gather_objects`` is used.
     """
     barrier, here = threading.Barrier(count, timeout=60), threading.local()
     values: list[object] = [None] * count
@@ -79,5 +85,5 @@ def in_processes(
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(count) as pool:
         for module in modules:
-            patch.setattr(f"{module}.objects_of_processes", exchange)
+            patch.setattr(f"{module}.gather_objects", exchange)
         return list(pool.map(run, range(count)))

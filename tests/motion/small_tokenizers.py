@@ -6,11 +6,14 @@ import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.features.features import extract_features
+from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
+from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 
 WALK = walk(41)
+# The files that ``write_walks`` writes.
+WALKS = ("a.bvh", "b.npz", "deep/c.bvh", "deep/er/d.npz")
 # 330 channels of 55 joints, as BEAT2's; and 333, with the root.
 ROOTLESS = FeatureSpec(rot6d="rows", root=False)
 ROOTED = FeatureSpec(rot6d="rows")
@@ -42,6 +45,14 @@ def tiny_tokenizer(
     model.train()
     model(motion[None])  # makes the codebooks
     return model.eval()
+
+
+def write_walks(folder: Path) -> None:
+    """Writes parts of the walk, of several lengths, to a folder."""
+    for number, name in enumerate(WALKS):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_motion(path, WALK[3 * number : 20 + number])
 
 
 def saved_tokenizer(path: Path, features: FeatureSpec | None = ROOTLESS) -> Path:

@@ -11,13 +11,13 @@ from motion.render import (
     RIGHT,
     Camera,
     Figure,
+    colour_of,
     draw_line,
     draw_panel,
     render_grid,
     render_video,
-    side_colour,
 )
-from motion.skeleton.named import HUMANML3D
+from motion.skeleton.packaged import HUMANML3D
 from motion.skeleton.sample import walk
 from wanvae.video import VideoError, read_video
 
@@ -69,7 +69,7 @@ def test_lines_may_leave_the_picture(end):
 @pytest.mark.parametrize("frame", [0, 5, 11])
 def test_the_lines_on_the_floor_lie_still(frame):
     camera = Camera.fit([WALK], 30.0, 240, 320)
-    image = camera.floor_image(frame)
+    image = camera.draw_floor(frame)
     line = round(camera.targets[frame, 2] / CELL) * CELL  # one of those along x, near the figure
     for x in camera.targets[frame, 0] + np.array([-0.3, -0.12, 0.13]):
         on, off = (
@@ -111,7 +111,7 @@ def test_both_sides_are_drawn_in_their_colours():
     ],
 )
 def test_sides_are_known_by_name(name, colour):
-    assert side_colour(name) == colour
+    assert colour_of(name) == colour
 
 
 def test_videos_hold_figures_side_by_side(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from motion.train.run import MotionTraining, TrainConfig
 from wanvae.engine.checkpoint import write_tensors
 from wanvae.engine.command_line.arguments import parse_config
-from wanvae.engine.training.trainer import make_accelerator, train
+from wanvae.engine.training.loop import make_accelerator, train
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from wanvae.execution.budget import MemoryMeter
 from wanvae.nn import AttentionBlock, TimeAttentionBlock, use_channels_last
-from wanvae.nn.attention import attend
 
 
 def randomized(block: nn.Module) -> nn.Module:
@@ -62,7 +62,8 @@ def test_channels_are_innermost_in_queries_keys_and_values(frames, monkeypatch):
         strides.extend(x.stride(-1) for x in tensors)
         return attend(*tensors)
 
-    monkeypatch.setattr("wanvae.nn.attention.attend", record)
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
     block = AttentionBlock(8)
     use_channels_last(block)
     video = torch.randn(1, 8, frames, 16, 24).contiguous(memory_format=torch.channels_last_3d)

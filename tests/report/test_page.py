@@ -15,7 +15,7 @@ import torch
 from playwright.sync_api import expect
 
 from tests.pages import colour, needs_browser, opened, picture
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 from wanvae.report import (
     Column,
     Comparison,
@@ -28,7 +28,7 @@ from wanvae.report import (
     Table,
     write_page,
 )
-from wanvae.report.parts import NOTHING
+from wanvae.report.elements import NOTHING
 from wanvae.video import write_video
 
 COLUMNS = (Column("clip"), Column("PSNR (dB)", better="higher"), Column("loss", 3, better="lower"))
@@ -134,7 +134,7 @@ def test_an_unfinished_page_is_not_left(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_page(target, title="t", facts={}, sections=sections())
     assert os.listdir(tmp_path) == ["page.html"] and target.read_text() == "before"
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         write_page(tmp_path / "missing" / "page.html", title="t", facts={}, sections=[])
 
 

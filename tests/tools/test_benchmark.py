@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from tools import benchmark, measuring
-from tools.benchmark import JOBS, SWEEP, Job, Result, Setup
+from tools.benchmark import JOBS, SWEEP, Result, Setup, Workload
 from wanvae import WanVAE
 
 TINY = ["--model", "tiny", "--size-scale", "0.125"]
@@ -35,7 +35,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "measure_memory", lambda side, job, setup: peaks[side])
 
 
-def result_of(job: Job) -> Result:
+def result_of(job: Workload) -> Result:
     if job.direction == "stream":
         return Result(job, {"ours": [0.5]}, {"ours": 10**6})
     return Result(
@@ -115,7 +115,7 @@ def test_the_table_is_aligned() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_flops_of_the_largest_convolution(setup: Setup, dtype: str) -> None:
-    job = Job("any", "decode", 5, 16, 24, dtype)
+    job = Workload("any", "decode", 5, 16, 24, dtype)
     convolution = benchmark.make_largest_convolution(job, setup)
     assert convolution().shape == (1, 8, 4, 16, 24)
     assert benchmark.count_flops(convolution) == 2 * 27 * 8 * 8 * 4 * 16 * 24
@@ -148,7 +148,7 @@ def test_peak_memory_is_that_of_the_call_alone() -> None:
 
 
 def test_jobs_keep_to_sizes_of_the_model() -> None:
-    assert Job("any", "decode", 5, 512, 300, tile_size=256).scaled(0.1) == Job(
+    assert Workload("any", "decode", 5, 512, 300, tile_size=256).scaled(0.1) == Workload(
         "any", "decode", 5, 48, 32, tile_size=24
     )
     options = benchmark.parse(["--sweep", "--dtypes", "bfloat16", "--compile"])
@@ -194,7 +194,7 @@ def test_a_plot(tmp_path: Path) -> None:
 def test_an_interrupt_keeps_what_is_done(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(job: Job, setup: Setup, repeats: int) -> Result:
+    def measure(job: Workload, setup: Setup, repeats: int) -> Result:
         if job.direction == "stream":
             raise KeyboardInterrupt
         return result_of(job)

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from tools import benchmark, benchmark_motion
-from tools.benchmark_motion import JOBS, MODELS, Job, Result
+from tools.benchmark_motion import JOBS, MODELS, MotionWorkload, Result
 
 TINY = ["motion", "--model", "tiny", "--size-scale", "0.1", "--repeats", "2"]
 CONFIG = MODELS["tiny"]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_both_sides_give_the_same_indices(job: Job) -> None:
+def test_both_sides_give_the_same_indices(job: MotionWorkload) -> None:
     calls = benchmark_motion.make_calls(job.scaled(0.1), CONFIG)
     # Twice: of learners, after a step of each.
     for _ in range(2):

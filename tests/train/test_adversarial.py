@@ -152,7 +152,7 @@ def test_the_discriminator_gets_no_gradients_from_the_generator(game):
 
 def test_no_gradients_reach_the_generator_from_the_discriminator(game):
     output = game.reconstruct().video
-    terms, _ = VideoLosses(CONFIG, "cpu").adversary(game.discriminator, output, game.video, 0)
+    terms, _ = VideoLosses(CONFIG, "cpu").discriminator(game.discriminator, output, game.video, 0)
     total(terms).backward()
     assert all(parameter.grad is None for parameter in game.vae.parameters())
     assert all(parameter.grad is not None for parameter in game.discriminator.parameters())
@@ -186,9 +186,9 @@ def test_nothing_is_adversarial_before_the_start(game):
     fake = game.reconstruct().video
     for step in range(3):
         assert set(game.terms(losses, step)) == {"l1", "kl"}
-        assert losses.adversary(game.discriminator, fake, game.video, step) == ({}, {})
+        assert losses.discriminator(game.discriminator, fake, game.video, step) == ({}, {})
     assert set(game.terms(losses, 3)) == {"l1", "kl", "gan"}
-    terms, figures = losses.adversary(game.discriminator, fake, game.video, 3)
+    terms, figures = losses.discriminator(game.discriminator, fake, game.video, 3)
     assert set(terms) == {"hinge", "r1", "lecam"}
     assert set(figures) == {"real_logit", "fake_logit"}
 
@@ -209,10 +209,10 @@ def test_low_precision_is_reduced_in_float32(game):
         terms = losses.generator(
             low, game.video, discriminator=game.discriminator, last_layer=last, step=0
         )
-        adversary, figures = losses.adversary(game.discriminator, low.video, game.video, 0)
-    scalars = [*terms.values(), *adversary.values(), *figures.values()]
+        others, figures = losses.discriminator(game.discriminator, low.video, game.video, 0)
+    scalars = [*terms.values(), *others.values(), *figures.values()]
     assert {scalar.dtype for scalar in scalars} == {torch.float32}
-    for term in (total(terms), total(adversary)):
+    for term in (total(terms), total(others)):
         term.backward()
     # In bfloat16 the sum of what these lack, 1 and 2**-8, would be 1.
     logits = verdict([-1.0] * 4, [0.0, 1 - 2**-8, 1.0, 1.0], (0, 0))
@@ -225,7 +225,7 @@ def teach_discriminator(game: Game, losses: VideoLosses) -> list[float]:
     fake = game.reconstruct().video
     return learn(
         game.discriminator.parameters(),
-        lambda: total(losses.adversary(game.discriminator, fake, game.video, 0)[0]),
+        lambda: total(losses.discriminator(game.discriminator, fake, game.video, 0)[0]),
         30,
     )
 
@@ -270,12 +270,12 @@ def test_playing_in_turns_keeps_reconstruction_and_verdict_improving(game, adapt
         terms = losses.generator(
             output, game.video, discriminator=game.discriminator, last_layer=last, step=step
         )
-        adversary, _ = losses.adversary(game.discriminator, output.video, game.video, step)
-        for player, loss in zip(players, (total(terms), total(adversary)), strict=True):
+        others, _ = losses.discriminator(game.discriminator, output.video, game.video, step)
+        for player, loss in zip(players, (total(terms), total(others)), strict=True):
             player.zero_grad()
             loss.backward()
             player.step()
-        history.append((terms["l1"].item(), adversary["hinge"].item()))
+        history.append((terms["l1"].item(), others["hinge"].item()))
     assert history[-1][0] < 0.9 * history[0][0]
     assert history[-1][1] < 0.9 * history[0][1]
 
@@ -286,7 +286,7 @@ def test_images_and_clips_are_played_on(game, frames):
     losses = VideoLosses(CONFIG, "cpu")
     terms = [game.terms(losses)]
     fake = game.reconstruct().video
-    terms.append(losses.adversary(game.discriminator, fake, game.video, 0)[0])
+    terms.append(losses.discriminator(game.discriminator, fake, game.video, 0)[0])
     for loss in map(total, terms):
         loss.backward()
     for module in (game.vae, game.discriminator):
@@ -325,8 +325,8 @@ def play(game: Game, wrap) -> dict[str, torch.Tensor]:
         terms = losses.generator(
             output, game.video, discriminator=discriminator, last_layer=last, step=step
         )
-        adversary, _ = losses.adversary(discriminator, output.video, game.video, step)
-        for optimizer, loss in zip(optimizers, (total(terms), total(adversary)), strict=True):
+        others, _ = losses.discriminator(discriminator, output.video, game.video, step)
+        for optimizer, loss in zip(optimizers, (total(terms), total(others)), strict=True):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -351,7 +351,7 @@ def test_a_batch_has_the_mean_of_its_halves(game):
         of_generator = losses.generator(
             output, video, discriminator=game.discriminator, last_layer=video, step=0
         )
-        return of_generator | losses.adversary(game.discriminator, fake[part], video, 0)[0]
+        return of_generator | losses.discriminator(game.discriminator, fake[part], video, 0)[0]
 
     whole, halves = terms(slice(0, 2)), (terms(slice(0, 1)), terms(slice(1, 2)))
     for name, term in whole.items():

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.folders.manifest import write_manifest
-from wanvae.train.crops import BucketConfig, DataConfig, VideoClips
+from wanvae.train.crops import BucketConfig, DataConfig, VideoCrops
 from wanvae.train.run import TrainConfig
 from wanvae.video import VideoError, read_clip, write_video
 
@@ -50,9 +50,9 @@ BUCKETS = (
 )
 
 
-def clips(folder: Path, seed: int = 0, per_step: int = 4, **changes: object) -> VideoClips:
+def clips(folder: Path, seed: int = 0, per_step: int = 4, **changes: object) -> VideoCrops:
     options = {"folder": str(folder), "frames": 3, "size": 16, "largest_scale": 2.0}
-    return VideoClips(DataConfig(**{**options, **changes}), seed, samples_per_step=per_step)
+    return VideoCrops(DataConfig(**{**options, **changes}), seed, samples_per_step=per_step)
 
 
 def test_samples_are_clips_of_consecutive_frames_of_all_videos(folder):
@@ -128,7 +128,7 @@ def test_images_are_used_by_clips_of_one_frame_only(mixed):
     assert 0 < len(bright) < len(stills)
 
 
-def loaded(samples: VideoClips, per_step: int, processes: int, workers: int) -> list[torch.Tensor]:
+def loaded(samples: VideoCrops, per_step: int, processes: int, workers: int) -> list[torch.Tensor]:
     """The batches of ten steps, as so many processes with so many workers see them together."""
     size = per_step // processes
     shares = [

@@ -13,8 +13,8 @@ from tests.helpers import LAUNCHER, tiny
 from wanvae import WanVAE
 from wanvae.metrics.images import psnr, ssim
 from wanvae.train.held_out import (
-    Clip,
     EvaluationConfig,
+    HeldOutClip,
     comparison_grid,
     evaluate,
     read_held_out,
@@ -137,7 +137,7 @@ def test_two_processes_share_the_clips(folder, vae, tmp_path):
 
 def test_the_grid_has_originals_above_reconstructions(vae, tmp_path):
     video = torch.linspace(-1, 1, 5)[:, None, None].expand(3, 5, 16, 24)
-    clips = [Clip("a", video), Clip("b", video[:, :1])]
+    clips = [HeldOutClip("a", video), HeldOutClip("b", video[:, :1])]
     grid = comparison_grid(vae, clips)
     assert grid.shape == (3, 4 * 16, 3 * 24)
     tiles = grid.unflatten(2, (3, 24)).unflatten(1, (4, 16))

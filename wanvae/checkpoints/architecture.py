@@ -1,4 +1,4 @@
-"""The architecture of a model, read off the names and shapes of its tensors."""
+"""The architecture of a model, inferred from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from torch import Tensor
 from wanvae.config import WanVAEConfig
 from wanvae.errors import UserError
 
-# Sides of the patches of published models.
+# Side of the patches of published models.
 PATCH = 2
 
 
 @dataclass
-class Stage:
-    """What the names of one stage of an encoder or decoder show, while they are read."""
+class StageFacts:
+    """Facts of one stage of an encoder or decoder that the names of its tensors show.
+
+    Attributes:
+        first_layer: name of the first layer.
+        blocks: number of residual blocks.
+        attention: whether attention follows the blocks.
+        temporal: whether the stage ends by resampling time.
+    """
 
     first_layer: str
     blocks: int = 0
@@ -26,14 +33,15 @@ class Stage:
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
-    """Read the architecture off tensors with official names; all else stays at its default.
+    """Infers the architecture from tensors with official names. Other fields keep their defaults.
 
-    Only as much is read as tells it: whether the rest fits is for ``check_tensors``. Models with
-    stage shortcuts work on patches of 2x2 pixels if their channels can be such; other models whose
-    decoder makes four times the channels of the video make it twice as large instead.
+    Only the tensors that tell the architecture are read; ``check_tensors`` checks all of them.
+    A model with stage shortcuts has patches of 2x2 pixels if its channels are multiples of 4. Any
+    other model whose decoder returns four times the channels of the video upscales by 2.
 
     Raises:
-        ValueError: a tensor that tells it is missing or has an impossible shape; it is named.
+        UserError: a tensor that tells the architecture is missing or has an impossible shape; the
+            message names it.
     """
     nested = is_nested(tensors)
     read = read_nested_stages if nested else read_stages
@@ -43,7 +51,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     last, _ = conv_channels(tensors, "decoder.head.2.weight")
     z_dim, _ = conv_channels(tensors, "conv2.weight")
     multiples = [stage_width(tensors, stage, dim, "encoder.conv1.weight") for stage in encoder]
-    # The decoder's last stage mirrors the encoder's first.
+    # The last stage of the decoder mirrors the first stage of the encoder.
     decoder_dim = stage_width(tensors, decoder[-1], multiples[0], "dim_mult")
     patched = nested and first % PATCH**2 == last % PATCH**2 == 0
     scales = {0.5**i for i, stage in enumerate(encoder) if stage.attention}
@@ -62,14 +70,18 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
 
 
 def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
-    """What the channels that the first layer reads and the last one makes say of the video.
+    """Returns the fields of the config that the channels of the first and last layer tell.
+
+    Args:
+        first: channels that the first layer reads.
+        last: channels that the last layer writes.
 
     Raises:
-        ValueError: they are not those of patches of this size.
+        UserError: such channels cannot come from patches of this size.
     """
     if first % patch_size**2 or last % patch_size**2:
         raise UserError(
-            f"{first} input and {last} output channels are not those of patches of {patch_size}"
+            f"{first} input and {last} output channels do not fit patches of {patch_size}"
         )
     upscale_factor = 2 if patch_size == 1 and last == 4 * first else 1
     return {
@@ -81,12 +93,12 @@ def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
 
 
 def is_nested(names: Iterable[str]) -> bool:
-    """Whether the layers of each stage have a common name, as those with shortcuts do."""
+    """Returns whether the layers of a stage share a name, as in models with stage shortcuts."""
     return any(name.startswith("encoder.downsamples.0.downsamples.") for name in names)
 
 
-def stage_width(tensors: Mapping[str, Tensor], stage: Stage, unit: int, of: str) -> int:
-    """Channels of a stage as a multiple of ``unit``, which ``of`` says."""
+def stage_width(tensors: Mapping[str, Tensor], stage: StageFacts, unit: int, of: str) -> int:
+    """Returns the channels of a stage as a multiple of ``unit``, the channels of ``of``."""
     name = f"{stage.first_layer}.residual.2.weight"
     width, _ = conv_channels(tensors, name)
     if width % unit:
@@ -94,8 +106,8 @@ def stage_width(tensors: Mapping[str, Tensor], stage: Stage, unit: int, of: str)
     return width // unit
 
 
-def read_nested_stages(names: Iterable[str], row: str) -> list[Stage]:
-    """The stages ``row.0``, ``row.1``, ..., each with a row of layers that has the same name."""
+def read_nested_stages(names: Iterable[str], row: str) -> list[StageFacts]:
+    """Returns the stages ``row.0``, ``row.1``, ..., each with a row of layers of the same name."""
     names, inner = list(names), row.split(".")[-1]
     pattern = rf"{re.escape(row)}\.(\d+)\."
     found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
@@ -103,19 +115,19 @@ def read_nested_stages(names: Iterable[str], row: str) -> list[Stage]:
     return [read_stages(names, f"{row}.{index}.{inner}")[0] for index in range(count)]
 
 
-def read_stages(names: Iterable[str], row: str) -> list[Stage]:
-    """The stages of the layers ``row.0``, ``row.1``, ...; each but the last ends by resampling."""
+def read_stages(names: Iterable[str], row: str) -> list[StageFacts]:
+    """Returns the stages of the layers ``row.0``, ``row.1``, ... Resampling ends a stage."""
     parts: dict[int, set[str]] = {}
     for name in names:
         if match := re.match(rf"{re.escape(row)}\.(\d+)\.(\w+)\.", name):
             parts.setdefault(int(match[1]), set()).add(match[2])
-    stages = [Stage(f"{row}.0")]
+    stages = [StageFacts(f"{row}.0")]
     for index in range(len(parts)):
         if index not in parts:
-            raise UserError(f"{row}.{index} is missing: no tensor is named so")
+            raise UserError(f"{row}.{index} is missing: no tensor has this name")
         if parts[index] & {"resample", "time_conv"}:
             stages[-1].temporal = "time_conv" in parts[index]
-            stages.append(Stage(f"{row}.{index + 1}"))
+            stages.append(StageFacts(f"{row}.{index + 1}"))
         elif parts[index] & {"residual", "shortcut"}:
             stages[-1].blocks += 1
         else:
@@ -124,9 +136,9 @@ def read_stages(names: Iterable[str], row: str) -> list[Stage]:
 
 
 def conv_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
-    """Output and input channels of the 3D convolution whose weight is called ``name``."""
+    """Returns output and input channels of the 3D convolution with the weight ``name``."""
     if name not in tensors:
-        raise UserError(f"{name} is missing, which would tell the architecture")
+        raise UserError(f"{name} is missing, but tells the architecture")
     shape = tensors[name].shape
     if len(shape) != 5 or 0 in shape:
         raise UserError(f"{name} is {tuple(shape)}, not the weight of a 3D convolution")

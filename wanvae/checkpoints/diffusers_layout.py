@@ -1,4 +1,4 @@
-"""What diffusers calls our tensors and our configuration."""
+"""The names of our tensors and config fields in diffusers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from torch import Tensor
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
 from wanvae.config import WanVAEConfig
-from wanvae.engine.checkpoint import CheckpointError, first_few
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.config import from_json_dict, to_json_dict
+from wanvae.engine.json_files import read_json
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_PICKLE = "diffusion_pytorch_model.bin"
-# What a diffusers config.json calls our fields, in every class.
+# Our fields by their names in the config.json of every diffusers class.
 FIELDS = {
     "base_dim": "dim",
     "z_dim": "z_dim",
@@ -39,7 +41,7 @@ WAN_FIELDS = {
     "patch_size": "patch_size",
 }
 QWEN_IMAGE_FIELDS = {"input_channels": "in_channels"}
-# Those that follow from the rest.
+# Keys of config.json that follow from the other keys.
 FACTORS = {
     "scale_factor_temporal": "temporal_factor",
     "scale_factor_spatial": "spatial_factor",
@@ -47,7 +49,7 @@ FACTORS = {
 WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
 CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
 
-# What the layers have inside, in the official layout and in diffusers'.
+# Names inside a layer, official and in diffusers.
 RESIDUAL = {
     "residual.0": "norm1",
     "residual.2": "conv1",
@@ -62,13 +64,15 @@ STATISTICS = ("latents_mean", "latents_std")
 
 
 def diffusers_names(stages: int, blocks: int, nested: bool = False) -> dict[str, str]:
-    """What diffusers calls each tensor, by its official name.
+    """Returns the diffusers name of each tensor, by its official name.
 
-    For every model of ``stages`` stages with ``blocks`` residual blocks each in the encoder, so
-    with a shortcut for every block and a time_conv for every change of resolution.
+    The names cover all models of this size: they have a shortcut for every block and a time_conv
+    for every change of resolution.
 
     Args:
-        nested: whether the layers of each stage have a common name, as those with shortcuts do.
+        stages: number of stages.
+        blocks: residual blocks per stage of the encoder.
+        nested: whether the layers of a stage share a name, as in models with stage shortcuts.
     """
     return {
         f"{official}{ours}.{leaf}": f"{theirs}{other}.{leaf}"
@@ -81,7 +85,7 @@ def diffusers_names(stages: int, blocks: int, nested: bool = False) -> dict[str,
 def diffusers_modules(
     stages: int, blocks: int, nested: bool
 ) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """Prefix of each module, its prefix in diffusers, and the names of the layers inside."""
+    """Yields the official prefix of each module, its prefix in diffusers, and the names inside."""
     yield "", "", {"conv1": "quant_conv", "conv2": "post_quant_conv"}
     for coder in ("encoder.", "decoder."):
         yield coder, coder, ENDS
@@ -93,7 +97,7 @@ def diffusers_modules(
 
 
 def stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """``diffusers_modules`` of a stage whose layers are in one row with those of all stages."""
+    """Yields ``diffusers_modules`` of a stage in a model with one row of layers for all stages."""
     layers = [RESIDUAL] * blocks + [RESAMPLE]
     for i, inside in enumerate(layers, start=stage * len(layers)):
         yield f"encoder.downsamples.{i}.", f"encoder.down_blocks.{i}.", inside
@@ -103,7 +107,7 @@ def stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[s
 
 
 def nested_stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """``diffusers_modules`` of a stage that has a row of layers of its own."""
+    """Yields ``diffusers_modules`` of a stage that has its own row of layers."""
     for official, theirs, places in (
         ("encoder.downsamples", "encoder.down_blocks", places_in_stage(blocks, "downsampler.")),
         ("decoder.upsamples", "decoder.up_blocks", places_in_stage(blocks + 1, "upsampler.")),
@@ -114,12 +118,12 @@ def nested_stage_modules(stage: int, blocks: int) -> Iterator[tuple[str, str, Ma
 
 
 def places_in_stage(blocks: int, resampler: str) -> list[tuple[str, Mapping[str, str]]]:
-    """The names of so many residual blocks and a resampler, with what is inside them."""
+    """Returns the names of residual blocks and a resampler, and the names inside them."""
     return [*((f"resnets.{i}.", RESIDUAL) for i in range(blocks)), (resampler, RESAMPLE)]
 
 
 def count_stages_and_blocks(names: Iterable[str]) -> tuple[int, int]:
-    """Stages, and residual blocks per stage of the encoder, that diffusers' names show."""
+    """Returns the numbers of stages and of residual blocks per encoder stage, from the names."""
     found = [re.match(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.", name) for name in names]
     stages = {match[1] for match in found if match}
     blocks = {match[2] for match in found if match}
@@ -127,12 +131,16 @@ def count_stages_and_blocks(names: Iterable[str]) -> tuple[int, int]:
 
 
 def has_nested_stages(names: Iterable[str]) -> bool:
-    """Whether diffusers' names are those of a model with shortcuts across stages."""
+    """Returns whether diffusers names belong to a model with stage shortcuts."""
     return any(name.startswith("encoder.down_blocks.0.resnets.") for name in names)
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> dict[str, Tensor]:
-    """``tensors`` with official names; ValueError if a name is none of diffusers'."""
+    """Returns ``tensors`` with official names.
+
+    Raises:
+        UserError: a name is not a diffusers name of such a model.
+    """
     names = diffusers_names(stages, blocks, has_nested_stages(tensors))
     official = {theirs: ours for ours, theirs in names.items()}
     unknown = [name for name in tensors if name not in official]
@@ -145,13 +153,17 @@ def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> d
 
 
 def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:
-    """The architecture that the content of a config.json says, and what was assumed."""
+    """Returns the architecture in the content of a config.json, and notes on what was assumed.
+
+    Raises:
+        UserError: a key is unknown, or a value is not supported.
+    """
     fields = FIELDS | CLASSES[content["_class_name"]]
     known = fields.keys() | FACTORS.keys() | {"attn_scales"}
     unknown = sorted(key for key in content if key not in known and not key.startswith("_"))
     if unknown:
         raise UserError(f"{DIFFUSERS_CONFIG} has unknown keys: {', '.join(unknown)}")
-    if content.get("attn_scales"):  # the decoder of diffusers ignores them
+    if content.get("attn_scales"):  # diffusers ignores them in its decoder
         raise UserError(
             f"{DIFFUSERS_CONFIG} has attn_scales {content['attn_scales']!r}, but only [] is "
             "supported"
@@ -162,7 +174,7 @@ def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tup
     if not statistics:
         config, note = with_known_statistics(config)
         return config, (note,)
-    # diffusers writes its defaults for 16 channels whatever z_dim is.
+    # diffusers writes its defaults for 16 channels, whatever z_dim is.
     if any(isinstance(s, list) and len(s) != config.z_dim for s in statistics.values()):
         note = f"{NO_STATISTICS} ({DIFFUSERS_CONFIG} has them for another number of channels)"
         return config, (note,)
@@ -170,7 +182,12 @@ def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tup
 
 
 def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
-    """The architecture of a diffusers class, by our names but with the channels of its layers."""
+    """Returns the architecture of a diffusers class.
+
+    Args:
+        name: name of the class.
+        values: values by our names, but in and out channels are the channels of the layers.
+    """
     if values.get("patch_size", 1) is None:
         values = {**values, "patch_size": 1}
     config = from_json_dict(WanVAEConfig, values)
@@ -179,9 +196,14 @@ def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
 
 
 def read_diffusers_json(path: Path) -> dict[str, Any]:
-    """The content of a config.json, if it is that of a Wan VAE; else ValueError."""
+    """Returns the content of the config.json of a Wan VAE.
+
+    Raises:
+        UserError: it is not of a Wan VAE.
+        CheckpointError: the file cannot be read.
+    """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     name = content.get("_class_name") if isinstance(content, dict) else None
@@ -191,7 +213,7 @@ def read_diffusers_json(path: Path) -> dict[str, Any]:
 
 
 def wan_config(config: WanVAEConfig) -> dict[str, Any]:
-    """The content of the config.json of an ``AutoencoderKLWan``."""
+    """Returns the content of the config.json of an ``AutoencoderKLWan``."""
     values = to_json_dict(config)
     squares = config.patch_size**2
     values["in_channels"] *= squares
@@ -202,13 +224,13 @@ def wan_config(config: WanVAEConfig) -> dict[str, Any]:
 
 
 def qwen_image_config(config: WanVAEConfig) -> dict[str, Any]:
-    """The content of the config.json of an ``AutoencoderKLQwenImage``."""
+    """Returns the content of the config.json of an ``AutoencoderKLQwenImage``."""
     return diffusers_config(QWEN_IMAGE_CLASS, config, to_json_dict(config))
 
 
 def diffusers_config(name: str, config: WanVAEConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of the config.json of a class with these values of its fields, by our names."""
-    # Left out, they would be taken for those of Wan2.1.
+    """Returns the content of the config.json of a class, from values by our names."""
+    # diffusers would replace missing statistics by the statistics of Wan2.1.
     statistics = {
         "latents_mean": values["latents_mean"] or [0.0] * config.z_dim,
         "latents_std": values["latents_std"] or [1.0] * config.z_dim,

@@ -1,4 +1,4 @@
-"""The layouts of Wan VAE checkpoints: telling them apart, reading and writing them."""
+"""The layouts of Wan VAE checkpoints: detecting, reading and writing them."""
 
 from __future__ import annotations
 
@@ -34,25 +34,24 @@ from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
-    atomic_directory,
-    atomic_path,
-    first_few,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_directory, atomic_path
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
-# Fields that no layout but our own can say.
+# Fields that only the native layout stores.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
-# Fields that are read off the channels of the first and the last layer.
+# Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
-INFERRED = "architecture: read off the names and shapes of the tensors"
+INFERRED = "architecture: inferred from the names and shapes of the tensors"
 
 
 class Layout(Enum):
-    """How a checkpoint names its tensors and says its architecture."""
+    """How a checkpoint names its tensors and stores its architecture."""
 
     NATIVE = "native"
     WAN = "wan"
@@ -65,9 +64,9 @@ class Checkpoint:
     """A checkpoint of any layout.
 
     Attributes:
-        config: its architecture.
-        tensors: by their official names; not yet checked against the architecture.
-        layout: what it was stored as.
+        config: the architecture.
+        tensors: tensors by their official names, not yet checked against the architecture.
+        layout: the layout of the file or directory.
         notes: what was assumed, for people; one sentence each.
     """
 
@@ -78,27 +77,28 @@ class Checkpoint:
 
 
 def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
-    """Read a checkpoint, finding out its layout and architecture.
+    """Reads a checkpoint, and detects its layout and architecture.
 
     Args:
-        path: a native ``.safetensors``; official keys in a ``.pth`` or ``.safetensors``; diffusers
-            keys in a file; a diffusers directory, or one that has it as ``vae``; or the
-            ``"org/name"`` of a repository of the Hugging Face Hub.
-        subfolder: the folder in ``path`` that holds it.
+        path: a native ``.safetensors``; a ``.pth`` or ``.safetensors`` with official names; a file
+            with diffusers names; a diffusers directory, or a directory with one called ``vae``; or
+            the ``"org/name"`` of a repository of the Hugging Face Hub.
+        subfolder: the folder in ``path`` that holds the checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, or has none of these layouts.
+        CheckpointError: the checkpoint cannot be read, or has another layout.
     """
     path = local_checkpoint(path, subfolder)
     try:
         return load_directory(path) if isdir(path) else load_file(path)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_file(path: Path) -> Checkpoint:
+    """Reads a checkpoint from a file."""
     file = read_tensors(path)
     layout = detect_layout(file)
     if layout is Layout.NATIVE:
@@ -113,7 +113,7 @@ def load_file(path: Path) -> Checkpoint:
 
 
 def load_directory(path: Path) -> Checkpoint:
-    """Load a diffusers directory, or the one called vae in ``path``."""
+    """Reads a checkpoint from a diffusers directory, or from the directory ``vae`` in it."""
     directory = diffusers_directory(path)
     content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
     config, notes = read_diffusers_config(content)
@@ -125,22 +125,22 @@ def load_directory(path: Path) -> Checkpoint:
 
 
 def diffusers_directory(path: Path) -> Path:
-    """The directory of a diffusers model: ``path``, or the one called vae in it."""
+    """Returns the directory of a diffusers model: ``path``, or the directory ``vae`` in it."""
     for directory in (path, path / "vae"):
         if (directory / DIFFUSERS_CONFIG).is_file():
             return directory
     raise CheckpointError(
-        f"{path} holds no {DIFFUSERS_CONFIG}, nor vae/{DIFFUSERS_CONFIG}, as a diffusers model "
-        "does; name a checkpoint file instead"
+        f"{path} is not a diffusers model, because it holds neither {DIFFUSERS_CONFIG} nor "
+        f"vae/{DIFFUSERS_CONFIG}; name a checkpoint file instead"
     )
 
 
 def weights_file(path: str | PathLike[str]) -> Path:
-    """The file of a checkpoint that holds its tensors: ``path``, or one in that directory.
+    """Returns the file with the tensors of a checkpoint: ``path``, or a file in this directory.
 
     Raises:
-        CheckpointError: ``path`` is a directory, but no diffusers model or not complete; or a
-            repository, as for ``load``.
+        CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
+            that cannot be downloaded.
     """
     path = local_checkpoint(path)
     if not isdir(path):
@@ -155,7 +155,11 @@ def weights_file(path: str | PathLike[str]) -> Path:
 
 
 def detect_layout(file: TensorFile) -> Layout:
-    """The layout of a file, by its metadata and names; ValueError if it is none we read."""
+    """Returns the layout of a file, from its metadata and names.
+
+    Raises:
+        UserError: the layout is unknown.
+    """
     if file.metadata.get("format") == "wanvae":
         return Layout.NATIVE
     names = file.tensors
@@ -165,27 +169,31 @@ def detect_layout(file: TensorFile) -> Layout:
     if any_name(names, pattern):
         return Layout.DIFFUSERS
     raise UserError(
-        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are native "
-        "(.safetensors written by wanvae), wan (encoder.downsamples.0.residual.0.gamma, ...) and "
+        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
+        "native (.safetensors written by wanvae), "
+        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
         "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
     )
 
 
 def any_name(names: Iterable[str], pattern: str) -> bool:
+    """Returns whether a name begins with a regular expression."""
     return any(re.match(pattern, name) for name in names)
 
 
 def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
+    """Returns the config in the metadata of a native checkpoint."""
     return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
 
 
 def save_native(
     path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a native checkpoint: official names, and the config in the metadata.
+    """Writes a native checkpoint: official names, and the config in the metadata.
 
     Raises:
-        CheckpointError: ``path`` does not end in .safetensors, or cannot be written.
+        CheckpointError: ``path`` does not end in .safetensors.
+        FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".safetensors")
     metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
@@ -195,14 +203,14 @@ def save_native(
 def save_wan(
     path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write the official names alone, as a ``.pth`` or ``.safetensors``.
+    """Writes tensors with official names, without a config, to a ``.pth`` or ``.safetensors``.
 
-    This layout says no dropout and no latent statistics: whoever reads it must know them. Models
-    with stage shortcuts are taken to have patches of 2x2 pixels.
+    This layout stores neither dropout nor latent statistics, so the reader must know them. Readers
+    assume patches of 2x2 pixels for models with stage shortcuts.
 
     Raises:
-        CheckpointError: ``path`` has another suffix or cannot be written, or the layout cannot say
-            the architecture.
+        CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
+        FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
@@ -216,14 +224,14 @@ def save_wan(
 def save_diffusers(
     directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a directory that diffusers' ``AutoencoderKLWan.from_pretrained`` loads.
+    """Writes a directory for ``AutoencoderKLWan.from_pretrained`` of diffusers.
 
-    A new directory appears complete or not at all; in one that holds a Wan VAE already, its two
-    files are replaced one after the other.
+    A new directory appears complete or not at all. In a directory that already holds a Wan VAE,
+    its two files are replaced one after the other.
 
     Raises:
-        CheckpointError: ``directory`` holds anything else or cannot be written, or diffusers has
-            no such architecture.
+        CheckpointError: diffusers has no such architecture.
+        FileError: ``directory`` holds something else, or cannot be written.
     """
     names = (*BLOCK_FIELDS, "attn_scales")
     require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
@@ -236,11 +244,11 @@ def save_diffusers(
 def save_qwen_image(
     directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
 ) -> None:
-    """As ``save_diffusers``, for diffusers' ``AutoencoderKLQwenImage``.
+    """Writes a directory for ``AutoencoderKLQwenImage`` of diffusers, as ``save_diffusers`` does.
 
     Raises:
-        CheckpointError: as that, and for all that sets other models apart from Wan2.1, but for the
-            channels of the video.
+        CheckpointError: as for ``save_diffusers``, or the architecture differs from Wan2.1 in more
+            than sizes and the number of channels of the video.
     """
     names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
     require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
@@ -255,7 +263,7 @@ def write_directory(
     content: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Write a diffusers directory whose config.json has this content."""
+    """Writes a diffusers directory whose config.json has this content."""
     text = json.dumps(content, indent=2) + "\n"
     names = diffusers_names(
         len(config.dim_mult), config.num_res_blocks, nested=config.stage_shortcuts
@@ -269,24 +277,26 @@ def write_directory(
 
 
 def write_diffusers_files(directory: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
+    """Writes the two files of a diffusers directory, each complete or not at all."""
     write_tensors(directory / DIFFUSERS_WEIGHTS, tensors, {"format": "pt"})
     with atomic_path(directory / DIFFUSERS_CONFIG) as path:
         path.write_text(config, encoding="utf-8")
 
 
 def holds_wan_vae(directory: Path) -> bool:
-    """Whether ``directory`` is a model directory that ``save_diffusers`` may write over."""
+    """Returns whether ``directory`` holds a Wan VAE, which ``save_diffusers`` may replace."""
     config = directory / DIFFUSERS_CONFIG
     if not (config.is_file() and (directory / DIFFUSERS_WEIGHTS).is_file()):
         return False
     try:
         read_diffusers_json(config)
-    except ValueError:
+    except UserError:
         return False
     return True
 
 
 def require_suffix(path: str | PathLike[str], *suffixes: str) -> None:
+    """Raises CheckpointError if a path has another suffix."""
     if Path(path).suffix not in suffixes:
         raise CheckpointError(f"{path} must end in {' or '.join(suffixes)}; change its name")
 
@@ -294,7 +304,7 @@ def require_suffix(path: str | PathLike[str], *suffixes: str) -> None:
 def require_equal(
     config: WanVAEConfig, possible: WanVAEConfig, layout: Layout, names: Iterable[str]
 ) -> None:
-    """Raise CheckpointError if a layout cannot say one of ``names`` of ``config``."""
+    """Raises CheckpointError if a layout cannot store one of the fields ``names`` of ``config``."""
     for name in names:
         value, needed = getattr(config, name), getattr(possible, name)
         if value != needed:

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face Hub, by the name of their repository."""
+"""Checkpoints on the Hugging Face Hub, by the name of their repository."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from os import PathLike
 from pathlib import Path
 
 from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS
-from wanvae.engine.checkpoint import CheckpointError, first_sentence
+from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.text import first_sentence
 
-# What a native checkpoint is called in a repository.
+# The name of a native checkpoint in a repository.
 NATIVE_FILE = "wanvae.safetensors"
-# Files that make a checkpoint together, in the order in which they are looked for.
+# Files that form a checkpoint together, in the order of the search.
 CHECKPOINTS = (
     (NATIVE_FILE,),
     ("Wan2.1_VAE.pth",),
     ("Wan2.2_VAE.pth",),
     (DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS),
 )
-# Where to look unless a folder is named: pipelines keep theirs in vae.
+# Folders to search if none is named. Pipelines keep their VAE in the folder vae.
 FOLDERS = ("", "vae")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def local_checkpoint(path: str | PathLike[str], subfolder: str | None = None) -> Path:
-    """Where a checkpoint is on this machine; one of the Hub is downloaded, unless it was before.
+    """Returns the local path of a checkpoint. A checkpoint on the Hub is downloaded once.
 
     Args:
-        path: ``"org/name"``, if there is no such path; anything else is local.
-        subfolder: the folder in ``path`` that holds it.
+        path: a local path, or the ``"org/name"`` of a repository if there is no such local path.
+        subfolder: the folder in ``path`` that holds the checkpoint.
 
     Raises:
-        CheckpointError: the repository or its files are not there, or cannot be reached.
+        CheckpointError: the repository or its files do not exist or cannot be reached.
     """
     if is_repository(path):
         return download(os.fspath(path), subfolder)
@@ -42,14 +43,14 @@ def local_checkpoint(path: str | PathLike[str], subfolder: str | None = None) ->
 
 
 def is_repository(path: str | PathLike[str]) -> bool:
-    """Whether ``path`` can only be the name of a repository; asks nobody."""
+    """Returns whether ``path`` can only be the name of a repository. Does not ask the Hub."""
     if not isinstance(path, str) or path.endswith(SUFFIXES):
         return False
     return REPOSITORY.fullmatch(path) is not None and not os.path.exists(path)
 
 
 def download(repository: str, subfolder: str | None) -> Path:
-    """The first checkpoint of a repository: a file, or the directory of a diffusers model."""
+    """Returns the first checkpoint of a repository: a file, or a diffusers directory."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     folders = FOLDERS if subfolder is None else (subfolder,)
@@ -58,25 +59,25 @@ def download(repository: str, subfolder: str | None) -> Path:
         try:
             files = [fetch(repository, folder, name, cached=unreachable) for name in names]
         except LocalEntryNotFoundError:
-            unreachable = True  # what was downloaded before is still there
+            unreachable = True  # files that were downloaded before are still there
         except EntryNotFoundError:
             continue
         else:
             return files[0] if len(files) == 1 else files[0].parent
     if unreachable:
         raise CheckpointError(
-            f"{repository} is no local path, and was not downloaded before; "
+            f"{repository} is not a local path, and was not downloaded before; "
             "the Hugging Face Hub cannot be reached: check the path or the network"
         )
     wanted = ", ".join(" with ".join(names) for names in CHECKPOINTS)
     raise CheckpointError(
         f"{repository} has no Wan VAE in {' or '.join(folder or 'its root' for folder in folders)} "
-        f"({wanted}); name the subfolder that has"
+        f"({wanted}); name the subfolder that holds one"
     )
 
 
 def fetch(repository: str, folder: str, name: str, *, cached: bool) -> Path:
-    """One file of a repository, downloaded unless only what is ``cached`` may be used."""
+    """Returns a file of a repository. With ``cached``, nothing is downloaded."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
@@ -99,10 +100,10 @@ def fetch(repository: str, folder: str, name: str, *, cached: bool) -> Path:
 
 
 def upload(path: str | PathLike[str], repository: str) -> None:
-    """Put a native checkpoint into a repository of the Hub, which is made if it is not there.
+    """Uploads a native checkpoint to a repository of the Hub. A missing repository is created.
 
     Raises:
-        CheckpointError: it cannot be uploaded.
+        CheckpointError: the upload failed.
     """
     import huggingface_hub
 

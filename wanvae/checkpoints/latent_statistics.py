@@ -1,4 +1,4 @@
-"""Latent statistics that are known of published models."""
+"""Mean and standard deviation of the latents of published models."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ WAN22_STD = (
     *(0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
 )
 
-OFFICIAL_STATISTICS = "latent statistics: those of Wan2.1, for the architecture is the same"
-WAN22_STATISTICS = "latent statistics: those of Wan2.2, for the architecture is the same"
+OFFICIAL_STATISTICS = "latent statistics: taken from Wan2.1, because the architecture is the same"
+WAN22_STATISTICS = "latent statistics: taken from Wan2.2, because the architecture is the same"
 NO_STATISTICS = "latent statistics: none, so mean 0 and standard deviation 1"
 
 
-# Models with the latents of Wan2.1: itself and that of Qwen-Image, with transparency, upscaling.
+# Models with the latents of Wan2.1: Wan2.1 and Qwen-Image, with transparency, with upscaling.
 WAN21_FAMILY = (
     WanVAEConfig(),
     WanVAEConfig(in_channels=4, out_channels=4),
@@ -48,7 +48,7 @@ WAN21_FAMILY = (
 
 
 def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:
-    """``config`` with the latent statistics of the published model it is of, if any, and a note."""
+    """Returns ``config`` with the statistics of its published model, if any, and a note."""
     if config == WAN22:
         return replace(config, latents_mean=WAN22_MEAN, latents_std=WAN22_STD), WAN22_STATISTICS
     if config in WAN21_FAMILY:
@@ -59,9 +59,11 @@ def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:
 def statistics_like(
     latents: Tensor, means: Sequence[float], stds: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, with dtype and device of ``latents``.
+    """Returns mean and standard deviation ``(z_dim, 1, 1, 1)``, in dtype and device of ``latents``.
 
-    To broadcast with ``(..., z_dim, T, H, W)``; empty ones mean 0 and 1.
+    Args:
+        means: mean of each channel; empty means 0.
+        stds: standard deviation of each channel; empty means 1.
     """
     mean, std = (
         latents.new_tensor(values)[:, None, None, None]

@@ -1,1 +1,1 @@
-"""The commands of ``wanvae``: what each one does, from file to file."""
+"""The commands of ``wanvae``: their options, what they do, and what they print."""

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints from any layout to any other."""
+"""Conversion of checkpoints between layouts."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ WRITERS = {
     Layout.DIFFUSERS: formats.save_diffusers,
     Layout.QWEN_IMAGE: formats.save_qwen_image,
 }
-# Layouts with other names than the official ones.
+# Layouts in which tensors do not have their official names.
 RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE)
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did.
+    """The results of a conversion.
 
     Attributes:
-        source: the layout that was read.
-        target: the layout that was written.
-        tensors: how many tensors were written.
-        renamed: how many of them have another name than before.
+        source: layout that was read.
+        target: layout that was written.
+        tensors: number of written tensors.
+        renamed: number of tensors whose name changed.
         notes: what was assumed in reading and lost in writing, for people; one sentence each.
     """
 
@@ -52,23 +52,24 @@ def convert(
     target: Layout,
     dtype: torch.dtype | None = None,
 ) -> ConversionReport:
-    """Write the checkpoint ``source``, of any layout, as ``destination`` in another.
+    """Writes the checkpoint ``source``, of any layout, to ``destination`` in the ``target`` layout.
 
     Args:
         destination: ``.safetensors`` for native, ``.pth`` or ``.safetensors`` for wan, a directory
             for diffusers and qwen-image. It may be ``source`` itself.
-        dtype: of the floating point tensors that are written; None keeps that of each.
+        dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor.
 
     Raises:
-        CheckpointError: ``source`` cannot be read or is no complete model, or ``destination``
-            cannot be written, or its layout cannot say the architecture. Nothing is written then.
+        CheckpointError: ``source`` cannot be read or is not a complete model, or the layout cannot
+            store the architecture. Nothing is written then.
+        FileError: ``destination`` cannot be written.
     """
     checkpoint = load_complete(source)
     config, tensors = checkpoint.config, checkpoint.tensors
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
     WRITERS[target](destination, config, tensors)
-    # Diffusers has another name for every tensor.
+    # Diffusers renames every tensor.
     changed = (checkpoint.layout in RENAMING) != (target in RENAMING)
     return ConversionReport(
         source=checkpoint.layout,
@@ -80,10 +81,10 @@ def convert(
 
 
 def load_complete(path: str | PathLike[str]) -> Checkpoint:
-    """Read a checkpoint of any layout and check that its tensors are those of its architecture.
+    """Reads a checkpoint of any layout, and checks that its tensors fit its architecture.
 
     Raises:
-        CheckpointError: ``path`` cannot be read or is no complete model.
+        CheckpointError: ``path`` cannot be read or is not a complete model.
     """
     checkpoint = formats.load(path)
     with torch.device("meta"):
@@ -92,7 +93,7 @@ def load_complete(path: str | PathLike[str]) -> Checkpoint:
 
 
 def lost(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """A note on what of ``config`` the tensors alone do not tell, if anything."""
+    """Returns a note on the fields of ``config`` that the tensors alone do not tell, if any."""
     told, _ = with_known_statistics(infer_config(tensors))
     names = [f.name for f in fields(config) if getattr(told, f.name) != getattr(config, f.name)]
     return (f"not kept in the wan layout: {', '.join(names)}",) if names else ()

@@ -1,4 +1,4 @@
-"""The options of commands that run a model, and the model that they ask for."""
+"""The options of commands that run a model, and loading the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ from jsonargparse import Namespace
 
 from wanvae.demo import demo_weights
 from wanvae.engine.command_line.arguments import Parser
-from wanvae.engine.command_line.program import add_progress_option
-from wanvae.engine.devices import (
-    add_device_option,
-    check_device,
-    default_device,
-    device_of,
-    launched_processes,
-)
+from wanvae.engine.command_line.options import add_device_option, add_progress_option
+from wanvae.engine.devices import check_device, default_device, device_of, launched_processes
 from wanvae.errors import UserError
 from wanvae.model import WanVAE
 
@@ -31,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(arguments: Namespace, checkpoint: str | Path, default: str | None = None) -> WanVAE:
-    """The model of a checkpoint, on the device asked for, or else on the default one."""
+    """Returns the model of a checkpoint, on the device of the options or on the default device."""
     device = arguments.device or default or default_device()
     dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
     for dtype in dtypes:
@@ -49,16 +43,16 @@ def load_model(arguments: Namespace, checkpoint: str | Path, default: str | None
 
 @contextmanager
 def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState | None]]:
-    """The model, and with ``--shard`` the processes that share each video.
+    """Gives the model and, with ``--shard``, the processes that share each video.
 
     Raises:
-        ValueError: there are several processes and no ``--shard``.
+        UserError: there are several processes, but no ``--shard``.
     """
     if arguments.shard:
         with launched_processes(arguments.device) as processes:
             yield load_model(arguments, checkpoint_of(arguments), device_of(processes)), processes
         return
-    # As all launchers tell it: accelerate itself would join the processes to find out.
+    # All launchers set this. Asking accelerate would make the processes wait for each other.
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1":
         raise UserError(f"{count} processes would all do the same; add --shard to share the work")
@@ -66,47 +60,49 @@ def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState 
 
 
 def checkpoint_of(arguments: Namespace) -> str | Path:
-    """The checkpoint asked for, or else the small model of this package."""
+    """Returns the checkpoint of the options, or the small model of this package."""
     return arguments.checkpoint or demo_weights()
 
 
 def add_model_options(parser: Parser, *, several: bool = False) -> None:
-    """Declare the options of commands that run a model, or several."""
+    """Declares the options of commands that run one model, or ``several``."""
     parser.add_argument(
         "--checkpoint",
         nargs="+" if several else None,
         help="native, official or diffusers checkpoint, or ORG/NAME on the Hugging Face Hub "
         "(default: the small model of this package)",
     )
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="to compute in")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="dtype to compute in"
+    )
     for task in ("encode", "decode"):
         parser.add_argument(
-            f"--{task}-dtype", choices=list(DTYPES), help=f"to {task} in (default: that of --dtype)"
+            f"--{task}-dtype", choices=list(DTYPES), help=f"dtype to {task} in (default: --dtype)"
         )
     add_device_option(parser)
     parser.add_argument("--compile", action="store_true", help="compile the model; for GPUs")
     parser.add_argument(
         "--tile-size",
         type=int,
-        help="work in tiles of at most so many pixels a side, with the same result",
+        help="work in tiles with at most this many pixels along each side; the result is the same",
     )
     add_memory_option(parser)
     add_progress_option(parser)
 
 
 def add_shard_option(parser: Parser) -> None:
-    """Declare ``--shard``."""
+    """Declares ``--shard``."""
     parser.add_argument(
         "--shard",
         action="store_true",
-        help="let all processes of accelerate launch share each frame, with the same result",
+        help="share each frame over all processes of accelerate launch; the result is the same",
     )
 
 
 def add_memory_option(parser: Parser) -> None:
-    """Declare ``--max-memory``."""
+    """Declares ``--max-memory``."""
     parser.add_argument(
         "--max-memory",
-        help="like 700MB or 4GB: work in such steps and tiles that this suffices besides the "
-        "model and the libraries, with the same result",
+        help="memory for the work, besides the model and the libraries, like 700MB or 4GB: steps "
+        "and tiles are chosen to fit; the result is the same",
     )

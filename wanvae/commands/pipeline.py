@@ -1,7 +1,8 @@
-"""From file to file through the model: video to latents to video, piece by piece.
+"""Videos to latents and back, from file to file, piece by piece.
 
-Frames whose sizes are not multiples of the spatial factor are padded by repeating their edges, and
-cropped back; a video whose length is not 1 + 4n is padded by repeating its last frame, and trimmed.
+Frames whose sides are not multiples of the spatial factor are padded by repeating their edges, and
+cropped again. A video whose length is not 1 + 4n is padded by repeating its last frame, and trimmed
+again.
 """
 
 from __future__ import annotations
@@ -9,46 +10,46 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, islice, takewhile
+from itertools import chain, takewhile
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
-from wanvae.execution.sessions import StreamEncoder
 from wanvae.execution.sharding import FIRST
+from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE, check_reconstructs
-from wanvae.posterior import Posterior
+from wanvae.model import WanVAE
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
-# The rate of the videos that Wan models make.
+T = TypeVar("T")
+
+# The frame rate of videos that Wan models generate.
 WAN_RATE = Fraction(16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionReport:
-    """What a reconstruction came to.
+    """The results of a reconstruction.
 
     Attributes:
-        frames: how many.
+        frames: number of frames.
         psnr: peak signal-to-noise ratio in dB, the mean over frames.
         ssim: structural similarity, the mean over frames; NaN for frames under 11 pixels.
         compression: values of the video per value of the latents.
-        seconds: spent, reading and writing included.
+        seconds: time spent, with reading and writing.
     """
 
     frames: int
@@ -72,47 +73,49 @@ def reconstruct_file(
     shard: Processes | None = None,
     progress: bool = False,
 ) -> ReconstructionReport | None:
-    """Encode and decode a video or image file, of any length in constant memory.
+    """Encodes and decodes a video or image file. Memory does not grow with the length.
 
     Args:
         destination: the file to write; its suffix tells the kind.
         side_by_side: put the original at the left of the reconstruction.
         crf: quality of the written video, 0 (best) to 51.
-        start: where to begin, in seconds.
-        duration: how much to take, in seconds; None is all.
-        tile_size: work in tiles of at most so many pixels a side.
+        start: start of the part to take, in seconds.
+        duration: length of the part to take, in seconds; None takes the rest.
+        tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
-        shard: processes that all call this, and share the work; the first one writes.
+        shard: processes that share the work. All of them call this function; the first one writes.
         progress: show a progress bar.
 
     Returns:
-        What it came to; None in any process but the first.
+        The results in the first process; None in the others.
 
     Raises:
-        VideoError: a file cannot be read or written, or has nothing from ``start`` on.
-        ValueError: the model cannot stream, or makes other videos than it takes.
+        VideoError: a file cannot be read or written, or has no frame from ``start`` on.
+        UserError: the model cannot stream, or decodes other videos than it encodes.
     """
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with open_part(source, start, duration) as part:
-        info = part.info
+    with open_excerpt(source, start, duration) as excerpt:
+        info = excerpt.info
         waiting: deque[Frame] = deque()
-        # Encoder and decoder are at work at the same time.
+        # Encoder and decoder work at the same time, so each gets half of the memory.
         share = half(max_memory)
         encoder = vae.stream_encode(tile_size=tile_size, max_memory=share, shard=shard)
         decoder = vae.stream_decode(tile_size=tile_size, max_memory=share, shard=shard)
         width = 2 * info.width if side_by_side else info.width
-        options = {"width": width, "height": info.height, "fps": info.fps, "crf": crf}
         with (
-            VideoWriter(destination, **options) if first else nullcontext() as writer,
-            show_progress(part.frames, part.count, progress and first) as originals,
+            open_writer(destination, first, width, info.height, info.fps, crf) as writer,
+            show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
             limit_shared_by(2),
         ):
-            for posterior in encode_frames(vae, encoder, originals, waiting.append):
+            for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
+                if writer is None:
+                    waiting.clear()
+                    continue
                 for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
                     original = waiting.popleft()
                     frames += 1
@@ -121,8 +124,6 @@ def reconstruct_file(
                     total_ssim += ssim(*pair)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
-                if not first:
-                    waiting.clear()
     if not first:
         return None
     return ReconstructionReport(
@@ -146,37 +147,43 @@ def encode_file(
     shard: Processes | None = None,
     progress: bool = False,
 ) -> tuple[int, ...] | None:
-    """Encode a video or image file to a latents file; returns the shape of its mean.
+    """Encodes a video or image file to a file of latents.
 
     Args:
-        start: where to begin, in seconds.
-        duration: how much to take, in seconds; None is all.
-        tile_size: work in tiles of at most so many pixels a side.
+        start: start of the part to take, in seconds.
+        duration: length of the part to take, in seconds; None takes the rest.
+        tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
-        shard: processes that all call this, and share the work; the first one writes, and alone
-            gets the shape.
+        shard: processes that share the work. All of them call this function; the first one writes.
         progress: show a progress bar.
 
+    Returns:
+        The shape of the mean, (z_dim, T, H, W), in the first process; None in the others.
+
     Raises:
-        VideoError: ``source`` cannot be read, or has nothing from ``start`` on.
-        CheckpointError: ``destination`` cannot be written.
+        VideoError: ``source`` cannot be read, or has no frame from ``start`` on.
+        FileError: ``destination`` cannot be written.
     """
     first = is_first(shard)
-    with open_part(source, start, duration) as part:
-        info = part.info
+    with open_excerpt(source, start, duration) as excerpt:
+        info = excerpt.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
             write_latents(destination, shape) if first else nullcontext() as writer,
-            show_progress(part.frames, part.count, progress and first) as frames,
+            show_progress(excerpt.frames, excerpt.count, progress and first) as frames,
         ):
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory, shard=shard)
-            seen = (lambda frame: writer.write_time(frame.time)) if first else (lambda frame: None)
-            for posterior in encode_frames(vae, encoder, frames, seen):
-                if first:
+
+            def note_time(frame: Frame) -> None:
+                if writer is not None:
+                    writer.write_time(frame.time)
+
+            for posterior in encode_frames(vae.config, encoder, frames, note_time):
+                if writer is not None:
                     writer.write(posterior)
-            return writer.shape if first else None
+            return None if writer is None else writer.shape
 
 
 def decode_file(
@@ -192,23 +199,26 @@ def decode_file(
     shard: Processes | None = None,
     progress: bool = False,
 ) -> int:
-    """Decode a latents file to a video or image file; returns the number of frames written.
+    """Decodes a file of latents to a video or image file.
 
     Args:
-        source: as ``encode_file`` or ``encode_dataset`` wrote it, or a safetensors file with a
-            tensor "latents". The video is as large as the encoded one, times the upscale factor of
-            the model.
-        normalized: the latents are as a diffusion model gives them: denormalize them first. Those
-            of a file that says so itself always are.
-        fps: frames per second; None keeps those of the encoded video, or 16 if unknown.
+        source: a file that ``encode_file`` or ``encode_dataset`` wrote, or a safetensors file with
+            a tensor "latents". The written video has the size of the encoded video, times the
+            upscale factor of the model.
+        normalized: the latents come from a diffusion model: denormalize them first. Latents of a
+            file that says so itself are always denormalized.
+        fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
         crf: quality of the written video, 0 (best) to 51.
-        tile_size: work in tiles of at most so many pixels a side.
+        tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
-        shard: processes that all call this, and share the work; the first one writes.
+        shard: processes that share the work. All of them call this function; the first one writes.
         progress: show a progress bar.
 
+    Returns:
+        The number of frames that this process wrote.
+
     Raises:
-        CheckpointError: ``source`` cannot be read, or is not of this model.
+        CheckpointError: ``source`` cannot be read, or does not fit the model.
         VideoError: ``destination`` cannot be written.
     """
     with read_latents(source) as latents:
@@ -221,9 +231,8 @@ def decode_file(
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
         done, first = 0, is_first(shard)
-        options = {"width": width, "height": height, "fps": fps or rate, "crf": crf}
         with (
-            VideoWriter(destination, **options) if first else nullcontext() as writer,
+            open_writer(destination, first, width, height, fps or rate, crf) as writer,
             show_progress(range(latents.length), latents.length, progress and first) as starts,
         ):
             pieces = (latents.piece(start, start + 1) for start in starts)
@@ -232,20 +241,20 @@ def decode_file(
             for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
                 decoded = decoded[0, :, : frames - done, :height, :width]
                 count = decoded.shape[1]
-                if count:
+                if count and writer is not None:
                     writer.write(decoded, times[done : done + count] or None)
                 done += count
     return done
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a video.
+class Excerpt:
+    """The part of a video from one time to another.
 
     Attributes:
-        info: of the whole.
-        frames: those of the part, with times from its first.
-        count: how many, as far as is known.
+        info: facts of the whole video.
+        frames: frames of the part, with times from its first frame.
+        count: number of frames in the part, as far as it is known.
     """
 
     info: VideoInfo
@@ -254,11 +263,13 @@ class Part:
 
 
 @contextmanager
-def open_part(source: str | PathLike[str], start: float, duration: float | None) -> Iterator[Part]:
-    """So many seconds of a video from ``start`` on; None is all the rest.
+def open_excerpt(
+    source: str | PathLike[str], start: float, duration: float | None
+) -> Iterator[Excerpt]:
+    """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
 
     Raises:
-        VideoError: ``source`` cannot be read or has no frame there, or there is no such part.
+        VideoError: ``source`` cannot be read, or has no frame there, or the times are wrong.
     """
     if not 0 <= start < math.inf or not (math.inf if duration is None else duration) > 0:
         raise VideoError(
@@ -274,16 +285,30 @@ def open_part(source: str | PathLike[str], start: float, duration: float | None)
         end = math.inf if duration is None else start + duration
         count = reader.info.frames
         if count is not None:
-            most = math.inf if duration is None else math.ceil(duration * reader.info.fps)
-            count = max(1, min(count - round(start * reader.info.fps), most))
+            count -= round(start * reader.info.fps)
+            if duration is not None and duration < math.inf:
+                count = min(count, math.ceil(duration * reader.info.fps))
+            count = max(1, count)
         frames = takewhile(lambda frame: frame.time < end, chain([first], reader))
-        yield Part(
+        yield Excerpt(
             reader.info, (replace(frame, time=frame.time - first.time) for frame in frames), count
         )
 
 
+@contextmanager
+def open_writer(
+    path: str | PathLike[str], first: bool, width: int, height: int, fps: Fraction, crf: int
+) -> Iterator[VideoWriter | None]:
+    """Opens a video or image file to write in the ``first`` process; gives None to the others."""
+    if not first:
+        yield None
+        return
+    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf) as writer:
+        yield writer
+
+
 def is_first(shard: Processes | None) -> bool:
-    """Whether this process writes, and speaks, for all."""
+    """Returns whether this process writes and prints for all processes."""
     return shard is None or shard.process_index == FIRST
 
 
@@ -294,10 +319,10 @@ def decode_pieces(
     max_memory: Memory | None,
     shard: Processes | None,
 ) -> Iterator[Tensor]:
-    """The video of latents, piece by piece.
+    """Yields the video ``(B, C, T, H, W)`` of latents, piece by piece.
 
-    Where ``max_memory`` is too little for the states of all tiles of a stream, it comes in one
-    piece: made tile after tile, only one tile has a state at a time.
+    If ``max_memory`` is too little for the states of all tiles of a stream, the video comes in one
+    piece: then tiles are decoded one after the other, and only one tile has a state at a time.
     """
     pieces = iter(pieces)
     first = next(pieces)
@@ -312,40 +337,12 @@ def decode_pieces(
     yield from map(decoder.push, pieces)
 
 
-def encode_frames(
-    vae: WanVAE, encoder: StreamEncoder, frames: Iterable[Frame], seen: Callable[[Frame], Any]
-) -> Iterator[Posterior]:
-    """The posterior of a stream of frames, piece by piece; ``seen`` is told of each frame read."""
-    frames = iter(frames)
-    count = 1
-    while batch := list(islice(frames, count)):
-        for frame in batch:
-            seen(frame)
-        video = pad_to_multiple(
-            torch.stack([frame.image for frame in batch], dim=1)[None], vae.config.spatial_factor
-        )
-        posterior = encoder.push(video)
-        factor = vae.config.temporal_factor
-        count = max(1, encoder.plan.frames // factor) * factor
-        if posterior is not None:
-            yield posterior
-    end = encoder.finish()
-    if end.posterior is not None:
-        yield end.posterior
-
-
-def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
-    """``(B, C, T, H, W)`` with right and bottom edges repeated to multiples of ``factor``."""
-    height, width = video.shape[3:]
-    return F.pad(video, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
-
-
 def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
-    """Raise CheckpointError if ``latents`` of the file ``source`` are not of such a model."""
+    """Raises CheckpointError if the latents of the file ``source`` do not fit the model."""
     if latents.channels != config.z_dim:
         raise CheckpointError(
-            f"{source} has latents of {latents.channels} channels, but those of this model have "
-            f"{config.z_dim}; decode them with the checkpoint that made them"
+            f"{source} has latents of {latents.channels} channels, but this model has "
+            f"{config.z_dim}; decode them with the checkpoint that encoded them"
         )
     video = latents.video
     if video is None:
@@ -355,26 +352,26 @@ def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathL
     expected, found = (1 + groups, *sides), (latents.length, latents.height, latents.width)
     if found != expected:
         raise CheckpointError(
-            f"{source} has latents of {found} (T, H, W), but this model makes {expected} of its "
-            f"{len(latents.times)} frames of {video.width}x{video.height}; decode them with the "
-            "checkpoint that made them"
+            f"{source} has latents of {found} (T, H, W), but this model encodes "
+            f"{len(latents.times)} frames of {video.width}x{video.height} to {expected}; decode "
+            "them with the checkpoint that encoded them"
         )
 
 
 def half(max_memory: Memory | None) -> int | None:
-    """Half of a limit, in bytes."""
+    """Returns half of a limit, in bytes."""
     return None if max_memory is None else parse_memory(max_memory) // 2
 
 
 @contextmanager
 def limit_shared_by(coders: int) -> Iterator[None]:
-    """Where a memory limit is too little, say that each of so many coders has a part of it."""
+    """Adds to the error for a memory limit that this many coders share the limit."""
     try:
         yield
     except TooLittleMemory as error:
         raise TooLittleMemory(f"{error}; the limit is shared by {coders} coders") from error
 
 
-def show_progress(items: Iterable[Any], total: int | None, progress: bool) -> tqdm:
-    """``items`` with a progress bar, if asked for; as a context manager it ends the bar's line."""
+def show_progress(items: Iterable[T], total: int | None, progress: bool) -> tqdm[T]:
+    """Returns ``items`` with a progress bar if ``progress`` is set, as a context manager."""
     return tqdm(items, total=total, unit="frame", disable=not progress)

@@ -1,1 +1,1 @@
-"""Data sets of latents: a folder of videos encoded by any number of processes, and read back."""
+"""Data sets of latents: encoding folders of videos, and reading the latents for training."""

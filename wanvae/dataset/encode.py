@@ -1,6 +1,6 @@
-"""A folder of videos and images to a data set of latents, shared by the processes of a run.
+"""Encodes a folder of videos and images to a data set of latents, in one process or several.
 
-Decoding, the work of the model and writing go on at the same time, each in a thread.
+Reading videos, running the model and writing files go on at the same time, each in a thread.
 """
 
 from __future__ import annotations
@@ -20,26 +20,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.commands.pipeline import encode_frames
-from wanvae.dataset.files import WRITERS, StoredClip, Unit, clip_metadata, index_file
-from wanvae.dataset.plan import Job, prepare, share
-from wanvae.dataset.records import (
-    FAILURES,
-    INDEX,
-    Failure,
-    IndexedClip,
-    append_line,
-    read_failures,
-    write_lines,
-)
+from wanvae.dataset.files import WRITERS, LatentsFilePlan, StoredClip, clip_metadata, index_file
+from wanvae.dataset.plan import DatasetPlan, prepare
+from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
-from wanvae.engine.checkpoint import unwritable
-from wanvae.engine.processes import made_by_first_process, objects_of_processes
+from wanvae.engine.files import unwritable
+from wanvae.engine.json_files import append_line, write_lines
+from wanvae.engine.processes import gather_objects, run_on_first_process
+from wanvae.engine.sharing import neighbouring_share, progress_bar
 from wanvae.execution.limits import Memory, TileSize
-from wanvae.folders.clips import Clip
+from wanvae.folders.clips import Clip, Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
 from wanvae.folders.manifest import MANIFEST
+from wanvae.frames import encode_frames
 from wanvae.latents.spool import LatentsSpool
 from wanvae.model import WanVAE
 from wanvae.posterior import LOGVAR_RANGE, Posterior
@@ -55,7 +49,12 @@ PIECES_AHEAD = 8
 
 @dataclass(frozen=True)
 class Piece:
-    """Latents of some frames of a clip: posterior ``(1, z_dim, T, H, W)`` on the CPU, and times."""
+    """Latents of some frames of a clip.
+
+    Attributes:
+        posterior: ``(1, z_dim, T, H, W)`` in float32 on the CPU.
+        times: times of the frames in seconds.
+    """
 
     posterior: Posterior
     times: tuple[float, ...]
@@ -67,10 +66,10 @@ Pieces: TypeAlias = Generator[tuple[Clip, Piece | ClipError], None, None]
 
 @dataclass
 class Work:
-    """What a process has done.
+    """The results of one process.
 
     Attributes:
-        written: clips that it encoded.
+        written: clips that the process encoded.
         size: bytes of their files.
         failures: clips that could not be encoded.
     """
@@ -82,16 +81,16 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What became of the clips of a folder.
+    """The results of encoding a folder.
 
     Attributes:
-        written: clips that were encoded.
-        kept: clips that were there.
-        frames: that were encoded.
+        written: number of clips that were encoded.
+        kept: number of clips that were there before.
+        frames: number of frames that were encoded.
         size: bytes that were written.
-        seconds: that it took.
+        seconds: how long it took.
         failures: clips and files that could not be encoded, now or before.
-        left_out: videos and images that no clip can be cut from, a line each.
+        left_out: videos and images that are too small or too short for a clip, one line each.
     """
 
     written: int
@@ -115,40 +114,41 @@ def encode_dataset(
     max_memory: Memory | None = None,
     progress: bool = False,
 ) -> DatasetReport | None:
-    """Encode the videos and images of a folder; files that are there and complete are kept.
+    """Encodes the videos and images of a folder. Files that are there already are kept.
 
     Args:
-        vae: the model, and ``checkpoint`` where it is from.
+        vae: the model.
+        checkpoint: where the model comes from.
         source: a folder, or its manifest.
-        destination: a folder, new or that of a run before with the same settings.
-        processes: those of the run, which all call this, and share the work.
+        destination: a new folder, or the folder of an earlier run with the same settings.
+        processes: the processes of the run. All of them call this function and share the work.
         tile_size, max_memory: as for ``WanVAE.stream_encode``.
-        progress: show a progress bar, of the clips of the first process.
+        progress: show a progress bar with the clips of the first process.
 
     Returns:
-        What became of all clips, in the process of rank 0; None in the others.
+        The results of all processes in the first process; None in the others.
 
     Raises:
-        ValueError: there is nothing to encode, ``options`` fit not the model or not what is there,
-            or a folder is in the other.
-        CheckpointError: a file cannot be written.
+        UserError: there is nothing to encode, ``options`` do not fit the model or the folder, or
+            one folder lies inside the other.
+        FileError: a file cannot be written.
     """
     source, destination = Path(source), Path(destination)
     if source.name == MANIFEST:
         source = source.parent
-    job = made_by_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
+    plan = run_on_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
     started = time.perf_counter()
     rank, ranks = processes.process_index, processes.num_processes
-    units = share(job.missing, rank, ranks)
-    clips = [clip for unit in units for clip in unit.clips]
+    # Neighbours, so that the clips of one video mostly go to one process, which need not seek.
+    files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
+    clips = [clip for file in files for clip in file.clips]
     frames = ahead(read_clips(clips, source, vae.config.temporal_factor), FRAMES_AHEAD)
     pieces = encode_clips(vae, frames, tile_size, max_memory)
-    shown = progress and processes.is_main_process
-    with tqdm(total=len(clips), unit="clip", disable=not shown) as bar:
-        work = write_units(units, ahead(pieces, PIECES_AHEAD), destination, job.settings, bar)
-    # Here only files of this process, and those that were there before, are sure to be seen.
-    kept = [clip for unit in job.kept[rank::ranks] for clip in index_file(destination, unit.file)]
-    everything = objects_of_processes((work, kept))
+    with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
+        work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)
+    # A process is only sure to see its own files, and the files that were there before.
+    kept = [clip for file in plan.kept[rank::ranks] for clip in index_file(destination, file.name)]
+    everything = gather_objects((work, kept))
     if not processes.is_main_process:
         return None
     works = [work for work, _ in everything]
@@ -161,26 +161,28 @@ def encode_dataset(
         frames=sum(clip.frames for clip in written),
         size=sum(work.size for work in works),
         seconds=time.perf_counter() - started,
-        failures=tuple(write_lists(destination, job, written + kept, failed)),
-        left_out=job.left_out,
+        failures=tuple(write_lists(destination, plan, written + kept, failed)),
+        left_out=plan.left_out,
     )
 
 
-# At work
+# In each process
 
 
 def encode_clips(
     vae: WanVAE, frames: Frames, tile_size: TileSize | None, max_memory: Memory | None
 ) -> Pieces:
-    """The latents of each clip in turn, piece by piece; errors stay the last of their clip."""
+    """Yields the latents of each clip in turn, piece by piece. An error ends its clip."""
     with closing(frames):
         for clip, row in groupby(frames, key=lambda pair: pair[0]):
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory)
             times: list[float] = []
+
+            def note_time(frame: Frame, times: list[float] = times) -> None:
+                times.append(frame.time)
+
             try:
-                for posterior in encode_frames(
-                    vae, encoder, raised(row), lambda frame, times=times: times.append(frame.time)
-                ):
+                for posterior in encode_frames(vae.config, encoder, raised(row), note_time):
                     on_cpu = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
                     yield clip, Piece(on_cpu, tuple(times))
                     times.clear()
@@ -188,30 +190,37 @@ def encode_clips(
                 yield clip, error
 
 
-def write_units(
-    units: Sequence[Unit], pieces: Pieces, folder: Path, settings: DatasetSettings, bar: tqdm
+def write_files(
+    files: Sequence[LatentsFilePlan],
+    pieces: Pieces,
+    folder: Path,
+    settings: DatasetSettings,
+    bar: tqdm,
 ) -> Work:
-    """Write the files of a process from ``pieces`` of all their clips.
+    """Writes the files of a process.
+
+    Args:
+        pieces: the latents of all clips of the files, in order.
 
     Raises:
-        CheckpointError: the disk is full, or not to be written to.
+        FileError: the disk is full, or cannot be written.
     """
-    writer = UnitWriter(folder, settings, bar)
+    writer = FileWriter(folder, settings, bar)
     with closing(pieces):
         rows = groupby(pieces, key=lambda pair: pair[0])
         try:
-            for unit in units:
-                writer.write(unit, rows)
+            for file in files:
+                writer.write(file, rows)
         except OSError as error:
             raise unwritable(folder, error) from error
     return writer.work
 
 
-class UnitWriter:
-    """Writes files of a data set.
+class FileWriter:
+    """Writes the files of a data set one after the other.
 
     Attributes:
-        work: what it has done.
+        work: the results so far.
     """
 
     def __init__(self, folder: Path, settings: DatasetSettings, bar: tqdm) -> None:
@@ -220,18 +229,25 @@ class UnitWriter:
         self._bar = bar
         self.work = Work()
 
-    def write(self, unit: Unit, rows: Iterator[tuple[Clip, Row[Piece]]]) -> None:
-        """Write a file of what comes of its clips; a file of none is written for many alone."""
-        path = self._folder / unit.file
+    def write(self, file: LatentsFilePlan, rows: Iterator[tuple[Clip, Row[Piece]]]) -> None:
+        """Writes the latents of the clips of one file.
+
+        A file for one clip is not written if the clip cannot be read. A file for many clips is
+        always written, with the clips that can be read.
+
+        Args:
+            rows: the latents of each clip, of which this file takes the next ones.
+        """
+        path = self._folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        clips = self._stored(islice(rows, len(unit.clips)))
+        clips = self._stored(islice(rows, len(file.clips)))
         WRITERS[self._settings.options.container](path, clips)
         if path.exists():
-            self.work.written += index_file(self._folder, unit.file)
+            self.work.written += index_file(self._folder, file.name)
             self.work.size += path.stat().st_size
 
     def _stored(self, rows: Iterator[tuple[Clip, Row[Piece]]]) -> Iterator[StoredClip]:
-        """The clips, ready to be written; what cannot be read is recorded instead."""
+        """Yields the clips that can be read, ready to be written, and records the others."""
         options = self._settings.options
         for clip, row in rows:
             with TemporaryFile(dir=self._folder) as file:
@@ -250,8 +266,8 @@ class UnitWriter:
 
 
 def collect(spool: LatentsSpool, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> None:
-    """Put the latents of a clip in ``spool``; raises the ClipError among them, if there is one."""
-    # Of the clip alone, so that neither processes nor other clips matter.
+    """Puts the latents of a clip into ``spool``, and raises the ClipError among them."""
+    # The seed depends on the clip alone, so that processes and other clips do not matter.
     seed = hashlib.sha256(f"{settings.options.seed}/{clip.name}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
     for piece in raised(row):
@@ -262,7 +278,7 @@ def collect(spool: LatentsSpool, clip: Clip, row: Row[Piece], settings: DatasetS
 def latents_to_store(
     posterior: Posterior, settings: DatasetSettings, generator: torch.Generator
 ) -> Tensor:
-    """The tensors to store, one after the other, ``(channels, T, H, W)``."""
+    """Returns the tensors to store, one after the other, ``(channels, T, H, W)``."""
     mean, std = settings.statistics()
     if settings.options.scale == "raw":
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
@@ -276,23 +292,26 @@ def latents_to_store(
 
 
 def sample_frames(posterior: Posterior, generator: torch.Generator) -> Tensor:
-    """A sample, drawn for one latent frame after the other, so that pieces do not matter."""
+    """Draws a sample one latent frame after the other, so that the size of pieces does not matter.
+
+    Returns latents ``(1, z_dim, T, H, W)``.
+    """
     moments = zip(posterior.mean.split(1, 2), posterior.logvar.split(1, 2), strict=True)
     return torch.cat([Posterior(*frame).sample(generator) for frame in moments], dim=2)
 
 
-# After
+# In the first process
 
 
 def write_lists(
-    folder: Path, job: Job, clips: Iterable[IndexedClip], failed: Iterable[Failure]
+    folder: Path, plan: DatasetPlan, clips: Iterable[IndexedClip], failed: Iterable[Failure]
 ) -> list[Failure]:
-    """Write the index, and the failures there are now, which it returns."""
+    """Writes the index and the list of failures, and returns the failures."""
     index = {clip.name: clip for clip in clips}
-    names = [clip.name for unit in job.units for clip in unit.clips]
+    names = [clip.name for file in plan.files for clip in file.clips]
     recorded = {failure.name: failure for failure in (*read_failures(folder), *failed)}
     failures = [recorded[name] for name in names if name in recorded and name not in index]
-    failures.extend(job.broken)
+    failures.extend(plan.broken)
     write_lines(folder / FAILURES, failures)
     write_lines(folder / INDEX, (index[name] for name in names if name in index))
     return failures

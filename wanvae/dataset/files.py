@@ -1,7 +1,7 @@
-"""The files that hold the latents of a data set: which clips are in each, writing, finding them.
+"""The files of latents of a data set: which clips each one holds, writing and indexing them.
 
-Which file a clip is in follows from the list of clips alone, so files do not depend on who writes
-them. Each file appears once it is complete.
+The list of clips alone decides which clip goes to which file, so the files do not depend on the
+process that writes them. A file appears once it is complete.
 """
 
 from __future__ import annotations
@@ -21,41 +21,49 @@ from typing import IO, Any
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
-from wanvae.engine.checkpoint import atomic_path
 from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
+from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.latents.file import VideoShape, video_metadata
 from wanvae.latents.spool import LatentsSpool, safetensors_header
 
 SUFFIX = ".safetensors"
-# In the metadata of a safetensors file of many clips.
-SHARD_FORMAT = "wanvae-latents-shard"
-# Bytes; readers of safetensors allow no more.
+# The format in the metadata of a safetensors file of many clips.
+MANY_CLIPS_FORMAT = "wanvae-latents-shard"
+# Bytes. Readers of safetensors allow no longer header.
 LARGEST_HEADER = 100_000_000
+# What damaged content raises, besides errors in reading it.
+DAMAGE = (OSError, UserError, UnicodeDecodeError, KeyError, TypeError, tarfile.TarError)
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class LatentsFilePlan:
     """A file of latents, which is written as a whole.
 
     Attributes:
-        file: below the folder of the data set.
-        clips: in it.
+        name: its path, relative to the folder of the data set.
+        clips: the clips in it.
     """
 
-    file: str
+    name: str
     clips: tuple[Clip, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all clips together."""
+        return sum(clip.pixels for clip in self.clips)
 
 
 @dataclass(frozen=True)
 class StoredClip:
-    """A clip to write.
+    """A clip that is ready to be written.
 
     Attributes:
-        name: of the clip.
-        metadata: of a file that has this clip alone.
-        spool: its latents.
+        name: name of the clip.
+        metadata: metadata of a file with only this clip.
+        spool: the latents.
     """
 
     name: str
@@ -63,26 +71,26 @@ class StoredClip:
     spool: LatentsSpool
 
 
-def plan_units(
+def plan_files(
     clips: Sequence[Clip], options: DatasetOptions, config: WanVAEConfig
-) -> Iterator[Unit]:
-    """The files for ``clips``, in the same order."""
+) -> Iterator[LatentsFilePlan]:
+    """Yields the files for ``clips``, in the same order."""
     if options.container == "files":
         for clip in clips:
-            yield Unit(clip.name + SUFFIX, (clip,))
+            yield LatentsFilePlan(clip.name + SUFFIX, (clip,))
         return
-    suffix = ".tar" if options.container == "tar" else SUFFIX
+    suffix = TAR_SUFFIX if options.container == "tar" else SUFFIX
     number, waiting, size = 0, [], 0
     for clip in clips:
         waiting.append(clip)
         size += expected_size(clip, options, config)
         if size >= options.shard_size or clip is clips[-1]:
-            yield Unit(f"shard-{number:05}{suffix}", tuple(waiting))
+            yield LatentsFilePlan(f"shard-{number:05}{suffix}", tuple(waiting))
             number, waiting, size = number + 1, [], 0
 
 
 def expected_size(clip: Clip, options: DatasetOptions, config: WanVAEConfig) -> int:
-    """Bytes of the latents of a clip, if its video is as long as its header says."""
+    """Returns the bytes of the latents of a clip, if its video is as long as its header says."""
     length = 1 + (clip.frames - 1) // config.temporal_factor
     space = prod(side // config.spatial_factor for side in clip.size)
     values = len(options.tensors) * config.z_dim * length * space
@@ -90,7 +98,7 @@ def expected_size(clip: Clip, options: DatasetOptions, config: WanVAEConfig) -> 
 
 
 def clip_metadata(clip: Clip, settings: DatasetSettings) -> dict[str, str]:
-    """The metadata of a file of a clip: what ``wanvae decode`` needs, and where it comes from."""
+    """Returns the metadata of a file with one clip: for ``wanvae decode``, and its origin."""
     height, width = clip.size
     video = VideoShape(height=height, width=width, fps=str(clip.fps), source=clip.source)
     origin = {
@@ -109,17 +117,17 @@ def clip_metadata(clip: Clip, settings: DatasetSettings) -> dict[str, str]:
 
 
 def write_single(path: Path, clips: Iterable[StoredClip]) -> None:
-    """Write the only clip there may be as a file."""
+    """Writes the one clip to a file. Without a clip, writes no file."""
     for clip in clips:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             clip.spool.write_file(file, clip.metadata)
 
 
 def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
-    """Write an uncompressed tar of a safetensors file for each clip."""
+    """Writes an uncompressed tar with one safetensors file for each clip."""
     with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
         for clip in clips:
-            # Time and owner are left at 0, so that the bytes tell nothing of this run.
+            # Time and owner stay 0, so that the bytes do not depend on this run.
             member = tarfile.TarInfo(clip.name + SUFFIX)
             with TemporaryFile(dir=path.parent) as file:
                 clip.spool.write_file(file, clip.metadata)
@@ -128,8 +136,8 @@ def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
                 tar.addfile(member, file)
 
 
-def write_shard(path: Path, clips: Iterable[StoredClip]) -> None:
-    """Write a safetensors file of all clips; the names of tensors begin with that of their clip."""
+def write_many(path: Path, clips: Iterable[StoredClip]) -> None:
+    """Writes one safetensors file of all clips. A tensor is named ``clip/tensor``."""
     times, latents, metadata = {}, {}, {}
     times_content = bytearray()
     with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as data:
@@ -142,7 +150,7 @@ def write_shard(path: Path, clips: Iterable[StoredClip]) -> None:
             clip.spool.copy_to(data)
         data.seek(0)
         with temporary.open("wb") as file:
-            described = {"format": SHARD_FORMAT, "clips": json.dumps(metadata)}
+            described = {"format": MANY_CLIPS_FORMAT, "clips": json.dumps(metadata)}
             file.write(safetensors_header(times | latents, described))
             file.write(times_content)
             shutil.copyfileobj(data, file)
@@ -151,36 +159,40 @@ def write_shard(path: Path, clips: Iterable[StoredClip]) -> None:
 WRITERS: dict[Container, Callable[[Path, Iterable[StoredClip]], None]] = {
     "files": write_single,
     "tar": write_tar,
-    "safetensors": write_shard,
+    "safetensors": write_many,
 }
 
 
-# Finding
+# Indexing
 
 
-def index_file(folder: Path, file: str) -> list[IndexedClip]:
-    """The clips in a file of latents below ``folder``.
+def index_file(folder: Path, name: str) -> list[IndexedClip]:
+    """Returns the clips in a file of latents.
+
+    Args:
+        folder: the folder of the data set.
+        name: the path of the file, relative to the folder.
 
     Raises:
-        ValueError: it is damaged.
+        UserError: the file is damaged.
     """
-    path = folder / file
+    path = folder / name
     try:
         with path.open("rb") as content:
-            if path.suffix == ".tar":
+            if path.suffix == TAR_SUFFIX:
                 with tarfile.open(fileobj=content, mode="r:") as tar:
                     starts = [member.offset_data for member in tar]
             else:
                 starts = [0]
-            return [clip for start in starts for clip in index_tensors(content, start, file)]
-    except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
+            return [clip for start in starts for clip in index_tensors(content, start, name)]
+    except DAMAGE as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it, and run encode-dataset again"
         ) from error
 
 
-def index_tensors(content: IO[bytes], start: int, file: str) -> Iterator[IndexedClip]:
-    """The clips of safetensors that begin at a byte of a file."""
+def index_tensors(content: IO[bytes], start: int, name: str) -> Iterator[IndexedClip]:
+    """Yields the clips of the safetensors that begin at byte ``start`` of the file ``name``."""
     content.seek(start)
     size = int.from_bytes(content.read(8), "little")
     tensors = parse_json(content.read(min(size, LARGEST_HEADER)).decode())
@@ -189,20 +201,20 @@ def index_tensors(content: IO[bytes], start: int, file: str) -> Iterator[Indexed
     end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if content.seek(0, SEEK_END) < start + end:
         raise UserError("it ends too early")
-    if metadata["format"] == SHARD_FORMAT:
-        for name, described in parse_json(metadata["clips"]).items():
-            yield indexed(tensors, f"{name}/", described, file, start)
+    if metadata["format"] == MANY_CLIPS_FORMAT:
+        for clip, described in parse_json(metadata["clips"]).items():
+            yield indexed(tensors, f"{clip}/", described, name, start)
     else:
-        yield indexed(tensors, "", metadata, file, start)
+        yield indexed(tensors, "", metadata, name, start)
 
 
 def indexed(
     tensors: Mapping[str, Any], prefix: str, metadata: Mapping[str, str], file: str, start: int
 ) -> IndexedClip:
-    """A clip whose tensors have names that begin with ``prefix``, and data from ``start`` on."""
+    """Returns the clip whose tensors have names with this prefix, and data from ``start`` on."""
     video = from_json_dict(VideoShape, parse_json(metadata["video"]))
     origin = parse_json(metadata["clip"])
-    first = next(tensors[prefix + name] for name in ("mean", "latents") if prefix + name in tensors)
+    first = tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
     return IndexedClip(
         name=origin["name"],
         source=video.source,

@@ -1,4 +1,4 @@
-"""What there is to do for a data set of latents, and which process does it."""
+"""The plan of a data set of latents: which files it has, and which of them are missing."""
 
 from __future__ import annotations
 
@@ -9,52 +9,45 @@ from os import PathLike
 from pathlib import Path
 
 from wanvae.checkpoints.formats import weights_file
-from wanvae.dataset.files import Unit, plan_units
-from wanvae.dataset.records import FAILURES, Failure, read_failures, write_lines
-from wanvae.dataset.settings import (
-    SETTINGS,
-    DatasetOptions,
-    DatasetSettings,
-    read_settings,
-    write_settings,
-)
-from wanvae.engine.checkpoint import is_nested, make_directory, remove_temporaries
+from wanvae.dataset.files import LatentsFilePlan, plan_files
+from wanvae.dataset.records import FAILURES, read_failures
+from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
+from wanvae.engine.digest import digest_of_file
+from wanvae.engine.json_files import write_lines
+from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.errors import UserError
-from wanvae.folders.clips import Clip, find_clips, parse_cut
+from wanvae.folders.clips import Clip, Failure, find_clips, parse_cut
 from wanvae.folders.manifest import load_entries
 from wanvae.model import WanVAE
 
-# Bytes of a file that are hashed at once.
-BLOCK = 2**20
-
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be done, as all processes know it.
+class DatasetPlan:
+    """The files of a data set, the same in all processes.
 
     Attributes:
-        settings: of the data set.
-        units: all its files.
-        there: the names of those that are there already.
+        settings: the settings of the data set.
+        files: all files.
+        existing: the names of the files that are there already.
         broken: files of the source that cannot be read.
-        left_out: videos and images that no clip can be cut from, a line each.
+        left_out: videos and images that are too small or too short for a clip, one line each.
     """
 
     settings: DatasetSettings
-    units: tuple[Unit, ...]
-    there: frozenset[str]
+    files: tuple[LatentsFilePlan, ...]
+    existing: frozenset[str]
     broken: tuple[Failure, ...]
     left_out: tuple[str, ...]
 
     @property
-    def kept(self) -> list[Unit]:
-        """The units that are there."""
-        return [unit for unit in self.units if unit.file in self.there]
+    def kept(self) -> list[LatentsFilePlan]:
+        """The files that are there."""
+        return [file for file in self.files if file.name in self.existing]
 
     @property
-    def missing(self) -> list[Unit]:
-        """The units that are not there."""
-        return [unit for unit in self.units if unit.file not in self.there]
+    def missing(self) -> list[LatentsFilePlan]:
+        """The files that are not there."""
+        return [file for file in self.files if file.name not in self.existing]
 
 
 def prepare(
@@ -63,10 +56,15 @@ def prepare(
     source: Path,
     destination: Path,
     options: DatasetOptions,
-) -> Job:
-    """Find out what is to be done, and make the folder ready for it."""
-    if is_nested(source, destination):
-        raise UserError(f"{destination} must not be in {source}, nor around it; name another")
+) -> DatasetPlan:
+    """Plans the files of a data set, and takes the folder for it.
+
+    Raises:
+        UserError: there is nothing to encode, the options do not fit the model, or the folder
+            belongs to other settings.
+        FileError: the folder cannot be written.
+    """
+    refuse_nested(source, destination)
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
     found = find_clips(load_entries(source), cut, vae.config)
     if not found.clips:
@@ -84,54 +82,16 @@ def prepare(
         latents_std=vae.config.latents_std,
         clips="" if options.container == "files" else digest_of_clips(found.clips),
     )
-    take_folder(destination, settings)
-    units = tuple(plan_units(found.clips, options, vae.config))
-    there = frozenset(unit.file for unit in units if (destination / unit.file).exists())
-    return Job(settings, units, there, found.broken, found.left_out)
-
-
-def take_folder(folder: Path, settings: DatasetSettings) -> None:
-    """Make the folder, or check that it is of the same settings, and clean it up."""
-    make_directory(folder)
-    if (folder / SETTINGS).exists():
-        differences = settings.differences(read_settings(folder))
-        if differences:
-            raise UserError(
-                f"{folder} was made with other settings: {'; '.join(differences)}; "
-                "give the same again, or name another folder"
-            )
-        remove_temporaries(folder)
-        write_lines(folder / FAILURES, read_failures(folder))
-    elif any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} has other files in it; name a new folder")
-    else:
-        write_settings(folder, settings)
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    path = destination / SETTINGS
+    if take_folder(path, settings, DATA_SET, DatasetSettings.differences):
+        # Drops a line that a killed run left unfinished.
+        write_lines(destination / FAILURES, read_failures(destination))
+    files = tuple(plan_files(found.clips, options, vae.config))
+    existing = frozenset(file.name for file in files if (destination / file.name).exists())
+    return DatasetPlan(settings, files, existing, found.broken, found.left_out)
 
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
-    """A digest of which clips there are and what they are cut from."""
+    """Returns a digest of the names of clips, and of what they are cut from."""
     lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in clips)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def share(units: Sequence[Unit], rank: int, ranks: int) -> list[Unit]:
-    """The units of one process: about as many pixels as those of the others, and in a row.
-
-    In a row, so that clips cut from one video mostly go to one process, which need not seek.
-    """
-    sizes = [sum(clip.pixels for clip in unit.clips) for unit in units]
-    total, before, chosen = sum(sizes), 0, []
-    for unit, size in zip(units, sizes, strict=True):
-        if (2 * before + size) * ranks // (2 * total) == rank:
-            chosen.append(unit)
-        before += size
-    return chosen

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wanvae.dataset.records import INDEX, IndexedClip, read_lines
+from wanvae.dataset.records import INDEX, IndexedClip
 from wanvae.dataset.settings import read_settings
+from wanvae.engine.json_files import read_lines
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
 
@@ -23,8 +24,8 @@ class LatentClip(NamedTuple):
 
     Attributes:
         latents: ``(z_dim, T, H, W)``, float32, normalized.
-        fps: frames per second of its video.
-        source: name of its video.
+        fps: frames per second of the video.
+        source: name of the video.
     """
 
     latents: Tensor
@@ -33,20 +34,20 @@ class LatentClip(NamedTuple):
 
 
 class LatentDataset(Dataset):
-    """The clips of a data set of latents, normalized, whatever is stored.
+    """The clips of a data set of latents. All latents are normalized, whatever is stored.
 
     Args:
-        folder: that ``wanvae encode-dataset`` wrote.
-        sample: draw latents from their distribution, anew each time, by PyTorch's own generator;
-            without it they are the mean, or the one sample that is stored.
+        folder: the folder that ``wanvae encode-dataset`` wrote.
+        sample: draw latents from their distribution each time, with PyTorch's global generator.
+            Without it, latents are the mean, or the one sample that is stored.
 
     Attributes:
-        settings: what the data set was made with.
-        clips: what is known of each clip without reading it, such as the shape of its latents.
+        settings: the settings that the data set was written with.
+        clips: facts of each clip, such as the shape of its latents.
 
     Raises:
-        ValueError: the folder is no data set or not complete, or ``sample`` is asked for and no
-            variance is stored. Of a clip: its latents are not there.
+        UserError: the folder is not a data set or not complete, or ``sample`` is asked for and no
+            variance is stored. Reading a clip raises it if the latents are not there.
     """
 
     def __init__(self, folder: str | PathLike[str], *, sample: bool = False) -> None:
@@ -58,7 +59,7 @@ class LatentDataset(Dataset):
         if sample and store != "moments":
             raise UserError(
                 f"{folder} stores a {store} of the latents, not their distribution: leave out "
-                "sample, or make it with --store moments"
+                "sample, or encode the videos again with --store moments"
             )
 
     def _read_index(self) -> list[IndexedClip]:
@@ -67,10 +68,10 @@ class LatentDataset(Dataset):
             return read_lines(path, IndexedClip)
         except FileNotFoundError:
             raise UserError(
-                f"{self.folder} is not complete, for it has no {INDEX}; "
+                f"{self.folder} is not complete, because it has no {INDEX}; "
                 "run wanvae encode-dataset again to go on"
             ) from None
-        except ValueError as error:
+        except UserError as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete it, and run wanvae encode-dataset again"
             ) from error
@@ -90,7 +91,7 @@ class LatentDataset(Dataset):
         return LatentClip(latents[0], float(Fraction(clip.fps)), clip.source)
 
     def _read(self, clip: IndexedClip) -> Tensor:
-        """The tensors of a clip, ``(1 or 2, z_dim, T, H, W)``, as float32."""
+        """Returns the tensors of a clip, ``(1 or 2, z_dim, T, H, W)``, as float32."""
         options = self.settings.options
         shape = len(options.tensors), *clip.shape
         content = bytearray(prod(shape) * options.torch_dtype.itemsize)

@@ -1,9 +1,7 @@
-"""What a data set of latents was made with: ``dataset.json`` in its folder."""
+"""The settings of a data set of latents: ``dataset.json`` in its folder."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,11 +10,14 @@ import torch
 from torch import Tensor
 
 from wanvae.checkpoints.latent_statistics import statistics_like
-from wanvae.engine.checkpoint import atomic_path
-from wanvae.engine.config import check, check_option, from_json_dict, parse_json, to_json_dict
+from wanvae.engine import output_folder
+from wanvae.engine.config import check, check_option, to_json_dict
+from wanvae.engine.output_folder import describe_differences
 from wanvae.errors import UserError
 
 SETTINGS = "dataset.json"
+# What the folder holds, for messages.
+DATA_SET = "a data set of latents"
 
 Store = Literal["moments", "mean", "sample"]
 Scale = Literal["raw", "normalized"]
@@ -26,22 +27,23 @@ Container = Literal["files", "tar", "safetensors"]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """What to make of videos and images.
+    """How to encode videos and images.
 
     Attributes:
-        frames: of each clip, 1 + 4n for the official temporal factor: videos are cut into clips of
-            so many, and the rest is dropped. None makes one clip of each, less up to 3 frames.
-        fps: frames per second, like "16" or "30000/1001"; None keeps those of each video.
+        frames: frames of each clip, 1 + 4n for the official temporal factor. Videos are cut into
+            clips of this length, and the rest is dropped. None encodes each video as one clip,
+            without up to 3 of its last frames.
+        fps: frames per second, such as "16" or "30000/1001"; None keeps the rate of each video.
         resize: "480x832" scales and crops to that height and width, "480" scales the shorter side
             to that; None keeps the size. Sides are cropped to multiples of 8.
-        store: the mean and logarithm of the variance of the latents ("moments"), their mean alone,
-            or a sample.
-        scale: "raw" latents are as the decoder takes them, "normalized" as diffusion models do.
-        dtype: of what is stored.
-        container: "files" writes one for each clip; "tar" a tar of such files, "safetensors" one
-            file with the tensors of many clips.
-        shard_size: bytes that a tar or file of many clips is to have.
-        seed: of samples.
+        store: what to store: mean and logarithm of the variance of the latents ("moments"), only
+            the mean, or a sample.
+        scale: "raw" latents are for the decoder, "normalized" latents for diffusion models.
+        dtype: dtype of the stored latents.
+        container: "files" writes one file for each clip; "tar" writes tars of such files;
+            "safetensors" writes files with the tensors of many clips.
+        shard_size: bytes after which a tar or a file of many clips is full.
+        seed: seed of the samples.
     """
 
     frames: int | None = None
@@ -71,22 +73,22 @@ class DatasetOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """``dtype`` for PyTorch."""
+        """``dtype`` as PyTorch's dtype."""
         return getattr(torch, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """Everything that the bytes of a data set depend on, but for the videos.
+    """Everything that the bytes of a data set depend on, except the videos.
 
     Attributes:
-        options: as asked for.
+        options: how to encode.
         source: the folder of videos.
         checkpoint: SHA-256 of the weights, in hexadecimal.
-        compute_dtype: that the model ran in.
-        latents_mean: of each latent channel; empty means 0.
-        latents_std: of each latent channel; empty means 1.
-        clips: where a file has many, a digest of which clips there are; else empty.
+        compute_dtype: dtype that the model computes in.
+        latents_mean: mean of each latent channel; empty means 0.
+        latents_std: standard deviation of each latent channel; empty means 1.
+        clips: a digest of the list of clips, where a file has many; else empty.
     """
 
     options: DatasetOptions
@@ -98,11 +100,11 @@ class DatasetSettings:
     clips: str = ""
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of latents ``(z_dim, T, H, W)``, float32, to broadcast."""
+        """Returns mean and standard deviation, float32, to broadcast with ``(z_dim, T, H, W)``."""
         return statistics_like(torch.empty(0), self.latents_mean, self.latents_std)
 
     def differences(self, other: DatasetSettings) -> list[str]:
-        """What of ``other`` is not the same, in words."""
+        """Says in words what of ``other`` is not the same."""
         differences = describe_differences(flat(self), flat(other))
         if self.clips != other.clips:
             differences.append(
@@ -111,37 +113,22 @@ class DatasetSettings:
         return differences
 
 
-def describe_differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """What of ``theirs`` is not the same, in words."""
-    return [
-        f"{name} is {theirs[name]!r}, not {value!r}"
-        for name, value in ours.items()
-        if theirs[name] != value
-    ]
-
-
 def flat(settings: DatasetSettings) -> dict[str, object]:
-    """All values but the digest, which says nothing to people."""
+    """Returns all values by name, without the digest of clips, which tells people nothing."""
     values = to_json_dict(replace(settings, clips=""))
     return values.pop("options") | values
 
 
 def read_settings(folder: Path) -> DatasetSettings:
-    """The settings of a data set; ValueError if ``folder`` has none."""
-    path = folder / SETTINGS
+    """Returns the settings of a data set.
+
+    Raises:
+        UserError: ``folder`` is not a data set of this version.
+    """
     try:
-        return from_json_dict(DatasetSettings, parse_json(path.read_text(encoding="utf-8")))
+        return output_folder.read_settings(folder / SETTINGS, DatasetSettings, DATA_SET)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no data set of latents, for it has no {SETTINGS}; "
-            "make one with wanvae encode-dataset"
+            f"{folder} is not a data set of latents, because it has no {SETTINGS}; "
+            "write one with wanvae encode-dataset"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not that of a data set of this version: {error}") from error
-
-
-def write_settings(folder: Path, settings: DatasetSettings) -> None:
-    """Write ``dataset.json``."""
-    with atomic_path(folder / SETTINGS) as temporary:
-        text = json.dumps(to_json_dict(settings), indent=2) + "\n"
-        temporary.write_text(text, encoding="utf-8")

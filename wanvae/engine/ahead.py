@@ -1,4 +1,4 @@
-"""Making the next items of an iteration while the last ones are in use."""
+"""Computing the next items of an iteration while the program uses the last ones."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ T = TypeVar("T")
 
 
 def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """``items``, made in a thread of their own, up to ``depth`` before they are asked for.
+    """The ``items``, which a thread computes, at most ``depth`` of them in advance.
 
-    What they raise is raised here in their place. Close the generator to end the thread early.
+    An error of ``items`` is raised here. Close the generator to end the thread early.
     """
-    # Pairs of an item and an error; neither is the end.
-    made: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+    # Pairs of an item and an error; a pair without either is the end.
+    queue: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
     room, stopped = Semaphore(depth - 1), Event()
 
-    def make() -> None:
+    def compute() -> None:
         try:
             with closing(items):
                 for item in items:
-                    made.put(([item], None))
+                    queue.put(([item], None))
                     room.acquire()
                     if stopped.is_set():
                         return
         except BaseException as error:  # raised where the items are used
-            made.put(([], error))
+            queue.put(([], error))
         else:
-            made.put(([], None))
+            queue.put(([], None))
 
-    thread = Thread(target=make, daemon=True)
+    thread = Thread(target=compute, daemon=True)
     thread.start()
     try:
         while True:
-            item, error = made.get()
+            item, error = queue.get()
             if error is not None:
                 raise error
             if not item:

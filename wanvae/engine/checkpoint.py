@@ -1,14 +1,11 @@
-"""Files of named tensors, read and written safely."""
+"""Files of named tensors."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,19 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wanvae.errors import UserError
+from wanvae.engine.files import FileError, atomic_path, unwritable
+from wanvae.engine.text import first_few, first_sentence
 
 ZIP_MAGIC = b"PK\x03\x04"
 # How torch.save began its files before it wrote zip archives.
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# Names that ``temporary_sibling`` gives.
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
-# What an error shows of a long list.
-SHOWN = 3
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read, written or used; one line that says what to do."""
+class CheckpointError(FileError):
+    """A checkpoint cannot be read or used. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +31,9 @@ class TensorFile:
     """What a file of named tensors holds.
 
     Attributes:
-        tensors: by name, on the CPU. They may be mapped from the file: copy what must outlive a
-            change of it, as ``load_tensors`` does.
-        metadata: the text that a safetensors file carries; empty for a pickle.
+        tensors: by name, on the CPU. Their memory may be the file itself. Copy them, as
+            ``load_tensors`` does, if they must outlive a change of the file.
+        metadata: the texts in a safetensors file; empty for a pickle.
     """
 
     tensors: dict[str, Tensor]
@@ -49,13 +43,16 @@ class TensorFile:
 def read_tensors(
     path: str | os.PathLike[str], wrappers: Sequence[str] = ("state_dict",)
 ) -> TensorFile:
-    """Read a safetensors file, or a pickle as ``torch.save`` writes it; the content tells which.
+    """Reads a safetensors file, or a pickle as ``torch.save`` writes it; the content decides.
 
-    A pickle holds a dict of tensors, or one with that under a key of ``wrappers``, the first that
-    it has. Objects other than tensors are never unpickled.
+    Objects other than tensors are never unpickled.
+
+    Args:
+        wrappers: keys under which a pickle may hold its dict of tensors. The first that exists
+            counts; without one the pickle itself is the dict.
 
     Raises:
-        CheckpointError: there is no such file, it cannot be read, or it holds anything else.
+        CheckpointError: the file is missing, cannot be read, or holds anything else.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -75,7 +72,7 @@ def read_tensors(
         file = TensorFile(read_pickle(path, wrappers, zipped=head.startswith(ZIP_MAGIC)))
     else:
         raise CheckpointError(
-            f"{path} is no checkpoint: it begins with {head!r}, as no safetensors file and none of "
+            f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors or "
             "torch.save does; download or save it again"
         )
     if not file.tensors:
@@ -127,116 +124,13 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def first_sentence(error: Exception) -> str:
-    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".")
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
-
-    If the block raises anything, what it wrote is deleted and an existing ``path`` is untouched.
-
-    Raises:
-        CheckpointError: there is no such directory, ``path`` is one, or writing fails.
-    """
-    path = Path(path)
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path} cannot be written: it is a directory; name a file")
-    temporary = temporary_sibling(path)
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        # safetensors makes files that only their owner may read, whatever the umask.
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-@contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As ``atomic_path``, but a directory to write files in; ``path`` must be new or empty.
-
-    Raises:
-        CheckpointError: ``path`` is a file or holds something, or writing fails.
-    """
-    path = Path(path)
-    temporary = temporary_sibling(path)
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CheckpointError(f"{path} cannot be written: it exists; name a new directory")
-        temporary.mkdir()
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def make_directory(path: str | os.PathLike[str]) -> None:
-    """Make a directory to write files in, unless it is there.
-
-    Raises:
-        CheckpointError: there is no directory to make it in, or it is a file.
-    """
-    path = Path(path)
-    try:
-        path.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} cannot be made: make the directory {path.parent} first"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be made: {error.strerror}") from error
-
-
-def is_nested(path: Path, other: Path) -> bool:
-    """Whether one of two directories is in the other, or both are the same."""
-    path, other = path.resolve(), other.resolve()
-    return path.is_relative_to(other) or other.is_relative_to(path)
-
-
-def remove_temporaries(directory: Path) -> None:
-    """Delete, also in subdirectories, what processes that were killed have left of files.
-
-    Raises:
-        CheckpointError: one cannot be deleted.
-    """
-    for path in list(directory.rglob(".*")):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            try:
-                path.unlink()
-            except OSError as error:
-                raise unwritable(path, error) from error
-
-
-def temporary_sibling(path: Path) -> Path:
-    """An unused name in the directory of ``path``, where a rename to it cannot fail half-way."""
-    if not os.path.isdir(path.parent):
-        raise CheckpointError(f"{path} cannot be written: make the directory {path.parent} first")
-    return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
-
-
-def unwritable(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
-    reason = first_sentence(error)
-    return CheckpointError(f"{path} cannot be written ({reason}); what was there is untouched")
-
-
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, complete or not at all; tensors may be views and share memory.
+    """Writes a safetensors file, complete or not at all. Tensors may be views and share memory.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
@@ -248,13 +142,13 @@ def write_tensors(
 def write_pickle(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], wrapper: str | None = None
 ) -> None:
-    """Write a dict of tensors as ``torch.save`` does, complete or not at all.
+    """Writes a dict of tensors as ``torch.save`` does, complete or not at all.
 
     Args:
-        wrapper: the key of a dict around it, if there is to be one.
+        wrapper: the key of another dict around the tensors; None writes no other dict.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary:
         try:
@@ -265,7 +159,7 @@ def write_pickle(
 
 
 def standalone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` on the CPU, each contiguous and alone in its memory; copied only where needed."""
+    """``tensors`` on the CPU, each contiguous and in its own memory; copied only if needed."""
     result: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
@@ -281,12 +175,13 @@ def standalone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Make copies of ``tensors`` the parameters and buffers of ``module``, which may be on meta.
+    """Makes copies of ``tensors`` the parameters and buffers of ``module``.
 
-    Copies, for tensors mapped from a file would change, or crash, if it were written over.
+    The memory of ``tensors`` may be a file: without copies the model would change, or crash, with
+    the file. ``module`` may be on the meta device.
 
     Args:
-        source: where the tensors came from, for the error.
+        source: where the tensors come from, for the error.
 
     Raises:
         CheckpointError: as ``check_tensors``.
@@ -296,7 +191,7 @@ def load_tensors(
 
 
 def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copy the tensors of a file into the parameters and buffers that ``module`` has.
+    """Copies the tensors of a file into the parameters and buffers of ``module``.
 
     Raises:
         CheckpointError: as ``read_tensors`` and ``check_tensors``.
@@ -309,11 +204,11 @@ def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:
 def check_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
 ) -> None:
-    """Check that ``tensors`` are those of ``module``, each in its shape.
+    """Checks that ``tensors`` have the names, shapes and kinds that ``module`` needs.
 
     Raises:
-        CheckpointError: some are missing, unexpected, of another shape, or whole numbers where the
-            module has floating point; it names the first few of each.
+        CheckpointError: tensors are missing or unexpected, have another shape, or are whole numbers
+            where the module has floating point. The message names the first few of each.
     """
     expected = module.state_dict()
     unfit = [
@@ -341,9 +236,3 @@ def describe(tensor: Tensor) -> str:
 
 def summarize(problem: str, entries: Sequence[str]) -> list[str]:
     return [f"{len(entries)} {problem}: {first_few(entries)}"] if entries else []
-
-
-def first_few(entries: Sequence[str]) -> str:
-    """The first of ``entries``, comma-separated, and how many more there are."""
-    more = len(entries) - SHOWN
-    return ", ".join(entries[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from wanvae.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def to_json_dict(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance as JSON gives them back: tuples are lists."""
+    """The fields of a dataclass instance, with tuples as lists, as JSON has them."""
     return json.loads(json.dumps(asdict(value)))
 
 
@@ -26,8 +39,8 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     dataclasses of these.
 
     Raises:
-        ValueError: keys are unknown or missing, or a value has another type; it names them. Also
-            what the dataclass raises itself.
+        UserError: keys are unknown or missing, or a value has another type; the message names
+            them. The dataclass may raise more errors itself.
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"{cls.__name__} must be an object of named values, not {mapping!r}")
@@ -46,20 +59,20 @@ def refuse_keys(cls: type, problem: str, keys: set[str]) -> None:
 
 
 def from_json(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the type ``hint``; ValueError, with ``name``, if it is none."""
+    """``value`` as the type ``hint``; a UserError with ``name`` if it does not fit."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType) and NoneType in options:
         if value is None:
             return None
         (hint,) = (option for option in options if option is not NoneType)
         return from_json(hint, value, name)
-    if is_dataclass(hint) and isinstance(value, Mapping):
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return from_json_dict(hint, value)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(from_json(options[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is Literal and value in options:
         return value
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if hint in (bool, int, float, str) and type(value) is hint:
         return value
@@ -67,21 +80,25 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
     raise UserError(f"{name} must be {expected}, not {value!r}")
 
 
-def parse_json(text: str) -> Any:
-    """The values in a JSON text; ValueError if it is none, or made to exhaust the parser."""
+def parse_json(text: str | bytes) -> Any:
+    """The values in a JSON text, which is in UTF-8 if it comes as bytes.
+
+    Raises:
+        UserError: it is no JSON, or nested so deeply that the parser gives up.
+    """
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 
 
 def check(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise ValueError, that ``name`` must be what is ``expected``, unless ``condition`` holds."""
+    """Raises a UserError, "``name`` must be ``expected``", unless ``condition`` holds."""
     if not condition:
         raise UserError(f"{name} must be {expected}, not {value!r}")
 
 
 def check_option(name: str, value: object, kind: object) -> None:
-    """Raise ValueError if ``value`` is none of those that ``kind``, a Literal, allows."""
+    """Raises a UserError if ``kind``, a Literal, does not allow ``value``."""
     options = get_args(kind)
     check(value in options, name, value, " or ".join(options))

@@ -1,4 +1,4 @@
-"""What is known to be wrong with versions of cuDNN."""
+"""Known faults of versions of cuDNN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BAD_TORCH = ("2.9", "2.10")
 
 
 def warn_of_convolutions(device: torch.device, dtypes: set[torch.dtype]) -> None:
-    """Warn where 3D convolutions of some of ``dtypes`` are slow, or wrong, on a GPU."""
+    """Warns if 3D convolutions in one of ``dtypes`` are slow, or wrong, on ``device``."""
     if device.type != "cuda" or torch.bfloat16 not in dtypes:
         return
     version = torch.backends.cudnn.version() or 0

@@ -1,4 +1,4 @@
-"""Where a command computes: on a device that works, in one process or several."""
+"""The device on which a command computes, in one process or several."""
 
 from __future__ import annotations
 
@@ -11,33 +11,27 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from wanvae.engine.checkpoint import first_sentence
-from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# Processes wait for each other at the end, when their shares may have taken very unequal times.
+# Processes wait for each other at the end, and their shares can take very unequal times.
 PATIENCE = timedelta(days=30)
 
 
-def add_device_option(parser: Parser) -> None:
-    """Declare ``--device``."""
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-
-
 def default_device() -> str:
-    """The GPU if there is one, else the CPU."""
+    """The name of the GPU if there is one, else of the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
-    """Raise ValueError if no model can run there; a convolution of one value tells."""
+    """Raises a UserError if a convolution of one value cannot run on ``device`` in ``dtype``."""
     try:
         one = torch.ones(1, 1, 1, 1, 1, device=device, dtype=dtype)
         F.conv3d(one, one).item()
-    # What PyTorch raises for devices it does not know, that are not there, or not built in.
+    # PyTorch raises these for devices that it does not know or that are missing.
     except (RuntimeError, AssertionError) as error:
         other = "" if dtype is torch.float32 else " or another --dtype"
         raise UserError(
@@ -50,14 +44,14 @@ def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
 def launched_processes(device: str | None) -> Iterator[PartialState]:
     """The processes that ``accelerate launch`` started, or the only one.
 
-    Where one fails the launcher terminates the others, which then raise KeyboardInterrupt.
+    If one fails, the launcher terminates the others, which then raise KeyboardInterrupt.
 
     Args:
-        device: the one asked for, if any; processes on CPUs talk in another way.
+        device: the device that people asked for, if any. It decides how processes exchange data.
     """
     from accelerate import PartialState
 
-    # Without a GPU accelerate would take several processes for one if it is not told.
+    # Without a GPU accelerate must be told, or it takes several processes for one.
     state = PartialState(cpu=(device or default_device()) == "cpu", timeout=PATIENCE)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -68,5 +62,5 @@ def launched_processes(device: str | None) -> Iterator[PartialState]:
 
 
 def device_of(processes: PartialState) -> str:
-    """Where a process computes if it is not told: several have a device each."""
+    """The default device of a process: each of several processes has its own."""
     return str(processes.device) if processes.num_processes > 1 else default_device()

@@ -1,4 +1,4 @@
-"""How a process handles the memory it frees."""
+"""The memory of a process: how it is freed, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import Lock
+
+import torch
 
 # Parameters of glibc's mallopt.
 M_TRIM_THRESHOLD = -1
@@ -107,3 +109,9 @@ def returning_freed_memory() -> AbstractContextManager[None]:
     the options are what they were.
     """
     return ALLOCATOR.returning()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)

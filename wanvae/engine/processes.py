@@ -1,10 +1,12 @@
-"""What the processes of a run agree on.
+"""Exchanges between the processes of a run.
 
-All processes have to call these functions, in the same order. A process alone gets what it gives.
+All processes must call these functions, in the same order. With one process nothing is exchanged.
+The results have no gradients.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,37 +19,54 @@ from wanvae.errors import UserError
 
 T = TypeVar("T")
 
+LOST_PROCESS = (
+    "another process of the run has ended before its time; files that were written are complete, "
+    "run it again"
+)
+# What Gloo, NCCL and PyTorch's store say when the process at the other end has ended.
+BROKEN_CONNECTION = re.compile(
+    r"connection (closed|reset)|broken pipe|gloo.*read error|remote process exited"
+    r"|ncclRemoteError|failed to recv, got 0 bytes",
+    re.IGNORECASE | re.DOTALL,
+)
+
 
 class ProcessError(UserError):
-    """Another process of the run is no longer there; one line that says what to do."""
+    """Another process of the run has ended. The message says what to do."""
 
 
 def count_processes() -> int:
-    """How many processes the run has."""
+    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of ``x`` over the processes of a run; no gradients."""
+    """The mean of ``x`` over the processes.
+
+    Raises:
+        ProcessError: another process has ended. So do all functions below.
+    """
     return sum_over_processes(x) / count_processes()
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of ``x`` over the processes of a run; no gradients."""
+    """The sum of ``x`` over the processes."""
     x = x.detach()
     if count_processes() == 1:
         return x
     total = x.clone()
-    dist.all_reduce(total)
+    with expecting_processes():
+        dist.all_reduce(total)
     return total
 
 
 def means_over_processes(
     figures: Mapping[str, Tensor | float], device: torch.device
 ) -> dict[str, float]:
-    """Figures by name, scalars of the same names in all processes, averaged over them in float32.
+    """The means of scalars over the processes, by name, computed in float32.
 
     Args:
+        figures: scalars by name; the names are the same in all processes.
         device: where the processes exchange tensors.
     """
     local = [
@@ -58,74 +77,85 @@ def means_over_processes(
 
 
 def gather_from_processes(x: Tensor) -> list[Tensor]:
-    """``x`` of each process, in the order of their ranks; no gradients.
+    """The ``x`` of each process, in the order of the ranks.
 
     Only the first dimension may differ from process to process.
     """
     x = x.detach().contiguous()
     if count_processes() == 1:
         return [x]
-    lengths = [x.new_zeros((), dtype=torch.long) for _ in range(count_processes())]
-    dist.all_gather(lengths, torch.tensor(len(x), device=x.device))
-    sizes = [int(length) for length in lengths]
+    sizes = [int(length) for length in gather_equal(torch.tensor(len(x), device=x.device))]
     padded = x.new_zeros(max(sizes), *x.shape[1:])
     padded[: len(x)] = x
-    gathered = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(gathered, padded)
-    return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+    return [part[:size] for part, size in zip(gather_equal(padded), sizes, strict=True)]
+
+
+def gather_equal(x: Tensor) -> list[Tensor]:
+    """The ``x`` of each process, which has the same shape in all of them."""
+    gathered = [torch.empty_like(x) for _ in range(count_processes())]
+    with expecting_processes():
+        dist.all_gather(gathered, x)
+    return gathered
 
 
 def copy_from_first_process(x: Tensor) -> Tensor:
-    """``x`` of the process of rank 0; no gradients."""
+    """The ``x`` of the process of rank 0."""
     x = x.detach()
     if count_processes() == 1:
         return x
     x = x.contiguous().clone()
-    dist.broadcast(x, src=0)
+    with expecting_processes():
+        dist.broadcast(x, src=0)
     return x
 
 
-def made_by_first_process(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the process of rank 0, which alone calls it; it must pickle.
+def run_on_first_process(run: Callable[[], T]) -> T:
+    """The result of ``run``, which only the process of rank 0 calls. It must be picklable.
 
     Raises:
-        SystemExit: with status 1, in the others, if it raised in rank 0, which has to say why.
-        ProcessError: rank 0 is no longer there.
+        SystemExit: with status 1, in the other processes, if ``run`` raises in rank 0. Rank 0 says
+            why.
     """
     if count_processes() == 1:
-        return make()
-    made: list[tuple[T] | None] = [None]
+        return run()
+    result: list[tuple[T] | None] = [None]
     try:
         if dist.get_rank() == 0:
-            made = [(make(),)]
+            result = [(run(),)]
     finally:
-        with meeting():
-            dist.broadcast_object_list(made)
-    if made[0] is None:
+        with expecting_processes():
+            dist.broadcast_object_list(result)
+    if result[0] is None:
         raise SystemExit(1)
-    return made[0][0]
+    return result[0][0]
 
 
-def objects_of_processes(value: T) -> list[T]:
-    """``value`` of each process, in the order of their ranks; it must pickle.
-
-    Raises:
-        ProcessError: one of them is no longer there.
-    """
+def gather_objects(value: T) -> list[T]:
+    """The ``value`` of each process, in the order of the ranks. It must be picklable."""
     values = [value] * count_processes()
     if len(values) > 1:
-        with meeting():
+        with expecting_processes():
             dist.all_gather_object(values, value)
     return values
 
 
 @contextmanager
-def meeting() -> Iterator[None]:
-    """Turn what is raised where another process has ended into a ProcessError."""
+def expecting_processes() -> Iterator[None]:
+    """Turns the error of an exchange into a ProcessError if another process has ended.
+
+    Any other error, such as too little memory, stays what it is.
+    """
     try:
         yield
     except RuntimeError as error:
-        raise ProcessError(
-            "another process of the run has ended before its time; files that were written are "
-            "complete, run it again"
-        ) from error
+        if not is_lost_process(error):
+            raise
+        raise ProcessError(LOST_PROCESS) from error
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether ``error`` says that the connection to another process is broken.
+
+    Gloo raises a plain RuntimeError and NCCL has one class for all errors, so the message decides.
+    """
+    return isinstance(error, RuntimeError) and bool(BROKEN_CONNECTION.search(str(error)))

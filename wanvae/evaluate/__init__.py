@@ -1,1 +1,1 @@
-"""Judging models on a folder of videos, as ``wanvae evaluate`` does."""
+"""Judges how well models reconstruct a folder of videos, with a report."""

@@ -1,4 +1,4 @@
-"""From a folder of videos and some models to their report."""
+"""The evaluation of models on a folder of videos, from the files to the report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 import wanvae
-from wanvae.dataset.plan import digest_of_file
-from wanvae.engine.checkpoint import is_nested, remove_temporaries
-from wanvae.engine.processes import made_by_first_process
+from wanvae.engine.digest import digest_of_file
+from wanvae.engine.output_folder import refuse_nested, take_folder
+from wanvae.engine.processes import run_on_first_process
 from wanvae.errors import UserError
 from wanvae.evaluate.models import Judged
 from wanvae.evaluate.page import write_report
 from wanvae.evaluate.run import TRIALS, Judging, Outcome, run_trials
-from wanvae.evaluate.settings import EvaluationOptions, EvaluationSettings, take_folder
+from wanvae.evaluate.settings import EVALUATION, SETTINGS, EvaluationOptions, EvaluationSettings
 from wanvae.evaluate.summary import (
     FEWEST_WINDOWS,
     Evaluation,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that look at videos, apart from the models.
+    """The networks that figures need, besides the judged models.
 
     Attributes:
-        lpips: for LPIPS, or why there is none.
-        i3d: for rFVD; None leaves it out.
+        lpips: network of LPIPS, or why there is none.
+        i3d: network of rFVD; None leaves rFVD out.
     """
 
     lpips: Lpips | str
@@ -57,21 +57,21 @@ def evaluate(
     *,
     progress: bool = False,
 ) -> Evaluation | None:
-    """Judge models on a folder of videos; trials that are done are kept.
+    """Judges models on a folder of videos. Trials that are done already are kept.
 
     Args:
         source: a folder, its manifest, or a file.
-        output: the folder to write, new or that of a run before with the same settings.
-        processes: those of the run, which all call this, and share the work.
-        progress: show a progress bar, of the frames of the first process.
+        output: a new folder, or the folder of an earlier run with the same settings.
+        processes: the processes of the run. All of them call this function and share the work.
+        progress: show a progress bar with the frames of the first process.
 
     Returns:
-        All that is known, in the process of rank 0, which writes the reports; None in the others.
+        The results in the first process, which writes the reports; None in the others.
 
     Raises:
-        ValueError: there is nothing to judge, not one clip can be read, or ``output`` is of
-            another evaluation or in ``source``.
-        CheckpointError: a file cannot be written.
+        UserError: there is nothing to judge, no clip can be read, or ``output`` holds something
+            else or lies in ``source``.
+        FileError: a file cannot be written.
     """
     source, output = Path(source), Path(output)
     settings = EvaluationSettings(
@@ -81,7 +81,7 @@ def evaluate(
         lpips=isinstance(networks.lpips, Lpips),
         i3d=None if networks.i3d is None else digest_of_file(networks.i3d.path),
     )
-    found = made_by_first_process(lambda: prepare(source, output, options, settings))
+    found = run_on_first_process(lambda: prepare(source, output, options, settings))
     judging = Judging(
         models=models,
         lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,
@@ -106,12 +106,11 @@ def evaluate(
 def prepare(
     source: Path, output: Path, options: EvaluationOptions, settings: EvaluationSettings
 ) -> TrialList:
-    """Find out what is to be judged, and make the folder ready for it."""
-    if source.is_dir() and is_nested(source, output):
-        raise UserError(f"{output} must not be in {source}, nor around it; name another")
+    """Finds the trials, and takes the folder for them."""
+    if source.is_dir():
+        refuse_nested(source, output)
     found = find_trials(source, options)
-    take_folder(output, settings)
-    remove_temporaries(output)
+    take_folder(output / SETTINGS, settings, EVALUATION, EvaluationSettings.differences)
     return found
 
 
@@ -122,7 +121,7 @@ def put_together(
     output: Path,
     networks: Networks,
 ) -> Evaluation:
-    """The figures of all trials, with what is missing."""
+    """Returns the figures of all trials, and what is missing."""
     records, trials = outcome.records, output / TRIALS
     overall = summarize(records, trials, settings, lambda record: "all")
     return Evaluation(
@@ -138,23 +137,23 @@ def put_together(
 
 
 def lpips_notes(lpips: Lpips | str) -> list[tuple[str, str]]:
-    """Why there is no LPIPS, if there is none."""
+    """Returns why there is no LPIPS, if there is none."""
     return [("LPIPS", lpips)] if isinstance(lpips, str) else []
 
 
 def rfvd_notes(i3d: I3D | None, windows: int) -> list[tuple[str, str]]:
-    """Why there is no rFVD, or why it is not exact."""
+    """Returns why there is no rFVD, or why it is not exact."""
     if i3d is None:
         why = (
-            "left out: it needs the I3D network in common use for it, a TorchScript file called "
-            "i3d_torchscript.pt; name that file as --i3d"
+            "left out: it needs the usual I3D network, a TorchScript file called "
+            "i3d_torchscript.pt; name this file as --i3d"
         )
     elif windows < FEWEST_WINDOWS:
         why = f"left out: it needs {FEWEST_WINDOWS} windows of {WINDOW} frames, not {windows}"
     elif windows <= i3d.count:
         why = (
             f"a rough estimate: {windows} windows of {WINDOW} frames are fewer than the "
-            f"{i3d.count} features, whose covariance they are to tell"
+            f"{i3d.count} features, too few for their covariance"
         )
     else:
         return []
@@ -162,7 +161,7 @@ def rfvd_notes(i3d: I3D | None, windows: int) -> list[tuple[str, str]]:
 
 
 def facts_of(evaluation: Evaluation, device: torch.device) -> dict[str, str]:
-    """What was done, for the head of the page."""
+    """Returns what was judged and how, for the head of the page."""
     settings, records = evaluation.settings, evaluation.records
     models = "; ".join(
         f"{model.name}: {model.library}, {dtypes}, SHA-256 {model.checkpoint[:12]}"
@@ -173,7 +172,7 @@ def facts_of(evaluation: Evaluation, device: torch.device) -> dict[str, str]:
     return {
         "models": models,
         "videos": settings.source,
-        "clips": f"{len(records)} with {frames} frames together",
+        "clips": f"{len(records)} with {frames} frames in all",
         "computed on": str(device),
         "versions": f"wanvae {wanvae.__version__}, PyTorch {torch.__version__}",
     }

@@ -1,4 +1,4 @@
-"""Videos and pictures of a clip and what models make of it."""
+"""Videos and pictures of a clip and its reconstructions."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
-from wanvae.commands.pipeline import pad_to_multiple
 from wanvae.evaluate.records import WorstRecord
 from wanvae.evaluate.scores import LEVELS, WorstFrame
-from wanvae.report.parts import number
+from wanvae.frames import pad_to_multiple
+from wanvae.report.elements import number
 from wanvae.video import VideoWriter, write_video
 
-# H.264 quality of the videos, in which differences to the original have to survive.
+# H.264 quality of the videos, in which differences from the original must stay visible.
 QUALITY = 8
-# Pixels across all panels together that browsers still play.
+# Width of all panels together, in pixels, that browsers still play.
 WIDEST = 8192
-# This part of the pixels of a map of errors is brighter than its scale can show.
+# The part of the pixels of an error map that is brighter than its scale can show.
 CLIPPED = 0.005
-# Entries of the colour map.
+# Number of colours in the colour map.
 COLOURS = 256
-# OKLab to the cone responses whose cubes are mixed to linear sRGB (Ottosson 2020).
+# From OKLab to cone responses, whose cubes mix to linear sRGB (Ottosson 2020).
 LAB_TO_CONES = (
     (1.0, 0.3963377774, 0.2158037573),
     (1.0, -0.1055613458, -0.0638541728),
@@ -41,16 +41,17 @@ CONES_TO_RGB = (
 
 
 class ComparisonWriter:
-    """Writes the original and all models side by side, so that they are of the same moment.
+    """Writes the original and all reconstructions side by side, so that they stay in step.
 
-    Panels have even sides, as players need it, and are scaled down where they would be too wide
-    together. A context manager as ``VideoWriter``; the file is there once it is left.
+    Panels have even sides, because players need this, and are scaled down if they are too wide
+    together. A context manager like ``VideoWriter``: the file is there after the block.
 
     Args:
-        path: of the file; .mp4, or .webp for an image.
-        panels: how many there are.
+        path: the file; .mp4, or .webp for an image.
+        panels: number of panels.
         size: height and width of the frames.
-        frames: how many are written at most.
+        fps: frames per second.
+        frames: largest number of frames to write.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ComparisonWriter:
         )
 
     def add(self, panels: Sequence[Tensor]) -> None:
-        """Write the next frame of each panel, ``(3, H, W)`` in [-1, 1], unless it has enough."""
+        """Writes the next frame of each panel, ``(3, H, W)`` in [-1, 1], up to the limit."""
         if not self._left:
             return
         self._left -= 1
@@ -86,7 +87,7 @@ class ComparisonWriter:
 
 
 def write_worst(folder: Path, prefix: str, frames: Sequence[WorstFrame]) -> tuple[WorstRecord, ...]:
-    """Write the pictures of frames that came out badly: original, image and map of errors."""
+    """Writes pictures of the worst frames: original, reconstruction and error map."""
     records = []
     for frame in frames:
         colours, levels = map_of_errors(frame.original.cpu(), frame.image.cpu())
@@ -106,13 +107,13 @@ def write_worst(folder: Path, prefix: str, frames: Sequence[WorstFrame]) -> tupl
 
 
 def map_of_errors(original: Tensor, image: Tensor) -> tuple[Tensor, float]:
-    """The absolute error of each pixel, the largest of its channels, as a colour.
+    """Colours each pixel by its absolute error, the largest over the channels.
 
     Args:
         original, image: ``(3, H, W)`` in [-1, 1].
 
     Returns:
-        ``(3, H, W)`` in [-1, 1], and the error in 8-bit levels that is brightest.
+        ``(3, H, W)`` in [-1, 1], and the error in 8-bit levels that the brightest colour means.
     """
     errors = (image - original).abs().amax(0) * LEVELS
     rank = max(1, round((1 - CLIPPED) * errors.numel()))
@@ -123,13 +124,13 @@ def map_of_errors(original: Tensor, image: Tensor) -> tuple[Tensor, float]:
 
 @lru_cache(maxsize=1)
 def colour_map() -> Tensor:
-    """Colours ``(256, 3)`` in [-1, 1], from black by purple and orange to nearly white.
+    """Returns colours ``(256, 3)`` in [-1, 1]: black, purple, orange, nearly white.
 
-    Their lightness in OKLab grows evenly, so that equal steps of a value look equal.
+    Lightness in OKLab grows evenly, so that equal steps of a value look equal.
     """
     value = torch.linspace(0, 1, COLOURS)
     lightness = 0.98 * value
-    # As strong as sRGB has room for on this way.
+    # As strong as sRGB allows along this path.
     chroma = 0.16 * torch.sin(torch.pi * value)
     hue = torch.deg2rad(-75 + 170 * value)
     lab = torch.stack([lightness, chroma * hue.cos(), chroma * hue.sin()], dim=1)

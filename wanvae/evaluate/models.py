@@ -1,4 +1,4 @@
-"""The models that are judged: each turns the frames of a clip into their reconstructions."""
+"""The judged models. Each one turns the frames of a clip into their reconstructions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from wanvae.checkpoints import formats
-from wanvae.commands.pipeline import encode_frames, pad_to_multiple
+from wanvae.config import check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.execution.limits import TileSize
-from wanvae.model import WanVAE, check_reconstructs
+from wanvae.frames import encode_frames, pad_to_multiple
+from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
 
@@ -40,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time that the block takes."""
+        """Counts the time that the block takes."""
         began = time.perf_counter()
         yield
         if self.device.type == "cuda":
@@ -48,24 +49,24 @@ class Stopwatch:
         self.seconds += time.perf_counter() - began
 
     def over(self, items: Iterator[T]) -> Iterator[T]:
-        """``items``; the time that it takes to make them is counted."""
-        end = object()
+        """Yields ``items``, and counts the time that it takes to compute them."""
         while True:
             with self.running():
-                item = next(items, end)
-            if item is end:
+                following = list(islice(items, 1))
+            if not following:
                 return
-            yield item
+            yield from following
 
 
 @dataclass
 class Cost:
-    """What the latents of a clip take.
+    """The time and the size of the latents of a clip.
 
     Attributes:
-        reading, encoding, decoding: time spent; that of encoding includes that of reading.
-        values: numbers in the latents.
-        nats: KL divergence of their distribution from N(0, 1).
+        device: where the model computes.
+        values: number of values in the latents.
+        nats: KL divergence of their distribution from N(0, 1), in nats.
+        reading, encoding, decoding: time spent. The time of encoding includes the time of reading.
     """
 
     device: torch.device
@@ -79,12 +80,12 @@ class Cost:
         self.reading, self.encoding, self.decoding = (Stopwatch(self.device) for _ in range(3))
 
     def add(self, posterior: Posterior) -> None:
-        """Count the next latents."""
+        """Counts the next latents."""
         self.values += posterior.mean.numel()
         self.nats += posterior.kl().sum().item()
 
 
-# From the frames of a clip to images ``(3, H, W)`` in [-1, 1], as many, while the cost is counted.
+# Turns the frames of a clip into as many images ``(3, H, W)`` in [-1, 1], and counts the cost.
 Reconstruct: TypeAlias = Callable[[Iterator[Frame], Cost], Iterator[Tensor]]
 
 
@@ -93,9 +94,9 @@ class Judged:
     """A model that is judged.
 
     Attributes:
-        facts: which it is.
-        vae: the model; one of diffusers has its config and device.
-        reconstruct: does what it does.
+        facts: which model it is.
+        vae: the model. A model of diffusers has the config and device of this one.
+        reconstruct: reconstructs the frames of a clip.
     """
 
     facts: ModelFacts
@@ -106,13 +107,13 @@ class Judged:
 def judge_stream(
     vae: WanVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
 ) -> Judged:
-    """Our model, in memory that does not grow with the length of a clip.
+    """Returns our model. Its memory does not grow with the length of a clip.
 
     Args:
         max_memory: bytes, half of them to encode and half to decode.
 
     Raises:
-        ValueError: it cannot stream, or makes other videos than it takes.
+        UserError: the model cannot stream, or decodes other videos than it encodes.
     """
     check_reconstructs(vae.config)
     for network in (vae.encoder_network(), vae.decoder_network()):
@@ -122,10 +123,13 @@ def judge_stream(
     def reconstruct(frames: Iterator[Frame], cost: Cost) -> Iterator[Tensor]:
         encoder = vae.stream_encode(tile_size=tile_size, max_memory=share)
         decoder = vae.stream_decode(tile_size=tile_size, max_memory=share)
-        # Sizes of the frames that were read and have not come out yet.
+        # Sizes of the frames that were read and are not decoded yet.
         waiting: list[torch.Size] = []
         posteriors = encode_frames(
-            vae, encoder, cost.reading.over(frames), lambda frame: waiting.append(frame.image.shape)
+            vae.config,
+            encoder,
+            cost.reading.over(frames),
+            lambda frame: waiting.append(frame.image.shape),
         )
         for posterior in cost.encoding.over(posteriors):
             cost.add(posterior)
@@ -139,10 +143,10 @@ def judge_stream(
 
 
 def judge_diffusers(vae: WanVAE, facts: ModelFacts) -> Judged:
-    """The model of diffusers with the same weights, which takes each clip as a whole.
+    """Returns the model of diffusers with the same weights. It takes each clip as a whole.
 
     Raises:
-        ValueError: diffusers is not installed, or has no such model.
+        UserError: diffusers is not installed, or has no such model.
     """
     autoencoder = diffusers_model(vae)
     factor, group = vae.config.spatial_factor, vae.config.temporal_factor
@@ -165,7 +169,7 @@ def judge_diffusers(vae: WanVAE, facts: ModelFacts) -> Judged:
 
 
 def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
-    """An ``AutoencoderKLWan`` with the weights of a model, in its dtypes and on its device."""
+    """Returns an ``AutoencoderKLWan`` with the weights, dtypes and device of a model."""
     if find_spec("diffusers") is None:
         raise UserError("--diffusers needs diffusers: run pip install diffusers, or leave it out")
     from diffusers import AutoencoderKLWan
@@ -190,23 +194,23 @@ def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
 def in_lockstep(
     frames: Iterator[Frame], models: Sequence[Judged], costs: Sequence[Cost]
 ) -> Iterator[tuple[Frame, tuple[Tensor, ...]]]:
-    """Each frame with what every model makes of it.
+    """Yields each frame with its reconstructions by all models.
 
-    Frames are kept until the last model has taken them: a few, unless one takes clips as a whole.
+    Frames are kept until the last model has read them. These are a few frames, unless a model
+    takes clips as a whole.
     """
     originals, *copies = shared(frames, 1 + len(models))
     images = [
         model.reconstruct(copy, cost)
         for model, copy, cost in zip(models, copies, costs, strict=True)
     ]
-    for original, *made in zip(originals, *images, strict=True):
-        yield original, tuple(made)
+    yield from zip(originals, zip(*images, strict=True), strict=True)
 
 
 def shared(items: Iterator[T], readers: int) -> list[Iterator[T]]:
-    """``items`` for several readers; each is let go once all have it.
+    """Returns iterators over ``items`` for several readers. An item is freed once all have it.
 
-    itertools.tee would keep up to 57 that nobody needs any more.
+    ``itertools.tee`` would keep up to 57 items that nobody needs any more.
     """
     waiting: list[deque[T]] = [deque() for _ in range(readers)]
 

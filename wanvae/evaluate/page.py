@@ -19,10 +19,10 @@ from wanvae.report import (
     Table,
     write_page,
 )
-from wanvae.report.parts import Cell
+from wanvae.report.elements import Cell
 
 PAGE = "report.html"
-# Bytes of videos and pictures that a page holds; those of further clips are files beside it.
+# Bytes of videos and pictures that a page holds. Media of further clips stay files beside it.
 MEDIA_LIMIT = 48 * 2**20
 
 SIZE = Column("size", explanation="height and width in pixels, or the shorter side")
@@ -30,9 +30,14 @@ QUALITY = {
     "psnr": Column("PSNR (dB)", 2, "higher", "peak signal-to-noise ratio, the mean over frames"),
     "ssim": Column("SSIM", 4, "higher", "structural similarity, 11 pixels, the mean over frames"),
     "ms_ssim": Column(
-        "MS-SSIM", 4, "higher", "SSIM at five scales, the mean over frames of 176 pixels or more"
+        "MS-SSIM",
+        4,
+        "higher",
+        "SSIM at five scales, the mean over frames with sides of 176 pixels or more",
     ),
-    "lpips": Column("LPIPS", 4, "lower", "how different frames look to a trained network"),
+    "lpips": Column(
+        "LPIPS", 4, "lower", "how different frames look to a trained network, the mean over frames"
+    ),
     "rfvd": Column(
         "rFVD", 1, "lower", "Frechet distance between I3D features of originals and reconstructions"
     ),
@@ -40,24 +45,24 @@ QUALITY = {
         "change (levels)",
         3,
         "lower",
-        "mean absolute error of the differences between frames that follow each other, of 255",
+        "mean absolute error of the differences between consecutive frames, in levels of 255",
     ),
     "flicker": Column(
         "flicker",
         3,
         "lower",
-        "that error where groups of frames begin, over that inside them; 1 is none",
+        "this error where groups of frames begin, over the error inside groups; 1 is no flicker",
     ),
 }
 RATE = {
     "compression": Column(
         "compression", 1, explanation="values of the video per value of the latents"
     ),
-    "bits": Column("bits per pixel", 3, explanation="of latents kept in 16 bits; of the video 24"),
+    "bits": Column("bits per pixel", 3, explanation="of latents stored in 16 bits; a video has 24"),
     "information": Column(
         "KL (bits per pixel)",
         3,
-        explanation="divergence of the latents from N(0, 1): what they tell",
+        explanation="divergence of the latents from N(0, 1): their information",
     ),
     "encode_fps": Column("encoded per second", 2, "higher", "frames, without reading them"),
     "decode_fps": Column("decoded per second", 2, "higher", "frames, without writing them"),
@@ -65,15 +70,15 @@ RATE = {
 
 
 def write_report(folder: Path, trials: Path, evaluation: Evaluation, facts: dict[str, str]) -> Path:
-    """Write the page; returns its path.
+    """Writes the page, and returns its path.
 
     Args:
-        folder: of the evaluation.
-        trials: of the records and their media.
-        facts: for its head.
+        folder: folder of the evaluation.
+        trials: folder of the records and their media.
+        facts: lines for the head of the page.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the page cannot be written.
     """
     path = folder / PAGE
     title = f"Reconstruction of {Path(evaluation.settings.source).name}"
@@ -82,7 +87,7 @@ def write_report(folder: Path, trials: Path, evaluation: Evaluation, facts: dict
 
 
 def sections(evaluation: Evaluation, trials: Path) -> Iterator[Section]:
-    """All of the page, the clips last."""
+    """Yields all sections of the page, the clips last."""
     parts = [*summary_tables(evaluation.overall), *mean_curves(evaluation.records)]
     yield Section("Summary", "summary", parts)
     for kind, rows in (("size", evaluation.by_size), ("length", evaluation.by_length)):
@@ -101,12 +106,12 @@ def sections(evaluation: Evaluation, trials: Path) -> Iterator[Section]:
         if not fits:
             text += f" Its video and pictures are in {trials.name}/{record.folder}."
         parts = clip_parts(record, trials, with_media=fits)
-        # The first is open, so that there is something to see.
+        # The first clip is unfolded, so that there is something to see.
         yield Section(title_of(record), record.folder, parts, text, folded=number > 0)
 
 
 def summary_tables(rows: Sequence[Summary]) -> Iterator[Table]:
-    """A row for each model: how good, and how small and fast."""
+    """Yields two tables with a row for each model: quality, then rate and speed."""
     for caption, columns in (("Quality", QUALITY), ("Rate and speed", RATE)):
         names = used(columns, rows)
         yield Table(
@@ -117,7 +122,7 @@ def summary_tables(rows: Sequence[Summary]) -> Iterator[Table]:
 
 
 def mean_curves(records: Sequence[TrialRecord]) -> Iterator[Curves]:
-    """The PSNR of each frame, the mean over moving clips, as far as the shortest goes."""
+    """Yields the PSNR of each frame, averaged over videos, up to the shortest one's length."""
     moving = [record for record in records if record.frames > 1]
     if len(moving) < 2:
         return
@@ -131,7 +136,7 @@ def mean_curves(records: Sequence[TrialRecord]) -> Iterator[Curves]:
 
 
 def group_table(kind: str, rows: Sequence[Summary]) -> Table:
-    """A row for each group of clips of a kind, and model."""
+    """Returns a table with a row for each group of clips and model."""
     names = used(QUALITY, rows)
     columns = [
         SIZE if kind == "size" else Column(kind),
@@ -144,7 +149,7 @@ def group_table(kind: str, rows: Sequence[Summary]) -> Table:
 
 
 def clip_table(records: Sequence[TrialRecord]) -> Table:
-    """A row for each trial and model, leading to its section."""
+    """Returns a table with a row for each trial and model. A row links to its section."""
     rows = [row for record in records for row in record.models]
     names = [name for name in used(QUALITY, rows) if name != "rfvd"]
     columns = [Column("clip"), SIZE, Column("frames", 0), Column("model")]
@@ -162,7 +167,7 @@ def clip_table(records: Sequence[TrialRecord]) -> Table:
 
 
 def notes_table(evaluation: Evaluation) -> Table:
-    """What there is none of, or is not exact, and why."""
+    """Returns a table of what is missing or not exact, and why."""
     rows = [
         *evaluation.notes,
         *((failure.source, f"cannot be read: {failure.reason}") for failure in evaluation.failures),
@@ -172,12 +177,12 @@ def notes_table(evaluation: Evaluation) -> Table:
 
 
 def used(columns: dict[str, Column], rows: Sequence[Summary | ModelRecord]) -> list[str]:
-    """The columns that any row has a figure for."""
+    """Returns the columns that have a figure in at least one row."""
     return [name for name in columns if any(getattr(row, name, None) is not None for row in rows)]
 
 
 def plain(columns: dict[str, Column], names: Sequence[str]) -> list[Column]:
-    """Columns of rows of which none is best, for they are of different clips."""
+    """Returns columns without a best row, because the rows are of different clips."""
     return [
         Column(columns[name].name, columns[name].digits, None, columns[name].explanation)
         for name in names
@@ -185,7 +190,7 @@ def plain(columns: dict[str, Column], names: Sequence[str]) -> list[Column]:
 
 
 def figures(row: Summary | ModelRecord, names: Sequence[str]) -> list[Cell]:
-    """The cells of a row."""
+    """Returns the cells of a row."""
     return [getattr(row, name) for name in names]
 
 
@@ -193,12 +198,13 @@ def figures(row: Summary | ModelRecord, names: Sequence[str]) -> list[Cell]:
 
 
 def title_of(record: TrialRecord) -> str:
+    """Returns the title of the section of a clip."""
     frames = f"{record.frames} frames" if record.frames > 1 else "1 frame"
     return f"{record.name}, {record.height}x{record.width}, {frames}"
 
 
 def describe(record: TrialRecord) -> str:
-    """What a clip is, and how well each model did."""
+    """Returns a sentence on where a clip starts and how well each model reconstructs it."""
     rows = (
         f"{row.model}: PSNR {QUALITY['psnr'].text(row.psnr)} dB, "
         f"SSIM {QUALITY['ssim'].text(row.ssim)}"
@@ -211,7 +217,7 @@ def describe(record: TrialRecord) -> str:
 def clip_parts(
     record: TrialRecord, trials: Path, *, with_media: bool
 ) -> Iterator[Comparison | Curves | Pictures]:
-    """The slider, the curves and the worst frames of a clip."""
+    """Yields the slider, the curves and the worst frames of a clip."""
     folder = trials / record.folder
     names = [row.model for row in record.models]
     if record.video is not None and with_media:
@@ -225,7 +231,7 @@ def clip_parts(
 
 
 def worst_pictures(row: ModelRecord, folder: Path) -> Pictures:
-    """The worst frames of a model, each in a row with its original and its error."""
+    """Returns the worst frames of a model, each in a row with its original and its error."""
     pictures = []
     for frame in row.worst:
         psnr = QUALITY["psnr"].text(frame.psnr)
@@ -242,7 +248,7 @@ def worst_pictures(row: ModelRecord, folder: Path) -> Pictures:
 
 
 def media_size(record: TrialRecord, trials: Path) -> int:
-    """Bytes of the videos and pictures of a clip."""
+    """Returns the bytes of the videos and pictures of a clip."""
     worst = [frame for row in record.models for frame in row.worst]
     files = [name for frame in worst for name in (frame.original, frame.image, frame.difference)]
     files += [] if record.video is None else [record.video]

@@ -1,8 +1,7 @@
-"""What is known of a trial once it is done, in a folder of its own: ``record.json`` and media."""
+"""The results of one trial, in a folder of its own: ``record.json``, features and media."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from contextlib import suppress
@@ -12,27 +11,28 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wanvae.engine.checkpoint import atomic_path
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
+from wanvae.engine.json_files import read_value, write_value
+from wanvae.errors import UserError
 from wanvae.evaluate.models import Cost
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial
-from wanvae.report.parts import number
+from wanvae.report.elements import number
 
 RECORD = "record.json"
 FEATURES = "features.safetensors"
-# The name of the features of the videos themselves; those of models are numbered.
+# The name of the features of the original videos. Features of models have numbers.
 ORIGINAL = "original"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorstRecord:
-    """A frame that came out badly, and its pictures.
+    """One of the worst frames of a clip, and its pictures.
 
     Attributes:
-        number: of the frame in the clip.
-        psnr: in dB.
-        levels: the absolute error that is brightest in the map, in 8-bit levels.
+        number: number of the frame in the clip.
+        psnr: PSNR in dB.
+        levels: the absolute error, in 8-bit levels, that is brightest in the error map.
         original, image, difference: files in the folder of the trial.
     """
 
@@ -46,19 +46,20 @@ class WorstRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """The figures of a model on a clip; None where there is none.
+    """The figures of a model on a clip. A figure that does not exist is None.
 
     Attributes:
-        model: its name.
-        psnr: in dB, the mean over frames.
+        model: name of the model.
+        psnr: PSNR in dB, the mean over frames.
         ssim, ms_ssim, lpips: means over frames.
-        temporal: error of the differences between frames, in 8-bit levels.
-        flicker: that error where groups of frames begin over that inside them.
+        temporal: mean absolute error of the differences between consecutive frames, in 8-bit
+            levels.
+        flicker: the temporal error where groups of frames begin, over the error inside groups.
         compression: values of the video per value of the latents.
-        bits: per pixel and frame, of latents kept in 16 bits.
+        bits: bits per pixel and frame, of latents stored in 16 bits.
         information: KL divergence of the latents from N(0, 1), in bits per pixel and frame.
-        encode_seconds, decode_seconds: what it took.
-        frame_psnr: of each frame, in dB.
+        encode_seconds, decode_seconds: time spent.
+        frame_psnr: PSNR of each frame, in dB.
         worst: frames with pictures, the worst first.
     """
 
@@ -80,18 +81,18 @@ class ModelRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """What came of a trial.
+    """The results of a trial.
 
     Attributes:
-        folder: of the trial, below that of all trials.
-        name: of the video.
-        size: what the size is called in tables.
-        height, width: of the frames, in pixels.
-        frames: how many there were.
-        length: how many were asked for; None is all.
-        start: of the clip in the video, in seconds.
+        folder: folder of the trial, relative to the folder of all trials.
+        name: name of the video.
+        size: name of the size in tables.
+        height, width: size of the frames in pixels.
+        frames: number of frames.
+        length: number of frames that was asked for; None is all.
+        start: start of the clip in the video, in seconds.
         fps: frames per second.
-        models: in the order of the settings.
+        models: figures of each model, in the order of the settings.
         video: file with the original and all models side by side; None without media.
     """
 
@@ -111,7 +112,7 @@ class TrialRecord:
 def model_record(
     name: str, trial: Trial, scores: Scores, cost: Cost, worst: tuple[WorstRecord, ...]
 ) -> ModelRecord:
-    """The figures of a model on a clip that is over."""
+    """Returns the figures of a model on a finished clip."""
     height, width = trial.clip.size
     pixels = len(scores.psnr) * height * width
     return ModelRecord(
@@ -135,7 +136,7 @@ def model_record(
 def trial_record(
     trial: Trial, frames: int, models: tuple[ModelRecord, ...], video: str | None
 ) -> TrialRecord:
-    """What came of a trial of so many frames."""
+    """Returns the results of a trial with this many frames."""
     clip = trial.clip
     return TrialRecord(
         folder=trial.folder,
@@ -153,7 +154,7 @@ def trial_record(
 
 
 def new_folder(trials: Path, trial: Trial) -> Path:
-    """An empty folder for a trial that is not done, whatever was left there."""
+    """Returns an empty folder for a trial, and removes what an interrupted run left there."""
     folder = trials / trial.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -161,22 +162,20 @@ def new_folder(trials: Path, trial: Trial) -> Path:
 
 
 def write_record(folder: Path, record: TrialRecord, features: dict[str, Tensor]) -> None:
-    """Write what came of a trial, the record last: where it is, all is."""
+    """Writes the results of a trial. The record comes last, so a trial with a record is done."""
     if features:
         with atomic_path(folder / FEATURES) as temporary:
             save_file(features, temporary)
-    with atomic_path(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(to_json_dict(record)) + "\n", encoding="utf-8")
+    write_value(folder / RECORD, record)
 
 
 def read_record(trials: Path, trial: Trial) -> TrialRecord | None:
-    """What came of a trial; None if it is not done, or its record is not one."""
-    with suppress(OSError, ValueError):
-        text = (trials / trial.folder / RECORD).read_text(encoding="utf-8")
-        return from_json_dict(TrialRecord, parse_json(text))
+    """Returns the results of a trial; None if it is not done, or its record is damaged."""
+    with suppress(OSError, UserError):
+        return read_value(trials / trial.folder / RECORD, TrialRecord)
     return None
 
 
 def read_features(trials: Path, record: TrialRecord) -> dict[str, Tensor]:
-    """The features of a trial and each model, ``(N, D)``, by name."""
+    """Returns the features of the original and of each model, ``(N, D)``, by name."""
     return load_file(trials / record.folder / FEATURES)

@@ -1,4 +1,4 @@
-"""A folder of videos judged, shared by the processes of a run, trial by trial."""
+"""Runs the trials of an evaluation, in one process or several."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.dataset.records import Failure
 from wanvae.engine.ahead import ahead
-from wanvae.engine.checkpoint import unwritable
-from wanvae.engine.processes import objects_of_processes
+from wanvae.engine.files import unwritable
+from wanvae.engine.processes import gather_objects
+from wanvae.engine.sharing import balanced_share, progress_bar
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
 from wanvae.evaluate.records import (
@@ -30,7 +30,8 @@ from wanvae.evaluate.records import (
     write_record,
 )
 from wanvae.evaluate.scores import Scores
-from wanvae.evaluate.trials import Trial, TrialList, share
+from wanvae.evaluate.trials import Trial, TrialList
+from wanvae.folders.clips import Failure
 from wanvae.folders.frames import ClipError, raised, read_clips
 from wanvae.metrics.frechet import I3D, Windows
 from wanvae.metrics.lpips import Lpips
@@ -39,7 +40,7 @@ from wanvae.video import Frame
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# Below the folder of an evaluation.
+# The folder of trials inside the folder of an evaluation.
 TRIALS = "trials"
 # Frames that wait to be encoded.
 FRAMES_AHEAD = 8
@@ -47,13 +48,13 @@ FRAMES_AHEAD = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
-    """What trials are judged with.
+    """The models and networks that trials need.
 
     Attributes:
-        models: that are judged.
-        lpips: the network for LPIPS; None leaves it out.
-        i3d: that for rFVD; None leaves it out.
-        media_seconds: how much of a clip the page shows.
+        models: the judged models.
+        lpips: network of LPIPS; None leaves LPIPS out.
+        i3d: network of rFVD; None leaves rFVD out.
+        media_seconds: how many seconds of a clip the page shows.
         device: where figures are computed.
     """
 
@@ -66,10 +67,10 @@ class Judging:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of all trials.
+    """The results of all trials.
 
     Attributes:
-        records: in the order of the trials.
+        records: results in the order of the trials.
         failures: clips that could not be read to their end.
     """
 
@@ -85,28 +86,28 @@ def run_trials(
     *,
     progress: bool = False,
 ) -> Outcome | None:
-    """Judge the trials that are not done yet.
+    """Runs the trials that are not done yet.
 
     Args:
-        output: the folder of the evaluation, which all processes see.
-        processes: those of the run, which all call this, and share the work.
-        progress: show a progress bar, of the frames of the first process.
+        output: folder of the evaluation, which all processes see.
+        processes: the processes of the run. All of them call this function and share the work.
+        progress: show a progress bar with the frames of the first process.
 
     Returns:
-        What came of all, in the process of rank 0; None in the others.
+        The results of all trials in the first process; None in the others.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     folder = output / TRIALS
     missing = [trial for trial in found.trials if read_record(folder, trial) is None]
-    # Nobody writes before all have seen what is missing, for they share that.
-    objects_of_processes(None)
-    mine = list(share(missing, processes.process_index, processes.num_processes))
+    # No process writes before all of them have seen the same list of missing trials.
+    gather_objects(None)
+    pixels = [trial.clip.pixels for trial in missing]
+    mine = balanced_share(missing, pixels, processes.process_index, processes.num_processes)
     failures: list[Failure] = []
     total = sum(trial.clip.frames for trial in mine)
-    shown = progress and processes.is_main_process
-    with tqdm(total=total, unit="frame", disable=not shown) as bar:
+    with progress_bar(processes, "frame", total=total, show=progress) as bar:
         for trial in mine:
             try:
                 run_trial(judging, trial, found.folder, folder, bar)
@@ -115,7 +116,7 @@ def run_trials(
                 failures.append(Failure(trial.clip.name, trial.clip.source, str(error)))
             except OSError as error:
                 raise unwritable(folder, error) from error
-    failed = chain(*objects_of_processes(failures))
+    failed = chain(*gather_objects(failures))
     if not processes.is_main_process:
         return None
     records = (read_record(folder, trial) for trial in found.trials)
@@ -123,10 +124,10 @@ def run_trials(
 
 
 def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: tqdm) -> None:
-    """Judge one trial, and write what came of it.
+    """Runs one trial, and writes its results.
 
     Raises:
-        ClipError: its frames cannot be read.
+        ClipError: the frames cannot be read.
     """
     models = judging.models
     folder = new_folder(trials, trial)
@@ -144,7 +145,7 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
             panels = frame.image, *images
             for score, image in zip(scores, images, strict=True):
                 score.add(frame.image, image)
-            for window, panel in zip(windows, panels, strict=False):  # none without I3D
+            for window, panel in zip(windows, panels, strict=False):  # no windows without I3D
                 window.add(panel)
             if writer is not None:
                 writer.add(panels)
@@ -162,19 +163,19 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
 
 
 def comparison(path: Path, trial: Trial, judging: Judging) -> ComparisonWriter:
-    """The writer of the video that the page shows of a trial."""
+    """Returns the writer of the video of a trial for the page."""
     clip = trial.clip
     limit = max(1, round(judging.media_seconds * clip.fps))
     return ComparisonWriter(path, 1 + len(judging.models), clip.size, clip.fps, limit)
 
 
 def on_device(frames: Iterator[Frame], device: torch.device) -> Iterator[Frame]:
-    """Frames where figures are computed."""
+    """Yields frames on the device where figures are computed."""
     for frame in frames:
         yield Frame(frame.image.to(device), frame.time)
 
 
 def features_of(windows: Sequence[Windows]) -> dict[str, Tensor]:
-    """The features of the original and of each model, by name."""
+    """Returns the features of the original and of each model, by name."""
     names = [ORIGINAL, *map(str, range(len(windows) - 1))]
     return {name: window.features for name, window in zip(names, windows, strict=False)}

@@ -1,4 +1,4 @@
-"""How close the reconstruction of a clip is to it, frame by frame."""
+"""The figures of one reconstructed clip, collected frame by frame."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 from wanvae.metrics.images import ms_ssim, psnr, ssim
 from wanvae.metrics.lpips import Lpips
 
-# How many frames are kept as the worst of a clip, and how far apart they are at least.
+# The number of worst frames that are kept of a clip, and their smallest distance.
 WORST = 2
 APART = 8
-# Levels of 8 bits per unit of [-1, 1].
+# 8-bit levels per unit of [-1, 1].
 LEVELS = 127.5
 
 
 @dataclass
 class Mean:
-    """The mean of numbers as they come, those that are not finite left out."""
+    """The mean of a stream of numbers, without those that are not finite."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, value: float) -> None:
-        """Count a number."""
+        """Counts a number, if it is finite."""
         if math.isfinite(value):
             self.total += value
             self.count += 1
 
     @property
     def value(self) -> float | None:
-        """The mean so far; None if there was no number."""
+        """The mean so far; None without numbers."""
         return self.total / self.count if self.count else None
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:
-    """The mean of the numbers that there are."""
+    """Returns the mean of the finite numbers among ``values``; None without any."""
     mean = Mean()
     for value in values:
         if value is not None:
@@ -49,12 +49,12 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class WorstFrame:
-    """A frame that came out badly.
+    """One of the worst frames of a clip.
 
     Attributes:
-        number: of the frame in the clip.
-        psnr: in dB.
-        original, image: ``(3, H, W)`` in [-1, 1].
+        number: number of the frame in the clip.
+        psnr: PSNR in dB.
+        original, image: the frame and its reconstruction, ``(3, H, W)`` in [-1, 1].
     """
 
     number: int
@@ -65,17 +65,15 @@ class WorstFrame:
 
 @dataclass
 class Scores:
-    """The figures of one model on one clip so far; memory does not grow with large tensors.
-
-    Args:
-        temporal_factor: frames of a group that the model makes at once, after the first frame.
-        lpips: the network for LPIPS; None leaves it out.
+    """The figures of one model on one clip so far. A few frames are kept, however long the clip.
 
     Attributes:
-        psnr: of each frame, in dB.
+        temporal_factor: frames of a group, which the model decodes at once after the first frame.
+        network: network of LPIPS; None leaves LPIPS out.
+        psnr: PSNR of each frame, in dB.
         ssim, ms_ssim, lpips: means over frames.
-        temporal: mean absolute error of the differences between frames that follow each other, in
-            8-bit levels.
+        temporal: mean absolute error of the differences between consecutive frames, in 8-bit
+            levels.
         worst: frames of the lowest PSNR, the worst first.
     """
 
@@ -93,7 +91,7 @@ class Scores:
 
     @torch.no_grad()
     def add(self, original: Tensor, image: Tensor) -> None:
-        """Count the next frame and its reconstruction, ``(3, H, W)`` in [-1, 1]."""
+        """Counts the next frame and its reconstruction, ``(3, H, W)`` in [-1, 1]."""
         pair = image[None], original[None]
         number, value = len(self.psnr), psnr(*pair)
         self.psnr.append(value)
@@ -106,7 +104,7 @@ class Scores:
 
     def _add_change(self, number: int, error: Tensor) -> None:
         if self._error is not None:
-            # What changes in the error is the error of what changes.
+            # The change of the error is the error of the change.
             change = (error - self._error).abs().mean().item() * LEVELS
             self.temporal.add(change)
             border = (number - 1) % self.temporal_factor == 0
@@ -119,20 +117,20 @@ class Scores:
             return
         others = [kept for kept in self.worst if kept not in near]
         if len(others) < WORST or psnr < others[-1].psnr:
-            # Copies, for an image may be a view of all those that were decoded with it.
+            # Copies, because an image may be a view of all frames that were decoded with it.
             frame = WorstFrame(number, psnr, original.clone(), image.clone())
             self.worst = sorted([*others, frame], key=lambda kept: kept.psnr)[:WORST]
 
     @property
     def mean_psnr(self) -> float | None:
-        """Of the frames, in dB; None if all are exact."""
+        """The mean PSNR of the frames, in dB; None if all frames are exact."""
         return mean_of(self.psnr)
 
     @property
     def flicker(self) -> float | None:
-        """The temporal error where a group begins, as a multiple of that inside groups.
+        """The temporal error where groups begin, as a multiple of the error inside groups.
 
-        None where clip or groups are too short to tell.
+        None if the clip or the groups are too short.
         """
         if not self._borders.value or not self._inside.value:
             return None

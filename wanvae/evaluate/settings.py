@@ -1,19 +1,17 @@
-"""What an evaluation was made with: ``settings.json`` in its folder."""
+"""The settings of an evaluation: ``settings.json`` in its folder."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from wanvae.dataset.settings import describe_differences
-from wanvae.engine.checkpoint import atomic_path, make_directory
-from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
-from wanvae.errors import UserError
+from wanvae.engine.config import check, to_json_dict
+from wanvae.engine.output_folder import describe_differences
 from wanvae.metrics.lpips import LpipsNetwork
 
 SETTINGS = "settings.json"
+# What the folder holds, for messages.
+EVALUATION = "an evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +19,14 @@ class EvaluationOptions:
     """How to judge models.
 
     Attributes:
-        frames: lengths to judge each clip at, from the middle of its video; empty is all of it.
-        resize: sizes to judge each clip at: "480x832" scales and crops to that height and width,
-            "480" scales the shorter side to that; empty is its own.
-        clips: use at most so many files, the first by name; None is all.
-        lpips: the network that LPIPS looks with.
-        media: of how many clips the page shows videos and pictures.
-        media_seconds: how much of each of these it shows.
+        frames: lengths to judge each clip at, from the middle of its video; empty means whole
+            videos.
+        resize: sizes to judge each clip at. "480x832" scales and crops to this height and width,
+            "480" scales the shorter side to this length; empty keeps the size.
+        clips: largest number of files, the first by name; None means all.
+        lpips: network of LPIPS.
+        media: number of clips that the page shows with videos and pictures.
+        media_seconds: how many seconds of these clips the page shows.
     """
 
     frames: tuple[int, ...] = ()
@@ -50,11 +49,11 @@ class ModelFacts:
     """What the figures of a model depend on.
 
     Attributes:
-        name: in tables.
-        checkpoint: SHA-256 of its weights, in hexadecimal.
-        library: "wanvae" or "diffusers", whose code runs.
-        encode_dtype: that it encodes in.
-        decode_dtype: that it decodes in.
+        name: name of the model in tables.
+        checkpoint: SHA-256 of the weights, in hexadecimal.
+        library: "wanvae" or "diffusers", the library that runs the model.
+        encode_dtype: dtype that the model encodes in.
+        decode_dtype: dtype that the model decodes in.
     """
 
     name: str
@@ -66,14 +65,14 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Everything that the figures depend on, but for the videos.
+    """Everything that the figures depend on, except the videos.
 
     Attributes:
-        options: as asked for.
+        options: how to judge.
         source: the folder of videos, or the file.
-        models: that are judged.
+        models: the judged models.
         lpips: whether LPIPS is measured.
-        i3d: SHA-256 of the network for rFVD, in hexadecimal; None without.
+        i3d: SHA-256 of the network of rFVD, in hexadecimal; None without rFVD.
     """
 
     options: EvaluationOptions
@@ -82,39 +81,13 @@ class EvaluationSettings:
     lpips: bool
     i3d: str | None
 
-
-def take_folder(folder: Path, settings: EvaluationSettings) -> None:
-    """Make the folder of an evaluation, or check that it is of the same settings.
-
-    Raises:
-        ValueError: it is of other settings, or holds anything else.
-        CheckpointError: it cannot be made.
-    """
-    make_directory(folder)
-    path = folder / SETTINGS
-    if not path.exists():
-        if any(not file.name.startswith(".") for file in folder.iterdir()):
-            raise UserError(f"{folder} has other files in it; name a new folder")
-        with atomic_path(path) as temporary:
-            text = json.dumps(to_json_dict(settings), indent=2) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-        return
-    try:
-        before = from_json_dict(EvaluationSettings, parse_json(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not that of an evaluation of this version ({error}); name a new folder"
-        ) from error
-    differences = describe_differences(flat(settings), flat(before))
-    if differences:
-        raise UserError(
-            f"{folder} was made with other settings: {'; '.join(differences)}; "
-            "give the same again, or name another folder"
-        )
+    def differences(self, other: EvaluationSettings) -> list[str]:
+        """Says in words what of ``other`` is not the same."""
+        return describe_differences(flat(self), flat(other))
 
 
 def flat(settings: EvaluationSettings) -> dict[str, Any]:
-    """All values by name, with a line for each model."""
+    """Returns all values by name, with a line for each model."""
     values = to_json_dict(settings)
     options = values.pop("options")
     values["lpips"] = options.pop("lpips") if values["lpips"] else "left out"

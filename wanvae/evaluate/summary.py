@@ -1,24 +1,22 @@
-"""The figures of all trials together, and by size and length; as JSON and CSV."""
+"""The figures of all trials together, by size and by length, as JSON and CSV."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wanvae.dataset.records import Failure
-from wanvae.engine.checkpoint import atomic_path
-from wanvae.engine.config import to_json_dict
+from wanvae.engine.json_files import write_value
 from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
 from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.settings import EvaluationSettings
+from wanvae.folders.clips import Failure
 from wanvae.metrics.frechet import Moments, frechet_distance
 from wanvae.report import write_rows
 
 JSON = "evaluation.json"
 CSV = "evaluation.csv"
-# Figures of a clip of which there is a mean over clips.
+# Figures of clips that are averaged over clips.
 MEANS = (
     "psnr",
     "ssim",
@@ -30,23 +28,23 @@ MEANS = (
     "bits",
     "information",
 )
-# The fewest windows that a covariance can be had of.
+# The fewest windows that have a covariance.
 FEWEST_WINDOWS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The figures of a model over clips; None where there is none.
+    """The figures of a model over a group of clips. A figure that does not exist is None.
 
     Attributes:
-        group: what the clips have in common.
-        model: its name.
-        clips: how many.
-        frames: in all of them.
+        group: name of the group, such as a size.
+        model: name of the model.
+        clips: number of clips.
+        frames: number of frames in all clips.
         psnr, ssim, ms_ssim, lpips, temporal, flicker, compression, bits, information: means over
-            clips, as of ``ModelRecord``.
+            clips of the figures of ``ModelRecord``.
         rfvd: Frechet distance between features of the originals and of the reconstructions.
-        windows: that it is of.
+        windows: number of windows that rfvd compares.
         encode_fps, decode_fps: frames per second.
     """
 
@@ -71,16 +69,16 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All that is known in the end.
+    """The results of an evaluation.
 
     Attributes:
-        settings: that it was made with.
+        settings: the settings of the evaluation.
         overall: a row for each model.
         by_size, by_length: a row for each group of clips and model.
-        records: of the trials.
+        records: the results of the trials.
         failures: files and clips that could not be read.
-        left_out: clips that are too short or too small, and for what.
-        notes: what figures there are none of, and why: name and reason.
+        left_out: clips that are too short or too small for a length or size.
+        notes: figures that are missing or not exact, each with the reason.
     """
 
     settings: EvaluationSettings
@@ -99,11 +97,11 @@ def summarize(
     settings: EvaluationSettings,
     group: Callable[[TrialRecord], str],
 ) -> tuple[Summary, ...]:
-    """A row for each model and group of trials, the groups in the order of pixels and frames.
+    """Returns a row for each model and group of trials. Groups are sorted by pixels and frames.
 
     Args:
         trials: the folder of the records.
-        group: the name of the group of a trial.
+        group: returns the name of the group of a trial.
     """
     ordered = sorted(records, key=lambda record: (record.height * record.width, record.frames))
     groups: dict[str, list[TrialRecord]] = {}
@@ -123,7 +121,7 @@ def summarize_model(
     settings: EvaluationSettings,
     number: int,
 ) -> Summary:
-    """The row of one model for a group of trials."""
+    """Returns the row of one model for a group of trials."""
     rows = [record.models[number] for record in records]
     frames = sum(record.frames for record in records)
     rfvd, windows = None, 0
@@ -143,13 +141,13 @@ def summarize_model(
 
 
 def speed(frames: int, seconds: Iterable[float]) -> float | None:
-    """Frames per second."""
+    """Returns frames per second; None if no time was spent."""
     total = sum(seconds)
     return frames / total if total > 0 else None
 
 
 def distance(records: Iterable[TrialRecord], trials: Path, number: str) -> tuple[float | None, int]:
-    """The Frechet distance of a model over trials, and of how many windows; None if of too few."""
+    """Returns the Frechet distance of a model, None for too few windows, and their number."""
     originals, images = Moments(), Moments()
     for record in records:
         features = read_features(trials, record)
@@ -161,7 +159,7 @@ def distance(records: Iterable[TrialRecord], trials: Path, number: str) -> tuple
 
 
 def length_group(record: TrialRecord) -> str:
-    """The length that was asked for; of whole videos a range, for each has its own."""
+    """Returns the length that was asked for; for whole videos a range, because lengths differ."""
     if record.frames == 1:
         return "1 frame"
     if record.length is not None:
@@ -171,16 +169,14 @@ def length_group(record: TrialRecord) -> str:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write ``evaluation.json`` and ``evaluation.csv``, a row a trial and model."""
-    with atomic_path(folder / JSON) as temporary:
-        text = json.dumps(to_json_dict(evaluation), indent=1, allow_nan=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+    """Writes ``evaluation.json``, and ``evaluation.csv`` with a row for each trial and model."""
+    write_value(folder / JSON, evaluation, indent=1)
     rows = [csv_row(record, row) for record in evaluation.records for row in record.models]
     write_rows(folder / CSV, rows)
 
 
 def csv_row(record: TrialRecord, row: ModelRecord) -> Mapping[str, object]:
-    """All figures of a model on a clip but those of single frames."""
+    """Returns all figures of a model on a clip, except the figures of single frames."""
     clip, figures = asdict(record), asdict(row)
     for name in ("folder", "models", "video", "length"):
         del clip[name]

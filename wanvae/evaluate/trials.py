@@ -1,22 +1,20 @@
-"""What is judged: each clip, at each size and length."""
+"""The trials of an evaluation: each clip at each size and length."""
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 
-from wanvae.dataset.records import Failure
+from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
-from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path, writable
+from wanvae.folders.clips import Clip, Failure, fit, parse_sides, rate_of, safe_path
 from wanvae.folders.manifest import MANIFEST, Entry, File, load_entries, probe_file, size_and_time
 
-# Letters of a name that are kept in that of a folder.
+# Letters of the name of a video that are kept in the name of a folder.
 LONGEST_SLUG = 60
 
 
@@ -26,9 +24,9 @@ class Trial:
 
     Attributes:
         clip: the frames.
-        size: what the size is called in tables.
-        length: the length that was asked for; None is all of the video.
-        shown: whether the page has videos and pictures of it.
+        size: name of the size in tables.
+        length: number of frames that was asked for; None is the whole video.
+        shown: whether the page shows videos and pictures of the trial.
     """
 
     clip: Clip
@@ -38,10 +36,7 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """A name that says which it is, of letters, digits and hyphens.
-
-        A file that was changed since has another.
-        """
+        """A unique name of letters, digits and hyphens. It changes when the file changes."""
         entry = self.clip.entry
         slug = re.sub(r"[^A-Za-z0-9]+", "-", entry.name)[-LONGEST_SLUG:].strip("-")
         what = f"{entry.name}/{entry.size}/{entry.mtime}/{self.size}/{self.length}"
@@ -53,10 +48,10 @@ class TrialList:
     """The trials of a folder.
 
     Attributes:
-        folder: that the paths of the clips are below.
+        folder: the folder that the paths of the clips are relative to.
         trials: in the order of their videos.
         broken: files that cannot be read.
-        left_out: what is too short or too small, and for what.
+        left_out: files that are too short or too small for a length or size.
     """
 
     folder: Path
@@ -66,10 +61,10 @@ class TrialList:
 
 
 def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
-    """The trials of a folder of videos and images, its manifest, or a single file.
+    """Returns the trials of a folder of videos and images, its manifest, or a single file.
 
     Raises:
-        ValueError: there is no such source, or nothing in it can be judged.
+        UserError: there is no such source, or nothing in it can be judged.
     """
     folder, entries = find_entries(source)
     broken = [entry for entry in entries if entry.error is not None]
@@ -98,7 +93,7 @@ def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
 
 
 def find_entries(source: Path) -> tuple[Path, list[Entry]]:
-    """The videos and images of a folder, its manifest or a file; and that folder."""
+    """Returns the folder, and its videos and images, for a folder, a manifest or a file."""
     if source.name == MANIFEST:
         source = source.parent
     if source.is_file():
@@ -110,7 +105,7 @@ def find_entries(source: Path) -> tuple[Path, list[Entry]]:
 def make_trial(
     entry: Entry, resize: str | None, frames: int | None, *, shown: bool
 ) -> Trial | Failure:
-    """A trial from the middle of a video, or why there is none."""
+    """Returns a trial from the middle of a video, or why there is none."""
     scaled, size = fit(entry.height, entry.width, parse_sides(resize), 1)
     if scaled[0] > entry.height or scaled[1] > entry.width:
         return failure(entry, f"too small for {resize}: it has {entry.height}x{entry.width} pixels")
@@ -131,15 +126,5 @@ def make_trial(
 
 
 def failure(entry: Entry, why: str) -> Failure:
-    """That a file is not judged."""
+    """Returns that, and why, a file is not judged."""
     return Failure(safe_path(entry.name), writable(entry.name), why)
-
-
-def share(trials: Sequence[Trial], rank: int, ranks: int) -> Iterator[Trial]:
-    """The trials of one process: the largest first, each to the one with least to do so far."""
-    busy = [(0, number) for number in range(ranks)]
-    for trial in sorted(trials, key=lambda trial: -trial.clip.pixels):
-        pixels, least = heapq.heappop(busy)
-        heapq.heappush(busy, (pixels + trial.clip.pixels, least))
-        if least == rank:
-            yield trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,36 +13,32 @@ from torch import Tensor
 from wanvae.nn import State
 from wanvae.nn.sequential import step_through
 
-Backend: TypeAlias = "str | Callable[..., Any]"
-CompilerOptions: TypeAlias = "Mapping[str, str | int | bool | Callable[..., Any]]"
-
 
 @dataclass(frozen=True)
 class Compilation:
-    """The options of ``torch.compile``; the defaults compile once for each new shape.
+    """Options of ``torch.compile``, as pairs of names and values that can be hashed."""
 
-    Attributes:
-        fullgraph, dynamic, backend, mode, disable: as ``torch.compile`` takes them.
-        options: pairs of names and values.
-    """
+    pairs: tuple[tuple[str, Any], ...]
 
-    fullgraph: bool = False
-    dynamic: bool | None = False
-    backend: Backend = "inductor"
-    mode: str | None = None
-    options: tuple[tuple[str, str | int | bool | Callable[..., Any]], ...] | None = None
-    disable: bool = False
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Compilation:
+        """Compilation with these options of ``torch.compile``, the options of a backend too."""
+        hashable = (
+            (name, tuple(value.items()) if isinstance(value, Mapping) else value)
+            for name, value in options.items()
+        )
+        return cls(tuple(sorted(hashable, key=lambda pair: pair[0])))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, for ``torch.compile``."""
+        return {
+            name: dict(value) if name == "options" and value is not None else value
+            for name, value in self.pairs
+        }
 
 
 @cache
 def compiled_step(compilation: Compilation) -> Callable[..., tuple[Tensor, tuple[State, ...]]]:
     """Returns ``step_through``, compiled."""
-    return torch.compile(
-        step_through,
-        fullgraph=compilation.fullgraph,
-        dynamic=compilation.dynamic,
-        backend=compilation.backend,
-        mode=compilation.mode,
-        options=None if compilation.options is None else dict(compilation.options),
-        disable=compilation.disable,
-    )
+    return torch.compile(step_through, **compilation.options)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wanvae.engine.processes import meeting
+from wanvae.engine.processes import expecting_processes
 from wanvae.execution.cost import Costs, Workload, lengths_along
 from wanvae.execution.flow import join
 from wanvae.execution.network import Network, remember_by_architecture
@@ -231,7 +231,7 @@ class SharedTiles:
         ]
         for values in computed:
             if values is not None:
-                with meeting():
+                with expecting_processes():
                     dist.send(values, dst=FIRST)
 
     def _channels_of(self, painting: Painting) -> int:
@@ -241,7 +241,7 @@ class SharedTiles:
             return whole.shape[1]
         _, flow = painting.tiles[0]
         channels = torch.tensor(0 if whole is None else whole.shape[1], device=flow.device)
-        with meeting():
+        with expecting_processes():
             dist.broadcast(channels, src=self._owners[0])
         return int(channels)
 
@@ -250,7 +250,7 @@ class SharedTiles:
         values = torch.empty_like(place, memory_format=torch.contiguous_format)
         if owner == self._rank:
             values.copy_(place)
-        with meeting():
+        with expecting_processes():
             dist.broadcast(values, src=owner)
         if owner != self._rank:
             place.copy_(values)
@@ -259,6 +259,6 @@ class SharedTiles:
 def receive(place: Tensor, owner: int) -> None:
     """Get the tile that ``owner`` has computed."""
     values = torch.empty_like(place, memory_format=torch.contiguous_format)
-    with meeting():
+    with expecting_processes():
         dist.recv(values, src=owner)
     place.copy_(values)

@@ -1,1 +1,1 @@
-"""Folders of videos, images and tar files: what is there, which clips, and their frames."""
+"""Folders of videos, images and tar files: their index, clips to cut out of them, and frames."""

@@ -1,4 +1,4 @@
-"""Which clips of the videos and images of a folder are to be encoded: how long and how large."""
+"""Clips of the videos and images of a folder: which frames, how large, and under which name."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from pathlib import PurePosixPath
 
-from wanvae.config import WanVAEConfig
-from wanvae.dataset.records import Failure
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.folders.manifest import Entry
-from wanvae.latents.file import parse_rate
-from wanvae.model import check_length, check_size
 from wanvae.video.common import RATES
+from wanvae.video.rate import parse_rate
 
-# Rates are whole frames in as many seconds at most, as in 30000/1001.
+# A rate is a whole number of frames in at most as many seconds, as in 30000/1001.
 LARGEST_DENOMINATOR = 100_000
-# Bytes of one part of a path: file systems allow 255, and ours become longer yet.
+# Bytes of one part of a path. File systems allow 255, and our names become longer still.
 LONGEST_PART = 200
 
 
@@ -31,10 +30,10 @@ class Cut:
     """How clips are cut out of videos.
 
     Attributes:
-        frames: of each clip, cut one after the other; None makes one clip of each whole video.
-        fps: frames per second of the clips; None keeps those of each video.
-        resize: height and width of the clips; or the shorter side alone; or nothing, to keep those
-            of the video. What does not fit is cropped, from the middle.
+        frames: frames of each clip; clips follow each other. None cuts one clip per whole video.
+        fps: frames per second of the clips; None keeps the rate of each video.
+        resize: height and width of the clips; or only the shorter side; or empty, which keeps the
+            size of the video. What does not fit is cropped around the middle.
     """
 
     frames: int | None
@@ -44,18 +43,18 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """Frames in a row of a video, or an image.
+    """Consecutive frames of a video, or an image.
 
     Attributes:
-        name: unique, and a path that stays below any folder.
+        name: a unique relative path that stays inside any folder.
         entry: the video.
         fps: frames per second of the clip.
-        first: number of its first frame, counted at ``fps``.
-        frames: how many; of a whole video as its header has it.
-        whole: whether it goes to the end of the video, however many frames those are.
-        resampled: whether ``fps`` is not simply that of the video.
+        first: number of the first frame, counted at ``fps``.
+        frames: number of frames; for a whole video the number in its header.
+        whole: whether the clip goes to the end of the video, however many frames there are.
+        resampled: whether ``fps`` is not the rate of the video.
         scaled: height and width that the frames are scaled to.
-        size: height and width that they are cropped to.
+        size: height and width that the scaled frames are cropped to.
     """
 
     name: str
@@ -70,7 +69,7 @@ class Clip:
 
     @property
     def source(self) -> str:
-        """The name of its video."""
+        """The name of the video."""
         return writable(self.entry.name)
 
     @property
@@ -80,8 +79,23 @@ class Clip:
 
     @property
     def pixels(self) -> int:
-        """Of all its frames together."""
+        """Pixels of all frames together."""
         return self.frames * self.size[0] * self.size[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A clip or file that cannot be used.
+
+    Attributes:
+        name: name of the clip.
+        source: name of the video.
+        reason: why, in one line.
+    """
+
+    name: str
+    source: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ class ClipList:
     Attributes:
         clips: in the order of their videos.
         broken: files that cannot be read.
-        left_out: videos and images that no clip can be cut from, with the reason; a line each.
+        left_out: videos and images that are too small or too short for a clip, one line each.
     """
 
     clips: tuple[Clip, ...]
@@ -100,11 +114,15 @@ class ClipList:
 
 
 def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: WanVAEConfig) -> Cut:
-    """A ``Cut`` from options; ValueError if a model of ``config`` cannot encode such clips.
+    """Returns the ``Cut`` that options describe.
 
     Args:
-        fps: like "16" or "30000/1001".
-        resize: like "480x832" (height and width) or "480" (the shorter side).
+        fps: such as "16" or "30000/1001".
+        resize: such as "480x832" (height and width) or "480" (the shorter side).
+        config: the model that encodes the clips.
+
+    Raises:
+        UserError: an option is wrong, or the model cannot encode such clips.
     """
     sides = parse_sides(resize)
     if len(sides) == 2:
@@ -119,7 +137,11 @@ def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: W
 
 
 def parse_sides(resize: str | None) -> tuple[int, ...]:
-    """The numbers in "480x832" or "480"; none in None. ValueError for another text."""
+    """Returns the numbers in "480x832" or "480", and no numbers for None.
+
+    Raises:
+        UserError: it is another text.
+    """
     if resize is None:
         return ()
     expected = "a height and a width like 480x832, or a shorter side like 480"
@@ -128,10 +150,10 @@ def parse_sides(resize: str | None) -> tuple[int, ...]:
 
 
 def find_clips(entries: Iterable[Entry], cut: Cut, config: WanVAEConfig) -> ClipList:
-    """The clips of videos and images for a model of ``config``.
+    """Returns the clips of videos and images for a model.
 
     Raises:
-        ValueError: two would have the same name.
+        UserError: two clips would have the same name.
     """
     clips, broken, left_out = [], [], []
     for entry in entries:
@@ -148,53 +170,54 @@ def find_clips(entries: Iterable[Entry], cut: Cut, config: WanVAEConfig) -> Clip
 
 
 def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
-    """The clips of a video or image; none if it is too short or too small."""
+    """Yields the clips of a video or image; none if it is too short or too small."""
     scaled, size = fit(entry.height, entry.width, cut.resize, config.spatial_factor)
     if 0 in size:
         return
     rate = rate_of(entry)
     resampled = cut.fps is not None and not entry.is_image
-    fps = cut.fps if resampled else rate
+    fps = rate if cut.fps is None or entry.is_image else cut.fps
     frames = ceil(entry.frames * fps / rate)
     name = safe_path(entry.name)
-    common = {"entry": entry, "fps": fps, "resampled": resampled, "scaled": scaled, "size": size}
+    clip = partial(Clip, entry=entry, fps=fps, resampled=resampled, scaled=scaled, size=size)
     if entry.is_image:
         if cut.frames in (None, 1):
-            yield Clip(name=name, **common)
+            yield clip(name=name)
     elif cut.frames is None:
-        yield Clip(name=name, frames=frames, whole=True, **common)
+        yield clip(name=name, frames=frames, whole=True)
     else:
         for number in range(frames // cut.frames):
-            place = {"first": number * cut.frames, "frames": cut.frames}
-            yield Clip(name=f"{name}.{number:05}", **place, **common)
+            first = number * cut.frames
+            yield clip(name=f"{name}.{number:05}", first=first, frames=cut.frames)
 
 
 def rate_of(entry: Entry) -> Fraction:
-    """Frames per second of a video, such as can be written."""
+    """Returns the frames per second of a video, as a rate that can be written."""
     return min(max(RATES[0], Fraction(entry.fps)), RATES[1]).limit_denominator(LARGEST_DENOMINATOR)
 
 
 def fit(
     height: int, width: int, resize: tuple[int, ...], factor: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The sizes that frames are scaled to, and then cropped to: multiples of ``factor``."""
-    sides = height, width
+    """Returns the sizes that frames are scaled to and then cropped to, multiples of ``factor``."""
     if len(resize) == 2:
-        scale = max(Fraction(new, old) for new, old in zip(resize, sides, strict=True))
+        scale = max(Fraction(resize[0], height), Fraction(resize[1], width))
     else:
-        scale = Fraction(resize[0], min(sides)) if resize else Fraction(1)
+        scale = Fraction(resize[0], min(height, width)) if resize else Fraction(1)
     scaled = round(height * scale), round(width * scale)
-    size = resize if len(resize) == 2 else tuple(side // factor * factor for side in scaled)
-    return scaled, size
+    if len(resize) == 2:
+        return scaled, (resize[0], resize[1])
+    return scaled, (scaled[0] // factor * factor, scaled[1] // factor * factor)
 
 
 def safe_path(name: str) -> str:
-    """``name`` as a path that leads to no place above, for a tar may hold any name."""
+    """Returns ``name`` as a path that stays inside a folder, because a tar may hold any name."""
     parts = [part for part in writable(name).split("/") if part not in ("", ".")]
     return str(PurePosixPath(*(safe_part(part) for part in parts)))
 
 
 def safe_part(part: str) -> str:
+    """Returns one part of a path without dangerous characters, and not too long."""
     part = "__" if part == ".." else re.sub(r"[\x00-\x1f\\]", "_", part)
     content = part.encode()
     if len(content) <= LONGEST_PART:
@@ -204,6 +227,7 @@ def safe_part(part: str) -> str:
 
 
 def refuse_same_names(clips: Iterable[Clip]) -> None:
+    """Raises UserError if two clips have the same name."""
     sources: dict[str, str] = {}
     for clip in clips:
         if clip.name in sources:

@@ -1,4 +1,4 @@
-"""The frames of clips, as they are encoded: in rate and size, one clip after the other."""
+"""The frames of clips in the rate and size of the clips, one clip after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanvae.engine.command_line.program import is_out_of_memory
+from wanvae.engine.memory import is_out_of_memory
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, reason
@@ -21,24 +21,24 @@ T = TypeVar("T")
 
 
 class ClipError(UserError):
-    """A clip whose frames cannot be read; the message says why in one line."""
+    """The frames of a clip cannot be read. The message says why in one line."""
 
 
-# What comes of one clip.
+# The results of one clip. An error, if there is one, is the last of them.
 Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 
 def read_clips(
     clips: Iterable[Clip], folder: Path, temporal_factor: int
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
-    """The frames of each clip in turn, 1 + 4n of them, with times in seconds from its first.
+    """Yields the frames of each clip in turn, with times in seconds from the clip's first frame.
 
-    In the place of frames that cannot be read is an error, the last of its clip.
+    Frames that cannot be read are replaced by one error, which ends the clip.
 
     Args:
-        folder: that the paths of videos are below.
-        temporal_factor: frames that become one latent; of a whole video those that would fill a
-            group of them only in part are dropped.
+        folder: the indexed folder.
+        temporal_factor: frames per latent after the first frame. The last frames of a whole video
+            that do not fill such a group are dropped.
     """
     with closing(Cutter(folder)) as cutter:
         for clip in clips:
@@ -53,7 +53,7 @@ def read_clips(
 
 
 def raised(row: Row[T]) -> Iterator[T]:
-    """What comes of one clip; raises the error that may be in its place."""
+    """Yields the results of one clip, and raises the error among them."""
     for _, item in row:
         if isinstance(item, ClipError):
             raise item
@@ -61,64 +61,72 @@ def raised(row: Row[T]) -> Iterator[T]:
 
 
 def whole_groups(frames: Iterator[Frame], size: int) -> Iterator[Frame]:
-    """The first frame, and after it so many at a time; not the rest."""
+    """Yields the first frame, then whole groups of ``size`` frames, and drops the rest."""
     yield from islice(frames, 1)
     while len(group := list(islice(frames, size))) == size:
         yield from group
 
 
 class Cutter:
-    """Cuts clips out of videos; those that follow each other without opening the video again."""
+    """Cuts clips out of videos. Clips in a row of one video do not open the video again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._entry: Entry | None = None
         self._reader: VideoReader | None = None
-        # Frames at another rate than the video's, and the number of the next of them.
+        # Frames at another rate than the video's, and the number of the next one.
         self._resampled: Iterator[Frame] = iter(())
         self._next = -1
 
     def cut(self, clip: Clip) -> Iterator[Frame]:
-        """The frames of a clip; VideoError if they cannot be read or are too few."""
-        self._open(clip.entry)
+        """Yields the frames of a clip.
+
+        Raises:
+            VideoError: the frames cannot be read, or there are too few.
+        """
+        reader = self._open(clip.entry)
         count, start = 0, 0.0
-        for frame in islice(self._frames(clip), None if clip.whole else clip.frames):
+        frames = self._frames_from(reader, clip)
+        for frame in islice(frames, None if clip.whole else clip.frames):
             start = start if count else frame.time
             count += 1
             yield Frame(fitted(frame.image, clip), frame.time - start)
         if count < clip.frames and not clip.whole:
             raise VideoError(f"only {count} of its {clip.frames} frames are there")
 
-    def _open(self, entry: Entry) -> None:
-        if entry == self._entry:
-            return
+    def _open(self, entry: Entry) -> VideoReader:
+        """Returns the reader of a video."""
+        if entry == self._entry and self._reader is not None:
+            return self._reader
         self.close()
-        self._reader = VideoReader(entry.source(self._folder), strict=True)
+        self._reader = reader = VideoReader(entry.source(self._folder), strict=True)
         self._entry = entry
-        info = self._reader.info
-        if (info.height, info.width) != (entry.height, entry.width):
-            raise VideoError(f"it has become {info.width}x{info.height} since it was indexed")
+        if (reader.info.height, reader.info.width) != (entry.height, entry.width):
+            raise VideoError(
+                f"it has become {reader.info.width}x{reader.info.height} since it was indexed"
+            )
+        return reader
 
-    def _frames(self, clip: Clip) -> Iterator[Frame]:
-        """The frames of the video from the start of a clip on."""
+    def _frames_from(self, reader: VideoReader, clip: Clip) -> Iterator[Frame]:
+        """Returns the frames of the video from the start of a clip on."""
         if not clip.resampled:
             if clip.first:
-                self._reader.seek(clip.start)
-            return self._reader
+                reader.seek(clip.start)
+            return reader
         if clip.first != self._next:
-            self._resampled = self._reader.at_rate(clip.fps, clip.first)
+            self._resampled = reader.at_rate(clip.fps, clip.first)
         self._next = clip.first + clip.frames
         return self._resampled
 
     def close(self) -> None:
-        """Close the video that is open, if any."""
+        """Closes the open video, if there is one."""
         if self._reader is not None:
             self._reader.close()
         self._entry, self._reader, self._next = None, None, -1
 
 
 def fitted(image: Tensor, clip: Clip) -> Tensor:
-    """``(3, H, W)`` scaled, and cropped around the middle, to the size of a clip."""
+    """Returns ``(3, H, W)`` scaled, and cropped around the middle, to the size of a clip."""
     if image.shape[1:] != clip.scaled:
         image = F.interpolate(
             image[None], clip.scaled, mode="bilinear", antialias=True, align_corners=False

@@ -1,7 +1,7 @@
-"""The index of a folder of videos, images and tar shards: what is there, how large and how long.
+"""The index of a folder of videos, images and tars: what there is, how large and how long.
 
-``wanvae index DIR`` writes it to ``DIR/wanvae-manifest.jsonl``, one JSON object per video or image,
-so that training on many files need not open them all before the first step.
+``wanvae index DIR`` writes it to ``DIR/wanvae-manifest.jsonl``, with one JSON object for each video
+or image. Training on many files then does not have to open all of them before the first step.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
-from wanvae.folders.tars import find_members
+from wanvae.folders.tars import TAR_SUFFIX, find_members
 from wanvae.video import FilePart, VideoError, probe
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-SHARD_SUFFIX = ".tar"
+INDEXED_SUFFIXES = MEDIA_SUFFIXES | {TAR_SUFFIX}
 
 MANIFEST = "wanvae-manifest.jsonl"
-# What an index under way has found so far: for each file a line, the list of its entries.
+# What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
+# What a line raises that is not JSON, not text, or does not have the fields of an entry.
+NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
 
 
 class File(NamedTuple):
-    """A file on disk, by which a change of it is noticed.
+    """A file on disk, with what changes when the file changes.
 
-    path: below the folder that is indexed, with "/" between its parts.
+    path: relative to the indexed folder, with "/" between its parts.
     size: bytes.
     mtime: time of the last change, in nanoseconds.
     """
@@ -48,21 +50,21 @@ class File(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A video or image of the index, or a file that is none.
+    """A video or image of the index, or a file that cannot be used.
 
     Attributes:
-        path: of the file, below the folder that is indexed, with "/" between its parts.
+        path: the file, relative to the indexed folder, with "/" between its parts.
         size: bytes of the file.
-        mtime: time of its last change, in nanoseconds.
-        member: name of this entry in the file, if that is a tar.
+        mtime: time of the last change of the file, in nanoseconds.
+        member: name of the video or image inside the file, if the file is a tar.
         offset: first byte of the member in the tar.
         length: bytes of the member.
         width: pixels, as displayed.
         height: pixels, as displayed.
-        frames: as the container counts them, 1 where it does not.
+        frames: as the container counts them; 1 where it does not count them.
         fps: frames per second.
         is_image: whether it is a still image.
-        error: why it cannot be used; the fields from ``width`` on mean nothing then.
+        error: why it cannot be used. The fields from ``width`` on then mean nothing.
     """
 
     path: str
@@ -80,16 +82,16 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name for messages."""
         return self.path if self.member is None else f"{self.path}/{self.member}"
 
     @property
     def file(self) -> File:
-        """The file that it is, or is in."""
+        """The file that the entry is, or lies in."""
         return File(self.path, self.size, self.mtime)
 
     def source(self, folder: Path) -> Path | FilePart:
-        """What to read, given the folder that was indexed."""
+        """Returns what to read, given the indexed folder."""
         path = folder / self.path
         if self.member is None:
             return path
@@ -97,12 +99,12 @@ class Entry:
 
 
 def load_entries(folder: Path) -> list[Entry]:
-    """The entries of the manifest of ``folder``; without one, every file is opened to find them.
+    """Returns the entries of the manifest of ``folder``. Without a manifest, opens every file.
 
-    A manifest is taken at its word: files added since are not seen before it is written anew.
+    A manifest is trusted: files that were added later are not seen until it is written again.
 
     Raises:
-        ValueError: there is a manifest that cannot be understood, or no such folder.
+        UserError: the manifest is damaged, or there is no such folder.
     """
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
@@ -110,16 +112,16 @@ def load_entries(folder: Path) -> list[Entry]:
 
 
 def read_manifest(folder: Path) -> list[Entry]:
-    """The entries of a manifest, in the order of their paths.
+    """Returns the entries of a manifest, in the order of their paths.
 
     Raises:
-        ValueError: it is none, or of another version of this package.
+        UserError: the manifest is damaged, or of another version of this package.
     """
     path = folder / MANIFEST
     with path.open(encoding="utf-8") as lines:
         try:
             return [Entry(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
+        except NO_ENTRY as error:
             raise UserError(
                 f"{path} is not a manifest of this version ({error}); delete it and run "
                 f"wanvae index {folder}"
@@ -127,29 +129,28 @@ def read_manifest(folder: Path) -> list[Entry]:
 
 
 def write_manifest(folder: Path, *, progress: bool = False) -> list[Entry]:
-    """Index ``folder`` and write its manifest, whole or not at all; returns its entries.
+    """Indexes ``folder``, writes its manifest as a whole or not at all, and returns its entries.
 
-    Files that are in the manifest and have not changed since are not opened again, nor those that
-    an index before this one had come to when it was interrupted; but what could not be read is
-    tried again, for a disk may be back.
+    Unchanged files of the manifest are not opened again, and neither are files that an interrupted
+    index has found. Files that could not be read are tried again, because a disk may be back.
 
     Args:
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: there is no such folder, it has no videos, images or tars, or its manifest is
-            not one.
+        UserError: there is no such folder, it has no videos, images or tars, or its manifest is
+            damaged.
         OSError: the manifest cannot be written.
     """
     files = find_files(folder)
     if not files:
-        suffixes = ", ".join(sorted(MEDIA_SUFFIXES | {SHARD_SUFFIX}))
+        suffixes = ", ".join(sorted(INDEXED_SUFFIXES))
         raise UserError(f"nothing to index in {str(folder)!r}: it has no files {suffixes}")
     known = known_entries(folder)
     unknown = [file for file in files if file not in known]
     journal = folder / JOURNAL
     with journal.open("a", encoding="utf-8") as lines:
-        # Whatever was being written when it was interrupted is a line of its own, and ignored.
+        # Ends a line that an interruption left unfinished; such a line is ignored.
         lines.write("\n")
         found = probe_files(folder, unknown)
         bar = tqdm(found, total=len(unknown), unit="file", disable=not progress)
@@ -167,14 +168,14 @@ def write_manifest(folder: Path, *, progress: bool = False) -> list[Entry]:
 
 
 def known_entries(folder: Path) -> dict[File, list[Entry]]:
-    """The entries that manifest and journal have, by file; without files that had an error."""
+    """Returns the entries of manifest and journal by file, without files that have an error."""
     known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
         for entry in read_manifest(folder):
             known.setdefault(entry.file, []).append(entry)
     if (folder / JOURNAL).exists():
-        for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, TypeError):
+        for line in (folder / JOURNAL).read_bytes().splitlines():
+            with suppress(*NO_ENTRY):
                 entries = [Entry(**entry) for entry in json.loads(line)]
                 known[entries[0].file] = entries
     return {
@@ -185,16 +186,16 @@ def known_entries(folder: Path) -> dict[File, list[Entry]]:
 
 
 def to_json(entry: Entry) -> dict[str, object]:
-    """The fields of an entry that differ from their defaults."""
+    """Returns the fields of an entry that differ from their defaults."""
     values = {field.name: (getattr(entry, field.name), field.default) for field in fields(entry)}
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def find_files(folder: Path) -> list[File]:
-    """Videos, images and tars below ``folder`` by their names, sorted; hidden ones are left out.
+    """Returns the videos, images and tars in ``folder`` by their names, sorted, not hidden ones.
 
-    Links to folders are followed, so that one folder may be spread over several disks. Warns of
-    folders that cannot be searched.
+    Subfolders are searched. Links to folders are followed, so that one folder may be spread over
+    several disks. Warns of folders that cannot be searched.
 
     Raises:
         VideoError: there is no such folder.
@@ -211,18 +212,18 @@ def find_files(folder: Path) -> list[File]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             path = Path(place, name)
-            wanted = path.suffix.lower() in MEDIA_SUFFIXES | {SHARD_SUFFIX}
-            if wanted and not name.startswith("."):
+            if path.suffix.lower() in INDEXED_SUFFIXES and not name.startswith("."):
                 found.append(File(path.relative_to(folder).as_posix(), *size_and_time(path)))
     return sorted(found)
 
 
 def warn_of_folder(error: OSError) -> None:
+    """Warns of a folder that cannot be searched."""
     warnings.warn(f"{error.filename} cannot be searched: {error.strerror}", stacklevel=2)
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and time of the last change in nanoseconds; zeros for a link to nowhere."""
+    """Returns bytes and the time of the last change in nanoseconds; zeros for a broken link."""
     try:
         status = path.stat()
     except OSError:
@@ -231,9 +232,10 @@ def size_and_time(path: Path) -> tuple[int, int]:
 
 
 def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
-    """The entries of each file, in order; several are opened at once.
+    """Yields the entries of each file, in order. Several files are opened at once.
 
-    Threads do: nearly all of the time goes to FFmpeg and to the disk, which do not hold Python up.
+    Threads are enough, because FFmpeg and the disk take nearly all of the time, without holding
+    Python's lock.
     """
     pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
     try:
@@ -243,23 +245,23 @@ def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
 
 
 def probe_file(folder: Path, file: File) -> list[Entry]:
-    """The entry of a file; of a tar, those of the videos and images in it."""
+    """Returns the entry of a file; for a tar, the entries of its videos and images."""
     itself = Entry(path=file.path, size=file.size, mtime=file.mtime)
     path = folder / file.path
-    if path.suffix.lower() != SHARD_SUFFIX:
+    if path.suffix.lower() != TAR_SUFFIX:
         return [probed(itself, folder)]
     entries = []
     try:
         for part in find_members(path, MEDIA_SUFFIXES):
-            place = {"member": part.name, "offset": part.offset, "length": part.size}
-            entries.append(probed(replace(itself, **place), folder))
+            member = replace(itself, member=part.name, offset=part.offset, length=part.size)
+            entries.append(probed(member, folder))
     except VideoError as error:
         entries.append(replace(itself, error=reason(error, path)))
     return entries or [replace(itself, error="there are no videos or images in it")]
 
 
 def probed(entry: Entry, folder: Path) -> Entry:
-    """``entry`` with what its file says, or with the error."""
+    """Returns ``entry`` with the size, length and rate that its file tells, or with the error."""
     source = entry.source(folder)
     try:
         info = probe(source)
@@ -276,6 +278,11 @@ def probed(entry: Entry, folder: Path) -> Entry:
 
 
 def reason(error: Exception, source: Path | FilePart) -> str:
-    """An error in one line, without the name of what could not be read."""
-    message = str(error).removeprefix(f"cannot read {source}: ")
-    return " ".join(message.split()) or type(error).__name__
+    """Returns an error in one line, without the name of the file that could not be read.
+
+    The line names the kind of an error that neither this package nor the system raises on purpose.
+    """
+    message = " ".join(str(error).removeprefix(f"cannot read {source}: ").split())
+    if isinstance(error, (UserError, OSError)) and message:
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

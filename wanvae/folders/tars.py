@@ -1,11 +1,10 @@
-"""Tar shards as the ``webdataset`` library and others write them, read in place.
+"""Tar files of videos and images, as the ``webdataset`` library writes them, read in place.
 
-That library reads shards as streams, one after another: which samples a process sees then depends
-on how many processes there are, and a run that resumes has to read its way forward. An uncompressed
-tar can be read at any position, so here its members are entries of the index like any other file,
-and every promise about single files holds for shards too, as long as they lie on disks of this
-machine or mounted there. Each member is a video or image of its own: a ``.json`` or ``.txt`` under
-the same key is passed over.
+``webdataset`` reads tars as streams, one after another. Which samples a process sees then depends
+on the number of processes, and a resumed run has to read everything before its position. Here the
+members of an uncompressed tar are entries of the index like any other file, because such a tar can
+be read at any position. The tars must lie on disks of this machine or on mounted disks. Each member
+is a video or image of its own; a ``.json`` or ``.txt`` with the same key is ignored.
 """
 
 from __future__ import annotations
@@ -16,15 +15,17 @@ from pathlib import Path
 
 from wanvae.video import FilePart, VideoError
 
+TAR_SUFFIX = ".tar"
+
 
 def find_members(path: Path, suffixes: Collection[str]) -> Iterator[FilePart]:
-    """Where the members of a tar lie whose lower-case suffix is one of ``suffixes``, in its order.
+    """Yields the members of a tar whose lower-case suffix is in ``suffixes``, in their order.
 
     Only the headers of the members are read.
 
     Raises:
-        VideoError: the file is no uncompressed tar, or ends early; members before that point have
-            been given by then.
+        VideoError: the file is not an uncompressed tar, or it ends too early. Members before the
+            damage are yielded first.
     """
     try:
         with tarfile.open(path, "r:") as tar:

@@ -1,1 +1,1 @@
-"""Files of latents."""
+"""Files of latents, written and read piece by piece."""

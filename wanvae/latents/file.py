@@ -1,15 +1,14 @@
-"""Latents of one video in a safetensors file, written and read piece by piece.
+"""The latents of one video in a safetensors file, written and read piece by piece.
 
-A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, ``times`` ``(frames,)`` in seconds,
-float64, and in its metadata the size and rate of the video. ``wanvae encode`` writes float32, not
-normalized; ``wanvae encode-dataset`` may write another dtype, ``latents`` in the place of mean and
+A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, and ``times`` ``(frames,)`` in seconds as
+float64. Its metadata hold the size and rate of the video. ``wanvae encode`` writes float32, not
+normalized. ``wanvae encode-dataset`` may write another dtype, ``latents`` instead of mean and
 logvar, and ``"normalized": "true"`` in the metadata.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,16 +22,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wanvae.engine.checkpoint import CheckpointError, atomic_path
+from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.latents.spool import LatentsSpool
-from wanvae.nn.norm import wide_dtype
+from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.posterior import Posterior
-from wanvae.video.common import RATES
+from wanvae.video.rate import parse_rate
 
 FORMAT = "wanvae-latents"
-# Latents of other programs are a single tensor of this name.
+# The only tensor in files of other programs.
 OTHER_NAME = "latents"
 # More seconds than any video has.
 LONGEST = 1e9
@@ -40,11 +40,11 @@ LONGEST = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class VideoShape:
-    """What latents do not tell of the video they came from.
+    """Facts of a video that its latents do not tell.
 
     Attributes:
-        width: in pixels, before padding to a multiple of the spatial factor.
-        height: likewise.
+        width: pixels, before padding to a multiple of the spatial factor.
+        height: pixels, before the same padding.
         fps: frames per second, as a fraction like "30000/1001".
         source: name of the video file.
     """
@@ -56,7 +56,7 @@ class VideoShape:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise UserError(f"a video of {self.width}x{self.height} pixels cannot be")
+            raise UserError(f"a video cannot have {self.width}x{self.height} pixels")
         parse_rate(self.fps)
 
     @property
@@ -65,52 +65,39 @@ class VideoShape:
         return parse_rate(self.fps)
 
 
-def parse_rate(text: str) -> Fraction:
-    """Frames per second from a text like "25", "29.97" or "30000/1001"; ValueError if it is none.
-
-    No exponents: "1e999999999" would take forever.
-    """
-    number = re.fullmatch(r"\d{1,10}(\.\d{1,10}|/0*[1-9]\d{0,9})?", text, re.ASCII)
-    lowest, highest = RATES
-    if number is None or not lowest <= Fraction(text) <= highest:
-        raise UserError(
-            f"fps must be a rate like 25 or 30000/1001, from {lowest} to {highest}, not {text!r}"
-        )
-    return Fraction(text)
-
-
 class LatentsWriter:
-    """Collects the posterior of a video of any length; made by ``write_latents``."""
+    """Collects the posterior of a video of any length. ``write_latents`` creates it."""
 
     def __init__(self, spool: LatentsSpool) -> None:
         self._spool = spool
 
     def write(self, posterior: Posterior) -> None:
-        """Append the posterior ``(1, z_dim, T, H, W)`` of the next frames."""
+        """Appends the posterior ``(1, z_dim, T, H, W)`` of the next frames."""
         self._spool.write(torch.cat([posterior.mean, posterior.logvar], dim=1)[0])
 
     def write_time(self, time: float) -> None:
-        """Append the time in seconds of a frame of the video; padding has none."""
+        """Appends the time in seconds of a frame of the video. Padding has no time."""
         self._spool.times.append(time)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the mean so far: (z_dim, T, H, W)."""
+        """The shape of the mean so far, (z_dim, T, H, W)."""
         return self._spool.shape
 
 
 def video_metadata(shape: VideoShape, *, normalized: bool = False) -> dict[str, str]:
-    """The metadata of a file of latents."""
+    """Returns the metadata of a file of latents."""
     metadata = {"format": FORMAT, "video": json.dumps(to_json_dict(shape))}
     return metadata | ({"normalized": "true"} if normalized else {})
 
 
 @contextmanager
 def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[LatentsWriter]:
-    """A writer whose file appears at the end of the block, or not at all if it raises.
+    """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
 
     Raises:
-        CheckpointError: ``path`` does not end in .safetensors or cannot be written.
+        CheckpointError: ``path`` does not end in .safetensors, or nothing was written to it.
+        FileError: ``path`` cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -126,16 +113,16 @@ def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[Late
 
 @dataclass(frozen=True)
 class LatentsFile:
-    """Latents to read piece by piece; made by ``read_latents``.
+    """Latents to read piece by piece. ``read_latents`` creates it.
 
     Attributes:
-        channels: of a latent.
-        length: latents along time.
-        height: of a latent frame.
-        width: of a latent frame.
-        video: what is known of the video; None for latents of another program.
-        times: of its frames in seconds; empty for latents of another program.
-        normalized: whether the file says that its latents are.
+        channels: channels of a latent, z_dim.
+        length: number of latents along time, T.
+        height: latents along height, H.
+        width: latents along width, W.
+        video: facts of the video; None for latents of another program.
+        times: times of the video frames in seconds; empty for latents of another program.
+        normalized: whether the file says that its latents are normalized.
     """
 
     channels: int
@@ -149,7 +136,7 @@ class LatentsFile:
     _batched: bool
 
     def piece(self, start: int, end: int) -> Tensor:
-        """Latents ``(1, z_dim, end - start, H, W)``; of floating point, in at least float32."""
+        """Returns latents ``(1, z_dim, end - start, H, W)``, as float32 or wider if floating."""
         batched = self._batched
         piece = self._slices[:, :, start:end] if batched else self._slices[:, start:end][None]
         return piece.to(wide_dtype(piece)) if piece.is_floating_point() else piece
@@ -157,12 +144,12 @@ class LatentsFile:
 
 @contextmanager
 def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
-    """Open latents that ``write_latents`` wrote, or a tensor "latents" of another program.
+    """Opens latents that ``write_latents`` wrote, or a tensor "latents" of another program.
 
-    The latter is ``(z_dim, T, H, W)`` or ``(1, z_dim, T, H, W)``.
+    A tensor of another program is ``(z_dim, T, H, W)`` or ``(1, z_dim, T, H, W)``.
 
     Raises:
-        CheckpointError: the file cannot be read or holds no such tensor.
+        CheckpointError: the file cannot be read, or holds no such tensor.
     """
     with readable(path):
         file = safe_open(path, framework="pt")
@@ -174,12 +161,12 @@ def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
 
 @contextmanager
 def readable(path: str | PathLike[str]) -> Iterator[None]:
-    """Turn what goes wrong in reading latents from ``path`` into a CheckpointError."""
+    """Turns errors in reading latents from ``path`` into a CheckpointError."""
     try:
         yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; check the path") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, UserError) as error:
         raise CheckpointError(
             f"{path} cannot be read as latents: {error}; encode it again, or give a safetensors "
             f"file with a tensor {OTHER_NAME!r}"
@@ -187,7 +174,7 @@ def readable(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def describe_latents(file: safe_open) -> LatentsFile:
-    """What an open safetensors file holds; ValueError if those are no latents."""
+    """Returns the latents of an open safetensors file; raises UserError if it has none."""
     metadata = file.metadata() or {}
     ours = metadata.get("format") == FORMAT
     names = set(file.keys())
@@ -208,9 +195,9 @@ def describe_latents(file: safe_open) -> LatentsFile:
 
 
 def check_times(times: Tensor) -> tuple[float, ...]:
-    """The values of ``times``; ValueError if no frames of a video can have them."""
+    """Returns the values of ``times``; raises UserError if they cannot be times of a video."""
     right = times.dim() == 1 and times.is_floating_point() and times.numel() > 0
-    # Not a number fails every comparison.
+    # NaN fails every comparison.
     if not (right and times[0] >= 0 and times[-1] < LONGEST and (times.diff() > 0).all()):
         raise UserError("its times are not increasing seconds")
     return tuple(times.tolist())

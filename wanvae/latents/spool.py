@@ -1,4 +1,4 @@
-"""Latents of any length on their way to a safetensors file, in constant memory."""
+"""Latents of any length, collected on disk for a safetensors file, in constant memory."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Names of dtypes in safetensors files, and the same by which PyTorch calls them.
+# Dtypes by their names in safetensors files.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-# Frames of latents copied at once.
+# Latent frames that are copied at once.
 PIECE = 64
 
-# Of a tensor: dtype and shape, and its size in bytes.
+# The dtype and shape of a tensor in a file, and its size in bytes.
 TensorEntry = tuple[dict[str, Any], int]
 
 
 class LatentsSpool:
-    """Collects latents along time in a temporary file, to copy them from there in their order.
+    """Collects latents along time in a temporary file, and copies them channel by channel.
+
+    A safetensors file stores channels one after the other, but latents arrive frame by frame.
 
     Args:
-        file: temporary, and empty.
-        names: of tensors of one shape, whose channels come together, one tensor after the other.
-        dtype: to store, one of ``DTYPES``.
+        file: an empty temporary file.
+        names: names of the tensors. They have one shape, and ``write`` takes their channels
+            together, one tensor after the other.
+        dtype: the dtype to store, one of ``DTYPES``.
 
     Attributes:
-        length: of the latents so far, along time.
-        times: of the frames of the video in seconds; append to them.
+        length: number of latents along time so far.
+        times: times of the video frames in seconds. Append to this list.
     """
 
     def __init__(self, file: IO[bytes], names: Sequence[str], dtype: torch.dtype) -> None:
@@ -42,8 +45,8 @@ class LatentsSpool:
         self.times: list[float] = []
 
     def write(self, latents: Tensor) -> None:
-        """Append ``(channels of all tensors, T, H, W)``, T >= 1."""
-        # Time outermost, so that pieces follow each other.
+        """Appends latents ``(channels of all tensors, T, H, W)`` with T >= 1."""
+        # Time is the first dimension on disk, so that pieces follow each other.
         frames = latents.to(self._dtype).cpu().transpose(0, 1).contiguous()
         self.length += len(frames)
         self._sizes = tuple(frames.shape[1:])
@@ -51,26 +54,26 @@ class LatentsSpool:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of each tensor so far: (channels, T, H, W)."""
+        """The shape of each tensor so far, (channels, T, H, W)."""
         channels, *space = self._sizes
         return (channels // len(self._names), self.length, *space)
 
     def times_entry(self) -> TensorEntry:
-        """What ``times_content`` is."""
+        """Returns dtype, shape and size of ``times_content``."""
         return {"dtype": "F64", "shape": [len(self.times)]}, 8 * len(self.times)
 
     def times_content(self) -> bytes:
-        """``times`` as a file has them. They must be first there, or data are not aligned."""
+        """Returns ``times`` as bytes. They must come first in a file to keep all data aligned."""
         return np.array(self.times, np.float64).tobytes()
 
     def entries(self) -> dict[str, TensorEntry]:
-        """What ``copy_to`` writes, in its order."""
+        """Returns dtype, shape and size of the tensors that ``copy_to`` writes, in order."""
         (dtype,) = (name for name, kind in DTYPES.items() if kind is self._dtype)
         size = math.prod(self.shape) * self._dtype.itemsize
         return {name: ({"dtype": dtype, "shape": self.shape}, size) for name in self._names}
 
     def copy_to(self, file: IO[bytes]) -> None:
-        """Write all latents that were collected."""
+        """Writes all collected latents."""
         self._file.flush()
         kind = f"u{self._dtype.itemsize}"
         latents = np.memmap(self._file, kind, "r", shape=(self.length, *self._sizes))
@@ -79,7 +82,7 @@ class LatentsSpool:
                 file.write(np.ascontiguousarray(latents[start : start + PIECE, channel]))
 
     def write_file(self, file: IO[bytes], metadata: Mapping[str, str]) -> None:
-        """Write a whole safetensors file of times and latents."""
+        """Writes a whole safetensors file of times and latents."""
         tensors = {"times": self.times_entry(), **self.entries()}
         file.write(safetensors_header(tensors, metadata))
         file.write(self.times_content())
@@ -87,7 +90,7 @@ class LatentsSpool:
 
 
 def safetensors_header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """The start of a safetensors file of ``tensors``, whose data follow in the same order."""
+    """Returns the header of a safetensors file whose data follow in the order of ``tensors``."""
     content: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (entry, size) in tensors.items():

@@ -1,1 +1,1 @@
-"""How close a reconstruction is to its original."""
+"""Figures that tell how close a reconstruction is to the original video."""

@@ -1,7 +1,7 @@
-"""How close a reconstruction is to the original.
+"""PSNR, SSIM and MS-SSIM of images.
 
-SSIM as Wang et al. 2004 define it and scikit-image computes it, over windows that lie in the image;
-that of torchmetrics has windows across its edges too, and takes several times as long on a CPU.
+SSIM follows Wang et al. 2004 and scikit-image: its windows lie inside the image. The SSIM of
+torchmetrics also has windows across the edges, and takes several times as long on a CPU.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-# Of the values of images: from -1 to 1.
+# Images have values from -1 to 1.
 RANGE = 2.0
-# Pixels across a window, which weighs them by a Gaussian of so many.
+# Side of a window in pixels, and the standard deviation of its Gaussian weights.
 WINDOW, SIGMA = 11, 1.5
 GAUSSIAN = [math.exp(-((place - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for place in range(WINDOW)]
 WEIGHTS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
-# What keep the quotients of flat windows finite.
+# Constants that keep the quotients of flat windows finite.
 LUMINANCE, CONTRAST = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
-# Below these a window does not fit: that of SSIM, and that of the coarsest scale of MS-SSIM.
+# The smallest sides that hold a window: of SSIM, and of the coarsest scale of MS-SSIM.
 SMALLEST_SSIM_SIZE = WINDOW
 SMALLEST_MS_SSIM_SIZE = 16 * WINDOW
-# Of the scales of MS-SSIM, each half as large as the one before (Wang et al. 2003).
+# Weights of the scales of MS-SSIM, each half as large as the one before (Wang et al. 2003).
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def psnr(images: Tensor, originals: Tensor) -> float:
-    """PSNR in dB of images ``(N, C, H, W)`` in [-1, 1], of their mean squared error together."""
+    """Returns PSNR in dB of images ``(N, C, H, W)`` in [-1, 1], from their common squared error."""
     return peak_signal_noise_ratio(images, originals, data_range=RANGE).item()
 
 
 def ssim(images: Tensor, originals: Tensor) -> float:
-    """Mean SSIM of images ``(N, C, H, W)`` in [-1, 1]; NaN if they are too small for it."""
+    """Returns mean SSIM of images ``(N, C, H, W)`` in [-1, 1]; NaN for sides under 11."""
     if min(images.shape[2:]) < SMALLEST_SSIM_SIZE:
         return math.nan
     luminance, contrast = similarities(images, originals)
@@ -42,7 +42,7 @@ def ssim(images: Tensor, originals: Tensor) -> float:
 
 
 def ms_ssim(images: Tensor, originals: Tensor) -> float:
-    """Mean MS-SSIM of images ``(N, C, H, W)`` in [-1, 1]; NaN if they are too small for it."""
+    """Returns mean MS-SSIM of images ``(N, C, H, W)`` in [-1, 1]; NaN for sides under 176."""
     if min(images.shape[2:]) < SMALLEST_MS_SSIM_SIZE:
         return math.nan
     product = images.new_ones(len(images))
@@ -50,14 +50,17 @@ def ms_ssim(images: Tensor, originals: Tensor) -> float:
         luminance, similarity = similarities(images, originals)
         if scale == len(SCALES):
             similarity = luminance * similarity
-        # Of images that are opposites it is negative, which has no power.
+        # It is negative for opposite images, and a negative number has no real power.
         product = product * similarity.mean((1, 2, 3)).clamp(min=0) ** weight
         images, originals = F.avg_pool2d(images, 2), F.avg_pool2d(originals, 2)
     return product.mean().item()
 
 
 def similarities(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of SSIM in each window, ``(N, C, H - 10, W - 10)``: luminance, and all else."""
+    """Returns the two factors of SSIM in each window, ``(N, C, H - 10, W - 10)``.
+
+    The first factor compares luminance, the second contrast and structure.
+    """
     products = images * images, originals * originals, images * originals
     means = windowed(torch.cat([images, originals, *products])).chunk(5)
     image, original, square, original_square, product = means
@@ -68,9 +71,10 @@ def similarities(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def windowed(x: Tensor) -> Tensor:
-    """The weighted mean of ``(N, C, H, W)`` in each window, ``(N, C, H - 10, W - 10)``.
+    """Returns the weighted mean of ``(N, C, H, W)`` in each window, ``(N, C, H - 10, W - 10)``.
 
-    No convolution: GPUs round what goes into one, and variances are small differences.
+    This is not a convolution, because GPUs round the inputs of convolutions, and variances are
+    small differences of large numbers.
     """
     for axis in (2, 3):
         count = x.shape[axis] - WINDOW + 1

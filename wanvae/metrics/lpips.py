@@ -11,28 +11,31 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wanvae.engine.checkpoint import check_tensors, first_sentence, read_tensors
+from wanvae.engine.checkpoint import check_tensors, read_tensors
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 LpipsNetwork = Literal["vgg", "alex", "squeeze"]
 
-# The network of torchvision that each is built on, and the smallest side of a frame it can see.
+# The network of torchvision behind each choice, and the smallest side of a frame that it takes.
 BACKBONES = {"vgg": ("vgg16", 16), "alex": ("alexnet", 31), "squeeze": ("squeezenet1_1", 17)}
-# Pixels whose features are in memory at once: about 1 GB of them with "vgg".
+# Pixels whose features are in memory at once: about 1 GB with "vgg".
 PIXELS_AT_ONCE = 2**19
 
 
 class Lpips(nn.Module):
-    """LPIPS (Zhang et al., arXiv 1801.03924) of each frame; a fixed network, in float32.
+    """LPIPS (Zhang et al., arXiv 1801.03924) of each frame, by a fixed network in float32.
 
     Args:
-        network: which network looks at the frames; "vgg" is the usual one to train with, "alex" to
-            compare with.
-        weights: file of that network's weights as torchvision names them ("features.0.weight"),
-            for machines that cannot download them.
+        network: the network. "vgg" is usual in training, "alex" is usual in comparisons.
+        weights: file with the weights of the network, named as in torchvision
+            ("features.0.weight"), for machines that cannot download them.
+
+    Attributes:
+        smallest_side: the smallest side of a frame in pixels.
 
     Raises:
-        ValueError: the weights cannot be had; it says how to supply them.
+        UserError: the weights are not there and cannot be downloaded.
     """
 
     def __init__(self, network: LpipsNetwork, weights: str | PathLike[str] | None = None) -> None:
@@ -53,10 +56,10 @@ class Lpips(nn.Module):
             load_backbone(self.network.net, weights)
 
     def forward(self, output: Tensor, video: Tensor) -> Tensor:
-        """The distance of each frame of two videos, ``(B, T)``, at least 0.
+        """Returns the distance of each frame of two videos, ``(B, T)``, at least 0.
 
         Args:
-            output, video: ``(B, 3, T, H, W)`` in about [-1, 1], with gradients or without.
+            output, video: ``(B, 3, T, H, W)`` in about [-1, 1], with or without gradients.
         """
         batch, channels, frames, height, width = video.shape
         if channels != 3 or min(height, width) < self.smallest_side:
@@ -77,13 +80,13 @@ class Lpips(nn.Module):
         return torch.cat(distances).view(batch, frames)
 
     def compare(self, output: Tensor, image: Tensor) -> Tensor:
-        """The distances of images ``(N, 3, H, W)``, ``(N,)``, also under autocast in float32."""
+        """Returns the distances ``(N,)`` of images ``(N, 3, H, W)``, always in float32."""
         with torch.autocast(output.device.type, enabled=False):
             return self.network(output, image).flatten()
 
 
 def cached_backbone(network: LpipsNetwork) -> Path | None:
-    """The file of a network's weights, if torchvision has downloaded them before."""
+    """Returns the file of weights that torchvision has downloaded before, else None."""
     name, _ = BACKBONES[network]
     found = Path(torch.hub.get_dir(), "checkpoints").glob(f"{name}-*.pth")
     # torchvision calls the weights of AlexNet "alexnet-owt-7be5be79.pth".
@@ -91,9 +94,9 @@ def cached_backbone(network: LpipsNetwork) -> Path | None:
 
 
 def load_backbone(backbone: nn.Module, path: str | PathLike[str]) -> None:
-    """Load torchvision's weights, whose classifier may be there, into slices of its features."""
+    """Loads weights of torchvision into the slices of features, and ignores the classifier."""
     tensors = read_tensors(path).tensors
-    # "slice2.5.weight" or "slices.1.5.weight" here is "features.5.weight" there.
+    # "slice2.5.weight" or "slices.1.5.weight" here is "features.5.weight" in torchvision.
     names = {name: re.sub(r"^slices?\.?\d+", "features", name) for name in backbone.state_dict()}
     found = {name: tensors[theirs] for name, theirs in names.items() if theirs in tensors}
     check_tensors(backbone, found, path)

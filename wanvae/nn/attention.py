@@ -12,21 +12,12 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import ALL_TIME, Interval
-from wanvae.nn.kernels.convolve import convolve, sees_plain_operations
-from wanvae.nn.kernels.pool import empty
+from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.masking import mask_of
 from wanvae.nn.norm import RMSNorm
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual
 from wanvae.nn.streaming import State
-
-# Scores of the queries that are attended for at once; kernels do not keep them.
-LARGEST_SCORES = 2**24
-# Kernels are at their fastest from so many queries on.
-FEWEST_QUERIES = 1024
-HALF_TYPES = (torch.bfloat16, torch.float16)
-# Stride, padding and dilation of a 1-conv.
-ONE_POSITION = (1, 1), (0, 0), (1, 1)
 
 
 class Attention(Residual):
@@ -59,9 +50,10 @@ class AttentionBlock(Attention):
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
+        attend = kernels_for(x).attend
         if x.dim() == 4:
-            return crop_whole(self._attend(x), region), ()
-        y = self._attend(rearrange(x, "b c t h w -> (b t) c h w"))
+            return crop_whole(attend(self, x), region), ()
+        y = attend(self, rearrange(x, "b c t h w -> (b t) c h w"))
         return crop_whole(rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), region), ()
 
     def body_input_region(self, region: Region) -> Region:
@@ -79,59 +71,10 @@ class AttentionBlock(Attention):
     def looks_across_space(self) -> bool:
         return True
 
-    def _attend(self, images: Tensor) -> Tensor:
-        if sees_plain_operations():
-            q, k, v = map(tokens, self.to_qkv(self.norm(images)).chunk(3, dim=1))
-            y = F.scaled_dot_product_attention(q, k, v)
-            return self.proj(
-                rearrange(y, "b 1 (h w) c -> b h w c", h=images.shape[2]).movedim(-1, 1)
-            )
-        return self._attend_in_blocks(images)
-
-    def _attend_in_blocks(self, images: Tensor) -> Tensor:
-        """Some images at a time, and of large ones some queries."""
-        count, channels, *size = images.shape
-        positions = size[0] * size[1]
-        at_once = min(count, max(1, LARGEST_SCORES // positions**2))
-        y = empty((count, channels, 1, positions), images.dtype, images.device)
-        # Strides that say of a single image, too, that channels are innermost; kernels need that.
-        in_a_row = images.movedim(1, -1).flatten(1, 2).unsqueeze(1).movedim(-1, 1)
-        for some, out in zip(in_a_row.split(at_once), y.split(at_once), strict=True):
-            queries = max(FEWEST_QUERIES, LARGEST_SCORES // (at_once * positions))
-            self._attend_into(out, some, queries)
-        return y.unflatten(3, size).squeeze(2)
-
-    def _attend_into(self, out: Tensor, images: Tensor, queries: int) -> None:
-        """Write what so many queries at a time come to, of images ``(B, C, 1, H * W)``."""
-        channels = images.shape[1]
-        (of_q, of_kv), (q_bias, kv_bias) = (
-            parameter.split([channels, 2 * channels])
-            for parameter in (self.to_qkv.weight, self.to_qkv.bias)
-        )
-        normed = self.norm(images)
-        k, v = map(tokens, convolve(normed, of_kv, kv_bias, *ONE_POSITION).chunk(2, dim=1))
-        for block, made in zip(normed.split(queries, 3), out.split(queries, 3), strict=True):
-            q = tokens(convolve(block, of_q, q_bias, *ONE_POSITION))
-            attended = attend(q, k, v)
-            made.copy_(self.proj(attended.movedim(-1, 1)))
-            if out.is_meta:
-                break  # one block shows how much memory it takes
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of queries to all keys; of meta tensors with the memory that it takes elsewhere."""
-    if not q.is_meta:
-        return F.scaled_dot_product_attention(q, k, v)
-    # PyTorch would make the scores here, which no kernel holds. Those of CPUs reorder keys and
-    # values of half types.
-    if q.dtype in HALF_TYPES:
-        k, v = k.clone(), v.clone()
-    return torch.empty_like(q)
-
-
-def tokens(images: Tensor) -> Tensor:
-    """``(B, C, H, W)`` as ``(B, 1, H * W, C)``: one head, a token for each position."""
-    return rearrange(images, "b c h w -> b 1 (h w) c")
+    def project(self, x: Tensor, channels: slice) -> Tensor:
+        """Some channels of what ``to_qkv`` gives for images ``(B, C, H, W)``."""
+        weight, bias = self.to_qkv.weight[channels], self.to_qkv.bias[channels]
+        return kernels_for(x).convolve(x, weight, bias, (1, 1), (0, 0), (1, 1))
 
 
 class TimeAttentionBlock(Attention):

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
-from wanvae.nn.kernels.convolve import convolution_dtype, convolve, sees_plain_operations
-from wanvae.nn.kernels.pointwise import apply, apply_into
-from wanvae.nn.kernels.pool import empty
+from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming
@@ -81,26 +79,26 @@ class CausalConv(Streaming):
         """
         if self.looks_across_time():
             self.refuse_to_continue(state)
+        kernels = kernels_for(x)
         if not self.history:
-            x = self._join(None, x, pointwise) if pointwise else x
+            x = kernels.join(None, x, pointwise) if pointwise else x
             return self._convolve(x, self.weight, region), ()
         if x.shape[2] % self.stride[0]:
             raise UserError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
             )
         if state is None and x.shape[2] == 1:
-            # Only the last slice of the kernel sees more than zeros: a third of the work. They are
-            # not kept either, but where a compiler would have one more shape to compile for.
-            past = self._zeros(x, self.history - 1) if sees_plain_operations() else None
-            joined = self._join(past, x, pointwise)
+            # Only the last slice of the kernel sees more than zeros: a third of the work.
+            past = self._zeros(x, self.history - 1) if kernels.fixed_state_shapes else None
+            joined = kernels.join(past, x, pointwise)
             y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
         (past,) = self.start(x) if state is None else state
         if past.shape[2] < self.history:
             past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
-        joined = self._join(past, x, pointwise)
+        joined = kernels.join(past, x, pointwise)
         y = self._convolve(joined, self.weight, region)
-        return y, (copied(joined[:, :, -self.history :], x.dtype),)
+        return y, (kernels.clone(joined[:, :, -self.history :], x.dtype),)
 
     def start(self, x: Tensor) -> tuple[Tensor]:
         """The state before the first frame: as many zero frames as the layer looks back."""
@@ -151,19 +149,6 @@ class CausalConv(Streaming):
     def _zeros(self, x: Tensor, frames: int) -> Tensor:
         return x.new_zeros(x.shape[0], x.shape[1], frames, *x.shape[3:])
 
-    def _join(self, past: Tensor | None, x: Tensor, pointwise: Sequence[nn.Module]) -> Tensor:
-        """``pointwise`` of ``x`` behind the frames ``past``, in the dtype to convolve in."""
-        if sees_plain_operations():
-            x = apply(pointwise, x)
-            return x if past is None else torch.cat([past, x], dim=2)
-        length = 0 if past is None else past.shape[2]
-        shape = (*x.shape[:2], length + x.shape[2], *x.shape[3:])
-        joined = empty(shape, convolution_dtype(x.dtype, x.device), x.device)
-        if past is not None:
-            joined[:, :, :length].copy_(past)
-        apply_into(pointwise, x, joined[:, :, length:])
-        return joined
-
     def _convolve(self, x: Tensor, weight: Tensor, region: Region | None) -> Tensor:
         padding = list(self.padding)
         if region is not None:
@@ -178,6 +163,7 @@ class CausalConv(Streaming):
             cuts.append(
                 (skipped, (size + before + after - (kernel - 1) * dilation - 1) // stride + 1)
             )
+        convolve = kernels_for(x).convolve
         y = convolve(x, weight, self.bias, self.stride, uniform, self.dilation)
         for axis, (start, length) in enumerate(cuts, start=2):
             y = y if y.shape[axis] == length else y.narrow(axis, start, length)
@@ -189,13 +175,6 @@ class CausalConv(Streaming):
             f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, dilation={self.dilation}, causal={self.causal}"
         )
-
-
-def copied(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy: a view of the last frames would keep the others alive."""
-    if sees_plain_operations():
-        return x.to(dtype, copy=True)
-    return empty(x.shape, dtype, x.device).copy_(x)
 
 
 def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.interval import ALL_TIME, Interval
+from wanvae.nn.kernels.dispatch import kernels_for
+from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.nn.masking import time_mask
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.streaming import Pointwise, State, Streaming
@@ -24,8 +26,8 @@ LARGEST_GROUP_COUNT = 32
 class RMSNorm(Pointwise):
     """Wan's norm over channels: ``x / max(||x||, 1e-12) * sqrt(C) * gamma``.
 
-    Computed in at least float32, returned in the dtype of ``x``. ``gamma`` is ``(C, 1, ...)`` with
-    one 1 an axis, as in the official checkpoints.
+    The norm is computed in at least float32 and has the dtype of ``x``. ``gamma`` is
+    ``(C, 1, ...)`` with one 1 for each axis after the channels, as in the official checkpoints.
     """
 
     def __init__(self, ndim: int, dim: int) -> None:
@@ -33,15 +35,7 @@ class RMSNorm(Pointwise):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * ndim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(wide_dtype(x))
-        if wide.stride(1) == 1 and not torch.is_grad_enabled():
-            norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-            inverse_norm = norm.clamp_min(1e-12).reciprocal()
-        else:
-            # Not a vector norm: where channels are apart that is many times slower on CPUs.
-            inverse_norm = wide.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
-        scale = math.sqrt(x.shape[1]) * self.gamma.to(wide.dtype)
-        return (wide * inverse_norm * scale).to(x.dtype)
+        return kernels_for(x).rms_norm(x, self.gamma)
 
 
 class LayerNorm(Pointwise):
@@ -147,8 +141,3 @@ def make_norm(kind: NormKind, ndim: int, dim: int, eps: float = 1e-5) -> nn.Modu
     if kind == "none":
         return nn.Identity()
     raise UserError(f"norm must be one of {', '.join(get_args(NormKind))}, not {kind!r}")
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype for statistics of ``x``: float32, or float64 where ``x`` has it."""
-    return torch.promote_types(x.dtype, torch.float32)

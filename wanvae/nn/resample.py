@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
-from wanvae.nn.kernels.convolve import convolve_doubled
+from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.streaming import State, Streaming
 
@@ -151,7 +151,7 @@ class Upsample(Resample):
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         if self.ndim == 1:
             return self.conv(images)
-        y = convolve_doubled(images, self.conv.weight, self.conv.bias)
+        y = kernels_for(images).convolve_doubled(images, self.conv.weight, self.conv.bias)
         if region is None:
             return y
         # Doubled whole, with zeros all around: what these spoil at inner sides is cut off.

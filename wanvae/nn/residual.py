@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
+from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
 from wanvae.nn.sequential import (
@@ -134,9 +135,8 @@ class Residual(Streaming):
         return self.body_multiply_adds(positions, frames) + of_shortcut
 
     def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        """The residual addition; without gradients in the memory of ``y``."""
-        total = y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
-        return self.post_activation(total)
+        """The residual addition; inference may write it to the memory of ``y``."""
+        return self.post_activation(kernels_for(y).add(y, shortcut))
 
 
 class RowResidual(Residual):

@@ -1,7 +1,6 @@
 """Reports for people: one HTML file that holds everything it shows."""
 
-from wanvae.report.page import write_page
-from wanvae.report.parts import (
+from wanvae.report.elements import (
     Column,
     Comparison,
     Curves,
@@ -12,6 +11,7 @@ from wanvae.report.parts import (
     StickFigures,
     Table,
 )
+from wanvae.report.page import write_page
 from wanvae.report.rows import write_rows
 
 __all__ = [

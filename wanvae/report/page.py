@@ -1,4 +1,4 @@
-"""Parts to one HTML file, written part by part: never more than one is in memory."""
+"""Writes one HTML file, element by element: only one is in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from wanvae.engine.checkpoint import atomic_path
-from wanvae.report.parts import Section
+from wanvae.engine.files import atomic_path
+from wanvae.report.elements import Section
 
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
@@ -27,14 +27,15 @@ def write_page(
     facts: Mapping[str, str],
     sections: Iterable[Section],
 ) -> None:
-    """Write a page that needs no other file and no network.
+    """Writes a page that needs no other file and no network.
 
     Args:
-        facts: what was done to get it, below the title.
-        sections: made when they are written, if they are an iterator.
+        title: the heading.
+        facts: how the page came about, by name; shown below the title.
+        sections: shown one below the other. An iterator gives each when it is written.
 
     Raises:
-        CheckpointError: it cannot be written.
+        FileError: the page cannot be written.
     """
     environment = Environment(
         loader=PackageLoader("wanvae.report"),
@@ -53,11 +54,11 @@ def write_page(
 
 
 def encode(media: Path | bytes) -> str:
-    """A file, or bytes, in base64."""
+    """The content of a file, or bytes, in base64."""
     content = media if isinstance(media, bytes) else media.read_bytes()
     return base64.b64encode(content).decode("ascii")
 
 
 def media_type(path: Path) -> str:
-    """What a file is, for a browser."""
+    """The media type of a file, for a browser."""
     return MEDIA_TYPES[path.suffix]

@@ -6,14 +6,14 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.files import atomic_path
 
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows of the same names, at least one, below a line of these.
+    """Writes rows as CSV, below a line of their names. All have the same; there is at least one.
 
     Raises:
-        CheckpointError: they cannot be written.
+        FileError: the file cannot be written.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

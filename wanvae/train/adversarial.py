@@ -1,4 +1,4 @@
-"""The game between a video VAE and a discriminator, as losses of either."""
+"""The losses of a video VAE and of a discriminator that play against each other."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ LARGEST_WEIGHT = 1e4
 
 @dataclass(frozen=True, kw_only=True)
 class GanConfig:
-    """The discriminator and what is made of its verdict.
+    """The discriminator and the weights of the losses from its verdict.
 
     Attributes:
         weight: weight of the verdict in the loss of the VAE: minus the mean of the logits over
             patches and clips. 0 trains without a discriminator.
         adaptive: multiply the weight by the ratio of the gradients of the other terms and of the
             verdict at the last layer of the decoder (VQGAN), so that it fits any reduction.
-        start_step: first step with a discriminator, which does not learn before either.
+        start_step: first step with a discriminator. It does not learn before.
         r1: weight of the R1 penalty, half the squared gradient of the logits of originals: summed
             over C, T, H and W, divided by the number of patches, averaged over clips.
-        lecam: weight of the LeCam penalty, the squared distances of the logits from the moving
-            averages of those of the other side, each averaged over patches and clips.
+        lecam: weight of the LeCam penalty: the squared distances of the logits of originals from
+            the moving average of the logits of reconstructions, and the other way round, each
+            averaged over patches and clips.
         dim: channels of the discriminator's first layer.
         layers: layers of the discriminator that halve space; a logit sees 12, 26 or 54 pixels a
             side with 1, 2 or 3 of them.
@@ -61,9 +62,9 @@ class GanConfig:
 def generator_loss(discriminator: nn.Module, video: Tensor) -> Tensor:
     """Minus the mean logit of a reconstruction ``(B, C, T, H, W)``, over patches and clips.
 
-    The discriminator gets no gradients: that of the video is found at once and stands for it. So
-    its memory is free again before the VAE's own backward pass, and nothing waits, where it is
-    wrapped for several processes, for gradients that no one wants.
+    The discriminator gets no gradients. The gradient of the video is computed at once and stands
+    for the discriminator. So the memory of the discriminator is free again before the backward pass
+    of the VAE, and several processes do not wait for gradients that nobody needs.
     """
     fake = video.detach().float().requires_grad_()
     loss = -discriminator(fake).fake.float().mean()
@@ -73,10 +74,10 @@ def generator_loss(discriminator: nn.Module, video: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """The norm of one loss's gradient over that of the other, at ``last_layer``; a constant.
+    """The norm of the gradient of one loss over the norm of the other's, at ``last_layer``.
 
-    From VQGAN (Esser et al., arXiv 2012.09841): at most 1e4. The gradients are those of the batches
-    of all processes together.
+    From VQGAN (Esser et al., arXiv 2012.09841): a constant, at most 1e4. The gradients are averaged
+    over the batches of all processes.
     """
     reconstruction_norm, adversarial_norm = (
         mean_over_processes(
@@ -88,7 +89,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 def hinge_loss(verdict: Verdict) -> Tensor:
-    """Half of what originals lack to a logit of 1, and reconstructions exceed -1 by.
+    """Half of how far logits of originals are below 1, and logits of reconstructions above -1.
 
     Each is averaged over patches and clips.
     """
@@ -99,8 +100,9 @@ def hinge_loss(verdict: Verdict) -> Tensor:
 def r1_penalty(verdict: Verdict, real: Tensor) -> Tensor:
     """Half the squared gradient of the logits of originals (Mescheder et al., arXiv 1801.04406).
 
-    That is of one logit a clip. Of several the gradient of their sum is divided among them, which
-    for patches apart is the mean of their penalties, and of one size for clips of any size.
+    The paper has one logit for each clip. With several, the gradient of their sum is divided by
+    their number. For patches that do not overlap this is the mean of their penalties, and it does
+    not grow with the size of the clip.
 
     Args:
         real: the originals that were judged, which must require gradients.
@@ -111,7 +113,7 @@ def r1_penalty(verdict: Verdict, real: Tensor) -> Tensor:
 
 
 def lecam_penalty(verdict: Verdict) -> Tensor:
-    """Squared distances of logits from the average of the other side's.
+    """Squared distances of the logits of each side from the average logit of the other side.
 
     From Tseng et al., arXiv 2104.03310; each is averaged over patches and clips.
     """

@@ -1,4 +1,4 @@
-"""Training clips: random crops from a folder of videos, images and tar shards."""
+"""Training data: random crops from a folder of videos, images and tars of them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class BucketConfig:
-    """One shape of clips.
+    """One shape of crops.
 
     Attributes:
-        frames: frames per clip, 1 + 4n for the official temporal factor; 1 takes images too.
+        frames: frames per crop, 1 + 4n for the official temporal factor; 1 takes images too.
         height: pixels, a multiple of 8 for the official spatial factor.
         width: pixels, likewise.
         weight: how often a step is of this shape, relative to the other buckets.
@@ -50,22 +50,22 @@ class BucketConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where training clips come from.
+    """Where training crops come from.
 
     Attributes:
         folder: searched for videos, images and tars of them, with its subfolders; quick to open
             after ``wanvae index``.
-        frames: frames per clip, 1 + 4n for the official temporal factor; 1 takes images too.
-        size: height and width of a clip in pixels.
-        buckets: several shapes of clips, instead of the one of frames and size; all samples of a
-            step have the same, drawn anew for each step. Shapes of about as many pixels in all
-            make steps of about the same memory and time.
-        strides: the smallest and largest distance between the frames of a clip in frames of the
-            video, drawn anew for each clip; limited by the video's own length.
-        largest_scale: a crop covers between 1 and this many times the size of a clip, drawn anew
-            for each clip and scaled down to it; limited by the video's own size.
-        crops_per_clip: how many samples in a row are crops of the same decoded clip: decoding often
-            costs more than training a small model.
+        frames: frames per crop, 1 + 4n for the official temporal factor; 1 takes images too.
+        size: height and width of a crop in pixels.
+        buckets: several shapes of crops, instead of the one of frames and size. Each step draws one
+            shape for all its samples. Shapes with about as many pixels in all make steps of about
+            the same memory and time.
+        strides: the smallest and largest distance between the frames of a crop, in frames of the
+            video. It is drawn for each crop, and limited by the length of the video.
+        largest_scale: a crop covers between 1 and this many times its size, and is scaled down. The
+            factor is drawn for each crop, and limited by the size of the video.
+        crops_per_clip: how many samples in a row are crops of the same decoded frames, because
+            decoding often costs more than training a small model.
         flip: mirror half of the crops.
     """
 
@@ -86,27 +86,27 @@ class DataConfig:
 
     @property
     def shapes(self) -> tuple[BucketConfig, ...]:
-        """The buckets; of one shape, where only ``frames`` and ``size`` are given."""
+        """The buckets, or the one shape of ``frames`` and ``size``."""
         single = BucketConfig(frames=self.frames, height=self.size, width=self.size)
         return self.buckets or (single,)
 
 
-class VideoClips(Dataset):
+class VideoCrops(Dataset):
     """An endless list of random crops ``(3, T, H, W)`` in [-1, 1].
 
-    Sample ``number`` is drawn from (seed, number) alone, and its shape from (seed, step), where the
-    samples of a step are ``samples_per_step`` numbers in a row: any number of workers and processes
-    sees the same samples, and a run that resumes needs to know only how many it has used.
+    Sample ``number`` depends on (seed, number) alone, and its shape on (seed, step), where the
+    samples of a step are ``samples_per_step`` numbers in a row. So any number of workers and
+    processes sees the same samples, and a run that resumes only needs the number of samples used.
 
-    A clip that cannot be read is replaced by one of another file, drawn likewise. The file is named
-    once in a warning, however many workers meet it; other parts of it are used where they can be.
+    Another file, drawn in the same way, replaces a file that cannot be read. One warning names the
+    file, however many workers meet it. Other parts of the file are used if they can be read.
 
     Args:
         samples_per_step: on all processes together.
 
     Raises:
-        VideoError: for one of the shapes, nothing in the folder is large and long enough; or, of a
-            sample, very many files in a row could not be read.
+        VideoError: nothing in the folder is large and long enough for one of the shapes; or, for a
+            sample, very many files in a row cannot be read.
     """
 
     def __init__(self, config: DataConfig, seed: int, *, samples_per_step: int) -> None:
@@ -137,7 +137,7 @@ class VideoClips(Dataset):
         return int(random.choice(len(self.buckets), p=self._shares))
 
     def read_clip(self, bucket: int, number: int) -> Tensor:
-        """A random whole clip ``(3, T, height, width)``, of which samples are crops."""
+        """Random whole frames ``(3, T, height, width)``, from which samples are cut."""
         random = np.random.default_rng([self.seed, 1, bucket, number])
         usable, shape = self.usable[bucket], self.buckets[bucket]
         failure: Exception | None = None
@@ -176,7 +176,7 @@ class VideoClips(Dataset):
 
 
 def stride_range(entry: Entry, shape: BucketConfig, config: DataConfig) -> tuple[int, int]:
-    """The smallest and largest stride of a clip of this shape from an entry that is long enough."""
+    """The smallest and largest stride of a crop of this shape from a long enough entry."""
     smallest, largest = config.strides
     if shape.frames == 1:
         return smallest, smallest
@@ -204,9 +204,9 @@ def random_crop(
 
 
 def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray]:
-    """For each bucket, the positions of the entries that its clips can be cut from.
+    """For each bucket, the positions of the entries that are large and long enough for it.
 
-    Warns once of what no bucket can use.
+    Warns once of the entries that no bucket can use.
 
     Raises:
         VideoError: a bucket can use nothing.
@@ -229,7 +229,7 @@ def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray
 
 
 def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
-    """Whether clips of this shape can be cut from an entry."""
+    """Whether an entry is large and long enough for crops of this shape."""
     return (
         entry.error is None
         and entry.height >= shape.height
@@ -239,7 +239,7 @@ def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
 
 
 def warn_of(unusable: Sequence[Entry], config: DataConfig) -> None:
-    """Say how many files are left out, and which: the broken ones first, then the small ones."""
+    """Warns how many files are left out, and which: first the broken ones, then the small ones."""
     if not unusable:
         return
     broken = [f"{entry.name}: {entry.error}" for entry in unusable if entry.error is not None]

@@ -1,4 +1,4 @@
-"""The network that learns to tell reconstructions from originals."""
+"""The network that learns to distinguish reconstructions from originals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ AVERAGE_KEPT = 0.99
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a discriminator says; logits are higher for what it takes for an original.
+    """The logits of a discriminator, which are higher for what it takes for an original.
 
     Attributes:
-        fake: logits of the reconstructions, ``(B, 1, t, h, w)``, one a patch.
-        real: logits of the originals, of that shape; of no clips where none were given.
+        fake: logits of the reconstructions, ``(B, 1, t, h, w)``, one for each patch.
+        real: logits of the originals, of the same shape; ``B`` is 0 without originals.
         fake_average: moving average of the logits of reconstructions, a scalar.
         real_average: moving average of the logits of originals, a scalar.
     """
@@ -46,8 +46,8 @@ class PatchDiscriminator3D(nn.Module):
     on the batch, nor on which process has which clip, nor on the size of the frames.
 
     Args:
-        in_channels: of the video.
-        dim: channels of the first layer; they double from layer to layer up to 8 times that.
+        in_channels: channels of the video.
+        dim: channels of the first layer. They double from layer to layer, up to ``8 * dim``.
         layers: how many layers halve space.
     """
 
@@ -73,14 +73,14 @@ class PatchDiscriminator3D(nn.Module):
         use_channels_last(self)
 
     def forward(self, fake: Tensor, real: Tensor | None = None) -> Verdict:
-        """Judge reconstructions and, in the same pass, originals.
+        """Judges reconstructions and, in the same pass, originals.
 
         With both, while training, the moving averages move: like the statistics of a batch norm,
         they are buffers, but the same on all processes.
 
         Args:
             fake: ``(B, C, T, H, W)`` in about [-1, 1].
-            real: of the same shape; None where only the reconstructions matter.
+            real: originals of the same shape; None if only the reconstructions matter.
         """
         videos = fake if real is None else torch.cat([fake, real])
         logits = self.layers(self.fill_patches(videos))

@@ -1,4 +1,4 @@
-"""Judging a model by clips that it was not trained on."""
+"""Scores of a model on clips that it is not trained on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
 from wanvae.engine.training.evaluating import evaluating
 from wanvae.errors import UserError
 from wanvae.folders.manifest import MEDIA_SUFFIXES
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE, check_length, check_size
+from wanvae.model import WanVAE
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.
@@ -31,14 +31,14 @@ METRICS: Mapping[str, Metric] = MappingProxyType({"psnr": psnr, "ssim": ssim})
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Which clips a model is judged by.
+    """The clips on which a model is judged.
 
     Attributes:
-        folder: searched, with its subfolders, for videos and images that are not trained on;
-            without one there is no evaluation.
-        frames: of each clip, 1 + 4n for the official temporal factor, from the middle of its video;
-            an image is a clip of one.
-        size: height and width in pixels of the crop from the middle of the frame.
+        folder: searched, with its subfolders, for videos and images. Do not train on them. Without
+            a folder there is no evaluation.
+        frames: frames of each clip, 1 + 4n for the official temporal factor, from the middle of its
+            video. An image is a clip of one frame.
+        size: height and width in pixels of the square in the middle of the frame that is judged.
         clips: how many files to use at most, the first by name.
     """
 
@@ -53,8 +53,8 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip to judge by.
+class HeldOutClip:
+    """A clip on which models are judged.
 
     Attributes:
         name: path of its file inside the folder.
@@ -66,28 +66,28 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How well a model does.
+class HeldOutScores:
+    """The scores of a model.
 
     Attributes:
-        rows: for each clip, by name, the value of each metric.
-        means: of each metric over the clips.
+        rows: the value of each metric by name, for each clip by name.
+        means: the mean of each metric over the clips.
     """
 
     rows: dict[str, dict[str, float]]
     means: dict[str, float]
 
 
-def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[Clip]:
-    """The clips that ``config`` names: the same ones each time.
+def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[HeldOutClip]:
+    """The clips that ``config`` describes, the same each time.
 
-    Files that cannot be read, or are too small or short, are passed over.
+    Files that cannot be read, or are too small or short, are left out.
 
     Args:
-        model: what will encode the clips.
+        model: the config of the model that encodes the clips.
 
     Raises:
-        ValueError: the model cannot encode clips of this shape, or the folder holds none.
+        UserError: the model cannot encode clips of this shape, or the folder holds none.
     """
     check_size(model, config.size, config.size)
     check_length(model, config.frames)
@@ -100,8 +100,10 @@ def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[Clip]:
     return clips
 
 
-def usable_clips(config: EvaluationConfig) -> Iterator[Clip]:
-    """A clip of each file of the folder that has one, in the order of their names."""
+def usable_clips(config: EvaluationConfig) -> Iterator[HeldOutClip]:
+    """A clip of each file of the folder that is large and long enough, sorted by name."""
+    if config.folder is None:
+        return
     folder = Path(config.folder)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in MEDIA_SUFFIXES:
@@ -114,11 +116,11 @@ def usable_clips(config: EvaluationConfig) -> Iterator[Clip]:
             video = read_clip(path, middle(info, frames), frames)
         except VideoError:
             continue
-        yield Clip(path.relative_to(folder).as_posix(), centre_crop(video, config.size))
+        yield HeldOutClip(path.relative_to(folder).as_posix(), centre_crop(video, config.size))
 
 
 def middle(info: VideoInfo, frames: int) -> float:
-    """When the middle ``frames`` of a video start, in seconds; 0 if its length is unknown."""
+    """The start of the middle ``frames`` of a video, in seconds; 0 if its length is unknown."""
     return float(max(0, (info.frames or 0) - frames) // 2 / info.fps)
 
 
@@ -130,15 +132,15 @@ def centre_crop(video: Tensor, size: int) -> Tensor:
 
 def evaluate(
     vae: WanVAE,
-    clips: Sequence[Clip],
+    clips: Sequence[HeldOutClip],
     metrics: Mapping[str, Metric] = METRICS,
     accelerator: Accelerator | None = None,
-) -> Evaluation:
-    """Reconstruct each clip from the mode of its latents, and compare.
+) -> HeldOutScores:
+    """Reconstructs each clip from the mode of its latents, and compares.
 
     Args:
         metrics: by name.
-        accelerator: of several processes, which share the clips and must all call this; each gets
+        accelerator: of several processes, which share the clips. All must call this, and each gets
             the whole result.
     """
     rank, ranks = 0, 1
@@ -150,17 +152,17 @@ def evaluate(
     by_name = dict(rows)
     ordered = {clip.name: by_name[clip.name] for clip in clips}
     means = {name: sum(row[name] for row in ordered.values()) / len(clips) for name in metrics}
-    return Evaluation(ordered, means)
+    return HeldOutScores(ordered, means)
 
 
-def compare(vae: WanVAE, clip: Clip, metrics: Mapping[str, Metric]) -> dict[str, float]:
+def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Each metric of the reconstruction of a clip."""
     frames = rearrange(reconstruct(vae, clip.video), "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
     return {name: float(metric(frames, originals)) for name, metric in metrics.items()}
 
 
-def comparison_grid(vae: WanVAE, clips: Sequence[Clip], frames: int = 3) -> Tensor:
+def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) -> Tensor:
     """One picture ``(C, H, W)`` in [-1, 1]: for each clip, frames above their reconstructions.
 
     Args:

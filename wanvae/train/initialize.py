@@ -1,4 +1,4 @@
-"""How a video VAE starts: as an image VAE applied to each frame, a new one or one that is given."""
+"""The start of a video VAE: an image VAE, new or given, that is applied to each frame."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FIRST_LOGVAR = -8.0
 
 @torch.no_grad()
 def start_as_image_model(vae: WanVAE) -> None:
-    """Make a new model treat frames alone, with nearly certain latents.
+    """Makes a new model treat frames alone, with nearly certain latents.
 
-    All of it can be trained away.
+    Training can change both.
     """
     treat_frames_alone(vae)
     vae.conv1.bias[vae.config.z_dim :] = FIRST_LOGVAR
@@ -29,13 +29,13 @@ def start_as_image_model(vae: WanVAE) -> None:
 def inflate(image_vae: WanVAE) -> WanVAE:
     """A video model that starts as ``image_vae``, an image model (``ndim: 2``), on each frame.
 
-    Its kernels become the last temporal slice of the new ones, as in the second stage of the Wan
-    report (arXiv 2503.20314), so one frame has the same latents and the same reconstruction; of
-    each group of frames the last one is kept, and repeated. In the dtype and on the device of the
-    encoder of ``image_vae``.
+    The kernels of ``image_vae`` become the last temporal slice of the new kernels, as in the second
+    stage of the Wan report (arXiv 2503.20314). So one frame has the same latents and the same
+    reconstruction. Of each group of frames the last one is kept, and repeated. The new model has
+    the dtype and the device of the encoder of ``image_vae``.
 
     Raises:
-        ValueError: ``image_vae`` is a video model.
+        UserError: ``image_vae`` is a video model.
     """
     if image_vae.config.ndim != 2:
         raise UserError("only an image model can be inflated, and this is a video model already")
@@ -51,7 +51,7 @@ def inflate(image_vae: WanVAE) -> WanVAE:
 
 @torch.no_grad()
 def treat_frames_alone(vae: WanVAE) -> None:
-    """Make all kernels look at the last frame only.
+    """Makes all kernels look at the last frame only.
 
     Halving of time keeps the last frame of each pair, and doubling repeats it. Shortcuts across
     stages stay as they are, and average pairs of frames.
@@ -59,12 +59,12 @@ def treat_frames_alone(vae: WanVAE) -> None:
     for layer in vae.modules():
         if isinstance(layer, CausalConv) and layer.ndim == 3:
             layer.weight[:, :, :-1] = 0
-        if isinstance(layer, Resample) and layer.time_conv is not None:
+        if isinstance(layer, Resample) and isinstance(layer.time_conv, CausalConv):
             repeat_last_frame(layer.time_conv)
 
 
 def repeat_last_frame(conv: CausalConv) -> None:
-    """Make each group of output channels a copy of the input's last frame."""
+    """Makes each group of output channels a copy of the last input frame."""
     out_channels, in_channels = conv.weight.shape[:2]
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)

@@ -1,7 +1,8 @@
-"""What the video VAE, and the discriminator it plays against, are trained to minimize.
+"""The losses that the video VAE and its discriminator minimize.
 
-All terms are means over clips, so the mean of the gradients of several processes with as many clips
-each is the gradient of all clips. All are computed in float32, whatever the model computes in.
+All terms are means over clips. So the mean of the gradients of several processes, each with as many
+clips, is the gradient of all clips. All terms are computed in float32, in whatever dtype the model
+computes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class LossConfig:
         lpips: weight of LPIPS, averaged over frames and clips. Its network needs torchvision and is
             downloaded.
         lpips_network: the network that LPIPS compares features of.
-        lpips_weights: file of torchvision's weights of that network, where there is no internet.
+        lpips_weights: file of torchvision's weights of that network, for use without internet.
         gan: the discriminator.
     """
 
@@ -76,10 +77,10 @@ class VideoLosses:
     """The loss terms that a config asks for, of the VAE and of its discriminator.
 
     Args:
-        device: where the network of LPIPS goes, if that has a weight.
+        device: where the network of LPIPS computes, if LPIPS has a weight.
 
     Raises:
-        ValueError: the weights of that network cannot be had.
+        UserError: the weights of that network are not there and cannot be downloaded.
     """
 
     def __init__(self, config: LossConfig, device: torch.device | str) -> None:
@@ -99,7 +100,7 @@ class VideoLosses:
     ) -> dict[str, Tensor]:
         """The weighted terms of the VAE by name, float32 scalars; their sum is its loss.
 
-        "l1" or "charbonnier", and "kl"; "lpips" and "gan" where they have a weight, "gan" from its
+        "l1" or "charbonnier", and "kl"; "lpips" and "gan" if they have a weight, "gan" from its
         first step on.
 
         Args:
@@ -111,7 +112,7 @@ class VideoLosses:
             step: steps done before this one.
 
         Raises:
-            ValueError: there is no discriminator for "gan", or frames are too small for "lpips".
+            UserError: there is no discriminator for "gan", or frames are too small for "lpips".
         """
         config = self.config
         errors = pixel_errors(output.video, video, config).flatten(1)
@@ -134,14 +135,14 @@ class VideoLosses:
             terms["gan"] = config.gan.weight * adversarial
         return terms
 
-    def adversary(
+    def discriminator(
         self, discriminator: nn.Module, fake: Tensor, video: Tensor, step: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms of the discriminator, float32 scalars to sum, and figures to report.
 
-        Terms are "hinge", and "r1" and "lecam" where they have a weight; figures the mean logits
-        "real_logit" and "fake_logit". There are none of either before the discriminator's first
-        step.
+        The terms are "hinge", and "r1" and "lecam" if they have a weight. The figures are the mean
+        logits "real_logit" and "fake_logit". Before the first step of the discriminator both are
+        empty.
 
         Args:
             discriminator: as PatchDiscriminator3D, perhaps wrapped; called once.
@@ -167,7 +168,7 @@ class VideoLosses:
 
 
 def pixel_errors(output: Tensor, video: Tensor, config: LossConfig) -> Tensor:
-    """The error of each pixel and channel, in float32 and the shape of both."""
+    """The error of each pixel and channel, in float32, in the shape of both videos."""
     error = output.float() - video.float()
     if config.pixel_error == "l1":
         return error.abs()

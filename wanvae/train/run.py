@@ -1,7 +1,7 @@
 """Train or fine-tune a video VAE.
 
-``wanvae train --config configs/video/tiny.yaml`` does so on one device, and on any number of them
-``accelerate launch -m wanvae.train`` with the same options.
+``wanvae train --config configs/video/tiny.yaml`` trains on one device, and
+``accelerate launch -m wanvae.train`` with the same options on any number of devices.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,21 +18,22 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
-from wanvae.engine.training.task import Adversary, StepLosses, Task
-from wanvae.engine.training.trainer import make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
-from wanvae.model import WanVAE, check_length, check_reconstructs, check_size
+from wanvae.metrics.lpips import Lpips
+from wanvae.model import WanVAE
 from wanvae.nn import use_channels_last
-from wanvae.train.crops import DataConfig, VideoClips
+from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
 from wanvae.train.held_out import (
     METRICS,
-    Clip,
     EvaluationConfig,
+    HeldOutClip,
     comparison_grid,
     evaluate,
     read_held_out,
@@ -50,18 +52,18 @@ class TrainConfig:
 
     Attributes:
         model: the architecture.
-        data: the training clips.
+        data: the training crops.
         loss: the loss terms.
-        evaluation: clips to judge the model by during training; the checkpoint with the best PSNR
-            is kept, unless ``trainer.best`` names another figure.
+        evaluation: clips on which the model is judged during training. The checkpoint with the best
+            PSNR is kept, unless ``trainer.best`` names another figure.
         trainer: the loop.
         gradient_checkpointing: keep less of the forward pass and compute it again for the
             gradients: a fraction of the memory, a sixth more time, the same result.
-        weights: checkpoint to start from, of any layout, whose architecture replaces ``model``, but
-            for ``model.ndim``: if that is 3 an image model is inflated to a video model. Without
-            one the model starts as wanvae.train.initialize says.
-        freeze_encoder: train the decoder alone. Latents stay what they are, so that diffusion
-            models that make them keep working; the decoder learns from their mode.
+        weights: checkpoint to start from, of any layout. Its architecture replaces ``model``,
+            except ``model.ndim``: if this is 3, an image model is inflated to a video model.
+            Without weights the model starts as wanvae.train.initialize says.
+        freeze_encoder: train the decoder alone. Latents stay the same, so diffusion models that
+            generate them keep working. The decoder learns from the mode of the latents.
     """
 
     model: WanVAEConfig = field(default_factory=WanVAEConfig)
@@ -79,11 +81,11 @@ class TrainConfig:
 
 
 class VideoTraining:
-    """What the loop has to know of a video VAE: its losses, and how it is judged.
+    """The training of a video VAE: its losses, and how it is judged.
 
     Raises:
-        ValueError: the model cannot take the clips or makes other videos, none can be read to judge
-            by, or the weights of the LPIPS network cannot be had.
+        UserError: the model cannot take the crops or decodes videos of another size, no clip for
+            the evaluation can be read, or the weights of the LPIPS network are missing.
     """
 
     def __init__(self, config: TrainConfig, vae: WanVAE, accelerator: Accelerator) -> None:
@@ -95,7 +97,7 @@ class VideoTraining:
         self.vae = vae
         self.accelerator = accelerator
         self.video_losses = VideoLosses(config.loss, accelerator.device)
-        self.held_out: list[Clip] = []
+        self.held_out: list[HeldOutClip] = []
         if config.evaluation.folder is not None:
             self.held_out = read_held_out(config.evaluation, vae.config)
 
@@ -105,11 +107,11 @@ class VideoTraining:
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
         return Task(
             model=self.vae,
-            samples=VideoClips(self.config.data, trainer.seed, samples_per_step=samples_per_step),
+            samples=VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step),
             losses=self.losses,
             save_weights=lambda model, path: model.save_pretrained(path),
             load_weights=load_in_place,
-            adversary=self.adversary() if self.config.loss.gan.weight > 0 else None,
+            discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
         )
@@ -125,26 +127,26 @@ class VideoTraining:
             output,
             video,
             discriminator=discriminator,
-            last_layer=self.vae.decoder.head[-1].weight,
+            last_layer=self.vae.decoder.head[-1].get_parameter("weight"),
             step=step,
         )
         return StepLosses(terms, figures, output.video.detach())
 
-    def adversary(self) -> Adversary:
-        """The discriminator, new, and its losses."""
+    def discriminator(self) -> Discriminator:
+        """A new discriminator and its losses."""
         gan = self.config.loss.gan
 
         def losses(discriminator: nn.Module, fake: Tensor, video: Tensor, step: int) -> StepLosses:
-            return StepLosses(*self.video_losses.adversary(discriminator, fake, video, step))
+            return StepLosses(*self.video_losses.discriminator(discriminator, fake, video, step))
 
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
-        return Adversary(model, losses, gan.start_step, gan.learning_rate)
+        return Discriminator(model, losses, gan.start_step, gan.learning_rate)
 
     def evaluate(self, vae: WanVAE) -> dict[str, float]:
-        """The means over the held-out clips, which the processes share."""
+        """The mean scores over the held-out clips, which the processes share."""
         metrics = dict(METRICS)
         if self.video_losses.lpips is not None:
-            metrics["lpips"] = self._lpips
+            metrics["lpips"] = partial(frame_lpips, self.video_losses.lpips)
         return evaluate(vae, self.held_out, metrics, self.accelerator).means
 
     def preview(self, vae: WanVAE, path: Path) -> None:
@@ -154,13 +156,15 @@ class VideoTraining:
         picture = comparison_grid(vae, alike[:PREVIEWED_CLIPS])
         write_video(path, picture[:, None].cpu(), Fraction(1))
 
-    def _lpips(self, frames: Tensor, originals: Tensor) -> Tensor:
-        videos = (rearrange(x, "t c h w -> 1 c t h w") for x in (frames, originals))
-        return self.video_losses.lpips(*videos).mean()
+
+def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
+    """The mean LPIPS of frames ``(T, C, H, W)``, a scalar."""
+    videos = (rearrange(x, "t c h w -> 1 c t h w") for x in (frames, originals))
+    return lpips(*videos).mean()
 
 
 def run(config: TrainConfig) -> bool:
-    """Train as ``config`` says; returns whether all steps are done."""
+    """Trains as ``config`` says; returns whether all steps are done."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = VideoTraining(config, first_model(config), accelerator).task()
@@ -192,9 +196,10 @@ def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:
-    """Entry point: 0 if training is complete, 130 if it was interrupted, 1 on an error.
+    """Trains; returns 0, or 130 if interrupted, or 1 after an error.
 
     Args:
-        program: what the command is called in what it prints.
+        arguments: of the command line; None takes the arguments of this process.
+        program: the name of the command in messages.
     """
     return training_command(TrainConfig, run, program, __doc__, arguments)

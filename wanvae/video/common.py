@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
+from av.error import EOFError, FFmpegError, InvalidDataError
 
 from wanvae.errors import UserError
 
@@ -56,9 +56,9 @@ def address(source: Source) -> str:
 
 def reason(error: Exception) -> str:
     """Why FFmpeg or the system failed, in words."""
-    if isinstance(error, av.error.EOFError):
+    if isinstance(error, EOFError):
         return "it ends too early: it is cut short"
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, InvalidDataError):
         return "it is not a video or image that FFmpeg can read, or it is damaged or cut short"
     return getattr(error, "strerror", None) or str(error)
 
@@ -68,5 +68,5 @@ def one_line_errors(action: str, path: Source) -> Iterator[None]:
     """Turn what FFmpeg and the system raise into a VideoError."""
     try:
         yield
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise VideoError(f"cannot {action} {path}: {reason(error)}") from error

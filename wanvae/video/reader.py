@@ -14,7 +14,10 @@ from itertools import chain, dropwhile, islice
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
 
 from wanvae.video.common import INTERPOLATION, Source, VideoError, address, one_line_errors, reason
 
@@ -81,11 +84,12 @@ class VideoReader:
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._container = av.open(address(self.path), metadata_errors="replace")
         stream = self._container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self.close()
             raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
         stream.thread_type = "AUTO"
         self._stream = stream
+        self._tick = stream.time_base or Fraction(1, av.time_base)
 
     def _start(self) -> None:
         """Decode the first frame, the only sure source of the size."""
@@ -111,7 +115,7 @@ class VideoReader:
             duration = self._duration()
             if duration is not None and "matroska" in name:
                 # Counted from time 0, at which the first frame need not be.
-                duration -= (self._origin or 0) * self._stream.time_base
+                duration -= (self._origin or 0) * self._tick
             estimate = None if duration is None else max(1, round(duration * fps))
             frames = self._stream.frames or estimate
         sideways = round(first.rotation / 90) % 2 == 1
@@ -128,7 +132,7 @@ class VideoReader:
     def _duration(self) -> Fraction | None:
         """Seconds that the container promises for this stream, None where it does not say."""
         if self._stream.duration:
-            return self._stream.duration * self._stream.time_base
+            return self._stream.duration * self._tick
         # The container's duration is that of its longest stream, perhaps another one.
         if self._container.duration and len(self._container.streams) == 1:
             return Fraction(self._container.duration, av.time_base)
@@ -137,22 +141,25 @@ class VideoReader:
     def _raw_frames(self) -> Iterator[av.VideoFrame]:
         """Frames as decoded; on damage, those still inside the decoder, then no more."""
         try:
-            yield from self._container.decode(self._stream)
-        except av.error.FFmpegError as error:
+            for frame in self._container.decode(self._stream):
+                if isinstance(frame, av.VideoFrame):
+                    yield frame
+        except FFmpegError as error:
             self._damage = reason(error)
-            with suppress(av.error.FFmpegError):
+            with suppress(FFmpegError):
                 yield from self._stream.decode(None)
 
     def _timed(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Frames with their times in seconds; warns after the last one if some are missing."""
-        time = None
+        time, length = None, 0
         for frame in frames:
             time = self._reached = self._time(frame, time)
+            length = frame.duration or 0
             yield time, frame
         if time is None:
             return
         if self._damage is None and self._origin is not None and not self.info.is_image:
-            end = (self._origin + (frame.duration or 0)) * self._stream.time_base + time
+            end = (self._origin + length) * self._tick + time
             missing = (self._duration() or end) - end
             if missing > max(_ALLOWED_SHORTFALL, 1 / self.info.fps):
                 self._damage = f"it ends {float(missing):.1f} s early"
@@ -165,7 +172,7 @@ class VideoReader:
     def _time(self, frame: av.VideoFrame, previous: Fraction | None) -> Fraction:
         if frame.pts is None or self._origin is None:
             return Fraction(0) if previous is None else previous + 1 / self.info.fps
-        tick = self._stream.time_base
+        tick = self._tick
         time = (frame.pts - self._origin) * tick
         # A repeated or backward timestamp moves on by one tick, so that times always increase.
         return time if previous is None or time > previous else previous + tick
@@ -176,16 +183,16 @@ class VideoReader:
         Decoding goes on if that is near, or resumes at a keyframe before it; only a file without
         timestamps is decoded from its beginning. Raises VideoError if the container cannot seek.
         """
-        start = Fraction(start)
+        wanted = Fraction(start)
         # Timestamps are rounded to ticks, which may be as coarse as the frames themselves.
-        earliest = start - min(self._stream.time_base, 1 / (2 * self.info.fps))
+        earliest = wanted - min(self._tick, 1 / (2 * self.info.fps))
         if self._reached is None or not self._reached < earliest <= self._reached + _NEAR:
-            self._seek_before(start)
+            self._seek_before(wanted)
         self._frames = dropwhile(lambda timed: timed[0] < earliest, self._frames)
 
     def _seek_before(self, start: Fraction) -> None:
         """Continue with a frame at or before `start` seconds from the first frame."""
-        tick, back = self._stream.time_base, Fraction(0)
+        tick, back = self._tick, Fraction(0)
         while self._origin is not None and back < start:
             target = self._origin + int((start - back) / tick)
             with one_line_errors("seek in", self.path):
@@ -210,8 +217,8 @@ class VideoReader:
         if first:
             self._seek_before(first / fps)
         # Timestamps are rounded to ticks, which may be as coarse as the frames themselves.
-        rounding = min(self._stream.time_base / 2, 1 / (8 * self.info.fps))
-        shown, number = None, first
+        rounding = min(self._tick / 2, 1 / (8 * self.info.fps))
+        shown, number, end = None, first, Fraction(0)
         for time, frame in self._frames:
             while shown is not None and number / fps < time - rounding:
                 yield Frame(self._image(shown), float(number / fps))

@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.container import OutputContainer
+from av.error import FFmpegError
 from av.video.reformatter import (
     ColorPrimaries,
     ColorRange,
@@ -71,7 +73,7 @@ class VideoWriter:
         self._partial = self.path.with_name(
             f".{self.path.stem}.{os.getpid()}.partial{self.path.suffix}"
         )
-        self._container: av.container.OutputContainer | None = None
+        self._container: OutputContainer | None = None
         try:
             with one_line_errors("write", self.path):
                 self._partial.touch()  # FFmpeg would only find out at the first frame
@@ -94,17 +96,17 @@ class VideoWriter:
         if self._is_image:
             codec, pixel_format, options = _IMAGE_ENCODERS[suffix]
             # "update" writes this one name instead of numbering the files.
-            container, container_options = "image2", {"update": "1"}
+            kind, container_options = "image2", {"update": "1"}
         else:
             even = all(side % 2 == 0 for side in self._size)
             codec, pixel_format = "libx264", "yuv420p" if even else "yuv444p"
             # swscale centres chroma samples; H.264 is taken as left-sited unless it says so.
             options = {"crf": str(crf), "chroma_sample_location": "center"}
-            container, container_options = _VIDEO_FORMATS[suffix], {}
-        self._container = av.open(
-            os.path.abspath(self._partial), "w", format=container, options=container_options
+            kind, container_options = _VIDEO_FORMATS[suffix], {}
+        container = self._container = av.open(
+            os.path.abspath(self._partial), "w", format=kind, options=container_options
         )
-        stream = self._container.add_stream(codec, rate=fps, options=options)
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height = self._size
         stream.pix_fmt = pixel_format
         context = stream.codec_context
@@ -134,9 +136,9 @@ class VideoWriter:
             raise self._error("an image holds one frame; give a video suffix for more")
         levels = ((frames.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         for index, pixels in enumerate(levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()):
-            self._encode(pixels, None if times is None else times[index])
+            self._encode(self._container, pixels, None if times is None else times[index])
 
-    def _encode(self, pixels: np.ndarray, time: float | None) -> None:
+    def _encode(self, container: OutputContainer, pixels: np.ndarray, time: float | None) -> None:
         earliest = 0 if self._last_pts is None else self._last_pts + 1
         if time is None:
             pts = earliest - 1 + self._step if earliest else 0
@@ -155,7 +157,7 @@ class VideoWriter:
                 interpolation=INTERPOLATION,
             )
             frame.pts, frame.time_base = pts, self._time_base
-            self._container.mux(self._stream.encode(frame))
+            container.mux(self._stream.encode(frame))
         self._last_pts = pts
 
     def close(self) -> None:
@@ -177,7 +179,7 @@ class VideoWriter:
     def _discard(self) -> None:
         """Delete the unfinished file."""
         container, self._container = self._container, None
-        with suppress(av.error.FFmpegError, OSError):
+        with suppress(FFmpegError, OSError):
             if container is not None:
                 container.close()
         with suppress(OSError):

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wanvae.engine.checkpoint import load_in_place, write_tensors
-from wanvae.engine.training.task import Adversary, StepLosses, Task
-from wanvae.engine.training.trainer import make_accelerator, train
-from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.task import Discriminator, StepLosses, Task
 
 
 class Noise(Dataset):
@@ -47,35 +47,35 @@ class Model(nn.Module):
         return self.layers(x)
 
 
-def losses(model: nn.Module, adversary: nn.Module | None, batch: torch.Tensor, step: int):
+def losses(model: nn.Module, discriminator: nn.Module | None, batch: torch.Tensor, step: int):
     output = model(batch)
     error = (output - 1).square().mean()
     terms = {"error": error}
-    if adversary is not None:
-        terms["fooling"] = -0.1 * adversary(output).mean()
+    if discriminator is not None:
+        terms["fooling"] = -0.1 * discriminator(output).mean()
     return StepLosses(terms, {"doubled": 2 * error.detach()}, output)
 
 
-def judge(adversary: nn.Module, output: torch.Tensor, batch: torch.Tensor, step: int):
-    real, fake = adversary(batch[:, :1] + 1), adversary(output.detach())
+def judge(discriminator: nn.Module, output: torch.Tensor, batch: torch.Tensor, step: int):
+    real, fake = discriminator(batch[:, :1] + 1), discriminator(output.detach())
     return StepLosses({"judging": (1 - real).relu().mean() + (1 + fake).relu().mean()})
 
 
 def make_task(
-    samples: Dataset | None = None, *, dropout: float = 0.5, adversary_from: int | None = None
+    samples: Dataset | None = None, *, dropout: float = 0.5, discriminator_from: int | None = None
 ) -> Task:
     torch.manual_seed(0)
-    adversary = None
-    if adversary_from is not None:
+    discriminator = None
+    if discriminator_from is not None:
         model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
-        adversary = Adversary(model, judge, adversary_from, 0.05)
+        discriminator = Discriminator(model, judge, discriminator_from, 0.05)
     return Task(
         model=Model(dropout),
         samples=samples or Noise(),
         losses=losses,
         save_weights=lambda model, path: write_tensors(path, model.state_dict(), {}),
         load_weights=load_in_place,
-        adversary=adversary,
+        discriminator=discriminator,
     )
 
 
@@ -97,7 +97,7 @@ def settings(run: Path, **changes: object) -> TrainerConfig:
 def main(
     trainer: TrainerConfig,
     dropout: float = 0.5,
-    adversary_from: int | None = None,
+    discriminator_from: int | None = None,
     kill_at: int | None = None,
     processes: int = 1,
 ) -> int:
@@ -105,7 +105,7 @@ def main(
     if accelerator.num_processes != processes:
         raise RuntimeError(f"started {accelerator.num_processes} processes, not {processes}")
     samples = None if kill_at is None else KillAt(kill_at, signal.SIGKILL)
-    task = make_task(samples, dropout=dropout, adversary_from=adversary_from)
+    task = make_task(samples, dropout=dropout, discriminator_from=discriminator_from)
     return 0 if train(task, trainer, accelerator) else 130
 
 

@@ -211,6 +211,7 @@ def test_native_configs_are_checked(tmp_path):
         ({"quantizer": {"codes": 8}}, "of another shape"),
         ({"resnet": {"depth": 10**9}}, "larger model"),
         ({"code_dim": 10**30}, "larger model"),
+        ({"fps": 10**400}, "fps must be float"),
         ({"network": "wan", "wan": {"dim": 10**12}}, "larger model"),
     ):
         config = json.loads(file.metadata["config"]) | change

@@ -6,38 +6,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from tests.motion.test_motion_folders import contents
 
 import motion
 import wanvae
 from motion import cli
 from motion.features.humanml3d import write_features
-from motion.files.clips import read_clip, write_clip
+from motion.files.formats import read_motion, write_motion
 from motion.tokens import read_tokens
 from tests.helpers import LAUNCHER
-from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.helpers import contents, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
 from wanvae.engine.checkpoint import write_pickle
 from wanvae.video import read_video
 
 BEFORE = b"precious"
 
+pytestmark = pytest.mark.usefixtures("new_processes")
+
 Run = Callable[..., tuple[str, str]]
 Fail = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def processes() -> Iterator[None]:
-    PartialState._reset_state()
-    yield
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved_tokenizer(folder / "model.safetensors")
     saved_tokenizer(folder / "rooted.safetensors", ROOTED)
     saved_tokenizer(folder / "humanml3d.safetensors", None)
-    write_clip(folder / "walk.bvh", WALK)
+    write_motion(folder / "walk.bvh", WALK)
     write_features(folder / "walk.npy", torch.zeros(9, 263))
     np.save(folder / "indices.npy", np.zeros((3, 2), np.int64))
     paths = folder / "walk.bvh", folder / "tokens.npz", "--checkpoint", folder / "model.safetensors"
@@ -93,7 +86,7 @@ def test_sample(tmp_path: Path, run: Run, name: str) -> None:
     path = tmp_path / name
     out, err = run("sample", path, "--frames", 12, "--fps", 24)
     assert (out, err) == (f"{path}: 12 frames of 55 joints\n", "")
-    clip = read_clip(path)
+    clip = read_motion(path)
     assert (len(clip), clip.fps) == (12, 24.0)
 
 
@@ -112,7 +105,7 @@ def test_tokens_and_back(tmp_path: Path, files: Path, run: Run) -> None:
 
 
 def test_other_rates_are_said(tmp_path: Path, files: Path, run: Run) -> None:
-    write_clip(tmp_path / "a.bvh", random_clip(WALK.skeleton, frames=9, fps=60.0))
+    write_motion(tmp_path / "a.bvh", random_clip(WALK.skeleton, frames=9, fps=60.0))
     out, _ = run("reconstruct", tmp_path / "a.bvh", tmp_path / "b.bvh", *model(files))
     assert ": 5 frames at 30 per second (converted from 60)\n" in out
 
@@ -137,7 +130,7 @@ def test_a_folder(tmp_path: Path, files: Path, run: Run) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.bvh", "b.npz"):
-        write_clip(folder / name, WALK)
+        write_motion(folder / name, WALK)
     command = "tokenize", folder, tmp_path / "out", *model(files), "--format", "safetensors"
     line = f"{folder} -> {tmp_path / 'out'}: "
     assert run(*command) == (f"{line}2 files of tokens written, 0 were there\n", "")
@@ -171,7 +164,7 @@ def test_a_report_goes_on_without_what_cannot_be_read(
     tmp_path: Path, files: Path, run: Run
 ) -> None:
     for name in ("a.bvh", "b.npz", "c.bvh"):
-        write_clip(tmp_path / name, WALK)
+        write_motion(tmp_path / name, WALK)
     (tmp_path / "b.npz").write_bytes(b"no motion")
     target = tmp_path / "report"
     limits = "--figures", 1, "--figure-frames", 9
@@ -188,7 +181,7 @@ def test_a_report_goes_on_without_what_cannot_be_read(
 
 @pytest.mark.parametrize("name", ["a.png", "a.mp4"])
 def test_render(tmp_path: Path, files: Path, run: Run, name: str) -> None:
-    write_clip(tmp_path / "short.bvh", WALK[:3])
+    write_motion(tmp_path / "short.bvh", WALK[:3])
     for options_ in ([], model(files)):
         out, err = run("render", tmp_path / "short.bvh", tmp_path / name, *options_)
         assert (out, err) == (f"{tmp_path / 'short.bvh'} -> {tmp_path / name}\n", "")
@@ -239,7 +232,7 @@ def test_info(tmp_path: Path, files: Path, run: Run) -> None:
     assert "features of HumanML3D, 263 channels" in run("info", files / "walk.npy")[0]
     out, _ = run("info", files / "tokens.npz")
     assert out.startswith(f"{files / 'tokens.npz'}: 11 tokens of 2 codes, from ")
-    assert "\njoints: 55" in out and "\ncode books: of 16 codes, digest " in out
+    assert "\njoints: 55" in out and "\ncodebooks: of 16 codes, digest " in out
     assert "\norigin: not known" in run("info", files / "indices.npy")[0]
 
 
@@ -266,14 +259,11 @@ def test_published_checkpoints_and_what_they_do_not_tell(
 def test_training_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
 
-    class Training:
-        @staticmethod
-        def main(arguments: list[str], program: str) -> int:
-            given.extend([arguments, program])
-            return 7
+    def train(arguments: list[str], program: str) -> int:
+        given.extend([arguments, program])
+        return 7
 
-    monkeypatch.setitem(sys.modules, "motion.train", Training)
-    monkeypatch.setattr(motion, "train", Training, raising=False)
+    monkeypatch.setattr("motion.train.run.main", train)
     assert cli.main(["train", "--config", "a.yaml", "--help"]) == 7
     assert given == [["--config", "a.yaml", "--help"], "wanvae-motion train"]
 
@@ -306,7 +296,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "reason"),
     [
         ([], 'expected "command" to be one of'),
-        (["tokenize"], "invalid choice: 'tokenize'"),
+        (["tokens"], "invalid choice: 'tokens'"),
         (["tokenize", "a.bvh", "b.npz"], "required: tokenize.checkpoint"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["convert", "a", "b", "--to", "t2m-gpt"], "argument --to: invalid choice: 't2m-gpt'"),
@@ -383,7 +373,7 @@ def not_finite(lines: list[str]) -> None:
 
 def write_arrays(**changes: np.ndarray | None) -> Callable[[Path, Path], None]:
     def make(path: Path, files: Path) -> None:
-        write_clip(path, WALK)
+        write_motion(path, WALK)
         with np.load(path) as file:
             arrays = dict(file) | changes
         np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
@@ -399,7 +389,7 @@ class Harmful:
 
 
 def small(path: Path, files: Path) -> None:
-    write_clip(path, random_clip(random_skeleton(7)))
+    write_motion(path, random_clip(random_skeleton(7)))
 
 
 BAD_MOTION: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
@@ -561,7 +551,7 @@ def test_ctrl_c_leaves_the_figures_of_a_report(
         assert sorted(os.listdir(tmp_path)) == ["evaluation.csv", "evaluation.json"]
     run(*command)
     before = contents(tmp_path)
-    monkeypatch.setattr("motion.commands.folders.read_recording", interrupted)
+    monkeypatch.setattr("motion.evaluate.folder.read_recording", interrupted)
     assert "interrupted; nothing was written" in fail(*command, status=130)
     assert contents(tmp_path) == before
 
@@ -576,7 +566,7 @@ def test_two_processes_share_a_folder(tmp_path: Path, files: Path, run: Run) -> 
     folder = tmp_path / "in"
     folder.mkdir()
     for start in range(5):
-        write_clip(folder / f"{start}.bvh", WALK[start : 20 + 3 * start])
+        write_motion(folder / f"{start}.bvh", WALK[start : 20 + 3 * start])
     (folder / "3.bvh").write_text("no motion")
     one, _ = run("tokenize", folder, tmp_path / "one", *model(files), status=1)
     result = launch("tokenize", folder, tmp_path / "two", *model(files))

@@ -11,11 +11,11 @@ from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.checkpoints.formats import Layout
 from motion.commands.convert import convert_checkpoint, convert_motion, load_complete
+from motion.errors import MotionError
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
-from motion.files.clips import read_clip, write_clip
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import BODIES, HUMANML3D, SMPLX
+from motion.files.formats import read_motion, write_motion
+from motion.skeleton.packaged import HUMANML3D, PACKAGED_SKELETONS, SMPLX
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
@@ -117,7 +117,7 @@ def test_the_scale_of_features_goes_in_and_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", [0.01, 1.0])
 def test_there_and_back_through_features(tmp_path: Path, joints: int, unit: float) -> None:
     clip = random_clip(random_skeleton(joints, seed=joints, unit=unit), frames=40)
-    write_clip(tmp_path / "a.bvh", clip)
+    write_motion(tmp_path / "a.bvh", clip)
     report = convert_motion(tmp_path / "a.bvh", tmp_path / "b.bvh", roundtrip=True)
     assert report.frames == 40
     assert report.largest_error < 1e-4 * max(report.size, 0.1)
@@ -125,31 +125,31 @@ def test_there_and_back_through_features(tmp_path: Path, joints: int, unit: floa
 
 @pytest.mark.parametrize("kind", [".bvh", ".npz"])
 def test_a_walk_there_and_back(tmp_path: Path, kind: str) -> None:
-    write_clip(tmp_path / f"a{kind}", WALK)
+    write_motion(tmp_path / f"a{kind}", WALK)
     report = convert_motion(tmp_path / f"a{kind}", tmp_path / f"b{kind}", roundtrip=True)
     assert report.largest_error < 1e-5 and report.size > 1
     other = ".npz" if kind == ".bvh" else ".bvh"
-    with pytest.raises(ClipError, match="must end as"):
+    with pytest.raises(MotionError, match="must end as"):
         convert_motion(tmp_path / f"a{kind}", tmp_path / f"b{other}", roundtrip=True)
 
 
 def test_bvh_and_npz(tmp_path: Path) -> None:
-    write_clip(tmp_path / "a.npz", WALK)
+    write_motion(tmp_path / "a.npz", WALK)
     for source, target in (("a.npz", "b.bvh"), ("b.bvh", "c.npz")):
         assert convert_motion(tmp_path / source, tmp_path / target).largest_error < 1e-5
-    first, last = (read_clip(tmp_path / name) for name in ("a.npz", "c.npz"))
+    first, last = (read_motion(tmp_path / name) for name in ("a.npz", "c.npz"))
     assert first.skeleton == last.skeleton and first.fps == last.fps
     assert largest_difference(first.rotations, last.rotations) < 1e-6
-    write_clip(tmp_path / "d.bvh", random_clip(random_skeleton(55)))
-    with pytest.raises(ClipError, match=r"not those of SMPL-X; write a \.bvh"):
+    write_motion(tmp_path / "d.bvh", random_clip(random_skeleton(55)))
+    with pytest.raises(MotionError, match=r"not those of SMPL-X; write a \.bvh"):
         convert_motion(tmp_path / "d.bvh", tmp_path / "d.npz")
 
 
-@pytest.mark.parametrize("body", BODIES, ids=["smplx", "humanml3d", "kit"])
+@pytest.mark.parametrize("body", PACKAGED_SKELETONS, ids=["smplx", "humanml3d", "kit"])
 def test_packaged_skeletons_keep_their_order_in_bvh(tmp_path: Path, body) -> None:
     clip = random_clip(replace(body, unit=1.0))
-    write_clip(tmp_path / "a.bvh", clip)
-    read = read_clip(tmp_path / "a.bvh")
+    write_motion(tmp_path / "a.bvh", clip)
+    read = read_motion(tmp_path / "a.bvh")
     assert read.skeleton.names == body.names and read.skeleton.parents == body.parents
     assert largest_difference(read.pose.positions, clip.pose.positions) < 1e-4
     ends = {(end.joint, end.offset) for end in body.end_sites}
@@ -160,15 +160,15 @@ def test_packaged_skeletons_keep_their_order_in_bvh(tmp_path: Path, body) -> Non
 def test_other_trees_stay_as_they_are(tmp_path: Path) -> None:
     parents = (*HUMANML3D.parents[:-1], 0)
     clip = random_clip(replace(HUMANML3D, parents=parents))
-    write_clip(tmp_path / "a.bvh", clip)
-    assert read_clip(tmp_path / "a.bvh").skeleton.names != SMPLX.names[:22]
+    write_motion(tmp_path / "a.bvh", clip)
+    assert read_motion(tmp_path / "a.bvh").skeleton.names != SMPLX.names[:22]
 
 
 def test_joints_in_another_order_are_where_they_were() -> None:
     skeleton = random_skeleton(6)
     names = tuple(sorted(skeleton.names, key=lambda name: len(ancestors(skeleton, name))))
-    arranged = skeleton.arranged(names)
-    assert arranged.arranged(skeleton.names) == skeleton
+    arranged = skeleton.reorder(names)
+    assert arranged.reorder(skeleton.names) == skeleton
     clip = random_clip(skeleton)
     order = [skeleton.names.index(name) for name in names]
     moved = replace(clip, skeleton=arranged, rotations=clip.rotations[:, order])

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from motion.commands.folders import FileEvaluation, FolderEvaluation
-from motion.evaluate.evaluation import Evaluation
+from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.folder import FileEvaluation, FolderEvaluation
 
 
-def evaluation(**changes: Any) -> Evaluation:
+def evaluation(**changes: Any) -> MotionEvaluation:
     """Of two joints, two layers of four codes, and ten frames."""
     given = dict(
         joint_names=("hip", "left_toe", "right_toe"),
@@ -23,7 +23,7 @@ def evaluation(**changes: Any) -> Evaluation:
         speeds=torch.tensor([0.4, 2.0]).double(),
         slides=torch.tensor([0.0, 1.0]).double(),
     )
-    return Evaluation(**given | changes)
+    return MotionEvaluation(**given | changes)
 
 
 def folder_evaluation(*paths: Path, failures: tuple[str, ...] = ()) -> FolderEvaluation:

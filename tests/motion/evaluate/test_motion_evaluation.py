@@ -9,9 +9,9 @@ from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
 from motion.evaluate.evaluation import evaluate, measure, speeds_on_ground
 from motion.features.recording import read_recording
-from motion.files.clips import write_clip
+from motion.files.formats import write_motion
 from motion.metrics import ground_speed, joint_errors, joint_jerk, mpjpe, rotation_error
-from motion.skeleton.clip import Clip
+from motion.skeleton.clip import MotionClip
 from tests.motion.evaluate.evaluations import evaluation
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
 
@@ -37,12 +37,12 @@ def model():
 
 @pytest.fixture
 def recordings(tmp_path, model):
-    made = []
+    found = []
     for number, length in enumerate(LENGTHS):
         path = tmp_path / f"{number}.bvh"
-        write_clip(path, random_clip(random_skeleton(JOINTS), length))
-        made.append(read_recording(path, model.config))
-    return made
+        write_motion(path, random_clip(random_skeleton(JOINTS), length))
+        found.append(read_recording(path, model.config))
+    return found
 
 
 @torch.no_grad()
@@ -58,9 +58,9 @@ def test_errors_are_means_over_all_frames(model, recordings):
     assert found.frames == sum(LENGTHS)
     assert len(found.mpjpe) == len(found.rotation_errors) == LAYERS
     for row, layers in enumerate((1, 2, None)):
-        made = [reconstructed(model, recording, layers) for recording in recordings]
-        places = torch.cat([joints.positions for joints in made])
-        turns = torch.cat([joints.rotations for joints in made])
+        decoded = [reconstructed(model, recording, layers) for recording in recordings]
+        places = torch.cat([joints.positions for joints in decoded])
+        turns = torch.cat([joints.rotations for joints in decoded])
         originals = torch.cat([recording.joints.positions for recording in recordings])
         turned = torch.cat([recording.joints.rotations for recording in recordings])
         assert found.mpjpe[row] == pytest.approx(mpjpe(places, originals))
@@ -149,8 +149,8 @@ def test_how_joints_and_feet_move(model, tmp_path):
     time = torch.arange(20, dtype=torch.float64) / 30
     path = torch.stack([0.8 * time, torch.full((20,), 0.9).double(), time**3], dim=1)
     still = torch.eye(3, dtype=torch.float64).expand(20, JOINTS, 3, 3)
-    clip = Clip(skeleton=skeleton, rotations=still, root_positions=path, fps=30.0)
-    write_clip(tmp_path / "slide.bvh", clip)
+    clip = MotionClip(skeleton=skeleton, rotations=still, root_positions=path, fps=30.0)
+    write_motion(tmp_path / "slide.bvh", clip)
     recording = read_recording(tmp_path / "slide.bvh", model.config)
     model.eval()
     found = measure(model, recording).summary

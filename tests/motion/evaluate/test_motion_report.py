@@ -11,14 +11,14 @@ import pytest
 from playwright.sync_api import expect
 
 from motion import RVQVAE
-from motion.commands.folders import FolderEvaluation
+from motion.evaluate.folder import FolderEvaluation
 from motion.evaluate.page import FigureLimits, write_evaluation_page
-from motion.evaluate.report import as_json, table_of, worst_joints, write_figures
-from motion.files.clips import write_clip
+from motion.evaluate.report import as_json, make_table, sort_joints, write_figures
+from motion.files.formats import write_motion
 from tests.motion.evaluate.evaluations import evaluation, folder_evaluation
 from tests.motion.small_tokenizers import WALK, tiny_tokenizer
 from tests.pages import needs_browser, opened
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import FileError
 
 HOSTILE = """a"b</script><script>console.log('ran')</script>,&
 .bvh"""
@@ -33,7 +33,7 @@ def walks(folder: Path, *names: str) -> FolderEvaluation:
     """Of walks that are there, with the errors of ``folder_evaluation``."""
     folder.mkdir()
     for name in names:
-        write_clip(folder / name, WALK)
+        write_motion(folder / name, WALK)
     return folder_evaluation(*(folder / name for name in names))
 
 
@@ -48,7 +48,7 @@ def write(
 
 
 def test_the_table_has_a_line_for_each_layer() -> None:
-    frames, head, *rows, joints, jerk, feet = table_of(evaluation())
+    frames, head, *rows, joints, jerk, feet = make_table(evaluation())
     assert frames == "10 frames"
     assert [row.split() for row in rows] == [
         ["1", "6.00", "2.000", "1.0", "1", "of", "4", "(25%)"],
@@ -60,15 +60,15 @@ def test_the_table_has_a_line_for_each_layer() -> None:
     assert joints == "largest errors of joints (mm): left_toe 4.0, hip 1.0, right_toe 1.0"
     assert jerk == "jerk: 4.00 m/s^3; the original's 2.00"
     assert feet == "feet on the ground: 0.500 m/s, sliding 25.0%; the original's 0.100 m/s, 0.0%"
-    assert list(table_of(evaluation(), joints=1))[4].endswith(": left_toe 4.0")
+    assert list(make_table(evaluation(), joints=1))[4].endswith(": left_toe 4.0")
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    assert len(list(table_of(evaluation(jerk_frames=0, contacts=0)))) == 5
+    assert len(list(make_table(evaluation(jerk_frames=0, contacts=0)))) == 5
 
 
 def test_joints_are_sorted_by_their_errors() -> None:
-    assert worst_joints(evaluation()) == [("left_toe", 4.0), ("hip", 1.0), ("right_toe", 1.0)]
+    assert sort_joints(evaluation()) == [("left_toe", 4.0), ("hip", 1.0), ("right_toe", 1.0)]
 
 
 def test_files_of_figures_agree(tmp_path: Path, model: RVQVAE) -> None:
@@ -105,7 +105,7 @@ def test_what_is_not_known_is_empty(tmp_path: Path, model: RVQVAE) -> None:
         (row,) = csv.DictReader(file)
     assert row["jerk_m_s3"] == row["sliding"] == "" and row["foot_contacts"] == "0"
     assert ">nan<" not in text and ">None<" not in text
-    assert "names of the joints do not tell which are the feet" in text
+    assert "names of the joints do not tell which joints are the feet" in text
     # The file has gone since: that is said, and the rest is there.
     assert re.search(r"<p>.*a\.bvh .*No such file", text) and "<canvas" not in text
 
@@ -129,10 +129,10 @@ def test_files_with_figures_are_spread_from_the_worst_to_the_best(
 
 def test_a_report_is_complete_or_not_there(tmp_path: Path, model: RVQVAE) -> None:
     found = folder_evaluation(tmp_path / "a.bvh")
-    with pytest.raises(CheckpointError, match=r"make the directory .*missing first"):
+    with pytest.raises(FileError, match=r"make the directory .*missing first"):
         write_figures(tmp_path / "missing", found, "model.safetensors")
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(CheckpointError, match=r"report\.html cannot be written"):
+    with pytest.raises(FileError, match=r"report\.html cannot be written"):
         write(tmp_path, model, found)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 

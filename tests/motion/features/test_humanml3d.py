@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from motion.errors import MotionError
 from motion.features.humanml3d import (
-    features_folder,
+    find_features_folder,
     read_features,
     read_statistics,
     recover_positions,
     skeleton_of,
 )
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import HUMANML3D, KIT
+from motion.skeleton.packaged import HUMANML3D, KIT
 from tests.motion.helpers import RECORDINGS, largest_difference
 
 
@@ -48,7 +48,7 @@ def test_joints_come_back(skeleton):
 
 def test_what_features_are_of():
     assert skeleton_of(263) is HUMANML3D and skeleton_of(251) is KIT
-    with pytest.raises(ClipError, match="330 channels; HumanML3D's have 263"):
+    with pytest.raises(MotionError, match="330 channels; HumanML3D's have 263"):
         recover_positions(torch.zeros(4, 330))
 
 
@@ -63,13 +63,13 @@ def make_folder(path, channels=263, inner="new_joint_vecs"):
 
 def test_features_and_statistics_of_folders(tmp_path):
     inner = tmp_path / "new_joint_vecs"
-    assert features_folder(make_folder(tmp_path)) == features_folder(inner) == inner
+    assert find_features_folder(make_folder(tmp_path)) == find_features_folder(inner) == inner
     for path in (tmp_path, inner):
         statistics = read_statistics(path)
         assert statistics.mean.tolist() == [2.0] * 263
         assert statistics.std.tolist() == [3.0] * 263
     flat = make_folder(tmp_path / "flat", channels=251, inner=".")
-    assert features_folder(flat) == flat and len(read_statistics(flat).mean) == 251
+    assert find_features_folder(flat) == flat and len(read_statistics(flat).mean) == 251
     features = read_features(flat / "a.npy")
     assert features.shape == (5, 251) and features.dtype == torch.float32
 
@@ -78,14 +78,14 @@ def test_bad_statistics_say_why(tmp_path):
     inner = tmp_path / "data" / "new_joint_vecs"
     folder = make_folder(inner.parent)
     np.save(folder / "Std.npy", np.ones(251))
-    with pytest.raises(ClipError, match=r"\(263,\) and \(251,\)"):
+    with pytest.raises(MotionError, match=r"\(263,\) and \(251,\)"):
         read_statistics(folder)
     np.save(folder / "Mean.npy", np.ones(100))
-    with pytest.raises(ClipError, match="100 channels"):
+    with pytest.raises(MotionError, match="100 channels"):
         read_statistics(folder)
     (folder / "Mean.npy").unlink()
     for path in (folder, inner):
-        with pytest.raises(ClipError, match=r"Mean.npy does not exist"):
+        with pytest.raises(MotionError, match=r"Mean.npy does not exist"):
             read_statistics(path)
     (folder / "Std.npy").unlink()
     assert read_statistics(folder) is read_statistics(inner) is None
@@ -105,7 +105,7 @@ def test_bad_statistics_say_why(tmp_path):
 def test_bad_features_say_why(tmp_path, array, message):
     path = tmp_path / "bad.npy"
     np.save(path, array)
-    with pytest.raises(ClipError, match=message) as caught:
+    with pytest.raises(MotionError, match=message) as caught:
         read_features(path)
     assert str(path) in str(caught.value)
 
@@ -116,9 +116,9 @@ def test_damaged_files(tmp_path):
     whole = path.read_bytes()
     for size in (0, 20, len(whole) - 7):
         path.write_bytes(whole[:size])
-        with pytest.raises(ClipError, match=r"no complete .npy file"):
+        with pytest.raises(MotionError, match=r"no complete .npy file"):
             read_features(path)
-    with pytest.raises(ClipError, match=r"none\.npy does not exist"):
+    with pytest.raises(MotionError, match=r"none\.npy does not exist"):
         read_features(tmp_path / "none.npy")
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from motion.config import FeatureSpec, RVQVAEConfig
+from motion.errors import MotionError
 from motion.features.humanml3d import recover_positions
 from motion.features.recording import find_files, read_recording
-from motion.files.clips import read_clip, write_clip
-from motion.skeleton.clip import ClipError, resample
-from motion.skeleton.named import HUMANML3D, KIT
+from motion.files.formats import read_motion, write_motion
+from motion.skeleton.clip import resample
+from motion.skeleton.packaged import HUMANML3D, KIT
 from motion.skeleton.sample import walk
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 
@@ -25,7 +26,7 @@ def config_of(spec=SPEC, joints=JOINTS, fps=30.0):
 
 @pytest.fixture
 def bvh(tmp_path):
-    write_clip(tmp_path / "a.bvh", random_clip(random_skeleton(JOINTS), 20))
+    write_motion(tmp_path / "a.bvh", random_clip(random_skeleton(JOINTS), 20))
     return tmp_path / "a.bvh"
 
 
@@ -53,11 +54,11 @@ def test_files_are_found_by_the_kind_of_model(tmp_path):
 
 
 def test_where_there_are_no_files_it_is_said(tmp_path):
-    with pytest.raises(ClipError, match=r"none does not exist; check the path"):
+    with pytest.raises(MotionError, match=r"none does not exist; check the path"):
         find_files(tmp_path / "none", config_of())
-    with pytest.raises(ClipError, match=r"has no .bvh or .npz files"):
+    with pytest.raises(MotionError, match=r"has no .bvh or .npz files"):
         find_files(tmp_path, config_of())
-    with pytest.raises(ClipError, match=r"has no .npy files"):
+    with pytest.raises(MotionError, match=r"has no .npy files"):
         find_files(tmp_path, RVQVAEConfig())
 
 
@@ -67,7 +68,7 @@ def test_joints_come_back_from_their_features(bvh, root):
     recording = read_recording(bvh, config_of(FeatureSpec(rot6d="rows", root=root)))
     assert recording.features.dtype == torch.float32 and len(recording) == 20
     found, expected = recording.joints_of(recording.features), recording.joints
-    assert torch.equal(expected.positions, read_clip(bvh).pose.positions)
+    assert torch.equal(expected.positions, read_motion(bvh).pose.positions)
     assert largest_difference(found.positions, expected.positions) < 1e-4
     assert largest_difference(found.rotations, expected.rotations) < 1e-5
 
@@ -83,7 +84,7 @@ def test_part_of_a_recording_stays_where_it_was(bvh):
 
 def test_clips_are_brought_to_the_rate_of_the_model(bvh):
     recording = read_recording(bvh, config_of(fps=15.0))
-    expected = resample(read_clip(bvh), 15.0)
+    expected = resample(read_motion(bvh), 15.0)
     assert recording.clip.fps == 15.0 and len(recording) == len(expected) == 10
     assert torch.equal(recording.joints.positions, expected.pose.positions)
 
@@ -92,10 +93,10 @@ def test_clips_are_brought_to_the_rate_of_the_model(bvh):
 def test_motion_is_written_as_files_of_its_kind(tmp_path, suffix):
     """Through features and back, with what the file says beside them."""
     clip = replace(walk(12), betas=(0.5, -1.0), gender="female")
-    write_clip(tmp_path / f"in{suffix}", clip)
+    write_motion(tmp_path / f"in{suffix}", clip)
     recording = read_recording(tmp_path / f"in{suffix}", config_of(joints=55))
     recording.write(tmp_path / f"out{suffix}", recording.features)
-    one, other = (read_clip(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
+    one, other = (read_motion(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
     assert largest_difference(one.pose.positions, other.pose.positions) < 1e-4
     assert (one.fps, one.betas, one.gender) == (other.fps, other.betas, other.gender)
 
@@ -111,24 +112,24 @@ def test_humanml3d_and_kit_are_taken_as_they_are(tmp_path, skeleton):
     positions, rotations = recording.joints
     assert torch.equal(positions, recover_positions(recording.features))
     assert rotations.shape == (9, skeleton.joints - 1, 3, 3)
-    # The first of them is made of the six numbers after the positions.
+    # The first rotation follows from the six numbers after the positions.
     first = features[:, 4 + 3 * (skeleton.joints - 1) :][:, :3]
     directions = torch.nn.functional.normalize(torch.from_numpy(first), dim=1)
     torch.testing.assert_close(rotations[:, 0, :, 0], directions)
     recording[2:].write(tmp_path / "b.npy", recording.features[2:])
     assert np.array_equal(np.load(tmp_path / "b.npy"), features[2:])
-    with pytest.raises(ClipError, match=r"have no clip; write them as \.npy"):
-        recording.restored(recording.features)
+    with pytest.raises(MotionError, match=r"have no clip; write them as \.npy"):
+        recording.restore(recording.features)
 
 
 def test_files_of_another_kind_or_size_are_refused(bvh, npy):
-    with pytest.raises(ClipError, match=r"a\.npy must end in \.bvh or \.npz for this model"):
+    with pytest.raises(MotionError, match=r"a\.npy must end in \.bvh or \.npz for this model"):
         read_recording(npy, config_of())
-    with pytest.raises(ClipError, match=r"a\.bvh must end in \.npy"):
+    with pytest.raises(MotionError, match=r"a\.bvh must end in \.npy"):
         read_recording(bvh, RVQVAEConfig())
-    with pytest.raises(ClipError, match=r"a\.bvh has 39 channels of 6 joints, .* model has 45"):
+    with pytest.raises(MotionError, match=r"a\.bvh has 39 channels of 6 joints, .* model has 45"):
         read_recording(bvh, config_of(joints=7))
-    with pytest.raises(ClipError, match=r"a\.npy has 263 channels, but the model has 251"):
+    with pytest.raises(MotionError, match=r"a\.npy has 263 channels, but the model has 251"):
         read_recording(npy, RVQVAEConfig(channels=251))
-    with pytest.raises(ClipError, match=r"330 channels; HumanML3D's have 263"):
+    with pytest.raises(MotionError, match=r"330 channels; HumanML3D's have 263"):
         read_recording(npy, RVQVAEConfig(channels=330))

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motion.files.bvh import frame_rate, read_bvh, write_bvh
-from motion.skeleton.clip import ClipError
+from motion.errors import MotionError
+from motion.files.bvh import parse_frame_time, read_bvh, write_bvh
 from motion.skeleton.tree import EULER_ORDERS, end_positions
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
@@ -175,7 +175,7 @@ def test_z_up_files_become_y_up_and_are_written_as_they_were(tmp_path):
     ],
 )
 def test_frame_times_are_those_of_whole_rates_where_they_can_be(text, fps):
-    assert frame_rate(text) == fps
+    assert parse_frame_time(text) == fps
 
 
 @pytest.mark.parametrize("fps", [12.5, 20.0, 29.97, 30.0, 59.94, 120.0, 1 / 3])
@@ -254,7 +254,7 @@ BAD = {
 def test_bad_files_say_where(tmp_path, case):
     text, message = BAD[case]
     path = write(tmp_path / "bad.bvh", text)
-    with pytest.raises(ClipError, match=re.escape(str(path)) + f".*{message}") as caught:
+    with pytest.raises(MotionError, match=re.escape(str(path)) + f".*{message}") as caught:
         read_bvh(path)
     assert "\n" not in str(caught.value)
 
@@ -272,16 +272,16 @@ def test_damaged_text_is_read_or_refused(tmp_path_factory, start, length, replac
         warnings.simplefilter("ignore", UserWarning)
         try:
             clip = read_bvh(path)
-        except ClipError as error:
+        except MotionError as error:
             assert "damaged.bvh" in str(error)
         else:
             assert clip.rotations.isfinite().all()
 
 
 def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(ClipError, match="cannot be read"):
+    with pytest.raises(MotionError, match="cannot be read"):
         read_bvh(tmp_path / "none.bvh")
-    with pytest.raises(ClipError, match="cannot be read"):
+    with pytest.raises(MotionError, match="cannot be read"):
         read_bvh(tmp_path)
 
 

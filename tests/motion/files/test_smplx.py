@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from motion.errors import MotionError
 from motion.files.smplx import read_npz, write_npz
-from motion.skeleton.clip import ClipError
-from motion.skeleton.named import SMPLX
+from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
@@ -105,7 +105,7 @@ def without(key: str) -> dict[str, object]:
 )
 def test_bad_contents_say_which(tmp_path, contents, message):
     path = save(tmp_path / "bad.npz", contents)
-    with pytest.raises(ClipError, match=message) as caught:
+    with pytest.raises(MotionError, match=message) as caught:
         read_npz(path)
     assert str(path) in str(caught.value)
 
@@ -119,10 +119,10 @@ def test_nothing_is_unpickled(tmp_path):
     poses = np.empty(1, object)
     poses[0] = Explosive()
     path = save(tmp_path / "a.npz", arrays(poses=poses))
-    with pytest.raises(ClipError, match=r"no complete .npz file of plain arrays"):
+    with pytest.raises(MotionError, match=r"no complete .npz file of plain arrays"):
         read_npz(path)
     path.write_bytes(pickle.dumps(Explosive()))
-    with pytest.raises(ClipError, match=r"no complete .npz file"):
+    with pytest.raises(MotionError, match=r"no complete .npz file"):
         read_npz(path)
 
 
@@ -131,17 +131,17 @@ def test_other_files_are_refused(tmp_path):
     whole = path.read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 5):
         path.write_bytes(whole[:size])
-        with pytest.raises(ClipError, match=r"no complete .npz file"):
+        with pytest.raises(MotionError, match=r"no complete .npz file"):
             read_npz(path)
     np.save(tmp_path / "b.npy", np.zeros(3))
-    with pytest.raises(ClipError, match="one array without a name"):
+    with pytest.raises(MotionError, match="one array without a name"):
         read_npz(tmp_path / "b.npy")
-    with pytest.raises(ClipError, match="does not exist"):
+    with pytest.raises(MotionError, match="does not exist"):
         read_npz(tmp_path / "none.npz")
 
 
 def test_other_skeletons_are_refused(tmp_path):
-    with pytest.raises(ClipError, match=r"3 joints that are not those of SMPL-X; write a .bvh"):
+    with pytest.raises(MotionError, match=r"3 joints that are not those of SMPL-X; write a .bvh"):
         write_npz(tmp_path / "a.npz", random_clip(random_skeleton(3)))
     assert not list(tmp_path.iterdir())
 

@@ -6,17 +6,18 @@ import pytest
 import roma
 import torch
 
-from motion.files.clips import read_clip, write_clip
-from motion.skeleton.clip import Clip, ClipError, from_file_axes, resample, to_file_axes
+from motion.errors import MotionError
+from motion.files.formats import read_motion, write_motion
+from motion.skeleton.clip import MotionClip, from_file_axes, resample, to_file_axes
 from motion.skeleton.sample import walk
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 
 
-def spinning(frames: int, fps: float, degrees_per_second: float = 100.0) -> Clip:
+def spinning(frames: int, fps: float, degrees_per_second: float = 100.0) -> MotionClip:
     """A joint that turns and a root that goes, both evenly."""
     time = torch.arange(frames, dtype=torch.float64) / fps
     angles = (degrees_per_second * time)[:, None, None]
-    return Clip(
+    return MotionClip(
         skeleton=random_skeleton(1),
         rotations=roma.euler_to_rotmat("Y", angles, degrees=True),
         root_positions=time[:, None] * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
@@ -79,28 +80,28 @@ def test_frames_can_be_cut():
     ],
 )
 def test_bad_clips_say_why(changes, message):
-    with pytest.raises(ClipError, match=message):
+    with pytest.raises(MotionError, match=message):
         dataclasses.replace(random_clip(random_skeleton(3), frames=5), **changes)
 
 
 def test_bad_rates_are_refused():
     for fps in (0.0, -1.0, float("inf")):
-        with pytest.raises(ClipError, match="must be positive"):
+        with pytest.raises(MotionError, match="must be positive"):
             resample(walk(3), fps)
 
 
 @pytest.mark.parametrize("suffix", [".bvh", ".npz", ".BVH"])
 def test_files_of_any_kind(tmp_path, suffix):
     clip = walk(10)
-    write_clip(tmp_path / f"walk{suffix}", clip)
-    again = read_clip(tmp_path / f"walk{suffix}")
+    write_motion(tmp_path / f"walk{suffix}", clip)
+    again = read_motion(tmp_path / f"walk{suffix}")
     assert sorted(again.skeleton.names) == sorted(clip.skeleton.names)
     order = [again.skeleton.names.index(name) for name in clip.skeleton.names]
     assert largest_difference(again.pose.positions[:, order], clip.pose.positions) < 1e-5
 
 
 def test_other_suffixes_are_refused(tmp_path):
-    with pytest.raises(ClipError, match=r"ends in '.fbx'; motion files end in .bvh or .npz"):
-        read_clip(tmp_path / "a.fbx")
-    with pytest.raises(ClipError, match=r"ends in ''"):
-        write_clip(tmp_path / "a", walk(2))
+    with pytest.raises(MotionError, match=r"ends in '.fbx'; motion files end in .bvh or .npz"):
+        read_motion(tmp_path / "a.fbx")
+    with pytest.raises(MotionError, match=r"ends in ''"):
+        write_motion(tmp_path / "a", walk(2))

@@ -3,7 +3,7 @@
 import pytest
 
 from motion.skeleton.joint_names import find_feet, side_of
-from motion.skeleton.named import HUMANML3D, KIT, SMPLX
+from motion.skeleton.packaged import HUMANML3D, KIT, SMPLX
 
 MIXAMO = "Hips Spine LeftUpLeg LeftLeg LeftFoot LeftToeBase LeftToe_End RightUpLeg RightLeg"
 MIXAMO += " RightFoot RightToeBase RightToe_End"
@@ -34,7 +34,7 @@ def test_feet_of_common_skeletons(kind: str) -> None:
 
 
 def test_feet_of_the_packaged_skeletons() -> None:
-    # As those who made HumanML3D and KIT have them.
+    # The same as in the code of HumanML3D and KIT.
     assert find_feet(SMPLX.names) == find_feet(HUMANML3D.names) == (10, 11)
     assert find_feet(KIT.names) == (15, 20)
 

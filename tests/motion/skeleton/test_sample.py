@@ -4,8 +4,8 @@ import pytest
 import roma
 import torch
 
-from motion.skeleton.named import SMPLX
-from motion.skeleton.sample import CYCLE, HEEL, TOE, attached, walk
+from motion.skeleton.packaged import SMPLX
+from motion.skeleton.sample import CYCLE, HEEL, TOE, locate_attached, walk
 
 CLIP = walk(99)  # three cycles
 POSE = CLIP.pose
@@ -32,7 +32,7 @@ def test_soles_touch_the_floor_and_hardly_slide():
     lowest = []
     for side in ("left", "right"):
         for name, offset in ((f"{side}_ankle", HEEL), (f"{side}_foot", TOE)):
-            point = attached(POSE, name, offset)
+            point = locate_attached(POSE, name, offset)
             lowest.append(point[:, 1])
             grounded = (point[1:, 1] < 0.012) & (point[:-1, 1] < 0.012)
             assert grounded.double().mean() > 0.1

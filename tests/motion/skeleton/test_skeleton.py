@@ -7,7 +7,7 @@ import pytest
 import roma
 import torch
 
-from motion.skeleton.named import HUMANML3D, KIT, SMPLX
+from motion.skeleton.packaged import HUMANML3D, KIT, SMPLX
 from motion.skeleton.tree import EndSite, Skeleton, end_positions, forward_kinematics
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 from wanvae.engine.config import from_json_dict, to_json_dict

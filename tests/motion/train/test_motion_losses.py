@@ -5,7 +5,7 @@ import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.features.features import extract_features
+from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
 from motion.model import Reconstruction
 from motion.train.losses import ERRORS, LossConfig, MotionLosses
@@ -29,14 +29,14 @@ def make(features=None, channels=None):
     )
 
 
-def made_by(model, output, target):
+def reconstruct(model, output, target):
     quantized = model.quantizer.eval()(torch.randn(len(output), 3, 4))
     return Reconstruction(output, target, quantized)
 
 
 def terms_of(model, output, target, **weights):
     weights = {"features": 0.0, "position": 0.0, "commitment": 0.0, **weights}
-    return MotionLosses(LossConfig(**weights), model, SKELETON)(made_by(model, output, target))
+    return MotionLosses(LossConfig(**weights), model, SKELETON)(reconstruct(model, output, target))
 
 
 def random_pair(model):
@@ -73,9 +73,9 @@ def test_kinds_of_error(kind, of):
 def test_commitment_is_that_of_the_quantizer():
     model = make(FeatureSpec(rot6d="rows"))
     output, target = random_pair(model)
-    made = made_by(model, output, target)
-    terms = MotionLosses(LossConfig(position=0.0), model, SKELETON)(made)
-    torch.testing.assert_close(terms["commitment"], 0.02 * made.quantized.commitment_loss)
+    reconstruction = reconstruct(model, output, target)
+    terms = MotionLosses(LossConfig(position=0.0), model, SKELETON)(reconstruction)
+    torch.testing.assert_close(terms["commitment"], 0.02 * reconstruction.quantized.commitment_loss)
 
 
 @pytest.mark.parametrize("channels", [263, 251])
@@ -149,14 +149,14 @@ def test_a_term_without_weight_is_not_computed():
     model = make(FeatureSpec(rot6d="rows"))
     losses = MotionLosses(LossConfig(position=0.0), model, SKELETON)
     losses.locate = None
-    assert losses(made_by(model, *random_pair(model))).keys() == {"features", "commitment"}
+    assert losses(reconstruct(model, *random_pair(model))).keys() == {"features", "commitment"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"velocity": -1.0}, "velocity must be at least 0"),
-        ({"features": 0.0, "position": 0.0}, "features must be above 0 where"),
+        ({"features": 0.0, "position": 0.0}, "features must be above 0 if"),
         ({"error": "huber"}, "error must be smooth_l1 or l1 or l2"),
     ],
 )

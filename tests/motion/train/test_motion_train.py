@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from motion import RVQVAE
 from motion.features.recording import read_recording
 from motion.features.statistics import FeatureStatistics
-from motion.files.clips import write_clip
+from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 from motion.train.run import TrainConfig, main
 from tests.helpers import LAUNCHER
@@ -54,7 +54,7 @@ PLAIN = [
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("motion")
-    write_clip(folder / "walk.npz", walk(120))
+    write_motion(folder / "walk.npz", walk(120))
     return folder
 
 
@@ -234,7 +234,7 @@ def broken(path: Path) -> Path:
     clip = walk(40)
     clip.root_positions[3, 1] = float("nan")
     path.mkdir()
-    write_clip(path / "walk.npz", clip)
+    write_motion(path / "walk.npz", clip)
     return path
 
 
@@ -268,7 +268,7 @@ def test_what_cannot_be_trained_on_is_one_line(folder, tmp_path, capsys, changes
     [
         (["--model.widht=3"], "widht"),
         (["--loss.position=-1"], "position must be at least 0"),
-        (["--trainer.ema_decay=0.9"], "ema_decay is 0.9, but codes follow the encoder as it is"),
+        (["--trainer.ema_decay=0.9"], "ema_decay is 0.9, but the codes follow the current encoder"),
         (["--model.features.rot6d=diagonal"], "rot6d"),
     ],
 )

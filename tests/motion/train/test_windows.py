@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from motion.config import FeatureSpec, RVQVAEConfig
+from motion.errors import MotionError
 from motion.features.recording import read_recording
 from motion.features.statistics import FeatureStatistics
-from motion.files.clips import write_clip
-from motion.skeleton.clip import ClipError
+from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 from motion.train.windows import DataConfig, MotionWindows, load_data
 from tests.motion.helpers import random_clip, random_skeleton
@@ -58,7 +58,7 @@ def test_a_sample_follows_from_seed_and_number_alone():
 
 def save(folder, name, frames, *, joints=JOINTS, seed=0):
     folder.mkdir(exist_ok=True)
-    write_clip(folder / name, random_clip(random_skeleton(joints, seed=seed), frames))
+    write_motion(folder / name, random_clip(random_skeleton(joints, seed=seed), frames))
 
 
 def load(folder, model=MODEL, report=True, **changes):
@@ -133,7 +133,7 @@ def test_a_warning_names_the_first_few(tmp_path):
 def test_without_usable_motion_there_is_one_error(tmp_path, files, message):
     for name, frames in files.items():
         save(tmp_path, name, frames or 10, joints=5 if frames is None else JOINTS)
-    with pytest.raises(ClipError, match=message):
+    with pytest.raises(MotionError, match=message):
         load(tmp_path, held_out=0.25)
 
 
@@ -141,8 +141,8 @@ def test_recordings_of_several_skeletons_are_refused(tmp_path):
     save(tmp_path, "a.bvh", 10)
     clip = random_clip(random_skeleton(JOINTS))
     renamed = replace(clip.skeleton, names=("hips", *clip.skeleton.names[1:]))
-    write_clip(tmp_path / "b.bvh", replace(clip, skeleton=renamed))
-    with pytest.raises(ClipError, match=r"a\.bvh and .*b\.bvh have different joints"):
+    write_motion(tmp_path / "b.bvh", replace(clip, skeleton=renamed))
+    with pytest.raises(MotionError, match=r"a\.bvh and .*b\.bvh have different joints"):
         load(tmp_path)
 
 
@@ -150,12 +150,14 @@ def test_bodies_of_any_size_are_of_one_skeleton(tmp_path):
     save(tmp_path, "a.bvh", 10)
     clip = random_clip(random_skeleton(JOINTS))
     offsets = tuple((2 * x, 2 * y, 2 * z) for x, y, z in clip.skeleton.offsets)
-    write_clip(tmp_path / "b.bvh", replace(clip, skeleton=replace(clip.skeleton, offsets=offsets)))
+    write_motion(
+        tmp_path / "b.bvh", replace(clip, skeleton=replace(clip.skeleton, offsets=offsets))
+    )
     assert len(load(tmp_path).windows.recordings) == 2
 
 
 def test_clips_are_brought_to_the_rate_of_the_model(tmp_path):
-    write_clip(tmp_path / "walk.npz", walk(61, fps=60.0))
+    write_motion(tmp_path / "walk.npz", walk(61, fps=60.0))
     model = replace(MODEL, channels=SPEC.channels(55))
     assert [len(features) for features in load(tmp_path, model).windows.recordings] == [31]
 
@@ -182,7 +184,7 @@ def test_humanml3d_brings_its_statistics(humanml3d):
         found = load(folder, HUMANML3D).statistics
         assert found.mean.eq(2).all() and found.std.eq(3).all()
     (humanml3d / "Std.npy").unlink()
-    with pytest.raises(ClipError, match=r"Std\.npy does not exist"):
+    with pytest.raises(MotionError, match=r"Std\.npy does not exist"):
         load(humanml3d, HUMANML3D)
 
 

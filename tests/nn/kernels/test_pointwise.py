@@ -9,7 +9,7 @@ from torch import nn
 from tests.helpers import randomize
 from wanvae.nn import make_norm
 from wanvae.nn.kernels import pointwise as module
-from wanvae.nn.kernels.pointwise import apply, apply_into, blocks
+from wanvae.nn.kernels.pointwise import add_in_place, apply, apply_into, blocks
 
 side = st.integers(1, 7)
 shapes = st.integers(1, 3).flatmap(
@@ -51,6 +51,21 @@ def test_no_layers_copy():
     assert torch.equal(out, x.double())
 
 
-def test_where_only_shapes_are_wanted_no_layer_runs():
-    x = torch.empty(1, 2, 3, 4, 5, device="meta")
-    apply_into([nn.Linear(7, 7)], x, torch.empty_like(x))
+@pytest.mark.parametrize(
+    ("dtype", "other", "in_place"),
+    [
+        (torch.float32, torch.float32, True),
+        (torch.float32, torch.bfloat16, True),
+        (torch.bfloat16, torch.float32, False),
+        (torch.bfloat16, torch.float16, False),
+    ],
+    ids=str,
+)
+def test_a_sum_is_written_in_place_only_where_nothing_is_rounded(dtype, other, in_place):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, generator=generator).to(kind) for kind in (dtype, other))
+    expected = x + y
+    total = add_in_place(x, y)
+    assert total.dtype == expected.dtype
+    assert torch.equal(total, expected)
+    assert (total is x) == in_place

@@ -1,4 +1,4 @@
-"""Command-line parsing: jsonargparse, with help and errors for people; configs from dataclasses."""
+"""Parsing of command lines by jsonargparse, with help and errors for people."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from argparse import Action
 from collections.abc import Sequence
 from dataclasses import fields
 from logging import Logger
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-T = TypeVar("T")
+from wanvae.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Help that does not call the default of an option that may be left out "null"."""
+    """Help that does not say "default: null" of an option without a default."""
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
@@ -25,8 +30,8 @@ class HelpFormatter(DefaultHelpFormatter):
 class Parser(ArgumentParser):
     """A parser whose options may come from ``--config file.yaml`` too.
 
-    ``exit_on_error``, ``logger`` and ``parser_mode`` are for jsonargparse, which makes parsers of
-    this class for lists of dataclasses.
+    jsonargparse gives ``exit_on_error``, ``logger`` and ``parser_mode`` to the parsers of this
+    class that it creates for lists of dataclasses.
     """
 
     def __init__(
@@ -51,7 +56,7 @@ class Parser(ArgumentParser):
         self.add_argument("--config", action="config", help="YAML file with any of these options")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say in one line what was wrong, after the usage, and exit with status 2."""
+        """Prints the usage and one line that says what is wrong; exits with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
@@ -59,7 +64,19 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def config_parser(cls: type, program: str, description: str) -> Parser:
+def parse(parser: Parser, arguments: Sequence[str] | None) -> Namespace:
+    """The values of ``arguments``; None takes the arguments of this process.
+
+    Raises:
+        SystemExit: with status 2, after a message, for an unknown key or an impossible value.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except UnicodeDecodeError as error:
+        parser.error(f"a config file must be text in UTF-8: {error}")
+
+
+def config_parser(cls: type, program: str, description: str | None) -> Parser:
     """The parser of ``parse_config``."""
     parser = Parser(description, program)
     parser.add_config_option()
@@ -68,21 +85,23 @@ def config_parser(cls: type, program: str, description: str) -> Parser:
 
 
 def parse_config(
-    cls: type[T], program: str, description: str, arguments: Sequence[str] | None
+    cls: type[T], program: str, description: str | None, arguments: Sequence[str] | None
 ) -> T:
     """A ``cls`` from ``--config file.yaml`` and overrides like ``--model.dim 32``.
 
     Args:
-        cls: a dataclass, perhaps of dataclasses; the docstrings of its fields are the help.
-        arguments: of the command line; None takes those of this process.
+        cls: a dataclass; its fields may be dataclasses. The docstrings of the fields are the help.
+        program: the name of the command in messages.
+        description: the first lines of the help.
+        arguments: of the command line; None takes the arguments of this process.
 
     Raises:
         SystemExit: with status 2, after a message, for an unknown key or an impossible value.
     """
     parser = config_parser(cls, program, description)
-    parsed = parser.parse_args(arguments)
+    parsed = parse(parser, arguments)
     try:
         parsed = parser.instantiate(parsed)
         return cls(**{field.name: parsed[field.name] for field in fields(cls)})
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))

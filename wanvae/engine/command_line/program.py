@@ -1,4 +1,4 @@
-"""A program of subcommands: each error is one line and a status, whatever went wrong."""
+"""A program of subcommands."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from jsonargparse import ActionYesNo, Namespace
-from tqdm import tqdm
+from jsonargparse import Namespace
 
-from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.arguments import Parser, parse
+from wanvae.engine.command_line.outcome import exit_status, say
 
 TRAIN = "train"
 
@@ -21,10 +20,10 @@ class Command:
     """A subcommand.
 
     Attributes:
-        run: does it.
-        add_options: declares its arguments.
-        summary: for the list of commands.
-        description: for its own help.
+        run: runs the command with its parsed arguments.
+        add_options: declares the arguments.
+        summary: one line for the list of commands.
+        description: the first lines of the help of the command.
     """
 
     run: Callable[[Namespace], None]
@@ -38,14 +37,14 @@ class Program:
     """A command line.
 
     Attributes:
-        name: what it is called in what it prints.
+        name: the name of the program in messages.
         version: of the package.
-        description: for its help.
-        commands: by name; besides them there is "train".
-        train: trains, as told by the rest of the arguments; it is given what it is called, and has
-            a parser and reports of its own.
-        training: what it trains, for the list of commands.
-        out_of_memory: what to try when memory ran out.
+        description: the first lines of the help.
+        commands: by name. "train" is one more command.
+        train: trains as the arguments after "train" say. It gets these arguments and its name, and
+            has its own parser and messages.
+        training: one line on "train" for the list of commands.
+        out_of_memory: what to try when memory runs out.
     """
 
     name: str
@@ -66,57 +65,34 @@ class Program:
             options.add_config_option()
             command.add_options(options)
             subcommands.add_subcommand(name, options, help=command.summary)
-        # Only to be listed, for it has a parser of its own.
+        # Only for the list of commands: training has its own parser.
         subcommands.add_subcommand(TRAIN, Parser(None), help=self.training)
         return parser
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
-        """Run a command; returns 0, 1 for an error, 130 after Ctrl-C (2, from the parser: usage).
+        """Runs a command.
 
         Args:
-            arguments: None takes those of this process.
+            arguments: of the command line; None takes the arguments of this process.
+
+        Returns:
+            0, or 1 after an error, or 130 after Ctrl-C.
+
+        Raises:
+            SystemExit: with status 2, after a message, if the arguments are wrong.
         """
         arguments = sys.argv[1:] if arguments is None else [*arguments]
         if arguments[:1] == [TRAIN]:
             return self.train(arguments[1:], f"{self.name} {TRAIN}")
-        parsed = self.make_parser().parse_args(arguments)
+        parsed = parse(self.make_parser(), arguments)
+
+        def run() -> int:
+            self.commands[parsed.command].run(parsed[parsed.command])
+            return 0
+
         with warnings.catch_warnings():
             warnings.showwarning = self._show_warning
-            try:
-                self.commands[parsed.command].run(parsed[parsed.command])
-            except KeyboardInterrupt as interruption:
-                left = interruption if interruption.args else "nothing was written"
-                self._say(f"interrupted; {left}")
-                return 130
-            except (ValueError, OSError) as error:
-                self._say(str(error))
-                return 1
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._say(f"out of memory; {self.out_of_memory}")
-                return 1
-        return 0
-
-    def _say(self, message: str) -> None:
-        """Print one line to stderr, above a progress bar if one is shown."""
-        tqdm.write(f"{self.name}: {' '.join(message.splitlines())}", file=sys.stderr)
+            return exit_status(run, self.name, arguments, out_of_memory=self.out_of_memory)
 
     def _show_warning(self, message: Warning | str, *_: object) -> None:
-        self._say(f"warning: {message}")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; PyTorch has an exception of its own for that only on a GPU."""
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
-def add_progress_option(parser: Parser) -> None:
-    """Declare ``--progress`` and ``--no-progress``."""
-    parser.add_argument(
-        "--progress",
-        action=ActionYesNo(no_prefix="no-"),
-        default=sys.stderr.isatty(),
-        help="show a progress bar",
-    )
+        say(self.name, f"warning: {message}")

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.command_line.arguments import parse_config
+from wanvae.engine.command_line.outcome import INTERRUPTED, exit_status
 from wanvae.engine.memory import keep_freed_memory
-from wanvae.engine.training.trainer import NotFiniteError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def training_command(
     cls: type[T],
     run: Callable[[T], bool],
     program: str,
-    description: str,
+    description: str | None,
     arguments: Sequence[str] | None,
 ) -> int:
-    """Parse a config and train: 0 if training is complete, 130 if interrupted, 1 on an error.
+    """Parses a config and trains; returns 0, or 130 if interrupted, or 1 after an error.
 
     Args:
         cls: the config, a dataclass; see ``parse_config``.
         run: trains as a config says; returns whether all steps are done.
-        program: what the command is called in what it prints.
-        arguments: of the command line; None takes those of this process.
+        program: the name of the command in messages.
+        description: the first lines of the help.
+        arguments: of the command line; None takes the arguments of this process.
     """
     keep_freed_memory()
+    arguments = sys.argv[1:] if arguments is None else [*arguments]
     config = parse_config(cls, program, description, arguments)
-    try:
-        return 0 if run(config) else 130
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted before the first step", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, NotFiniteError) as error:
-        # Of an error in a process that loads data, the last line is the error itself.
-        *_, line = (str(error).strip() or type(error).__name__).splitlines()
-        print(f"{program}: {line}", file=sys.stderr)
-        return 1
+    return exit_status(
+        lambda: 0 if run(config) else INTERRUPTED,
+        program,
+        arguments,
+        interrupted="interrupted before the first step",
+        out_of_memory="try a smaller batch_size, or mixed_precision bf16",
+    )

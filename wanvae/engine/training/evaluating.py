@@ -1,4 +1,4 @@
-"""A model as it is when it is used, for a while."""
+"""Evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in evaluation mode and without gradients; in the end as before."""
+    """Puts ``model`` in evaluation mode and turns gradients off, until the block ends."""
     training = model.training
     model.eval()
     try:

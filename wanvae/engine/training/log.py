@@ -1,4 +1,4 @@
-"""What a run tells while it goes: progress bar, log.jsonl, trackers, a plot of the losses."""
+"""The log of a run: progress bar, log.jsonl, trackers, a plot of the losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,23 +17,25 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.engine.checkpoint import atomic_path
+from wanvae.engine.config import parse_json
+from wanvae.engine.files import atomic_path
 from wanvae.engine.processes import means_over_processes
 from wanvae.engine.training.run_folder import Progress
+from wanvae.errors import UserError
 
-# What says how the run goes rather than how well it learns, and so is not plotted.
+# Figures that say how the run goes, not how well it learns. They are not plotted.
 CIRCUMSTANCES = {"step", "seconds", "steps_per_second", "memory_gb", "learning_rate", "skipped"}
 
 
 class Log:
     """Progress bar, ``run/log.jsonl`` and ``run/loss.png``, on the main process only.
 
-    Lines of steps after ``step``, from which the run goes on, are dropped.
-
     Args:
-        steps: of the whole run.
-        every: how many of them go by between lines.
-        step: how many are done.
+        run: the folder of the run.
+        steps: how many steps the whole run has.
+        every: how many steps lie between two lines.
+        step: how many steps are done. Lines of later steps, from before the run stopped, are
+            dropped.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Log:
             tracker.finish()
 
     def update(self, progress: Progress, learning_rate: float, values: dict[str, Tensor]) -> None:
-        """Count a step; every so many report its figures, scalars: the means over processes."""
+        """Counts a step; if it is time, reports its scalars, averaged over the processes."""
         self.bar.update()
         if progress.step % self.every:
             return
@@ -87,17 +90,17 @@ class Log:
         )
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """Report figures of an evaluation after ``step`` steps."""
+        """Reports the figures of an evaluation after ``step`` steps."""
         self.say(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
         self._write(step, {f"evaluation_{name}": value for name, value in figures.items()})
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Prints a line above the bar."""
         if self.accelerator.is_main_process:
             self.bar.write(text, file=sys.stderr)
 
     def plot(self) -> None:
-        """Draw what log.jsonl says so far, if matplotlib is installed."""
+        """Plots log.jsonl so far, if matplotlib is installed."""
         if self.accelerator.is_main_process and find_spec("matplotlib") and self.path.exists():
             plot_lines(read_lines(self.path), self.path.with_name("loss.png"))
 
@@ -111,31 +114,27 @@ class Log:
 
 
 def rounded(figures: dict[str, float]) -> dict[str, float]:
-    """Figures to five digits; those that are not finite, which JSON has no word for, left out."""
+    """Figures with five digits. Without the ones that are not finite, which JSON cannot hold."""
     return {name: float(f"{x:.5g}") for name, x in figures.items() if math.isfinite(x)}
 
 
 def read_lines(path: Path, last_step: int | None = None) -> list[dict[str, float]]:
-    """The lines of a log up to ``last_step``, without one that was cut off."""
+    """The lines of a log up to ``last_step``, without lines that were cut off."""
     lines = []
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if last_step is None or line["step"] <= last_step:
-            lines.append(line)
-    return lines
+    for text in path.read_bytes().splitlines():
+        with suppress(UserError):
+            lines.append(parse_json(text))
+    return [line for line in lines if last_step is None or line["step"] <= last_step]
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, float]]) -> None:
-    """Write a log anew."""
+    """Replaces a log."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def plot_lines(lines: list[dict[str, float]], path: Path) -> None:
-    """Draw each figure of a log over the steps, one below the other, into a PNG."""
+    """Plots each figure of a log over the steps, one below the other, into a PNG file."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -154,7 +153,7 @@ def plot_lines(lines: list[dict[str, float]], path: Path) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes in use so far: of the GPU, or of the process where there is none."""
+    """The most bytes in use so far, on the GPU, or in the process if there is no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,11 +1,11 @@
-"""One optimizer step of a model, and of the adversary it plays against."""
+"""One optimizer step of a model and of its discriminator."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from wanvae.engine.training.task import Task
-from wanvae.engine.training.trainer_config import TrainerConfig
+from wanvae.engine.processes import mean_over_processes
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.task import StepLosses, Task
 
-# What has to be finite for a step to count.
-DECISIVE = ("loss", "gradient_norm", "adversary_loss", "adversary_gradient_norm")
+# Scalars that must be finite, or the step is skipped.
+DECISIVE = ("loss", "gradient_norm", "discriminator_loss", "discriminator_gradient_norm")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Learner:
 def make_learner(
     model: nn.Module, learning_rate: float, config: TrainerConfig, accelerator: Accelerator
 ) -> Learner:
-    """``model`` ready for training, with an optimizer of those parameters that may change."""
+    """``model`` ready for training, with an optimizer of the parameters that may change."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer: Optimizer
     if config.optimizer == "sgd":
@@ -55,31 +56,36 @@ class Optimization:
         self.learner = make_learner(task.model, config.learning_rate, config, accelerator)
         self.forward = self.learner.model
         if config.compile:
-            self.forward = torch.compile(self.forward)
-        self.opponent = None
-        if task.adversary is not None:
-            rate = task.adversary.learning_rate
-            self.opponent = make_learner(task.adversary.model, rate, config, accelerator)
+            self.forward = cast(nn.Module, torch.compile(self.forward))
+        self.discriminator = None
+        if task.discriminator is not None:
+            model, rate = task.discriminator.model, task.discriminator.learning_rate
+            self.discriminator = make_learner(model, rate, config, accelerator)
 
     def step(self, parts: Sequence[Any], step: int) -> tuple[dict[str, Tensor], bool]:
-        """Learn from the batches that make one step.
+        """Learns from the batches of one step.
 
         Nothing changes if a loss or a gradient is not finite on some process.
 
         Returns:
-            Losses, figures and norms of gradients, scalars by name, and whether all was finite.
+            Losses, figures and norms of gradients, scalars by name; and whether all are finite.
         """
-        learners = self._learners(step)
-        rival = self.opponent.model if self.opponent in learners else None
-        buffers = [buffer for each in learners for buffer in each.model.buffers()]
+        learners = {"": self.learner}
+        discriminator = self._discriminator_at(step)
+        if discriminator is not None:
+            learners["discriminator_"] = discriminator
+        buffers = [buffer for each in learners.values() for buffer in each.model.buffers()]
         before = [buffer.clone() for buffer in buffers]
-        values = self._add_gradients(rival, parts, step)
-        for name, each in zip(("gradient_norm", "adversary_gradient_norm"), learners, strict=False):
+        model = None if discriminator is None else discriminator.model
+        values = self._add_gradients(model, parts, step)
+        for prefix, each in learners.items():
             limit = self.config.gradient_clip
-            values[name] = self.accelerator.clip_grad_norm_(each.model.parameters(), limit)
+            norm = self.accelerator.clip_grad_norm_(each.model.parameters(), limit)
+            assert norm is not None, "accelerate gives no norm with DeepSpeed"
+            values[f"{prefix}gradient_norm"] = norm
         finite = self._all_finite(values[name] for name in DECISIVE if name in values)
         if finite:
-            for each in learners:
+            for each in learners.values():
                 for group in each.optimizer.param_groups:
                     group["lr"] = each.learning_rate * self.config.schedule(step)
                 each.optimizer.step()
@@ -88,80 +94,82 @@ class Optimization:
                 buffer.copy_(value)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.update()  # float16: the factor of the loss was too large
-        for each in learners:
+        for each in learners.values():
             each.optimizer.zero_grad()
         return values, finite
 
-    def _learners(self, step: int) -> list[Learner]:
-        """The model, and the adversary if it takes part in this step."""
-        if self.task.adversary is None or step < self.task.adversary.starts_at:
-            return [self.learner]
-        return [self.learner, self.opponent]
+    def _discriminator_at(self, step: int) -> Learner | None:
+        """The discriminator, if it takes part in this step."""
+        task = self.task.discriminator
+        return None if task is None or step < task.starts_at else self.discriminator
 
     def _add_gradients(
-        self, rival: nn.Module | None, parts: Sequence[Any], step: int
+        self, discriminator: nn.Module | None, parts: Sequence[Any], step: int
     ) -> dict[str, Tensor]:
-        """The gradients of all batches of a step; returns the means of losses and figures.
+        """Adds the gradients of all batches of a step; returns means of losses and figures.
 
         Args:
-            rival: the adversary, if it takes part.
+            discriminator: as accelerate wraps it; None if it does not take part.
         """
         values: dict[str, Tensor] = {}
         for part, batch in enumerate(parts):
             place = part * self.accelerator.num_processes + self.accelerator.process_index
             torch.manual_seed(place_seed(self.config.seed, step, place))
-            # Processes average their gradients once, with those of the last part.
+            # Processes average their gradients once, with the gradients of the last part.
             alone = part + 1 < len(parts)
-            for name, value in self._add_gradients_of_batch(rival, batch, step, alone).items():
+            found = self._add_gradients_of_batch(discriminator, batch, step, alone)
+            for name, value in found.items():
                 share = value.detach().float() / len(parts)
                 values[name] = values[name] + share if name in values else share
         return values
 
     def _add_gradients_of_batch(
-        self, rival: nn.Module | None, batch: Any, step: int, alone: bool
+        self, discriminator: nn.Module | None, batch: Any, step: int, alone: bool
     ) -> dict[str, Tensor]:
-        """Add one batch's share to the gradients; returns its losses and figures.
+        """Adds the gradients of one batch; returns its losses and figures.
 
         Args:
-            rival: as for all batches.
-            alone: keep the gradients to this process, as more are to come.
+            discriminator: as for all batches.
+            alone: keep the gradients on this process, because more batches follow.
         """
-        task, accelerator, parts = self.task, self.accelerator, self.config.accumulate
-        with constant(rival, accelerator), apart(self.forward, alone, accelerator):
-            made = task.losses(self.forward, rival, batch, step)
-            loss = made.total()
-            accelerator.backward(loss / parts)
-        found = {"loss": loss, **made.terms, **made.figures}
-        if rival is not None:
-            with apart(rival, alone, accelerator):
-                made = task.adversary.losses(rival, made.output, batch, step)
-                loss = made.total()
-                accelerator.backward(loss / parts)
-            found |= {"adversary_loss": loss, **made.terms, **made.figures}
-        return found
+        task, accelerator = self.task, self.accelerator
+        with constant(discriminator, accelerator), apart(self.learner.model, alone, accelerator):
+            losses = task.losses(self.forward, discriminator, batch, step)
+            values = self._backward(losses, "loss")
+        if task.discriminator is not None and discriminator is not None:
+            with apart(discriminator, alone, accelerator):
+                of_task = task.discriminator.losses(discriminator, losses.output, batch, step)
+                values |= self._backward(of_task, "discriminator_loss")
+        return values
+
+    def _backward(self, losses: StepLosses, name: str) -> dict[str, Tensor]:
+        """Adds the gradients of ``losses``; returns them by name, with their total as ``name``."""
+        total = losses.total()
+        self.accelerator.backward(total / self.config.accumulate)
+        return {name: total, **losses.terms, **losses.figures}
 
     def _all_finite(self, values: Iterable[Tensor]) -> bool:
         """Whether all of these scalars are finite, in all processes."""
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
-        return self.accelerator.reduce(finite.float(), reduction="mean").item() == 1
+        return mean_over_processes(finite.float()).item() == 1
 
 
 def place_seed(seed: int, step: int, place: int) -> int:
-    """A seed for everything random in one batch of a step, of which there are many at places."""
+    """A seed for everything random in one batch, which has a place among the batches of a step."""
     sequence = np.random.SeedSequence([seed, step, place])
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def apart(module: nn.Module, alone: bool, accelerator: Accelerator) -> Iterator[None]:
-    """If ``alone``, the gradients of ``module`` are not averaged over processes."""
+    """Does not average the gradients of ``module`` over the processes if ``alone``."""
     with accelerator.no_sync(module) if alone else nullcontext():
         yield
 
 
 @contextmanager
 def constant(module: nn.Module | None, accelerator: Accelerator) -> Iterator[None]:
-    """The parameters of ``module`` get no gradients, and processes wait for none."""
+    """Gives no gradients to the parameters of ``module``, and lets no process wait for them."""
     if module is None:
         yield
         return

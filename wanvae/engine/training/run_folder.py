@@ -1,11 +1,11 @@
-"""Checkpoints of a run: complete or not there, the newest and the best of them."""
+"""The folder of a run: its checkpoints, complete or not there, the newest and the best."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,19 +15,19 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from wanvae.engine.checkpoint import (
-    CheckpointError,
-    first_sentence,
-    load_in_place,
-    write_tensors,
-)
-from wanvae.engine.config import from_json_dict, to_json_dict
+from wanvae.engine.checkpoint import CheckpointError, load_in_place, write_tensors
+from wanvae.engine.files import FileError
+from wanvae.engine.json_files import read_value, write_value
+from wanvae.engine.processes import gather_from_processes
+from wanvae.engine.text import first_sentence
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
-ADVERSARY = "adversary.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
+# The name of that file in runs of earlier versions.
+FORMER_DISCRIMINATOR = "adversary.safetensors"
 PROGRESS = "progress.json"
 
 
@@ -36,11 +36,11 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        step: steps done, those skipped among them.
-        skipped: steps skipped.
-        skipped_in_a_row: of them, those since the last that was not.
-        best_step: after how many steps the evaluation was best.
-        best_score: the figure that says so.
+        step: how many steps are done, with the skipped ones.
+        skipped: how many steps were skipped.
+        skipped_in_a_row: how many steps were skipped since the last one that was not.
+        best_step: the step after which the evaluation was best.
+        best_score: its figure then.
     """
 
     step: int = 0
@@ -50,13 +50,13 @@ class Progress:
     best_score: float | None = None
 
     def count_step(self, *, skipped: bool) -> None:
-        """Another step is done."""
+        """Counts one more step."""
         self.step += 1
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def note_score(self, score: float, best_is: Literal["highest", "lowest"]) -> bool:
-        """Whether ``score`` is the best so far, and so is remembered."""
+        """Remembers ``score`` if it is the best so far; returns whether it is."""
         sign = 1 if best_is == "highest" else -1
         better = self.best_score is None or sign * score > sign * self.best_score
         if better and math.isfinite(score):
@@ -68,9 +68,9 @@ class Progress:
 class Checkpoints:
     """Complete checkpoints in ``run/checkpoints/step-N``, written aside and then renamed.
 
-    Each holds the weights and their moving average in the model's own format, the adversary,
-    accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose ``best_step`` is
-    that of the best one. Nothing in them is unpickled but tensors and plain values.
+    Each holds the weights and their moving average in the model's own format, the discriminator,
+    accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose ``best_step``
+    names the best checkpoint. Only tensors and plain values are unpickled.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Checkpoints:
         self.task = task
         self.average = average
         self.accelerator = accelerator
-        # Of models accelerate would save its own files; the hooks write and read ours instead.
+        # Accelerate would save models to files of its own; the hooks write and read ours instead.
         accelerator.register_save_state_pre_hook(self._save_models)
         accelerator.register_load_state_pre_hook(self._load_models)
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint; remove those that are neither among the newest nor the best.
+        """Writes a checkpoint; removes the ones that are neither among the newest nor the best.
 
         Raises:
-            CheckpointError: it cannot be written, as on a full disk; the others are as they were.
+            CheckpointError: it cannot be written, as on a full disk. The others stay as they are.
         """
         final = self._path(progress.step)
         partial = partial_of(final)
@@ -105,17 +105,16 @@ class Checkpoints:
             self.accelerator.save_state(str(partial))
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                (partial / PROGRESS).write_text(json.dumps(to_json_dict(progress)))
+                write_value(partial / PROGRESS, progress)
                 flush(*partial.iterdir(), partial)
                 partial.rename(final)
                 flush(self.folder)
-        except (OSError, RuntimeError, CheckpointError) as error:
-            reason = first_sentence(error.__cause__ or error)
-            free = shutil.disk_usage(self.folder).free / 1e9
+        except (OSError, RuntimeError, FileError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"{final} cannot be written ({reason}), with {free:.2f} GB free on its disk: make "
-                "room and run again; the checkpoints before it are untouched"
+                f"{final} cannot be written ({first_sentence(error.__cause__ or error)})"
+                f"{free_space(self.folder)}: make room, check the folder, and run again; the "
+                "checkpoints before it are untouched"
             ) from error
         if self.accelerator.is_main_process:
             complete = self.complete()
@@ -124,10 +123,10 @@ class Checkpoints:
                     remove(old)
 
     def load_newest(self) -> Progress:
-        """Load the newest checkpoint, if there is one; returns how far the run is.
+        """Loads the newest checkpoint, if there is one; returns how far the run is.
 
         Raises:
-            ValueError: the processes do not see the same checkpoints.
+            UserError: the processes do not see the same checkpoints.
             CheckpointError: a file of it is missing or damaged.
         """
         newest = self.complete()[-1:]
@@ -135,7 +134,8 @@ class Checkpoints:
         for path in newest:
             progress = read_progress(path / PROGRESS)
         device = self.accelerator.device
-        steps = self.accelerator.gather(torch.tensor([progress.step], device=device)).unique()
+        step = torch.tensor([progress.step], device=device)
+        steps = torch.cat(gather_from_processes(step)).unique()
         if len(steps) > 1:
             raise UserError(
                 f"processes see checkpoints of different steps {steps.tolist()} in {self.folder}: "
@@ -165,24 +165,41 @@ class Checkpoints:
         self.task.save_weights(self.task.model, Path(folder) / WEIGHTS)
         if self.average is not None:
             self.task.save_weights(self.average.module, Path(folder) / AVERAGE)
-        if self.task.adversary is not None:
-            tensors = self.task.adversary.model.state_dict()
-            write_tensors(Path(folder) / ADVERSARY, tensors, {})
+        if self.task.discriminator is not None:
+            tensors = self.task.discriminator.model.state_dict()
+            write_tensors(Path(folder) / DISCRIMINATOR, tensors, {})
 
     def _load_models(self, models: list[nn.Module], folder: str) -> None:
         models.clear()
         self.task.load_weights(self.task.model, Path(folder) / WEIGHTS)
         if self.average is not None:
             self.task.load_weights(self.average.module, Path(folder) / AVERAGE)
-        if self.task.adversary is not None:
-            load_in_place(self.task.adversary.model, Path(folder) / ADVERSARY)
+        if self.task.discriminator is not None:
+            load_in_place(self.task.discriminator.model, discriminator_file(Path(folder)))
+
+
+def discriminator_file(checkpoint: Path) -> Path:
+    """The file of the discriminator in a checkpoint, perhaps of an earlier version."""
+    former = checkpoint / FORMER_DISCRIMINATOR
+    return former if former.exists() else checkpoint / DISCRIMINATOR
+
+
+def free_space(folder: Path) -> str:
+    """How much room is left on the disk of a folder, for a message; empty if nothing can tell."""
+    with suppress(OSError):
+        return f", with {shutil.disk_usage(folder).free / 1e9:.2f} GB free on its disk"
+    return ""
 
 
 def read_progress(path: Path) -> Progress:
-    """How far a run is; CheckpointError if ``path`` is missing or damaged."""
+    """How far a run is.
+
+    Raises:
+        CheckpointError: ``path`` is missing or damaged.
+    """
     try:
-        return from_json_dict(Progress, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        return read_value(path, Progress)
+    except (OSError, UserError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({first_sentence(error)}): delete its folder to go on from the "
             "checkpoint before"
@@ -190,17 +207,17 @@ def read_progress(path: Path) -> Progress:
 
 
 def partial_of(path: Path) -> Path:
-    """What a checkpoint is called while it is not complete."""
+    """The name of a checkpoint while it is not complete."""
     return path.with_name(f".{path.name}.partial")
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint; one that is deleted in part has its name no more."""
+    """Deletes a checkpoint. It loses its name first, so a half deleted one is never read."""
     shutil.rmtree(path.rename(partial_of(path)))
 
 
 def flush(*paths: Path) -> None:
-    """Wait until files and directories are on the disk."""
+    """Waits until files and directories are on the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

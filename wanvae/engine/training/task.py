@@ -1,4 +1,4 @@
-"""What is trained: all that the loop has to be told about a model."""
+"""What is trained: everything that the loop has to know about a model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.utils.data import Dataset
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What one batch gives.
+    """The losses of one batch.
 
     Attributes:
-        terms: scalars by name, each a mean over the batch; their sum is what is minimized.
-        figures: more scalars by name, to report only.
-        output: what the adversary looks at, if there is one.
+        terms: scalars by name, each a mean over the batch. Their sum is minimized.
+        figures: more scalars by name, only to report.
+        output: what the discriminator judges, if there is one.
     """
 
     terms: dict[str, Tensor]
@@ -32,15 +32,17 @@ class StepLosses:
 
 
 @dataclass(frozen=True)
-class Adversary:
-    """A second model that learns, in the same steps, to tell outputs of the first from data.
+class Discriminator:
+    """A second model, which learns in the same steps to tell outputs of the first from data.
 
     Attributes:
-        model: called by the losses of the task and by its own only.
-        losses: from (wrapped adversary, output, batch, step) to losses of the adversary alone: they
-            detach ``output``, which is that of the task's losses. Names differ from theirs.
-        starts_at: the first step, counted from 0, that it takes part in.
-        learning_rate: at its highest; its course is that of the model's.
+        model: only the losses of the task and ``losses`` call it.
+        losses: from (wrapped discriminator, output, batch, step) to the losses of the
+            discriminator. ``output`` comes from the losses of the task; ``losses`` must detach it.
+            The names of terms and figures differ from the names in the losses of the task.
+        starts_at: the first step, counted from 0, in which the discriminator takes part.
+        learning_rate: its highest learning rate. It rises and falls as the learning rate of the
+            model does.
     """
 
     model: nn.Module
@@ -53,14 +55,16 @@ class Adversary:
 class Task:
     """What to train: a model, its data, its losses, and how its weights are kept.
 
+    All functions but ``losses`` get the model, or its moving average, as it is and not wrapped.
+
     Attributes:
-        model: called by ``losses`` only, so that accelerate may wrap it.
-        samples: gives sample ``number`` for any number from 0 on.
-        losses: from (wrapped model, wrapped adversary, batch, step) to the losses of the model.
-            There is no adversary before its first step; its parameters are constants here.
+        model: only ``losses`` calls it, so that accelerate may wrap it.
+        samples: gives the sample of any number from 0 on.
+        losses: from (wrapped model, wrapped discriminator, batch, step) to the losses of the model.
+            The discriminator is None before its first step. Its parameters are constants here.
         save_weights: writes the model to a file.
         load_weights: reads such a file into the model, whose parameters stay the same objects.
-        adversary: a second model that is trained against the first.
+        discriminator: a second model that is trained against the first.
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
@@ -69,8 +73,8 @@ class Task:
     model: nn.Module
     samples: Dataset
     losses: Callable[[nn.Module, nn.Module | None, Any, int], StepLosses]
-    save_weights: Callable[[nn.Module, Path], None]
-    load_weights: Callable[[nn.Module, Path], None]
-    adversary: Adversary | None = None
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    preview: Callable[[nn.Module, Path], None] | None = None
+    save_weights: Callable[[Any, Path], None]
+    load_weights: Callable[[Any, Path], None]
+    discriminator: Discriminator | None = None
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    preview: Callable[[Any, Path], None] | None = None

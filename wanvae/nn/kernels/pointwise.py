@@ -1,7 +1,7 @@
 """Layers that treat each position alone, applied block by block.
 
-A block is small enough for the cache, so a row of layers costs little more than one pass through
-memory, and leaves no intermediate results of the size of the whole.
+A block is small enough for the cache. So several layers cost little more than one pass through
+memory, and no intermediate result has the size of the whole.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-# Values of a block: 512 KB in float32 for each thread of a CPU; elsewhere what bounds the memory.
+# Values of a block: 512 KB in float32 for each thread of a CPU; elsewhere only memory is bounded.
 CPU_BLOCK = 2**17
 DEVICE_BLOCK = 2**26
 
 
 def apply(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """``x`` through layers one after another."""
+    """Gives ``x`` to layers, one after another."""
     for layer in layers:
         x = layer(x)
     return x
 
 
 def apply_into(layers: Sequence[nn.Module], x: Tensor, out: Tensor) -> None:
-    """Write ``x`` through layers to ``out``, of the same shape; no gradients."""
-    if out.is_meta:
-        return  # where only shapes are wanted, the blocks are not worth running
+    """Writes ``x`` through layers to ``out``, which has the same shape; no gradients."""
     for block in blocks(x):
         out[block].copy_(apply(layers, x[block]))
 
@@ -46,3 +44,8 @@ def blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
         length = max(1, limit * x.shape[2] // x.numel())
         for start in range(0, x.shape[2], length):
             yield everything, everything, slice(start, start + length)
+
+
+def add_in_place(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``, written to ``x`` where ``x`` has the dtype of the sum; no gradients."""
+    return x.add_(y) if torch.result_type(x, y) == x.dtype else x + y

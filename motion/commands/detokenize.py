@@ -1,0 +1,151 @@
+"""``wanvae-motion detokenize``: tokens to motion."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from motion.checkpoints.formats import require_suffix
+from motion.commands.options import MOTION_HELP, add_layers_option, add_model_options, load_model
+from motion.config import RVQVAEConfig
+from motion.errors import MotionError
+from motion.evaluate.reconstruction import make_figure
+from motion.features.humanml3d import skeleton_of
+from motion.features.recording import Recording, check_channels, suffixes_of
+from motion.features.rotations import restore_clip
+from motion.files.formats import read_motion
+from motion.model import RVQVAE
+from motion.render import FIGURE_SUFFIXES, render
+from motion.skeleton.packaged import PACKAGED_SKELETONS
+from motion.skeleton.tree import Skeleton
+from motion.tokens import Tokens, check_tokens, read_tokens
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("input", help="tokens: .npz, .safetensors, or .npy of indices (T, Q)")
+    parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
+    add_layers_option(parser)
+    parser.add_argument(
+        "--skeleton",
+        help="motion file with the skeleton to move (default: the skeleton of the tokens, else a "
+        "packaged skeleton with the same number of joints)",
+    )
+    add_model_options(parser)
+
+
+def run(arguments: Namespace) -> None:
+    recording = detokenize_file(
+        load_model(arguments),
+        arguments.input,
+        arguments.output,
+        layers=arguments.layers,
+        skeleton=arguments.skeleton,
+        progress=arguments.progress,
+    )
+    fps = recording.config.fps
+    print(f"{arguments.input} -> {arguments.output}: {len(recording)} frames at {fps:g} per second")
+
+
+def detokenize(
+    model: RVQVAE, tokens: Tokens, *, layers: int | None = None, skeleton: Skeleton | None = None
+) -> Recording:
+    """Returns the motion of tokens.
+
+    Args:
+        layers: decode from the first so many layers of the quantizer; None is all.
+        skeleton: the skeleton to move; None is the skeleton of the tokens, else a packaged one.
+
+    Raises:
+        MotionError: the skeleton does not fit the model, or there is none.
+    """
+    config, origin = model.config, tokens.origin
+    frames = None if origin is None else origin.frames
+    features = model.decode(tokens.indices[None], frames, layers=layers)[0].cpu()
+    if config.features is None:
+        skeleton = skeleton_of(config.channels)
+        return Recording(config=config, features=features, skeleton=skeleton, clip=None)
+    body = None if origin is None else origin.body
+    if skeleton is None:
+        skeleton = find_packaged_skeleton(config) if body is None else body.skeleton
+    start = (0.0, 0.0) if body is None else body.start
+    clip = restore_clip(features.double(), config.features, skeleton, config.fps, start=start)
+    if body is not None:
+        clip = replace(clip, betas=body.betas, gender=body.gender)
+    return Recording(config=config, features=features, skeleton=skeleton, clip=clip)
+
+
+def find_packaged_skeleton(config: RVQVAEConfig) -> Skeleton:
+    """Returns the packaged skeleton with as many joints as the features of a model have.
+
+    Raises:
+        MotionError: there is none.
+    """
+    spec = config.features
+    for skeleton in PACKAGED_SKELETONS:
+        if spec is not None and spec.channels(skeleton.joints) == config.channels:
+            return skeleton
+    raise MotionError(
+        f"the tokens do not say their skeleton, and no packaged skeleton has the joints of "
+        f"{config.channels} channels; give a file that has it, --skeleton FILE.bvh"
+    )
+
+
+def read_skeleton(path: str | os.PathLike[str], config: RVQVAEConfig) -> Skeleton:
+    """Reads the skeleton of a motion file.
+
+    Raises:
+        MotionError: the file cannot be read, or its skeleton does not fit the model.
+    """
+    skeleton, spec = read_motion(path).skeleton, config.features
+    if spec is not None:
+        found = spec.channels(skeleton.joints)
+        check_channels(Path(path), found, config.channels, f" of {skeleton.joints} joints")
+    return skeleton
+
+
+def detokenize_file(
+    model: RVQVAE,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    layers: int | None = None,
+    skeleton: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Recording:
+    """Writes the motion of a file of tokens, as a motion file or as a stick figure.
+
+    Args:
+        layers: decode from the first so many layers of the quantizer; None is all.
+        skeleton: a motion file with the skeleton to move.
+        progress: show a progress bar while drawing.
+
+    Raises:
+        MotionError: ``source`` does not hold tokens of ``model``, or the skeleton does not fit.
+        FileError, VideoError: ``destination`` cannot be written.
+    """
+    motion_suffixes = suffixes_of(model.config)
+    require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)
+    tokens = read_tokens(source)
+    check_tokens(tokens, model, source)
+    chosen = None if skeleton is None else read_skeleton(skeleton, model.config)
+    recording = detokenize(model, tokens, layers=layers, skeleton=chosen)
+    if Path(destination).suffix in motion_suffixes:
+        recording.write(destination, recording.features)
+    else:
+        figure = make_figure(recording, recording.features)
+        render(destination, [figure], model.config.fps, progress=progress)
+    return recording
+
+
+DETOKENIZE = Command(
+    run,
+    add_options,
+    "tokens to motion",
+    "Write the motion of a file of tokens, or of the indices of another program. If the features "
+    "have no root, as the 330 channels of BEAT2, the motion stays where it began.",
+)

@@ -1,0 +1,92 @@
+"""``wanvae-motion evaluate``: how close the reconstructions of many files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from motion.commands.options import MOTION_HELP, add_model_options, load_model, report_failures
+from motion.evaluate.folder import FolderEvaluation, evaluate_folder
+from motion.evaluate.page import FigureLimits, write_evaluation_page
+from motion.evaluate.report import make_table, write_figures
+from motion.model import RVQVAE
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+from wanvae.engine.config import check
+from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.files import make_directory
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of such files")
+    parser.add_argument(
+        "--output", help="folder for report.html, evaluation.json and evaluation.csv"
+    )
+    parser.add_argument(
+        "--figures",
+        type=int,
+        default=20,
+        help="number of files to show in the report, from the largest error to the smallest",
+    )
+    parser.add_argument(
+        "--figure-frames",
+        type=int,
+        default=600,
+        help="number of frames to show of each file, where its error is the largest",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="count the codes of all windows of so many frames (default: of whole files)",
+    )
+    add_model_options(parser)
+
+
+def run(arguments: Namespace) -> None:
+    window, progress = arguments.window, arguments.progress
+    if window is not None:
+        check(window >= 1, "--window", window, "at least 1 frame")
+    limits = FigureLimits(files=arguments.figures, frames=arguments.figure_frames)
+    check(limits.files >= 0, "--figures", limits.files, "at least 0")
+    check(limits.frames >= 1, "--figure-frames", limits.frames, "at least 1")
+    if arguments.output is not None:
+        make_directory(arguments.output)
+    with launched_processes(arguments.device) as processes:
+        model = load_model(arguments, device_of(processes))
+        evaluation = evaluate_folder(
+            model, arguments.input, processes, window=window, progress=progress
+        )
+        if not processes.is_main_process:
+            return
+    if arguments.output is not None:
+        write_report(arguments, model, evaluation, limits)
+    for line in make_table(evaluation.whole):
+        print(line)
+    report_failures(evaluation.failures, len(evaluation.files))
+
+
+def write_report(
+    arguments: Namespace, model: RVQVAE, evaluation: FolderEvaluation, limits: FigureLimits
+) -> None:
+    """Writes the files of ``--output``. The page comes last because it can take long."""
+    checkpoint, folder = arguments.checkpoint, Path(arguments.output)
+    write_figures(folder, evaluation, checkpoint)
+    page, progress = folder / "report.html", arguments.progress
+    try:
+        write_evaluation_page(page, model, evaluation, checkpoint, limits, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "evaluation.json and evaluation.csv are complete, report.html was not written"
+        ) from None
+
+
+EVALUATE = Command(
+    run,
+    add_options,
+    "errors and code use over many files, as a page",
+    "Reconstruct a motion file, or all motion files of a folder, with each number of layers. Say "
+    "how close the results are, whether they jerk, whether feet slide, and how the layers use "
+    "their codes. Files that cannot be read are named and left out. Several processes (accelerate "
+    "launch -m motion evaluate ...) share a folder.",
+)

@@ -1,0 +1,145 @@
+"""``wanvae-motion info``: what a file is. A checkpoint, motion, features or tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
+from motion.checkpoints.formats import Checkpoint
+from motion.commands.convert import load_complete
+from motion.commands.options import add_untold_options, read_untold
+from motion.config import RVQVAEConfig
+from motion.features.humanml3d import read_features, skeleton_of
+from motion.files.formats import READERS, read_motion
+from motion.networks.receptive import effective_kernels, receptive_field
+from motion.skeleton.tree import Skeleton
+from motion.tokens import describe_token_rate, holds_tokens, read_tokens
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+from wanvae.engine.config import to_json_dict
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("file", help="a checkpoint, motion, features or tokens")
+    add_untold_options(parser)
+
+
+def run(arguments: Namespace) -> None:
+    for line in describe_file(arguments.file, read_untold(arguments)):
+        print(line)
+
+
+def describe_file(path: str | os.PathLike[str], untold: Untold | None = None) -> Iterator[str]:
+    """Describes a file of any kind in lines.
+
+    Args:
+        untold: what to assume where the tensors of a checkpoint do not tell it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if holds_tokens(path):
+        yield from describe_tokens(path)
+    elif suffix in READERS:
+        yield from describe_motion(path)
+    elif suffix == ".npy":
+        yield from describe_features(path)
+    else:
+        yield from describe_checkpoint(path, load_complete(path, untold))
+
+
+def describe_motion(path: Path) -> Iterator[str]:
+    clip = read_motion(path)
+    yield f"{path}: motion, {path.suffix[1:]}"
+    yield show_timing(len(clip), clip.fps)
+    yield from describe_skeleton(clip.skeleton)
+
+
+def describe_skeleton(skeleton: Skeleton) -> Iterator[str]:
+    yield f"joints: {skeleton.joints}, from {skeleton.names[0]} to {skeleton.names[-1]}"
+    yield f"unit: {skeleton.unit:g} m, {skeleton.up} up"
+    yield f"size: {skeleton.span:.3f} m along the bones between the ends furthest apart"
+
+
+def describe_features(path: Path) -> Iterator[str]:
+    features = read_features(path)
+    channels = features.shape[1]
+    kind = {263: "HumanML3D", 251: "KIT"}[channels]
+    yield f"{path}: features of {kind}, {channels} channels"
+    yield show_timing(len(features), PUBLISHED_FEATURES[channels][1])
+    yield f"joints: {skeleton_of(channels).joints}"
+
+
+def describe_tokens(path: Path) -> Iterator[str]:
+    tokens = read_tokens(path)
+    indices, origin = tokens.indices, tokens.origin
+    length, layers = indices.shape
+    yield f"{path}: {length} tokens of {layers} codes, from {indices.min()} to {indices.max()}"
+    if origin is None:
+        yield "origin: not known"
+        return
+    yield f"codebooks: of {origin.codes} codes, digest {origin.books}"
+    yield show_timing(origin.frames, origin.fps)
+    if origin.body is not None:
+        yield from describe_skeleton(origin.body.skeleton)
+
+
+def show_timing(frames: int, fps: float) -> str:
+    return f"frames: {frames} at {fps:g} per second, {frames / fps:.2f} s"
+
+
+def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
+    config, tensors = checkpoint.config, checkpoint.tensors
+    count = sum(t.numel() for n, t in tensors.items() if n.startswith(("encoder.", "decoder.")))
+    codes = tensors["quantizer.books.codes"].numel()
+    yield f"{path}: {checkpoint.layout.value} layout"
+    yield f"parameters: {count:,} of encoder and decoder, {codes:,} of the codes"
+    yield f"tokens: {describe_token_rate(config)}"
+    yield from describe_reach(config)
+    for name, value in to_json_dict(config).items():
+        # Only one of the two networks is used.
+        if name not in ("resnet", "wan") or name == config.network:
+            nested = isinstance(value, dict)
+            shown = ", ".join(f"{key} {x}" for key, x in value.items()) if nested else value
+            yield f"{name}: {shown}"
+    for note in checkpoint.notes:
+        yield f"note: {note}"
+
+
+def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
+    """Describes which frames a token depends on, and the kernels that this follows from."""
+    field = receptive_field(config)
+    frames = "all frames" if field.frames is None else f"{field.frames} frames"
+    ahead = "to the end of the motion" if field.lookahead is None else f"{field.lookahead} frames"
+    before, after, tokens_before, tokens_after = (
+        "all" if count is None else count
+        for count in (
+            field.frames_before,
+            field.frames_after,
+            field.tokens_before,
+            field.tokens_after,
+        )
+    )
+    yield (
+        f"receptive field: a token sees {frames} ({before} before its own "
+        f"{field.frames_of_token} and {after} after), its frames "
+        f"{tokens_before} tokens before and {tokens_after} after"
+    )
+    yield f"look-ahead: {ahead}"
+    if config.network == "resnet":
+        stages = ", then ".join(" ".join(map(str, stage)) for stage in effective_kernels(config))
+        yield f"effective kernels: {stages}"
+
+
+INFO = Command(
+    run,
+    add_options,
+    "what a file is",
+    "Say what a checkpoint, a motion file or a file of tokens is, and what was assumed.",
+)

@@ -1,0 +1,103 @@
+"""``wanvae-motion reconstruct``: motion to tokens and back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from jsonargparse import Namespace
+
+from motion.checkpoints.formats import require_suffix
+from motion.commands.options import MOTION_HELP, add_layers_option, add_model_options, load_model
+from motion.evaluate.evaluation import count_indices
+from motion.evaluate.reconstruction import reconstruct
+from motion.features.recording import read_recording, suffixes_of
+from motion.metrics import mpjpe, rotation_error
+from motion.model import RVQVAE
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("input", help=MOTION_HELP)
+    parser.add_argument("output", help="file to write, of the same kind")
+    add_layers_option(parser)
+    add_model_options(parser)
+
+
+def run(arguments: Namespace) -> None:
+    model = load_model(arguments)
+    report = reconstruct_file(model, arguments.input, arguments.output, layers=arguments.layers)
+    rate = f"{report.fps:g} per second"
+    if report.file_fps not in (None, report.fps):
+        rate += f" (converted from {report.file_fps:g})"
+    print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
+    print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
+    used = ", ".join(map(str, report.used))
+    codes = model.config.quantizer.codes
+    print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionReport:
+    """How close a reconstruction is.
+
+    Attributes:
+        frames: the number of frames, at the frame rate of the model.
+        file_fps: frames per second of the original; None if they are not known.
+        fps: frames per second of the model.
+        mpjpe: mean distance of the joints from their original positions, in millimetres.
+        rotation_error: mean angle between the rotations of the joints, in degrees.
+        tokens: the number of tokens. Each has one code of each layer.
+        used: the number of codes of each layer that the tokens use.
+    """
+
+    frames: int
+    file_fps: float | None
+    fps: float
+    mpjpe: float
+    rotation_error: float
+    tokens: int
+    used: tuple[int, ...]
+
+
+def reconstruct_file(
+    model: RVQVAE,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    layers: int | None = None,
+) -> ReconstructionReport:
+    """Writes the reconstruction of a motion file, and compares it with the original.
+
+    Args:
+        layers: decode from the first so many layers of the quantizer; None is all.
+
+    Raises:
+        MotionError: ``source`` cannot be read, or does not have the features of the model.
+        FileError: ``destination`` cannot be written.
+    """
+    require_suffix(destination, *suffixes_of(model.config))
+    recording = read_recording(source, model.config)
+    indices, features = reconstruct(model, recording, layers)
+    joints, original = recording.joints_of(features), recording.joints
+    recording.write(destination, features)
+    counts = count_indices(model, indices)
+    return ReconstructionReport(
+        frames=len(recording),
+        file_fps=recording.file_fps,
+        fps=model.config.fps,
+        mpjpe=mpjpe(joints.positions, original.positions),
+        rotation_error=rotation_error(joints.rotations, original.rotations),
+        tokens=indices.shape[1],
+        used=tuple((counts > 0).sum(1).tolist()),
+    )
+
+
+RECONSTRUCT = Command(
+    run,
+    add_options,
+    "motion to tokens and back, and compare",
+    "Tokenize and detokenize a motion file, and say how close the result is. If the features have "
+    "no root, the root takes its path from the file.",
+)

@@ -1,0 +1,80 @@
+"""``wanvae-motion render``: motion as a stick figure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from motion.checkpoints.architecture import PUBLISHED_FEATURES
+from motion.checkpoints.formats import require_suffix
+from motion.commands.options import add_model_options, load_model
+from motion.evaluate.reconstruction import make_figure, reconstruct
+from motion.features.humanml3d import read_features, recover_positions, skeleton_of
+from motion.features.recording import read_recording
+from motion.files.formats import read_motion
+from motion.model import RVQVAE
+from motion.render import FIGURE_SUFFIXES, Figure, render
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("input", help=".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT")
+    parser.add_argument("output", help="file to write: .mp4, .mov, .mkv; .png, .jpg, .webp")
+    add_model_options(parser, required=False)
+
+
+def run(arguments: Namespace) -> None:
+    model = None if arguments.checkpoint is None else load_model(arguments)
+    render_file(arguments.input, arguments.output, model, progress=arguments.progress)
+    print(f"{arguments.input} -> {arguments.output}")
+
+
+def render_file(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    model: RVQVAE | None = None,
+    *,
+    progress: bool = False,
+) -> None:
+    """Draws a motion file as a stick figure, with ``model`` beside its reconstruction.
+
+    Args:
+        destination: a video (.mp4, .mov, .mkv), or a picture of some frames (.png, .jpg, .webp).
+        progress: show a progress bar.
+
+    Raises:
+        MotionError: ``source`` cannot be read, or does not have the features of the model.
+        FileError, VideoError: ``destination`` cannot be written.
+    """
+    require_suffix(destination, *FIGURE_SUFFIXES)
+    if model is None:
+        figure, fps = read_figure(source)
+        figures = [figure]
+    else:
+        recording, fps = read_recording(source, model.config), model.config.fps
+        _, decoded = reconstruct(model, recording)
+        figures = [make_figure(recording, features) for features in (recording.features, decoded)]
+    render(destination, figures, fps, progress=progress)
+
+
+def read_figure(path: str | os.PathLike[str]) -> tuple[Figure, float]:
+    """Reads the stick figure of a motion file of any kind, and its frames per second."""
+    if Path(path).suffix.lower() != ".npy":
+        clip = read_motion(path)
+        return Figure.of_clip(clip), clip.fps
+    features = read_features(path)
+    channels = features.shape[1]
+    figure = Figure.of_joints(recover_positions(features), skeleton_of(channels))
+    return figure, PUBLISHED_FEATURES[channels][1]
+
+
+RENDER = Command(
+    run,
+    add_options,
+    "motion to a video of a stick figure",
+    "Draw a motion file as a stick figure: as a video, or as a picture of some frames. With a "
+    "checkpoint, its reconstruction is beside it.",
+)

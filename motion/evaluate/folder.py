@@ -1,0 +1,129 @@
+"""The evaluation of a folder of motion files, shared by the processes of a run."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from motion.errors import MotionError
+from motion.evaluate.evaluation import (
+    MotionEvaluation,
+    MotionSummary,
+    add_up,
+    add_up_processes,
+    measure,
+)
+from motion.features.recording import find_files, read_recording, share_files
+from motion.model import RVQVAE
+from wanvae.engine.processes import gather_objects
+from wanvae.engine.text import writable
+from wanvae.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+@dataclass(frozen=True, eq=False)
+class FileEvaluation:
+    """The figures of one file.
+
+    Attributes:
+        path: the file.
+        name: its path in the folder.
+        joint_names: the names of the joints of its skeleton.
+        summary: its figures.
+    """
+
+    path: Path
+    name: str
+    joint_names: tuple[str, ...]
+    summary: MotionSummary
+
+
+@dataclass(frozen=True)
+class FolderEvaluation:
+    """The figures of the files of a folder.
+
+    Attributes:
+        source: the folder, or the file if only one was given.
+        window: codes were counted in windows of so many frames; None is whole files.
+        whole: the sums over all frames of all files.
+        files: the files that were evaluated, sorted by path.
+        failures: a line for each file that was left out, sorted by path.
+    """
+
+    source: str
+    window: int | None
+    whole: MotionEvaluation
+    files: tuple[FileEvaluation, ...]
+    failures: tuple[str, ...]
+
+
+def evaluate_folder(
+    model: RVQVAE,
+    source: str | os.PathLike[str],
+    processes: PartialState,
+    *,
+    window: int | None = None,
+    progress: bool = False,
+) -> FolderEvaluation:
+    """Reconstructs all motion files of a folder, or one file, and compares them with the originals.
+
+    One file is in memory at a time. Files that cannot be read are left out, and so are files with
+    other joints than most files have.
+
+    Args:
+        processes: the processes of the run. They all call this function and share the files.
+        window: count the codes of all windows of so many frames; None is whole files.
+        progress: show a progress bar.
+
+    Returns:
+        The figures of all files, in every process.
+
+    Raises:
+        MotionError: there are no files, or none can be evaluated.
+    """
+    files: list[FileEvaluation] = []
+    failures: list[tuple[Path, str]] = []
+    skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def evaluations() -> Iterator[MotionEvaluation]:
+        paths = find_files(source, model.config)
+        for path in share_files(paths, processes, progress=progress):
+            try:
+                found = measure(model, read_recording(path, model.config), window=window)
+            except (UserError, OSError) as error:
+                failures.append((path, writable(str(error))))
+                continue
+            inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
+            # The names are kept once, not for each file.
+            names = skeletons.setdefault(found.joint_names, found.joint_names)
+            files.append(FileEvaluation(path, writable(inner), names, found.summary))
+            yield found
+
+    sums = add_up_processes(add_up(evaluations()))
+    gathered = gather_objects((files, failures))
+    files = sorted((file for part, _ in gathered for file in part), key=lambda file: file.path)
+    failures = [failure for _, part in gathered for failure in part]
+    if not files:
+        first = min(failures)[1]
+        several = f"none of the {len(failures)} files of {source} can be evaluated; the first: "
+        raise MotionError(several + first if len(failures) > 1 else first)
+    names, count = Counter(file.joint_names for file in files).most_common(1)[0]
+    reason = f"has other joints than {count} files of the folder; evaluate it by itself"
+    failures += [
+        (file.path, f"{writable(str(file.path))} {reason}")
+        for file in files
+        if file.joint_names != names
+    ]
+    return FolderEvaluation(
+        source=writable(str(source)),
+        window=window,
+        whole=sums[names],
+        files=tuple(file for file in files if file.joint_names == names),
+        failures=tuple(line for _, line in sorted(failures)),
+    )

@@ -1,0 +1,154 @@
+"""Features with rotations: a row of numbers for each frame of a clip, and the way back.
+
+The way back uses the rotations, not inverse kinematics, and gives a clip of the same skeleton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import roma
+import torch
+from torch import Tensor
+
+from motion.config import FeatureSpec
+from motion.errors import MotionError
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.tree import Skeleton
+
+# Shorter vectors have no direction. A network may output them; the result is still defined.
+SHORTEST = 1e-8
+
+
+def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
+    """Returns the features (T, D) of a clip, in its dtype.
+
+    Raises:
+        MotionError: the skeleton does not have the contact joints.
+    """
+    parts = [to_rot6d(clip.rotations, spec.rot6d).flatten(1)]
+    root, positions = clip.root_positions, clip.pose.positions
+    if spec.root:
+        velocity = difference_backward(root)[:, [0, 2]] * clip.fps
+        parts += [velocity, root[:, 1:2]]
+    if spec.positions:
+        parts.append((positions - project_to_ground(root)[:, None]).flatten(1))
+    if spec.velocities:
+        parts.append((difference_backward(positions) * clip.fps).flatten(1))
+    if spec.contacts:
+        parts.append(find_contacts(positions, spec).to(root))
+    return torch.cat(parts, dim=1)
+
+
+def restore_clip(
+    features: Tensor,
+    spec: FeatureSpec,
+    skeleton: Skeleton,
+    fps: float,
+    *,
+    start: tuple[float, ...] = (0.0, 0.0),
+    root_positions: Tensor | None = None,
+) -> MotionClip:
+    """Returns the clip of features (T, D). Only their rotations and their root are used.
+
+    Features without a root stay above ``start``, as high as the root of a person who stands
+    upright, if ``root_positions`` are not given.
+
+    Args:
+        start: (x, z) of the root in the first frame, metres. Features do not hold it.
+        root_positions: (T, 3), metres; they replace the root of the features.
+
+    Raises:
+        MotionError: ``spec`` and ``skeleton`` have another D, or there are no frames.
+    """
+    expected = spec.channels(skeleton.joints)
+    if features.ndim != 2 or features.shape[1] != expected or not len(features):
+        raise MotionError(
+            f"features are {tuple(features.shape)}; {skeleton.joints} joints need (T, {expected}) "
+            "and at least one frame"
+        )
+    width = 6 * skeleton.joints
+    rotations = from_rot6d(features[:, :width].unflatten(1, (-1, 6)), spec.rot6d)
+    if root_positions is None and spec.root:
+        velocity, height = features[:, width : width + 2], features[:, width + 2]
+        steps = velocity.double() / fps
+        steps[0] = steps.new_tensor(start)  # the first frame has no velocity
+        path = steps.cumsum(dim=0)
+        root_positions = torch.stack([path[:, 0], height.double(), path[:, 1]], dim=1)
+    elif root_positions is None:
+        place = (start[0], find_standing_height(skeleton), start[1])
+        root_positions = features.new_tensor(place).expand(len(features), -1)
+    return MotionClip(
+        skeleton=skeleton,
+        rotations=rotations,
+        root_positions=root_positions.to(rotations),
+        fps=fps,
+    )
+
+
+def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> MotionClip:
+    """Returns the clip of features (T, D), at the place of ``clip``.
+
+    Features without a root take the path of ``clip``.
+    """
+    restored = restore_clip(
+        features.to(clip.rotations),
+        spec,
+        clip.skeleton,
+        clip.fps,
+        start=clip.start,
+        root_positions=None if spec.root else clip.root_positions[: len(features)],
+    )
+    return replace(clip, rotations=restored.rotations, root_positions=restored.root_positions)
+
+
+def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
+    """Returns the first two rows or columns of (..., 3, 3), one after the other: (..., 6)."""
+    matrices = rotations if lines == "rows" else rotations.mT
+    return matrices[..., :2, :].flatten(-2)
+
+
+def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
+    """Returns rotations (..., 3, 3) of any (..., 6), orthonormal by Gram-Schmidt."""
+    columns = vectors.unflatten(-1, (2, 3)).mT
+    # roma takes a float, though its type hint says int.
+    rotations = roma.special_gramschmidt(columns, epsilon=SHORTEST)  # pyright: ignore[reportArgumentType]
+    return rotations.mT if lines == "rows" else rotations
+
+
+def find_contacts(positions: Tensor, spec: FeatureSpec) -> Tensor:
+    """Returns which contact joints rest: bool (T, C) for positions (T, J, 3) in metres.
+
+    A joint rests if it moves less than the threshold to the next frame. In the last frame it rests
+    if it rests in the frame before.
+
+    Raises:
+        MotionError: the skeleton does not have the contact joints.
+    """
+    joints = positions.shape[1]
+    if not all(0 <= joint < joints for joint in spec.contact_joints):
+        raise MotionError(
+            f"contact_joints are {spec.contact_joints}, but the skeleton has {joints} joints"
+        )
+    feet = positions[:, list(spec.contact_joints)]
+    steps = difference_backward(feet).norm(dim=-1) < spec.contact_threshold
+    return torch.cat([steps[1:], steps[-1:]])
+
+
+def difference_backward(values: Tensor) -> Tensor:
+    """Returns each row minus the row before; 0 for the first row."""
+    return torch.diff(values, dim=0, prepend=values[:1])
+
+
+def project_to_ground(root_positions: Tensor) -> Tensor:
+    """Returns the points (T, 3) on the ground below points (T, 3)."""
+    return root_positions * root_positions.new_tensor([1.0, 0.0, 1.0])
+
+
+def find_standing_height(skeleton: Skeleton) -> float:
+    """Returns metres from the lowest joint to the root, in the rest pose."""
+    heights = [0.0]
+    for offset, parent in zip(skeleton.offsets[1:], skeleton.parents[1:], strict=True):
+        heights.append(heights[parent] + offset[1])
+    return -min(heights)

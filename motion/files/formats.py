@@ -1,0 +1,71 @@
+"""The formats of motion files: reading and writing a file by its suffix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from motion.errors import MotionError
+from motion.files.bvh import read_bvh, write_bvh
+from motion.files.smplx import read_npz, write_npz
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.packaged import PACKAGED_SKELETONS
+from motion.skeleton.tree import Skeleton
+
+READERS: dict[str, Callable[[Path], MotionClip]] = {".bvh": read_bvh, ".npz": read_npz}
+WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_npz}
+
+
+def read_motion(path: str | os.PathLike[str]) -> MotionClip:
+    """Reads a .bvh file, or an .npz file of SMPL-X. The readers guess the unit and the axes.
+
+    BVH files have joints depth first. If the tree is the tree of a packaged skeleton, the joints
+    come in the order of the packaged skeleton.
+
+    Raises:
+        MotionError: the file does not exist, has another suffix, or its content is wrong.
+    """
+    path = Path(path)
+    return reorder_joints(READERS[check_suffix(path)](path))
+
+
+def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
+    """Writes a .bvh file, or an .npz file of SMPL-X.
+
+    Raises:
+        MotionError: the file has another suffix, or its format cannot hold the clip.
+        FileError: the file cannot be written.
+    """
+    path = Path(path)
+    WRITERS[check_suffix(path)](path, clip)
+
+
+def check_suffix(path: Path) -> str:
+    """Returns the suffix of a motion file; MotionError if it is another."""
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(READERS)}")
+    return suffix
+
+
+def reorder_joints(clip: MotionClip) -> MotionClip:
+    """Returns the clip with its joints in the order of the packaged skeleton with the same tree.
+
+    A clip whose tree is not packaged stays as it is.
+    """
+    skeleton = clip.skeleton
+    for packaged in PACKAGED_SKELETONS:
+        names = packaged.names
+        if skeleton.names != names and list_bones(skeleton) == list_bones(packaged):
+            order = [skeleton.names.index(name) for name in names]
+            rotations = clip.rotations[:, order]
+            return replace(clip, skeleton=skeleton.reorder(names), rotations=rotations)
+    return clip
+
+
+def list_bones(skeleton: Skeleton) -> list[tuple[str, str]]:
+    """Returns the names of each joint and its parent, sorted; the parent of the root is empty."""
+    names = (*skeleton.names, "")
+    return sorted((names[j], names[parent]) for j, parent in enumerate(skeleton.parents))

@@ -1,0 +1,161 @@
+"""Tokens of a folder: each file gets the tokens that it gets alone, whatever happens on the way."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from motion import RVQVAE
+from motion.commands.tokenize import FolderReport, tokenize_file, tokenize_folder
+from motion.errors import MotionError
+from motion.files.formats import write_motion
+from motion.tokens import read_tokens
+from tests.motion.helpers import contents
+from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer, write_walks
+from wanvae.engine.files import FileError
+from wanvae.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model() -> RVQVAE:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_walks(tmp_path / "in")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_folder_is_its_files(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState, suffix: str
+) -> None:
+    report = tokenize_folder(model, folder, tmp_path / "out", suffix, processes)
+    assert report == FolderReport(4, 0, ())
+    targets = [str(Path(name).with_suffix(suffix)) for name in WALKS]
+    assert list(contents(tmp_path / "out")) == targets
+    for name, target in zip(WALKS, targets, strict=True):
+        alone = tokenize_file(model, folder / name, tmp_path / f"alone{suffix}")
+        found = read_tokens(tmp_path / "out" / target)
+        assert torch.equal(found.indices, alone.indices) and found.origin == alone.origin
+
+
+def test_an_interrupted_run_goes_on(
+    tmp_path: Path,
+    folder: Path,
+    model: RVQVAE,
+    processes: PartialState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenize_folder(model, folder, tmp_path / "once", ".npz", processes)
+    encode, calls = model.encode, []
+
+    def interrupted(features: torch.Tensor) -> torch.Tensor:
+        calls.append(features)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_folder(model, folder, tmp_path / "twice", ".npz", processes)
+    expected = contents(tmp_path / "once")
+    assert contents(tmp_path / "twice") == dict(list(expected.items())[:2])
+    # One is cut short, as by a disk that was full.
+    (tmp_path / "twice" / "a.npz").write_bytes(expected["a.npz"][:-9])
+    report = tokenize_folder(model, folder, tmp_path / "twice", ".npz", processes)
+    assert report == FolderReport(3, 1, ())
+    assert contents(tmp_path / "twice") == expected
+
+
+def test_tokens_of_another_model_are_replaced(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    tokenize_folder(tiny_tokenizer(seed=1), folder, tmp_path / "out", ".npz", processes)
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert report == FolderReport(4, 0, ())
+    tokenize_folder(model, folder, tmp_path / "new", ".npz", processes)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_files_that_cannot_be_read_are_left_out(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    (folder / "a.bvh").write_text("HIERARCHY\nROOT")
+    (folder / "b.npz").write_bytes(b"")
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert (report.written, report.kept) == (2, 0)
+    first, second = report.failures
+    assert first.startswith(f"{folder / 'a.bvh'}, line 2: ")
+    assert second.startswith(f"{folder / 'b.npz'} is no complete .npz file")
+    assert list(contents(tmp_path / "out")) == ["deep/c.npz", "deep/er/d.npz"]
+
+
+def test_no_file_is_written_over_another(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    before = contents(folder)
+    for target in (folder, folder / "tokens", tmp_path, folder / ".." / "in"):
+        with pytest.raises(UserError, match="must not be in"):
+            tokenize_folder(model, folder, target, ".npz", processes)
+    write_motion(folder / "a.npz", WALK)
+    with pytest.raises(MotionError, match=r"a\.bvh and .*a\.npz would both become .*rename one"):
+        tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    os.unlink(folder / "a.npz")
+    assert contents(folder) == before and os.listdir(tmp_path) == ["in"]
+
+
+def test_folders_that_cannot_be(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    with pytest.raises(FileError, match=r"make the directory .*missing first"):
+        tokenize_folder(model, folder, tmp_path / "missing" / "out", ".npz", processes)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="file cannot be made: File exists"):
+        tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):
+        tokenize_folder(model, tmp_path / "empty", tmp_path / "out", ".npz", processes)
+
+
+def test_tokens_that_cannot_be_written_end_the_run(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    """The motion file is not to blame, so it is not left out as one that cannot be read."""
+    (tmp_path / "out" / "b.npz").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"b\.npz cannot be written: it is a directory"):
+        tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), TypeError("a bug")])
+def test_a_bug_is_not_taken_for_a_bad_file(
+    tmp_path: Path,
+    folder: Path,
+    model: RVQVAE,
+    processes: PartialState,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "encode", broken)
+    with pytest.raises(type(error), match="a bug"):
+        tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_the_progress_bar_is_shown_if_asked_for(
+    tmp_path: Path,
+    folder: Path,
+    model: RVQVAE,
+    processes: PartialState,
+    capsys: pytest.CaptureFixture[str],
+    progress: bool,
+) -> None:
+    tokenize_folder(model, folder, tmp_path / "out", ".npz", processes, progress=progress)
+    assert ("4/4" in capsys.readouterr().err) == progress

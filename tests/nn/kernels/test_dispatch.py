@@ -1,0 +1,166 @@
+"""The table: what runs for autograd, for the compiler and for nobody, on each device."""
+
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.helpers import random_video, tiny
+from wanvae.nn import ResidualBlock
+from wanvae.nn.kernels import convolution, dispatch, winograd
+from wanvae.nn.kernels.dispatch import (
+    PYTORCH,
+    TABLE,
+    Kernels,
+    Observer,
+    current_observer,
+    kernels_for,
+)
+from wanvae.nn.kernels.rms_norm import rms_norm_by_squares
+from wanvae.nn.kernels.winograd import HEIGHT, TIME
+
+ONES = (1, 1, 1)
+
+
+def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The fast ways that were taken: Winograd's by the axis."""
+    names = []
+    by_winograd = convolution.convolve_by_winograd
+    kernels = TABLE[Observer.NOBODY]["cpu"]
+
+    def spy_by_winograd(*args):
+        names.append({TIME: "time", HEIGHT: "height"}[args[-1]])
+        return by_winograd(*args)
+
+    def spy_in_phases(*args):
+        names.append("phases")
+        return kernels.convolve_doubled(*args)
+
+    monkeypatch.setattr(convolution, "convolve_by_winograd", spy_by_winograd)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+    row = replace(kernels, convolve_doubled=spy_in_phases)
+    monkeypatch.setitem(TABLE[Observer.NOBODY], "cpu", row)
+    return names
+
+
+def both_ways(frames=4, height=5, stride=ONES, padding=(0, 1, 1)):
+    """A convolution, and one of doubled images."""
+    x, weight, bias = example(1, 2, frames, height, 4), example(2, 2, 3, 3, 3), example(2)
+    return [
+        kernels_for(x).convolve(x, weight, bias, stride, padding, ONES),
+        kernels_for(x).convolve_doubled(x[:, :, 0], weight[:, :, 0], bias),
+    ]
+
+
+def test_fast_ways_are_taken_only_without_gradients(taken, monkeypatch):
+    plain = both_ways()
+    assert taken == []
+    with torch.no_grad():
+        torch.testing.assert_close(both_ways(), plain)
+        assert taken == ["time", "phases"]
+        taken.clear()
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        torch.testing.assert_close(both_ways(), plain)
+        assert taken == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        ({}, ["time"]),
+        ({"height": 4}, ["time", "height"]),
+        ({"frames": 3, "height": 4}, ["height"]),
+        ({"frames": 3}, []),
+        ({"frames": 5}, []),
+        ({"stride": (1, 2, 2)}, []),
+        ({"padding": (1, 1, 1)}, []),
+        ({"height": 4, "frames": 3, "padding": (0, 2, 1)}, []),
+    ],
+    ids=str,
+)
+def test_winograd_is_taken_where_it_applies(taken, changes, ways):
+    plain = both_ways(**changes)
+    with torch.no_grad():
+        torch.testing.assert_close(both_ways(**changes), plain)
+    assert list(dict.fromkeys(taken)) == [*ways, "phases"]
+
+
+def test_winograd_is_not_taken_for_few_channels(taken, monkeypatch):
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 3)
+    with torch.no_grad():
+        both_ways()
+    assert taken == ["phases"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"temporal_downsample": (True, False, True)}], ids=str)
+def test_a_whole_model_gives_the_same_with_and_without_gradients(taken, changes):
+    vae, video = tiny(**changes), random_video(13)
+    moments = vae.encode_step(video, None)[0]
+    latents = moments[:, :2].detach()
+    decoded = vae.decode_step(latents, None)[0]
+    assert taken == []
+    with torch.no_grad():
+        torch.testing.assert_close(vae.encode_step(video, None)[0], moments, rtol=0, atol=1e-9)
+        assert {"time", "height"} < {*taken, "phases"}
+        taken.clear()
+        torch.testing.assert_close(vae.decode_step(latents, None)[0], decoded, rtol=0, atol=1e-9)
+        assert {*taken} == {"time", "height", "phases"}
+        taken.clear()
+    torch.testing.assert_close(vae.encode(video).mean, latents, rtol=0, atol=1e-9)
+    torch.testing.assert_close(vae.decode(latents, clamp=False), decoded, rtol=0, atol=1e-9)
+    assert {*taken} == {"time", "height", "phases"}
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_compiler_comes_before_autograd(monkeypatch, gradients):
+    with torch.set_grad_enabled(gradients):
+        assert current_observer() is (Observer.AUTOGRAD if gradients else Observer.NOBODY)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert current_observer() is Observer.COMPILER
+
+
+@pytest.mark.parametrize("observer", Observer)
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta", "mps"])
+def test_every_observer_has_kernels_for_every_device(monkeypatch, observer, device):
+    monkeypatch.setattr(dispatch, "current_observer", lambda: observer)
+    kernels = kernels_for(SimpleNamespace(device=torch.device(device)))
+    assert kernels is TABLE[observer].get(device, TABLE[observer][None])
+
+
+@pytest.mark.parametrize("operation", [field.name for field in fields(Kernels)])
+def test_only_inference_writes_in_place_or_takes_the_memory_of_the_pool(operation):
+    """What autograd and the compiler see are PyTorch's operations, on every device."""
+    for observer in (Observer.AUTOGRAD, Observer.COMPILER):
+        for device, kernels in TABLE[observer].items():
+            if not (operation.startswith("convolve") and device in ("cpu", "meta")):
+                assert getattr(kernels, operation) == getattr(PYTORCH, operation)
+
+
+@pytest.mark.parametrize("observer", Observer)
+def test_a_row_of_the_table_is_what_layers_run(monkeypatch, observer):
+    """One new row is all that another kernel needs."""
+    ran = []
+
+    def norm(x, gamma):
+        ran.append(observer)
+        return rms_norm_by_squares(x, gamma)
+
+    monkeypatch.setattr(dispatch, "current_observer", lambda: observer)
+    row = replace(TABLE[observer]["cpu"], rms_norm=norm)
+    monkeypatch.setitem(TABLE[observer], "cpu", row)
+    with torch.set_grad_enabled(observer is not Observer.NOBODY):
+        ResidualBlock(3, 4, 4)(torch.randn(1, 4, 2, 3, 3))
+    assert ran == [observer, observer]
+
+
+@torch.no_grad()
+def test_where_only_shapes_are_wanted_no_pointwise_layer_runs():
+    x = torch.empty(1, 2, 3, 4, 5, device="meta")
+    joined = kernels_for(x).join(x, x, [torch.nn.Linear(7, 7)])
+    assert joined.is_meta and joined.shape == (1, 2, 6, 4, 5)

@@ -1,0 +1,81 @@
+"""The commands ``wanvae info`` and ``wanvae convert``, for checkpoints."""
+
+from __future__ import annotations
+
+from jsonargparse import Namespace
+
+from wanvae.checkpoints.formats import Layout
+from wanvae.commands.convert import convert, load_complete
+from wanvae.commands.options import DTYPES, checkpoint_of
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+from wanvae.engine.config import to_json_dict
+
+
+def info(arguments: Namespace) -> None:
+    """Prints what a checkpoint is."""
+    path = checkpoint_of(arguments)
+    checkpoint = load_complete(path)
+    count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
+    config = checkpoint.config
+    print(f"{path}: {checkpoint.layout.value} layout")
+    print(f"parameters: {count:,} in {len(checkpoint.tensors)} tensors, {', '.join(dtypes)}")
+    print(
+        f"compression: {config.temporal_factor}x{config.spatial_factor}x{config.spatial_factor}, "
+        f"{config.z_dim} channels{', an image model' if config.ndim == 2 else ''}"
+    )
+    for name, value in to_json_dict(config).items():
+        print(f"{name}: {value}")
+    for note in checkpoint.notes:
+        print(f"note: {note}")
+
+
+def convert_checkpoint(arguments: Namespace) -> None:
+    """Writes a checkpoint in another layout."""
+    dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
+    report = convert(arguments.source, arguments.destination, Layout(arguments.to), dtype)
+    print(
+        f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
+        f"{report.renamed} renamed"
+    )
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+def add_info_options(parser: Parser) -> None:
+    """Declares the options of ``wanvae info``."""
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="checkpoint of any layout (default: the small model of this package)",
+    )
+
+
+def add_convert_options(parser: Parser) -> None:
+    """Declares the options of ``wanvae convert``."""
+    parser.add_argument("source", help="checkpoint of any layout, which is detected")
+    parser.add_argument(
+        "destination",
+        help=".safetensors (native), .pth or .safetensors (wan), directory (diffusers)",
+    )
+    layouts = [layout.value for layout in Layout]
+    parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="dtype of the tensors (default: unchanged)"
+    )
+
+
+INFO = Command(
+    info,
+    add_info_options,
+    "print what a checkpoint is",
+    "Print what a checkpoint is, and what had to be assumed.",
+)
+
+CONVERT = Command(
+    convert_checkpoint,
+    add_convert_options,
+    "write a checkpoint in another layout",
+    "Write a checkpoint in another layout.",
+)

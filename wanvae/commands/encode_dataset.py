@@ -1,0 +1,130 @@
+"""The command ``wanvae encode-dataset``: a folder of videos to latents to train on."""
+
+from __future__ import annotations
+
+from jsonargparse import Namespace
+
+from wanvae.commands.options import DTYPES, add_model_options, checkpoint_of, load_model
+from wanvae.commands.output import print_some
+from wanvae.dataset.encode import DatasetReport, encode_dataset
+from wanvae.dataset.settings import DatasetOptions
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+from wanvae.engine.devices import device_of, launched_processes
+from wanvae.errors import UserError
+from wanvae.execution.budget import parse_memory
+
+
+def run(arguments: Namespace) -> None:
+    """Runs the command."""
+    options = DatasetOptions(
+        frames=arguments.frames,
+        fps=as_text(arguments.fps),
+        resize=as_text(arguments.resize),
+        store=arguments.store,
+        scale=arguments.scale,
+        dtype=arguments.store_dtype,
+        container=arguments.container,
+        shard_size=parse_memory(arguments.shard_size),
+        seed=arguments.seed,
+    )
+    with launched_processes(arguments.device) as processes:
+        checkpoint = checkpoint_of(arguments)
+        try:
+            report = encode_dataset(
+                load_model(arguments, checkpoint, device_of(processes)),
+                checkpoint,
+                arguments.source,
+                arguments.destination,
+                options,
+                processes,
+                tile_size=arguments.tile_size,
+                max_memory=arguments.max_memory,
+                progress=arguments.progress,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "files that were written are complete; run it again to go on from there"
+            ) from None
+    # Only the first process prints, and fails, for all of them.
+    if report is not None:
+        show(f"{arguments.source} -> {arguments.destination}", report)
+
+
+def as_text(value: object) -> str | None:
+    """Returns an option as text, because in a YAML file 16 is a number."""
+    return None if value is None else str(value)
+
+
+def show(name: str, report: DatasetReport) -> None:
+    """Prints the results, and raises UserError if there are no clips."""
+    speed = report.frames / report.seconds
+    print(
+        f"{name}: {report.written} clips written, {report.kept} were there, "
+        f"{len(report.failures)} failed; {report.size:,} bytes written, "
+        f"{speed:.2f} frames per second"
+    )
+    print_some("left out, too small or too short", report.left_out)
+    print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
+    if not report.written + report.kept:
+        raise UserError(f"not one of {len(report.failures)} clips could be encoded")
+
+
+def add_options(parser: Parser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "source",
+        help="folder of videos, images and tars of them, or the manifest that wanvae index wrote",
+    )
+    parser.add_argument("destination", help="folder to write, new or from an interrupted run")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help="frames of each clip, 1 + 4n: cut videos into clips of this length, and drop the rest "
+        "(default: one clip for each whole video)",
+    )
+    parser.add_argument(
+        "--fps", help="frames per second, like 16 or 30000/1001 (default: the rate of each video)"
+    )
+    parser.add_argument(
+        "--resize",
+        help="480x832: scale and crop to that height and width; 480: scale the shorter side to "
+        "that (default: the size of the video). Sides are cropped to multiples of 8",
+    )
+    parser.add_argument(
+        "--store",
+        choices=["moments", "mean", "sample"],
+        default="moments",
+        help="mean and logvar of the latents, only the mean, or a sample",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=["raw", "normalized"],
+        default="raw",
+        help="raw latents for the decoder, or normalized latents for diffusion models",
+    )
+    parser.add_argument(
+        "--store-dtype", choices=list(DTYPES), default="float32", help="dtype of the stored latents"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    parser.add_argument(
+        "--container",
+        choices=["files", "tar", "safetensors"],
+        default="files",
+        help="one file for each clip; tars of such files; or safetensors files of many clips",
+    )
+    parser.add_argument(
+        "--shard-size", default="1GB", help="size of a tar or a file of many clips, like 500MB"
+    )
+    add_model_options(parser)
+
+
+ENCODE_DATASET = Command(
+    run,
+    add_options,
+    "encode a folder of videos to latents to train on",
+    "Encode the videos and images of a folder to latents, to train diffusion models with "
+    "wanvae.LatentDataset. Files that cannot be read are recorded in failures.jsonl, and the rest "
+    "is encoded. After any interruption, run it again to go on. Several processes "
+    "(accelerate launch -m wanvae encode-dataset ...) share the work, with the same result.",
+)

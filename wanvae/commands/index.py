@@ -1,0 +1,47 @@
+"""The command ``wanvae index``: lists the videos of a folder, for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.options import add_progress_option
+from wanvae.engine.command_line.program import Command
+from wanvae.folders.manifest import MANIFEST, write_manifest
+
+
+def index(arguments: Namespace) -> None:
+    """Writes the manifest of a folder, and prints what cannot be read."""
+    folder = Path(arguments.folder)
+    try:
+        entries = write_manifest(folder, progress=arguments.progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run it again to go on from there") from None
+    broken = [entry for entry in entries if entry.error is not None]
+    images = sum(entry.is_image for entry in entries)
+    videos = len(entries) - len(broken) - images
+    print(
+        f"{folder / MANIFEST}: {videos} videos, {images} images, {len(broken)} that cannot be read"
+    )
+    for entry in broken:
+        print(f"cannot read {entry.name}: {entry.error}")
+
+
+def add_index_options(parser: Parser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "folder", help="folder of videos, images and tars of them; its subfolders are searched"
+    )
+    add_progress_option(parser)
+
+
+INDEX = Command(
+    index,
+    add_index_options,
+    "list the videos of a folder, for training",
+    "Find the videos, images and tars in a folder, and list them in a file in this folder, so that "
+    "training on many of them starts quickly. Files that cannot be read are printed. Run it again "
+    "after adding files: only new and changed files are opened.",
+)

@@ -1,0 +1,164 @@
+"""The commands ``wanvae reconstruct``, ``encode`` and ``decode``, for one video or image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import Namespace
+
+from wanvae.commands.options import add_model_options, add_shard_option, model_to_share
+from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
+from wanvae.demo import demo_clip
+from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.program import Command
+from wanvae.video.rate import parse_rate
+
+VIDEO_HELP = "video or image to read; anything FFmpeg reads"
+OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
+
+
+def reconstruct(arguments: Namespace) -> None:
+    """Encodes and decodes a video, and prints how close the result is."""
+    source = arguments.input or demo_clip()
+    demo = arguments.input is None
+    with model_to_share(arguments) as (vae, processes):
+        report = reconstruct_file(
+            vae,
+            source,
+            arguments.output,
+            side_by_side=arguments.side_by_side or demo,
+            crf=arguments.crf,
+            start=arguments.start,
+            duration=arguments.duration,
+            shard=processes,
+            **common_options(arguments),
+        )
+    if report is not None:
+        print(
+            f"{source} -> {arguments.output}: {report.frames} frames, "
+            f"PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}, "
+            f"compression {report.compression:.1f}x, "
+            f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
+        )
+
+
+def encode(arguments: Namespace) -> None:
+    """Encodes a video to a file of latents."""
+    with model_to_share(arguments) as (vae, processes):
+        shape = encode_file(
+            vae,
+            arguments.input,
+            arguments.output,
+            start=arguments.start,
+            duration=arguments.duration,
+            shard=processes,
+            **common_options(arguments),
+        )
+    if shape is not None:
+        print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
+
+
+def decode(arguments: Namespace) -> None:
+    """Decodes a file of latents to a video."""
+    fps = None if arguments.fps is None else parse_rate(arguments.fps)
+    with model_to_share(arguments) as (vae, processes):
+        frames = decode_file(
+            vae,
+            arguments.input,
+            arguments.output,
+            normalized=arguments.normalized,
+            fps=fps,
+            crf=arguments.crf,
+            shard=processes,
+            **common_options(arguments),
+        )
+    if frames:
+        print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+
+
+def common_options(arguments: Namespace) -> dict[str, Any]:
+    """Returns the arguments that the three commands share."""
+    return {name: arguments[name] for name in ("tile_size", "max_memory", "progress")}
+
+
+def add_quality_option(parser: Parser) -> None:
+    """Declares ``--crf``."""
+    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+
+
+def add_time_options(parser: Parser) -> None:
+    """Declares ``--start`` and ``--duration``."""
+    parser.add_argument(
+        "--start", type=float, default=0.0, help="start of the part to take, in seconds"
+    )
+    parser.add_argument(
+        "--duration", type=float, help="length of the part to take, in seconds (default: all)"
+    )
+
+
+def add_reconstruct_options(parser: Parser) -> None:
+    """Declares the options of ``wanvae reconstruct``."""
+    parser.add_argument("input", nargs="?", help=VIDEO_HELP)
+    parser.add_argument(
+        "output",
+        nargs="?",
+        default="reconstruction.mp4",
+        help=OUTPUT_HELP,
+    )
+    parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
+    add_time_options(parser)
+    add_quality_option(parser)
+    add_model_options(parser)
+    add_shard_option(parser)
+
+
+def add_encode_options(parser: Parser) -> None:
+    """Declares the options of ``wanvae encode``."""
+    parser.add_argument("input", help=VIDEO_HELP)
+    parser.add_argument("output", help="file to write, .safetensors")
+    add_time_options(parser)
+    add_model_options(parser)
+    add_shard_option(parser)
+
+
+def add_decode_options(parser: Parser) -> None:
+    """Declares the options of ``wanvae decode``."""
+    parser.add_argument("input", help="latents, .safetensors")
+    parser.add_argument("output", help=OUTPUT_HELP)
+    parser.add_argument(
+        "--normalized",
+        action="store_true",
+        help="the latents come from a diffusion model and are normalized: denormalize them first",
+    )
+    parser.add_argument(
+        "--fps",
+        help="frames per second, like 25 or 30000/1001 (default: as encoded, else 16)",
+    )
+    add_quality_option(parser)
+    add_model_options(parser)
+    add_shard_option(parser)
+
+
+RECONSTRUCT = Command(
+    reconstruct,
+    add_reconstruct_options,
+    "encode and decode a video, and compare",
+    "Encode and decode a video of any length, or a part of it, and print how close the result "
+    "is. Without input: a sample clip, side by side with the original. With --shard, all "
+    "processes of accelerate launch -m wanvae share the work.",
+)
+
+ENCODE = Command(
+    encode,
+    add_encode_options,
+    "video to latents",
+    "Encode a video to its latents: mean and logvar, not normalized, in float32.",
+)
+
+DECODE = Command(
+    decode,
+    add_decode_options,
+    "latents to video",
+    "Decode latents to a video. The latents come from `wanvae encode` or `wanvae encode-dataset`, "
+    "or are a tensor `latents` (z_dim, T, H, W) of another program.",
+)

@@ -1,0 +1,118 @@
+"""Files and folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wanvae.engine.text import first_sentence
+from wanvae.errors import UserError
+
+# The names that ``temporary_sibling`` gives.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
+
+
+class FileError(UserError):
+    """A file or folder cannot be read or written. The message says what to do."""
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
+
+    If the block raises an error, the temporary file is deleted and ``path`` stays as it is.
+
+    Raises:
+        FileError: the folder of ``path`` is missing, ``path`` is a folder, or writing fails.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise FileError(f"{path} cannot be written: it is a directory; name a file")
+    temporary = temporary_sibling(path)
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        # safetensors writes files that only their owner may read, whatever the umask.
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As ``atomic_path``, for a folder. ``path`` must be missing or empty.
+
+    Raises:
+        FileError: ``path`` is a file or not empty, or writing fails.
+    """
+    path = Path(path)
+    temporary = temporary_sibling(path)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileError(f"{path} cannot be written: it exists; name a new directory")
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Creates a folder, unless it exists.
+
+    Raises:
+        FileError: its parent is missing, or ``path`` is a file.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise FileError(f"{path} cannot be made: make the directory {path.parent} first") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be made: {error.strerror}") from error
+
+
+def is_nested(path: Path, other: Path) -> bool:
+    """Whether one of two folders is in the other, or both are the same."""
+    path, other = path.resolve(), other.resolve()
+    return path.is_relative_to(other) or other.is_relative_to(path)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Deletes the temporary files of killed processes in ``directory`` and below.
+
+    Raises:
+        FileError: a file cannot be deleted.
+    """
+    for path in list(directory.rglob(".*")):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            try:
+                path.unlink()
+            except OSError as error:
+                raise unwritable(path, error) from error
+
+
+def temporary_sibling(path: Path) -> Path:
+    """An unused path in the folder of ``path``; a rename within a folder cannot fail halfway."""
+    if not os.path.isdir(path.parent):
+        raise FileError(f"{path} cannot be written: make the directory {path.parent} first")
+    return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
+
+
+def unwritable(path: str | os.PathLike[str], error: Exception) -> FileError:
+    reason = first_sentence(error)
+    return FileError(f"{path} cannot be written ({reason}); what was there is untouched")

@@ -1,0 +1,85 @@
+"""The folder that a long job writes. An interrupted job goes on in it with the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from wanvae.engine.files import is_nested, make_directory, remove_temporaries
+from wanvae.engine.json_files import read_value, write_value
+from wanvae.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+def take_folder(
+    path: Path, settings: T, what: str, differences: Callable[[T, T], list[str]]
+) -> bool:
+    """Takes the folder of ``path`` for a job: a new folder, or one of the same job.
+
+    Args:
+        path: the settings file in the folder. A new folder gets it.
+        settings: a dataclass with everything that the results depend on.
+        what: what the folder holds, for messages, such as "a data set".
+        differences: says in words what of the second settings is not the same as in the first.
+
+    Returns:
+        Whether the job was started before. Temporary files that it left are then removed.
+
+    Raises:
+        UserError: the folder is of other settings, or holds other files.
+        FileError: the folder cannot be written.
+    """
+    folder = path.parent
+    make_directory(folder)
+    if not path.exists():
+        if any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise UserError(f"{folder} has other files in it; name a new folder")
+        write_value(path, settings, indent=2)
+        return False
+    different = differences(settings, read_settings(path, type(settings), what))
+    if different:
+        raise UserError(
+            f"{folder} was written with other settings: {'; '.join(different)}; "
+            "give the same settings again, or name another folder"
+        )
+    remove_temporaries(folder)
+    return True
+
+
+def read_settings(path: Path, cls: type[T], what: str) -> T:
+    """Returns the settings of a job from their file.
+
+    Args:
+        what: what the folder holds, for messages.
+
+    Raises:
+        UserError: the file is not of this version.
+        OSError: the file cannot be read.
+    """
+    try:
+        return read_value(path, cls)
+    except UserError as error:
+        raise UserError(
+            f"{path} does not hold the settings of {what} of this version ({error}); "
+            "name another folder"
+        ) from error
+
+
+def describe_differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    """Says in words which of ``theirs`` differ from ``ours``."""
+    return [
+        f"{name} is {theirs[name]!r}, not {value!r}"
+        for name, value in ours.items()
+        if theirs[name] != value
+    ]
+
+
+def refuse_nested(source: Path, destination: Path) -> None:
+    """Raises UserError if one of two folders lies inside the other."""
+    if is_nested(source, destination):
+        raise UserError(f"{destination} must not be in {source}, nor around it; name another")

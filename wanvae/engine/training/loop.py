@@ -1,0 +1,229 @@
+"""The training loop, for any model: accelerate, a discriminator, checkpoints, resume.
+
+Everything random in a batch follows from (seed, step, its place in the step), and a sample from
+(seed, its number). So a run that goes on from a checkpoint, or on another number of processes, sees
+the same values as a run that never stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from wanvae.engine.devices import default_device
+from wanvae.engine.processes import means_over_processes
+from wanvae.engine.training.averaging import moving_average
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.log import Log
+from wanvae.engine.training.optimization import Optimization
+from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
+from wanvae.engine.training.task import Task
+from wanvae.errors import UserError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class NotFiniteError(UserError):
+    """The loss or its gradient is infinite or NaN in too many steps in a row."""
+
+
+def make_accelerator(config: TrainerConfig) -> Accelerator:
+    """The devices, processes and trackers of a run. Call it before anything that uses them.
+
+    Raises:
+        UserError: the tracker is not installed, or the device does not have the precision.
+    """
+    tracked = config.tracker == "tensorboard"
+    if tracked and find_spec("tensorboard") is None:
+        raise UserError("tensorboard is not installed: pip install it, or set tracker to none")
+    unused = config.find_unused_parameters
+    try:
+        return Accelerator(
+            # Without a GPU accelerate must be told, or it takes several processes for one.
+            cpu=default_device() == "cpu",
+            mixed_precision=config.mixed_precision,
+            log_with="tensorboard" if tracked else None,
+            project_dir=config.run,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+    except ValueError as error:
+        if config.mixed_precision not in ("fp16", "bf16"):
+            raise
+        raise UserError(
+            f"mixed_precision is {config.mixed_precision}: {error}; set it to no"
+        ) from error
+
+
+def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
+    """Trains from the newest checkpoint of the run, or from the start.
+
+    SIGINT and SIGTERM end the run with a checkpoint after the current step.
+
+    Returns:
+        Whether all steps are done; False after a signal.
+
+    Raises:
+        UserError: the task and the config do not fit.
+        NotFiniteError: more steps in a row are skipped than ``config`` allows.
+        CheckpointError: a checkpoint cannot be written or read.
+    """
+    check_task(task, config, accelerator)
+    run = Path(config.run)
+    average = None
+    if config.ema_decay > 0:
+        average = moving_average(task.model, config.ema_decay, accelerator.device)
+    judged = task.model if average is None else average.module
+    optimization = Optimization(task, config, accelerator)
+    checkpoints = Checkpoints(run, config.keep_checkpoints, task, average, accelerator)
+    progress = checkpoints.load_newest()
+    batches = load_batches(task.samples, config, accelerator, progress.step)
+    log = Log(run, config.steps, config.log_every, progress.step, accelerator)
+    with log, closing(batches), stop_on_signal(accelerator):
+        for parts in batches:
+            values, finite = optimization.step(parts, progress.step)
+            progress.count_step(skipped=not finite)
+            if not finite:
+                report_skipped(progress, values, config, log)
+            elif average is not None:
+                average.update_parameters(task.model)
+            log.update(progress, config.learning_rate * config.schedule(progress.step - 1), values)
+            best = judge(task, judged, progress, config, log, accelerator)
+            stop = accelerator.check_trigger()
+            if stop or best or config.due(progress.step, config.checkpoint_every):
+                checkpoints.save(progress)
+                log.plot()
+            if stop:
+                break
+    done = progress.step >= config.steps
+    if done and accelerator.is_main_process:
+        task.save_weights(judged, run / WEIGHTS)
+    return done
+
+
+def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
+    """Raises a UserError if ``task`` cannot do what ``config`` asks for."""
+    if config.best is not None and task.evaluate is None:
+        raise UserError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
+    if task.discriminator is not None and accelerator.scaler is not None:
+        raise UserError(
+            "mixed_precision is fp16, whose single factor cannot suit the losses of two models: "
+            "train with a discriminator in bf16, or with no"
+        )
+
+
+def load_batches(
+    samples: Dataset, config: TrainerConfig, accelerator: Accelerator, step: int
+) -> Generator[tuple[Any, ...]]:
+    """The batches of each step from ``step`` on, ``config.accumulate`` of them for this process.
+
+    Each step takes the next ``config.samples_per_step`` samples. The parts of the step share them,
+    and within a part the processes.
+    """
+    per_step = config.samples_per_step(accelerator.num_processes)
+    loader = DataLoader(
+        samples,
+        batch_size=config.batch_size,
+        sampler=range(step * per_step, config.steps * per_step),
+        num_workers=config.workers,
+        worker_init_fn=leave_signals_to_the_trainer,
+    )
+    batches = iter(accelerator.prepare(loader))
+    # Processes that load data ignore signals and would never end if this were not closed.
+    with closing(batches):
+        yield from zip(*[batches] * config.accumulate, strict=True)
+
+
+def report_skipped(
+    progress: Progress, values: dict[str, Tensor], config: TrainerConfig, log: Log
+) -> None:
+    """Reports a skipped step; raises NotFiniteError if too many in a row are skipped."""
+    step = progress.step - 1
+    about = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    log.say(f"step {step} is skipped, because it is not finite: {about}")
+    if progress.skipped_in_a_row > config.most_skipped_steps:
+        raise NotFiniteError(
+            f"{progress.skipped_in_a_row} steps in a row were not finite, the last of them at step "
+            f"{step} ({about}): lower the learning rate, then run again to go on from the last "
+            "checkpoint"
+        )
+
+
+def judge(
+    task: Task,
+    model: nn.Module,
+    progress: Progress,
+    config: TrainerConfig,
+    log: Log,
+    accelerator: Accelerator,
+) -> bool:
+    """Evaluates and previews ``model`` if it is time; returns whether it is the best so far."""
+    best = False
+    if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
+        figures = evaluate(task.evaluate, model, accelerator)
+        log.evaluated(progress.step, figures)
+        if config.best is not None:
+            score = figure_named(config.best, figures)
+            best = progress.note_score(score, config.best_is)
+    if task.preview is not None and config.due(progress.step, config.preview_every):
+        path = Path(config.run) / "previews" / f"step-{progress.step:08d}.png"
+        preview(task.preview, model, path, accelerator)
+    return best
+
+
+def evaluate(
+    figures_of: Callable[[nn.Module], dict[str, float]], model: nn.Module, accelerator: Accelerator
+) -> dict[str, float]:
+    """The figures of ``model`` by name, averaged over the processes."""
+    with evaluating(model):
+        figures = figures_of(model)
+    return means_over_processes(figures, accelerator.device)
+
+
+def figure_named(name: str, figures: dict[str, float]) -> float:
+    """The figure that chooses the best checkpoint; a UserError if there is no such figure."""
+    if name not in figures:
+        raise UserError(f"best must be one of {', '.join(figures)}, not {name!r}")
+    return figures[name]
+
+
+def preview(
+    write: Callable[[nn.Module, Path], None], model: nn.Module, path: Path, accelerator: Accelerator
+) -> None:
+    """Writes a picture of what ``model`` can do, on the main process."""
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with evaluating(model):
+            write(model, path)
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Makes this process, which loads data, ignore signals to stop.
+
+    Terminals and schedulers signal the whole group, but the current step still needs its samples.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stop_on_signal(accelerator: Accelerator) -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into accelerate's trigger, which all processes see together."""
+    previous = {
+        number: signal.signal(number, lambda *_: accelerator.set_trigger())
+        for number in STOP_SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,52 @@
+"""Frames of video files on their way into a model: padding them, and encoding them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wanvae.config import WanVAEConfig
+from wanvae.execution.sessions import StreamEncoder
+from wanvae.posterior import Posterior
+from wanvae.video import Frame
+
+
+def encode_frames(
+    config: WanVAEConfig,
+    encoder: StreamEncoder,
+    frames: Iterable[Frame],
+    seen: Callable[[Frame], Any],
+) -> Iterator[Posterior]:
+    """Yields the posterior of a stream of frames, piece by piece.
+
+    Args:
+        config: the architecture of the model that encodes.
+        encoder: a new session of the model.
+        frames: frames of one size. Their right and bottom edges are repeated to fill whole latents,
+            and the last frame is repeated to fill the last group.
+        seen: is called with each frame once it is read.
+    """
+    frames = iter(frames)
+    count = 1
+    while batch := list(islice(frames, count)):
+        for frame in batch:
+            seen(frame)
+        images = torch.stack([frame.image for frame in batch], dim=1)
+        posterior = encoder.push(pad_to_multiple(images[None], config.spatial_factor))
+        count = max(1, encoder.plan.frames // config.temporal_factor) * config.temporal_factor
+        if posterior is not None:
+            yield posterior
+    end = encoder.finish()
+    if end.posterior is not None:
+        yield end.posterior
+
+
+def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
+    """Repeats the right and bottom edges of ``(B, C, T, H, W)`` to multiples of ``factor``."""
+    height, width = video.shape[3:]
+    return F.pad(video, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")

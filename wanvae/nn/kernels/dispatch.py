@@ -1,0 +1,162 @@
+"""The one table that says what computes each operation: for whom, and on which device.
+
+To add an algorithm, write it to a file of its own and name it in the rows where it is faster. For
+example, a fused CUDA kernel for inference belongs to ``Observer.NOBODY`` and ``"cuda"``, and a
+convolution with a backward pass of its own to ``Observer.AUTOGRAD``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+import torch
+from torch import Tensor, nn
+
+from wanvae.nn.kernels.attention import (
+    Projections,
+    allocate_in_blocks,
+    attend_at_once,
+    attend_in_blocks,
+)
+from wanvae.nn.kernels.convolution import (
+    convolve_by_onednn,
+    convolve_by_pytorch,
+    with_fewest_multiplications,
+)
+from wanvae.nn.kernels.doubled import convolve_doubled_by_pytorch, convolve_doubled_in_phases
+from wanvae.nn.kernels.history import (
+    allocate_joined,
+    clone,
+    clone_to_pool,
+    concatenate,
+    join_in_native_dtype,
+    join_in_place,
+)
+from wanvae.nn.kernels.pointwise import add_in_place
+from wanvae.nn.kernels.precision import in_native_dtype
+from wanvae.nn.kernels.rms_norm import rms_norm_by_squares, rms_norm_by_vector_norm
+
+
+class Observer(Enum):
+    """Who sees the operations of a layer."""
+
+    # Gradients are recorded: operations need a backward pass, and nothing is overwritten.
+    AUTOGRAD = auto()
+    # torch.compile traces: it fuses PyTorch's operations itself, with gradients or without.
+    COMPILER = auto()
+    # Inference: only the values count.
+    NOBODY = auto()
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What computes each operation.
+
+    Attributes:
+        convolve: a convolution of any rank: ``(x, weight, bias, stride, padding, dilation)``.
+        convolve_doubled: a padded 3x3 convolution of images that repetition doubles first.
+        join: the input of a causal convolution: ``(past, x, pointwise)``.
+        clone: a copy ``(x, dtype)`` that does not keep the memory of ``x``.
+        rms_norm: Wan's norm over channels, ``(x, gamma)``.
+        attend: attention over the positions of images.
+        add: the residual addition, whose first term is a new tensor.
+        fixed_state_shapes: whether the state after one frame is filled up with zeros. Without, it
+            takes less memory; with, a compiler has fewer shapes to compile for.
+    """
+
+    convolve: Callable[
+        [Tensor, Tensor, Tensor, Sequence[int], Sequence[int], Sequence[int]], Tensor
+    ]
+    convolve_doubled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    join: Callable[[Tensor | None, Tensor, Sequence[nn.Module]], Tensor]
+    clone: Callable[[Tensor, torch.dtype], Tensor]
+    rms_norm: Callable[[Tensor, Tensor], Tensor]
+    attend: Callable[[Projections, Tensor], Tensor]
+    add: Callable[[Tensor, Tensor], Tensor]
+    fixed_state_shapes: bool
+
+
+PYTORCH = Kernels(
+    convolve=convolve_by_pytorch,
+    convolve_doubled=convolve_doubled_by_pytorch,
+    join=concatenate,
+    clone=clone,
+    rms_norm=rms_norm_by_squares,
+    attend=attend_at_once,
+    add=torch.add,
+    fixed_state_shapes=True,
+)
+
+convolve_on_cpu = (
+    convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
+)
+
+PYTORCH_ON_CPU = replace(PYTORCH, convolve=convolve_on_cpu)
+
+COMPILED_ON_CPU = replace(
+    PYTORCH,
+    convolve=in_native_dtype(convolve_by_pytorch),
+    convolve_doubled=in_native_dtype(convolve_doubled_by_pytorch),
+)
+
+IN_PLACE = replace(
+    PYTORCH,
+    join=join_in_place,
+    clone=clone_to_pool,
+    rms_norm=rms_norm_by_vector_norm,
+    attend=attend_in_blocks,
+    add=add_in_place,
+    fixed_state_shapes=False,
+)
+
+IN_PLACE_ON_CPU = replace(
+    IN_PLACE,
+    convolve=in_native_dtype(with_fewest_multiplications(convolve_on_cpu)),
+    convolve_doubled=in_native_dtype(convolve_doubled_in_phases),
+    join=join_in_native_dtype,
+)
+
+# The memory that IN_PLACE_ON_CPU takes, for plans; values do not exist on the meta device.
+MEMORY_OF_CPU = replace(
+    IN_PLACE_ON_CPU,
+    convolve=in_native_dtype(with_fewest_multiplications(convolve_by_pytorch)),
+    join=allocate_joined,
+    attend=allocate_in_blocks,
+)
+
+# None: every other device.
+TABLE: dict[Observer, dict[str | None, Kernels]] = {
+    Observer.AUTOGRAD: {
+        "cpu": PYTORCH_ON_CPU,
+        "cuda": PYTORCH,
+        "meta": PYTORCH,
+        None: PYTORCH,
+    },
+    Observer.COMPILER: {
+        "cpu": COMPILED_ON_CPU,
+        "cuda": PYTORCH,
+        "meta": COMPILED_ON_CPU,
+        None: PYTORCH,
+    },
+    Observer.NOBODY: {
+        "cpu": IN_PLACE_ON_CPU,
+        "cuda": IN_PLACE,
+        "meta": MEMORY_OF_CPU,
+        None: IN_PLACE,
+    },
+}
+
+
+def kernels_for(x: Tensor) -> Kernels:
+    """What computes the operations on ``x`` now."""
+    kernels = TABLE[current_observer()]
+    return kernels.get(x.device.type) or kernels[None]
+
+
+def current_observer() -> Observer:
+    """Who sees the operations that run now."""
+    if torch.compiler.is_compiling():
+        return Observer.COMPILER
+    return Observer.AUTOGRAD if torch.is_grad_enabled() else Observer.NOBODY

@@ -1,0 +1,83 @@
+"""Which dtype a layer computes in, and which dtype its output has."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
+
+import torch
+from torch import Tensor
+
+Geometry = ParamSpec("Geometry")
+# An operation on an input, a weight and a bias, and on what says where the kernel is applied.
+Weighted = Callable[Concatenate[Tensor, Tensor, Tensor, Geometry], Tensor]
+
+
+def find_emulated_dtypes() -> frozenset[torch.dtype]:
+    """The dtypes that an x86 CPU has no instructions for.
+
+    PyTorch computes in these dtypes all the same, several times slower than in float32.
+    """
+    native = {
+        torch.bfloat16: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        torch.float16: torch.cpu._is_amx_fp16_supported(),
+    }
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return frozenset(dtype for dtype, supported in native.items() if x86 and not supported)
+
+
+EMULATED_DTYPES = find_emulated_dtypes()
+
+
+def native_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in on the CPU: float32 where the CPU only emulates ``dtype``."""
+    return torch.float32 if dtype in EMULATED_DTYPES else dtype
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype for statistics of ``x``: float32, or float64 where ``x`` has it."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The dtype of autocast for a layer with this weight; None where autocast changes nothing.
+
+    Autocast leaves float64 alone and does not know the meta device.
+    """
+    kind = weight.device.type
+    if weight.is_meta or weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def output_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of what a layer gives: autocast's dtype under autocast, else the weight's."""
+    return autocast_dtype(weight) or weight.dtype
+
+
+def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:
+    """``operation`` for the CPU, in float32 where the CPU only emulates the dtype of the output.
+
+    The input, the weight and the bias reach ``operation`` in one dtype, and without autocast, which
+    would change the dtypes of single steps of an algorithm. The output has ``output_dtype``.
+    """
+
+    def convert_and_run(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *args: Geometry.args,
+        **kwargs: Geometry.kwargs,
+    ) -> Tensor:
+        autocast = autocast_dtype(weight)
+        dtype = autocast or weight.dtype
+        native = native_dtype(dtype)
+        if autocast is None:
+            y = operation(x.to(native), weight.to(native), bias.to(native), *args, **kwargs)
+        else:
+            with torch.autocast(weight.device.type, enabled=False):
+                y = operation(x.to(native), weight.to(native), bias.to(native), *args, **kwargs)
+        return y.to(dtype)
+
+    return convert_and_run

@@ -1,0 +1,42 @@
+"""Wan's norm over channels: ``x / max(||x||, 1e-12) * sqrt(C) * gamma``.
+
+``x`` is ``(B, C, ...)``, ``gamma`` ``(C, 1, ...)``. The norm is computed in at least float32 and
+has the dtype of ``x``, under autocast too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from wanvae.nn.kernels.precision import wide_dtype
+
+
+def rms_norm_by_squares(x: Tensor, gamma: Tensor) -> Tensor:
+    """By the sum of squares: its gradient is finite where all channels are zero."""
+    wide = x.to(wide_dtype(x))
+    return scale(wide, inverse_norm(wide), gamma).to(x.dtype)
+
+
+def rms_norm_by_vector_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """By a vector norm where channels are innermost; no gradients.
+
+    Where channels are not innermost, a vector norm is many times slower on CPUs.
+    """
+    wide = x.to(wide_dtype(x))
+    if wide.stride(1) != 1:
+        return scale(wide, inverse_norm(wide), gamma).to(x.dtype)
+    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return scale(wide, norm.clamp_min(1e-12).reciprocal(), gamma).to(x.dtype)
+
+
+def inverse_norm(x: Tensor) -> Tensor:
+    """``1 / max(||x||, 1e-12)``, by the sum of squares, ``(B, 1, ...)``."""
+    return x.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
+
+
+def scale(x: Tensor, inverse: Tensor, gamma: Tensor) -> Tensor:
+    """``x`` times ``inverse``, ``1 / ||x||``, and the constant factors."""
+    return x * inverse * (math.sqrt(x.shape[1]) * gamma.to(x.dtype))
