@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.helpers import WAN22, tiny, write_sound
-from wanvae import __version__, cli
+from wanvae import WanVAE, __version__, cli
 from wanvae.checkpoints import formats
 from wanvae.commands.options import DTYPES, load_model
 from wanvae.engine.memory import is_out_of_memory
-from wanvae.execution.budget import Planner
+from wanvae.execution.budget import Planner, parse_memory
+from wanvae.execution.cost import Workload
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}
@@ -310,6 +311,34 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     assert "--processes must be positive, not 0" in run(*size, "--processes", 0, status=1)[1]
     assert "not 10: drop frames to 9" in fail(*size, "--frames", 10)
     assert "multiples of 8, not 60x96" in fail(*size, "--height", 60)
+
+
+def test_a_plan_for_a_gpu_is_the_plan_that_a_gpu_chooses(
+    files: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = partial(Planner, overhead=0, planning_memory=0, smallest_tile=16)
+    monkeypatch.setattr("wanvae.execution.budget.Planner", planner)
+    size = "plan", "--checkpoint", files / "vae.safetensors", "--height", 64, "--width", 96
+    size = *size, "--frames", 9, "--max-memory"
+    limit = "0.6MB"
+    lines = run(*size, limit, "--device", "cuda")[0].splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "encode",
+        "encode as a stream",
+        "decode",
+        "decode as a stream",
+    ]
+    vae = WanVAE.from_pretrained(files / "vae.safetensors")
+    for line, network, channels in (
+        (lines[1], vae.encoder_network(), 3),
+        (lines[3], vae.decoder_network(), 2),
+    ):
+        stream = Workload(1, channels, None, 64, 96, torch.float32, offloads=True)
+        chosen = planner(network).plan_for(stream, parse_memory(limit))
+        assert chosen.offload
+        assert "states offloaded" in line
+        assert f"at most {chosen.tile_size[0]}x{chosen.tile_size[1]} pixels" in line
+    assert len(run(*size, "1GB", "--device", "cpu")[0].splitlines()) == 2
 
 
 @pytest.mark.parametrize("fps", ["0", "-1", "fast", "1/0", "1e99999999"])

@@ -11,8 +11,9 @@ from wanvae.commands.convert import load_complete
 from wanvae.commands.options import DTYPES, add_memory_option
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.options import add_device_option
 from wanvae.engine.command_line.program import Command
-from wanvae.engine.devices import add_device_option, default_device
+from wanvae.engine.devices import default_device
 from wanvae.errors import UserError
 from wanvae.execution.budget import Planner, TooLittleMemory, choose_plan, show_memory
 from wanvae.execution.cost import Workload
