@@ -298,7 +298,7 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     size = "plan", "--checkpoint", files / "vae.safetensors", "--height", 64, "--width", 96
     encode, decode = run(*size, "--frames", 9)[0].splitlines()
     assert encode.startswith("encode: whole frames") and decode.startswith("decode: whole frames")
-    assert decode.endswith(" 1.00 times those of whole frames")
+    assert decode.endswith(" 1.00 times the work of whole frames")
     encode, decode = run(*size, "--frames", 9, "--tile-size", 32)[0].splitlines()
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
     assert "MB, on a GPU with states offloaded: " in encode
@@ -320,7 +320,7 @@ def test_a_plan_for_a_gpu_is_the_plan_that_a_gpu_chooses(
     monkeypatch.setattr("wanvae.execution.budget.Planner", planner)
     size = "plan", "--checkpoint", files / "vae.safetensors", "--height", 64, "--width", 96
     size = *size, "--frames", 9, "--max-memory"
-    limit = "0.6MB"
+    limit = "1.7MB"
     lines = run(*size, limit, "--device", "cuda")[0].splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "encode",

@@ -369,7 +369,8 @@ def limit_shared_by(coders: int) -> Iterator[None]:
     try:
         yield
     except TooLittleMemory as error:
-        raise TooLittleMemory(f"{error}; the limit is shared by {coders} coders") from error
+        message = f"{error}; the limit is shared by {coders} coders"
+        raise TooLittleMemory(message, error.needed) from error
 
 
 def show_progress(items: Iterable[T], total: int | None, progress: bool) -> tqdm[T]:

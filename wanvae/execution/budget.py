@@ -51,11 +51,8 @@ class TooLittleMemory(UserError):
         needed: bytes that the smallest plan takes.
     """
 
-    def __init__(self, given: int, needed: int) -> None:
-        super().__init__(
-            f"{show_memory(given)} is too little memory for this: it takes at least "
-            f"{show_memory(needed)}, besides the model and its input"
-        )
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
         self.needed = needed
 
 
@@ -100,7 +97,12 @@ class Planner:
         planning = 0 if workload.offloads else self._planning_memory
         plan, smallest = self._fastest_within(workload, max_memory - planning)
         if plan is None:
-            raise TooLittleMemory(max_memory, smallest + planning)
+            needed = smallest + planning
+            raise TooLittleMemory(
+                f"{show_memory(max_memory)} is too little memory for this: it takes at least "
+                f"{show_memory(needed)}, besides the model and its input",
+                needed,
+            )
         return plan
 
     def _fastest_within(self, workload: Workload, limit: int) -> tuple[Plan | None, int]:
