@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
@@ -24,9 +25,10 @@ class ResnetConfig:
     Attributes:
         width: channels between the first convolution and the last.
         depth: residual blocks a stage.
-        dilation_growth_rate: of each stage of the encoder, which halves time; the decoder has them
-            in reverse. Block d of a stage has the dilation growth ** d.
-        reverse_dilation: the block of the largest dilation comes first, in encoder and decoder.
+        dilation_growth_rate: one number for each stage of the encoder, which halves time; the
+            decoder has them in reverse. Block d of a stage has the dilation growth ** d.
+        reverse_dilation: whether the block of the largest dilation comes first, in encoder and
+            decoder.
         activation: nonlinearity of the residual blocks.
         norm: their normalization: none, or LN, GN or BN (layer, group, batch).
         dropout: probability of dropping a value at the end of a residual block, while training.
@@ -138,26 +140,32 @@ class QuantizerConfig:
     """Residual vector quantization; the defaults are MoMask's.
 
     Attributes:
-        layers: quantizers in a row, each of what those before it left.
-        codes: codes in each codebook.
-        shared: all layers use one codebook.
-        metric: what the nearest code is by: distance, or the angle between latent and code of any
-            lengths.
-        decay: of the moving averages that codes are learnt by; 1 keeps the codes as they are.
+        num_quantizers: layers in a row; each quantizes what the layers before it left.
+        codebook_size: codes in each codebook.
+        shared_codebook: whether all layers use one codebook.
+        metric: how the nearest code is found: by distance, or by the angle between latent and code.
+        decay: decay of the moving averages that learn the codes; 1 keeps the codes as they are.
         initialization: what the codes are before the first training batch is quantized: the means
-            of k-means clusters of its latents, or some of these latents.
+            of k-means clusters of its latents (kmeans), or some of its latents (samples).
         kmeans_iterations: rounds of k-means.
         revive_below: while training, codes are replaced by random latents where the moving average
             of the number of latents of a batch that chose them is less; 0 never does.
-        dropout: probability, for each clip, of being quantized by the first few layers only, a
-            random number of them, while training.
+        dropout: probability, for each clip, that while training only a random number of layers,
+            the first ones, quantize it.
         temperature: while training codes are drawn with probabilities in proportion to
             exp(-distance ** 2 / temperature), or exp(cosine / temperature); 0 takes the nearest.
     """
 
-    layers: int = 6
-    codes: int = 512
-    shared: bool = False
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "layers": "num_quantizers",
+        "codes": "codebook_size",
+        "shared": "shared_codebook",
+        "initialisation": "initialization",
+    }
+
+    num_quantizers: int = 6
+    codebook_size: int = 512
+    shared_codebook: bool = False
     metric: Metric = "euclidean"
     decay: float = 0.99
     initialization: Initialization = "kmeans"
@@ -167,7 +175,7 @@ class QuantizerConfig:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("layers", "codes", "kmeans_iterations"):
+        for name in ("num_quantizers", "codebook_size", "kmeans_iterations"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("revive_below", "temperature"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -207,7 +215,7 @@ class FeatureSpec:
         check(self.contact_threshold > 0, "contact_threshold", self.contact_threshold, "above 0")
 
     def channels(self, joints: int) -> int:
-        """D, for a skeleton of so many joints."""
+        """The number of channels, D, for a skeleton of ``joints`` joints."""
         per_joint = 6 + 3 * self.positions + 3 * self.velocities
         return per_joint * joints + 3 * self.root + len(self.contact_joints) * self.contacts
 
@@ -219,13 +227,13 @@ class RVQVAEConfig:
     Attributes:
         channels: of the motion features, D.
         code_dim: channels of the latents and codes.
-        network: which encoder and decoder: those of the published models, or Wan's.
-        resnet: the former.
-        wan: the latter.
+        network: which encoder and decoder: resnet, of the published models, or wan.
+        resnet: the networks of the published models.
+        wan: Wan's networks.
         quantizer: the residual vector quantizer between them.
-        features: what the channels are of motion files with rotations (BVH, SMPL-X). None where
-            they are those of HumanML3D or KIT, which their number tells, or not known.
-        fps: frames per second of the motion, which files of other rates are brought to.
+        features: what the channels mean in motion files with rotations (BVH, SMPL-X). None for
+            HumanML3D and KIT, which the number of channels tells, and for unknown features.
+        fps: frames per second of the motion; files of other rates are converted.
     """
 
     channels: int = 263

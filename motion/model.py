@@ -18,6 +18,7 @@ from motion.networks.build import make_networks
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.masking import mask_of
@@ -48,7 +49,7 @@ class RVQVAE(nn.Module):
     Motion is ``(B, T, D)``, float32, features in their own units; the model normalizes them.
     Tokens are indices ``(B, ceil(T / 4), Q)`` where time is halved twice: one for each layer of the
     quantizer, -1 where a layer or a clip has none. (Wan's network has 1 + ceil((T - 1) / 4).)
-    Parameter names of encoder and decoder are those of the published models.
+    Parameter names of encoder and decoder come from the published models.
     """
 
     def __init__(self, config: RVQVAEConfig) -> None:
@@ -62,26 +63,32 @@ class RVQVAE(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         *,
+        subfolder: str | None = None,
         activation: ActivationKind | None = None,
         norm: MotionNorm | None = None,
         dilation_growth_rate: int | Sequence[int] | None = None,
         reverse_dilation: bool | None = None,
-        device: torch.device | str | None = None,
     ) -> RVQVAE:
         """Load a checkpoint of any known layout, in evaluation mode.
 
         Args:
-            path: a native ``.safetensors``, or a file of MoMask, T2M-GPT, MotionGPT or GestureLSM.
-                Layout, widths, depths, stages and codebooks are found out.
+            path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
+                if there is no such path, the ``"org/name"`` of a repository of the Hugging Face
+                Hub. Layout, widths, depths, stages and codebooks are found out.
+            dtype: dtype of encoder and decoder; None keeps the file's. The normalizer and the
+                codebooks stay in float32, or in float64 with encoder and decoder.
+            device: where to put the model; None is the CPU.
+            subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
-                tensors of the latter; None is as published (see
+                tensors of published models; None is as published (see
                 :class:`~motion.checkpoints.architecture.Untold`).
-            device: where to put it; None is the CPU.
 
         Raises:
-            CheckpointError: the file cannot be read or is no such model (the keys are named), or
-                what was given does not fit it.
+            CheckpointError: the file cannot be read or downloaded, is no such model (the keys are
+                named), or does not fit what was given.
         """
         untold = Untold(
             activation=activation,
@@ -89,34 +96,65 @@ class RVQVAE(nn.Module):
             dilation_growth_rate=dilation_growth_rate,
             reverse_dilation=reverse_dilation,
         )
-        loaded = formats.load(path, untold)
+        loaded = formats.load(path, untold, subfolder=subfolder)
         with torch.device("meta"):
             model = cls(loaded.config)
         load_tensors(model, loaded.tensors, path)
         use_channels_last(model)
-        return model.to(device).eval()
+        model.to(device)
+        if dtype is not None:
+            for network in (model.encoder, model.decoder):
+                network.to(dtype)
+            for exact in (model.normalizer, model.quantizer):
+                exact.to(torch.promote_types(dtype, torch.float32))
+        return model.eval()
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
+    def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
         """Write a native checkpoint: one ``.safetensors``, with config and normalizer in it.
 
         A file of that name is replaced only once the new one is complete.
+
+        Args:
+            push_to_hub: the ``"org/name"`` of a repository of the Hugging Face Hub that gets the
+                file too; a missing repository is created.
+
+        Raises:
+            CheckpointError: the file cannot be written or uploaded.
         """
         formats.save_native(path, self.config, self.state_dict())
+        if push_to_hub is not None:
+            upload(path, push_to_hub, formats.MOTION_TOKENIZER)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of encoder and decoder; features and latents are converted to it."""
+        return next(self.encoder.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the model; inputs are moved to it."""
         return self.normalizer.mean.device
 
-    def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
-        """Encode, quantize and decode, for training: of clips ``(B, T, D)`` in their own units.
+    def normalize(self, motion: Tensor) -> Tensor:
+        """Motion ``(..., D)`` in its own units to the features that the networks see.
 
-        In training mode the quantizer learns from them. What the result holds from ``lengths``
-        ``(B,)`` on is 0.
+        They are ``(motion - mean) / std`` for each channel, on the device of the model.
+        """
+        return self.normalizer.normalize(motion.to(self.normalizer.mean))
+
+    def denormalize(self, features: Tensor) -> Tensor:
+        """The inverse of ``normalize``."""
+        return self.normalizer.denormalize(features.to(self.normalizer.mean))
+
+    def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
+        """Encode, quantize and decode clips ``(B, T, D)`` in their own units, for training.
+
+        In training mode the quantizer learns from them. After the ``lengths`` ``(B,)`` frames of
+        each clip the result is 0.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        target = self.normalizer.normalize(motion.to(self.normalizer.mean))
+        target = self.normalize(motion)
         latents, tokens = self._latents(target, lengths)
         quantized = self.quantizer(latents, tokens)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
@@ -136,12 +174,11 @@ class RVQVAE(nn.Module):
                 clip gets the tokens that it gets alone, and -1 after them.
 
         Raises:
-            ValueError: motion has another shape, or is not finite; lengths do not fit.
+            UserError: motion has another shape, or is not finite; lengths do not fit.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        features = self.normalizer.normalize(motion.to(self.normalizer.mean))
-        latents, tokens = self._latents(features, lengths)
+        latents, tokens = self._latents(self.normalize(motion), lengths)
         return self.quantizer.encode(latents, tokens)
 
     @torch.no_grad()
@@ -152,13 +189,12 @@ class RVQVAE(nn.Module):
 
         Args:
             indices: as ``encode`` gives them, or of the first few layers.
-            length: frames of the motion, or ``(B,)`` of each clip, which ends in zeros then; the
-                tokens of a clip after those of its frames are not looked at. None: as many frames
-                as the tokens have.
+            length: frames of the motion, or ``(B,)``, frames of each clip: zeros follow them, and
+                the tokens after them are ignored. None: as many frames as the tokens have.
             layers: use the first so many layers only.
 
         Raises:
-            ValueError: indices are out of range or of another shape; there are fewer frames or
+            UserError: indices are out of range or of another shape; there are fewer frames or
                 layers.
         """
         latents = self._look_up(indices, layers)
@@ -171,7 +207,7 @@ class RVQVAE(nn.Module):
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         features = run(self.decoder, latents, needed)[0].mT[:, :longest]
-        motion = self.normalizer.denormalize(features)
+        motion = self.denormalize(features)
         return motion if needed is None else motion * mask_of(lengths, longest)[:, :, None]
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
@@ -182,23 +218,26 @@ class RVQVAE(nn.Module):
         """A session that decodes tokens as they come; ``state`` continues an earlier one."""
         return StreamDecoder(self, state, layers=layers)
 
-    @torch.no_grad()
     def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
-        """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one."""
-        features = self.normalizer.normalize(motion.to(self.normalizer.mean))
-        latents, state = self.encoder.step(features.mT, state)
+        """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one.
+
+        Gradients stay in the state alone: tokens are whole numbers and have none.
+        """
+        latents, state = self.encoder.step(self.normalize(motion).to(self.dtype).mT, state)
         return self.quantizer.encode(latents), state
 
-    @torch.no_grad()
     def decode_step(
         self, indices: Tensor, state: State, *, layers: int | None = None
     ) -> tuple[Tensor, State]:
-        """Motion of the next tokens of a stream, any number of them; ``None`` starts one."""
+        """Motion of the next tokens of a stream, any number of them; ``None`` starts one.
+
+        Motion and state keep the gradients of the decoder; ``stream_decode`` keeps none.
+        """
         features, state = self.decoder.step(self._look_up(indices, layers), state)
-        return self.normalizer.denormalize(features.mT), state
+        return self.denormalize(features.mT), state
 
     def check_motion(self, motion: Tensor) -> None:
-        """Raise ValueError if ``motion`` is no finite ``(B, T, D)`` of this model."""
+        """Raise UserError if ``motion`` is no finite ``(B, T, D)`` of this model."""
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
             raise UserError(
@@ -215,7 +254,7 @@ class RVQVAE(nn.Module):
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """The latents of indices, in the dtype of the decoder."""
-        return self.quantizer.decode(indices, layers).to(self.normalizer.mean.dtype)
+        return self.quantizer.decode(indices, layers).to(self.dtype)
 
     def _padded_lengths(self, lengths: Lengths | None, shape: Sequence[int]) -> Tensor | None:
         """Lengths on the device of the model; None where no clip has padding."""
@@ -225,7 +264,7 @@ class RVQVAE(nn.Module):
         return lengths if (lengths < shape[1]).any() else None
 
     def _check_lengths(self, lengths: Lengths, shape: Sequence[int]) -> Tensor:
-        """Lengths on the device of the model; ValueError if they do not fit (clips, frames)."""
+        """Lengths on the device of the model; UserError if they do not fit ``(clips, frames)``."""
         batch, frames = shape
         lengths = torch.as_tensor(lengths)
         if lengths.shape != (batch,) or lengths.is_floating_point():
@@ -247,7 +286,7 @@ class RVQVAE(nn.Module):
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
             frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
-        return run(self.encoder, self._complete(features, lengths).mT, frames)
+        return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
 
     def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         """``(B, T, D)`` with the last frame of each clip repeated up to the end of a token."""
@@ -263,5 +302,5 @@ class RVQVAE(nn.Module):
 
 
 def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A network on clips ``(B, C, T)``, of which ``lengths`` ``(B,)`` count; None is all."""
+    """The output for clips ``(B, C, T)`` of ``lengths`` ``(B,)``, and its lengths; None is T."""
     return (network(x), None) if lengths is None else network.forward_masked(x, lengths)

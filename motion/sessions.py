@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from motion.config import RVQVAEConfig
 from wanvae.errors import UserError
-from wanvae.nn import State, unstreamable_layers
+from wanvae.nn import State, Streaming, unstreamable_layers
 
-if TYPE_CHECKING:
-    from motion.model import RVQVAE
-
-# States of the layers; frames that wait for the rest of their token. None before the first piece.
+# States of the layers; frames (B, T, D) that wait for the rest of their token. None before the
+# first piece.
 SessionState: TypeAlias = "tuple[State, Tensor | None] | None"
+
+
+class Tokenizer(Protocol):
+    """What sessions need of a model; see :class:`~motion.RVQVAE`."""
+
+    config: RVQVAEConfig
+    encoder: Streaming
+    decoder: Streaming
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def check_motion(self, motion: Tensor) -> None: ...
+
+    def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+    def decode_step(
+        self, indices: Tensor, state: State, *, layers: int | None = None
+    ) -> tuple[Tensor, State]: ...
 
 
 @dataclass(frozen=True)
@@ -24,9 +42,10 @@ class EncodeEnd:
     """What the end of a stream of motion gives.
 
     Attributes:
-        indices: of the frames that were still waiting, or None if there were none.
-        padded_frames: how often the last frame was repeated to complete their token; decoded motion
-            has as many frames too many at its end.
+        indices: tokens ``(B, 1, Q)`` of the frames that were still waiting; None if there were
+            none.
+        padded_frames: how often the last frame was repeated to complete the last token. Decoded
+            motion has as many frames too many at its end.
     """
 
     indices: Tensor | None
@@ -37,100 +56,206 @@ class StreamEncoder:
     """Encodes frames as they come: a token is given with the last of its frames.
 
     Args:
-        state: of an earlier session, to go on from.
+        state: the state of an earlier session, to go on from.
 
     Raises:
-        ValueError: the model cannot stream; the layers are named.
+        UserError: the model cannot stream (the layers are named), or the state belongs to
+            something else.
     """
 
-    def __init__(self, model: RVQVAE, state: SessionState = None) -> None:
+    def __init__(self, model: Tokenizer, state: SessionState = None) -> None:
         require_streamable(model.encoder)
         self._model = model
-        self._state, self._waiting = (None, None) if state is None else state
+        self._ended = False
+        # Set once a piece is done, so that a piece that failed has changed nothing.
+        self._state = check_session_state(state, model)
 
     @property
     def state(self) -> SessionState:
-        """All that is needed to go on later: nested tuples of tensors, for ``torch.save``."""
-        return self._state, self._waiting
+        """All that is needed to go on later: nested tuples of tensors, for ``torch.save``.
 
+        Raises:
+            UserError: the session has ended.
+        """
+        self._refuse_if_ended()
+        return self._state
+
+    @torch.no_grad()
     def push(self, motion: Tensor) -> Tensor | None:
         """Tokens ``(B, n, Q)`` that frames ``(B, T, D)`` complete; None if there are none.
 
+        After an error the session is as it was before: the same frames can be pushed again.
+
         Raises:
-            ValueError: motion has another shape, also than the pieces before, or is not finite.
+            UserError: motion is not finite, has another shape than ``(B, T, D)`` or another B than
+                the pieces before, or the session has ended.
         """
+        self._refuse_if_ended()
         model, config = self._model, self._model.config
         model.check_motion(motion)
-        check_clips(motion, self.state)
-        # A copy, for what waits must not change with the tensor that was given.
-        motion = motion.detach().to(model.normalizer.mean, copy=True)
-        if self._waiting is not None:
-            motion = torch.cat([self._waiting, motion], dim=1)
-        start = 0 if self._state is not None else config.first_frames
+        check_clips(motion, self._state)
+        # A copy: what waits must not change with the tensor that was given.
+        motion = motion.to(model.device, copy=True)
+        states, waiting = (None, None) if self._state is None else self._state
+        if waiting is not None:
+            motion = torch.cat([waiting, motion], dim=1)
+        start = 0 if states is not None else config.first_frames
         whole = start + (motion.shape[1] - start) // config.factor * config.factor
         if whole <= 0:
-            self._waiting = motion
+            self._state = states, motion
             return None
-        indices, self._state = model.encode_step(motion[:, :whole], self._state)
-        self._waiting = motion[:, whole:].clone() if whole < motion.shape[1] else None
+        indices, states = model.encode_step(motion[:, :whole], states)
+        self._state = states, motion[:, whole:].clone() if whole < motion.shape[1] else None
         return indices
 
     def finish(self) -> EncodeEnd:
-        """The last token, its frames completed by repeating the last one; ends the session."""
-        if self._waiting is None:
-            return EncodeEnd(None, 0)
-        config = self._model.config
-        frames = config.factor if self._state is not None else config.first_frames
-        padded = frames - self._waiting.shape[1]
-        return EncodeEnd(self.push(self._waiting[:, -1:].expand(-1, padded, -1)), padded)
+        """The last token, its frames completed by repeating the last one; ends the session.
+
+        Raises:
+            UserError: the session has ended before.
+        """
+        self._refuse_if_ended()
+        states, waiting = (None, None) if self._state is None else self._state
+        end = EncodeEnd(None, 0)
+        if waiting is not None:
+            config = self._model.config
+            frames = config.factor if states is not None else config.first_frames
+            padded = frames - waiting.shape[1]
+            end = EncodeEnd(self.push(waiting[:, -1:].expand(-1, padded, -1)), padded)
+        self._ended = True
+        return end
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise UserError(
+                "this session has ended: finish() completed its last token with repeated frames, "
+                "and nothing can follow them; start a new session with stream_encode()"
+            )
 
 
 class StreamDecoder:
     """Decodes tokens as they come.
 
     Args:
-        state: of an earlier session, to go on from.
-        layers: use the first so many layers of the quantizer only.
+        state: the state of an earlier session, to go on from.
+        layers: how many layers of the quantizer to use, the first ones; None is all.
 
     Raises:
-        ValueError: the model cannot stream; the layers are named.
+        UserError: the model cannot stream (the layers are named), or the state belongs to
+            something else.
     """
 
-    def __init__(self, model: RVQVAE, state: State = None, *, layers: int | None = None) -> None:
+    def __init__(self, model: Tokenizer, state: State = None, *, layers: int | None = None) -> None:
         require_streamable(model.decoder)
         self._model = model
         self._layers = layers
-        self.state = state
+        self._state = check_layer_states(state, model, model.decoder)
 
+    @property
+    def state(self) -> State:
+        """All that is needed to go on later: nested tuples of tensors, for ``torch.save``."""
+        return self._state
+
+    @torch.no_grad()
     def push(self, indices: Tensor) -> Tensor:
         """Motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``.
 
+        After an error the session is as it was before: the same tokens can be pushed again.
+
         Raises:
-            ValueError: indices are out of range or of another shape.
+            UserError: indices are out of range, have another shape than ``(B, n, Q)`` or another B
+                than the pieces before.
         """
-        check_clips(indices, self.state)
-        motion, self.state = self._model.decode_step(indices, self.state, layers=self._layers)
+        check_clips(indices, self._state)
+        motion, self._state = self._model.decode_step(indices, self._state, layers=self._layers)
         return motion
 
 
-def require_streamable(network: nn.Module) -> None:
-    """Raise ValueError if some layer of ``network`` needs all of time at once."""
+def require_streamable(network: Streaming) -> None:
+    """Raise UserError if some layer of ``network`` needs all of time at once."""
     layers = unstreamable_layers(network)
     if layers:
         raise UserError(
-            f"this model cannot stream, for {len(layers)} of its layers look at what comes later, "
-            f"or at all of time, like {layers[0]}: take one with causal: true, no group norm, and "
+            f"this model cannot stream: {len(layers)} of its layers look at later frames, or "
+            f"at all of time, like {layers[0]}. Take one with causal: true, no group norm, and "
             "an attention_window if it has attention"
         )
 
 
+def check_session_state(state: SessionState, model: Tokenizer) -> SessionState:
+    """The state of an encoding session, if it fits; UserError, which says what it is, if not."""
+    if state is None:
+        return None
+    # A decoder's state can have two entries as well; only the second entry here is a tensor.
+    pair = isinstance(state, tuple | list) and len(state) == 2
+    states, waiting = state if pair else (state, None)
+    if pair and (waiting is None or isinstance(waiting, Tensor)):
+        channels = model.config.channels
+        if waiting is not None and (waiting.dim() != 3 or waiting.shape[2] != channels):
+            raise UserError(
+                f"the frames that wait in this state are {tuple(waiting.shape)}, not (B, T, "
+                f"{channels}): it is the state of another model"
+            )
+        return check_layer_states(states, model, model.encoder), waiting
+    return check_layer_states(state, model, model.encoder), None
+
+
+def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> State:
+    """The states of the layers of ``network``, if they fit; UserError if not."""
+    if state is None or has_form(state, example_state(model, network)):
+        return state
+    names = {model.encoder: "an encoder", model.decoder: "a decoder"}
+    (other,) = names.keys() - {network}
+    layers = state[0] if isinstance(state, tuple | list) and state else None
+    belongs_to_other = any(
+        has_form(candidate, example_state(model, other)) for candidate in (state, layers)
+    )
+    found = f"{names[other]} session" if belongs_to_other else "another model"
+    raise UserError(
+        f"this is the state of {found}, not of {names[network]} session of this model: give the "
+        "state that such a session of this model had"
+    )
+
+
+@torch.no_grad()
+def example_state(model: Tokenizer, network: Streaming) -> State:
+    """The states of the layers of ``network`` after a first token."""
+    config = model.config
+    channels, length = config.code_dim, 1
+    if network is model.encoder:
+        channels, length = config.channels, config.first_frames
+    parameter = next(network.parameters())
+    return network.step(parameter.new_zeros(1, channels, length), None)[1]
+
+
+def has_form(state: object, expected: State | Tensor) -> bool:
+    """Whether tensors are nested as expected, with as many channels, in floating point.
+
+    The number of clips (dim 0) and of frames (dim 2) may differ.
+    """
+    if isinstance(expected, Tensor):
+        return (
+            isinstance(state, Tensor)
+            and state.is_floating_point()
+            and [*state.shape[1:2], *state.shape[3:]] == [*expected.shape[1:2], *expected.shape[3:]]
+            and state.dim() == expected.dim()
+        )
+    if expected is None:
+        return state is None
+    return (
+        isinstance(state, tuple | list)
+        and len(state) == len(expected)
+        and all(has_form(part, wanted) for part, wanted in zip(state, expected, strict=True))
+    )
+
+
 def check_clips(piece: Tensor, state: SessionState | State) -> None:
-    """Raise ValueError if a piece has another number of clips than the stream it continues."""
+    """Raise UserError if a piece has another number of clips than the stream it continues."""
     for tensor in tensors_of(state):
         if tensor.shape[:1] != piece.shape[:1]:
             raise UserError(
                 f"a stream keeps its number of clips, but a piece of {tuple(piece.shape)} follows "
-                f"those of {len(tensor)}"
+                f"pieces of {len(tensor)} clips"
             )
 
 

@@ -112,7 +112,7 @@ class Tokens:
 
 def describe_token_rate(config: RVQVAEConfig) -> str:
     """Returns the rate and size of the tokens of a model, for people."""
-    layers, codes = config.quantizer.layers, config.quantizer.codes
+    layers, codes = config.quantizer.num_quantizers, config.quantizer.codebook_size
     return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
 
 
@@ -248,12 +248,12 @@ def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) 
     config, origin = model.config, tokens.origin
     length, layers = tokens.indices.shape
     codes = int(tokens.indices.max()) + 1 if origin is None else origin.codes
-    most = config.quantizer
-    if layers > most.layers or codes > most.codes or (origin and codes != most.codes):
+    num_quantizers, size = config.quantizer.num_quantizers, config.quantizer.codebook_size
+    if layers > num_quantizers or codes > size or (origin and codes != size):
         raise MotionError(
             f"{source} has tokens of {layers} layers of {'at least ' * (origin is None)}{codes} "
-            f"codes, but the model has {most.layers} of {most.codes}; give the checkpoint that "
-            "the tokens are from"
+            f"codes, but the model has {num_quantizers} of {size}; give the checkpoint that the "
+            "tokens are from"
         )
     if origin is None:
         return

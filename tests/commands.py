@@ -10,7 +10,7 @@ from wanvae import cli
 def outputs_of(
     capsys: pytest.CaptureFixture[str], arguments: Sequence[str], status: int
 ) -> tuple[str, str]:
-    """What ``wanvae`` prints to stdout and stderr, ending with ``status``."""
+    """Returns what ``wanvae`` prints to stdout and stderr, and checks its exit status."""
     capsys.readouterr()
     assert cli.main(arguments) == status
     captured = capsys.readouterr()

@@ -89,7 +89,7 @@ def test_the_wheel_works_outside_of_the_repository(wheel: Path, tmp_path: Path) 
     venv.create(environment)
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / Path(sys.executable).name
-    # Its dependencies are those of this environment, but not what is installed here to be edited.
+    # It shares the dependencies of this environment, but not its editable packages.
     packages = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
     Path(packages, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     options = ["--no-deps", "--no-index", "--ignore-installed"]

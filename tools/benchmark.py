@@ -1,7 +1,7 @@
 """Compare WanVAE with its peer, diffusers' AutoencoderKLWan: time, memory and error.
 
 Both have the same random weights and get the same input. Times alternate between the two in one
-process; the peak memory of each call is that of a process of its own, over the loaded model.
+process; the peak memory of each call is measured in a process of its own, over the loaded model.
 
     python tools/benchmark.py                                  # all jobs at full size
     python tools/benchmark.py --jobs decode-clip --repeats 5 --json clip.json
@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 # Of a script Python sees only its own folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,6 +45,7 @@ from tools.measuring import (
     describe,
     difference,
     exit_status,
+    measure_all,
     peak_memory_of,
     require,
     timed,
@@ -462,7 +462,7 @@ def draw_lines(axes: Any, results: Sequence[Result], attribute: str, unit: str) 
 
 
 def choose_jobs(options: argparse.Namespace) -> list[Workload]:
-    """The jobs to run, those of one dtype together."""
+    """The workloads to run, grouped by dtype."""
     chosen = SWEEP if options.sweep else [job for job in JOBS if job.name in options.jobs]
     return [
         replace(job.scaled(options.size_scale), dtype=dtype, compiled=compiled)
@@ -504,16 +504,14 @@ def run(options: argparse.Namespace) -> None:
     """Measure and report."""
     require("diffusers", *(["matplotlib"] if options.plot else []))
     header, jobs = describe(subject(options), "diffusers"), choose_jobs(options)
-    results: list[Result] = []
-    try:
-        with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
-            setup = Setup(options.model, folder, options.device)
-            write_weights(setup)
-            for job in tqdm(jobs, unit="job"):
-                results.append(measure(job, setup, options.repeats))
-    finally:
-        if results:  # what is done is not lost by an interrupt
-            print(f"{header}\n\n{report(results)}")
+    with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
+        setup = Setup(options.model, folder, options.device)
+        write_weights(setup)
+        results = measure_all(
+            jobs,
+            lambda job: measure(job, setup, options.repeats),
+            lambda results: f"{header}\n\n{report(results)}",
+        )
     if options.json:
         entries = (asdict(result) | {"summary": result.summary()} for result in results)
         write_json(options.json, header, entries)

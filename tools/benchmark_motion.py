@@ -22,7 +22,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from motion import RVQVAE, ResidualVQ, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
@@ -33,6 +32,7 @@ from tools.measuring import (
     check_options,
     describe,
     exit_status,
+    measure_all,
     require,
     timed,
     write_json,
@@ -47,7 +47,7 @@ MODELS = {
         channels=5,
         code_dim=8,
         resnet=ResnetConfig(width=16, depth=2),
-        quantizer=replace(QUANTIZER, layers=3, codes=16),
+        quantizer=replace(QUANTIZER, num_quantizers=3, codebook_size=16),
     ),
 }
 
@@ -155,8 +155,8 @@ def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
     config, codes = ours.config, ours.books.codes
     peer = PeerVQ(
         dim=codes.shape[2],
-        num_quantizers=config.layers,
-        codebook_size=config.codes,
+        num_quantizers=config.num_quantizers,
+        codebook_size=config.codebook_size,
         decay=config.decay,
         threshold_ema_dead_code=0,
         # As ours, which passes gradients straight through.
@@ -284,13 +284,11 @@ def run(options: argparse.Namespace) -> None:
     require(PEER)
     header = describe(f"{options.model} motion model on cpu", PEER)
     jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]
-    results: list[Result] = []
-    try:
-        for job in tqdm(jobs, unit="job"):
-            results.append(measure(job, MODELS[options.model], options.repeats))
-    finally:
-        if results:  # what is done is not lost by an interrupt
-            print(f"{header}\n\n{report(results)}")
+    results = measure_all(
+        jobs,
+        lambda job: measure(job, MODELS[options.model], options.repeats),
+        lambda results: f"{header}\n\n{report(results)}",
+    )
     if options.json:
         entries = (asdict(result) | {"summary": result.summary()} for result in results)
         write_json(options.json, header, entries)

@@ -117,7 +117,7 @@ FULL = Size(
         channels=330,
         code_dim=32,
         resnet=ResnetConfig(width=64, dropout=0.0),
-        quantizer=QuantizerConfig(layers=4, codes=128, dropout=0.0),
+        quantizer=QuantizerConfig(num_quantizers=4, codebook_size=128, dropout=0.0),
         features=FeatureSpec(rot6d="rows", root=False),
         fps=30.0,
     ),
@@ -135,7 +135,7 @@ QUICK = replace(
     model=replace(
         FULL.model,
         resnet=ResnetConfig(width=8, depth=2, dropout=0.0),
-        quantizer=QuantizerConfig(layers=1, codes=8),
+        quantizer=QuantizerConfig(num_quantizers=1, codebook_size=8),
     ),
     window=16,
     batch=2,
@@ -162,7 +162,7 @@ def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: Train
     training = make_training(size, motion, kind, trainer)
     recording = read_recording(motion, size.model)
     cut = int((1 - HELD_OUT) * len(recording))
-    layers = [size.model.quantizer.layers]
+    layers = [size.model.quantizer.num_quantizers]
 
     def judge(model: RVQVAE) -> dict[str, float]:
         parts = dict(zip(FIGURES, (recording[:cut], recording[cut:]), strict=True))

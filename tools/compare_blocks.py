@@ -1,8 +1,8 @@
 """Compare residual blocks at equal parameters: cost, what they learn, and gradients by depth.
 
-The blocks are those of ``--model.block``, and "none", the standard block without its shortcut. They
-stand in a tiny video VAE and in a small motion tokenizer, with the norm and activation that these
-have by default. All see the same samples in the same order.
+The blocks are the values of ``--model.block``, and "none", the standard block without its shortcut.
+They stand in a tiny video VAE and in a small motion tokenizer, with the default norm and activation
+of these. All see the same samples in the same order.
 
     python tools/compare_blocks.py --json blocks.json --plot .          # sample clips and a walk
     python tools/compare_blocks.py --videos clips --held-out a b --motion recording.npz
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("costs", "video", "motion", "gradients")
-# Each variant, and the block of the library that it is made of.
+# Each variant, and the block of the library that it consists of.
 VARIANTS: dict[str, BlockKind] = {
     "standard": "standard",
     "bottleneck": "bottleneck",
@@ -102,7 +102,7 @@ SETTINGS: dict[str, tuple[NormKind, ActivationKind]] = {
 # Models, the figure that each is judged by, and whether that should be large.
 JUDGED = (("video", "psnr", True), ("motion", "mpjpe", False))
 UNITS = {"psnr": "PSNR (dB)", "mpjpe": "MPJPE (mm)"}
-# Stacks of which gradients are averaged.
+# How many stacks the gradients are averaged over.
 STACKS = 3
 # Samples that are decoded once and used over and over.
 POOL = 256
@@ -137,7 +137,7 @@ MOTION = RVQVAEConfig(
     code_dim=32,
     network="wan",
     wan=WanConfig(dim=32, attention_window=16, block=REFERENCE),
-    quantizer=QuantizerConfig(layers=4, codes=128),
+    quantizer=QuantizerConfig(num_quantizers=4, codebook_size=128),
     features=FeatureSpec(rot6d="rows", root=False),
     fps=30.0,
 )
@@ -163,7 +163,9 @@ QUICK = replace(
     FULL,
     video=WanVAEConfig(dim=4, z_dim=2, num_res_blocks=1, block=REFERENCE),
     motion=replace(
-        MOTION, wan=WanConfig(dim=8, block=REFERENCE), quantizer=QuantizerConfig(layers=1, codes=8)
+        MOTION,
+        wan=WanConfig(dim=8, block=REFERENCE),
+        quantizer=QuantizerConfig(num_quantizers=1, codebook_size=8),
     ),
     crop=16,
     window=17,

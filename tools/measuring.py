@@ -17,14 +17,19 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from wanvae.engine.command_line import outcome
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.nn.kernels.pool import POOL
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class BenchmarkError(UserError):
@@ -142,6 +147,20 @@ def write_content(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON file."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def measure_all(
+    items: Sequence[T], measure: Callable[[T], R], report: Callable[[list[R]], str]
+) -> list[R]:
+    """Measures each item and prints a report, after an interrupt of what is done."""
+    results: list[R] = []
+    try:
+        for item in tqdm(items, unit="job"):
+            results.append(measure(item))
+    finally:
+        if results:
+            print(report(results))
+    return results
 
 
 def exit_status(run: Callable[[], None], program: str = "benchmark") -> int:

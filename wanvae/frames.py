@@ -38,7 +38,10 @@ def encode_frames(
             seen(frame)
         images = torch.stack([frame.image for frame in batch], dim=1)
         posterior = encoder.push(pad_to_multiple(images[None], config.spatial_factor))
-        count = max(1, encoder.plan.frames // config.temporal_factor) * config.temporal_factor
+        plan = encoder.plan
+        # A session has a plan from its first frame on, and a plan of a stream limits its frames.
+        assert plan is not None and plan.frames is not None
+        count = max(1, plan.frames // config.temporal_factor) * config.temporal_factor
         if posterior is not None:
             yield posterior
     end = encoder.finish()

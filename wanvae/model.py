@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from wanvae.checkpoints import formats, hub
+from wanvae.checkpoints import formats
+from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
+from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
@@ -126,7 +128,7 @@ class WanVAE(nn.Module):
         """
         formats.save_native(path, self.config, self.state_dict())
         if push_to_hub is not None:
-            hub.upload(path, push_to_hub)
+            upload(path, push_to_hub, WAN_VAE)
 
     def as_diffusers(self) -> DiffusersVAE:
         """This model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.

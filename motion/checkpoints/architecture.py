@@ -100,7 +100,9 @@ def infer_config(
         dropout=dropout,
     )
     quantizer = QuantizerConfig(
-        layers=len(books), codes=books.shape[1], dropout=dropout if len(books) > 1 else 0.0
+        num_quantizers=len(books),
+        codebook_size=books.shape[1],
+        dropout=dropout if len(books) > 1 else 0.0,
     )
     features, fps = PUBLISHED_FEATURES.get(channels, (None, 20.0))
     config = RVQVAEConfig(
@@ -129,7 +131,7 @@ def describe_features(channels: int) -> str:
     if channels not in kinds:
         return f"features: {channels} channels of no known kind, so motion files cannot be read"
     fps = PUBLISHED_FEATURES[channels][1]
-    return f"features: those of {kinds[channels]}, {fps:g} frames per second, by their number"
+    return f"features: {kinds[channels]}, {fps:g} frames per second, by their number"
 
 
 def infer_norm(tensors: Mapping[str, Tensor], untold: Untold) -> tuple[MotionNorm | None, str]:

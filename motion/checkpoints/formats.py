@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from motion.checkpoints.architecture import Untold, infer_config
 from motion.config import RVQVAEConfig
@@ -19,15 +19,24 @@ from motion.files.arrays import write_array
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
+    check_tensors,
     read_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.hub import HubFiles, local_checkpoint
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion"
+# What checkpoints are called in repositories of the Hugging Face Hub.
+MOTION_TOKENIZER = HubFiles("motion tokenizer", (("wanvae-motion.safetensors",),))
+# Beginnings of the names that tensors of native files had before, and what they are now.
+RENAMED_TENSORS = {
+    "normaliser.": "normalizer.",
+    "quantizer.books.initialised": "quantizer.books.initialized",
+}
 # Keys under which published files hold the weights, beside optimizer states and counters.
 WRAPPERS = ("vq_model", "net", "state_dict", "model_state")
 PROJECTION = ("embedding_proj.weight", "embedding_proj.bias")
@@ -66,19 +75,24 @@ class Checkpoint:
     notes: tuple[str, ...]
 
 
-def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
+def load(
+    path: str | PathLike[str], untold: Untold | None = None, *, subfolder: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint, and detects its layout and architecture.
 
     Args:
         path: a native ``.safetensors``; or the tensors of MoMask, T2M-GPT, MotionGPT or GestureLSM
-            in a ``.pth``, ``.tar``, ``.ckpt`` or ``.safetensors``.
+            in a ``.pth``, ``.tar``, ``.ckpt`` or ``.safetensors``; or, if there is no such path,
+            the ``"org/name"`` of a repository of the Hugging Face Hub.
         untold: what to assume where published tensors do not tell it.
+        subfolder: the folder of the repository that holds the checkpoint.
 
     Raises:
-        CheckpointError: the file cannot be read, has none of these layouts, or ``untold`` does not
-            fit.
+        CheckpointError: it cannot be read or downloaded, has none of these layouts, or ``untold``
+            does not fit.
     """
     untold = untold or Untold()
+    path = local_checkpoint(path, MOTION_TOKENIZER, subfolder)
     file = read_tensors(path, WRAPPERS)
     try:
         if file.metadata.get("format") == FORMAT:
@@ -90,13 +104,33 @@ def load(path: str | PathLike[str], untold: Untold | None = None) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Copies the tensors of a native checkpoint into the parameters and buffers of ``model``.
+
+    Raises:
+        CheckpointError: as ``load``, or the tensors do not fit.
+    """
+    tensors = load(path).tensors
+    check_tensors(model, tensors, path)
+    model.load_state_dict(tensors)
+
+
 def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
     """Reads a file that ``save_native`` wrote; UserError if its config is not valid."""
     if untold.given:
         raise UserError(f"it says its architecture itself; do not give {', '.join(untold.given)}")
     config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
-    require_size(config, file.tensors)
-    return Checkpoint(config, file.tensors, Layout.NATIVE, ())
+    tensors = {new_tensor_name(name): tensor for name, tensor in file.tensors.items()}
+    require_size(config, tensors)
+    return Checkpoint(config, tensors, Layout.NATIVE, ())
+
+
+def new_tensor_name(name: str) -> str:
+    """The name that a tensor of a native file has today."""
+    for old, new in RENAMED_TENSORS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -108,7 +142,7 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
     blocks, width = resnet.depth * resnet.down_t, resnet.width
     if config.network == "wan":
         blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
-    largest = max(width, config.channels, config.code_dim, config.quantizer.codes)
+    largest = max(width, config.channels, config.code_dim, config.quantizer.codebook_size)
     if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
         raise UserError("its config describes a larger model than its tensors; save it again")
 
@@ -123,7 +157,7 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
     dropout = 0.0 if layout is Layout.T2M_GPT else DROPOUT
     config, of_config = infer_config(networks, books, untold, dropout)
     if len(books) > 1 and (books == books[0]).all():
-        config = replace(config, quantizer=replace(config.quantizer, shared=True))
+        config = replace(config, quantizer=replace(config.quantizer, shared_codebook=True))
         books = books[:1]
         notes.append("codebooks: all the same, so the layers are assumed to share one codebook")
     notes.append("moving averages of the codes: not in the file, so training starts new ones")
@@ -225,7 +259,7 @@ def save_momask(
     require_suffix(path, ".tar", ".pth")
     require_published(config)
     networks = {n: t for n, t in tensors.items() if n.startswith(("encoder.", "decoder."))}
-    books = tensors["quantizer.books.codes"].expand(config.quantizer.layers, -1, -1)
+    books = tensors["quantizer.books.codes"].expand(config.quantizer.num_quantizers, -1, -1)
     named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
     write_pickle(path, networks | named, wrapper="vq_model")
     statistics = {name: tensors[f"normalizer.{name}"] for name in ("mean", "std")}

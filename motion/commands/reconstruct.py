@@ -34,7 +34,7 @@ def run(arguments: Namespace) -> None:
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
     print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
     used = ", ".join(map(str, report.used))
-    codes = model.config.quantizer.codes
+    codes = model.config.quantizer.codebook_size
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
 
 

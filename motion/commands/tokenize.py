@@ -12,14 +12,16 @@ from jsonargparse import Namespace
 from motion.commands.options import MOTION_HELP, add_model_options, load_model, report_failures
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
-from motion.features.recording import Recording, find_files, read_recording, share_files
+from motion.features.recording import Recording, find_files, read_recording
 from motion.model import RVQVAE
 from motion.tokens import Body, Origin, Tokens, digest_of, read_tokens, write_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
-from wanvae.engine.files import is_nested, make_directory
+from wanvae.engine.files import make_directory
+from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
+from wanvae.engine.sharing import share_files
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     origin = Origin(
         frames=len(recording),
         fps=config.fps,
-        codes=config.quantizer.codes,
+        codes=config.quantizer.codebook_size,
         books=digest_of(model),
         body=body,
     )
@@ -164,8 +166,7 @@ def plan_targets(
     source: Path, destination: Path, suffix: str, config: RVQVAEConfig
 ) -> dict[Path, Path]:
     """Returns the motion file of each file of tokens to write."""
-    if is_nested(source, destination):
-        raise UserError(f"{destination} must not be in {source}, nor around it; name another")
+    refuse_nested(source, destination)
     targets: dict[Path, Path] = {}
     for file in find_files(source, config):
         target = (destination / file.relative_to(source)).with_suffix(suffix)

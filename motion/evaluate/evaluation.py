@@ -33,8 +33,8 @@ BATCH = 64
 class MotionSummary:
     """The figures of some frames. A summary is small because each of many files has one.
 
-    Tuples have a value for each layer of the quantizer. Errors are those of reconstructions from
-    the first 1, 2, ... layers. All other figures are of the reconstruction from all layers. A
+    Tuples have a value for each layer of the quantizer. Errors are of reconstructions from the
+    first 1, 2, ... layers. All other figures are of the reconstruction from all layers. A
     figure is None if there is nothing to compute it from.
 
     Attributes:
@@ -216,7 +216,7 @@ def measure(
         window: count the codes of all windows of so many frames, at all offsets; None counts the
             codes of the whole recording, and so does a window longer than the recording.
     """
-    layers, names = model.config.quantizer.layers, recording.skeleton.names
+    layers, names = model.config.quantizer.num_quantizers, recording.skeleton.names
     length, original = len(recording), recording.joints
     joints = original
     errors, angles = [], []
@@ -277,6 +277,6 @@ def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: in
 
 def count_indices(model: RVQVAE, indices: Tensor) -> Tensor:
     """Returns how often each code is in indices ``(B, T, Q)``: ``(Q, K)``, on the CPU."""
-    codes = model.config.quantizer.codes
+    codes = model.config.quantizer.codebook_size
     rows = indices.flatten(0, 1).cpu().unbind(1)
     return torch.stack([torch.bincount(row, minlength=codes) for row in rows])

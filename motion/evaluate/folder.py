@@ -17,9 +17,10 @@ from motion.evaluate.evaluation import (
     add_up_processes,
     measure,
 )
-from motion.features.recording import find_files, read_recording, share_files
+from motion.features.recording import find_files, read_recording
 from motion.model import RVQVAE
 from wanvae.engine.processes import gather_objects
+from wanvae.engine.sharing import share_files
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 

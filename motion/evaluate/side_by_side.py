@@ -73,14 +73,14 @@ def make_file_section(
 
 
 def make_figures(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
-    """Returns the figures of the original, its reconstruction, and that of the first layer alone.
+    """Returns the figures of the original and its reconstruction, by name.
 
-    A model of one layer has no third figure.
+    If the model has several layers, a third figure is decoded from the first layer alone.
     """
     original, reconstruction = PAIR
     figures = {original: make_figure(recording, recording.features)}
     for name, layers in {reconstruction: None, FIRST_LAYER: 1}.items():
-        if layers != model.config.quantizer.layers:
+        if layers != model.config.quantizer.num_quantizers:
             _, decoded = reconstruct(model, recording, layers)
             figures[name] = make_figure(recording, decoded)
     return figures

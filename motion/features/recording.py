@@ -8,13 +8,11 @@ be turned into positions of joints.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
@@ -23,11 +21,6 @@ from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
-T = TypeVar("T")
 
 
 class Joints(NamedTuple):
@@ -139,18 +132,6 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
             f"{path} has no {' or '.join(suffixes)} files; name the folder of the data"
         )
     return files
-
-
-def share_files(files: Sequence[T], processes: PartialState, *, progress: bool) -> Iterator[T]:
-    """Yields the files of this process: every n-th file if the run has n processes.
-
-    Args:
-        progress: show a progress bar, in the first process.
-    """
-    share = files[processes.process_index :: processes.num_processes]
-    shown = progress and processes.is_main_process
-    with tqdm(share, unit="file", disable=not shown) as bar:
-        yield from bar
 
 
 def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Recording:

@@ -11,7 +11,7 @@ from motion.config import RVQVAEConfig
 from motion.networks.build import make_networks
 from motion.networks.resnet import Resnet1D
 from wanvae.errors import UserError
-from wanvae.nn import Streaming
+from wanvae.nn import ResConv1DBlock, Streaming
 from wanvae.nn.interval import Interval
 
 
@@ -60,21 +60,24 @@ def effective_kernels(config: RVQVAEConfig) -> tuple[tuple[int, ...], ...]:
     """The effective kernels of the residual blocks of each stage of a Resnet1D encoder, in order.
 
     Raises:
-        ValueError: the network is another.
+        UserError: the network is not a Resnet1D.
     """
     if config.network != "resnet":
         raise UserError(f"the {config.network} network has no dilated kernels")
-    resnets = [m for m in encoder_and_decoder(config)[0].modules() if isinstance(m, Resnet1D)]
-    return tuple(
-        tuple(effective_kernel(b.conv1.kernel_size[0], b.conv1.dilation[0]) for b in resnet.model)
-        for resnet in resnets
-    )
+    encoder, _ = encoder_and_decoder(config)
+    stages = [layer for layer in encoder.modules() if isinstance(layer, Resnet1D)]
+    return tuple(tuple(map(kernel_of_block, stage.blocks())) for stage in stages)
+
+
+def kernel_of_block(block: ResConv1DBlock) -> int:
+    """The effective kernel of the dilated convolution of a block."""
+    return effective_kernel(block.conv1.kernel_size[0], block.conv1.dilation[0])
 
 
 def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
     """What tokens and frames of a model depend on, in evaluation mode; nothing is computed."""
     encoder, decoder = encoder_and_decoder(config)
-    # Frames of token 1, which begin where those of token 0 end.
+    # Frames of token 1, which begin after the frames of token 0.
     first, last = config.first_frames, config.frames_of(2) - 1
     seen = encoder.input_interval(Interval(1, 1))
     used = decoder.input_interval(Interval(first, last))

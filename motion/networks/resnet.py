@@ -21,7 +21,7 @@ NORMS: dict[MotionNorm | None, NormKind] = {
     "GN": "group",
     "BN": "batch",
 }
-# Frames that a stage makes one of, and their kernel: of all published models.
+# Stride and kernel of the convolution that halves time, in all published models.
 STRIDE = 2
 STRIDED_KERNEL = 4
 
@@ -30,7 +30,7 @@ class Resnet1D(Row):
     """Residual blocks of growing dilation, ``(B, n_in, T)`` to the same shape.
 
     Block number ``d`` has the dilation ``dilation_growth_rate ** d``. Parameter names
-    (``model.0.conv1``, ...) are those of the published models.
+    (``model.0.conv1``, ...) come from the published models.
 
     Args:
         n_in: channels.
@@ -68,6 +68,10 @@ class Resnet1D(Row):
                 for dilation in dilations
             )
         )
+
+    def blocks(self) -> tuple[ResConv1DBlock, ...]:
+        """The residual blocks in the order they run."""
+        return tuple(block for block in self.model if isinstance(block, ResConv1DBlock))
 
     def layers(self) -> tuple[nn.Module, ...]:
         return self.model.layers()

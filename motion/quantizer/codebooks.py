@@ -19,8 +19,8 @@ from wanvae.engine.processes import (
 NO_CODE = -1
 # The moving average below which a code that nothing chose stays as it is: division by 0 is near.
 SMALLEST_COUNT = 1e-12
-# The moving average that a new code starts with, in those below which it is replaced: it has
-# log(2) / (1 - decay) batches to be chosen in.
+# The moving count that a new code starts with, as a multiple of the count below which codes are
+# replaced: the code has log(2) / (1 - decay) batches to be chosen in.
 GRACE = 2.0
 
 
@@ -45,7 +45,9 @@ class Codebooks(nn.Module):
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        codes = torch.randn(1 if config.shared else config.layers, config.codes, dim)
+        codes = torch.randn(
+            1 if config.shared_codebook else config.num_quantizers, config.codebook_size, dim
+        )
         self.register_buffer("codes", codes)
         self.register_buffer("sums", codes.clone())
         self.register_buffer("counts", torch.ones(codes.shape[:2]))
@@ -73,41 +75,42 @@ class Codebooks(nn.Module):
         )
 
     def initialize(self, rows: Tensor) -> None:
-        """Make the codebooks from the latents of all processes, each layer's of what is left.
+        """Make the codebooks from the latents of all processes.
 
-        Layers that share a book share what the first of them makes. Latents that are not finite
-        make none.
+        The codebook of each layer comes from what the layers before it left. Layers that share a
+        codebook use the codebook of the first layer. Latents that are not finite change nothing.
         """
         everything = torch.cat(gather_from_processes(rows))
         if not everything.isfinite().all():
             return
         left = everything.clone()
         for book in range(len(self.codes)):
-            made = copy_from_first_process(self._make_book(left))
-            finder = Finder.of(made[None], self.config.metric)
-            for block in blocks(left, len(made)):
-                left[block] -= made[finder.find(left[block], 0)]
-            self.codes[book] = made
-        self.counts.fill_(len(everything) / self.config.codes)
+            codes = copy_from_first_process(self._make_book(left))
+            finder = Finder.of(codes[None], self.config.metric)
+            for block in blocks(left, len(codes)):
+                left[block] -= codes[finder.find(left[block], 0)]
+            self.codes[book] = codes
+        self.counts.fill_(len(everything) / self.config.codebook_size)
         self.sums.copy_(self.codes * self.counts[:, :, None])
         self.initialized.fill_(True)
 
     def _make_book(self, rows: Tensor) -> Tensor:
         config = self.config
         if config.initialization == "samples":
-            return random_rows(rows, config.codes)
-        return cluster(rows, config.codes, config.metric, config.kmeans_iterations)
+            return random_rows(rows, config.codebook_size)
+        return cluster(rows, config.codebook_size, config.metric, config.kmeans_iterations)
 
     def learn(self, rows: Tensor, indices: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
-        """Move codes to what chose them, in all processes, and replace those that nothing does.
+        """Move codes to the latents that chose them, in all processes; replace unused codes.
 
-        What is not finite is not learnt from: it would stay in the averages for ever.
+        Nothing is learnt from latents that are not finite: they would stay in the averages for
+        ever.
 
         Args:
             rows: the latents that were quantized.
             indices: ``(N, Q)``, the codes they chose.
             counts: ``(Q, K)``, how many chose each code.
-            sums: ``(Q, K, C)``, the sums of these as each layer was given them.
+            sums: ``(Q, K, C)``, the sums of the latents that each layer was given, by their code.
 
         Returns:
             ``counts`` of all processes together.
@@ -132,16 +135,17 @@ class Codebooks(nn.Module):
         return counts
 
     def _draw_replacements(self, rows: Tensor, indices: Tensor, dead: Tensor) -> Tensor:
-        """Random latents ``(M, C)``, as a layer was given them, for codes ``(M, 2)``: book, code.
+        """Random latents ``(M, C)`` for the codes at ``(M, 2)``: number of codebook, of code.
 
-        All processes get the same, from each in turn.
+        They are latents as the layer was given them. All processes get the same ones, drawn from
+        each process in turn.
         """
         places = torch.arange(len(dead), device=rows.device)
         picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
         layers = dead[:, 0]
-        if self.config.shared:
-            layers = torch.randint(self.config.layers, layers.shape, device=rows.device)
-        before = torch.arange(self.config.layers, device=rows.device) < layers[:, None]
+        if self.config.shared_codebook:
+            layers = torch.randint(self.config.num_quantizers, layers.shape, device=rows.device)
+        before = torch.arange(self.config.num_quantizers, device=rows.device) < layers[:, None]
         taken = torch.where(before, indices[picked], NO_CODE)
         given = rows[picked] - self.look_up(taken)
         offered = torch.stack(gather_from_processes(given))

@@ -50,9 +50,9 @@ class Finder:
     def find(self, rows: Tensor, book: int, temperature: float = 0.0) -> Tensor:
         """The code of each row: the nearest, or drawn as ``QuantizerConfig.temperature`` says.
 
-        By distance, |row - code|^2 / 2 is, but for a number that all codes have in common, |code|^2
-        / 2 - row * code; by angle only the code is brought to length 1, for that of the row does
-        not change what is nearest.
+        By distance, |row - code|^2 / 2 is |code|^2 / 2 - row * code plus a number that is the same
+        for all codes. By angle, only the code is scaled to length 1, because the length of the row
+        does not change which code is nearest.
         """
         scores = torch.addmm(self.offsets[book], rows, self.keys[book], beta=-1)
         if temperature > 0:
@@ -85,7 +85,7 @@ def random_rows(rows: Tensor, count: int) -> Tensor:
 def cluster(rows: Tensor, codes: int, metric: Metric, iterations: int) -> Tensor:
     """A codebook of the means of k-means clusters, from random rows on.
 
-    Each round takes the mean of the rows nearest to a code; a code that is nearest to none stays.
+    Each round moves a code to the mean of the rows that are nearest to it, if there are any.
     """
     book = random_rows(rows, codes)
     for _ in range(iterations):

@@ -20,7 +20,7 @@ from wanvae.nn.masking import mask_of
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of latents.
+    """The result of a quantizer.
 
     Attributes:
         latents: ``(B, C, T)``, sums of codes; gradients go to the latents they stand for.
@@ -47,9 +47,9 @@ class Search:
         latents: ``(N, C)``, sums of codes.
         indices: ``(N, Q)``, -1 where a row is not quantized by a layer.
         loss: scalar, the commitment loss.
-        loss_gradient: ``(N, C)``, that of the loss in the rows; None if no gradient is wanted.
+        loss_gradient: ``(N, C)``, the gradient of the loss by the rows; None if it is not wanted.
         counts: ``(Q, K)``, how many rows chose each code.
-        sums: ``(Q, K, C)``, the sums of these rows as the layer was given them; None in evaluation.
+        sums: ``(Q, K, C)``, the sums of what the layer was given, by code; None in evaluation.
     """
 
     latents: Tensor
@@ -61,13 +61,13 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a layer does to some rows.
+class LayerResult:
+    """What one layer of the quantizer does to some rows.
 
     Attributes:
         layer: its number.
         given: ``(N, C)``, what the layers before left.
-        found: ``(N,)``, the code of each row, also of those that the layer leaves as they are.
+        found: ``(N,)``, the code of each row, also where the layer leaves the row as it is.
         left: ``(N, C)``, ``given`` less its codes.
     """
 
@@ -99,7 +99,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class ResidualVQ(nn.Module):
-    """Quantizes latents ``(B, C, T)`` by a row of codebooks, each taking what those before left.
+    """Quantizes latents ``(B, C, T)`` by codebooks in a row; each quantizes what is left so far.
 
     While training it learns its codes, its only state (see
     :class:`~motion.quantizer.codebooks.Codebooks`).
@@ -152,8 +152,8 @@ class ResidualVQ(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             finder = self.books.finder()
-            indices = rows.new_empty(len(rows), self.config.layers, dtype=torch.long)
-            for block in blocks(rows, self.config.codes):
+            indices = rows.new_empty(len(rows), self.config.num_quantizers, dtype=torch.long)
+            for block in blocks(rows, self.config.codebook_size):
                 for step in self._descend(rows[block], finder):
                     indices[block, step.layer] = step.found
         return placed(indices, (batch, length), valid, NO_CODE)
@@ -166,8 +166,8 @@ class ResidualVQ(nn.Module):
             layers: use only so many of them, the first.
 
         Raises:
-            ValueError: indices have another shape, are no whole numbers or out of range, or there
-                are not as many layers.
+            UserError: indices have another shape, are no whole numbers or out of range, or
+                ``layers`` is more than there are.
         """
         self._check_indices(indices)
         given = indices.shape[2]
@@ -187,9 +187,9 @@ class ResidualVQ(nn.Module):
         if not self.training or self.config.dropout == 0:
             return None
         device = self.books.codes.device
-        few = torch.randint(1, self.config.layers + 1, (clips,), device=device)
+        few = torch.randint(1, self.config.num_quantizers + 1, (clips,), device=device)
         dropped = torch.rand(clips, device=device) < self.config.dropout
-        layers = torch.where(dropped, few, self.config.layers)[:, None].expand(-1, length)
+        layers = torch.where(dropped, few, self.config.num_quantizers)[:, None].expand(-1, length)
         return layers.flatten() if valid is None else layers[valid]
 
     def _descend(
@@ -198,28 +198,28 @@ class ResidualVQ(nn.Module):
         finder: Finder,
         taken: Tensor | None = None,
         temperature: float = 0.0,
-    ) -> Iterator[Step]:
+    ) -> Iterator[LayerResult]:
         """What each layer does, in turn, to ``(N, C)``.
 
         Args:
             taken: ``(N, Q)``, false where a layer leaves a row as it is given.
         """
         left = rows
-        for layer in range(self.config.layers):
+        for layer in range(self.config.num_quantizers):
             book = layer % len(finder.books)
             found = finder.find(left, book, temperature)
             chosen = F.embedding(found, finder.books[book])
             if taken is not None:
                 chosen *= taken[:, layer, None]
             given, left = left, left - chosen
-            yield Step(layer, given, found, left)
+            yield LayerResult(layer, given, found, left)
 
     def _search(
         self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool
     ) -> Search:
         """Quantize ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
         finder = self.books.finder()
-        count, codes = self.config.layers, self.config.codes
+        count, codes = self.config.num_quantizers, self.config.codebook_size
         every = torch.arange(count, device=rows.device)
         taken = None if layers is None else layers[:, None] > every
         weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
@@ -250,7 +250,7 @@ class ResidualVQ(nn.Module):
         return Search(latents, indices, loss, loss_gradient, counts, sums)
 
     def _check_indices(self, indices: Tensor) -> None:
-        layers, codes = self.config.layers, self.config.codes
+        layers, codes = self.config.num_quantizers, self.config.codebook_size
         if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
             raise UserError(
                 f"indices must be (B, T, Q) with Q at most {layers} and none of them 0, not "

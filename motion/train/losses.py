@@ -34,7 +34,7 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the loss terms. Each term is a mean. The defaults are those of MoMask.
+    """Weights of the loss terms. Each term is a mean. The defaults are from MoMask.
 
     Attributes:
         features: weight of the error of the normalized features.

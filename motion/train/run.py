@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from motion.checkpoints import formats
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import evaluate
 from motion.evaluate.reconstruction import reconstruct
@@ -21,7 +22,6 @@ from motion.model import RVQVAE
 from motion.render import Figure, render_grid
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
-from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
@@ -85,7 +85,7 @@ class MotionTraining:
             samples=self.data.windows,
             losses=self.losses,
             save_weights=lambda model, path: as_tokenizer(model).save_pretrained(path),
-            load_weights=load_in_place,
+            load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out else None,
         )
@@ -107,7 +107,7 @@ class MotionTraining:
         found = evaluate(
             tokenizer,
             self.data.held_out,
-            numbers_of_layers=[tokenizer.config.quantizer.layers],
+            numbers_of_layers=[tokenizer.config.quantizer.num_quantizers],
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )

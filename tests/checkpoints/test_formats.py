@@ -37,7 +37,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = WanVAEConfig(dim=4, z_dim=2)
 TINY_WAN22 = replace(TINY, **helpers.WAN22)
 TWO_STEPS = {"dim_mult": (1, 2, 2), "temporal_downsample": (True, False)}
-# Architectures that official names can say, each unlike the others in many ways.
+# Architectures that official names can store, each different from the others in many ways.
 CONFIGS = [
     WanVAEConfig(),
     TINY,
@@ -466,9 +466,10 @@ def test_diffusers_cannot_tell_wide_videos_from_upscaled_ones(tmp_path: Path) ->
 def test_incomplete_diffusers_directories(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither config\.json nor vae/config\.json"):
         load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
-        load(tmp_path)
+    for content in (b"{", b"\xff\xfe"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match="no JSON"):
+            load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(wan_config(TINY)))
     with pytest.raises(CheckpointError, match="holds neither diffusion_pytorch_model"):
         load(tmp_path)
@@ -517,3 +518,23 @@ def test_suffixes_are_checked(tmp_path: Path, name: str) -> None:
         formats.save_native(tmp_path / name, TINY, {})
     with pytest.raises(CheckpointError, match=r"must end in \.pth or \.safetensors"):
         formats.save_wan(tmp_path / name, TINY, {})
+
+
+def test_a_config_that_is_not_text_is_an_error_for_people(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="not UTF-8 text"):
+        load(tmp_path)
+
+
+def test_a_bug_in_reading_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tensors(tmp_path / "a.safetensors", helpers.tiny().state_dict(), {})
+
+    def stumble(tensors: object) -> None:
+        raise ValueError("zip() argument 2 is longer than argument 1")
+
+    monkeypatch.setattr(formats, "infer_config", stumble)
+    with pytest.raises(ValueError, match="zip") as error:
+        load(tmp_path / "a.safetensors")
+    assert not isinstance(error.value, CheckpointError)

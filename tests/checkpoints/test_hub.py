@@ -8,20 +8,21 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from helpers import tiny
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
 
+from tests.helpers import tiny
 from wanvae import WanVAE
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.formats import Layout, weights_file
-from wanvae.checkpoints.hub import NATIVE_FILE, is_repository
+from wanvae.checkpoints.hub import NATIVE_FILE
 from wanvae.cli import main
 from wanvae.commands.convert import convert
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.hub import is_repository
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.commands import outputs_of
 from tests.helpers import WAN22, tiny, write_sound
 from wanvae import WanVAE, __version__, cli
 from wanvae.checkpoints import formats
@@ -48,10 +49,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command that must end with ``status``; gives its stdout and stderr."""
 
     def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        assert cli.main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out, captured.err
+        return outputs_of(capsys, [str(argument) for argument in arguments], status)
 
     return run_command
 
@@ -144,7 +142,7 @@ def test_wan22(tmp_path: Path, run: Run) -> None:
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
 
 
-def test_an_upscaling_decoder_is_planned_for_what_it_makes(tmp_path: Path, run: Run) -> None:
+def test_an_upscaling_decoder_is_planned_for_what_it_decodes(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "vae.safetensors"
     tiny(upscale_factor=2).float().save_pretrained(path)
     size = "plan", "--checkpoint", path, "--frames", 9, "--height", 32, "--width", 48
@@ -169,10 +167,10 @@ def test_without_input_the_demo_runs(
     tmp_path: Path, files: Path, run: Run, fail: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "demo_weights", lambda: files / "vae.safetensors")
+    monkeypatch.setattr("wanvae.commands.options.demo_weights", lambda: files / "vae.safetensors")
     monkeypatch.setattr("wanvae.demo.find_spec", lambda name: None)
     assert 'pip install "wanvae[demo]"' in fail("reconstruct")
-    monkeypatch.setattr(cli, "demo_clip", lambda: files / "a.mp4")
+    monkeypatch.setattr("wanvae.commands.video.demo_clip", lambda: files / "a.mp4")
     assert "-> reconstruction.mp4: 7 frames" in run("reconstruct")[0]
     assert read_video("reconstruction.mp4")[0].shape == (3, 7, 22, 60)
     assert run("info")[0].startswith(f"{files / 'vae.safetensors'}: native layout")
@@ -302,7 +300,7 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     encode, decode = run(*size, "--frames", 9, "--tile-size", 32)[0].splitlines()
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
     assert "MB, on a GPU with states offloaded: " in encode
-    assert all(float(line.split()[-6]) > 1.2 for line in (encode, decode))
+    assert all(float(line.split()[-7]) > 1.2 for line in (encode, decode))
     lines = run(*size, "--frames", 9, "--processes", 3)[0].splitlines()
     assert lines[::2] == [*run(*size, "--frames", 9)[0].splitlines()]
     for task, line in zip(("encode", "decode"), lines[1::2], strict=True):
@@ -496,7 +494,7 @@ def test_bad_latents(tmp_path: Path, files: Path, fail: Fail) -> None:
     path.write_text("no latents")
     assert "l.safetensors cannot be read as latents" in fail("decode", *arguments)
     save_file({"latents": torch.zeros(16, 3, 3, 4)}, path)
-    assert "16 channels, but those of this model have 2" in fail("decode", *arguments)
+    assert "16 channels, but this model has 2" in fail("decode", *arguments)
     assert os.listdir(tmp_path) == ["l.safetensors"]
 
 
@@ -554,7 +552,7 @@ def test_running_out_of_memory(
     def run_out(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "reconstruct_file", run_out)
+    monkeypatch.setattr("wanvae.commands.video.reconstruct_file", run_out)
     err = fail("reconstruct", "a.mp4", "--checkpoint", files / "vae.safetensors")
     assert "out of memory; try a smaller video" in err
 
@@ -569,7 +567,7 @@ def test_bugs_are_not_hidden(files: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def stumble(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli, "reconstruct_file", stumble)
+    monkeypatch.setattr("wanvae.commands.video.reconstruct_file", stumble)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["reconstruct", "a.mp4", "--checkpoint", str(files / "vae.safetensors")])
 

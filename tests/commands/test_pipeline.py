@@ -1,5 +1,5 @@
-"""From file to file: sizes, times and lengths are kept, the frames are those of the model, and the
-measures those of torchmetrics and scikit-image."""
+"""From file to file: sizes, times and lengths are kept, frames agree with the model, and figures
+agree with torchmetrics and scikit-image."""
 
 import os
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def by_hand(vae: WanVAE, video: Tensor) -> Tensor:
 
 
 def assert_close(video: Tensor, expected: Tensor, levels: float = 6) -> None:
-    """Equal but for what lossless H.264 of subsampled or rounded colours changes."""
+    """Asserts that two videos are equal, except for the rounding of lossless H.264."""
     assert video.shape == expected.shape
     assert expected.std() > 10 * LEVEL
     assert (video - expected).abs().mean() < LEVEL
@@ -126,7 +126,7 @@ def test_an_upscaling_decoder_writes_twice_the_size(tmp_path: Path) -> None:
     save_file({"latents": torch.zeros(1, 2, 2, 3, 4)}, latents)
     decode_file(vae, latents, tmp_path / "b.mp4")
     assert read_video(tmp_path / "b.mp4")[0].shape == (3, 5, 48, 64)
-    with pytest.raises(ValueError, match=r"3 channels, 2 times as large, .* no original"):
+    with pytest.raises(ValueError, match=r"3 channels and 2 times the size, .* no original"):
         reconstruct_file(vae, source, tmp_path / "b.mp4")
 
 
@@ -307,10 +307,10 @@ def changed(path: Path, **tensors: Tensor) -> Path:
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
-        ({"mean": torch.zeros(3, 3, 3, 4)}, "3 channels, but those of this model have 2"),
-        ({"mean": torch.zeros(2, 4, 3, 4)}, r"\(4, 3, 4\) .* makes \(3, 3, 4\) of its 7 frames"),
-        ({"mean": torch.zeros(2, 3, 3, 5)}, r"\(3, 3, 5\) .* makes \(3, 3, 4\) .* 30x21"),
-        ({"times": torch.arange(10.0)}, r"makes \(4, 3, 4\) of its 10 frames"),
+        ({"mean": torch.zeros(3, 3, 3, 4)}, "3 channels, but this model has 2"),
+        ({"mean": torch.zeros(2, 4, 3, 4)}, r"\(4, 3, 4\) .* 7 frames of 30x21 to \(3, 3, 4\)"),
+        ({"mean": torch.zeros(2, 3, 3, 5)}, r"\(3, 3, 5\) .* 30x21 to \(3, 3, 4\)"),
+        ({"times": torch.arange(10.0)}, r"10 frames of 30x21 to \(4, 3, 4\)"),
     ],
 )
 def test_latents_of_another_model_are_refused(

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from tests.commands import outputs_of
@@ -27,6 +27,8 @@ from wanvae import WanVAE, cli
 from wanvae.dataset import encode
 from wanvae.dataset.files import index_file
 from wanvae.dataset.settings import DatasetOptions
+from wanvae.errors import UserError
+from wanvae.latents.file import VideoShape, video_metadata
 from wanvae.latents.spool import LatentsSpool
 from wanvae.video import VideoWriter, read_video, write_video
 
@@ -157,7 +159,7 @@ def test_decode_reads_what_is_written(
     assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 5 / 255
 
 
-def test_shards_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
+def test_files_of_many_clips_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
     for container in CONTAINERS:
         run(tmp_path / container, "--container", container, *SHARDS)
     expected = {
@@ -512,10 +514,10 @@ def test_unusable_folders(tmp_path: Path, files: Path, run: Run) -> None:
         _, err = run(target, status=1)
         assert f"{target} must not be in {videos}, nor around it; name another" in err
     _, err = run(tmp_path / "a" / "b", status=1)
-    assert f"{tmp_path / 'a/b'} cannot be made: make the directory {tmp_path / 'a'} first" in err
+    assert f"{tmp_path / 'a/b'} cannot be created: make the directory {tmp_path / 'a'} first" in err
     (tmp_path / "file").touch()
     assert "has other files in it" in run(tmp_path, status=1)[1]
-    assert "cannot be made" in run(tmp_path / "file", status=1)[1]
+    assert "cannot be created" in run(tmp_path / "file", status=1)[1]
     _, err = run(tmp_path / "out", source=tmp_path / "missing", status=1)
     assert "it is not a folder" in err
 
@@ -567,3 +569,12 @@ def test_a_video_that_changed_since_it_was_indexed(tmp_path: Path, files: Path, 
     out, _ = run(tmp_path / "out", "--frames", 9, source=source, status=1)
     assert "failed: a.mp4.00000: it has become 16x16 since it was indexed" in out
     assert "failed: b.mp4.00000: only 7 of its 9 frames are there" in out
+
+
+def test_a_file_without_latents_is_damaged(tmp_path: Path) -> None:
+    video = VideoShape(width=8, height=8, fps="25", source="a.mp4")
+    clip = {"clip": json.dumps({"name": "a", "start": 0.0})}
+    metadata = video_metadata(video) | clip
+    save_file({"times": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(UserError, match=r"is damaged .*; delete it"):
+        index_file(tmp_path, "a.safetensors")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import pytest
 
+from wanvae.engine.command_line.arguments import parse_config
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.errors import UserError
 
@@ -73,6 +75,73 @@ def test_absent_fields_take_their_defaults_and_whole_numbers_become_floats() -> 
 def test_what_does_not_fit_is_named(mapping: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_json_dict(Outer, mapping)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    """Settings.
+
+    Attributes:
+        width: was called size.
+        rate: a rate.
+    """
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"size": "width"}
+
+    width: int = 1
+    rate: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Settings of settings.
+
+    Attributes:
+        inner: the inner ones.
+        absent: others.
+    """
+
+    inner: Renamed = field(default_factory=Renamed)
+    absent: Renamed | None = None
+
+
+def test_old_names_are_read_and_said_once() -> None:
+    with pytest.warns(UserWarning, match="^Renamed: size is called width now$") as warnings:
+        value = from_json_dict(Holder, {"inner": {"size": 3, "rate": 1}})
+    assert value == Holder(inner=Renamed(width=3, rate=1.0))
+    assert len(warnings) == 1
+    with pytest.raises(ValueError, match="Renamed has unknown keys: size"):
+        from_json_dict(Renamed, {"size": 3, "width": 4})
+
+
+@pytest.mark.parametrize(
+    ("yaml", "options", "said"),
+    [
+        ("inner: {width: 3, rate: 1e-3}", [], []),
+        ("inner: {size: 3, rate: 1e-3}", [], ["inner.size is called inner.width now"]),
+        ("inner: {rate: 1e-3}", ["--inner.size=3"], ["inner.size is called inner.width now"]),
+        ("inner: {rate: 1e-3}", ["--inner.size", "3"], ["inner.size is called inner.width now"]),
+        ("inner: {size: 9, rate: 1e-3}", ["--inner.width=3"], ["inner.size is called inner.w"]),
+    ],
+)
+def test_old_names_are_options(tmp_path, capsys, yaml, options, said) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml)
+    value = parse_config(Holder, "program", "Runs.", [f"--config={path}", *options])
+    assert value == Holder(inner=Renamed(width=3, rate=1e-3))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said)
+    assert all(
+        line.startswith(f"program: {start}") for line, start in zip(lines, said, strict=True)
+    )
+
+
+def test_a_name_given_as_old_and_new_is_refused(tmp_path, capsys) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("inner: {size: 3, width: 4}")
+    with pytest.raises(SystemExit):
+        parse_config(Holder, "program", "Runs.", [f"--config={path}"])
+    assert "size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{", b"\xff", "[" * 10**5, "1" * 5000])

@@ -6,7 +6,7 @@ from accelerate import PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanvae.engine.sharing import balanced_share, neighbouring_share, progress_bar
+from wanvae.engine.sharing import balanced_share, neighbouring_share, progress_bar, share_files
 
 
 def test_neighbouring_shares_are_balanced_and_in_order() -> None:
@@ -31,9 +31,11 @@ def test_balanced_shares_differ_by_one_item_at_most(sizes: list[int], ranks: int
         assert sum(share[:-1]) <= min(map(sum, work))
 
 
+def test_a_process_alone_takes_all_files() -> None:
+    assert list(share_files("abc", PartialState(cpu=True), progress=False)) == ["a", "b", "c"]
+
+
 def test_only_the_first_process_shows_its_progress() -> None:
     processes = PartialState(cpu=True)
     assert not progress_bar(processes, "file", total=2, show=True).disable
     assert progress_bar(processes, "file", total=2, show=False).disable
-    with progress_bar(processes, "file", items=[1, 2, 3], show=False) as bar:
-        assert list(bar) == [1, 2, 3]

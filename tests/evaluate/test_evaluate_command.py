@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluate.test_frechet import Stand, save
 from torch import Tensor
 
 from tests.commands import outputs_of
 from tests.helpers import launched, tiny
+from tests.metrics.test_frechet import Stand, save
 from wanvae import WanVAE, cli
 from wanvae.commands import evaluate as evaluate_command
 from wanvae.evaluate import evaluation, run
@@ -74,7 +74,7 @@ def results(folder: Path) -> dict[str, object]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """All files by their names, hidden ones too, but for how long things took and the page."""
+    """All files by their names, hidden ones too, except the page and how long things took."""
     found: dict[str, object] = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in ("evaluation.csv", "report.html"):
@@ -107,8 +107,8 @@ def test_figures_are_those_of_the_model(tmp_path: Path, files: Path, evaluate: R
         assert (record["frames"], record["height"], record["width"]) == (frames, height, width)
         whole = torch.cat([video, video[:, -1:].expand(-1, -(frames - 1) % 4, -1, -1)], dim=1)
         posterior = vae.encode(pad_to_multiple(whole[None], 8))
-        made = vae.decode(posterior.mode())[0, :, :frames, :height, :width]
-        pairs = list(zip(made.split(1, 1), video.split(1, 1), strict=True))
+        decoded = vae.decode(posterior.mode())[0, :, :frames, :height, :width]
+        pairs = list(zip(decoded.split(1, 1), video.split(1, 1), strict=True))
         pairs = [tuple(x.transpose(0, 1) for x in pair) for pair in pairs]
         (row,) = record["models"]
         expected = [psnr(*pair) for pair in pairs]
@@ -169,8 +169,12 @@ def test_rfvd_is_over_windows_of_all_clips(tmp_path: Path, files: Path, evaluate
     (row,) = results(tmp_path / "out")["overall"]
     assert row["windows"] == 4 and row["rfvd"] > 0
     assert "rFVD: a rough estimate: 4 windows of 16 frames are fewer than the 6 features" in out
-    shorter = [row["rfvd"] for row in results(tmp_path / "out")["by_length"]]
-    assert shorter[0] is None or shorter[0] > 0
+    rows = {row["group"]: row for row in results(tmp_path / "out")["by_length"]}
+    windows = {group: row["windows"] for group, row in rows.items()}
+    assert windows == {"9 to 16 frames": 1, "17 to 32 frames": 1, "33 to 64 frames": 2}
+    # One window has no covariance.
+    assert rows["9 to 16 frames"]["rfvd"] is None and rows["17 to 32 frames"]["rfvd"] is None
+    assert 0 < rows["33 to 64 frames"]["rfvd"] != row["rfvd"]
 
 
 def test_a_second_run_does_what_is_missing(
@@ -271,7 +275,7 @@ def test_what_cannot_be_done_is_one_line(
         (tmp_path / "out", [], tmp_path / "broken", "1 files cannot be read"),
         (tmp_path / "a" / "b", [], files / "videos", "make the directory"),
         (tmp_path / "out", ["--frames", 99], files / "videos", "other --frames or --resize"),
-        (tmp_path / "out", ["--i3d", tmp_path / "x.pt"], files / "videos", "is no file"),
+        (tmp_path / "out", ["--i3d", tmp_path / "x.pt"], files / "videos", "is not a file"),
         (tmp_path / "memory", ["--max-memory", "2MB"], files / "videos", "is shared by 2 coders"),
         (tmp_path / "out", ["--lpips-weights", "x"], files / "videos", "torchvision is not"),
     ]

@@ -1,4 +1,4 @@
-"""Reconstructions are those of the models, and come a few frames at a time."""
+"""Reconstructions agree with the models, and come a few frames at a time."""
 
 import weakref
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from wanvae.evaluate import models, run
 from wanvae.evaluate.models import Cost, Judged, in_lockstep, judge_diffusers, judge_stream
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.evaluate.trials import Trial, make_trial
-from wanvae.execution.flow import flow as execution
 from wanvae.folders.manifest import Entry
 from wanvae.frames import pad_to_multiple
 from wanvae.video import Frame
@@ -53,11 +52,11 @@ def test_odd_sizes_and_lengths_are_padded_and_cropped(kind: str, frames: int) ->
     judged = (
         judge_stream(vae, FACTS, None, None) if kind == "wanvae" else judge_diffusers(vae, FACTS)
     )
-    made, cost = reconstruct(judged, video)
+    output, cost = reconstruct(judged, video)
     whole = torch.cat([video, video[:, -1:].expand(-1, -(frames - 1) % 4, -1, -1)], dim=1)
     posterior = vae.encode(pad_to_multiple(whole[None], 8))
     expected = vae.decode(posterior.mode())[0, :, :frames, :21, :30]
-    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
     assert cost.values == posterior.mean.numel()
     assert cost.nats == pytest.approx(posterior.kl().item(), rel=1e-4)
     assert cost.encoding.seconds > cost.reading.seconds > 0 and cost.decoding.seconds > 0
@@ -67,8 +66,8 @@ def test_limits_do_not_change_the_result() -> None:
     vae, video = model(), clip(9, 32, 48)
     expected, _ = reconstruct(judge_stream(vae, FACTS, None, None), video)
     for limits in ((16, None), (None, 2**30)):
-        made, _ = reconstruct(judge_stream(vae, FACTS, *limits), video)
-        torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+        output, _ = reconstruct(judge_stream(vae, FACTS, *limits), video)
+        torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_models_that_cannot_be_judged_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +86,11 @@ def test_models_that_work_together_see_the_same_frames() -> None:
     judged = [judge_stream(model(seed), FACTS, None, None) for seed in (0, 1)]
     judged.append(judge_diffusers(model(2), FACTS))
     video = clip(7)
-    made = list(in_lockstep(frames_of(video), judged, [Cost(CPU) for _ in judged]))
-    assert torch.equal(torch.stack([frame.image for frame, _ in made], dim=1), video)
+    output = list(in_lockstep(frames_of(video), judged, [Cost(CPU) for _ in judged]))
+    assert torch.equal(torch.stack([frame.image for frame, _ in output], dim=1), video)
     for number, one in enumerate(judged):
         alone, _ = reconstruct(one, video)
-        assert torch.equal(torch.stack([images[number] for _, images in made], dim=1), alone)
+        assert torch.equal(torch.stack([images[number] for _, images in output], dim=1), alone)
 
 
 def live_frames(frames: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
@@ -124,6 +123,6 @@ def live_frames(frames: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> i
 def test_memory_does_not_grow_with_the_length(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(execution, "STEP_PIXELS", 8 * 16 * 16)
+    monkeypatch.setattr("wanvae.execution.flow.STEP_PIXELS", 8 * 16 * 16)
     counts = [live_frames(frames, monkeypatch, tmp_path) for frames in (40, 80)]
     assert counts[0] == counts[1] < 36

@@ -19,7 +19,7 @@ def test_equal_steps_of_the_colour_map_look_equal() -> None:
     lightness = rgb2lab(colours.double().numpy())[:, 0]
     steps = lightness[1:] - lightness[:-1]
     assert lightness[0] == pytest.approx(0, abs=1) and lightness[-1] > 95
-    # In CIELAB, another measure of lightness than that it is made by; near black they differ.
+    # Measured in CIELAB, not in OKLab. The two differ near black.
     assert steps.min() > 0
     assert steps[64:].max() < 2 * steps[64:].min()
 

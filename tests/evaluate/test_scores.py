@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.ndimage import convolve1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from tests.test_perceptual import features
 from torch import Tensor
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
+from tests.metrics.test_lpips import features
 from wanvae.evaluate.scores import APART, WORST, Mean, Scores
 from wanvae.metrics.lpips import Lpips
 
@@ -116,9 +116,9 @@ def test_the_temporal_error_is_that_of_differences() -> None:
     originals = [images(seed=seed)[0] * (1 - 0.1 * seed) for seed in range(6)]
     # An error that stays is none of what changes.
     assert scores_of(*((x, x * 0.5 + x * 0.5 - 0.1) for x in originals)).temporal.value < 1e-4
-    made = [images(seed=seed)[1] for seed in range(6)]
-    scores = scores_of(*zip(originals, made, strict=True))
-    changes = torch.stack(made).diff(dim=0) - torch.stack(originals).diff(dim=0)
+    outputs = [images(seed=seed)[1] for seed in range(6)]
+    scores = scores_of(*zip(originals, outputs, strict=True))
+    changes = torch.stack(outputs).diff(dim=0) - torch.stack(originals).diff(dim=0)
     assert scores.temporal.value == pytest.approx(changes.abs().mean().item() * 127.5, rel=1e-4)
 
 

@@ -212,3 +212,14 @@ def test_any_failure_of_a_probe_is_an_entry(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wanvae.folders.manifest.probe", huge)
     assert [entry.error for entry in write_manifest(tmp_path / "data")] == ["MemoryError"]
+
+
+def test_an_unexpected_failure_of_a_probe_is_named(tmp_path, monkeypatch):
+    files(tmp_path / "data", 1)
+
+    def stumble(_: Path) -> VideoInfo:
+        raise TypeError("one argument\nis missing")
+
+    monkeypatch.setattr("wanvae.folders.manifest.probe", stumble)
+    (entry,) = write_manifest(tmp_path / "data")
+    assert entry.error == "TypeError: one argument is missing"

@@ -1,4 +1,4 @@
-"""Tar shards: members are found where they lie, and give the clips that the same files give."""
+"""Tars: members are found where they lie, and give the clips that the same files give."""
 
 import io
 import tarfile
@@ -31,9 +31,9 @@ def loose(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shards(loose, tmp_path_factory) -> Path:
-    """The same in two shards, written by webdataset, with texts between them."""
-    folder = tmp_path_factory.mktemp("shards")
+def tars(loose, tmp_path_factory) -> Path:
+    """The same in two tars, written by webdataset, with texts between them."""
+    folder = tmp_path_factory.mktemp("tars")
     paths = sorted(loose.iterdir())
     for number, part in enumerate([paths[:2], paths[2:]]):
         with TarWriter(str(folder / f"shard-{number}.tar")) as writer:
@@ -44,9 +44,9 @@ def shards(loose, tmp_path_factory) -> Path:
     return folder
 
 
-def test_members_lie_where_the_index_says(loose, shards):
+def test_members_lie_where_the_index_says(loose, tars):
     parts = [
-        part for path in sorted(shards.glob("*.tar")) for part in find_members(path, MEDIA_SUFFIXES)
+        part for path in sorted(tars.glob("*.tar")) for part in find_members(path, MEDIA_SUFFIXES)
     ]
     assert [Path(part.name).name for part in parts] == [p.name for p in sorted(loose.iterdir())]
     for part, path in zip(parts, sorted(loose.iterdir()), strict=True):
@@ -57,12 +57,12 @@ def test_members_lie_where_the_index_says(loose, shards):
 
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("indexed", [False, True])
-def test_shards_give_the_samples_of_the_files_in_them(loose, shards, frames, indexed):
+def test_tars_give_the_samples_of_the_files_in_them(loose, tars, frames, indexed):
     if indexed:
-        write_manifest(shards)
+        write_manifest(tars)
     config = {"frames": frames, "size": 16, "largest_scale": 2.0, "strides": (1, 2)}
     drawn = []
-    for folder in (loose, shards):
+    for folder in (loose, tars):
         ours = DataConfig(folder=str(folder), **config)
         # The image is too short for clips of several frames.
         with pytest.warns(UserWarning, match="1 are smaller") if frames > 1 else nullcontext():
@@ -71,9 +71,9 @@ def test_shards_give_the_samples_of_the_files_in_them(loose, shards, frames, ind
     assert all(map(torch.equal, *drawn))
 
 
-def test_a_cut_shard_gives_the_members_before_the_cut(shards, tmp_path):
-    content = (shards / "shard-1.tar").read_bytes()
-    parts = list(find_members(shards / "shard-1.tar", MEDIA_SUFFIXES))
+def test_a_cut_tar_gives_the_members_before_the_cut(tars, tmp_path):
+    content = (tars / "shard-1.tar").read_bytes()
+    parts = list(find_members(tars / "shard-1.tar", MEDIA_SUFFIXES))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(content[: parts[1].offset + 10])
     with pytest.raises(VideoError, match=r"cannot read .*cut\.tar: .*complete tar"):

@@ -316,3 +316,20 @@ def test_rates(text: str, value: float) -> None:
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(ValueError, match=f"fps must be a rate .*, not {text!r}"):
         parse_rate(text)
+
+
+def test_a_bug_in_reading_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    with write_latents(path, SHAPE) as writer:
+        writer.write(posterior())
+        writer.write_time(0.0)
+
+    def stumble(file: object) -> None:
+        raise ValueError("zip() argument 2 is longer than argument 1")
+
+    monkeypatch.setattr("wanvae.latents.file.describe_latents", stumble)
+    with pytest.raises(ValueError, match="zip") as error, read_latents(path):
+        pass
+    assert not isinstance(error.value, CheckpointError)

@@ -58,10 +58,10 @@ def normal(count: int, seed: int, width: int = 5) -> Tensor:
 
 
 def moments(*pieces: Tensor) -> Moments:
-    made = Moments()
+    moments = Moments()
     for piece in pieces:
-        made.add(piece)
-    return made
+        moments.add(piece)
+    return moments
 
 
 @pytest.mark.parametrize("count", [3, 40])  # fewer samples than features, and more
@@ -113,3 +113,12 @@ def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as error:
             I3D(path, torch.device("cpu"))
         assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_file(i3d: I3D, monkeypatch) -> None:
+    def run_out(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(i3d, "network", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        i3d(torch.zeros(3, WINDOW, 64, 64, dtype=torch.uint8))

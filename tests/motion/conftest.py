@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 @pytest.fixture
 def new_processes() -> Iterator[None]:
-    """Forgets the processes that an earlier test has set up, and those of this test."""
+    """Forgets the processes of earlier tests, and at the end the processes of this test."""
     PartialState._reset_state()
     yield
     PartialState._reset_state()

@@ -35,7 +35,7 @@ def tiny_tokenizer(
         channels=motion.shape[1],
         code_dim=4,
         resnet=ResnetConfig(width=8, depth=1, dropout=0.0),
-        quantizer=QuantizerConfig(layers=layers, codes=16, dropout=0.0),
+        quantizer=QuantizerConfig(num_quantizers=layers, codebook_size=16, dropout=0.0),
         features=features,
         fps=20.0 if features is None else 30.0,
     )

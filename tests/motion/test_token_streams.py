@@ -12,12 +12,14 @@ from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
 from tests.helpers import randomize, tensors_in
+from wanvae.errors import UserError
+from wanvae.nn import CausalConv
 
 BASE = RVQVAEConfig(
     channels=3,
     code_dim=4,
     resnet=ResnetConfig(width=8, depth=2, dropout=0.0, causal=True),
-    quantizer=QuantizerConfig(layers=2, codes=16),
+    quantizer=QuantizerConfig(num_quantizers=2, codebook_size=16),
 )
 CONFIGS = {
     "resnet": BASE,
@@ -104,7 +106,7 @@ def test_memory_does_not_grow_and_states_can_be_saved(name):
 def test_models_that_look_ahead_say_that_they_cannot_stream(changes):
     model = make(replace(BASE, resnet=replace(BASE.resnet, **changes)))
     for start in (model.stream_encode, model.stream_decode):
-        with pytest.raises(ValueError, match=r"cannot stream, for .* of its layers"):
+        with pytest.raises(ValueError, match=r"cannot stream: .* of its layers"):
             start()
 
 
@@ -115,9 +117,9 @@ def test_wrong_pieces_are_refused(frames):
         encoder.push(torch.zeros(2, frames, 5))
     encoder.push(torch.zeros(2, frames, 3))
     decoder.push(torch.zeros(2, 1, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"a piece of \(3, .* follows those of 2"):
+    with pytest.raises(ValueError, match=r"a piece of \(3, .* follows pieces of 2 clips"):
         encoder.push(torch.zeros(3, frames, 3))
-    with pytest.raises(ValueError, match=r"a piece of \(1, .* follows those of 2"):
+    with pytest.raises(ValueError, match=r"a piece of \(1, .* follows pieces of 2 clips"):
         decoder.push(torch.zeros(1, 1, 2, dtype=torch.long))
 
 
@@ -129,3 +131,94 @@ def test_what_waits_is_a_copy():
         buffer.copy_(piece)
         tokens += pushed(encoder, [buffer])
     assert torch.equal(torch.cat(tokens, dim=1), model.encode(motion))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_push_that_failed_changes_nothing(name, monkeypatch):
+    model, motion = MODELS[name], example(24)
+    encoder, decoder = model.stream_encode(), model.stream_decode()
+    tokens, decoded = [], []
+    middle = {"encoder": list(model.encoder.modules()), "decoder": list(model.decoder.modules())}
+    broken = {
+        kind: next(m for m in reversed(layers) if isinstance(m, CausalConv))
+        for kind, layers in middle.items()
+    }
+
+    def failing(session, layer, piece):
+        """A push that runs out of memory in the last convolution, and the same push again."""
+        with monkeypatch.context() as patched, pytest.raises(MemoryError):
+            patched.setattr(layer, "step", out_of_memory)
+            session.push(piece)
+        return session.push(piece)
+
+    for piece in motion.split(8, dim=1):
+        tokens.append(failing(encoder, broken["encoder"], piece))
+        decoded.append(failing(decoder, broken["decoder"], tokens[-1]))
+    whole = model.encode(motion)[:, : torch.cat(tokens, 1).shape[1]]
+    assert torch.equal(torch.cat(tokens, dim=1), whole)
+    torch.testing.assert_close(torch.cat(decoded, dim=1), model.decode(whole))
+
+
+def out_of_memory(*_):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("frames", [3, 8])
+def test_nothing_follows_the_end(frames):
+    encoder, motion = MODELS["resnet"].stream_encode(), example(frames)
+    encoder.push(motion)
+    assert encoder.finish().padded_frames == -frames % 4
+    for refused in (
+        lambda: encoder.push(motion),
+        encoder.finish,
+        lambda: encoder.state,
+    ):
+        with pytest.raises(UserError, match="has ended"):
+            refused()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_state_of_something_else_is_named(name):
+    model, other = MODELS[name], MODELS["wan" if name != "wan" else "resnet"]
+
+    def states(model):
+        encoder, decoder = model.stream_encode(), model.stream_decode()
+        decoder.push(encoder.push(example(10)))
+        return encoder.state, decoder.state
+
+    encoder_state, decoder_state = states(model)
+    for start, mine, wrong, found in (
+        (model.stream_encode, encoder_state, decoder_state, "a decoder session"),
+        (model.stream_decode, decoder_state, encoder_state, "an encoder session"),
+        (model.stream_encode, encoder_state, states(other)[0], "another model"),
+        (model.stream_decode, decoder_state, states(other)[1], "another model"),
+        (model.stream_encode, encoder_state, torch.zeros(2), "another model"),
+    ):
+        start(mine)
+        with pytest.raises(UserError, match=f"the state of {found}, not of an? .* of this model"):
+            start(wrong)
+
+
+def test_frames_that_wait_are_checked():
+    encoder = MODELS["resnet"].stream_encode()
+    encoder.push(example(3))
+    layers, waiting = encoder.state
+    MODELS["resnet"].stream_encode((layers, waiting))
+    with pytest.raises(UserError, match=r"wait in this state are \(2, 3, 2\), not \(B, T, 3\)"):
+        MODELS["resnet"].stream_encode((layers, waiting[:, :, :2]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_keep_gradients_and_sessions_keep_none(name):
+    model = MODELS[name]
+    motion = example(model.config.frames_of(2))
+    indices, state = model.encode_step(motion, None)
+    assert not indices.is_floating_point()
+    assert any(tensor.requires_grad for tensor in tensors_in(state))
+    decoded, _ = model.decode_step(indices, None)
+    (gradient,) = torch.autograd.grad(decoded.sum(), [next(model.decoder.parameters())])
+    assert gradient.any()
+    encoder, decoder = model.stream_encode(), model.stream_decode()
+    pushed_motion = decoder.push(encoder.push(motion))
+    states = tensors_in((encoder.state, decoder.state))
+    assert not any(tensor.requires_grad for tensor in (pushed_motion, *states))

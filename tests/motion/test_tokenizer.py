@@ -46,7 +46,7 @@ def test_it_equals_the_published_code(load, name, shape):
 
 
 CHANNELS = 5
-QUANTIZER = QuantizerConfig(layers=3, codes=16, dropout=0.0, revive_below=0.0)
+QUANTIZER = QuantizerConfig(num_quantizers=3, codebook_size=16, dropout=0.0, revive_below=0.0)
 RESNET = ResnetConfig(width=8, depth=2, dropout=0.0)
 WAN = WanConfig(dim=4, num_res_blocks=1)
 
@@ -251,3 +251,30 @@ def test_the_model_of_the_paper_has_its_size():
         model = RVQVAE(RVQVAEConfig())
     total = sum(parameter.numel() for parameter in model.parameters())
     assert round(total / 1e6, 2) == 19.44
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64])
+def test_the_dtype_is_of_the_networks(tmp_path, dtype):
+    model, path = make(resnet()).float(), tmp_path / "model.safetensors"
+    model.save_pretrained(path)
+    loaded = RVQVAE.from_pretrained(path, dtype, "cpu")
+    exact = torch.promote_types(dtype or torch.float32, torch.float32)
+    assert loaded.dtype == (dtype or torch.float32)
+    assert loaded.normalizer.mean.dtype == loaded.quantizer.books.codes.dtype == exact
+    motion = example(2, 16).float()
+    indices = loaded.encode(motion)
+    decoded = loaded.decode(indices)
+    assert decoded.dtype == exact
+    assert loaded(motion).output.shape == motion.shape
+    tolerance = 0.1 if dtype is torch.bfloat16 else 1e-4
+    expected = model.decode(indices).to(exact)
+    assert (decoded - expected).norm() < tolerance * expected.norm()
+
+
+def test_features_are_normalized_as_the_networks_see_them():
+    model = make(resnet())
+    motion = example(2, 16)
+    features = model.normalize(motion)
+    assert torch.equal(features, (motion - model.normalizer.mean) / model.normalizer.std)
+    torch.testing.assert_close(model.denormalize(features), motion)
+    assert torch.equal(model(motion).target, features)

@@ -23,8 +23,8 @@ def train(*, lively: bool, part: slice) -> dict[str, Tensor]:
     """
     torch.manual_seed(0)
     quantizer = QuantizerConfig(
-        layers=2,
-        codes=12,
+        num_quantizers=2,
+        codebook_size=12,
         decay=0.9,
         revive_below=0.5 if lively else 0.0,
         dropout=0.5 if lively else 0.0,

@@ -25,7 +25,7 @@ def test_both_sides_give_the_same_indices(job: MotionWorkload) -> None:
     for _ in range(2):
         ours, peer = (calls[side]() for side in ("ours", "peer"))
         assert torch.equal(ours, peer)
-        assert ours.unique().numel() > CONFIG.quantizer.codes / 2
+        assert ours.unique().numel() > CONFIG.quantizer.codebook_size / 2
 
 
 def test_both_sides_learn_the_same_codes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     patched = nested and first % PATCH**2 == last % PATCH**2 == 0
     scales = {0.5**i for i, stage in enumerate(encoder) if stage.attention}
     scales |= {2.0 ** (i + 2 - len(decoder)) for i, stage in enumerate(decoder) if stage.attention}
-    return WanVAEConfig(
+    config = WanVAEConfig(
         dim=dim,
         z_dim=z_dim,
         dim_mult=tuple(multiples),
@@ -65,8 +65,8 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         temporal_downsample=tuple(stage.temporal for stage in encoder[:-1]),
         decoder_dim=None if decoder_dim == dim else decoder_dim,
         stage_shortcuts=nested,
-        **channel_fields(first, last, PATCH if patched else 1),
     )
+    return replace(config, **channel_fields(first, last, PATCH if patched else 1))
 
 
 def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:

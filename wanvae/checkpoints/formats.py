@@ -28,7 +28,7 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
-from wanvae.checkpoints.hub import local_checkpoint
+from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
@@ -40,6 +40,7 @@ from wanvae.engine.checkpoint import (
 )
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
+from wanvae.engine.hub import local_checkpoint
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
@@ -88,7 +89,7 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: the checkpoint cannot be read, or has another layout.
     """
-    path = local_checkpoint(path, subfolder)
+    path = local_checkpoint(path, WAN_VAE, subfolder)
     try:
         return load_directory(path) if isdir(path) else load_file(path)
     except CheckpointError:
@@ -142,7 +143,7 @@ def weights_file(path: str | PathLike[str]) -> Path:
         CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
             that cannot be downloaded.
     """
-    path = local_checkpoint(path)
+    path = local_checkpoint(path, WAN_VAE)
     if not isdir(path):
         return path
     directory = diffusers_directory(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
@@ -89,7 +89,7 @@ def as_list(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else value or []
 
 
-def names_of(checkpoints: list[str | Path]) -> Iterator[str]:
+def names_of(checkpoints: Sequence[str | Path]) -> Iterator[str]:
     """Returns distinct names for tables: file names, else whole paths, else numbered paths."""
     paths = [Path(checkpoint) for checkpoint in checkpoints]
     for names in ([path.stem for path in paths], list(map(str, paths))):

@@ -16,7 +16,8 @@ from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.errors import UserError
-from wanvae.folders.clips import Clip, Failure, find_clips, parse_cut
+from wanvae.folders.clips import Clip, find_clips, parse_cut
+from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import load_entries
 from wanvae.model import WanVAE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wanvae.engine.config import from_json_dict, parse_json
 from wanvae.errors import UserError
-from wanvae.folders.clips import Failure
+from wanvae.folders.failure import Failure
 
 INDEX = "index.jsonl"
 FAILURES = "failures.jsonl"

@@ -1,9 +1,14 @@
-"""Dataclasses to JSON and back, strictly."""
+"""Dataclasses to JSON and back, strictly.
+
+A dataclass whose fields had other names before says so in ``RENAMED``, a class variable that maps
+each old name to the new one. Old names are still read, with a warning.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -44,6 +49,9 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"{cls.__name__} must be an object of named values, not {mapping!r}")
+    mapping, old = with_new_names(cls, mapping)
+    if old:
+        warnings.warn(f"{cls.__name__}: {renaming_note(old)}", stacklevel=2)
     required = {
         f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
     }
@@ -51,6 +59,42 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     refuse_keys(cls, "missing", required - mapping.keys())
     hints = get_type_hints(cls)
     return cls(**{name: from_json(hints[name], value, name) for name, value in mapping.items()})
+
+
+def with_new_names(cls: type, mapping: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """``mapping`` by the names that the fields of ``cls`` have today.
+
+    Returns:
+        The mapping, and the old names that were in it, each with its new name. A name that is given
+        both as old and new stays old, for the caller to refuse.
+    """
+    old = {
+        name: new
+        for name, new in renamed_fields(cls).items()
+        if name in mapping and new not in mapping
+    }
+    return {old.get(name, name): value for name, value in mapping.items()}, old
+
+
+def renamed_fields(cls: type) -> Mapping[str, str]:
+    """New names of fields of ``cls`` by their old ones."""
+    return getattr(cls, "RENAMED", {})
+
+
+def renamed_options(cls: type) -> dict[str, str]:
+    """As ``renamed_fields``, with the dataclasses inside: ``{"model.old": "model.new"}``."""
+    options = dict(renamed_fields(cls))
+    for name, hint in get_type_hints(cls).items():
+        for inner in (hint, *get_args(hint)):
+            if is_dataclass(inner) and isinstance(inner, type):
+                inside = renamed_options(inner).items()
+                options |= {f"{name}.{old}": f"{name}.{new}" for old, new in inside}
+    return options
+
+
+def renaming_note(renamed: Mapping[str, str]) -> str:
+    """One line for people about old names that were read."""
+    return "; ".join(f"{old} is called {new} now" for old, new in renamed.items())
 
 
 def refuse_keys(cls: type, problem: str, keys: set[str]) -> None:

@@ -81,9 +81,11 @@ def make_directory(path: str | os.PathLike[str]) -> None:
     try:
         path.mkdir(exist_ok=True)
     except FileNotFoundError:
-        raise FileError(f"{path} cannot be made: make the directory {path.parent} first") from None
+        raise FileError(
+            f"{path} cannot be created: make the directory {path.parent} first"
+        ) from None
     except OSError as error:
-        raise FileError(f"{path} cannot be made: {error.strerror}") from error
+        raise FileError(f"{path} cannot be created: {error.strerror}") from error
 
 
 def is_nested(path: Path, other: Path) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
@@ -46,21 +46,25 @@ def balanced_share(items: Sequence[T], sizes: Sequence[int], rank: int, ranks: i
     return share
 
 
-def progress_bar(
-    processes: PartialState,
-    unit: str,
-    *,
-    items: Iterable[Any] | None = None,
-    total: int | None = None,
-    show: bool,
-) -> tqdm:
-    """Returns a progress bar over the work of this process. Only the first process shows it.
+def share_files(files: Sequence[T], processes: PartialState, *, progress: bool) -> Iterator[T]:
+    """Yields the files of this process: every n-th file if the run has n processes.
+
+    Args:
+        progress: show a progress bar, in the first process.
+    """
+    share = files[processes.process_index :: processes.num_processes]
+    with progress_bar(processes, "file", total=len(share), show=progress) as bar:
+        for file in share:
+            yield file
+            bar.update()
+
+
+def progress_bar(processes: PartialState, unit: str, *, total: int, show: bool) -> tqdm:
+    """Returns a progress bar of the work of this process, moved by ``update``.
 
     Args:
         unit: the name of one step.
-        items: what to iterate over; None for a bar that is moved by ``update``.
-        total: the number of steps; None takes the length of ``items``.
-        show: whether to show it at all.
+        total: the number of steps.
+        show: whether to show it, in the first process.
     """
-    shown = show and processes.is_main_process
-    return tqdm(items, total=total, unit=unit, disable=not shown)
+    return tqdm(total=total, unit=unit, disable=not (show and processes.is_main_process))

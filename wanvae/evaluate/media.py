@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,13 @@ class ComparisonWriter:
     def __enter__(self) -> ComparisonWriter:
         return self
 
-    def __exit__(self, *exception: object) -> bool | None:
-        return self._stack.__exit__(*exception)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, traceback)
 
 
 def write_worst(folder: Path, prefix: str, frames: Sequence[WorstFrame]) -> tuple[WorstRecord, ...]:

@@ -27,7 +27,7 @@ from wanvae.posterior import Posterior
 from wanvae.video import Frame
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
 
 T = TypeVar("T")
 
@@ -158,11 +158,12 @@ def judge_diffusers(vae: WanVAE, facts: ModelFacts) -> Judged:
             images += images[-1:] * (-(count - 1) % group)
             video = pad_to_multiple(torch.stack(images, dim=1)[None], factor)
             video = video.to(vae.device, vae.encode_dtype)
-            distribution = autoencoder.encode(video).latent_dist
+            (distribution,) = autoencoder.encode(video, return_dict=False)
             posterior = Posterior(distribution.mean, distribution.logvar)
         cost.add(posterior)
         with cost.decoding.running(), torch.no_grad():
-            decoded = autoencoder.decode(posterior.mode().to(vae.decode_dtype)).sample
+            latents = posterior.mode().to(vae.decode_dtype)
+            (decoded,) = autoencoder.decode(latents, return_dict=False)
         yield from decoded[0, :, :count, :height, :width].float().unbind(1)
 
     return Judged(facts, vae, reconstruct)
@@ -172,7 +173,7 @@ def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
     """Returns an ``AutoencoderKLWan`` with the weights, dtypes and device of a model."""
     if find_spec("diffusers") is None:
         raise UserError("--diffusers needs diffusers: run pip install diffusers, or leave it out")
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
 
     with TemporaryDirectory() as folder:
         try:
@@ -181,13 +182,13 @@ def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
             raise UserError(f"diffusers has no such model ({error}); leave out --diffusers") from (
                 error
             )
-        autoencoder = AutoencoderKLWan.from_pretrained(folder).to(vae.device).eval()
+        autoencoder = AutoencoderKLWan.from_pretrained(folder).eval()
     for modules, dtype in (
         ((autoencoder.encoder, autoencoder.quant_conv), vae.encode_dtype),
         ((autoencoder.decoder, autoencoder.post_quant_conv), vae.decode_dtype),
     ):
         for module in modules:
-            module.to(dtype=dtype)
+            module.to(vae.device, dtype)
     return autoencoder
 
 

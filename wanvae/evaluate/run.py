@@ -31,7 +31,7 @@ from wanvae.evaluate.records import (
 )
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial, TrialList
-from wanvae.folders.clips import Failure
+from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, raised, read_clips
 from wanvae.metrics.frechet import I3D, Windows
 from wanvae.metrics.lpips import Lpips
@@ -156,8 +156,8 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
         for number, score in enumerate(scores)
     ]
     rows = tuple(
-        model_record(model.facts.name, trial, *figures)
-        for model, *figures in zip(models, scores, costs, worst, strict=True)
+        model_record(model.facts.name, trial, score, cost, pictures)
+        for model, score, cost, pictures in zip(models, scores, costs, worst, strict=True)
     )
     write_record(folder, trial_record(trial, count, rows, video), features_of(windows))
 

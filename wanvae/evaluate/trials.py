@@ -11,7 +11,8 @@ from pathlib import Path
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
-from wanvae.folders.clips import Clip, Failure, fit, parse_sides, rate_of, safe_path
+from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path
+from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import MANIFEST, Entry, File, load_entries, probe_file, size_and_time
 
 # Letters of the name of a video that are kept in the name of a folder.

@@ -15,6 +15,7 @@ from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
+from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import Entry
 from wanvae.video.common import RATES
 from wanvae.video.rate import parse_rate
@@ -81,21 +82,6 @@ class Clip:
     def pixels(self) -> int:
         """Pixels of all frames together."""
         return self.frames * self.size[0] * self.size[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A clip or file that cannot be used.
-
-    Attributes:
-        name: name of the clip.
-        source: name of the video.
-        reason: why, in one line.
-    """
-
-    name: str
-    source: str
-    reason: str
 
 
 @dataclass(frozen=True)

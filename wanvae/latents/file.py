@@ -191,7 +191,8 @@ def describe_latents(file: safe_open) -> LatentsFile:
         video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
         times = check_times(file.get_tensor("times"))
     normalized = ours and metadata.get("normalized") == "true"
-    return LatentsFile(*sizes[-4:], video, times, normalized, slices, batched)
+    channels, length, height, width = sizes[-4:]
+    return LatentsFile(channels, length, height, width, video, times, normalized, slices, batched)
 
 
 def check_times(times: Tensor) -> tuple[float, ...]:

@@ -79,7 +79,7 @@ class LatentsSpool:
         latents = np.memmap(self._file, kind, "r", shape=(self.length, *self._sizes))
         for channel in range(self._sizes[0]):
             for start in range(0, self.length, PIECE):
-                file.write(np.ascontiguousarray(latents[start : start + PIECE, channel]))
+                file.write(np.ascontiguousarray(latents[start : start + PIECE, channel]).data)
 
     def write_file(self, file: IO[bytes], metadata: Mapping[str, str]) -> None:
         """Writes a whole safetensors file of times and latents."""

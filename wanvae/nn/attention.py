@@ -17,7 +17,7 @@ from wanvae.nn.masking import mask_of
 from wanvae.nn.norm import RMSNorm
 from wanvae.nn.region import Region, crop_whole, whole_of
 from wanvae.nn.residual import Residual
-from wanvae.nn.streaming import State
+from wanvae.nn.streaming import State, tensors_inside
 
 
 class Attention(Residual):
@@ -111,7 +111,8 @@ class TimeAttentionBlock(Attention):
         if not self.causal:
             return self._mix(q, k, v, None), ()
         if state is not None:
-            k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
+            past_k, past_v = tensors_inside(state)
+            k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
         y = self._mix(q, k, v, self._visible(x.shape[2], k.shape[2] - x.shape[2], x.device))
         if self.window is None:
             return y, ()

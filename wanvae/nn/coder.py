@@ -33,7 +33,7 @@ class CoderSpec:
             does: in a four-stage model 0.25 means 1/4 resolution there and 1/8 here.
         temporal_downsample: for each step from stage to stage, whether it also halves time.
         attention_window: frames that attention over time looks back on (1D only; None: all).
-        block: what the residual blocks are made of.
+        block: the kind, the norm and the activation of the residual blocks.
         stage_shortcuts: whether stages have a shortcut across all of their layers, as in Wan2.2
             (3D only, without attn_scales); upsampling does not halve the channels then.
     """
@@ -57,7 +57,7 @@ class Coder(Row):
         raise self._unanswered("core")
 
     def shell(self) -> tuple[nn.Module, ...]:
-        """The other layers, those of all resolutions."""
+        """All other layers, which run at every resolution."""
         raise self._unanswered("shell")
 
     def step(
@@ -66,8 +66,8 @@ class Coder(Row):
         """Process the next piece of a stream.
 
         Args:
-            recompute: for the backward pass keep only what goes from block to block, and compute
-                what is inside them again: less memory, more time, the same gradients.
+            recompute: keep only what goes from block to block, and compute the inside of the
+                blocks again in the backward pass: less memory, more time, the same gradients.
         """
         return step_through(self.layers(), x, state, region, recompute=recompute)
 
@@ -148,7 +148,9 @@ class Decoder(Coder):
     def shell(self) -> tuple[nn.Module, ...]:
         # A last stage without a shortcut is no more than its layers, whatever their names are.
         stages = (
-            tuple(stage.upsamples) if isinstance(stage, Sequential) else (stage,)
+            tuple(stage.get_submodule("upsamples").children())
+            if isinstance(stage, Sequential)
+            else (stage,)
             for stage in self.upsamples
         )
         return *chain.from_iterable(stages), self.head, *self.patches
@@ -163,7 +165,7 @@ def make_encoder_stage(
     """Layers of one resolution and the halving after them.
 
     Args:
-        temporal: whether that halves time too; None: nothing is halved, for it is the last stage.
+        temporal: whether time is halved too; None for the last stage, which halves nothing.
     """
     layers = make_blocks(spec, in_dim, out_dim, spec.num_res_blocks, attention)
     if temporal is not None:
@@ -180,12 +182,12 @@ def make_decoder_stage(
     """Layers of one resolution and the doubling after them.
 
     Args:
-        temporal: whether that doubles time too; None: nothing is doubled, for it is the last stage.
+        temporal: whether time is doubled too; None for the last stage, which doubles nothing.
     """
     layers = make_blocks(spec, in_dim, out_dim, spec.num_res_blocks + 1, attention)
     if temporal is not None:
-        made = out_dim if spec.stage_shortcuts else out_dim // 2
-        layers.append(Upsample(spec.ndim, out_dim, made, temporal=temporal))
+        width = out_dim if spec.stage_shortcuts else out_dim // 2
+        layers.append(Upsample(spec.ndim, out_dim, width, temporal=temporal))
     if not spec.stage_shortcuts:
         return layers
     if temporal is None:

@@ -13,7 +13,7 @@ from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming
+from wanvae.nn.streaming import State, Streaming, tensors_inside
 
 LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -22,10 +22,10 @@ class CausalConv(Streaming):
     """Convolution of rank ``ndim`` that, along time, sees only the present and the past.
 
     Each axis is padded with zeros by ``(kernel - 1) * dilation + 1 - stride``, so an axis of length
-    ``n * stride`` becomes ``n``. Along time (dim 2 of 1D and 3D inputs) all of it comes before the
-    first frame, and in a stream those zeros are replaced by the last frames of the piece before.
-    Along space it is split evenly, the odd one at the end: a 3x3 stride-2 convolution pads right
-    and bottom by one, as Wan's downsampling does.
+    ``n * stride`` becomes ``n``. Along time (dim 2 of 1D and 3D inputs) all zeros come before the
+    first frame; in a stream the last frames of the piece before take their place. Along space the
+    zeros are split evenly, an odd one at the end: a 3x3 stride-2 convolution pads right and bottom
+    by one, as Wan's downsampling does.
 
     Args:
         ndim: 1 for ``(B, C, T)``, 2 for ``(B, C, H, W)``, 3 for ``(B, C, T, H, W)``.
@@ -74,8 +74,8 @@ class CausalConv(Streaming):
         """Process the next piece of a stream.
 
         Args:
-            pointwise: layers that treat each position alone, applied to ``x`` first: on its way to
-                the input of the convolution, which saves copies.
+            pointwise: layers that treat each position alone. They are applied to ``x`` on its way
+                to the input of the convolution, which saves copies.
         """
         if self.looks_across_time():
             self.refuse_to_continue(state)
@@ -93,7 +93,7 @@ class CausalConv(Streaming):
             joined = kernels.join(past, x, pointwise)
             y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
-        (past,) = self.start(x) if state is None else state
+        (past,) = self.start(x) if state is None else tensors_inside(state)
         if past.shape[2] < self.history:
             past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
         joined = kernels.join(past, x, pointwise)
@@ -157,7 +157,7 @@ class CausalConv(Streaming):
         uniform, cuts = [], []
         axes = zip(padding, weight.shape[2:], self.stride, self.dilation, x.shape[2:], strict=True)
         for (before, after), kernel, stride, dilation, size in axes:
-            # Convolutions pad both ends alike; more of it where they differ, and a cut after it.
+            # PyTorch pads both ends alike: pad by the larger number, and cut the output.
             skipped = -(-max(0, after - before) // stride)
             uniform.append(before + skipped * stride)
             cuts.append(

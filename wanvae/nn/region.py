@@ -41,11 +41,11 @@ class Span:
         return self.start * stride - before, (self.stop - 1) * stride + kernel - before
 
     def before_repeating(self, times: int) -> Span:
-        """What repeating each position so many times reads to give this span."""
+        """The span that repeating each position ``times`` times reads to give this span."""
         return Span(self.start // times, -(-self.stop // times), self.size // times)
 
     def repeated(self, times: int) -> Span:
-        """What repeating each position so many times makes of this span."""
+        """The span after each position is repeated ``times`` times."""
         return Span(self.start * times, self.stop * times, self.size * times)
 
 
@@ -69,24 +69,24 @@ def union(first: Region, second: Region) -> Region:
 
 
 def before_repeating(region: Region, times: int) -> Region:
-    """What repeating each position so many times, along both axes, reads to give this region."""
+    """The region that repeating each position ``times`` times reads to give this region."""
     rows, columns = (span.before_repeating(times) for span in region)
     return rows, columns
 
 
 def repeated(region: Region, times: int) -> Region:
-    """What repeating each position so many times, along both axes, makes of this region."""
+    """The region after each position is repeated ``times`` times along both axes."""
     rows, columns = (span.repeated(times) for span in region)
     return rows, columns
 
 
 def crop(x: Tensor, region: Region, wanted: Region) -> Tensor:
-    """The part ``wanted`` of ``x`` (..., H, W), which covers ``region``; a view."""
+    """The part ``wanted`` of ``x`` ``(..., H, W)``, which covers ``region``; a view."""
     pairs = zip(region, wanted, strict=True)
     rows, columns = (slice(w.start - r.start, w.stop - r.start) for r, w in pairs)
     return x[..., rows, columns]
 
 
 def crop_whole(x: Tensor, wanted: Region | None) -> Tensor:
-    """The part ``wanted`` of ``x`` (..., H, W), which covers the whole image; None is all of it."""
+    """The part ``wanted`` of a whole image ``x`` ``(..., H, W)``; None is the whole image."""
     return x if wanted is None else crop(x, whole_of(wanted), wanted)

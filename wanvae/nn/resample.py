@@ -19,10 +19,10 @@ from wanvae.nn.streaming import State, Streaming
 class Resample(Streaming):
     """Changes the size of each frame, and of time if ``temporal``.
 
-    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names; its parameters
-    are those of ``resample.1``). In 1D there is no space, and what remains of the convolution over
-    it is a 1-conv. The first frame of a stream stands for itself: resampling of time passes it
-    through.
+    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names; ``resample.1``
+    holds the parameters of the convolution of each frame). In 1D there is no space, and the
+    convolution over space becomes a 1-conv. The first frame of a stream stands for itself:
+    resampling of time passes it through.
     """
 
     def __init__(self, ndim: int, conv: CausalConv) -> None:
@@ -34,7 +34,9 @@ class Resample(Streaming):
     @property
     def conv(self) -> CausalConv:
         """The convolution of each frame."""
-        return self.resample[1]
+        conv = self.resample[1]
+        assert isinstance(conv, CausalConv)
+        return conv
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         """Resample frames ``(B, C, H, W)``, or in 1D positions ``(B, C, T)``."""
@@ -103,7 +105,7 @@ class Downsample(Resample):
 class Upsample(Resample):
     """Doubles space, and time if ``temporal``: 1 + n frames become 1 + 2n, later n become 2n.
 
-    State: that of ``time_conv``, which never sees the first frame: its history starts as zeros.
+    State: the state of ``time_conv``, which never sees the first frame; it starts with zeros.
     """
 
     def __init__(self, ndim: int, in_dim: int, out_dim: int, *, temporal: bool) -> None:
@@ -115,13 +117,13 @@ class Upsample(Resample):
         if self.time_conv is None:
             return self._per_frame(x, region), ()
         if state is not None:
-            x, state = self._double_time(x, state)
+            x, state = self._double_time(self.time_conv, x, state)
             return self._per_frame(x, region), state
         first, rest = x[:, :, :1], x[:, :, 1:]
         state = self.time_conv.start(x)
         if rest.shape[2] == 0:
             return self._per_frame(first, region), state
-        rest, state = self._double_time(rest, state)
+        rest, state = self._double_time(self.time_conv, rest, state)
         return self._per_frame(torch.cat([first, rest], dim=2), region), state
 
     def input_region(self, region: Region) -> Region:
@@ -154,11 +156,12 @@ class Upsample(Resample):
         y = kernels_for(images).convolve_doubled(images, self.conv.weight, self.conv.bias)
         if region is None:
             return y
-        # Doubled whole, with zeros all around: what these spoil at inner sides is cut off.
+        # The input is doubled whole, with zeros all around. The zeros spoil the inner sides, which
+        # are cut off.
         return crop(y, repeated(self.input_region(region), 2), region)
 
-    def _double_time(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.time_conv.step(x, state)
+    def _double_time(self, conv: CausalConv, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = conv.step(x, state)
         # The first half of the channels is the earlier frame. Channels stay innermost.
         return rearrange(y, "b (two c) t ... -> b (t two) ... c", two=2).movedim(-1, 1), state
 

@@ -28,7 +28,7 @@ from wanvae.nn.sequential import (
     step_through,
     time_factor,
 )
-from wanvae.nn.streaming import State, Step, Streaming, step_layer, streaming_layers
+from wanvae.nn.streaming import State, Step, Streaming, states_inside, step_layer, streaming_layers
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -38,7 +38,7 @@ ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """What the residual blocks of a network are made of.
+    """How the residual blocks of a network are built.
 
     Attributes:
         kind: the body (see :func:`make_block`); Wan's checkpoints need "residual".
@@ -101,7 +101,7 @@ class Residual(Streaming):
         self, body_step: Step, x: Tensor, state: State, region: Region | None
     ) -> tuple[Tensor, State]:
         """As ``step``, with the residual function computed by ``body_step``."""
-        body_state, shortcut_state = (None, None) if state is None else state
+        body_state, shortcut_state = states_inside(state, 2)
         of_body = of_shortcut = x
         if region is not None:
             given = self.input_region(region)
@@ -185,7 +185,9 @@ class SequentialResidual(RowResidual):
     @property
     def body(self) -> Sequential:
         """The layers of the body."""
-        return self.get_submodule(self._name)
+        body = self.get_submodule(self._name)
+        assert isinstance(body, Sequential)
+        return body
 
     def body_layers(self) -> tuple[nn.Module, ...]:
         return self.body.layers()
@@ -292,13 +294,15 @@ class DenseBlock(Streaming):
         self.out_dim = in_dim + num_layers * growth_rate
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        layers = tuple(self.layers)
-        states = (None,) * len(layers) if state is None else state
+        layers = streaming_layers(self.layers)
+        states = states_inside(state, len(layers))
         regions = itertools.pairwise(regions_between(layers, region))
         new_states = []
         for layer, layer_state, (given, wanted) in zip(layers, states, regions, strict=True):
             feature, layer_state = layer.step(x, layer_state, wanted)
-            x = torch.cat([x if wanted is None else crop(x, given, wanted), feature], dim=1)
+            if given is not None and wanted is not None:
+                x = crop(x, given, wanted)
+            x = torch.cat([x, feature], dim=1)
             new_states.append(layer_state)
         return x, tuple(new_states)
 
@@ -349,7 +353,7 @@ class DenseResidualBlock(SequentialResidual):
 class ResConv1DBlock(RowResidual):
     """Resnet1D's block: (norm, activation, dilated 3-conv), (norm, activation, 1-conv), dropout.
 
-    Parameter names (``norm1``, ``conv1``, ``norm2``, ``conv2``) are those of the published motion
+    Parameter names (``norm1``, ``conv1``, ``norm2``, ``conv2``) come from the published motion
     models.
 
     Args:
@@ -386,7 +390,7 @@ class ResConv1DBlock(RowResidual):
 def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residual:
     """The residual block that ``spec.kind`` names, from ``in_dim`` to ``out_dim`` channels.
 
-    "bottleneck" narrows to a quarter of ``out_dim``; "dense" has two layers of half of it.
+    "bottleneck" narrows to ``out_dim / 4`` channels; "dense" has two layers of ``out_dim / 2``.
     """
     if spec.kind == "residual":
         return ResidualBlock(ndim, in_dim, out_dim, spec)

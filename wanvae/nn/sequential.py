@@ -1,4 +1,4 @@
-"""Layers one after another: what a row of them does and what is known of it."""
+"""Layers one after another: how a row of layers runs, and the facts about the row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.pointwise import apply
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming, is_pointwise, streaming_layers
+from wanvae.nn.streaming import State, Streaming, as_streaming, states_inside, streaming_layers
 
 
 class Row(Streaming):
@@ -71,23 +71,24 @@ def step_through(
     A convolution applies the pointwise layers before it on the way to its input.
 
     Args:
-        recompute: for the backward pass keep only what goes from layer to layer and compute what
-            is inside them again.
+        recompute: keep only what goes from layer to layer, and compute the inside of the layers
+            again in the backward pass.
     """
     layers = tuple(layers)
-    states = (None,) * len(layers) if state is None else state
+    states = states_inside(state, len(layers))
     wanted = regions_between(layers, region)[1:]
     pointwise: list[nn.Module] = []
     new_states = []
     for layer, layer_state, layer_region in zip(layers, states, wanted, strict=True):
-        if is_pointwise(layer):
+        streaming = as_streaming(layer)
+        if streaming is None:
             pointwise.append(layer)
             layer_state = ()
-        elif isinstance(layer, CausalConv):
-            x, layer_state = layer.step(x, layer_state, layer_region, pointwise)
+        elif isinstance(streaming, CausalConv):
+            x, layer_state = streaming.step(x, layer_state, layer_region, pointwise)
             pointwise = []
         else:
-            step = layer.recomputed_step if recompute else layer.step
+            step = streaming.recomputed_step if recompute else streaming.step
             x, layer_state = step(apply(pointwise, x), layer_state, layer_region)
             pointwise = []
         new_states.append(layer_state)
@@ -99,9 +100,11 @@ def forward_masked(
 ) -> tuple[Tensor, Tensor]:
     """:meth:`Streaming.forward_masked` of layers in a row."""
     for layer in layers:
-        x, lengths = (
-            (layer(x), lengths) if is_pointwise(layer) else layer.forward_masked(x, lengths)
-        )
+        streaming = as_streaming(layer)
+        if streaming is None:
+            x = layer(x)
+        else:
+            x, lengths = streaming.forward_masked(x, lengths)
     return x, lengths
 
 
@@ -125,7 +128,7 @@ def regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[
 
 
 def cropped_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """The layers in a row that are cropped one by one, with those inside others."""
+    """The layers in a row that are cropped one by one; a stage gives the layers inside it."""
     return tuple(chain.from_iterable(layer.cropped_layers() for layer in streaming_layers(layers)))
 
 

@@ -22,7 +22,7 @@ from wanvae.nn.streaming import State, Streaming
 
 
 class ResidualStage(SequentialResidual):
-    """A row of layers, the last of which may resample, and a shortcut across them.
+    """A row of layers, where the last one may resample, and a shortcut across the row.
 
     Args:
         name: what the row is called in checkpoints.
@@ -34,7 +34,7 @@ class ResidualStage(SequentialResidual):
     def recomputed_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        # Layer by layer, for all of a stage at once would need most of the memory again.
+        # Layer by layer: a whole stage at once would need most of the memory again.
         return self.step_by(partial(step_through, self.body, recompute=True), x, state, region)
 
     def cropped_layers(self) -> tuple[Streaming, ...]:
@@ -43,13 +43,13 @@ class ResidualStage(SequentialResidual):
 
 
 class StageShortcut(Streaming):
-    """What both shortcuts have in common, for ``(B, C, T, H, W)``. Nothing is kept in a state.
+    """What both shortcuts have in common, for ``(B, C, T, H, W)``. They keep no state.
 
     Args:
         time, space: by how much the stage resamples time, and each side of space.
 
     Raises:
-        ValueError: the channels do not divide into ``in_dim`` or ``out_dim`` equal groups.
+        UserError: the channels do not divide into ``in_dim`` or ``out_dim`` equal groups.
     """
 
     def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
@@ -106,7 +106,7 @@ class DuplicateUp(StageShortcut):
     """One position becomes ``time`` frames of ``space`` x ``space`` positions.
 
     Its channels, each repeated equally often, are their values in the order channel, frame, row,
-    column. Of the first frame of a stream only the last of these frames stays.
+    column. The first frame of a stream gives only the last of these ``time`` frames.
     """
 
     def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
@@ -140,7 +140,7 @@ class DuplicateUp(StageShortcut):
 
 
 def require_groups(values: int, groups: int) -> int:
-    """How many values each of so many equal groups has; ValueError if they leave a rest."""
+    """The size of each of ``groups`` equal groups of ``values``; UserError if there is a rest."""
     if values % groups:
         raise UserError(
             f"the shortcut of a stage cannot make {groups} equal groups of {values} channels: "

@@ -7,16 +7,16 @@ moved, cloned, or held many times over for many streams at once.
 A step can also compute a part of its output only, a region of each frame: ``x`` is then the part of
 the input that ``input_region`` names, and the state belongs to this part.
 
-Whatever else has to be known of a layer, to plan, tile or mask it, the layer answers itself. A row
-of layers has two kinds of them: :class:`Streaming` ones, and pointwise ones (:func:`is_pointwise`),
-which treat each position alone, so that nothing needs to be asked.
+Whatever else has to be known to plan, tile or mask a layer, the layer itself answers. A row of
+layers has two kinds of layers. A :class:`Streaming` layer answers. A pointwise layer
+(:func:`as_streaming` tells) treats each position alone, so that nothing needs to be asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -57,7 +57,7 @@ class Streaming(nn.Module):
         return self.step(x, None)[0]
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Process whole clips ``(B, C, T, ...)``, of which ``lengths`` ``(B,)`` frames count.
+        """Process whole clips ``(B, C, T, ...)`` of ``lengths`` ``(B,)`` frames each.
 
         The frames after the end of a clip are padding and may hold anything. The layer sees of each
         clip what it sees when the clip comes alone.
@@ -142,16 +142,16 @@ TORCH_POINTWISE = (
 )
 
 
-def is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer treats each position alone; otherwise it is :class:`Streaming`.
+def as_streaming(layer: nn.Module) -> Streaming | None:
+    """The layer; None if it is pointwise: :class:`Pointwise` or one of ``TORCH_POINTWISE``.
 
     Raises:
-        TypeError: the layer is neither.
+        TypeError: the layer is neither streaming nor pointwise.
     """
     if isinstance(layer, Streaming):
-        return False
+        return layer
     if isinstance(layer, Pointwise) or type(layer) in TORCH_POINTWISE:
-        return True
+        return None
     raise TypeError(
         f"{type(layer).__name__} does not say what it sees: a layer is a subclass of Streaming, or "
         "of Pointwise if it treats each position alone"
@@ -160,16 +160,25 @@ def is_pointwise(layer: nn.Module) -> bool:
 
 def streaming_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
     """The layers that are not pointwise."""
-    return tuple(
-        layer for layer in layers if not is_pointwise(layer) and isinstance(layer, Streaming)
-    )
+    return tuple(streaming for layer in layers if (streaming := as_streaming(layer)) is not None)
 
 
 def step_layer(
     layer: nn.Module, x: Tensor, state: State, region: Region | None = None
 ) -> tuple[Tensor, State]:
     """One step of a streaming or a pointwise layer."""
-    return (layer(x), ()) if is_pointwise(layer) else layer.step(x, state, region)
+    streaming = as_streaming(layer)
+    return (layer(x), ()) if streaming is None else streaming.step(x, state, region)
+
+
+def states_inside(state: State, count: int) -> tuple[State, ...]:
+    """The states of ``count`` layers, from the state of the layer that holds them."""
+    return (None,) * count if state is None else cast("tuple[State, ...]", state)
+
+
+def tensors_inside(state: State) -> tuple[Tensor, ...]:
+    """The tensors that a layer keeps in its state."""
+    return () if state is None else cast("tuple[Tensor, ...]", state)
 
 
 def unstreamable_layers(module: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""What reading and writing video files have in common."""
+"""The common parts of reading and writing video files."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from av.error import EOFError, FFmpegError, InvalidDataError
 
 from wanvae.errors import UserError
 
-# swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP, not all of which every PyAV
-# names. Without the last three it repeats chroma samples instead of interpolating them, and leaves
-# the last column of odd-width 10 bit pictures unset.
+# swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP. Some versions of PyAV do not
+# name all of them. Without the last three swscale repeats chroma samples instead of interpolating
+# them, and leaves the last column of 10 bit pictures of odd width unset.
 INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 
@@ -22,16 +22,17 @@ RATES = Fraction(1, 1000), Fraction(10_000)
 
 
 class VideoError(UserError):
-    """A video file that cannot be read or written; the message says which and why in one line."""
+    """A video file cannot be read or written. The message says which file and why in one line."""
 
 
 @dataclass(frozen=True)
 class FilePart:
     """A video or image inside a larger file, such as an uncompressed tar.
 
-    container: the larger file.
-    name: what to call the part in messages.
-    offset, size: where it lies, in bytes.
+    Attributes:
+        container: the larger file.
+        name: the name of the part in messages.
+        offset, size: the first byte and the number of bytes.
     """
 
     container: Path
@@ -47,7 +48,7 @@ Source = str | os.PathLike[str] | FilePart
 
 
 def address(source: Source) -> str:
-    """What FFmpeg opens: an absolute path, so that no name is taken for a protocol like "data:"."""
+    """The path that FFmpeg opens. It is absolute, so no name looks like a protocol ("data:")."""
     if isinstance(source, FilePart):
         end = source.offset + source.size
         return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
@@ -55,7 +56,7 @@ def address(source: Source) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why FFmpeg or the system failed, in words."""
+    """Says in words why FFmpeg or the system failed."""
     if isinstance(error, EOFError):
         return "it ends too early: it is cut short"
     if isinstance(error, InvalidDataError):
@@ -65,7 +66,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def one_line_errors(action: str, path: Source) -> Iterator[None]:
-    """Turn what FFmpeg and the system raise into a VideoError."""
+    """Turns errors of FFmpeg and the system into a VideoError."""
     try:
         yield
     except (FFmpegError, OSError) as error:

@@ -1,7 +1,7 @@
 """Video and image files to RGB frames in [-1, 1] with their times.
 
-Colours are converted the way the file is tagged, times are the file's own, and only a few frames
-are held at a time.
+Colours are converted as the tags of the file say, times are the times in the file, and only a few
+frames are in memory at a time.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from wanvae.video.common import INTERPOLATION, Source, VideoError, address, one_
 
 _DEFAULT_RATE = Fraction(25)
 _ALLOWED_SHORTFALL = 0.5  # seconds; containers round or pad their durations
-_NEAR = 1  # second; decoding the frames up to there is cheaper than going back to a keyframe
+_NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
 _UNTAGGED_MATRICES = (0, 2, 3)
 
@@ -32,12 +32,13 @@ _UNTAGGED_MATRICES = (0, 2, 3)
 class VideoInfo:
     """What a file says about its video before all of it is decoded.
 
-    width, height: pixels as displayed, after rotation metadata (not stretched where the file says
-        that pixels are not square).
-    fps: frames per second on average; 25 where the file tells no rate, 1 for a still image.
-    frames: the container's count or an estimate from its duration, None when neither is known:
-        good for a progress bar, not for sizing an array.
-    is_image: whether the file is a still image.
+    Attributes:
+        width, height: pixels as displayed, after rotation metadata. Pixels that are not square stay
+            as they are.
+        fps: frames per second on average; 25 if the file does not say, 1 for a still image.
+        frames: the count in the container, or an estimate from its duration; None if the file has
+            neither. Good for a progress bar, not for the size of an array.
+        is_image: whether the file is a still image.
     """
 
     width: int
@@ -58,11 +59,11 @@ class Frame:
 class VideoReader:
     """Iterates once over the frames of a video or image file, decoding as it goes.
 
-    Any container and pixel format that FFmpeg reads, from a file or a part of one. Frames come
-    upright: rotation metadata (video or EXIF) is applied, but mirroring is not told apart from
-    rotation. Alpha is dropped. Times are the file's timestamps, or frame number / fps where there
-    are none, and always increase. A file that turns out damaged or cut short ends at its last good
-    frame with a UserWarning; if `strict`, with a VideoError.
+    It reads any container and pixel format that FFmpeg reads, from a file or a part of a file.
+    Frames are upright: rotation metadata (video or EXIF) is applied, but mirroring looks like
+    rotation. Alpha is dropped. Times are the timestamps of the file, or frame number / fps without
+    timestamps, and always increase. A damaged or incomplete file ends at its last good frame with a
+    UserWarning; if `strict`, with a VideoError.
 
     Raises VideoError if the file cannot be opened or not one frame of it can be decoded.
     """
@@ -125,21 +126,21 @@ class VideoReader:
     def _rate(self) -> Fraction:
         rates = [self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate]
         if self._origin is None:
-            # Nothing to average: FFmpeg reports a made-up 25; its guess knows the codec's header.
+            # There is nothing to average, and FFmpeg reports 25. Its guess reads the header.
             rates = rates[1:]
         return next((rate for rate in rates if rate), _DEFAULT_RATE)
 
     def _duration(self) -> Fraction | None:
-        """Seconds that the container promises for this stream, None where it does not say."""
+        """The duration of this stream in seconds that the container says; None if it does not."""
         if self._stream.duration:
             return self._stream.duration * self._tick
-        # The container's duration is that of its longest stream, perhaps another one.
+        # The container gives the duration of its longest stream, which may be another one.
         if self._container.duration and len(self._container.streams) == 1:
             return Fraction(self._container.duration, av.time_base)
         return None
 
     def _raw_frames(self) -> Iterator[av.VideoFrame]:
-        """Frames as decoded; on damage, those still inside the decoder, then no more."""
+        """Frames as decoded. After damage, the frames still in the decoder, then no more."""
         try:
             for frame in self._container.decode(self._stream):
                 if isinstance(frame, av.VideoFrame):
@@ -150,7 +151,7 @@ class VideoReader:
                 yield from self._stream.decode(None)
 
     def _timed(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        """Frames with their times in seconds; warns after the last one if some are missing."""
+        """Frames with their times in seconds. Warns after the last frame if frames are missing."""
         time, length = None, 0
         for frame in frames:
             time = self._reached = self._time(frame, time)
@@ -177,10 +178,10 @@ class VideoReader:
         # A repeated or backward timestamp moves on by one tick, so that times always increase.
         return time if previous is None or time > previous else previous + tick
 
-    def seek(self, start: float) -> None:
-        """Continue with the first frame at or after `start` seconds from the first frame.
+    def seek(self, start: float | Fraction) -> None:
+        """Continues with the first frame at or after `start` seconds from the first frame.
 
-        Decoding goes on if that is near, or resumes at a keyframe before it; only a file without
+        Decoding goes on if `start` is near, or resumes at a keyframe before it. Only a file without
         timestamps is decoded from its beginning. Raises VideoError if the container cannot seek.
         """
         wanted = Fraction(start)
@@ -191,7 +192,7 @@ class VideoReader:
         self._frames = dropwhile(lambda timed: timed[0] < earliest, self._frames)
 
     def _seek_before(self, start: Fraction) -> None:
-        """Continue with a frame at or before `start` seconds from the first frame."""
+        """Continues with a frame at or before `start` seconds from the first frame."""
         tick, back = self._tick, Fraction(0)
         while self._origin is not None and back < start:
             target = self._origin + int((start - back) / tick)
@@ -211,8 +212,8 @@ class VideoReader:
     def at_rate(self, fps: Fraction, first: int = 0) -> Iterator[Frame]:
         """The frames shown at `first / fps`, `(first + 1) / fps`, ... seconds from the first frame.
 
-        To the end of the video, where the last frame is taken to last as long as one does on
-        average. Frames between the wanted ones are decoded but not converted. Raises as `seek`.
+        They go on to the end of the video; the last frame lasts as long as an average one. Frames
+        between the wanted ones are decoded but not converted. Raises as `seek`.
         """
         if first:
             self._seek_before(first / fps)
@@ -258,7 +259,7 @@ class VideoReader:
         return torch.rot90(image, round(frame.rotation / 90), dims=(1, 2)).contiguous()
 
     def close(self) -> None:
-        """Close the file; no more frames come after it."""
+        """Closes the file; no more frames follow."""
         self._frames = iter(())
         self._container.close()
 
@@ -270,13 +271,13 @@ class VideoReader:
 
 
 def probe(path: Source) -> VideoInfo:
-    """What the file says about its video; VideoError as for VideoReader."""
+    """What the file says about its video; raises VideoError as VideoReader does."""
     with VideoReader(path) as reader:
         return reader.info
 
 
 def read_video(path: Source) -> tuple[torch.Tensor, VideoInfo]:
-    """All frames (3, T, H, W) float32 RGB in [-1, 1], and the info; VideoError as VideoReader."""
+    """All frames (3, T, H, W), float32 RGB in [-1, 1], and the info; raises as VideoReader."""
     with VideoReader(path) as reader:
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
@@ -307,12 +308,12 @@ def read_clip(path: Source, start: float, frames: int, stride: int = 1) -> torch
 
 
 def _bits(frame: av.VideoFrame) -> int:
-    """Bits per sample as far as swscale tells them apart: 8 at least, 16 at most."""
+    """Bits per sample, 8 to 16: swscale does not distinguish fewer or more."""
     return min(max(8, *(component.bits for component in frame.format.components)), 16)
 
 
 def _levels(frame: av.VideoFrame) -> tuple[int, int]:
-    """What swscale makes of black and white when it converts this frame to rgb24 or rgb48."""
+    """The levels of black and white after swscale converts this frame to rgb24 or rgb48."""
     bits = _bits(frame)
     unit = 1 if bits == 8 else 256
     gray = frame.format.name.startswith("gray")

@@ -1,4 +1,4 @@
-"""RGB frames in [-1, 1] to video and image files, which appear only once they are complete."""
+"""RGB frames in [-1, 1] to video and image files, which appear when they are complete."""
 
 import os
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ _FINE_TICKS = 90_000  # per second, the least precision of written times
 
 
 class VideoWriter:
-    """Writes frames to a file that takes its final name only when the writer is closed.
+    """Writes frames to a file that gets its final name when the writer is closed.
 
     .mp4, .mov and .mkv hold H.264 (BT.709, limited range; 4:2:0, or 4:4:4 where a side is odd,
     which 4:2:0 cannot hold); .png, .jpg, .jpeg and .webp hold exactly one frame. `width` and
     `height` are in pixels, `fps` in frames per second, `crf` is x264's quality from 0 (best) to 51.
 
-    Used as a context manager: leaving normally completes the file, leaving by an exception deletes
-    the unfinished one and keeps whatever was there before. Raises VideoError if the suffix is not
+    As a context manager it completes the file at the end of the block. After an exception it
+    deletes the unfinished file and keeps an earlier one. Raises VideoError if the suffix is not
     known, the folder is missing or not writable, the disk is full or no frame was written.
     """
 
@@ -119,9 +119,9 @@ class VideoWriter:
         self._stream = stream
 
     def write(self, frames: torch.Tensor, times: Sequence[float] | None = None) -> None:
-        """Append frames (3, T, H, W) RGB in [-1, 1], clamped and rounded to 8 bit.
+        """Appends frames (3, T, H, W), RGB in [-1, 1], clamped and rounded to 8 bit.
 
-        `times` are T increasing seconds; without them each frame follows the last by 1 / fps.
+        `times` are T increasing seconds; without them a frame follows the last after 1 / fps.
         Raises VideoError for another shape, times that do not increase, or a failure to write.
         """
         width, height = self._size
@@ -161,7 +161,7 @@ class VideoWriter:
         self._last_pts = pts
 
     def close(self) -> None:
-        """Complete the file and give it its name; VideoError if that fails or it has no frame."""
+        """Completes the file and gives it its name; VideoError if it cannot or has no frame."""
         if self._container is None:
             return
         try:
@@ -177,7 +177,7 @@ class VideoWriter:
             raise
 
     def _discard(self) -> None:
-        """Delete the unfinished file."""
+        """Deletes the unfinished file."""
         container, self._container = self._container, None
         with suppress(FFmpegError, OSError):
             if container is not None:
@@ -201,7 +201,7 @@ class VideoWriter:
 def write_video(
     path: str | os.PathLike[str], frames: torch.Tensor, fps: Fraction, crf: int = 18
 ) -> None:
-    """Write frames (3, T, H, W) in [-1, 1] at `fps` per second; VideoError as VideoWriter."""
+    """Writes frames (3, T, H, W) in [-1, 1] at `fps` per second; raises as VideoWriter does."""
     height, width = frames.shape[-2:]
     with VideoWriter(path, width=width, height=height, fps=fps, crf=crf) as writer:
         writer.write(frames)

@@ -22,7 +22,7 @@ SMALL = RVQVAEConfig(
     channels=5,
     code_dim=4,
     resnet=ResnetConfig(width=6, depth=2, dilation_growth_rate=(2, 3), norm="GN"),
-    quantizer=QuantizerConfig(layers=3, codes=7),
+    quantizer=QuantizerConfig(num_quantizers=3, codebook_size=7),
 )
 WAN = replace(SMALL, network="wan", wan=WanConfig(dim=4, dim_mult=(1, 2), num_res_blocks=1))
 
@@ -86,9 +86,9 @@ def test_what_tensors_tell_is_read_off_them(tmp_path):
         assert config.resnet.norm == options["norm"]
         assert config.channels == options.get("input_width", 263)
         assert config.code_dim == options["code_dim"]
-        assert config.quantizer.codes == options["nb_code"]
-        assert config.quantizer.layers == options.get("num_quantizers", 1)
-        assert config.quantizer.shared == options.get("shared_codebook", False)
+        assert config.quantizer.codebook_size == options["nb_code"]
+        assert config.quantizer.num_quantizers == options.get("num_quantizers", 1)
+        assert config.quantizer.shared_codebook == options.get("shared_codebook", False)
         layout = {"momask": "momask", "t2mgpt": "t2m-gpt", "gesturelsm": "gesturelsm"}
         assert checkpoint.layout.value == layout[name.split("_")[0]]
         assert any(note.startswith("activation: ") for note in checkpoint.notes)
@@ -101,7 +101,7 @@ def test_wrappers_and_prefixes_are_found(tmp_path, wrapper, prefix):
     path = tmp_path / "model.pth"
     torch.save(OrderedDict(weights) if wrapper is None else {wrapper: weights, "ep": 1}, path)
     checkpoint = formats.load(path)
-    assert checkpoint.config.quantizer.layers == 4
+    assert checkpoint.config.quantizer.num_quantizers == 4
     assert "encoder.model.0.weight" in checkpoint.tensors
 
 
@@ -208,7 +208,7 @@ def test_native_configs_are_checked(tmp_path):
         ({"depth": 3}, "unknown keys: depth"),
         ({"channels": "5"}, "channels must be int"),
         ({"network": "transformer"}, "network must be"),
-        ({"quantizer": {"codes": 8}}, "of another shape"),
+        ({"quantizer": {"codebook_size": 8}}, "of another shape"),
         ({"resnet": {"depth": 10**9}}, "larger model"),
         ({"code_dim": 10**30}, "larger model"),
         ({"fps": 10**400}, "fps must be float"),
@@ -218,6 +218,40 @@ def test_native_configs_are_checked(tmp_path):
         save_file(file.tensors, path, {**file.metadata, "config": json.dumps(config)})
         with pytest.raises(CheckpointError, match=message):
             RVQVAE.from_pretrained(path)
+
+
+OLD_FIELDS = {
+    "num_quantizers": "layers",
+    "codebook_size": "codes",
+    "shared_codebook": "shared",
+    "initialization": "initialisation",
+}
+
+
+def test_files_with_the_names_of_before_load(tmp_path):
+    model, path = make(), tmp_path / "model.safetensors"
+    model.save_pretrained(path)
+    file = read_tensors(path)
+    config = json.loads(file.metadata["config"])
+    quantizer = config["quantizer"]
+    config["quantizer"] = {OLD_FIELDS.get(name, name): x for name, x in quantizer.items()}
+    assert config["quantizer"].keys() > set(OLD_FIELDS.values())
+    tensors = {
+        name.replace("normalizer", "normaliser").replace("initialized", "initialised"): tensor
+        for name, tensor in file.tensors.items()
+    }
+    assert {"normaliser.mean", "quantizer.books.initialised"} < tensors.keys()
+    save_file(tensors, path, {**file.metadata, "config": json.dumps(config)})
+    with pytest.warns(UserWarning, match="QuantizerConfig: layers is called num_quantizers") as it:
+        loaded = RVQVAE.from_pretrained(path)
+    assert len(it) == 1 and "\n" not in str(it[0].message)
+    assert loaded.config == SMALL
+    assert_same(loaded, model)
+    again = make(SMALL).requires_grad_(False)
+    again.normalizer.mean.zero_()
+    with pytest.warns(UserWarning, match="initialisation is called initialization now"):
+        formats.load_weights(again, path)
+    assert_same(again, model)
 
 
 class Hostile:
@@ -242,3 +276,15 @@ def test_hostile_and_damaged_files_are_refused(tmp_path):
         RVQVAE.from_pretrained(tmp_path / "none.tar")
     with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
         make().save_pretrained(tmp_path / "model.bin")
+
+
+def test_a_bug_is_not_taken_for_a_bad_checkpoint(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    path = tmp_path / "model.safetensors"
+    make().save_pretrained(path)
+    monkeypatch.setattr(formats, "read_native", broken)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        formats.load(path)
+    assert not isinstance(caught.value, CheckpointError)

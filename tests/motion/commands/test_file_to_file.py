@@ -159,7 +159,7 @@ def test_a_skeleton_that_is_asked_for(tmp_path: Path, model: RVQVAE) -> None:
     write_motion(tmp_path / "other.bvh", random_clip(other))
     detokenize_file(model, source, tmp_path / "a.bvh", skeleton=tmp_path / "other.bvh")
     assert read_motion(tmp_path / "a.bvh").skeleton.names == other.names
-    with pytest.raises(MotionError, match="55 joints that are not those of SMPL-X"):
+    with pytest.raises(MotionError, match="55 joints, not the joints of SMPL-X"):
         detokenize_file(model, source, tmp_path / "a.npz", skeleton=tmp_path / "other.bvh")
     write_motion(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
     with pytest.raises(MotionError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):

@@ -244,7 +244,7 @@ def test_published_checkpoints_and_what_they_do_not_tell(
     out, _ = run("info", momask)
     assert "momask layout" in out
     assert "\nnote: activation: relu, as published models have it\n" in out
-    assert "\nnote: features: those of BEAT2" in out
+    assert "\nnote: features: BEAT2" in out
     told = "--activation", "gelu", "--dilation-growth-rate", 2, 3, "--reverse-dilation", "false"
     out, _ = run("info", momask, *told)
     assert "\nnote: activation: gelu, as given\n" in out
@@ -530,7 +530,7 @@ def test_unwritable_outputs(
 def test_a_report_needs_a_place(tmp_path: Path, files: Path, fail: Fail) -> None:
     target = tmp_path / "missing" / "report"
     err = fail("evaluate", files / "walk.bvh", *model(files), "--output", target)
-    assert f"{target} cannot be made: make the directory {target.parent} first" in err
+    assert f"{target} cannot be created: make the directory {target.parent} first" in err
 
 
 # Processes and Ctrl-C

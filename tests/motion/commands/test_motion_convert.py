@@ -1,4 +1,4 @@
-"""Conversion keeps every bit of a checkpoint, and motion but for rounding."""
+"""Conversion keeps every bit of a checkpoint, and motion up to rounding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from motion.errors import MotionError
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
 from motion.files.formats import read_motion, write_motion
-from motion.skeleton.packaged import HUMANML3D, PACKAGED_SKELETONS, SMPLX
+from motion.skeleton.packaged import HUMANML3D, PACKAGED_SKELETONS
+from motion.skeleton.tree import Skeleton
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
@@ -141,27 +142,30 @@ def test_bvh_and_npz(tmp_path: Path) -> None:
     assert first.skeleton == last.skeleton and first.fps == last.fps
     assert largest_difference(first.rotations, last.rotations) < 1e-6
     write_motion(tmp_path / "d.bvh", random_clip(random_skeleton(55)))
-    with pytest.raises(MotionError, match=r"not those of SMPL-X; write a \.bvh"):
+    with pytest.raises(MotionError, match=r"not the joints of SMPL-X; write a \.bvh"):
         convert_motion(tmp_path / "d.bvh", tmp_path / "d.npz")
 
 
-@pytest.mark.parametrize("body", PACKAGED_SKELETONS, ids=["smplx", "humanml3d", "kit"])
-def test_packaged_skeletons_keep_their_order_in_bvh(tmp_path: Path, body) -> None:
-    clip = random_clip(replace(body, unit=1.0))
+@pytest.mark.parametrize("skeleton", PACKAGED_SKELETONS, ids=["smplx", "humanml3d", "kit"])
+def test_packaged_skeletons_keep_their_order_in_bvh(tmp_path: Path, skeleton: Skeleton) -> None:
+    clip = random_clip(replace(skeleton, unit=1.0))
     write_motion(tmp_path / "a.bvh", clip)
     read = read_motion(tmp_path / "a.bvh")
-    assert read.skeleton.names == body.names and read.skeleton.parents == body.parents
+    assert read.skeleton.names == skeleton.names and read.skeleton.parents == skeleton.parents
     assert largest_difference(read.pose.positions, clip.pose.positions) < 1e-4
-    ends = {(end.joint, end.offset) for end in body.end_sites}
+    ends = {(end.joint, end.offset) for end in skeleton.end_sites}
     found = {(e.joint, tuple(round(x, 6) for x in e.offset)) for e in read.skeleton.end_sites}
     assert ends == found
 
 
-def test_other_trees_stay_as_they_are(tmp_path: Path) -> None:
+def test_joints_of_other_trees_stay_depth_first(tmp_path: Path) -> None:
     parents = (*HUMANML3D.parents[:-1], 0)
     clip = random_clip(replace(HUMANML3D, parents=parents))
     write_motion(tmp_path / "a.bvh", clip)
-    assert read_motion(tmp_path / "a.bvh").skeleton.names != SMPLX.names[:22]
+    read = read_motion(tmp_path / "a.bvh").skeleton
+    # BVH files have joints depth first: the spine comes after both legs.
+    assert read.names[:5] == ("pelvis", "left_hip", "left_knee", "left_ankle", "left_foot")
+    assert read.names[-1] == "right_wrist" and read.parents[-1] == 0
 
 
 def test_joints_in_another_order_are_where_they_were() -> None:
@@ -175,7 +179,7 @@ def test_joints_in_another_order_are_where_they_were() -> None:
     assert largest_difference(moved.pose.positions, clip.pose.positions[:, order]) < 1e-12
 
 
-def ancestors(skeleton, name: str) -> list[int]:
+def ancestors(skeleton: Skeleton, name: str) -> list[int]:
     joint, found = skeleton.parents[skeleton.names.index(name)], []
     while joint >= 0:
         found.append(joint)

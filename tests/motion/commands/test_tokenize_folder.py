@@ -115,7 +115,7 @@ def test_folders_that_cannot_be(
     with pytest.raises(FileError, match=r"make the directory .*missing first"):
         tokenize_folder(model, folder, tmp_path / "missing" / "out", ".npz", processes)
     (tmp_path / "file").touch()
-    with pytest.raises(FileError, match="file cannot be made: File exists"):
+    with pytest.raises(FileError, match="file cannot be created: File exists"):
         tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
     (tmp_path / "empty").mkdir()
     with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):

@@ -27,7 +27,7 @@ def evaluation(**changes: Any) -> MotionEvaluation:
 
 
 def folder_evaluation(*paths: Path, failures: tuple[str, ...] = ()) -> FolderEvaluation:
-    """Of files that all came to the same but for their errors, which grow from file to file."""
+    """Of files with the same figures, except errors, which grow from file to file."""
     found = [evaluation(errors=evaluation().errors * factor) for factor in range(1, len(paths) + 1)]
     files = [
         FileEvaluation(path, path.name, part.joint_names, part.summary)

@@ -28,7 +28,7 @@ def model():
         channels=SPEC.channels(JOINTS),
         code_dim=5,
         resnet=ResnetConfig(width=8, depth=1),
-        quantizer=QuantizerConfig(layers=LAYERS, codes=CODES),
+        quantizer=QuantizerConfig(num_quantizers=LAYERS, codebook_size=CODES),
         features=SPEC,
         fps=30.0,
     )

@@ -141,7 +141,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_other_skeletons_are_refused(tmp_path):
-    with pytest.raises(MotionError, match=r"3 joints that are not those of SMPL-X; write a .bvh"):
+    with pytest.raises(MotionError, match=r"3 joints, not the joints of SMPL-X; write a .bvh"):
         write_npz(tmp_path / "a.npz", random_clip(random_skeleton(3)))
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,9 @@ PLAIN = {"dropout": 0.0, "revive_below": 0.0}
 def make(**changes: object) -> ResidualVQ:
     """A quantizer of 3 layers of 5 codes whose codebooks count as initialized."""
     torch.manual_seed(0)
-    quantizer = ResidualVQ(QuantizerConfig(**{"layers": 3, "codes": 5, **PLAIN, **changes}), DIM)
+    quantizer = ResidualVQ(
+        QuantizerConfig(**{"num_quantizers": 3, "codebook_size": 5, **PLAIN, **changes}), DIM
+    )
     quantizer.books.initialized.fill_(True)
     return quantizer
 
@@ -29,7 +31,7 @@ def random_latents(*shape: int, seed: int = 1) -> torch.Tensor:
 def defined(quantizer: ResidualVQ, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Latents ``(N, Q, C)`` as each layer is given them, and indices, by the definition."""
     left, given, indices = latents.movedim(1, 2).flatten(0, 1), [], []
-    for layer in range(quantizer.config.layers):
+    for layer in range(quantizer.config.num_quantizers):
         book = quantizer.books.codes[layer % len(quantizer.books.codes)]
         if quantizer.config.metric == "cosine":
             found = torch.cosine_similarity(left[:, None], book, dim=2).argmax(1)
@@ -43,7 +45,7 @@ def defined(quantizer: ResidualVQ, latents: torch.Tensor) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize(("metric", "shared"), list(product(["euclidean", "cosine"], [0, 1])))
 def test_each_layer_takes_the_nearest_code_of_what_is_left(metric, shared):
-    quantizer = make(metric=metric, shared=bool(shared)).eval()
+    quantizer = make(metric=metric, shared_codebook=bool(shared)).eval()
     latents = random_latents(4, DIM, 40)
     given, indices, left = defined(quantizer, latents)
     result = quantizer(latents)
@@ -58,7 +60,7 @@ def test_each_layer_takes_the_nearest_code_of_what_is_left(metric, shared):
 
 def test_many_latents_are_quantized_as_each_alone():
     """However many are searched at once."""
-    quantizer = ResidualVQ(QuantizerConfig(layers=2, codes=700), DIM).eval()
+    quantizer = ResidualVQ(QuantizerConfig(num_quantizers=2, codebook_size=700), DIM).eval()
     latents = random_latents(2, DIM, 300)
     each = [quantizer.encode(latent[None, :, None]) for latent in latents.movedim(1, 2)[1]]
     assert torch.equal(quantizer.encode(latents)[1], torch.cat(each)[:, 0])
@@ -90,7 +92,7 @@ def test_the_commitment_loss_has_its_true_gradient(lengths):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_codes_are_moving_averages_of_what_chose_them(shared):
-    quantizer = make(shared=shared, decay=0.8)
+    quantizer = make(shared_codebook=shared, decay=0.8)
     sums, counts = quantizer.books.sums.clone(), quantizer.books.counts.clone()
     for seed in range(3):
         latents = random_latents(3, DIM, 9, seed=seed)
@@ -153,7 +155,7 @@ def test_dead_codes_become_random_latents_and_start_anew():
 @pytest.mark.parametrize("shared", [False, True])
 def test_revival_fills_the_codebook(shared):
     """Where all codes but one lie far away, as after a collapse."""
-    quantizer = make(shared=shared, codes=32, revive_below=0.3, decay=0.9)
+    quantizer = make(shared_codebook=shared, codebook_size=32, revive_below=0.3, decay=0.9)
     quantizer.books.codes[:, 1:] += 1e3
     quantizer.books.sums.copy_(quantizer.books.codes)
     for seed in range(60):
@@ -201,7 +203,7 @@ def test_layers_learn_only_from_clips_they_quantize():
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_codes_are_drawn_by_their_probabilities(metric):
-    quantizer = make(layers=1, metric=metric, temperature=2.0, decay=1.0)
+    quantizer = make(num_quantizers=1, metric=metric, temperature=2.0, decay=1.0)
     latent = random_latents(1, DIM, 1)
     indices = quantizer(latent.expand(1, DIM, 20_000)).indices
     drawn = torch.bincount(indices.flatten(), minlength=5) / 20_000
@@ -220,7 +222,7 @@ def clustered_latents() -> torch.Tensor:
 
 def test_kmeans_finds_clusters():
     torch.manual_seed(1)
-    config = QuantizerConfig(layers=1, codes=20, initialization="kmeans", **PLAIN)
+    config = QuantizerConfig(num_quantizers=1, codebook_size=20, initialization="kmeans", **PLAIN)
     quantizer = ResidualVQ(config, DIM)
     result = quantizer(clustered_latents())
     assert quantizer.books.initialized
@@ -229,7 +231,9 @@ def test_kmeans_finds_clusters():
 
 def test_sampled_codes_are_latents():
     torch.manual_seed(0)
-    config = QuantizerConfig(layers=2, codes=9, initialization="samples", decay=1.0, dropout=0.0)
+    config = QuantizerConfig(
+        num_quantizers=2, codebook_size=9, initialization="samples", decay=1.0, dropout=0.0
+    )
     quantizer = ResidualVQ(config, DIM)
     latents = random_latents(2, DIM, 50)
     quantizer(latents)
@@ -242,7 +246,7 @@ def test_sampled_codes_are_latents():
 
 @pytest.mark.parametrize("initialization", ["kmeans", "samples"])
 def test_fewer_latents_than_codes_are_enough(initialization):
-    config = QuantizerConfig(layers=2, codes=16, initialization=initialization)
+    config = QuantizerConfig(num_quantizers=2, codebook_size=16, initialization=initialization)
     quantizer = ResidualVQ(config, DIM)
     quantizer(random_latents(1, DIM, 3))
     assert quantizer.books.codes.isfinite().all()
@@ -267,7 +271,7 @@ def test_padding_is_as_if_it_were_not_there(lengths, seed):
 
 
 def test_perplexity_and_use_count_codes():
-    quantizer = make(layers=1, codes=4).eval()
+    quantizer = make(num_quantizers=1, codebook_size=4).eval()
     quantizer.books.codes.copy_(torch.eye(4, DIM))
     rows = torch.eye(4, DIM)[[0, 0, 1, 1, 2, 2]]
     result = quantizer(rows.T[None])
@@ -290,7 +294,7 @@ def test_half_precision_is_left_outside():
 def test_latents_that_are_not_finite_are_not_learnt_from():
     latents = random_latents(2, DIM, 9)
     latents[0, 0, 3] = torch.nan
-    fresh = ResidualVQ(QuantizerConfig(layers=2, codes=4), DIM)
+    fresh = ResidualVQ(QuantizerConfig(num_quantizers=2, codebook_size=4), DIM)
     fresh(latents)
     assert not fresh.books.initialized
     for quantizer in (fresh, make()):
@@ -300,7 +304,7 @@ def test_latents_that_are_not_finite_are_not_learnt_from():
 
 
 def test_a_state_dict_goes_on_bit_for_bit():
-    config = QuantizerConfig(layers=2, codes=8, temperature=0.5, revive_below=0.5)
+    config = QuantizerConfig(num_quantizers=2, codebook_size=8, temperature=0.5, revive_below=0.5)
     torch.manual_seed(3)
     first = ResidualVQ(config, DIM)
     for seed in range(3):
@@ -332,7 +336,7 @@ def test_wrong_indices_are_refused():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"decay": 1.5}, {"codes": 0}, {"metric": "angle"}, {"revive_below": -1.0}]
+    "changes", [{"decay": 1.5}, {"codebook_size": 0}, {"metric": "angle"}, {"revive_below": -1.0}]
 )
 def test_impossible_configs_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -13,7 +13,7 @@ from tests.motion.helpers import random_clip, random_skeleton
 
 SKELETON = random_skeleton(5)
 RESNET = ResnetConfig(width=4, depth=1)
-QUANTIZER = QuantizerConfig(layers=2, codes=3)
+QUANTIZER = QuantizerConfig(num_quantizers=2, codebook_size=3)
 
 
 def make(features=None, channels=None):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from argparse import Action
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from logging import Logger
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import (
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage] - it is documented
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+)
 
+from wanvae.engine.config import renamed_options, renaming_note
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +35,16 @@ class HelpFormatter(DefaultHelpFormatter):
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
         return text.replace(" (default: null)", "").replace(", default: null)", ")")
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config file.yaml``, in which options may have their old names."""
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        if isinstance(parser, Parser):
+            value = parser.with_new_names_in(value)
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
 
 
 class Parser(ArgumentParser):
@@ -51,9 +71,32 @@ class Parser(ArgumentParser):
             logger=logger,
             parser_mode=parser_mode,
         )
+        self.renamed: Mapping[str, str] = {}
+
+    def with_new_names(self, argument: str) -> str:
+        """An argument of the command line with the new name of its option."""
+        match = re.match(r"--([^=]+)", argument)
+        if match is None or match[1] not in self.renamed:
+            return argument
+        self._say_renamed(match[1])
+        return f"--{self.renamed[match[1]]}{argument[match.end() :]}"
+
+    def with_new_names_in(self, config: str) -> str:
+        """A YAML file, or one as text with the new names where it has old ones."""
+        try:
+            values = get_loader(self.parser_mode)(Path(config).read_text(encoding="utf-8"))
+        except Exception:  # jsonargparse reads it again, and says what is wrong with it
+            return config
+        old = [name for name in self.renamed if rename(values, name, self.renamed[name])]
+        for name in old:
+            self._say_renamed(name)
+        return json.dumps(values) if old else config
+
+    def _say_renamed(self, old: str) -> None:
+        print(f"{self.prog}: {renaming_note({old: self.renamed[old]})}", file=sys.stderr)
 
     def add_config_option(self) -> None:
-        self.add_argument("--config", action="config", help="YAML file with any of these options")
+        self.add_argument("--config", action=ConfigFile, help="YAML file with any of these options")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the usage and one line that says what is wrong; exits with status 2."""
@@ -62,6 +105,18 @@ class Parser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         parser.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def rename(values: Any, old: str, new: str) -> bool:
+    """Rename ``a.b.old`` to ``a.b.new`` in nested dicts; returns whether it was there."""
+    *path, name = old.split(".")
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    new = new.split(".")[-1]
+    if not isinstance(values, dict) or name not in values or new in values:
+        return False
+    values[new] = values.pop(name)
+    return True
 
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> Namespace:
@@ -79,6 +134,7 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> Namespace:
 def config_parser(cls: type, program: str, description: str | None) -> Parser:
     """The parser of ``parse_config``."""
     parser = Parser(description, program)
+    parser.renamed = renamed_options(cls)
     parser.add_config_option()
     parser.add_class_arguments(cls, None)
     return parser
@@ -99,7 +155,8 @@ def parse_config(
         SystemExit: with status 2, after a message, for an unknown key or an impossible value.
     """
     parser = config_parser(cls, program, description)
-    parsed = parse(parser, arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = parse(parser, [parser.with_new_names(argument) for argument in arguments])
     try:
         parsed = parser.instantiate(parsed)
         return cls(**{field.name: parsed[field.name] for field in fields(cls)})

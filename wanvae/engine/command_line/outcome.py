@@ -85,7 +85,7 @@ def is_for_people(error: Exception) -> bool:
 
 
 def message_of(error: Exception) -> str:
-    """The message of ``error``; that of a process that loads data without its traceback."""
+    """The message of ``error``, without the traceback of a process that loads data."""
     text = str(error).strip()
     if "Original Traceback" in text:
         # PyTorch gives the whole traceback as the message. Its last line is "module.Class: why".
