@@ -36,6 +36,16 @@ def to_json_dict(value: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(value)))
 
 
+def changed_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance, as JSON has them, that differ from their defaults."""
+    changed, values = {}, to_json_dict(value)
+    for field in fields(value):
+        own, factory = getattr(value, field.name), field.default_factory
+        if own != (field.default if factory is MISSING else factory()):
+            changed[field.name] = changed_fields(own) if is_dataclass(own) else values[field.name]
+    return changed
+
+
 def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     """The inverse of ``to_json_dict``; fields that have defaults may be absent.
 
