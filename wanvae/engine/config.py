@@ -143,7 +143,9 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"its JSON is not UTF-8 text ({error}); download or save it again") from error
+        raise UserError(
+            f"its metadata is no JSON: not UTF-8 text ({error}); download or save it again"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 
