@@ -264,8 +264,14 @@ def save_momask(
     write_pickle(path, networks | named, wrapper="vq_model")
     statistics = {name: tensors[f"normalizer.{name}"] for name in ("mean", "std")}
     if statistics["mean"].any() or not (statistics["std"] == 1).all():
-        for name, values in statistics.items():
-            write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)
+        for file, values in zip(files_beside_momask(path), statistics.values(), strict=True):
+            write_array(file, values)
+
+
+def files_beside_momask(path: str | PathLike[str]) -> tuple[Path, Path]:
+    """Returns the files that ``save_momask`` writes the mean and standard deviation to."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_mean.npy"), path.with_name(f"{path.stem}_std.npy")
 
 
 def require_published(config: RVQVAEConfig) -> None:

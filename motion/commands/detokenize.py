@@ -29,6 +29,8 @@ from wanvae.engine.command_line.program import Command
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help="tokens: .npz, .safetensors, or .npy of indices (T, Q)")
     parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
+    parser.reads("input", "skeleton")
+    parser.writes("output")
     add_layers_option(parser)
     parser.add_argument(
         "--skeleton",
@@ -145,7 +147,6 @@ def detokenize_file(
 DETOKENIZE = Command(
     run,
     add_options,
-    "tokens to motion",
     "Write the motion of a file of tokens, or of the indices of another program. If the features "
     "have no root, as the 330 channels of BEAT2, the motion stays where it began.",
 )
