@@ -402,8 +402,8 @@ def finite_piece(latents: LatentsFile, start: int, source: str | PathLike[str]) 
     piece = latents.piece(start, start + 1)
     if not piece.isfinite().all():
         raise CheckpointError(
-            f"{source} holds latents that are not finite (NaN or infinity), from number {start} on; "
-            "encode the video again, in bfloat16 or float32"
+            f"{source} holds latents that are not finite (NaN or infinity), from number {start} "
+            "on; encode the video again, in bfloat16 or float32"
         )
     return piece
 

@@ -159,8 +159,8 @@ ENCODE = Command(
     encode,
     add_encode_options,
     "video to latents",
-    "Encode a video to its latents: mean and logvar, not normalized, in float32. The file says which "
-    "model encoded it.",
+    "Encode a video to its latents: mean and logvar, not normalized, in float32. The file says "
+    "which model encoded it.",
 )
 
 DECODE = Command(

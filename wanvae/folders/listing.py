@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from wanvae.engine.litter import is_litter
 from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.video import VideoError
 
@@ -48,19 +49,6 @@ MEDIA_SUFFIXES = frozenset((VIDEOS + IMAGES).split())
 OTHER_SUFFIXES = frozenset(
     " ".join((TEXTS, PLAYLISTS, SOUNDS, DATA, ARCHIVES_AND_PROGRAMS, UNFINISHED)).split()
 )
-# What systems leave in folders, besides hidden files: lower-case names of files and folders.
-LITTER = frozenset(
-    {
-        "$recycle.bin",
-        "@eadir",
-        "__macosx",
-        "desktop.ini",
-        "ehthumbs.db",
-        "system volume information",
-        "thumbs.db",
-    }
-)
-
 MANIFEST = "wanvae-manifest.jsonl"
 # What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
@@ -112,7 +100,7 @@ def list_files(folder: Path) -> Listing:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_litter(name))
         for name in names:
-            if is_litter(name):
+            if is_left_out(name):
                 continue
             path = Path(place, name)
             if suffix_of(name) in OTHER_SUFFIXES:
@@ -122,18 +110,14 @@ def list_files(folder: Path) -> Listing:
     return Listing(sorted(found), ignored)
 
 
-def is_litter(path: str) -> bool:
-    """Whether a file or a folder around it is hidden, or left there by a system or by an index."""
-    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
-    return any(
-        part.startswith(".") or part.lower() in LITTER or part in (MANIFEST, JOURNAL)
-        for part in parts
-    )
+def is_left_out(path: str) -> bool:
+    """Whether a file or folder is litter, or belongs to the index of the folder."""
+    return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL)
 
 
 def may_be_media(name: str) -> bool:
     """Whether a file has to be opened to know whether it is a video or image."""
-    return not is_litter(name) and suffix_of(name) not in {*OTHER_SUFFIXES, TAR_SUFFIX}
+    return not is_left_out(name) and suffix_of(name) not in {*OTHER_SUFFIXES, TAR_SUFFIX}
 
 
 def suffix_of(name: str) -> str:
