@@ -135,13 +135,17 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values in a JSON text, which is in UTF-8 if it comes as bytes.
+    """Returns the values in a JSON text; bytes are read as UTF-8.
 
     Raises:
-        UserError: it is no JSON, or nested so deeply that the parser gives up.
+        UserError: the bytes are not UTF-8 text, or the text is not JSON or too deeply nested.
     """
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"its metadata is no JSON: not UTF-8 text ({error}); download or save it again"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 
