@@ -63,7 +63,7 @@ def files(folder: Path, count: int) -> list[str]:
 
 
 def test_every_file_is_described(folder):
-    entries = {entry.path: entry for entry in write_manifest(folder)}
+    entries = {entry.path: entry for entry in write_manifest(folder).entries}
     assert list(entries) == ["a.mp4", "b/c/image.png", "b/video.mkv", "text.mp4"]
     video = entries["b/video.mkv"]
     assert (video.width, video.height, video.frames, video.is_image) == (24, 16, 4, False)
@@ -76,7 +76,7 @@ def test_every_file_is_described(folder):
 
 def test_what_is_written_is_read_back(folder):
     found = load_entries(folder)
-    assert write_manifest(folder) == found
+    assert write_manifest(folder).entries == found
     assert read_manifest(folder) == load_entries(folder) == found
     lines = (folder / MANIFEST).read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == [entry.path for entry in found]
@@ -103,21 +103,21 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path, opened):
     os.utime(folder / "2.mp4", ns=(0, 0))
     (folder / "3.mp4").unlink()
     (folder / "4.mp4").write_text("new")
-    entries = write_manifest(folder)
+    entries = write_manifest(folder).entries
     assert sorted(opened) == ["1.mp4", "2.mp4", "4.mp4"]
     assert [entry.path for entry in entries] == ["0.mp4", "1.mp4", "2.mp4", "4.mp4"]
     assert read_manifest(folder) == entries
     opened.clear()
-    assert write_manifest(folder) == entries
+    assert write_manifest(folder).entries == entries
     assert opened == []
 
 
 def test_what_could_not_be_read_is_tried_again(folder):
     target = folder.parent / "later.mp4"
     (folder / "link.mp4").symlink_to(target)
-    assert len([entry for entry in write_manifest(folder) if entry.error]) == 2
+    assert len([entry for entry in write_manifest(folder).entries if entry.error]) == 2
     write(target)
-    assert [entry.path for entry in write_manifest(folder) if entry.error] == ["text.mp4"]
+    assert [entry.path for entry in write_manifest(folder).entries if entry.error] == ["text.mp4"]
 
 
 def test_an_interrupted_index_goes_on_where_it_was(tmp_path, opened, monkeypatch, capsys):
@@ -139,7 +139,7 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, opened, monkeypatch
     with (folder / JOURNAL).open("a") as journal:
         journal.write('[{"path": "5.mp4", "si')
     opened.clear()
-    entries = write_manifest(folder)
+    entries = write_manifest(folder).entries
     assert sorted(opened) == names[5:]
     assert [entry.path for entry in entries] == names
     assert sorted(os.listdir(folder)) == sorted([*names, MANIFEST])
@@ -211,7 +211,7 @@ def test_any_failure_of_a_probe_is_an_entry(tmp_path, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("wanvae.folders.manifest.probe", huge)
-    assert [entry.error for entry in write_manifest(tmp_path / "data")] == ["MemoryError"]
+    assert [entry.error for entry in write_manifest(tmp_path / "data").entries] == ["MemoryError"]
 
 
 def test_an_unexpected_failure_of_a_probe_is_named(tmp_path, monkeypatch):
@@ -221,5 +221,5 @@ def test_an_unexpected_failure_of_a_probe_is_named(tmp_path, monkeypatch):
         raise TypeError("one argument\nis missing")
 
     monkeypatch.setattr("wanvae.folders.manifest.probe", stumble)
-    (entry,) = write_manifest(tmp_path / "data")
+    (entry,) = write_manifest(tmp_path / "data").entries
     assert entry.error == "TypeError: one argument is missing"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from webdataset import TarWriter
 
-from wanvae.folders.manifest import MEDIA_SUFFIXES, load_entries, write_manifest
+from wanvae.folders.listing import may_be_media
+from wanvae.folders.manifest import load_entries, write_manifest
 from wanvae.folders.tars import find_members
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.video import VideoError, read_video, write_video
@@ -46,7 +47,7 @@ def tars(loose, tmp_path_factory) -> Path:
 
 def test_members_lie_where_the_index_says(loose, tars):
     parts = [
-        part for path in sorted(tars.glob("*.tar")) for part in find_members(path, MEDIA_SUFFIXES)
+        part for path in sorted(tars.glob("*.tar")) for part in find_members(path, may_be_media)
     ]
     assert [Path(part.name).name for part in parts] == [p.name for p in sorted(loose.iterdir())]
     for part, path in zip(parts, sorted(loose.iterdir()), strict=True):
@@ -73,11 +74,11 @@ def test_tars_give_the_samples_of_the_files_in_them(loose, tars, frames, indexed
 
 def test_a_cut_tar_gives_the_members_before_the_cut(tars, tmp_path):
     content = (tars / "shard-1.tar").read_bytes()
-    parts = list(find_members(tars / "shard-1.tar", MEDIA_SUFFIXES))
+    parts = list(find_members(tars / "shard-1.tar", may_be_media))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(content[: parts[1].offset + 10])
     with pytest.raises(VideoError, match=r"cannot read .*cut\.tar: .*complete tar"):
-        list(find_members(cut, MEDIA_SUFFIXES))
+        list(find_members(cut, may_be_media))
     first, *broken = load_entries(tmp_path)
     assert first.member == parts[0].name and first.error is None
     assert broken and all(entry.error for entry in broken)
