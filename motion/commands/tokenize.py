@@ -34,6 +34,8 @@ TOKEN_FORMATS = ("npz", "safetensors")
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of such files")
     parser.add_argument("output", help="file to write, .npz or .safetensors; or a folder")
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--format",
         choices=list(TOKEN_FORMATS),
@@ -202,7 +204,6 @@ def gather_reports(report: FolderReport) -> FolderReport:
 TOKENIZE = Command(
     run,
     add_options,
-    "motion to tokens",
     "Write the tokens of a motion file. For a folder, write the tokens of all its motion files to "
     "the same tree in another folder; files that cannot be read are named and left out. Run it "
     "again to go on after an interruption: complete files of tokens of this checkpoint are kept. "

@@ -109,7 +109,7 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
 def test_the_same_tensors_become_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     """Also under another name, and in spite of the random order that safetensors gives texts."""
     tensors = some_tensors()
-    metadata = {name: "a\n\u00e4 \\ \"quoted\" \x7f\U0001f600" for name in "fedcbaghijkl"}
+    metadata = {name: 'a\n\u00e4 \\ "quoted" \x7f\U0001f600' for name in "fedcbaghijkl"}
     found = set()
     for number in range(8):
         path = tmp_path / f"{number}{suffix}"
