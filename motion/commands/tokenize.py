@@ -90,7 +90,7 @@ def run(arguments: Namespace) -> None:
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
-    warn_of_units(recording, model.normalizer)
+    warn_of_units(recording, model.normalizer, shown=False)
     clip, config = recording.clip, model.config
     actor = None
     if clip is not None:
