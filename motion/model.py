@@ -21,7 +21,7 @@ from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
-from wanvae.nn.masking import mask_of
+from wanvae.nn.masking import make_mask
 from wanvae.nn.residual import ActivationKind
 
 # Frames of each clip of a batch, (B,).
@@ -159,7 +159,7 @@ class RVQVAE(nn.Module):
         quantized = self.quantizer(latents, tokens)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
         if lengths is not None:
-            mask = mask_of(lengths, motion.shape[1])[:, :, None]
+            mask = make_mask(lengths, motion.shape[1])[:, :, None]
             output, target = output * mask, target * mask
         return Reconstruction(output, target, quantized)
 
@@ -208,7 +208,7 @@ class RVQVAE(nn.Module):
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         features = run(self.decoder, latents, needed)[0].mT[:, :longest]
         motion = self.denormalize(features)
-        return motion if needed is None else motion * mask_of(lengths, longest)[:, :, None]
+        return motion if needed is None else motion * make_mask(lengths, longest)[:, :, None]
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
         """A session that encodes frames as they come; ``state`` continues an earlier one."""

@@ -202,13 +202,13 @@ def check_session_state(state: SessionState, model: Tokenizer) -> SessionState:
 
 def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> State:
     """The states of the layers of ``network``, if they fit; UserError if not."""
-    if state is None or has_form(state, example_state(model, network)):
+    if state is None or has_form(state, make_example_state(model, network)):
         return state
     names = {model.encoder: "an encoder", model.decoder: "a decoder"}
     (other,) = names.keys() - {network}
     layers = state[0] if isinstance(state, tuple | list) and state else None
     belongs_to_other = any(
-        has_form(candidate, example_state(model, other)) for candidate in (state, layers)
+        has_form(candidate, make_example_state(model, other)) for candidate in (state, layers)
     )
     found = f"{names[other]} session" if belongs_to_other else "another model"
     raise UserError(
@@ -218,7 +218,7 @@ def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> St
 
 
 @torch.no_grad()
-def example_state(model: Tokenizer, network: Streaming) -> State:
+def make_example_state(model: Tokenizer, network: Streaming) -> State:
     """The states of the layers of ``network`` after a first token."""
     config = model.config
     channels, length = config.code_dim, 1
@@ -251,7 +251,7 @@ def has_form(state: object, expected: State | Tensor) -> bool:
 
 def check_clips(piece: Tensor, state: SessionState | State) -> None:
     """Raise UserError if a piece has another number of clips than the stream it continues."""
-    for tensor in tensors_of(state):
+    for tensor in iterate_tensors(state):
         if tensor.shape[:1] != piece.shape[:1]:
             raise UserError(
                 f"a stream keeps its number of clips, but a piece of {tuple(piece.shape)} follows "
@@ -259,10 +259,10 @@ def check_clips(piece: Tensor, state: SessionState | State) -> None:
             )
 
 
-def tensors_of(state: SessionState | State | Tensor) -> Iterator[Tensor]:
+def iterate_tensors(state: SessionState | State | Tensor) -> Iterator[Tensor]:
     """The tensors of a nested state."""
     if isinstance(state, Tensor):
         yield state
     elif state is not None:
         for part in state:
-            yield from tensors_of(part)
+            yield from iterate_tensors(part)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from motion.networks.receptive import effective_kernel
 from motion.networks.resnet import Resnet1D
-from tools.comparing import count_parameters, nearest, widths_around
+from tools.comparing import count_parameters, find_nearest, find_widths_around
 from wanvae.nn import CausalConv, Sequential
 
 BackboneKind = Literal["resnet1d", "cnn", "lstm", "transformer"]
@@ -57,10 +57,10 @@ class TransformerBody(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.mT + waves(x.shape[2], x.shape[1]).to(x)).mT
+        return self.layer(x.mT + make_waves(x.shape[2], x.shape[1]).to(x)).mT
 
 
-def waves(length: int, width: int) -> Tensor:
+def make_waves(length: int, width: int) -> Tensor:
     """``(length, width)``: of each position sines, then cosines, of longer and longer waves."""
     count = width // 2
     frequencies = LONGEST_WAVE ** (-torch.arange(count) / count)
@@ -85,7 +85,7 @@ def make_body(kind: BackboneKind, width: int, depth: int, growth: int) -> nn.Mod
     with torch.device("meta"):
         parameters = count_parameters(resnet())
     make = partial(LSTMBody if kind == "lstm" else TransformerBody, width)
-    return make(nearest(widths_around(make, parameters), make, parameters))
+    return make(find_nearest(find_widths_around(make, parameters), make, parameters))
 
 
 def replace_bodies(network: nn.Module, kind: BackboneKind) -> None:

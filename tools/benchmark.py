@@ -39,16 +39,16 @@ from tools import benchmark_motion
 from tools.measuring import (
     BenchmarkError,
     add_options,
-    aligned,
     check_file,
     check_options,
     describe,
-    difference,
     exit_status,
+    format_table,
     measure_all,
-    peak_memory_of,
+    measure_difference,
+    measure_peak_memory,
     require,
-    timed,
+    time_call,
     write_json,
 )
 from wanvae import WanVAE, WanVAEConfig
@@ -290,10 +290,10 @@ def count_flops(call: Callable[[], object]) -> int:
     counter = FlopCounterMode(
         display=False,
         custom_mapping={
-            torch.ops.aten.mkldnn_convolution: convolution_flops,
-            torch.ops.mkldnn._convolution_pointwise: convolution_flops,
-            torch.ops.mkldnn._convolution_pointwise_: convolution_flops,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+            torch.ops.aten.mkldnn_convolution: count_convolution_flops,
+            torch.ops.mkldnn._convolution_pointwise: count_convolution_flops,
+            torch.ops.mkldnn._convolution_pointwise_: count_convolution_flops,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention_flops,
         },
     )
     with counter, torch.inference_mode():
@@ -301,7 +301,7 @@ def count_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def planned_flops(job: Workload, setup: Setup) -> int:
+def count_planned_flops(job: Workload, setup: Setup) -> int:
     """The operations of the plan of ``job`` as its layers define them, tiles' overlaps included."""
     decoding, dtype = job.direction == "decode", getattr(torch, job.dtype)
     config = MODELS[setup.model]
@@ -315,7 +315,7 @@ def planned_flops(job: Workload, setup: Setup) -> int:
     return 2 * cost.Costs(network).multiply_adds(planned, plan)
 
 
-def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:
+def count_convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:
     """Operations of a convolution: each output value is a dot product with a filter.
 
     The weight is the second argument, or the third after a tensor to add, which has its rank.
@@ -326,7 +326,7 @@ def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> in
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-def attention_flops(
+def count_attention_flops(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
 ) -> int:
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
@@ -343,19 +343,20 @@ def measure(job: Workload, setup: Setup, repeats: int) -> Result:
         "peer": make_call("peer", job, setup),
         "convolution": make_largest_convolution(job, setup),
     }
-    errors = {"between": difference(calls["ours"](), calls["peer"]())}  # warms up both
+    errors = {"between": measure_difference(calls["ours"](), calls["peer"]())}  # warms up both
     if job.tile_size or job.max_memory:
-        errors["ours"] = own_error("ours", job, setup)
+        errors["ours"] = measure_own_error("ours", job, setup)
     if job.tile_size:
-        errors["peer"] = own_error("peer", job, setup)
+        errors["peer"] = measure_own_error("peer", job, setup)
     eager = make_call("ours", replace(job, compiled=False), setup)
     flops = {
         "ours": count_flops(eager),
-        "planned": planned_flops(job, setup),
+        "planned": count_planned_flops(job, setup),
         "convolution": count_flops(calls["convolution"]),
     }
     rounds = [
-        {name: timed(call, setup.device) for name, call in calls.items()} for _ in range(repeats)
+        {name: time_call(call, setup.device) for name, call in calls.items()}
+        for _ in range(repeats)
     ]
     if setup.device == "cuda":
         torch.cuda.empty_cache()  # leaves the memory to the processes that measure it
@@ -364,9 +365,9 @@ def measure(job: Workload, setup: Setup, repeats: int) -> Result:
     return Result(job, seconds, peaks, flops, errors)
 
 
-def own_error(side: Side, job: Workload, setup: Setup) -> float:
+def measure_own_error(side: Side, job: Workload, setup: Setup) -> float:
     """How far the options of ``job`` take one side from its own plain result."""
-    return difference(make_call(side, job, setup)(), make_call(side, job.plain(), setup)())
+    return measure_difference(make_call(side, job, setup)(), make_call(side, job.plain(), setup)())
 
 
 def time_stream(job: Workload, setup: Setup) -> float:
@@ -374,7 +375,7 @@ def time_stream(job: Workload, setup: Setup) -> float:
     session = load("ours", job.dtype, job.compiled, setup).stream_decode()
     latents = make_input(job, setup)
     push_all(session, latents[:, :, :1])
-    return timed(partial(push_all, session, latents[:, :, 1:]), setup.device) / (job.frames - 1)
+    return time_call(partial(push_all, session, latents[:, :, 1:]), setup.device) / (job.frames - 1)
 
 
 def measure_memory(side: Side, job: Workload, setup: Setup) -> int:
@@ -395,7 +396,7 @@ def peak_memory(side: Side, job: Workload, setup: Setup) -> int:
     small = replace(job.plain(), frames=5, height=64, width=64)
     make_call(side, job if job.compiled else small, setup)()
     call = make_call(side, job, setup)
-    return peak_memory_of(call, setup.device)
+    return measure_peak_memory(call, setup.device)
 
 
 def subject(options: argparse.Namespace) -> str:
@@ -422,7 +423,7 @@ def table(results: Sequence[Result]) -> str:
         name = f"{job.name} compiled" if job.compiled else job.name
         numbers = [cell(heading, value) for heading, value in summary.items()]
         rows.append([name, f"{job.frames}x{job.height}x{job.width}", job.dtype, *numbers])
-    return aligned(rows, labels=3)
+    return format_table(rows, labels=3)
 
 
 def cell(heading: str, value: float | None) -> str:

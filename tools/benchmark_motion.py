@@ -28,13 +28,13 @@ from motion.config import QuantizerConfig, ResnetConfig
 from motion.features.normalizer import Normalizer
 from tools.measuring import (
     add_options,
-    aligned,
     check_options,
     describe,
     exit_status,
+    format_table,
     measure_all,
     require,
-    timed,
+    time_call,
     write_json,
 )
 
@@ -249,7 +249,9 @@ def measure(job: MotionWorkload, config: RVQVAEConfig, repeats: int) -> Result:
     """All measurements of a job."""
     calls = make_calls(job, config)
     same = calls["ours"]() == calls["peer"]()  # warms up both
-    rounds = [{side: timed(call, "cpu") for side, call in calls.items()} for _ in range(repeats)]
+    rounds = [
+        {side: time_call(call, "cpu") for side, call in calls.items()} for _ in range(repeats)
+    ]
     seconds = {side: [times[side] for times in rounds] for side in calls}
     return Result(job, seconds, same.double().mean().item())
 
@@ -261,7 +263,7 @@ def report(results: Sequence[Result]) -> str:
         cells = ["-" if x is None else f"{x:.2f}" for x in result.summary().values()]
         cells[-1] = f"{result.agreement:.3%}"
         rows.append([result.job.name, f"{result.job.batch}x{result.job.length}", *cells])
-    return aligned(rows, labels=2)
+    return format_table(rows, labels=2)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

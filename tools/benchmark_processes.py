@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.measuring import (
     add_options,
-    aligned,
     check_options,
     describe,
-    difference,
     exit_status,
-    peak_memory_of,
-    timed,
+    format_table,
+    measure_difference,
+    measure_peak_memory,
+    time_call,
     write_json,
 )
 from wanvae import WanVAE, WanVAEConfig
@@ -120,16 +120,16 @@ def measure(job: SharedWorkload, vae: WanVAE, processes: PartialState, repeats: 
     kind, first = processes.device.type, processes.is_main_process
     by_one, by_all = make_call(vae, job, None), make_call(vae, job, processes)
     results: dict[str, Tensor] = {}
-    bytes_alone = peak_memory_of(lambda: results.update(alone=by_one()), kind) if first else 0
+    bytes_alone = measure_peak_memory(lambda: results.update(alone=by_one()), kind) if first else 0
     processes.wait_for_everyone()
-    of_each = gather_objects(peak_memory_of(lambda: results.update(together=by_all()), kind))
+    of_each = gather_objects(measure_peak_memory(lambda: results.update(together=by_all()), kind))
     alone, together = [], []
     for _ in range(repeats):
         processes.wait_for_everyone()
-        alone += [timed(by_one, kind)] if first else []
+        alone += [time_call(by_one, kind)] if first else []
         processes.wait_for_everyone()
-        together.append(timed(by_all, kind))
-    error = difference(results["together"], results["alone"]) if first else 0.0
+        together.append(time_call(by_all, kind))
+    error = measure_difference(results["together"], results["alone"]) if first else 0.0
     return Result(job, alone, together, bytes_alone, max(of_each), error)
 
 
@@ -152,7 +152,7 @@ def report(results: Sequence[Result]) -> str:
                 f"{result.error:.1e}",
             ]
         )
-    return aligned(rows, labels=2)
+    return format_table(rows, labels=2)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -51,27 +51,27 @@ from tools.comparing import (
     Runs,
     Values,
     add_options,
-    best_rates,
+    average_curve,
     check_options,
+    collect_settings,
+    compare_times,
     count_parameters,
-    last_figures,
-    last_losses,
+    find_best_rates,
+    format_spread,
+    get_last_figures,
+    get_last_losses,
+    make_batch,
+    make_motion_training,
     make_step,
-    mean_curve,
+    make_trainer_config,
     measure_costs,
-    motion_training,
     multiply_adds,
-    ratio_of_times,
     save,
-    settings_of,
-    spread,
-    stacked,
     time_in_turns,
     train,
-    trainer_config,
     write_walk,
 )
-from tools.measuring import aligned, exit_status, require
+from tools.measuring import exit_status, format_table, require
 from wanvae.engine.training.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def make_training(
     size: Size, motion: Path, kind: BackboneKind, trainer: TrainerConfig
 ) -> MotionTraining:
     """What a tokenizer with a backbone learns."""
-    training = motion_training(size.model, motion, size.window, trainer)
+    training = make_motion_training(size.model, motion, size.window, trainer)
     replace_bodies(training.model, kind)
     return training
 
@@ -171,15 +171,15 @@ def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: Train
             for name, part in parts.items()
         }
 
-    batches = partial(stacked, training.data.windows, trainer)
+    batches = partial(make_batch, training.data.windows, trainer)
     return train(training.task(), trainer, batches, judge)
 
 
 def costs(size: Size, motion: Path, rounds: int) -> Values:
     """Parameters, multiply-adds of a sample, and seconds and memory of a step of each tokenizer."""
-    trainer = trainer_config(1, size.batch, 1e-3, 0)
+    trainer = make_trainer_config(1, size.batch, 1e-3, 0)
     trainings = {kind: make_training(size, motion, kind, trainer) for kind in BACKBONES}
-    batch = stacked(trainings[REFERENCE].data.windows, trainer, 0)
+    batch = make_batch(trainings[REFERENCE].data.windows, trainer, 0)
     steps = {kind: make_step(each.task(), trainer, batch) for kind, each in trainings.items()}
     measured = measure_costs(steps, rounds)
     return {
@@ -233,7 +233,7 @@ def train_to_recall(size: Size, kind: BackboneKind, distance: int, rate: float) 
     torch.manual_seed(0)
     body = make_body(kind, size.width, config.depth, config.dilation_growth_rate[0])
     model = Recaller(body, size.width)
-    trainer = trainer_config(size.recall_steps, size.sequences, rate, 0)
+    trainer = make_trainer_config(size.recall_steps, size.sequences, rate, 0)
     optimizer = torch.optim.AdamW(model.parameters(), rate, trainer.betas, weight_decay=0.0)
     for step in range(trainer.steps):
         optimizer.param_groups[0]["lr"] = rate * trainer.schedule(step)
@@ -257,7 +257,7 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
     for seed in range(options.seeds):
         for rate in options.rates:
             for kind in BACKBONES:
-                trainer = trainer_config(options.steps, size.batch, rate, seed)
+                trainer = make_trainer_config(options.steps, size.batch, rate, seed)
                 call = partial(train_tokenizer, size, motion, kind, trainer)
                 yield Measurement(f"training/{kind}/{rate:g}/{seed}", call)
 
@@ -268,12 +268,12 @@ def report(results: Results) -> Iterator[str]:
     if results.part("costs"):
         lengths = results.part("lengths").get((), {})
         costs, runs = results.part("costs")[()], results.part("training")
-        yield "\n" + table_of_tokenizers(costs, runs, lengths)
+        yield "\n" + make_tokenizer_table(costs, runs, lengths)
     if results.part("recall"):
-        yield "\n" + table_of_recall(errors_of_recall(results))
+        yield "\n" + make_recall_table(collect_recall_errors(results))
 
 
-def table_of_tokenizers(costs: Values, runs: Runs, lengths: Values) -> str:
+def make_tokenizer_table(costs: Values, runs: Runs, lengths: Values) -> str:
     """A row for each backbone, with the errors at each learning rate."""
     rates = sorted({rate for _, rate, _ in runs}, key=float)
     heading = ["backbone", "parameters", "multiply-adds", "memory", "time of a step"]
@@ -287,18 +287,18 @@ def table_of_tokenizers(costs: Values, runs: Runs, lengths: Values) -> str:
             f"{cost['parameters']:,}",
             f"{cost['multiply_adds'] / 1e6:,.1f} M",
             f"{cost['peak_bytes'] / 1e6:.0f} MB",
-            f"{ratio_of_times(cost['seconds'], costs[REFERENCE]['seconds']):.2f}",
+            f"{compare_times(cost['seconds'], costs[REFERENCE]['seconds']):.2f}",
         ]
         row += [f"{value:.2f}" for value in parallelism(kind, lengths)] if lengths else []
         for rate in rates:
-            row.append(cell(last_losses(runs, kind, rate), digits=3))
-            row += [cell(last_figures(runs, kind, rate, part)) for part in FIGURES]
+            row.append(cell(get_last_losses(runs, kind, rate), digits=3))
+            row += [cell(get_last_figures(runs, kind, rate, part)) for part in FIGURES]
         rows.append(row)
-    return aligned(rows, labels=1)
+    return format_table(rows, labels=1)
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:
-    return spread(values, digits) if values else "-"
+    return format_spread(values, digits) if values else "-"
 
 
 def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
@@ -313,7 +313,7 @@ def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
     return one / two, (one / longest) / (short / shortest)
 
 
-def errors_of_recall(results: Results) -> dict[str, dict[int, float]]:
+def collect_recall_errors(results: Results) -> dict[str, dict[int, float]]:
     """Of each backbone by distance."""
     errors: dict[str, dict[int, float]] = {}
     for (kind, distance), values in results.part("recall").items():
@@ -321,19 +321,19 @@ def errors_of_recall(results: Results) -> dict[str, dict[int, float]]:
     return errors
 
 
-def table_of_recall(errors: Mapping[str, Mapping[int, float]]) -> str:
+def make_recall_table(errors: Mapping[str, Mapping[int, float]]) -> str:
     distances = sorted({distance for each in errors.values() for distance in each})
     rows = [["error at distance", *map(str, distances)]]
     for kind, each in errors.items():
         rows.append([kind, *(f"{each[d]:.2f}" if d in each else "-" for d in distances)])
-    return aligned(rows, labels=1)
+    return format_table(rows, labels=1)
 
 
 def plot(folder: Path, results: Results, size: Size) -> None:
     """Write backbones.png, with a panel for each thing that is there."""
     from matplotlib.figure import Figure
 
-    errors, runs = errors_of_recall(results), results.part("training")
+    errors, runs = collect_recall_errors(results), results.part("training")
     lengths = results.part("lengths").get((), {})
     drawings: list[Callable[[Axes], None]] = []
     drawings += [partial(draw_recall, errors=errors, size=size)] if errors else []
@@ -358,8 +358,8 @@ def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]], size: Siz
         distances = sorted(found)
         values = [found[distance] for distance in distances]
         axes.plot(distances, values, marker=".", color=f"C{place}", label=kind)
-        if math.isfinite(reach_of(size, kind)):
-            axes.axvline(reach_of(size, kind), color=f"C{place}", linestyle=":")
+        if math.isfinite(find_reach(size, kind)):
+            axes.axvline(find_reach(size, kind), color=f"C{place}", linestyle=":")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="positions back to the value", ylabel="error (1 is chance)")
@@ -384,8 +384,8 @@ def draw_lengths(axes: Axes, lengths: Values) -> None:
 
 def draw_training(axes: Axes, runs: Runs) -> None:
     """What is held out against steps, at the best learning rate."""
-    for kind, rate in best_rates(runs, "held out", largest=False).items():
-        steps, values = mean_curve(runs, kind, rate, "held out")
+    for kind, rate in find_best_rates(runs, "held out", largest=False).items():
+        steps, values = average_curve(runs, kind, rate, "held out")
         axes.plot(steps, values, marker=".", color=f"C{BACKBONES.index(kind)}", label=kind)
     axes.set(xlabel="steps", ylabel="held out: MPJPE (mm)")
 
@@ -395,7 +395,7 @@ def draw_stability(axes: Axes, runs: Runs) -> None:
     rates = sorted({rate for _, rate, _ in runs}, key=float)
     for place, kind in enumerate(BACKBONES):
         for number, rate in enumerate(rates):
-            values = last_figures(runs, kind, rate, "seen")
+            values = get_last_figures(runs, kind, rate, "seen")
             at = [number + (place - 1.5) / 8] * len(values)
             axes.plot(at, values, "o", color=f"C{place}", alpha=0.7)
     axes.set_xticks(range(len(rates)), rates)
@@ -405,12 +405,12 @@ def draw_stability(axes: Axes, runs: Runs) -> None:
 def reaches(size: Size) -> Iterator[str]:
     """How far bodies and tokens see, by formula."""
     for kind in BACKBONES:
-        yield f"{kind}: {reach_of(size, kind):g} positions to each side"
+        yield f"{kind}: {find_reach(size, kind):g} positions to each side"
     seen = receptive_field(size.model)
     yield f"a token of the Resnet1D model sees {seen.frames} frames"
 
 
-def reach_of(size: Size, kind: BackboneKind) -> float:
+def find_reach(size: Size, kind: BackboneKind) -> float:
     config = size.model.resnet
     return reach(kind, config.depth, config.dilation_growth_rate[0])
 
@@ -433,7 +433,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Measure and report."""
     require(*(["matplotlib"] if options.plot else []))
-    results = Results(options.json, settings_of(options))
+    results = Results(options.json, collect_settings(options))
     size = QUICK if results.settings["size"] == "quick" else FULL
     try:
         if not options.report:

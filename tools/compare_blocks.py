@@ -39,29 +39,29 @@ from tools.comparing import (
     Runs,
     Values,
     add_options,
-    best_rates,
+    average_curve,
     check_options,
+    collect_settings,
+    compare_times,
     count_parameters,
-    last_figures,
-    last_losses,
+    count_parameters_on_meta,
+    find_best_rates,
+    find_nearest,
+    find_widths_around,
+    format_spread,
+    get_last_figures,
+    get_last_losses,
+    make_batch,
+    make_motion_training,
     make_step,
-    mean_curve,
+    make_trainer_config,
     measure_costs,
-    motion_training,
     multiply_adds,
-    nearest,
-    parameters_of,
-    ratio_of_times,
     save,
-    settings_of,
-    spread,
-    stacked,
     train,
-    trainer_config,
-    widths_around,
     write_walk,
 )
-from tools.measuring import BenchmarkError, aligned, exit_status, require
+from tools.measuring import BenchmarkError, exit_status, format_table, require
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.demo import demo_clip
 from wanvae.engine.checkpoint import load_in_place
@@ -206,7 +206,7 @@ def make_motion(config: RVQVAEConfig, variant: str) -> RVQVAE:
 
 
 @cache
-def video_config(size: Size, variant: str) -> WanVAEConfig:
+def find_video_config(size: Size, variant: str) -> WanVAEConfig:
     """That of about as many parameters as the standard block gives.
 
     The encoder and the decoder may differ in width by one channel, which makes finer steps.
@@ -218,14 +218,14 @@ def video_config(size: Size, variant: str) -> WanVAEConfig:
     def make(width: int) -> WanVAE:
         return make_video(config(width, width), variant)
 
-    wanted = parameters_of(partial(make_video, variant=REFERENCE), size.video)
-    widths = widths_around(make, wanted)
+    wanted = count_parameters_on_meta(partial(make_video, variant=REFERENCE), size.video)
+    widths = find_widths_around(make, wanted)
     choices = (config(*pair) for pair in product(widths, repeat=2))
-    return nearest(choices, partial(make_video, variant=variant), wanted)
+    return find_nearest(choices, partial(make_video, variant=variant), wanted)
 
 
 @cache
-def motion_config(size: Size, variant: str) -> RVQVAEConfig:
+def find_motion_config(size: Size, variant: str) -> RVQVAEConfig:
     """That of about as many parameters as the standard block gives."""
 
     def config(width: int) -> RVQVAEConfig:
@@ -236,8 +236,8 @@ def motion_config(size: Size, variant: str) -> RVQVAEConfig:
     def make(width: int) -> RVQVAE:
         return make_motion(config(width), variant)
 
-    wanted = parameters_of(partial(make_motion, variant=REFERENCE), size.motion)
-    return config(nearest(widths_around(make, wanted), make, wanted))
+    wanted = count_parameters_on_meta(partial(make_motion, variant=REFERENCE), size.motion)
+    return config(find_nearest(find_widths_around(make, wanted), make, wanted))
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,9 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
     return Videos([clips[number] for number in range(samples)], scaled)
 
 
-def video_task(config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos) -> Task:
+def make_video_task(
+    config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos
+) -> Task:
     """A video VAE that learns with the losses of configs/video/tiny.yaml."""
     torch.manual_seed(trainer.seed)
     vae = make_video(config, variant)
@@ -301,7 +303,7 @@ def video_task(config: WanVAEConfig, variant: str, trainer: TrainerConfig, video
 
 def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig) -> Values:
     """A curve of a video VAE, with the PSNR of the clips that are held out."""
-    task = video_task(video_config(size, variant), variant, trainer, videos)
+    task = make_video_task(find_video_config(size, variant), variant, trainer, videos)
 
     def judge(vae: WanVAE) -> dict[str, float]:
         return evaluate(vae, videos.held_out, {"psnr": psnr}).means
@@ -309,40 +311,42 @@ def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig
     return train(task, trainer, partial(videos.batch, trainer.batch_size), judge)
 
 
-def motion_run(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> MotionTraining:
+def make_motion_run(
+    size: Size, motion: Path, variant: str, trainer: TrainerConfig
+) -> MotionTraining:
     """What a motion tokenizer of a variant learns."""
-    training = motion_training(motion_config(size, variant), motion, size.window, trainer)
+    training = make_motion_training(find_motion_config(size, variant), motion, size.window, trainer)
     as_variant(training.model, variant)
     return training
 
 
 def train_motion(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> Values:
     """A curve of a motion tokenizer, with the errors of the motion that is held out."""
-    training = motion_run(size, motion, variant, trainer)
+    training = make_motion_run(size, motion, variant, trainer)
     windows = training.data.windows
-    return train(training.task(), trainer, partial(stacked, windows, trainer), training.evaluate)
+    return train(training.task(), trainer, partial(make_batch, windows, trainer), training.evaluate)
 
 
-def costs_of_videos(videos: Videos, size: Size, rounds: int) -> Values:
+def measure_video_costs(videos: Videos, size: Size, rounds: int) -> Values:
     """What training steps of the video VAEs cost."""
-    trainer = trainer_config(1, size.batch[0], 1e-3, 0)
+    trainer = make_trainer_config(1, size.batch[0], 1e-3, 0)
     batch = videos.batch(trainer.batch_size, 0)
-    tasks = {v: video_task(video_config(size, v), v, trainer, videos) for v in VARIANTS}
+    tasks = {v: make_video_task(find_video_config(size, v), v, trainer, videos) for v in VARIANTS}
     widths = {v: task.model.config.dim for v, task in tasks.items()}
-    return costs_of(tasks, batch, widths, trainer, rounds)
+    return measure_variants(tasks, batch, widths, trainer, rounds)
 
 
-def costs_of_motion(motion: Path, size: Size, rounds: int) -> Values:
+def measure_motion_costs(motion: Path, size: Size, rounds: int) -> Values:
     """What training steps of the motion tokenizers cost."""
-    trainer = trainer_config(1, size.batch[1], 1e-3, 0)
-    runs = {v: motion_run(size, motion, v, trainer) for v in VARIANTS}
-    batch = stacked(runs[REFERENCE].data.windows, trainer, 0)
+    trainer = make_trainer_config(1, size.batch[1], 1e-3, 0)
+    runs = {v: make_motion_run(size, motion, v, trainer) for v in VARIANTS}
+    batch = make_batch(runs[REFERENCE].data.windows, trainer, 0)
     widths = {v: run.model.config.wan.dim for v, run in runs.items()}
     tasks = {v: run.task() for v, run in runs.items()}
-    return costs_of(tasks, batch, widths, trainer, rounds)
+    return measure_variants(tasks, batch, widths, trainer, rounds)
 
 
-def costs_of(
+def measure_variants(
     tasks: Mapping[str, Task],
     batch: Tensor,
     widths: Mapping[str, int],
@@ -363,7 +367,7 @@ def costs_of(
     }
 
 
-def gradients_by_depth(size: Size) -> Values:
+def measure_gradients(size: Size) -> Values:
     """For each setting, variant and depth, the norm of the gradient at each block's input.
 
     It is of a random loss of the output of a stack of blocks, relative to the gradient at that
@@ -371,14 +375,17 @@ def gradients_by_depth(size: Size) -> Values:
     """
     return {
         setting: {
-            variant: {str(depth): gradients(size, variant, *kinds, depth) for depth in size.depths}
+            variant: {
+                str(depth): measure_stack_gradients(size, variant, *kinds, depth)
+                for depth in size.depths
+            }
             for variant in VARIANTS
         }
         for setting, kinds in SETTINGS.items()
     }
 
 
-def gradients(
+def measure_stack_gradients(
     size: Size, variant: str, norm: NormKind, activation: ActivationKind, depth: int
 ) -> list[float]:
     spec = BlockSpec(kind=VARIANTS[variant], norm=norm, activation=activation)
@@ -414,9 +421,9 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
         samples = min(POOL, options.steps * size.batch[0])
         return read_videos(options.videos, options.held_out, size, samples)
 
-    yield Measurement("gradients", partial(gradients_by_depth, size))
-    yield Measurement("costs/motion", partial(costs_of_motion, motion, size, options.rounds))
-    yield Measurement("costs/video", lambda: costs_of_videos(videos(), size, options.rounds))
+    yield Measurement("gradients", partial(measure_gradients, size))
+    yield Measurement("costs/motion", partial(measure_motion_costs, motion, size, options.rounds))
+    yield Measurement("costs/video", lambda: measure_video_costs(videos(), size, options.rounds))
     runs: dict[str, Callable[[str, TrainerConfig], Values]] = {
         "motion": partial(train_motion, size, motion),
         "video": lambda *run: train_video(videos(), size, *run),
@@ -424,7 +431,7 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
     batches = {"motion": size.batch[1], "video": size.batch[0]}
     for part, run in runs.items():
         for seed, rate, variant in product(range(options.seeds), options.rates, VARIANTS):
-            trainer = trainer_config(options.steps, batches[part], rate, seed)
+            trainer = make_trainer_config(options.steps, batches[part], rate, seed)
             key = f"{part}/{variant}/{rate:g}/{seed}"
             yield Measurement(key, partial(run, variant, trainer))
 
@@ -435,13 +442,13 @@ def report(results: Results) -> Iterator[str]:
     for kind, figure, largest in JUDGED:
         costs, runs = results.part("costs").get((kind,)), results.part(kind)
         if costs and runs:
-            rates = best_rates(runs, figure, largest)
-            yield "\n" + table_of_models(kind, figure, costs, runs, rates)
+            rates = find_best_rates(runs, figure, largest)
+            yield "\n" + make_model_table(kind, figure, costs, runs, rates)
     if results.part("gradients"):
-        yield "\n" + table_of_gradients(results.part("gradients")[()])
+        yield "\n" + make_gradient_table(results.part("gradients")[()])
 
 
-def table_of_models(
+def make_model_table(
     kind: str, figure: str, costs: Values, runs: Runs, rates: Mapping[str, str]
 ) -> str:
     heading = [kind, "width", "parameters", "difference", "multiply-adds", "memory", "time"]
@@ -457,16 +464,16 @@ def table_of_models(
                 f"{cost['parameters'] / reference['parameters'] - 1:+.1%}",
                 f"{cost['multiply_adds'] / 1e6:,.0f} M",
                 f"{cost['peak_bytes'] / 1e6:.0f} MB",
-                f"{ratio_of_times(cost['seconds'], reference['seconds']):.2f}",
-                spread(last_losses(runs, variant, rate), digits=3),
-                spread(last_figures(runs, variant, rate, figure)),
+                f"{compare_times(cost['seconds'], reference['seconds']):.2f}",
+                format_spread(get_last_losses(runs, variant, rate), digits=3),
+                format_spread(get_last_figures(runs, variant, rate, figure)),
                 rate,
             ]
         )
-    return aligned(rows, labels=1)
+    return format_table(rows, labels=1)
 
 
-def table_of_gradients(gradients: Values) -> str:
+def make_gradient_table(gradients: Values) -> str:
     """How much of the gradient reaches the first block of stacks of each depth."""
     depths = list(gradients[next(iter(SETTINGS))][REFERENCE])
     rows = [["gradient at the first block", *(f"{v}, {d}" for v in VARIANTS for d in depths)]]
@@ -474,7 +481,7 @@ def table_of_gradients(gradients: Values) -> str:
         norms = [variants[v][d][0] for v in VARIANTS for d in depths]
         rows.append([setting, *(f"{n:.1f}" if 0.1 <= n < 1000 else f"{n:.0e}" for n in norms)])
     heading, *others = zip(*rows, strict=True)
-    return aligned([heading, *others], labels=1)
+    return format_table([heading, *others], labels=1)
 
 
 def plot(folder: Path, results: Results) -> None:
@@ -493,8 +500,8 @@ def plot_training(results: Results) -> Figure:
     panels = figure.subplots(2, 2, sharey="row")
     for row, (kind, name, largest) in zip(panels, JUDGED, strict=True):
         runs, costs = results.part(kind), results.part("costs")[(kind,)]
-        for variant, rate in best_rates(runs, name, largest).items():
-            steps, values = mean_curve(runs, variant, rate, name)
+        for variant, rate in find_best_rates(runs, name, largest).items():
+            steps, values = average_curve(runs, variant, rate, name)
             second = median(costs[variant]["seconds"])
             row[0].plot(steps, values, marker=".", label=variant)
             row[1].plot([step * second for step in steps], values, marker=".", label=variant)
@@ -545,7 +552,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Measure and report."""
     require(*(["matplotlib"] if options.plot else []))
-    settings = settings_of(options)
+    settings = collect_settings(options)
     if not options.report:
         fill_in_videos(options)
         settings |= {"videos": options.videos.name, "held_out": options.held_out}

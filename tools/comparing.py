@@ -23,13 +23,13 @@ from motion.skeleton.sample import walk
 from motion.train.losses import LossConfig
 from motion.train.run import MotionTraining, TrainConfig
 from motion.train.windows import DataConfig
-from tools.benchmark import attention_flops
+from tools.benchmark import count_attention_flops
 from tools.measuring import (
     BenchmarkError,
     check_file,
     describe,
-    peak_memory_of,
-    timed,
+    measure_peak_memory,
+    time_call,
     write_content,
 )
 from wanvae.engine.files import atomic_path
@@ -75,7 +75,7 @@ class Measurement:
 
     @property
     def part(self) -> str:
-        return part_of(self.key)
+        return find_part(self.key)
 
 
 class Results:
@@ -139,11 +139,11 @@ class Results:
         return {
             tuple(key.split("/")[1:]): values
             for key, values in self.values.items()
-            if part_of(key) == part
+            if find_part(key) == part
         }
 
 
-def part_of(key: str) -> str:
+def find_part(key: str) -> str:
     return key.split("/")[0]
 
 
@@ -151,18 +151,18 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def nearest(choices: Iterable[T], make: Callable[[T], nn.Module], parameters: int) -> T:
+def find_nearest(choices: Iterable[T], make: Callable[[T], nn.Module], parameters: int) -> T:
     """The choice whose module has most nearly so many parameters; nothing is allocated."""
-    return min(choices, key=lambda choice: abs(parameters_of(make, choice) - parameters))
+    return min(choices, key=lambda choice: abs(count_parameters_on_meta(make, choice) - parameters))
 
 
-def widths_around(make: Callable[[int], nn.Module], parameters: int) -> tuple[int, int]:
+def find_widths_around(make: Callable[[int], nn.Module], parameters: int) -> tuple[int, int]:
     """The width below and the one from which on a module has so many parameters, 1 or more."""
-    above = bisect_left(WIDTHS, parameters, key=partial(parameters_of, make))
+    above = bisect_left(WIDTHS, parameters, key=partial(count_parameters_on_meta, make))
     return WIDTHS[max(0, above - 1)], WIDTHS[above]
 
 
-def parameters_of(make: Callable[[T], nn.Module], choice: T) -> int:
+def count_parameters_on_meta(make: Callable[[T], nn.Module], choice: T) -> int:
     with torch.device("meta"):
         return count_parameters(make(choice))
 
@@ -172,8 +172,8 @@ def multiply_adds(call: Callable[[], object]) -> int:
     counter = FlopCounterMode(
         display=False,
         custom_mapping={
-            torch.ops.aten.mkldnn_rnn_layer: recurrent_flops,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+            torch.ops.aten.mkldnn_rnn_layer: count_recurrent_flops,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention_flops,
         },
     )
     with counter:
@@ -181,7 +181,7 @@ def multiply_adds(call: Callable[[], object]) -> int:
     return counter.get_total_flops() // 2
 
 
-def recurrent_flops(
+def count_recurrent_flops(
     x: Sequence[int], of_input: Sequence[int], of_state: Sequence[int], *_: object, **__: object
 ) -> int:
     """Operations of a recurrent layer, in one direction: its two matrices at each position."""
@@ -192,7 +192,7 @@ def measure_costs(calls: Mapping[str, Callable[[], object]], rounds: int) -> dic
     """Memory of each call at its peak, and its seconds in each round."""
     for call in calls.values():
         call()  # warms up
-    peaks = {name: peak_memory_of(call, "cpu") for name, call in calls.items()}
+    peaks = {name: measure_peak_memory(call, "cpu") for name, call in calls.items()}
     seconds = time_in_turns(calls, rounds)
     return {name: {"seconds": seconds[name], "peak_bytes": peaks[name]} for name in calls}
 
@@ -202,16 +202,16 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for name, call in calls.items():
-            seconds[name].append(timed(call, "cpu"))
+            seconds[name].append(time_call(call, "cpu"))
     return seconds
 
 
-def ratio_of_times(seconds: Sequence[float], reference: Sequence[float]) -> float:
+def compare_times(seconds: Sequence[float], reference: Sequence[float]) -> float:
     """The median over rounds of how many times as long it takes."""
     return median(a / b for a, b in zip(seconds, reference, strict=True))
 
 
-def trainer_config(steps: int, batch: int, rate: float, seed: int) -> TrainerConfig:
+def make_trainer_config(steps: int, batch: int, rate: float, seed: int) -> TrainerConfig:
     """A tenth of the steps warm up, a cosine to 0 follows."""
     return TrainerConfig(
         steps=steps,
@@ -257,13 +257,15 @@ def train(
     return {"loss": losses, "steps": steps, "figures": figures}
 
 
-def stacked(samples: Sequence[Tensor] | Any, config: TrainerConfig, step: int) -> Tensor:
+def make_batch(samples: Sequence[Tensor] | Any, config: TrainerConfig, step: int) -> Tensor:
     """The batch of a step, of samples by number."""
     first = step * config.batch_size
     return torch.stack([samples[first + i] for i in range(config.batch_size)])
 
 
-def motion_training(model: Any, motion: Path, window: int, config: TrainerConfig) -> MotionTraining:
+def make_motion_training(
+    model: Any, motion: Path, window: int, config: TrainerConfig
+) -> MotionTraining:
     """What a motion tokenizer learns from a file, whose end is held out, with its usual losses."""
     training = TrainConfig(
         model=model,
@@ -282,7 +284,7 @@ def write_walk(folder: str) -> Path:
     return path
 
 
-def best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
+def find_best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
     """For each variant the learning rate of the best mean of a last figure over seeds.
 
     Args:
@@ -294,36 +296,39 @@ def best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
     choose = max if largest else min
     return {
         variant: choose(
-            sorted(of_variant), key=lambda rate: fmean(last_figures(runs, variant, rate, figure))
+            sorted(of_variant),
+            key=lambda rate: fmean(get_last_figures(runs, variant, rate, figure)),
         )
         for variant, of_variant in rates.items()
     }
 
 
-def last_figures(runs: Runs, variant: str, rate: str, figure: str) -> list[float]:
+def get_last_figures(runs: Runs, variant: str, rate: str, figure: str) -> list[float]:
     """Of each seed."""
-    return [run["figures"][figure][-1] for run in runs_of(runs, variant, rate)]
+    return [run["figures"][figure][-1] for run in select_runs(runs, variant, rate)]
 
 
-def last_losses(runs: Runs, variant: str, rate: str) -> list[float]:
+def get_last_losses(runs: Runs, variant: str, rate: str) -> list[float]:
     """Of each seed the mean over the last tenth of the steps."""
-    losses = [run["loss"] for run in runs_of(runs, variant, rate)]
+    losses = [run["loss"] for run in select_runs(runs, variant, rate)]
     tails = [loss[-max(1, len(loss) // 10) :] for loss in losses]
     return [fmean(math.nan if x is None else x for x in tail) for tail in tails]
 
 
-def runs_of(runs: Runs, variant: str, rate: str) -> list[Values]:
+def select_runs(runs: Runs, variant: str, rate: str) -> list[Values]:
     return [values for key, values in runs.items() if key[:2] == (variant, rate)]
 
 
-def mean_curve(runs: Runs, variant: str, rate: str, figure: str) -> tuple[list[int], list[float]]:
+def average_curve(
+    runs: Runs, variant: str, rate: str, figure: str
+) -> tuple[list[int], list[float]]:
     """Steps, and the mean figure over seeds there."""
-    chosen = runs_of(runs, variant, rate)
+    chosen = select_runs(runs, variant, rate)
     curves = zip(*(values["figures"][figure] for values in chosen), strict=True)
     return chosen[0]["steps"], [fmean(values) for values in curves]
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def format_spread(values: Sequence[float], digits: int = 1) -> str:
     """The mean, and where there are several the range."""
     mean, smallest, largest = (format(f(values), f".{digits}f") for f in (fmean, min, max))
     return mean if len(values) == 1 else f"{mean} ({smallest} to {largest})"
@@ -372,7 +377,7 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("--report shows the results of a file: name one with --json")
 
 
-def settings_of(options: argparse.Namespace) -> Values:
+def collect_settings(options: argparse.Namespace) -> Values:
     """What results must have in common; nothing where they are only shown."""
     if options.report:
         return {}

@@ -65,7 +65,7 @@ def require(*packages: str) -> None:
             raise BenchmarkError(f"this needs {package}: pip install {package}")
 
 
-def timed(call: Callable[[], object], device: str) -> float:
+def time_call(call: Callable[[], object], device: str) -> float:
     """Seconds that ``call`` takes, with what it leaves running on the device."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -80,10 +80,10 @@ def timed(call: Callable[[], object], device: str) -> float:
     return perf_counter() - began
 
 
-def peak_memory_of(call: Callable[[], object], device: str) -> int:
+def measure_peak_memory(call: Callable[[], object], device: str) -> int:
     """Bytes that ``call`` takes on a kind of device at its peak, over what is there."""
     if device == "cpu":
-        return peak_resident_memory(call)
+        return measure_peak_resident_memory(call)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -92,24 +92,24 @@ def peak_memory_of(call: Callable[[], object], device: str) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def peak_resident_memory(call: Callable[[], object]) -> int:
+def measure_peak_resident_memory(call: Callable[[], object]) -> int:
     """Bytes that ``call`` adds to this process at its peak."""
     gc.collect()
     # What is free but not returned would be used uncounted.
     POOL.clear()
     ctypes.CDLL(None).malloc_trim(0)
-    before = resident_memory("VmRSS")
+    before = read_resident_memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
     call()
-    return resident_memory("VmHWM") - before
+    return read_resident_memory("VmHWM") - before
 
 
-def resident_memory(key: str) -> int:
+def read_resident_memory(key: str) -> int:
     """Bytes of an entry of Linux's /proc/self/status."""
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def difference(result: Tensor, expected: Tensor) -> float:
+def measure_difference(result: Tensor, expected: Tensor) -> float:
     """The largest difference, over the largest value expected."""
     result, expected = result.float(), expected.float()
     return ((result - expected).abs().max() / expected.abs().max()).item()
@@ -126,7 +126,7 @@ def describe(subject: str, peer: str | None) -> str:
     )
 
 
-def aligned(rows: Sequence[Sequence[str]], labels: int) -> str:
+def format_table(rows: Sequence[Sequence[str]], labels: int) -> str:
     """A Markdown table; the first of ``rows`` is the heading, the first ``labels`` columns text."""
     heading, *others = rows
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

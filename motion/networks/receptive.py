@@ -64,36 +64,36 @@ def effective_kernels(config: RVQVAEConfig) -> tuple[tuple[int, ...], ...]:
     """
     if config.network != "resnet":
         raise UserError(f"the {config.network} network has no dilated kernels")
-    encoder, _ = encoder_and_decoder(config)
+    encoder, _ = make_networks_on_meta(config)
     stages = [layer for layer in encoder.modules() if isinstance(layer, Resnet1D)]
-    return tuple(tuple(map(kernel_of_block, stage.blocks())) for stage in stages)
+    return tuple(tuple(map(find_effective_kernel, stage.blocks())) for stage in stages)
 
 
-def kernel_of_block(block: ResConv1DBlock) -> int:
+def find_effective_kernel(block: ResConv1DBlock) -> int:
     """The effective kernel of the dilated convolution of a block."""
     return effective_kernel(block.conv1.kernel_size[0], block.conv1.dilation[0])
 
 
 def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
     """What tokens and frames of a model depend on, in evaluation mode; nothing is computed."""
-    encoder, decoder = encoder_and_decoder(config)
+    encoder, decoder = make_networks_on_meta(config)
     # Frames of token 1, which begin after the frames of token 0.
     first, last = config.first_frames, config.frames_of(2) - 1
     seen = encoder.input_interval(Interval(1, 1))
     used = decoder.input_interval(Interval(first, last))
     return ReceptiveField(
-        frames_before=finite(first - seen.first),
-        frames_after=finite(seen.last - last),
-        tokens_before=finite(1 - used.first),
-        tokens_after=finite(used.last - 1),
+        frames_before=count_or_none(first - seen.first),
+        frames_after=count_or_none(seen.last - last),
+        tokens_before=count_or_none(1 - used.first),
+        tokens_after=count_or_none(used.last - 1),
         frames_of_token=config.factor,
     )
 
 
-def encoder_and_decoder(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
+def make_networks_on_meta(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
     with torch.device("meta"):
         return make_networks(config)
 
 
-def finite(extent: float) -> int | None:
+def count_or_none(extent: float) -> int | None:
     return None if math.isinf(extent) else int(extent)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from motion.config import QuantizerConfig
-from motion.quantizer.codes import Finder, blocks, cluster, random_rows
+from motion.quantizer.codes import Finder, cluster, cut_into_blocks, draw_rows
 from wanvae.engine.processes import (
     copy_from_first_process,
     count_processes,
@@ -60,7 +60,7 @@ class Codebooks(nn.Module):
 
     def finder(self) -> Finder:
         """What finds codes, as they are now."""
-        return Finder.of(self.codes.to(self.dtype), self.config.metric)
+        return Finder.from_books(self.codes.to(self.dtype), self.config.metric)
 
     def look_up(self, indices: Tensor) -> Tensor:
         """The sums ``(N, C)`` of the codes ``(N, Q)`` of the first layers; -1 adds nothing."""
@@ -86,8 +86,8 @@ class Codebooks(nn.Module):
         left = everything.clone()
         for book in range(len(self.codes)):
             codes = copy_from_first_process(self._make_book(left))
-            finder = Finder.of(codes[None], self.config.metric)
-            for block in blocks(left, len(codes)):
+            finder = Finder.from_books(codes[None], self.config.metric)
+            for block in cut_into_blocks(left, len(codes)):
                 left[block] -= codes[finder.find(left[block], 0)]
             self.codes[book] = codes
         self.counts.fill_(len(everything) / self.config.codebook_size)
@@ -97,7 +97,7 @@ class Codebooks(nn.Module):
     def _make_book(self, rows: Tensor) -> Tensor:
         config = self.config
         if config.initialization == "samples":
-            return random_rows(rows, config.codebook_size)
+            return draw_rows(rows, config.codebook_size)
         return cluster(rows, config.codebook_size, config.metric, config.kmeans_iterations)
 
     def learn(self, rows: Tensor, indices: Tensor, counts: Tensor, sums: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Finder:
     metric: Metric
 
     @classmethod
-    def of(cls, books: Tensor, metric: Metric) -> Finder:
+    def from_books(cls, books: Tensor, metric: Metric) -> Finder:
         """For ``(books, K, C)``."""
         if metric == "cosine":
             directions = F.normalize(books, dim=2)
@@ -65,7 +65,7 @@ class Finder:
         return scores.argmax(1)
 
 
-def blocks(rows: Tensor, codes: int) -> Iterator[slice]:
+def cut_into_blocks(rows: Tensor, codes: int) -> Iterator[slice]:
     """Cuts of ``rows``, each with few enough scores for so many codes."""
     scores = CPU_SCORES * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_SCORES
     length = max(1, scores // codes)
@@ -73,7 +73,7 @@ def blocks(rows: Tensor, codes: int) -> Iterator[slice]:
         yield slice(start, start + length)
 
 
-def random_rows(rows: Tensor, count: int) -> Tensor:
+def draw_rows(rows: Tensor, count: int) -> Tensor:
     """``count`` different rows in random order; if there are not as many, copies with noise."""
     order = torch.randperm(len(rows), device=rows.device)
     if len(rows) >= count:
@@ -87,11 +87,11 @@ def cluster(rows: Tensor, codes: int, metric: Metric, iterations: int) -> Tensor
 
     Each round moves a code to the mean of the rows that are nearest to it, if there are any.
     """
-    book = random_rows(rows, codes)
+    book = draw_rows(rows, codes)
     for _ in range(iterations):
-        finder = Finder.of(book[None], metric)
+        finder = Finder.from_books(book[None], metric)
         sums, counts = torch.zeros_like(book), book.new_zeros(codes)
-        for block in blocks(rows, codes):
+        for block in cut_into_blocks(rows, codes):
             found = finder.find(rows[block], 0)
             sums.index_add_(0, found, rows[block])
             counts += torch.bincount(found, minlength=codes)

@@ -13,9 +13,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from motion.config import QuantizerConfig
 from motion.quantizer.codebooks import NO_CODE, Codebooks
-from motion.quantizer.codes import Finder, blocks
+from motion.quantizer.codes import Finder, cut_into_blocks
 from wanvae.errors import UserError
-from wanvae.nn.masking import mask_of
+from wanvae.nn.masking import make_mask
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ResidualVQ(nn.Module):
     def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
         """Quantize ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
         batch, _, length = latents.shape
-        valid = None if lengths is None else mask_of(lengths, length)
+        valid = None if lengths is None else make_mask(lengths, length)
         differentiated = latents.requires_grad and torch.is_grad_enabled()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
@@ -130,7 +130,7 @@ class ResidualVQ(nn.Module):
 
         def as_latents(values: Tensor) -> Tensor:
             """``(N, C)`` as ``(B, C, T)``."""
-            return placed(values, (batch, length), valid, 0).movedim(2, 1)
+            return place_rows(values, (batch, length), valid, 0).movedim(2, 1)
 
         quantized, loss = as_latents(search.latents).to(latents.dtype), search.loss
         if search.loss_gradient is not None:
@@ -138,7 +138,7 @@ class ResidualVQ(nn.Module):
             quantized, loss = StraightThrough.apply(latents, quantized, loss, gradient)
         return Quantized(
             latents=quantized,
-            indices=placed(search.indices, (batch, length), valid, NO_CODE),
+            indices=place_rows(search.indices, (batch, length), valid, NO_CODE),
             commitment_loss=loss,
             perplexity=torch.special.entr(shares).sum(1).exp(),
             code_use=(counts > 0).to(shares.dtype).mean(1),
@@ -148,15 +148,15 @@ class ResidualVQ(nn.Module):
     def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The indices ``(B, T, Q)`` of ``(B, C, T)``, by all layers; nothing is learnt."""
         batch, _, length = latents.shape
-        valid = None if lengths is None else mask_of(lengths, length)
+        valid = None if lengths is None else make_mask(lengths, length)
         with torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             finder = self.books.finder()
             indices = rows.new_empty(len(rows), self.config.num_quantizers, dtype=torch.long)
-            for block in blocks(rows, self.config.codebook_size):
+            for block in cut_into_blocks(rows, self.config.codebook_size):
                 for step in self._descend(rows[block], finder):
                     indices[block, step.layer] = step.found
-        return placed(indices, (batch, length), valid, NO_CODE)
+        return place_rows(indices, (batch, length), valid, NO_CODE)
 
     def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
         """The latents ``(B, C, T)`` that ``indices`` ``(B, T, Q)`` stand for; -1 adds nothing.
@@ -223,13 +223,13 @@ class ResidualVQ(nn.Module):
         every = torch.arange(count, device=rows.device)
         taken = None if layers is None else layers[:, None] > every
         weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
-        weights = mean_weights(weights) / rows.shape[1]
+        weights = make_mean_weights(weights) / rows.shape[1]
         indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
         latents = torch.empty_like(rows)
         loss_gradient = torch.zeros_like(rows) if differentiated else None
         loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
         sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
-        for block in blocks(rows, codes):
+        for block in cut_into_blocks(rows, codes):
             here = None if taken is None else taken[block]
             left = rows[block]
             for step in self._descend(left, finder, here, temperature):
@@ -265,7 +265,7 @@ class ResidualVQ(nn.Module):
             )
 
 
-def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
+def place_rows(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
     """Rows ``(N, X)`` as ``(B, T, X)``, with ``absent`` where ``valid`` ``(B, T)`` is not."""
     if valid is None:
         return values.unflatten(0, shape)
@@ -274,7 +274,7 @@ def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: i
     return whole
 
 
-def mean_weights(taken: Tensor) -> Tensor:
+def make_mean_weights(taken: Tensor) -> Tensor:
     """``(N, Q)`` that sum up to means over rows, then over layers, where ``taken`` is 1 and not 0.
 
     Layers that take no row do not count.

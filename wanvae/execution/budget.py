@@ -27,7 +27,7 @@ from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import join
 from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.network import Network, remember_by_architecture
-from wanvae.execution.plan import Plan, default_plan, make_tiles
+from wanvae.execution.plan import Plan, make_default_plan, make_tiles
 from wanvae.execution.tiling import Coding, LocalTiles
 from wanvae.nn.region import Region
 
@@ -107,7 +107,7 @@ class Planner:
 
     def _fastest_within(self, workload: Workload, limit: int) -> tuple[Plan | None, int]:
         """The fastest plan of at most ``limit`` bytes, and the least memory that was seen."""
-        whole = default_plan(self.network, workload.height, workload.width, None)
+        whole = make_default_plan(self.network, workload.height, workload.width, None)
         smallest = self.memory(workload, whole)
         if smallest <= limit:
             return replace(whole, lean=True), smallest
@@ -140,10 +140,10 @@ class Planner:
             tiles = [largest] if len(self.tiles(workload, plan)) == 1 else [largest, largest]
             coding = Coding(self.network, plan, LocalTiles(tiles), latents)
             with MemoryMeter([x, *self._parameters]) as meter:
-                join(coding.push([x]), self.network.output_frames(x.shape[2], starts=True))
+                join(coding.push([x]), self.network.count_output_frames(x.shape[2], starts=True))
             return meter.peak
 
-        return self._overhead + extrapolated(peak, workload.latents, plan)
+        return self._overhead + extrapolate_cost(peak, workload.latents, plan)
 
     def _stream_memory(self, workload: Workload, plan: Plan, largest: Region | None) -> int:
         """The peak of a stream of one tile, and the states of all others that stay there."""
@@ -181,8 +181,8 @@ class Planner:
         factor = self.network.spatial_factor
         tile_sizes = [
             *product(
-                tile_sides(workload.height, factor, self._smallest_tile),
-                tile_sides(workload.width, factor, self._smallest_tile),
+                list_tile_sides(workload.height, factor, self._smallest_tile),
+                list_tile_sides(workload.width, factor, self._smallest_tile),
             )
         ]
         offloads = (False, True) if workload.offloads and workload.latents is None else (False,)
@@ -235,7 +235,7 @@ def choose_plan(network: Network, workload: Workload, limits: Limits) -> Plan:
         return limits.plan
     if limits.max_memory is not None:
         return plan_within(network, workload, parse_memory(limits.max_memory))
-    return default_plan(network, workload.height, workload.width, limits.tile_sides)
+    return make_default_plan(network, workload.height, workload.width, limits.tile_sides)
 
 
 @remember_by_architecture
@@ -248,7 +248,7 @@ def plan_within(network: Network, workload: Workload, max_memory: int) -> Plan:
     return Planner(network).plan_for(workload, max_memory)
 
 
-def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
+def list_tile_sides(side: int, factor: int, smallest: int) -> list[int]:
     """Lengths of tiles that are worth a look along a side in pixels, the longest first."""
     most = max(1, side // smallest)
     counts, count = [most], 1
@@ -258,7 +258,7 @@ def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
     return sorted({math.ceil(side / factor / n) * factor for n in counts}, reverse=True)
 
 
-def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
+def extrapolate_cost(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
     """The ``cost`` of a clip of so many latents; the cost of a long one follows from short ones."""
     at_once = plan.latents_at_once
     # After the second full step, the cost grows evenly.

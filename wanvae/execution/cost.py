@@ -8,10 +8,10 @@ from functools import cache
 import torch
 
 from wanvae.execution.network import Network
-from wanvae.execution.plan import Plan, make_tiles, shrunk
+from wanvae.execution.plan import Plan, make_tiles, shrink
 from wanvae.nn import Streaming
-from wanvae.nn.region import Region, Span, whole_region
-from wanvae.nn.sequential import regions_of_layers, resampled
+from wanvae.nn.region import Region, Span, make_whole_region
+from wanvae.nn.sequential import count_resampled, trace_regions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Costs:
         return self._lengths(span, plan.split_core)
 
     def _find_lengths(self, span: Span, split_core: bool) -> dict[Streaming, tuple[int, int]]:
-        return lengths_along(self._network, span, split_core)
+        return find_lengths_along(self._network, span, split_core)
 
     def multiply_adds(self, workload: Workload, plan: Plan) -> int:
         """The multiply-adds of ``plan``, as the layers define them; some are computed in fewer.
@@ -61,17 +61,17 @@ class Costs:
         total, frames = 0, 1 + (workload.latents - 1) * self._network.group
         for layer, positions in self._positions(workload, plan).items():
             total += layer.multiply_adds(positions, frames)
-            frames = resampled(frames, layer.time_factor(), starts=True)
+            frames = count_resampled(frames, layer.time_factor(), starts=True)
         return workload.batch * total
 
     def _positions(self, workload: Workload, plan: Plan) -> dict[Streaming, int]:
         """For each layer, in order, the positions of a frame that it computes for all tiles."""
         network = self._network
         scale = 1 if network.core_first else network.spatial_factor
-        output = whole_region(workload.height // scale, workload.width // scale)
+        output = make_whole_region(workload.height // scale, workload.width // scale)
         positions = {
             layer: rows.size * columns.size
-            for layer, _, (rows, columns) in regions_of_layers(network.layers, output)
+            for layer, _, (rows, columns) in trace_regions(network.layers, output)
         }
         if plan.tile_size is not None:
             heights, widths = (
@@ -116,14 +116,14 @@ class Costs:
         return list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
 
 
-def lengths_along(
+def find_lengths_along(
     network: Network, span: Span, split_core: bool
 ) -> dict[Streaming, tuple[int, int]]:
     """How much each tiled layer reads and writes, along an axis, for a span in pixels."""
     lengths = {}
     for part in network.parts(split_core=split_core):
         if not part.whole:
-            output = shrunk((span, span), part.scale)
-            for layer, (read, _), (rows, _) in regions_of_layers(part.layers, output):
+            output = shrink((span, span), part.scale)
+            for layer, (read, _), (rows, _) in trace_regions(part.layers, output):
                 lengths[layer] = len(read), len(rows)  # kernels are square
     return lengths

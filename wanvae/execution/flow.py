@@ -22,7 +22,7 @@ from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import regions_between, space_factor, time_factor
+from wanvae.nn.sequential import find_regions_between, space_factor, time_factor
 
 # Pixels at full resolution that keep a small machine busy; more of them only cost memory.
 STEP_PIXELS = 2**18
@@ -47,12 +47,12 @@ class Stage:
     group: int
 
 
-def default_frames(height: int, width: int) -> int:
+def choose_frames(height: int, width: int) -> int:
     """The frames of this size, at full resolution, to process at once."""
     return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
 
 
-def latents_at_once(frames: int) -> int:
+def count_latents_at_once(frames: int) -> int:
     """The most latents to process at once with so many frames at full resolution."""
     return max(min(frames, 4), frames // 4)
 
@@ -68,10 +68,10 @@ def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> 
     """
     if frames is None:
         return [Stage(tuple(layers), None, group)]
-    latents = latents_at_once(frames)
+    latents = count_latents_at_once(frames)
     runs: list[list[Streaming]] = [[]]
     for layer in layers:
-        raises, lowers = resampling_of(layer)
+        raises, lowers = find_resampling(layer)
         if raises:
             runs.append([])
         runs[-1].append(layer)
@@ -91,7 +91,7 @@ def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> 
     return stages
 
 
-def resampling_of(layer: Streaming) -> tuple[bool, bool]:
+def find_resampling(layer: Streaming) -> tuple[bool, bool]:
     """Whether a layer raises the resolution of time or space, and whether it lowers one."""
     factors = (layer.time_factor(), layer.space_factor()) if layer.resamples() else ()
     return any(factor > 1 for factor in factors), any(factor < 1 for factor in factors)
@@ -154,7 +154,7 @@ class Flow:
         self._processed = [0] * len(stages)
         self._guard = PushGuard()
         layers = [layer for stage in stages for layer in stage.layers]
-        self.input_region, *wanted = regions_between(layers, region)
+        self.input_region, *wanted = find_regions_between(layers, region)
         self._wanted = dict(zip(layers, wanted, strict=True))
         states = (None,) * len(layers) if state is None else state
         self._states = dict(zip(layers, states, strict=True))

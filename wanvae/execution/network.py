@@ -16,7 +16,7 @@ from torch import nn
 
 from wanvae.errors import UserError
 from wanvae.nn import Streaming, needs_whole_frames, unstreamable_layers
-from wanvae.nn.sequential import resampled, space_factor
+from wanvae.nn.sequential import count_resampled, space_factor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,20 +86,20 @@ class Network:
             parts.append(Part(layers, on_whole_frames, scale))
         return parts
 
-    def output_frames(self, pushed: int, *, starts: bool) -> int:
+    def count_output_frames(self, pushed: int, *, starts: bool) -> int:
         """The frames of output for whole groups of frames of input."""
         factor = Fraction(self.temporal_factor)
-        return resampled(pushed, factor if self.core_first else 1 / factor, starts=starts)
+        return count_resampled(pushed, factor if self.core_first else 1 / factor, starts=starts)
 
-    def latents_of(self, frames: int) -> int:
+    def count_latents(self, frames: int) -> int:
         """The latents of a clip of so many frames of input."""
-        return frames if self.core_first else self.output_frames(frames, starts=True)
+        return frames if self.core_first else self.count_output_frames(frames, starts=True)
 
     def twin(self) -> Network:
         """The same layers on the meta device, in evaluation mode: shapes without values."""
         tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in self.layers)
         # Whatever is already copied is not copied again, so that no weight is.
-        copied = {id(tensor): on_meta(tensor) for tensor in tensors}
+        copied = {id(tensor): copy_to_meta(tensor) for tensor in tensors}
         core, shell = copy.deepcopy((self.core, self.shell), copied)
         for layer in core + shell:
             layer.eval()
@@ -130,7 +130,7 @@ def make_network(
     Raises:
         TypeError: a layer is not ``Streaming``.
     """
-    core, shell = all_streaming(core), all_streaming(shell)
+    core, shell = require_streaming(core), require_streaming(shell)
     across = [index for index, layer in enumerate(shell) if needs_whole_frames(layer)]
     if across and core_first:
         cut = across[-1] + 1
@@ -143,7 +143,7 @@ def make_network(
     )
 
 
-def all_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
+def require_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
     """The layers; TypeError if one is not ``Streaming``."""
     streaming = []
     for layer in layers:
@@ -153,7 +153,7 @@ def all_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
     return tuple(streaming)
 
 
-def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+def copy_to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor or parameter like ``tensor`` without values."""
     copied = tensor.detach().to("meta")
     return (

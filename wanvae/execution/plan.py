@@ -11,7 +11,7 @@ from typing import TypeAlias
 from torch import nn
 
 from wanvae.errors import UserError
-from wanvae.execution.flow import default_frames, latents_at_once
+from wanvae.execution.flow import choose_frames, count_latents_at_once
 from wanvae.execution.network import Network, Part
 from wanvae.nn import unstreamable_layers
 from wanvae.nn.region import Region, Span
@@ -41,7 +41,7 @@ class Plan:
     @property
     def latents_at_once(self) -> int:
         """Latents that are processed at once."""
-        return 1 if self.frames is None else latents_at_once(self.frames)
+        return 1 if self.frames is None else count_latents_at_once(self.frames)
 
     @property
     def numbers(self) -> PlanNumbers:
@@ -57,7 +57,7 @@ class Plan:
         return cls(tile_size, frames, lean, split_core, offload)
 
 
-def default_plan(
+def make_default_plan(
     network: Network, height: int, width: int, tile_size: tuple[int, int] | None
 ) -> Plan:
     """The fastest plan for frames of this size in pixels.
@@ -71,12 +71,12 @@ def default_plan(
             raise UserError("a model with layers that look across all of time cannot be tiled")
         return Plan(None, None)
     if tile_size is None:
-        return Plan(None, default_frames(height, width))
+        return Plan(None, choose_frames(height, width))
     factor = network.spatial_factor
     if min(tile_size) < 1 or any(side % factor for side in tile_size):
         raise UserError(f"tile_size must be a positive multiple of {factor}, not {tile_size}")
     sides = [min(side, tile) for side, tile in zip((height, width), tile_size, strict=True)]
-    return Plan(tile_size, default_frames(*sides))
+    return Plan(tile_size, choose_frames(*sides))
 
 
 def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Region | None]:
@@ -90,26 +90,26 @@ def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Re
     if plan.tile_size is None:
         return [None]
     rows, columns = (
-        spans(side, tile, network.spatial_factor)
+        cut_into_spans(side, tile, network.spatial_factor)
         for side, tile in zip((height, width), plan.tile_size, strict=True)
     )
     return list(product(rows, columns))
 
 
-def regions_of(part: Part, tiles: Sequence[Region | None]) -> list[Region | None]:
+def find_regions(part: Part, tiles: Sequence[Region | None]) -> list[Region | None]:
     """The regions of the output of ``part`` for some tiles; [None] is the whole frame."""
-    shrunken = [None if tile is None else shrunk(tile, part.scale) for tile in tiles]
+    shrunken = [None if tile is None else shrink(tile, part.scale) for tile in tiles]
     return [None] if part.whole or None in shrunken else shrunken
 
 
-def spans(size: int, largest: int, factor: int) -> list[Span]:
+def cut_into_spans(size: int, largest: int, factor: int) -> list[Span]:
     """As few spans as cover ``size``, of about equal length, multiples of ``factor``."""
     count = math.ceil(size / largest)
     ends = [size // factor * index // count * factor for index in range(count + 1)]
     return [Span(start, stop, size) for start, stop in pairwise(ends)]
 
 
-def shrunk(region: Region, factor: int) -> Region:
+def shrink(region: Region, factor: int) -> Region:
     """``region`` of an image as a region of the image ``factor`` times smaller."""
     rows, columns = (Span(s.start // factor, s.stop // factor, s.size // factor) for s in region)
     return rows, columns

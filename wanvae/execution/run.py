@@ -46,7 +46,7 @@ class Runner:
         Raises:
             UserError: the limits cannot be kept.
         """
-        latents = self.network.latents_of(x.shape[2])
+        latents = self.network.count_latents(x.shape[2])
         return self.start(x.shape, self.choose_plan(x.shape, latents), latents).run(x)
 
     def choose_plan(self, shape: Sequence[int], latents: int | None) -> Plan:

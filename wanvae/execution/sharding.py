@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanvae.engine.processes import expecting_processes
-from wanvae.execution.cost import Costs, Workload, lengths_along
+from wanvae.execution.cost import Costs, Workload, find_lengths_along
 from wanvae.execution.flow import join
 from wanvae.execution.network import Network, remember_by_architecture
 from wanvae.execution.plan import Plan
 from wanvae.execution.tiling import Painting
 from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span
-from wanvae.nn.sequential import cropped_layers, resampled
+from wanvae.nn.sequential import count_resampled, cropped_layers
 
 # The process that decoded video goes to.
 FIRST = 0
@@ -65,16 +65,16 @@ def share_out(network: Network, plan: Plan, height: int, width: int, processes: 
     rows, columns = (
         range(few, min(few + processes, side + 1)) for few, side in zip(fewest, sides, strict=True)
     )
-    work = Work(network, plan.split_core, height, width)
-    shares = [
-        work.shares(grid, largest, processes)
+    work = TileWork(network, plan.split_core, height, width)
+    candidates = [
+        work.share(grid, largest, processes)
         for grid in product(rows, columns)
         if grid[0] * grid[1] <= most_tiles
     ]
-    return min(shares, key=lambda shares: (max(shares.work), len(shares.tiles)))
+    return min(candidates, key=lambda shares: (max(shares.work), len(shares.tiles)))
 
 
-def expected_speedup(network: Network, workload: Workload, shares: Shares) -> float:
+def estimate_speedup(network: Network, workload: Workload, shares: Shares) -> float:
     """How many times as fast as one process, if only multiply-adds took time."""
     clip = replace(workload, latents=2)
     whole = Costs(network).multiply_adds(clip, Plan(None, None))
@@ -82,7 +82,7 @@ def expected_speedup(network: Network, workload: Workload, shares: Shares) -> fl
     return whole / (whole - shell + max(shares.work))
 
 
-class Work:
+class TileWork:
     """What tiles of a frame take.
 
     Args:
@@ -94,11 +94,11 @@ class Work:
         self._network = network
         self._split_core = split_core
         self._sides = height, width
-        self._of_position = work_of_positions(network)
+        self._work_per_position = find_work_per_position(network)
         self._lengths = cache(self._find_lengths)
         self._spans = cache(self._find_spans)
 
-    def shares(self, grid: tuple[int, int], largest: Sequence[int], processes: int) -> Shares:
+    def share(self, grid: tuple[int, int], largest: Sequence[int], processes: int) -> Shares:
         """A grid of rows and columns of tiles, each to the process that has least to do so far.
 
         Args:
@@ -109,7 +109,7 @@ class Work:
             for axis, (count, most) in enumerate(zip(grid, largest, strict=True))
         )
         tiles = list(product(rows, columns))
-        work = [self._of_tile(tile) for tile in tiles]
+        work = [self._count_work(tile) for tile in tiles]
         busy = [(0, rank) for rank in range(processes)]
         owners = [FIRST] * len(tiles)
         for index in sorted(range(len(tiles)), key=work.__getitem__, reverse=True):
@@ -119,16 +119,16 @@ class Work:
         loads = tuple(done for done, _ in sorted(busy, key=lambda entry: entry[1]))
         return Shares(tuple(tiles), tuple(owners), loads)
 
-    def _of_tile(self, tile: Region) -> int:
-        return self._in_all(*(self._lengths(span) for span in tile))
+    def _count_work(self, tile: Region) -> int:
+        return self._sum_work(*(self._lengths(span) for span in tile))
 
-    def _in_all(self, some: dict[Streaming, int], others: dict[Streaming, int]) -> int:
+    def _sum_work(self, some: dict[Streaming, int], others: dict[Streaming, int]) -> int:
         """The work of a tile that is as long along both axes."""
-        return sum(self._of_position[layer] * some[layer] * others[layer] for layer in some)
+        return sum(self._work_per_position[layer] * some[layer] * others[layer] for layer in some)
 
     def _find_lengths(self, span: Span) -> dict[Streaming, int]:
         """How much each tiled layer makes along an axis for a span in pixels."""
-        lengths = lengths_along(self._network, span, self._split_core)
+        lengths = find_lengths_along(self._network, span, self._split_core)
         return {layer: made for layer, (_, made) in lengths.items()}
 
     def _find_spans(self, axis: int, count: int, most: int) -> list[Span]:
@@ -140,22 +140,24 @@ class Work:
         @cache
         def work(start: int, stop: int) -> int:
             lengths = self._lengths(Span(start * factor, stop * factor, size))
-            return self._in_all(lengths, across)
+            return self._sum_work(lengths, across)
 
-        ends = fair_ends(size // factor, count, most, work)
+        ends = find_balanced_ends(size // factor, count, most, work)
         return [Span(a * factor, b * factor, size) for a, b in pairwise(ends)]
 
 
-def work_of_positions(network: Network) -> dict[Streaming, int]:
+def find_work_per_position(network: Network) -> dict[Streaming, int]:
     """Multiply-adds of each layer for a position of each frame of a clip of two latents."""
     work, frames = {}, 1 + network.group
     for layer in cropped_layers(network.layers):
         work[layer] = layer.multiply_adds(1, frames)
-        frames = resampled(frames, layer.time_factor(), starts=True)
+        frames = count_resampled(frames, layer.time_factor(), starts=True)
     return work
 
 
-def fair_ends(size: int, count: int, most: int, work: Callable[[int, int], int]) -> list[int]:
+def find_balanced_ends(
+    size: int, count: int, most: int, work: Callable[[int, int], int]
+) -> list[int]:
     """Where so many spans begin and end that cover ``size`` and take about equal work.
 
     Args:
@@ -213,7 +215,7 @@ class SharedTiles:
         for owner, (tile, flow) in zip(self._owners, painting.tiles, strict=True):
             if owner == self._rank:
                 painting.paint(tile, flow)
-        like = painting.empty(self._channels_of(painting))
+        like = painting.empty(self._find_channels(painting))
         for owner, (tile, _) in zip(self._owners, painting.tiles, strict=True):
             place = painting.place(tile, like)
             if not painting.is_video:
@@ -234,7 +236,7 @@ class SharedTiles:
                 with expecting_processes():
                     dist.send(values, dst=FIRST)
 
-    def _channels_of(self, painting: Painting) -> int:
+    def _find_channels(self, painting: Painting) -> int:
         """The channels of the painting, also in a process that has no tile of it."""
         whole = painting.whole
         if whole is not None and painting.is_video:

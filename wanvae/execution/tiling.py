@@ -30,10 +30,10 @@ from wanvae.execution.flow import (
     make_stages,
 )
 from wanvae.execution.network import Network, Part
-from wanvae.execution.plan import Plan, regions_of
+from wanvae.execution.plan import Plan, find_regions
 from wanvae.nn.kernels.pool import POOL
-from wanvae.nn.region import Region, crop, crop_whole, whole_of
-from wanvae.nn.sequential import resampled, time_factor
+from wanvae.nn.region import Region, crop, crop_whole, expand_to_whole
+from wanvae.nn.sequential import count_resampled, time_factor
 
 # For each part, the states of its streams.
 CodingState: TypeAlias = "tuple[tuple[FlowState, ...], ...]"
@@ -69,7 +69,7 @@ class Painting:
         pushed = sum(piece.shape[2] for piece in pieces)
         self.part = part
         self.tiles = tiles
-        self.frames = resampled(pushed, time_factor(part.layers), starts=starts)
+        self.frames = count_resampled(pushed, time_factor(part.layers), starts=starts)
         self.is_video = is_video
         self.whole: Tensor | None = None
         self._pieces = pieces
@@ -100,7 +100,7 @@ class Painting:
             self.whole = torch.empty(
                 shape, dtype=like.dtype, device=like.device, memory_format=order
             )
-        return crop(self.whole, whole_of(tile), tile)
+        return crop(self.whole, expand_to_whole(tile), tile)
 
     def empty(self, channels: int) -> Tensor:
         """A tensor of no positions with the batch, dtype and device of the output."""
@@ -171,8 +171,8 @@ class Coding:
         self._guard = PushGuard()
         self.parts: list[tuple[Part, list[tuple[Region | None, Flow]]]] = []
         for index, part in enumerate(network.parts(split_core=plan.split_core)):
-            of_part, stages = cut(stages, len(part.layers))
-            regions = regions_of(part, exchange.tiles)
+            of_part, stages = cut_stages(stages, len(part.layers))
+            regions = find_regions(part, exchange.tiles)
             states = [None] * len(regions) if state is None else state[index]
             flows = [
                 (region, Flow(of_part, region, latents, flow_state, compilation))
@@ -205,7 +205,7 @@ class Coding:
             ProcessError: another process has ended.
         """
         network = self._network
-        frames = network.output_frames(x.shape[2], starts=not self.started)
+        frames = network.count_output_frames(x.shape[2], starts=not self.started)
         with within_limits() if self._plan.lean else nullcontext():
             result = join(self.push([x]), frames)
         if result is not None:
@@ -260,7 +260,7 @@ def within_limits() -> Iterator[None]:
         yield
 
 
-def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
+def cut_stages(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
     """The stages of the first ``count`` layers, and the stages of the others."""
     before, after = [], []
     for stage in stages:

@@ -13,11 +13,11 @@ from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.masking import mask_of
+from wanvae.nn.masking import make_mask
 from wanvae.nn.norm import RMSNorm
-from wanvae.nn.region import Region, crop_whole, whole_of
+from wanvae.nn.region import Region, crop_whole, expand_to_whole
 from wanvae.nn.residual import Residual
-from wanvae.nn.streaming import State, tensors_inside
+from wanvae.nn.streaming import State, get_tensors
 
 
 class Attention(Residual):
@@ -57,7 +57,7 @@ class AttentionBlock(Attention):
         return crop_whole(rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), region), ()
 
     def body_input_region(self, region: Region) -> Region:
-        return whole_of(region)
+        return expand_to_whole(region)
 
     def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.body_step(x, None)[0], lengths
@@ -97,7 +97,7 @@ class TimeAttentionBlock(Attention):
 
     def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._queries_keys_values(x)
-        allowed = mask_of(lengths, x.shape[2])[:, None, None, :]
+        allowed = make_mask(lengths, x.shape[2])[:, None, None, :]
         if self.causal:
             allowed = allowed & self._visible(x.shape[2], 0, x.device)
         return self._mix(q, k, v, allowed), lengths
@@ -111,7 +111,7 @@ class TimeAttentionBlock(Attention):
         if not self.causal:
             return self._mix(q, k, v, None), ()
         if state is not None:
-            past_k, past_v = tensors_inside(state)
+            past_k, past_v = get_tensors(state)
             k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
         y = self._mix(q, k, v, self._visible(x.shape[2], k.shape[2] - x.shape[2], x.device))
         if self.window is None:

@@ -13,7 +13,7 @@ from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming, tensors_inside
+from wanvae.nn.streaming import State, Streaming, get_tensors
 
 LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -49,9 +49,9 @@ class CausalConv(Streaming):
         if ndim not in LAYERS:
             raise UserError(f"ndim must be 1, 2 or 3, not {ndim}")
         self.ndim = ndim
-        self.kernel_size = per_axis(kernel_size, ndim)
-        self.stride = per_axis(stride, ndim)
-        self.dilation = per_axis(dilation, ndim)
+        self.kernel_size = expand_to_axes(kernel_size, ndim)
+        self.stride = expand_to_axes(stride, ndim)
+        self.dilation = expand_to_axes(dilation, ndim)
         axes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
         padding = [(k - 1) * d + 1 - s for k, s, d in axes]
         if min(padding) < 0:
@@ -93,7 +93,7 @@ class CausalConv(Streaming):
             joined = kernels.join(past, x, pointwise)
             y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
-        (past,) = self.start(x) if state is None else tensors_inside(state)
+        (past,) = self.start(x) if state is None else get_tensors(state)
         if past.shape[2] < self.history:
             past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
         joined = kernels.join(past, x, pointwise)
@@ -177,7 +177,7 @@ class CausalConv(Streaming):
         )
 
 
-def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def expand_to_axes(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """``value`` for each of ``ndim`` axes."""
     values = (value,) * ndim if isinstance(value, int) else tuple(value)
     if len(values) != ndim:

@@ -14,8 +14,8 @@ from wanvae.errors import UserError
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.kernels.precision import wide_dtype
-from wanvae.nn.masking import time_mask
-from wanvae.nn.region import Region, crop_whole, whole_of
+from wanvae.nn.masking import make_time_mask
+from wanvae.nn.region import Region, crop_whole, expand_to_whole
 from wanvae.nn.streaming import Pointwise, State, Streaming
 
 NormKind = Literal["rms", "layer", "group", "batch", "none"]
@@ -73,7 +73,7 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
         return crop_whole(nn.GroupNorm.forward(self, x), region), ()
 
     def input_region(self, region: Region) -> Region:
-        return whole_of(region)
+        return expand_to_whole(region)
 
     def looks_across_time(self) -> bool:
         return True
@@ -85,7 +85,7 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
         return ALL_TIME
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        mask = time_mask(x, lengths).unsqueeze(1)
+        mask = make_time_mask(x, lengths).unsqueeze(1)
         wide = x.to(wide_dtype(x)).unflatten(1, (self.num_groups, -1))
         axes = tuple(range(2, wide.dim()))
         values_of_frame = wide[0, 0].numel() // wide.shape[3]

@@ -53,14 +53,14 @@ class Span:
 Region: TypeAlias = "tuple[Span, Span]"
 
 
-def whole_region(height: int, width: int) -> Region:
+def make_whole_region(height: int, width: int) -> Region:
     """All of an image."""
     return Span(0, height, height), Span(0, width, width)
 
 
-def whole_of(region: Region) -> Region:
+def expand_to_whole(region: Region) -> Region:
     """All of the image that ``region`` is a part of."""
-    return whole_region(region[0].size, region[1].size)
+    return make_whole_region(region[0].size, region[1].size)
 
 
 def union(first: Region, second: Region) -> Region:
@@ -89,4 +89,4 @@ def crop(x: Tensor, region: Region, wanted: Region) -> Tensor:
 
 def crop_whole(x: Tensor, wanted: Region | None) -> Tensor:
     """The part ``wanted`` of a whole image ``x`` ``(..., H, W)``; None is the whole image."""
-    return x if wanted is None else crop(x, whole_of(wanted), wanted)
+    return x if wanted is None else crop(x, expand_to_whole(wanted), wanted)

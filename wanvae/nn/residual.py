@@ -19,16 +19,16 @@ from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
 from wanvae.nn.sequential import (
     Sequential,
+    find_regions_between,
     forward_masked,
     input_interval,
     input_region,
     multiply_adds,
-    regions_between,
     space_factor,
     step_through,
     time_factor,
 )
-from wanvae.nn.streaming import State, Step, Streaming, states_inside, step_layer, streaming_layers
+from wanvae.nn.streaming import State, Step, Streaming, split_state, step_layer, streaming_layers
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -101,7 +101,7 @@ class Residual(Streaming):
         self, body_step: Step, x: Tensor, state: State, region: Region | None
     ) -> tuple[Tensor, State]:
         """As ``step``, with the residual function computed by ``body_step``."""
-        body_state, shortcut_state = states_inside(state, 2)
+        body_state, shortcut_state = split_state(state, 2)
         of_body = of_shortcut = x
         if region is not None:
             given = self.input_region(region)
@@ -211,7 +211,7 @@ class ResidualBlock(SequentialResidual):
                 nn.Dropout(spec.dropout),
                 make_conv(ndim, out_dim, out_dim, spec),
             ],
-            projection(ndim, in_dim, out_dim),
+            make_projection(ndim, in_dim, out_dim),
         )
 
 
@@ -228,7 +228,7 @@ class StandardBlock(SequentialResidual):
                 make_norm(spec.norm, ndim, out_dim),
                 nn.Dropout(spec.dropout),
             ],
-            projection(ndim, in_dim, out_dim),
+            make_projection(ndim, in_dim, out_dim),
             make_activation(spec.activation),
         )
 
@@ -268,11 +268,11 @@ class PreActivationBlock(SequentialResidual):
     def __init__(self, ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> None:
         super().__init__(
             [
-                *normed_conv(ndim, in_dim, out_dim, spec),
-                *normed_conv(ndim, out_dim, out_dim, spec),
+                *make_normed_conv(ndim, in_dim, out_dim, spec),
+                *make_normed_conv(ndim, out_dim, out_dim, spec),
                 nn.Dropout(spec.dropout),
             ],
-            projection(ndim, in_dim, out_dim),
+            make_projection(ndim, in_dim, out_dim),
         )
 
 
@@ -288,15 +288,15 @@ class DenseBlock(Streaming):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            Sequential(*normed_conv(ndim, in_dim + i * growth_rate, growth_rate, spec))
+            Sequential(*make_normed_conv(ndim, in_dim + i * growth_rate, growth_rate, spec))
             for i in range(num_layers)
         )
         self.out_dim = in_dim + num_layers * growth_rate
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         layers = streaming_layers(self.layers)
-        states = states_inside(state, len(layers))
-        regions = itertools.pairwise(regions_between(layers, region))
+        states = split_state(state, len(layers))
+        regions = itertools.pairwise(find_regions_between(layers, region))
         new_states = []
         for layer, layer_state, (given, wanted) in zip(layers, states, regions, strict=True):
             feature, layer_state = layer.step(x, layer_state, wanted)
@@ -346,7 +346,7 @@ class DenseResidualBlock(SequentialResidual):
         dense = DenseBlock(ndim, in_dim, growth_rate, num_layers, spec)
         transition = CausalConv(ndim, dense.out_dim, out_dim, 1)
         super().__init__(
-            [dense, transition, nn.Dropout(spec.dropout)], projection(ndim, in_dim, out_dim)
+            [dense, transition, nn.Dropout(spec.dropout)], make_projection(ndim, in_dim, out_dim)
         )
 
 
@@ -418,7 +418,7 @@ def make_activation(kind: ActivationKind) -> nn.Module:
     return ACTIVATIONS[kind]()
 
 
-def normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[nn.Module]:
+def make_normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[nn.Module]:
     """Norm, activation and a 3-conv, in this order."""
     return [
         make_norm(spec.norm, ndim, in_dim),
@@ -427,6 +427,6 @@ def normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[n
     ]
 
 
-def projection(ndim: int, in_dim: int, out_dim: int) -> nn.Module | None:
+def make_projection(ndim: int, in_dim: int, out_dim: int) -> nn.Module | None:
     """A 1-conv shortcut where the channels differ, else None."""
     return None if in_dim == out_dim else CausalConv(ndim, in_dim, out_dim, 1)

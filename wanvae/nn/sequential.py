@@ -13,7 +13,7 @@ from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.pointwise import apply
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming, as_streaming, states_inside, streaming_layers
+from wanvae.nn.streaming import State, Streaming, as_streaming, split_state, streaming_layers
 
 
 class Row(Streaming):
@@ -75,8 +75,8 @@ def step_through(
             again in the backward pass.
     """
     layers = tuple(layers)
-    states = states_inside(state, len(layers))
-    wanted = regions_between(layers, region)[1:]
+    states = split_state(state, len(layers))
+    wanted = find_regions_between(layers, region)[1:]
     pointwise: list[nn.Module] = []
     new_states = []
     for layer, layer_state, layer_region in zip(layers, states, wanted, strict=True):
@@ -115,7 +115,7 @@ def input_region(layers: Iterable[nn.Module], region: Region) -> Region:
     return region
 
 
-def regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[Region | None]:
+def find_regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[Region | None]:
     """What the first layer reads, what each next one reads, and ``region``, which the last writes.
 
     Where ``region`` is the whole image (None), all of them are.
@@ -132,7 +132,7 @@ def cropped_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
     return tuple(chain.from_iterable(layer.cropped_layers() for layer in streaming_layers(layers)))
 
 
-def regions_of_layers(
+def trace_regions(
     layers: Iterable[nn.Module], region: Region
 ) -> Iterator[tuple[Streaming, Region, Region]]:
     """Each of ``cropped_layers``, with the region that it reads and the region that it writes.
@@ -167,7 +167,7 @@ def space_factor(layers: Iterable[nn.Module]) -> Fraction:
     )
 
 
-def resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
+def count_resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
     """How many frames come of so many; the first frame of a stream stands for itself."""
     first = 1 if starts else 0
     return first + int((frames - first) * factor)
@@ -180,5 +180,5 @@ def multiply_adds(layers: Iterable[nn.Module], positions: int, frames: int) -> i
     for index, layer in enumerate(streaming):
         written = int(positions / space_factor(streaming[index + 1 :]) ** 2)
         total += layer.multiply_adds(written, frames)
-        frames = resampled(frames, layer.time_factor(), starts=True)
+        frames = count_resampled(frames, layer.time_factor(), starts=True)
     return total

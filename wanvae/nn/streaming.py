@@ -171,12 +171,12 @@ def step_layer(
     return (layer(x), ()) if streaming is None else streaming.step(x, state, region)
 
 
-def states_inside(state: State, count: int) -> tuple[State, ...]:
+def split_state(state: State, count: int) -> tuple[State, ...]:
     """The states of ``count`` layers, from the state of the layer that holds them."""
     return (None,) * count if state is None else cast("tuple[State, ...]", state)
 
 
-def tensors_inside(state: State) -> tuple[Tensor, ...]:
+def get_tensors(state: State) -> tuple[Tensor, ...]:
     """The tensors that a layer keeps in its state."""
     return () if state is None else cast("tuple[Tensor, ...]", state)
 

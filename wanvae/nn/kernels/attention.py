@@ -41,22 +41,22 @@ class Projections(Protocol):
 
 def attend_at_once(layers: Projections, images: Tensor) -> Tensor:
     """Attention by PyTorch's operations."""
-    q, k, v = map(tokens, layers.to_qkv(layers.norm(images)).chunk(3, dim=1))
+    q, k, v = map(to_tokens, layers.to_qkv(layers.norm(images)).chunk(3, dim=1))
     y = F.scaled_dot_product_attention(q, k, v)
     return layers.proj(rearrange(y, "b 1 (h w) c -> b h w c", h=images.shape[2]).movedim(-1, 1))
 
 
 def attend_in_blocks(layers: Projections, images: Tensor) -> Tensor:
     """Attention of a few images at a time, and of large images a few queries; no gradients."""
-    return in_blocks(F.scaled_dot_product_attention, layers, images)
+    return apply_in_blocks(F.scaled_dot_product_attention, layers, images)
 
 
 def allocate_in_blocks(layers: Projections, images: Tensor) -> Tensor:
     """On the meta device, the memory that ``attend_in_blocks`` takes on other devices."""
-    return in_blocks(allocate_attention, layers, images)
+    return apply_in_blocks(allocate_attention, layers, images)
 
 
-def in_blocks(
+def apply_in_blocks(
     attention: Callable[[Tensor, Tensor, Tensor], Tensor], layers: Projections, images: Tensor
 ) -> Tensor:
     """Self-attention in blocks, where ``attention`` maps queries, keys and values to outputs."""
@@ -69,9 +69,9 @@ def in_blocks(
     in_a_row = images.movedim(1, -1).flatten(1, 2).unsqueeze(1).movedim(-1, 1)
     for some, output in zip(in_a_row.split(at_once), y.split(at_once), strict=True):
         normed = layers.norm(some)
-        k, v = map(tokens, layers.project(normed, slice(channels, None)).chunk(2, dim=1))
+        k, v = map(to_tokens, layers.project(normed, slice(channels, None)).chunk(2, dim=1))
         for block, place in zip(normed.split(queries, 3), output.split(queries, 3), strict=True):
-            q = tokens(layers.project(block, slice(channels)))
+            q = to_tokens(layers.project(block, slice(channels)))
             place.copy_(layers.proj(attention(q, k, v).movedim(-1, 1)))
             if y.is_meta:
                 break  # one block shows how much memory it takes
@@ -89,6 +89,6 @@ def allocate_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.empty_like(q)
 
 
-def tokens(images: Tensor) -> Tensor:
+def to_tokens(images: Tensor) -> Tensor:
     """``(B, C, H, W)`` as ``(B, 1, H * W, C)``: one head, a token for each position."""
     return rearrange(images, "b c h w -> b 1 (h w) c")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wanvae.nn.kernels.matmul import convolve_by_matmul
 from wanvae.nn.kernels.precision import output_dtype
-from wanvae.nn.kernels.winograd import TIME, convolve_by_winograd, winograd_axis
+from wanvae.nn.kernels.winograd import TIME, choose_winograd_axis, convolve_by_winograd
 
 Convolve: TypeAlias = Callable[
     [Tensor, Tensor, "Tensor | None", Sequence[int], Sequence[int], Sequence[int]], Tensor
@@ -89,7 +89,7 @@ def with_fewest_multiplications(convolve: Convolve) -> Convolve:
         if x.dtype in EXACT_DTYPES:
             if x.dim() == 3:
                 return convolve_by_matmul(x, weight, bias, stride[0], padding[0], dilation[0])
-            axis = winograd_axis(x, weight, stride, padding, dilation)
+            axis = choose_winograd_axis(x, weight, stride, padding, dilation)
             if axis is not None:
                 return convolve_by_winograd(choose, x, weight, bias, padding, axis)
         return convolve(x, weight, bias, stride, padding, dilation)

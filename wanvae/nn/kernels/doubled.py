@@ -29,15 +29,15 @@ def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     y = empty((batch, weight.shape[0], 2 * height, 2 * width), x.dtype, x.device)
     # Sums in half types are rounded once, which costs a fifth of the error of the rounded weights.
     exact = torch.promote_types(weight.dtype, torch.float32)
-    for row, row_weight in enumerate(phase_weights(weight.to(exact), dim=2)):
-        for column, kernel in enumerate(phase_weights(row_weight, dim=3)):
+    for row, row_weight in enumerate(make_phase_weights(weight.to(exact), dim=2)):
+        for column, kernel in enumerate(make_phase_weights(row_weight, dim=3)):
             kernel = kernel.to(x.dtype, memory_format=torch.channels_last)
             phase = F.conv2d(x, kernel, bias, padding=1)
             y[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
     return y
 
 
-def phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def make_phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The kernels of two that even and odd outputs see instead of a kernel of three along ``dim``.
 
     Neighbors among doubled values are often the same value, so their weights add up.

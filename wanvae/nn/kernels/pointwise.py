@@ -25,11 +25,11 @@ def apply(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def apply_into(layers: Sequence[nn.Module], x: Tensor, out: Tensor) -> None:
     """Writes ``x`` through layers to ``out``, which has the same shape; no gradients."""
-    for block in blocks(x):
+    for block in cut_into_blocks(x):
         out[block].copy_(apply(layers, x[block]))
 
 
-def blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
+def cut_into_blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
     """Cuts of ``(B, C, T, H, W)``, ``(B, C, H, W)`` or ``(B, C, T)`` along T and H (or T)."""
     limit = CPU_BLOCK * torch.get_num_threads() if x.device.type == "cpu" else DEVICE_BLOCK
     everything = slice(None)

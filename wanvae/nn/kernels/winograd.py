@@ -21,7 +21,7 @@ STRIP = 2**22
 MOST_STRIPS = 8
 
 
-def winograd_axis(
+def choose_winograd_axis(
     x: Tensor,
     weight: Tensor,
     stride: Sequence[int],
@@ -62,8 +62,8 @@ def convolve_by_winograd(
     axes = zip(x.shape[2:], weight.shape[2:], padding, strict=True)
     frames, out_height, out_width = (size + 2 * pad - kernel + 1 for size, kernel, pad in axes)
     y = empty((batch, weight.shape[0], frames, out_height, out_width), x.dtype, x.device)
-    kernels = transformed_weights(weight, axis)
-    rows = strip_rows(batch * channels * frames * width, out_height)
+    kernels = transform_weights(weight, axis)
+    rows = choose_strip_rows(batch * channels * frames * width, out_height)
     for start in range(0, out_height, rows):
         stop = min(start + rows, out_height)
         top, bottom = start - padding[1], stop - padding[1]
@@ -98,7 +98,7 @@ def convolve_by_winograd(
     return y
 
 
-def transformed_weights(weight: Tensor, axis: int) -> list[Tensor]:
+def transform_weights(weight: Tensor, axis: int) -> list[Tensor]:
     """The four kernels of F(2, 3), one position of ``axis`` each, from a kernel of three."""
     first, middle, last = weight.split(1, axis)
     ends = first + last
@@ -106,7 +106,7 @@ def transformed_weights(weight: Tensor, axis: int) -> list[Tensor]:
     return [kernel.contiguous(memory_format=torch.channels_last_3d) for kernel in kernels]
 
 
-def strip_rows(values: int, height: int) -> int:
+def choose_strip_rows(values: int, height: int) -> int:
     """How many of ``height`` rows to take at once, an even number; a row has ``values`` values."""
     rows = max(STRIP // values, -(-height // MOST_STRIPS))
     return rows + rows % 2

@@ -90,7 +90,7 @@ def convolve_by_scheme(
     factors = scheme.transform(kernel.view(len(kernel), -1, wide))
     y = empty_rows(rows, tiles * scheme.outputs * dilation, len(kernel))
     outputs = y.view(batch, tiles, scheme.outputs, dilation, len(kernel))
-    for clips, some in strips(batch, tiles, dilation * wide):
+    for clips, some in cut_into_strips(batch, tiles, dilation * wide):
         here, after = blocks[clips, :-1][:, some], blocks[clips, 1:][:, some]
         inputs = (*here.unbind(2), *after[:, :, : scheme.taps - 1].unbind(2))
         scheme.write(inputs, factors, bias, outputs[clips, some].unbind(2))
@@ -102,7 +102,7 @@ def empty_rows(like: Tensor, length: int, channels: int) -> Tensor:
     return empty((len(like), channels, length), like.dtype, like.device).mT
 
 
-def strips(clips: int, tiles: int, values: int) -> Iterator[tuple[slice, slice]]:
+def cut_into_strips(clips: int, tiles: int, values: int) -> Iterator[tuple[slice, slice]]:
     """Small cuts of clips and of their tiles; a tile has ``values`` values."""
     for clip in range(0, clips, some_clips := max(1, STRIP // (tiles * values))):
         for tile in range(0, tiles, some_tiles := max(1, STRIP // values)):
