@@ -1,8 +1,8 @@
 """Compare backbones of a motion tokenizer at equal parameters: speed, errors, reach, stability.
 
 Resnet1D, its convolutions as a plain CNN (no shortcuts, no dilation), an LSTM and a Transformer are
-the bodies of the encoder and decoder of a small RVQ-VAE; the strided convolutions around them are
-the same. All see the same samples in the same order.
+the bodies of the encoder and decoder of a small RVQ-VAE. The strided convolutions around them are
+the same. All backbones see the same samples in the same order.
 
     python tools/compare_backbones.py --json backbones.json --plot .   # learns a procedural walk
     python tools/compare_backbones.py --motion recording.npz --rates 1e-3 4e-3
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
-# Of a script Python sees only its own folder.
+# Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from motion import RVQVAE, RVQVAEConfig
@@ -80,25 +80,27 @@ if TYPE_CHECKING:
 PARTS = ("costs", "lengths", "training", "recall")
 BACKBONES: tuple[BackboneKind, ...] = get_args(BackboneKind)
 REFERENCE: BackboneKind = "resnet1d"
-# Where a tokenizer is judged: on the motion that it learns from, and on that held out.
+# A tokenizer is judged on the motion that it learns from, and on held-out motion.
 FIGURES = ("seen", "held out")
 THREADS = (1, 2)
-# Sequences that a recaller is judged by.
+# The number of sequences that judge a recaller.
 JUDGED = 512
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is.
+    """The sizes of models, data and tasks.
 
     Attributes:
         model: the tokenizer, with Resnet1D.
-        window: frames of a piece of motion, of which there are ``batch`` in a step.
+        window: frames of a piece of motion.
+        batch: pieces of motion in a step.
         lengths: frames of the clips that are timed.
         width: channels of the bodies that recall values.
-        distances: at which they do.
-        length: positions of their sequences, ``sequences`` of them in a step.
-        recall_steps: how many steps.
+        distances: distances of the recall task.
+        length: positions of the sequences of the recall task.
+        sequences: sequences in a step of the recall task.
+        recall_steps: training steps of the recall task.
     """
 
     model: RVQVAEConfig
@@ -151,14 +153,14 @@ QUICK = replace(
 def make_training(
     size: Size, motion: Path, kind: BackboneKind, trainer: TrainerConfig
 ) -> MotionTraining:
-    """What a tokenizer with a backbone learns."""
+    """Returns the training of a tokenizer with a backbone."""
     training = make_motion_training(size.model, motion, size.window, trainer)
     replace_bodies(training.model, kind)
     return training
 
 
 def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: TrainerConfig) -> Values:
-    """A curve of a tokenizer, with its errors on what it learns from and on what is held out."""
+    """Trains a tokenizer; returns losses, and errors on seen and on held-out motion."""
     training = make_training(size, motion, kind, trainer)
     recording = read_recording(motion, size.model)
     cut = int((1 - HELD_OUT) * len(recording))
@@ -176,7 +178,7 @@ def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: Train
 
 
 def costs(size: Size, motion: Path, rounds: int) -> Values:
-    """Parameters, multiply-adds of a sample, and seconds and memory of a step of each tokenizer."""
+    """Returns parameters, multiply-adds, seconds and memory of a step of each tokenizer."""
     trainer = make_trainer_config(1, size.batch, 1e-3, 0)
     trainings = {kind: make_training(size, motion, kind, trainer) for kind in BACKBONES}
     batch = make_batch(trainings[REFERENCE].data.windows, trainer, 0)
@@ -193,7 +195,7 @@ def costs(size: Size, motion: Path, rounds: int) -> Values:
 
 
 def time_lengths(size: Size, rounds: int) -> Values:
-    """Seconds of an encoder on one clip, by threads, length, backbone: to encode and to learn."""
+    """Returns seconds of an encoder on one clip, by task, backbone, length and threads."""
     torch.manual_seed(0)
     encoders = {kind: RVQVAE(size.model).encoder for kind in BACKBONES}
     for kind, encoder in encoders.items():
@@ -221,12 +223,12 @@ def encode(encoder: nn.Module, x: Tensor) -> None:
 
 
 def learn(encoder: nn.Module, x: Tensor) -> None:
-    """Forward and backward."""
+    """Runs forward and backward."""
     encoder(x).square().mean().backward()
 
 
 def train_to_recall(size: Size, kind: BackboneKind, distance: int, rate: float) -> Values:
-    """The error of a body that has learnt to recall values at a distance; 1 is chance."""
+    """Trains a body to recall values at a distance; returns its error (1 is chance)."""
     config = size.model.resnet
     task = Recall(distance, size.length)
     generator = torch.Generator().manual_seed(0)
@@ -246,7 +248,7 @@ def train_to_recall(size: Size, kind: BackboneKind, distance: int, rate: float) 
 
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
-    """All of them."""
+    """Yields all measurements."""
     motion = options.motion or write_walk(folder)
     yield Measurement("costs", partial(costs, size, motion, options.rounds))
     yield Measurement("lengths", partial(time_lengths, size, options.rounds))
@@ -263,7 +265,7 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
 
 
 def report(results: Results) -> Iterator[str]:
-    """Markdown tables of what there is."""
+    """Yields Markdown tables of the results that exist."""
     yield from results.description()
     if results.part("costs"):
         lengths = results.part("lengths").get((), {})
@@ -274,7 +276,7 @@ def report(results: Results) -> Iterator[str]:
 
 
 def make_tokenizer_table(costs: Values, runs: Runs, lengths: Values) -> str:
-    """A row for each backbone, with the errors at each learning rate."""
+    """Returns a table with a row for each backbone, and errors at each learning rate."""
     rates = sorted({rate for _, rate, _ in runs}, key=float)
     heading = ["backbone", "parameters", "multiply-adds", "memory", "time of a step"]
     heading += ["2 threads", "a frame of the longest clip"] if lengths else []
@@ -302,9 +304,10 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
 
 
 def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
-    """How many times as fast two threads encode the longest clip as one.
+    """Returns the speedup of two threads, and the relative time of a frame of the longest clip.
 
-    And how long that takes for a frame with one thread, of a frame of the shortest clip.
+    The speedup says how many times as fast as one thread two threads encode the longest clip. The
+    time of a frame is relative to a frame of the shortest clip, with one thread.
     """
     counts = sorted({int(key.split()[2]) for key in lengths})
     shortest, longest = counts[0], counts[-1]
@@ -314,7 +317,7 @@ def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
 
 
 def collect_recall_errors(results: Results) -> dict[str, dict[int, float]]:
-    """Of each backbone by distance."""
+    """Returns the errors of each backbone by distance."""
     errors: dict[str, dict[int, float]] = {}
     for (kind, distance), values in results.part("recall").items():
         errors.setdefault(kind, {})[int(distance)] = values["error"]
@@ -330,7 +333,7 @@ def make_recall_table(errors: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def plot(folder: Path, results: Results, size: Size) -> None:
-    """Write backbones.png, with a panel for each thing that is there."""
+    """Writes backbones.png, with a panel for each result that exists."""
     from matplotlib.figure import Figure
 
     errors, runs = collect_recall_errors(results), results.part("training")
@@ -352,7 +355,7 @@ def plot(folder: Path, results: Results, size: Size) -> None:
 
 
 def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]], size: Size) -> None:
-    """Error against distance, and how far those with a limit see: the dotted lines."""
+    """Draws error against distance; dotted lines show how far limited backbones see."""
     for place, kind in enumerate(BACKBONES):
         found = errors.get(kind, {})
         distances = sorted(found)
@@ -366,7 +369,7 @@ def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]], size: Siz
 
 
 def draw_lengths(axes: Axes, lengths: Values) -> None:
-    """Time of a frame against the length of a clip, with one thread."""
+    """Draws the time of a frame against the length of a clip, with one thread."""
     for place, kind in enumerate(BACKBONES):
         points = [
             (int(length), 1e6 * median(seconds) / int(length))
@@ -383,7 +386,7 @@ def draw_lengths(axes: Axes, lengths: Values) -> None:
 
 
 def draw_training(axes: Axes, runs: Runs) -> None:
-    """What is held out against steps, at the best learning rate."""
+    """Draws held-out error against steps, at the best learning rate."""
     for kind, rate in find_best_rates(runs, "held out", largest=False).items():
         steps, values = average_curve(runs, kind, rate, "held out")
         axes.plot(steps, values, marker=".", color=f"C{BACKBONES.index(kind)}", label=kind)
@@ -391,7 +394,7 @@ def draw_training(axes: Axes, runs: Runs) -> None:
 
 
 def draw_stability(axes: Axes, runs: Runs) -> None:
-    """The error of each seed on what was seen, by learning rate."""
+    """Draws the error of each seed on seen motion, by learning rate."""
     rates = sorted({rate for _, rate, _ in runs}, key=float)
     for place, kind in enumerate(BACKBONES):
         for number, rate in enumerate(rates):
@@ -403,7 +406,7 @@ def draw_stability(axes: Axes, runs: Runs) -> None:
 
 
 def reaches(size: Size) -> Iterator[str]:
-    """How far bodies and tokens see, by formula."""
+    """Yields how far bodies and tokens see, by formula."""
     for kind in BACKBONES:
         yield f"{kind}: {find_reach(size, kind):g} positions to each side"
     seen = receptive_field(size.model)
@@ -416,7 +419,7 @@ def find_reach(size: Size, kind: BackboneKind) -> float:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     parser = argparse.ArgumentParser(prog="compare_backbones", description=__doc__.splitlines()[0])
     add_options(parser, PARTS, "learning rates to try (default: 1e-3)")
     parser.add_argument(
@@ -431,7 +434,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and report."""
+    """Measures what is missing, and prints a report."""
     require(*(["matplotlib"] if options.plot else []))
     results = Results(options.json, collect_settings(options))
     size = QUICK if results.settings["size"] == "quick" else FULL

