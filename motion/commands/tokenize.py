@@ -13,8 +13,9 @@ from motion.commands.options import MOTION_HELP, add_model_options, load_model, 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording
+from motion.features.units import warn_of_units
 from motion.model import RVQVAE
-from motion.tokens import Body, Origin, Tokens, digest_of, read_tokens, write_tokens
+from motion.tokens import Actor, Origin, Tokens, digest_of, read_tokens, write_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
@@ -33,6 +34,8 @@ TOKEN_FORMATS = ("npz", "safetensors")
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of such files")
     parser.add_argument("output", help="file to write, .npz or .safetensors; or a folder")
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--format",
         choices=list(TOKEN_FORMATS),
@@ -69,10 +72,11 @@ def run(arguments: Namespace) -> None:
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
+    warn_of_units(recording, model.normalizer)
     clip, config = recording.clip, model.config
-    body = None
+    actor = None
     if clip is not None:
-        body = Body(
+        actor = Actor(
             skeleton=clip.skeleton,
             start=clip.start,
             betas=clip.betas,
@@ -83,7 +87,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
         fps=config.fps,
         codes=config.quantizer.codebook_size,
         books=digest_of(model),
-        body=body,
+        actor=actor,
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
 
@@ -200,7 +204,6 @@ def gather_reports(report: FolderReport) -> FolderReport:
 TOKENIZE = Command(
     run,
     add_options,
-    "motion to tokens",
     "Write the tokens of a motion file. For a folder, write the tokens of all its motion files to "
     "the same tree in another folder; files that cannot be read are named and left out. Run it "
     "again to go on after an interruption: complete files of tokens of this checkpoint are kept. "

@@ -161,6 +161,8 @@ def add_options(parser: Parser) -> None:
         required=True,
         help="folder to write, new or from an interrupted run",
     )
+    parser.reads("source", "lpips_weights", "i3d")
+    parser.writes("output")
     parser.add_argument(
         "--diffusers",
         action="store_true",
@@ -215,7 +217,6 @@ def add_options(parser: Parser) -> None:
 EVALUATE = Command(
     run,
     add_options,
-    "judge models on a folder of videos, with a report",
     "Encode and decode the videos and images of a folder with one or several checkpoints, and "
     "write how close the results are: evaluation.json, evaluation.csv, and report.html, one file "
     "with tables, curves, the worst frames and videos to compare with a slider. Figures: PSNR, "

@@ -123,12 +123,12 @@ def add_plan_options(parser: Parser) -> None:
         "--checkpoint",
         help="checkpoint with the architecture to plan for (default: official Wan2.1)",
     )
+    parser.reads("checkpoint")
 
 
 PLAN = Command(
     plan,
     add_plan_options,
-    "print what encoding and decoding would take",
     "Print in which steps and tiles a video would be encoded and decoded, how much memory this "
     "takes, and how much more work the tiles are. No video is computed.",
 )

@@ -105,6 +105,8 @@ def add_reconstruct_options(parser: Parser) -> None:
         default="reconstruction.mp4",
         help=OUTPUT_HELP,
     )
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
     add_time_options(parser)
     add_quality_option(parser)
@@ -116,6 +118,8 @@ def add_encode_options(parser: Parser) -> None:
     """Declares the options of ``wanvae encode``."""
     parser.add_argument("input", help=VIDEO_HELP)
     parser.add_argument("output", help="file to write, .safetensors")
+    parser.reads("input")
+    parser.writes("output")
     add_time_options(parser)
     add_model_options(parser)
     add_shard_option(parser)
@@ -125,6 +129,8 @@ def add_decode_options(parser: Parser) -> None:
     """Declares the options of ``wanvae decode``."""
     parser.add_argument("input", help="latents, .safetensors")
     parser.add_argument("output", help=OUTPUT_HELP)
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--normalized",
         action="store_true",
@@ -142,7 +148,6 @@ def add_decode_options(parser: Parser) -> None:
 RECONSTRUCT = Command(
     reconstruct,
     add_reconstruct_options,
-    "encode and decode a video, and compare",
     "Encode and decode a video of any length, or a part of it, and print how close the result "
     "is. Without input: a sample clip, side by side with the original. With --shard, all "
     "processes of accelerate launch -m wanvae share the work.",
@@ -151,14 +156,12 @@ RECONSTRUCT = Command(
 ENCODE = Command(
     encode,
     add_encode_options,
-    "video to latents",
     "Encode a video to its latents: mean and logvar, not normalized, in float32.",
 )
 
 DECODE = Command(
     decode,
     add_decode_options,
-    "latents to video",
     "Decode latents to a video. The latents come from `wanvae encode` or `wanvae encode-dataset`, "
     "or are a tensor `latents` (z_dim, T, H, W) of another program.",
 )
