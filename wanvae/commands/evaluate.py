@@ -27,7 +27,7 @@ from wanvae.evaluate.settings import EvaluationOptions, ModelFacts
 from wanvae.evaluate.summary import Evaluation
 from wanvae.execution.budget import parse_memory
 from wanvae.metrics.frechet import I3D
-from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, cached_backbone
+from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, find_cached_backbone
 from wanvae.model import WanVAE
 
 DEFAULTS = EvaluationOptions()
@@ -122,7 +122,7 @@ def load_networks(arguments: Namespace, device: torch.device) -> Networks:
         UserError: a named file does not hold such a network, or torchvision is not installed.
     """
     i3d = None if arguments.i3d is None else I3D(arguments.i3d, device)
-    weights = arguments.lpips_weights or cached_backbone(arguments.lpips)
+    weights = arguments.lpips_weights or find_cached_backbone(arguments.lpips)
     missing = []
     if find_spec("torchvision") is None:
         missing.append("torchvision is not installed")
