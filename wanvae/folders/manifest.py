@@ -33,7 +33,7 @@ from wanvae.folders.listing import (
 )
 from wanvae.folders.tars import TAR_SUFFIX, find_members
 from wanvae.video import FilePart, VideoError, probe
-from wanvae.video.packets import count_packets
+from wanvae.video.packets import count_frames
 
 # What a line raises that is not JSON, not text, or does not have the fields of an entry.
 NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
@@ -278,7 +278,7 @@ def probed(entry: Entry, folder: Path) -> Entry:
     head = head_of(source)
     try:
         info = probe(source)
-        frames = count_packets(source) if info.estimated else info.frames
+        frames = count_frames(source, info.frames) if info.estimated else info.frames
     except Exception as error:  # a damaged file can raise anything
         other = suffix_of(entry.name) not in MEDIA_SUFFIXES
         return replace(entry, head=head, error=reason(error, source), other=other)
