@@ -20,6 +20,7 @@ from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.hub import upload
+from wanvae.engine.tensors import check_is_tensor, parse_dtype
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.masking import mask_of
@@ -64,7 +65,7 @@ class RVQVAE(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str],
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
@@ -79,8 +80,9 @@ class RVQVAE(nn.Module):
             path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
                 if there is no such path, the ``"org/name"`` of a repository of the Hugging Face
                 Hub. Layout, widths, depths, stages and codebooks are found out.
-            dtype: dtype of encoder and decoder; None keeps the file's. The normalizer and the
-                codebooks stay in float32, or in float64 with encoder and decoder.
+            dtype: dtype of encoder and decoder, also as text like "bfloat16"; None keeps the
+                file's. The normalizer and the codebooks stay in float32, or in float64 with encoder
+                and decoder.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
@@ -94,6 +96,7 @@ class RVQVAE(nn.Module):
             CheckpointError: the file cannot be read or downloaded, is no such model (the keys are
                 named), or does not fit what was given.
         """
+        dtype = parse_dtype(dtype)
         untold = Untold(
             activation=activation,
             norm=norm,
@@ -244,13 +247,12 @@ class RVQVAE(nn.Module):
 
     def check_motion(self, motion: Tensor) -> None:
         """Raise UserError if ``motion`` is no finite ``(B, T, D)`` of this model."""
+        check_is_tensor(motion, "motion")
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
             raise UserError(
                 f"motion must be (B, T, {channels}), none of them 0, not {tuple(motion.shape)}"
             )
-        if not motion.is_floating_point():
-            raise UserError(f"motion must be floating point, not {motion.dtype}")
         if not motion.isfinite().all():
             clip, frame, channel = (~motion.isfinite()).nonzero()[0].tolist()
             raise UserError(
