@@ -20,6 +20,7 @@ from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.hub import upload
+from wanvae.engine.tensors import check_is_tensor, parse_dtype
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.masking import make_mask
@@ -64,7 +65,7 @@ class RVQVAE(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str],
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
@@ -79,8 +80,9 @@ class RVQVAE(nn.Module):
             path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
                 if this path does not exist, the ``"org/name"`` of a repository on the Hugging Face
                 Hub. Layout, widths, depths, stages and codebooks are detected.
-            dtype: dtype of encoder and decoder; None keeps the dtype of the file. The normalizer
-                and the codebooks are float64 if this is float64, else float32.
+            dtype: dtype of encoder and decoder, also as text like "bfloat16"; None keeps the dtype
+                of the file. The normalizer and the codebooks are float64 if this is float64, else
+                float32.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: options that the tensors of
@@ -94,6 +96,7 @@ class RVQVAE(nn.Module):
             CheckpointError: the file cannot be read or downloaded, holds another model (the message
                 names the keys), or does not fit these options.
         """
+        dtype = parse_dtype(dtype)
         untold = Untold(
             activation=activation,
             norm=norm,
@@ -247,13 +250,12 @@ class RVQVAE(nn.Module):
 
     def check_motion(self, motion: Tensor) -> None:
         """Raises UserError if ``motion`` is not a finite ``(B, T, D)`` of this model."""
+        check_is_tensor(motion, "motion")
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
             raise UserError(
                 f"motion must be (B, T, {channels}), none of them 0, not {tuple(motion.shape)}"
             )
-        if not motion.is_floating_point():
-            raise UserError(f"motion must be floating point, not {motion.dtype}")
         if not motion.isfinite().all():
             clip, frame, channel = (~motion.isfinite()).nonzero()[0].tolist()
             raise UserError(
