@@ -314,7 +314,7 @@ def warn_of_missing_normalizer(path: str | PathLike[str]) -> None:
     """Warns that a published checkpoint does not say how to normalize features."""
     warnings.warn(
         f"{path} has no mean and standard deviation, so the model takes and gives normalized "
-        "features, and errors in millimetres and pictures are wrong. Put both into the checkpoint: "
+        "features. Put both into the checkpoint: "
         f"python -m motion convert {path} model.safetensors --to native --mean Mean.npy "
         "--std Std.npy",
         stacklevel=3,

@@ -64,6 +64,14 @@ def show(name: str, report: DatasetReport) -> None:
         f"{len(report.failures)} failed; {report.size:,} bytes written, "
         f"{speed:.2f} frames per second"
     )
+    print_some("encoded again, because it has changed", report.changed)
+    if report.unknown:
+        print(
+            f"{report.unknown} clips are of an earlier version, which does not tell whether their "
+            "videos have changed since; delete their files to encode them again"
+        )
+    if report.ignored:
+        print(f"ignored, no videos or images: {report.ignored}")
     print_some("left out, too small or too short", report.left_out)
     print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
     if not report.written + report.kept:

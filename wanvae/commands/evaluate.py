@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from jsonargparse import Namespace
 
-from wanvae.checkpoints.formats import weights_file
+from wanvae.checkpoints.formats import identify, weights_file
 from wanvae.commands.options import add_model_options, load_model
 from wanvae.commands.output import print_some
 from wanvae.commands.pipeline import limit_shared_by
@@ -75,11 +75,11 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
     models = []
     for name, checkpoint in zip(names_of(checkpoints), checkpoints, strict=True):
         vae = load_model(arguments, checkpoint, default_device)
-        digest = digest_of_file(weights_file(checkpoint))
-        facts = facts_of(vae, name, digest, "wanvae")
+        digests = digest_of_file(weights_file(checkpoint)), identify(checkpoint)
+        facts = facts_of(vae, name, digests, "wanvae")
         models.append(judge_stream(vae, facts, arguments.tile_size, share))
         if arguments.diffusers:
-            theirs = facts_of(vae, f"{name} (diffusers)", digest, "diffusers")
+            theirs = facts_of(vae, f"{name} (diffusers)", digests, "diffusers")
             models.append(judge_diffusers(vae, theirs))
     return models
 
@@ -98,12 +98,17 @@ def names_of(checkpoints: Sequence[str | Path]) -> Iterator[str]:
     return (f"{path} ({number})" for number, path in enumerate(paths, 1))
 
 
-def facts_of(vae: WanVAE, name: str, digest: str, library: str) -> ModelFacts:
-    """Returns what the figures of a model depend on."""
+def facts_of(vae: WanVAE, name: str, digests: tuple[str, str], library: str) -> ModelFacts:
+    """Returns what the figures of a model depend on.
+
+    Args:
+        digests: of the file of the weights, and of the model.
+    """
     dtypes = [str(dtype).removeprefix("torch.") for dtype in (vae.encode_dtype, vae.decode_dtype)]
     return ModelFacts(
         name=name,
-        checkpoint=digest,
+        checkpoint=digests[0],
+        model=digests[1],
         library=library,
         encode_dtype=dtypes[0],
         decode_dtype=dtypes[1],

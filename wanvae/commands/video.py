@@ -6,7 +6,12 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from wanvae.commands.options import add_model_options, add_shard_option, model_to_share
+from wanvae.commands.options import (
+    add_model_options,
+    add_shard_option,
+    checkpoint_of,
+    model_to_share,
+)
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
@@ -49,6 +54,7 @@ def encode(arguments: Namespace) -> None:
             vae,
             arguments.input,
             arguments.output,
+            checkpoint=checkpoint_of(arguments),
             start=arguments.start,
             duration=arguments.duration,
             shard=processes,
@@ -66,6 +72,7 @@ def decode(arguments: Namespace) -> None:
             vae,
             arguments.input,
             arguments.output,
+            checkpoint=checkpoint_of(arguments),
             normalized=arguments.normalized,
             fps=fps,
             crf=arguments.crf,
@@ -156,12 +163,14 @@ RECONSTRUCT = Command(
 ENCODE = Command(
     encode,
     add_encode_options,
-    "Encode a video to its latents: mean and logvar, not normalized, in float32.",
+    "Encode a video to its latents: mean and logvar, not normalized, in float32. The file says "
+    "which model encoded it.",
 )
 
 DECODE = Command(
     decode,
     add_decode_options,
     "Decode latents to a video. The latents come from `wanvae encode` or `wanvae encode-dataset`, "
-    "or are a tensor `latents` (z_dim, T, H, W) of another program.",
+    "or are a tensor `latents` (z_dim, T, H, W) of another program. Warns if another model encoded "
+    "them.",
 )
