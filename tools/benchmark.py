@@ -474,7 +474,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; on a bad one, a message and exit status 2."""
     names = [job.name for job in JOBS]
     dtypes = ["float32", "bfloat16", "float16"]
-    parser = argparse.ArgumentParser(prog="benchmark", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmark", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--measure-memory", type=json.loads, help=argparse.SUPPRESS)
     which = parser.add_mutually_exclusive_group()
     jobs_help = f"what to measure (default: all): {', '.join(names)}"

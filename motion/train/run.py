@@ -1,7 +1,7 @@
 """Train or fine-tune a motion tokenizer.
 
-``wanvae-motion train --config configs/motion/tiny.yaml`` trains on one device. ``accelerate launch
--m motion.train`` with the same options trains on any number of devices.
+``wanvae-motion train --config tiny`` trains on one device. ``accelerate launch -m motion.train``
+with the same options trains on any number of devices.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import StepLosses, Task
 from wanvae.errors import UserError
+
+# Where --config finds the configs of the package by name: installed, or in a checkout.
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDERS = PACKAGE / "configs", PACKAGE.parent / "configs" / "motion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,4 +156,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "motion.train") 
     Args:
         program: the name of the command in its messages.
     """
-    return training_command(TrainConfig, run, program, __doc__ or "", arguments)
+    return training_command(TrainConfig, run, program, __doc__, arguments, CONFIG_FOLDERS)

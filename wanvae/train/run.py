@@ -1,7 +1,7 @@
 """Train or fine-tune a video VAE.
 
-``wanvae train --config configs/video/tiny.yaml`` trains on one device, and
-``accelerate launch -m wanvae.train`` with the same options on any number of devices.
+``wanvae train --config tiny`` trains on one device, and ``accelerate launch -m wanvae.train`` with
+the same options on any number of devices.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ from wanvae.train.initialize import inflate, start_as_image_model
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.video import write_video
 
+# Where --config finds the configs of the package by name: installed, or in a checkout.
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDERS = PACKAGE / "configs" / "video", PACKAGE.parent / "configs" / "video"
 # How many of the held-out clips a picture shows.
 PREVIEWED_CLIPS = 4
 
@@ -202,4 +205,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") 
         arguments: of the command line; None takes the arguments of this process.
         program: the name of the command in messages.
     """
-    return training_command(TrainConfig, run, program, __doc__, arguments)
+    return training_command(TrainConfig, run, program, __doc__, arguments, CONFIG_FOLDERS)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jsonargparse import Namespace
 
 from wanvae.engine.command_line.arguments import Parser, parse
-from wanvae.engine.command_line.outcome import exit_status, say
+from wanvae.engine.command_line.outcome import exit_status
 
 TRAIN = "train"
 
@@ -90,9 +89,4 @@ class Program:
             self.commands[parsed.command].run(parsed[parsed.command])
             return 0
 
-        with warnings.catch_warnings():
-            warnings.showwarning = self._show_warning
-            return exit_status(run, self.name, arguments, out_of_memory=self.out_of_memory)
-
-    def _show_warning(self, message: Warning | str, *_: object) -> None:
-        say(self.name, f"warning: {message}")
+        return exit_status(run, self.name, arguments, out_of_memory=self.out_of_memory)
