@@ -75,6 +75,7 @@ class MotionTraining:
             self.model = RVQVAE(config.model)
         else:
             self.model = RVQVAE.from_pretrained(config.weights)
+        self.config = config
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
         self.data = load_data(config.data, self.model.config, seed, report=report)
@@ -92,6 +93,9 @@ class MotionTraining:
             load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out else None,
+            # Weights to start from bring their own architecture.
+            config=replace(self.config, model=self.model.config),
+            describe_data=self.data.describe,
         )
 
     def losses(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -69,6 +69,8 @@ class TrainConfig:
             generate them keep working. The decoder learns from the mode of the latents.
     """
 
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+
     model: WanVAEConfig = field(default_factory=WanVAEConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -108,15 +110,19 @@ class VideoTraining:
         """What to train."""
         trainer = self.config.trainer
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
+        samples = VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step)
         return Task(
             model=self.vae,
-            samples=VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step),
+            samples=samples,
             losses=self.losses,
             save_weights=lambda model, path: model.save_pretrained(path),
             load_weights=load_in_place,
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
+            # Weights to start from bring their own architecture.
+            config=replace(self.config, model=self.vae.config),
+            describe_data=samples.describe,
         )
 
     def losses(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Task:
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
+        config: all options of the run, which its folder keeps; the options of the loop are among
+            them. None: there are no others.
+        describe_data: gives a line for each file or clip that is trained on, which tells whether it
+            is the same when the run goes on.
     """
 
     model: nn.Module
@@ -78,3 +85,5 @@ class Task:
     discriminator: Discriminator | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
     preview: Callable[[Any, Path], None] | None = None
+    config: DataclassInstance | None = None
+    describe_data: Callable[[], Iterable[str]] = tuple
