@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -86,6 +87,9 @@ class RVQVAE(nn.Module):
                 tensors of published models; None is as published (see
                 :class:`~motion.checkpoints.architecture.Untold`).
 
+        Warns if the file is published: such files do not hold the mean and standard deviation of
+        the features.
+
         Raises:
             CheckpointError: the file cannot be read or downloaded, is no such model (the keys are
                 named), or does not fit what was given.
@@ -100,6 +104,8 @@ class RVQVAE(nn.Module):
         with torch.device("meta"):
             model = cls(loaded.config)
         load_tensors(model, loaded.tensors, path)
+        if loaded.layout is not formats.Layout.NATIVE:
+            warn_of_missing_normalizer(path)
         use_channels_last(model)
         model.to(device)
         if dtype is not None:
@@ -318,6 +324,17 @@ class RVQVAE(nn.Module):
         frames = torch.arange(whole, device=self.device)
         frames = torch.minimum(frames, lengths[:, None] - 1)
         return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def warn_of_missing_normalizer(path: str | PathLike[str]) -> None:
+    """Warns that a published checkpoint does not say how to normalize features."""
+    warnings.warn(
+        f"{path} has no mean and standard deviation, so the model takes and gives normalized "
+        "features, and errors in millimetres and pictures are wrong. Put both into the checkpoint: "
+        f"python -m motion convert {path} model.safetensors --to native --mean Mean.npy "
+        "--std Std.npy",
+        stacklevel=3,
+    )
 
 
 def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:

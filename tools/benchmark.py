@@ -55,8 +55,9 @@ from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
 from wanvae.engine.files import atomic_path
-from wanvae.execution import budget as planning
-from wanvae.model import make_planner
+from wanvae.execution import cost
+from wanvae.execution.budget import choose_plan
+from wanvae.execution.limits import Limits
 
 Side = Literal["ours", "peer"]
 
@@ -304,13 +305,14 @@ def planned_flops(job: Workload, setup: Setup) -> int:
     """The operations of the plan of ``job`` as its layers define them, tiles' overlaps included."""
     decoding, dtype = job.direction == "decode", getattr(torch, job.dtype)
     config = MODELS[setup.model]
-    planner = make_planner(config, decoding=decoding, dtype=dtype)
+    with torch.device("meta"):
+        vae = WanVAE(config).to(dtype)
+    network = vae.decoder_network() if decoding else vae.encoder_network()
     channels = config.z_dim if decoding else config.in_channels
     latents = 1 + (job.frames - 1) // config.temporal_factor
-    planned = planning.Job(1, channels, latents, job.height, job.width, dtype)
-    within = partial(planner.plan_for, planned)
-    plan = planning.choose_plan(planner.network, planned, job.tile_size, job.max_memory, within)
-    return 2 * planner.multiply_adds(planned, plan)
+    planned = cost.Workload(1, channels, latents, job.height, job.width, dtype)
+    plan = choose_plan(network, planned, Limits(job.tile_size, job.max_memory))
+    return 2 * cost.Costs(network).multiply_adds(planned, plan)
 
 
 def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -16,18 +16,42 @@ from torch import Tensor
 
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, wan_config
+from wanvae.config import WanVAEConfig
 from wanvae.errors import UserError
-
-if TYPE_CHECKING:
-    from wanvae.execution.budget import Memory
-    from wanvae.model import WanVAE
+from wanvae.execution.limits import Memory, TileSize
+from wanvae.posterior import Posterior
 
 # The largest tile unless another is asked for, as in diffusers: pixels.
 TILE_SIZE = 256
 
 
+class VAE(Protocol):
+    """What the adapter needs of a ``WanVAE``."""
+
+    config: WanVAEConfig
+
+    @property
+    def encode_dtype(self) -> torch.dtype: ...
+
+    @property
+    def decode_dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(
+        self, video: Tensor, *, tile_size: TileSize | None, max_memory: Memory | None
+    ) -> Posterior: ...
+
+    def decode(
+        self, latents: Tensor, *, tile_size: TileSize | None, max_memory: Memory | None
+    ) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
 class DiffusersVAE(ModelMixin, ConfigMixin):
-    """What pipelines of Wan and Qwen-Image take as ``vae``; it shares the weights of a WanVAE.
+    """The ``vae`` of a pipeline of Wan or Qwen-Image; it shares the weights of a WanVAE.
 
     It has the methods and the config of ``AutoencoderKLWan``. No gradients are kept.
 
@@ -36,10 +60,10 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     """
 
     config_name = DIFFUSERS_CONFIG
-    # Hooks of layers are not called, for streams go through ``step`` and not ``forward``.
+    # Hooks of layers are not called, because streams call ``step`` and not ``forward``.
     _supports_group_offloading = False
 
-    def __init__(self, vae: WanVAE) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
         values = wan_config(vae.config)
@@ -55,7 +79,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What pipelines convert videos and latents to: the wider of both dtypes of the model."""
+        """The dtype of videos and latents of pipelines: the wider of the model's two dtypes."""
         return torch.promote_types(self.vae.encode_dtype, self.vae.decode_dtype)
 
     @property
@@ -77,10 +101,10 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         Args:
             tile_sample_min_height, tile_sample_min_width: pixels of the largest tile, multiples of
                 8; None means 256.
-            tile_sample_stride_height, tile_sample_stride_width: not used, for exact tiles are not
-                blended.
-            max_memory: like "4GB", or bytes: choose steps and tiles, instead of a tile size, that
-                this suffices for.
+            tile_sample_stride_height, tile_sample_stride_width: not used, because exact
+                tiles are not blended.
+            max_memory: like "4GB", or bytes: choose steps and tiles that keep to it, instead of a
+                tile size.
         """
         size = tile_sample_min_height or TILE_SIZE, tile_sample_min_width or TILE_SIZE
         self.use_tiling = True
@@ -111,7 +135,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
             ``return_dict`` in a tuple.
 
         Raises:
-            ValueError: as ``WanVAE.encode``; or the weights are not there to work with.
+            UserError: as ``WanVAE.encode``, or the weights are on no device.
         """
         self._require_weights()
         posteriors = [
@@ -130,7 +154,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
             ``sample``, ``(B, C, 1 + 4n, 8H, 8W)``; without ``return_dict`` in a tuple.
 
         Raises:
-            ValueError: as ``WanVAE.decode``; or the weights are not there to work with.
+            UserError: as ``WanVAE.decode``, or the weights are on no device.
         """
         self._require_weights()
         videos = [
@@ -156,14 +180,18 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **options: object
     ) -> DiffusersVAE:
-        """What a saved pipeline calls unless it is given a ``vae``; always a ValueError."""
+        """Refuse: a saved pipeline calls this unless it is given a ``vae``.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(
             f"{pretrained_model_name_or_path} is read by WanVAE.from_pretrained: "
             "pass vae=vae.as_diffusers() to the pipeline"
         )
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Write a directory, and those it is in, that ``AutoencoderKLWan.from_pretrained`` loads.
+        """Write a directory that ``AutoencoderKLWan.from_pretrained`` loads, and its parents.
 
         Raises:
             CheckpointError: as ``formats.save_diffusers``.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +18,11 @@ from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.engine.hub import upload
 from wanvae.errors import UserError
-from wanvae.execution.budget import Job, Memory, Planner, TileSize, choose_plan
-from wanvae.execution.sessions import (
-    Rules,
-    SessionState,
-    StreamDecoder,
-    StreamEncoder,
-    require_streamable,
-)
-from wanvae.execution.sharding import Processes, ShardedCoding, Shares, share_out
-from wanvae.execution.tiling import Coding, Network, Plan, make_network, make_tiles
+from wanvae.execution.compilation import Compilation, compiled_step
+from wanvae.execution.limits import Limits, Memory, Processes, TileSize
+from wanvae.execution.network import Network, make_network
+from wanvae.execution.run import Runner
+from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.posterior import Posterior
 
@@ -78,7 +71,7 @@ class WanVAE(nn.Module):
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
-        self.compiled = False
+        self.compilation: Compilation | None = None
 
     @classmethod
     def from_pretrained(
@@ -244,12 +237,8 @@ class WanVAE(nn.Module):
                 ``max_memory`` is too little.
         """
         self.check_clip(video)
-        network = self.encoder_network()
-        latents = network.frames_made(video.shape[2], starts=True)
-        plan = self._choose_plan(network, video.shape, latents, tile_size, max_memory)
-        height, width = video.shape[3:]
-        coding = self._start(network, shard, plan, height, width, latents=latents)
-        return Posterior.from_moments(coding.run(video))
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        return Posterior.from_moments(runner.run(video))
 
     @torch.no_grad()
     def decode(
@@ -283,12 +272,8 @@ class WanVAE(nn.Module):
                 ``max_memory`` is too little.
         """
         self.check_latents(latents)
-        network = self.decoder_network()
-        length = latents.shape[2]
-        plan = self._choose_plan(network, latents.shape, length, tile_size, max_memory)
-        height, width = (side * network.spatial_factor for side in latents.shape[3:])
-        coding = self._start(network, shard, plan, height, width, latents=length)
-        video = coding.run(latents)
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        video = runner.run(latents)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
@@ -306,9 +291,8 @@ class WanVAE(nn.Module):
                 that ``max_memory`` has to be more than for a clip.
             shard: as for ``encode``; each process goes on from a state of its own.
         """
-        network = self.encoder_network()
-        rules = self._rules(network, self.check_video, tile_size, max_memory, shard)
-        return StreamEncoder(rules, state)
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        return StreamEncoder(runner, self.check_video, state)
 
     def stream_decode(
         self,
@@ -327,17 +311,26 @@ class WanVAE(nn.Module):
                 that ``max_memory`` has to be more than for a clip.
             shard: as for ``decode``; each process goes on from a state of its own.
         """
-        rules = self._rules(
-            self.decoder_network(), self.check_latents, tile_size, max_memory, shard
-        )
-        return StreamDecoder(rules, state, clamp=clamp)
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        return StreamDecoder(runner, self.check_latents, state, clamp=clamp)
 
-    def compile(self) -> None:
-        """From now on encode and decode by compiled steps: slow at first, then faster on GPUs.
+    def compile(self, **options: Any) -> None:
+        """Encode and decode by compiled steps from now on: slow at first, then faster on GPUs.
 
-        Each new size is compiled for once. Tiles run as before, for they come in many sizes.
+        Calls of the model itself are compiled too. Each new size is compiled once, unless
+        ``dynamic`` says otherwise. Tiles run as before, because they come in many sizes.
+
+        Args:
+            options: the options of ``torch.compile``, which refuses unknown ones.
         """
-        self.compiled = True
+        self.compilation = Compilation.from_options({"dynamic": False, **options})
+        compiled_step(self.compilation)  # refuses options now, and not with the first video
+        super().compile(**self.compilation.options)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether ``compile`` was called."""
+        return self.compilation is not None
 
     def encoder_network(self) -> Network:
         """The layers from video to moments."""
@@ -348,6 +341,7 @@ class WanVAE(nn.Module):
             out_channels=2 * self.config.z_dim,
             spatial_factor=self.config.spatial_factor,
             temporal_factor=self.config.temporal_factor,
+            architecture=self.config,
         )
 
     def decoder_network(self) -> Network:
@@ -359,6 +353,7 @@ class WanVAE(nn.Module):
             out_channels=self.config.out_channels,
             spatial_factor=self.config.decoded_spatial_factor,
             temporal_factor=self.config.temporal_factor,
+            architecture=self.config,
         )
 
     def normalize(self, latents: Tensor) -> Tensor:
@@ -406,62 +401,8 @@ class WanVAE(nn.Module):
         """Raise ValueError if ``latents`` are no ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
 
-    def _start(
-        self,
-        network: Network,
-        shard: Processes | None,
-        plan: Plan,
-        height: int,
-        width: int,
-        state: State = None,
-        *,
-        latents: int | None = None,
-    ) -> Coding:
-        """A coding of frames of a size in pixels, of a clip of so many latents or a stream."""
-        if shard is None or shard.num_processes == 1:
-            tiles = make_tiles(network, height, width, plan)
-            return Coding(network, plan, tiles, latents, state, compiled=self.compiled)
-        require_streamable(network)
-        shares = shares_of(
-            self.config, network.core_first, plan, height, width, shard.num_processes
-        )
-        rank = shard.process_index
-        return ShardedCoding(network, plan, shares, rank, latents, state, compiled=self.compiled)
-
-    def _rules(
-        self,
-        network: Network,
-        check: Callable[[Tensor], None],
-        tile_size: TileSize | None,
-        max_memory: Memory | None,
-        shard: Processes | None,
-    ) -> Rules:
-        """What a session with these limits has to know."""
-
-        def choose(shape: torch.Size) -> Plan:
-            return self._choose_plan(network, shape, None, tile_size, max_memory)
-
-        return Rules(network, check, choose, partial(self._start, network, shard))
-
-    def _choose_plan(
-        self,
-        network: Network,
-        shape: torch.Size,
-        latents: int | None,
-        tile_size: TileSize | None,
-        max_memory: Memory | None,
-    ) -> Plan:
-        """The plan for an input of a shape; ``latents`` is None for a stream."""
-        batch, channels = shape[:2]
-        height, width = (side * network.pixels_per_input for side in shape[3:])
-        dtype = self.decode_dtype if network.core_first else self.encode_dtype
-        offloads = self.device.type != "cpu"
-        job = Job(batch, channels, latents, height, width, dtype, offloads)
-
-        def within(size: int) -> Plan:
-            return plan_within(self.config, network.core_first, job, size)
-
-        return choose_plan(network, job, tile_size, max_memory, within)
+    def _runner(self, network: Network, limits: Limits) -> Runner:
+        return Runner(network, limits, self.compilation)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
@@ -470,25 +411,3 @@ class WanVAE(nn.Module):
             )
         if not x.is_floating_point():
             raise UserError(f"{name} must be floating point, not {x.dtype}")
-
-
-def make_planner(config: WanVAEConfig, *, decoding: bool, dtype: torch.dtype) -> Planner:
-    """A planner for the decoder or the encoder of such a model, which need not be there."""
-    with torch.device("meta"):
-        twin = WanVAE(config).to(dtype).eval()
-    return Planner(twin.decoder_network() if decoding else twin.encoder_network())
-
-
-@lru_cache(maxsize=64)
-def plan_within(config: WanVAEConfig, decoding: bool, job: Job, max_memory: int) -> Plan:
-    """The fastest plan within ``max_memory`` bytes; ValueError if there is none."""
-    return make_planner(config, decoding=decoding, dtype=job.dtype).plan_for(job, max_memory)
-
-
-@lru_cache(maxsize=64)
-def shares_of(
-    config: WanVAEConfig, decoding: bool, plan: Plan, height: int, width: int, processes: int
-) -> Shares:
-    """How so many processes share the frames of a size in pixels."""
-    network = make_planner(config, decoding=decoding, dtype=torch.float32).network
-    return share_out(network, plan, height, width, processes)

@@ -13,8 +13,9 @@ from motion.commands.options import MOTION_HELP, add_model_options, load_model, 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording
+from motion.features.units import warn_of_units
 from motion.model import RVQVAE
-from motion.tokens import Body, Origin, Tokens, digest_of, read_tokens, write_tokens
+from motion.tokens import Actor, Origin, Tokens, digest_of, read_tokens, write_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
@@ -69,10 +70,11 @@ def run(arguments: Namespace) -> None:
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
+    warn_of_units(recording, model.normalizer)
     clip, config = recording.clip, model.config
-    body = None
+    actor = None
     if clip is not None:
-        body = Body(
+        actor = Actor(
             skeleton=clip.skeleton,
             start=clip.start,
             betas=clip.betas,
@@ -83,7 +85,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
         fps=config.fps,
         codes=config.quantizer.codebook_size,
         books=digest_of(model),
-        body=body,
+        actor=actor,
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
 

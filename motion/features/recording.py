@@ -187,6 +187,5 @@ def joints_of_clip(clip: MotionClip) -> Joints:
 
 def joints_of_humanml3d(features: Tensor) -> Joints:
     positions = humanml3d.recover_positions(features)
-    bones = positions.shape[1] - 1
-    rotations = features[:, 4 + 3 * bones : 4 + 9 * bones].unflatten(1, (bones, 6))
+    rotations = features[:, humanml3d.rotation_channels(features.shape[1])].unflatten(1, (-1, 6))
     return Joints(positions, from_rot6d(rotations, "columns"))

@@ -549,7 +549,7 @@ def test_interruption_leaves_complete_files(tmp_path: Path, files: Path, sent: i
             time.sleep(0.01)
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + sent, err
     line = "wanvae: interrupted; files that were written are complete; run it again to go on"
     assert err == f"{line} from there\n"
     done = [name for name in contents(target) if name != "dataset.json"]

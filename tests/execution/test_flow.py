@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.helpers import WAN22, tiny
+from wanvae.errors import UserError
 from wanvae.execution.flow import (
     FEWEST_FRAMES,
     STEP_PIXELS,
@@ -201,3 +202,23 @@ def test_a_flow_moves_pieces_to_the_dtype_of_its_layers():
     nn.ModuleList(stepped.network.layers).float()
     (y,) = stepped.flow(None).push([stepped.input(1)])
     assert y.dtype == torch.float32
+
+
+def test_pieces_are_taken_to_their_end():
+    ended = []
+
+    def pieces():
+        yield numbered(3)
+        ended.append(True)
+
+    assert torch.equal(join(pieces(), 3), numbered(3))
+    assert ended
+
+
+@torch.no_grad()
+def test_a_flow_that_was_left_half_way_refuses_to_go_on():
+    stepped = Stepped(True, {})
+    flow = stepped.flow(1)
+    next(flow.push([stepped.input(3)]))
+    with pytest.raises(UserError, match="broken"):
+        next(flow.push([stepped.input(1)]))

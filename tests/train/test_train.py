@@ -140,7 +140,7 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
     for changes, said in (
         (["--model.dim=8"], "model.dim is 4, not 8"),
         (["--model.activation=relu"], "model.activation is 'silu', not 'relu'"),
-        (["--loss.kl=1"], "loss.kl is 1e-05, not 1.0"),
+        (["--loss.kl=1"], "loss.kl is 1e-07, not 1.0"),
         (["--data.flip=false"], "data.flip is True, not False"),
     ):
         assert main([*options(folder, run, 1), *changes]) == 1

@@ -34,11 +34,12 @@ from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
+    digest_of_tensors,
     read_tensors,
     write_pickle,
     write_tensors,
 )
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
 from wanvae.engine.text import first_few
@@ -123,6 +124,18 @@ def load_directory(path: Path) -> Checkpoint:
     tensors = read_tensors(weights_file(directory)).tensors
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
     return Checkpoint(config, tensors, layout, notes)
+
+
+def identify(path: str | PathLike[str]) -> str:
+    """Returns the SHA-256, in hexadecimal, of the tensors and the config of a checkpoint.
+
+    It is the same in every layout that keeps all of the config, however the file was written.
+
+    Raises:
+        CheckpointError: as for ``load``.
+    """
+    checkpoint = load(path)
+    return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
 def diffusers_directory(path: Path) -> Path:

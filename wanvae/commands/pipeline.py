@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from wanvae.config import WanVAEConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.execution.budget import Memory, TileSize, TooLittleMemory, parse_memory
-from wanvae.execution.sharding import FIRST, Processes
+from wanvae.execution.budget import TooLittleMemory, parse_memory
+from wanvae.execution.limits import Memory, Processes, TileSize
+from wanvae.execution.sharding import FIRST
 from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
@@ -368,7 +369,8 @@ def limit_shared_by(coders: int) -> Iterator[None]:
     try:
         yield
     except TooLittleMemory as error:
-        raise TooLittleMemory(f"{error}; the limit is shared by {coders} coders") from error
+        message = f"{error}; the limit is shared by {coders} coders"
+        raise TooLittleMemory(message, error.needed) from error
 
 
 def show_progress(items: Iterable[T], total: int | None, progress: bool) -> tqdm[T]:

@@ -29,7 +29,7 @@ from wanvae.engine.files import unwritable
 from wanvae.engine.json_files import append_line, write_lines
 from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.engine.sharing import neighbouring_share, progress_bar
-from wanvae.execution.budget import Memory, TileSize
+from wanvae.execution.limits import Memory, TileSize
 from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips

@@ -14,7 +14,13 @@ from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 # The names that ``temporary_sibling`` gives.
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
+
+
+# Bytes of the longest suffix that a temporary name keeps. Writers read it, as ".safetensors".
+LONGEST_SUFFIX = 32
+# Bytes of the longest name of a file, where the system does not tell it.
+LONGEST_NAME = 255
 
 
 class FileError(UserError):
@@ -109,10 +115,35 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """An unused path in the folder of ``path``; a rename within a folder cannot fail halfway."""
+    """Returns an unused path in the folder of ``path``, with the suffix of ``path``.
+
+    A rename within a folder cannot fail halfway. The name is cut where it would be too long.
+
+    Raises:
+        FileError: the folder is missing, or the name of ``path`` itself is too long.
+    """
     if not os.path.isdir(path.parent):
         raise FileError(f"{path} cannot be written: make the directory {path.parent} first")
-    return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
+    token = secrets.token_hex(4)
+    room = longest_name(path.parent) - len(os.fsencode(f"..{token}{suffix}"))
+    stem = os.fsencode(path.name.removesuffix(suffix))[:room].decode(errors="ignore")
+    return path.parent / f".{stem or 'file'}.{token}{suffix}"
+
+
+def longest_name(folder: Path) -> int:
+    """Returns how many bytes the name of a file in ``folder`` may have."""
+    if not hasattr(os, "pathconf"):
+        return LONGEST_NAME
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return LONGEST_NAME
 
 
 def unwritable(path: str | os.PathLike[str], error: Exception) -> FileError:

@@ -1,30 +1,35 @@
-"""Running layers on a stream without gradients: how much of it at once, and in what order.
+"""A stream through layers, without gradients: how much of it at once, and in what order.
 
-A network is cut into stages at its changes of resolution. Each stage takes pieces of the length
-that suits its resolution, and each piece goes all the way before the next one starts, so what is in
-memory at once is a few frames of each resolution and the states of the layers.
+A network is cut into stages where its resolution changes. Each stage takes pieces of a length that
+suits its resolution. Each piece goes through all stages before the next one starts, so that memory
+holds a few frames of each resolution and the states of the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from itertools import chain
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from wanvae.errors import UserError
+from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import regions_between, space_factor, step_through, time_factor
+from wanvae.nn.sequential import regions_between, space_factor, time_factor
 
 # Pixels at full resolution that keep a small machine busy; more of them only cost memory.
 STEP_PIXELS = 2**18
 # Two frames at once take a third fewer multiply-adds than one and one (see nn/convolve.py).
 FEWEST_FRAMES = 2
+# The states of layers in a row.
+FlowState: TypeAlias = "tuple[State, ...]"
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,26 @@ class Stage:
 
     Attributes:
         layers: in the order they run.
-        frames: how many to take at once, after the first frame of a stream; None is all.
-        group: how many of its frames make one latent, after the first.
+        frames: frames to take at once, after the first frame of a stream; None is all.
+        group: frames of its input that make one latent, after the first.
     """
 
-    layers: tuple[nn.Module, ...]
+    layers: tuple[Streaming, ...]
     frames: int | None
     group: int
 
 
 def default_frames(height: int, width: int) -> int:
-    """How many frames of this size, at full resolution, to process at once."""
+    """The frames of this size, at full resolution, to process at once."""
     return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
 
 
 def latents_at_once(frames: int) -> int:
-    """Most latents to process at once with so many frames at full resolution."""
+    """The most latents to process at once with so many frames at full resolution."""
     return max(min(frames, 4), frames // 4)
 
 
-def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> list[Stage]:
+def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> list[Stage]:
     """Cut the layers of an encoder or a decoder into stages.
 
     Args:
@@ -64,13 +69,13 @@ def make_stages(layers: Sequence[nn.Module], frames: int | None, group: int) -> 
     if frames is None:
         return [Stage(tuple(layers), None, group)]
     latents = latents_at_once(frames)
-    runs: list[list[nn.Module]] = [[]]
+    runs: list[list[Streaming]] = [[]]
     for layer in layers:
-        doubles, halves = resampling_of(layer)
-        if doubles:
+        raises, lowers = resampling_of(layer)
+        if raises:
             runs.append([])
         runs[-1].append(layer)
-        if halves:
+        if lowers:
             runs.append([])
     # Full resolution is one pixel of the video for each position: a decoder starts far from it.
     scale = max(Fraction(1), space_factor(layers))
@@ -97,15 +102,42 @@ def first_parameter(layers: Iterable[nn.Module]) -> nn.Parameter:
     return next(chain.from_iterable(layer.parameters() for layer in layers))
 
 
+class PushGuard:
+    """Refuses to go on with a stream after a push that was not completed.
+
+    An error or an interrupt leaves some layers one piece ahead of the others, and the layer that
+    was running without its state.
+    """
+
+    def __init__(self) -> None:
+        self._broken = False
+
+    def check(self) -> None:
+        """Raise UserError if the stream cannot go on."""
+        if self._broken:
+            raise UserError(
+                "this stream is broken because an earlier piece was not processed to its end: "
+                "start a new one, or go on from a state that was saved before that piece"
+            )
+
+    @contextmanager
+    def pushing(self) -> Iterator[None]:
+        """Inside, something is pushed; the stream is broken if that raises or is abandoned."""
+        self.check()
+        self._broken = True
+        yield
+        self._broken = False
+
+
 class Flow:
-    """A stream through some stages: pieces in, pieces out, the states of the layers in between.
+    """A stream through some stages: pieces in, pieces out, and the states of the layers between.
 
     Args:
-        region: the part of each output frame to make; None is all. Pieces are then the part
-            ``input_region`` of each input frame.
-        latents: how many the stream has in all, if that is known: states are dropped at its end.
-        state: of an earlier flow, to go on from.
-        compiled: whether to run each stage as one compiled step; those of regions are not.
+        region: the part of each output frame to compute; None is the whole frame. The pieces are
+            then the part ``input_region`` of each input frame.
+        latents: the length of the stream if it is known: its states are dropped at its end.
+        state: the state of an earlier flow, to go on from.
+        compilation: how to compile each stage to one step; None runs layer by layer, as regions do.
     """
 
     def __init__(
@@ -113,44 +145,49 @@ class Flow:
         stages: Sequence[Stage],
         region: Region | None = None,
         latents: int | None = None,
-        state: State = None,
-        *,
-        compiled: bool = False,
+        state: FlowState | None = None,
+        compilation: Compilation | None = None,
     ) -> None:
         self._stages = stages
-        self._compiled = compiled and region is None
+        self._compilation = compilation if region is None else None
         self._latents = latents
         self._processed = [0] * len(stages)
+        self._guard = PushGuard()
         layers = [layer for stage in stages for layer in stage.layers]
         self.input_region, *wanted = regions_between(layers, region)
         self._wanted = dict(zip(layers, wanted, strict=True))
-        states = [None] * len(layers) if state is None else state
+        states = (None,) * len(layers) if state is None else state
         self._states = dict(zip(layers, states, strict=True))
 
     @property
     def started(self) -> bool:
-        """Whether something has been processed, of which more is to come."""
+        """Whether some of the stream has been processed, and more is to come."""
         return any(state is not None for state in self._states.values())
 
     @property
-    def state(self) -> State:
+    def state(self) -> FlowState:
         """The states of the layers."""
         return tuple(self._states.values())
 
     @property
     def device(self) -> torch.device:
-        """Where the layers are; between steps the states may be elsewhere."""
+        """The device of the layers; between pushes the states may be elsewhere."""
         return first_parameter(self._stages[0].layers).device
 
     def move_state(self, device: torch.device) -> None:
-        """Move the states of the layers."""
+        """Move the states of the layers to a device."""
         self._states = tree_map(lambda x: x if x is None else x.to(device), self._states)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Process the next whole groups of frames; the results come as they are ready."""
-        for index in range(len(self._stages)):
-            pieces = self._through(index, pieces)
-        return iter(pieces)
+        """Process the next whole groups of frames; the results come as they are ready.
+
+        Raises:
+            UserError: an earlier push was not completed.
+        """
+        with self._guard.pushing():
+            for index in range(len(self._stages)):
+                pieces = self._through(index, pieces)
+            yield from pieces
 
     def _through(self, index: int, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         stage = self._stages[index]
@@ -159,7 +196,7 @@ class Flow:
             pieces = regroup(pieces, stage.frames, starts=starts)
         for piece in pieces:
             self._processed[index] += piece.shape[2]
-            # Only here, so that a long video need not fit on the device of the model.
+            # Moved only here, so that a long video need not fit on the device of the model.
             like = first_parameter(stage.layers)
             yield self._run(stage, piece.to(like.device, like.dtype), ends=self._ends(index))
 
@@ -169,32 +206,28 @@ class Flow:
         return self._processed[index] == 1 + (self._latents - 1) * self._stages[index].group
 
     def _run(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
-        if self._compiled:
-            return self._compiled_step(stage, x, ends=ends)
+        if self._compilation is not None:
+            return self._compiled_step(self._compilation, stage, x, ends=ends)
         for layer in stage.layers:
-            # No longer held here, so that it is freed as soon as the layer has its next state.
+            # Not held here any longer, so that it is freed once the layer has its next state.
             state, self._states[layer] = self._states[layer], None
             x, state = layer.step(x, state, self._wanted[layer])
             self._states[layer] = None if ends else state
         return x
 
-    def _compiled_step(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
+    def _compiled_step(
+        self, compilation: Compilation, stage: Stage, x: Tensor, *, ends: bool
+    ) -> Tensor:
         states = tuple(self._states[layer] for layer in stage.layers)
         started = any(state is not None for state in states)
-        x, states = compiled_step()(stage.layers, x, states if started else None)
+        x, states = compiled_step(compilation)(stage.layers, x, states if started else None)
         for layer, state in zip(stage.layers, states, strict=True):
             self._states[layer] = None if ends else state
         return x
 
 
-@cache
-def compiled_step() -> Callable[..., tuple[Tensor, State]]:
-    """``step_through``, compiled for each new shape."""
-    return torch.compile(step_through, dynamic=False)
-
-
 def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[Tensor]:
-    """Cut and join pieces to ``frames`` of them; the first is one frame if the stream ``starts``.
+    """Cut and join pieces to ``frames`` frames each; where the stream ``starts`` the first has one.
 
     The last piece may be shorter.
     """
@@ -211,14 +244,18 @@ def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[
         yield waiting
 
 
-def join(pieces: Iterable[Tensor], frames: int) -> Tensor:
-    """Pieces of ``frames`` in all one after another, each put in its place as it comes."""
+def join(pieces: Iterable[Tensor], frames: int) -> Tensor | None:
+    """All pieces, of ``frames`` frames together, one after another; None where there are none.
+
+    Takes the pieces to their end, and puts each in its place as it comes.
+    """
     joined, start = None, 0
     for piece in pieces:
-        if piece.shape[2] == frames:
-            return piece.contiguous()
         if joined is None:
+            if piece.shape[2] == frames:
+                joined = piece
+                continue
             joined = piece.new_empty((*piece.shape[:2], frames, *piece.shape[3:]))
         joined[:, :, start : start + piece.shape[2]] = piece
         start += piece.shape[2]
-    return joined
+    return None if joined is None else joined.contiguous()

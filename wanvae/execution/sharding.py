@@ -1,45 +1,37 @@
 """One video over several processes, with the result of one.
 
 Every process runs the core of the network on whole frames. The tiles of the shell are shared out,
-balanced by their multiply-adds, and nothing is exchanged inside them: after an encoder's tiles all
-processes get the features of all tiles, once; a decoder's tiles go to the first process alone.
+balanced by their multiply-adds, and nothing is exchanged inside a tile. After the tiles of an
+encoder all processes get the features of all tiles, once; the tiles of a decoder go to the first
+process alone.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise, product
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.engine.processes import expecting_processes
-from wanvae.execution.budget import Job, Planner, lengths_along
-from wanvae.execution.flow import Flow, first_parameter, join
-from wanvae.execution.tiling import Coding, Network, Part, Plan
-from wanvae.nn import State
-from wanvae.nn.region import Region, Span, crop, whole_of
+from wanvae.execution.cost import Costs, Workload, lengths_along
+from wanvae.execution.flow import join
+from wanvae.execution.network import Network, remember_by_architecture
+from wanvae.execution.plan import Plan
+from wanvae.execution.tiling import Painting
+from wanvae.nn import Streaming
+from wanvae.nn.region import Region, Span
 from wanvae.nn.sequential import cropped_layers, resampled
 
 # The process that decoded video goes to.
 FIRST = 0
 # Halvings of an interval that find how much work is a fair share.
 HALVINGS = 16
-
-
-class Processes(Protocol):
-    """Processes that work together: ``Accelerator`` and ``PartialState`` of accelerate are some."""
-
-    @property
-    def num_processes(self) -> int: ...
-
-    @property
-    def process_index(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,7 @@ class Shares:
     work: tuple[int, ...]
 
 
+@remember_by_architecture
 def share_out(network: Network, plan: Plan, height: int, width: int, processes: int) -> Shares:
     """Tiles, no larger than planned, that so many processes are done with soonest.
 
@@ -69,23 +62,23 @@ def share_out(network: Network, plan: Plan, height: int, width: int, processes: 
     fewest = [-(-side // most) for side, most in zip(sides, largest, strict=True)]
     # Where there are more tiles than processes, a few more may be shared out more evenly.
     most_tiles = max(processes, 2 * fewest[0] * fewest[1])
-    counts = (
+    rows, columns = (
         range(few, min(few + processes, side + 1)) for few, side in zip(fewest, sides, strict=True)
     )
     work = Work(network, plan.split_core, height, width)
     shares = [
         work.shares(grid, largest, processes)
-        for grid in product(*counts)
+        for grid in product(rows, columns)
         if grid[0] * grid[1] <= most_tiles
     ]
     return min(shares, key=lambda shares: (max(shares.work), len(shares.tiles)))
 
 
-def expected_speedup(planner: Planner, job: Job, shares: Shares) -> float:
+def expected_speedup(network: Network, workload: Workload, shares: Shares) -> float:
     """How many times as fast as one process, if only multiply-adds took time."""
-    clip = replace(job, latents=2)
-    whole = planner.multiply_adds(clip, Plan(None, None))
-    (shell,) = share_out(planner.network, Plan(None, None), job.height, job.width, 1).work
+    clip = replace(workload, latents=2)
+    whole = Costs(network).multiply_adds(clip, Plan(None, None))
+    (shell,) = share_out(network, Plan(None, None), workload.height, workload.width, 1).work
     return whole / (whole - shell + max(shares.work))
 
 
@@ -129,11 +122,11 @@ class Work:
     def _of_tile(self, tile: Region) -> int:
         return self._in_all(*(self._lengths(span) for span in tile))
 
-    def _in_all(self, some: dict[nn.Module, int], others: dict[nn.Module, int]) -> int:
+    def _in_all(self, some: dict[Streaming, int], others: dict[Streaming, int]) -> int:
         """The work of a tile that is as long along both axes."""
         return sum(self._of_position[layer] * some[layer] * others[layer] for layer in some)
 
-    def _find_lengths(self, span: Span) -> dict[nn.Module, int]:
+    def _find_lengths(self, span: Span) -> dict[Streaming, int]:
         """How much each tiled layer makes along an axis for a span in pixels."""
         lengths = lengths_along(self._network, span, self._split_core)
         return {layer: made for layer, (_, made) in lengths.items()}
@@ -153,7 +146,7 @@ class Work:
         return [Span(a * factor, b * factor, size) for a, b in pairwise(ends)]
 
 
-def work_of_positions(network: Network) -> dict[nn.Module, int]:
+def work_of_positions(network: Network) -> dict[Streaming, int]:
     """Multiply-adds of each layer for a position of each frame of a clip of two latents."""
     work, frames = {}, 1 + network.group
     for layer in cropped_layers(network.layers):
@@ -189,105 +182,83 @@ def fair_ends(size: int, count: int, most: int, work: Callable[[int, int], int])
         middle = (low + high) / 2
         ends = ends_within(middle)
         low, high, best = (low, middle, ends) if ends else (middle, high, best)
+    if best is None:
+        raise ValueError(f"{count} spans of at most {most} do not cover {size}")
     return best
 
 
-class ShardedCoding(Coding):
-    """A stream of which each process makes its share of the tiles; all push the same.
+class SharedTiles:
+    """Tiles that several processes share; all of them push the same.
 
-    The results of an encoder come in every process, those of a decoder in the first alone.
+    The painting of an encoder comes in every process, the video of a decoder in the first alone.
 
     Args:
-        rank: of this process.
-        state: of an earlier coding of this process, with as many of them.
+        rank: the number of this process.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        plan: Plan,
-        shares: Shares,
-        rank: int,
-        latents: int | None = None,
-        state: State = None,
-        *,
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(network, plan, shares.tiles, latents, state, compiled=compiled)
+    def __init__(self, shares: Shares, rank: int) -> None:
+        self.tiles = shares.tiles
         self._owners = shares.owners
         self._rank = rank
 
-    def run(self, x: Tensor) -> Tensor:
-        """As in one process; decoded videos have no frames in any process but the first.
+    def paint(self, painting: Painting) -> Tensor | None:
+        """The painting with the tiles of all processes; None where it goes to another process.
 
         Raises:
-            ProcessError: another process is no longer there.
+            ProcessError: another process has ended.
         """
-        result = super().run(x)
-        if result is not None:
-            return result
-        height, width = (side * self._network.spatial_factor for side in x.shape[3:])
-        like = first_parameter(self._network.layers)
-        return like.new_empty(len(x), self._network.out_channels, 0, height, width)
+        if painting.is_video and self._rank != FIRST:
+            self._send_own(painting)
+            return None
+        for owner, (tile, flow) in zip(self._owners, painting.tiles, strict=True):
+            if owner == self._rank:
+                painting.paint(tile, flow)
+        like = painting.empty(self._channels_of(painting))
+        for owner, (tile, _) in zip(self._owners, painting.tiles, strict=True):
+            place = painting.place(tile, like)
+            if not painting.is_video:
+                self._share(place, owner)
+            elif owner != FIRST:
+                receive(place, owner)
+        return painting.whole
 
-    def _tile_by_tile(
-        self,
-        part: Part,
-        flows: Sequence[tuple[Region, Flow]],
-        pieces: Iterable[Tensor],
-        starts: bool,
-    ) -> Iterator[Tensor]:
-        pieces = list(pieces)
-        frames = self._frames_of(part, pieces, starts=starts)
-        to_first = self._network.core_first and part is self.parts[-1][0]
-        paints = self._rank == FIRST or not to_first
-        whole, kept = None, []
-        for owner, (tile, flow) in zip(self._owners, flows, strict=True):
-            if owner == self._rank and paints:
-                whole = self._paint(whole, part, frames, tile, flow, pieces)
-            elif owner == self._rank:
-                kept.append(join(self._through_tile(flow, pieces), frames))
-        if not paints:
-            for made in kept:
+    def _send_own(self, painting: Painting) -> None:
+        """Compute the tiles of this process, then send them to the first."""
+        computed = [
+            join(painting.compute(flow), painting.frames)
+            for owner, (_, flow) in zip(self._owners, painting.tiles, strict=True)
+            if owner == self._rank
+        ]
+        for values in computed:
+            if values is not None:
                 with expecting_processes():
-                    dist.send(made, dst=FIRST)
-            return
-        if not to_first:
-            whole = self._agreed(whole, part, frames, flows, pieces)
-        for owner, (tile, _) in zip(self._owners, flows, strict=True):
-            self._receive(crop(whole, whole_of(tile), tile), owner, to_first=to_first)
-        yield whole
+                    dist.send(values, dst=FIRST)
 
-    def _agreed(
-        self,
-        whole: Tensor | None,
-        part: Part,
-        frames: int,
-        flows: Sequence[tuple[Region, Flow]],
-        pieces: Sequence[Tensor],
-    ) -> Tensor:
-        """``whole``, and in a process that has no tile a place for those of the others."""
-        tile, flow = flows[0]
+    def _channels_of(self, painting: Painting) -> int:
+        """The channels of the painting, also in a process that has no tile of it."""
+        whole = painting.whole
+        if whole is not None and painting.is_video:
+            return whole.shape[1]
+        _, flow = painting.tiles[0]
         channels = torch.tensor(0 if whole is None else whole.shape[1], device=flow.device)
         with expecting_processes():
             dist.broadcast(channels, src=self._owners[0])
-        if whole is not None:
-            return whole
-        like = first_parameter(part.layers)
-        made = like.new_empty(len(pieces[0]), int(channels), 0, 0, 0)
-        return self._empty(made, frames, tile, part)
+        return int(channels)
 
-    def _receive(self, place: Tensor, owner: int, *, to_first: bool) -> None:
-        """Get what ``owner`` made for a part of the whole; it already has that there."""
-        if to_first and owner == FIRST:
-            return
+    def _share(self, place: Tensor, owner: int) -> None:
+        """Give all processes the tile that ``owner`` has computed."""
         values = torch.empty_like(place, memory_format=torch.contiguous_format)
         if owner == self._rank:
             values.copy_(place)
         with expecting_processes():
-            if to_first:
-                dist.recv(values, src=owner)
-            else:
-                dist.broadcast(values, src=owner)
+            dist.broadcast(values, src=owner)
         if owner != self._rank:
             place.copy_(values)
+
+
+def receive(place: Tensor, owner: int) -> None:
+    """Get the tile that ``owner`` has computed."""
+    values = torch.empty_like(place, memory_format=torch.contiguous_format)
+    with expecting_processes():
+        dist.recv(values, src=owner)
+    place.copy_(values)

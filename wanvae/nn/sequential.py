@@ -65,7 +65,7 @@ def step_through(
     region: Region | None = None,
     *,
     recompute: bool = False,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, tuple[State, ...]]:
     """One step of several layers in a row; the state holds one entry a layer.
 
     A convolution applies the pointwise layers before it on the way to its input.

@@ -236,6 +236,7 @@ def test_info(tmp_path: Path, files: Path, run: Run) -> None:
     assert "\norigin: not known" in run("info", files / "indices.npy")[0]
 
 
+@pytest.mark.filterwarnings("default")
 def test_published_checkpoints_and_what_they_do_not_tell(
     tmp_path: Path, files: Path, run: Run, fail: Fail
 ) -> None:
@@ -250,7 +251,11 @@ def test_published_checkpoints_and_what_they_do_not_tell(
     assert "\nnote: activation: gelu, as given\n" in out
     assert "\nnote: dilation_growth_rate: 2, 3, as given\n" in out
     assert "\nnote: reverse_dilation: False, as given\n" in out
-    run("reconstruct", files / "walk.bvh", tmp_path / "a.bvh", "--checkpoint", momask, *told)
+    _, err = run(
+        "reconstruct", files / "walk.bvh", tmp_path / "a.bvh", "--checkpoint", momask, *told
+    )
+    assert f"warning: {momask} has no mean and standard deviation" in err
+    assert "warning: the features of the motion are not normalized" in err and err.count("\n") == 2
     assert "norm is BN as given, but" in fail("info", momask, "--norm", "BN")
     reason = "it says its architecture itself; do not give activation"
     assert reason in fail("info", files / "model.safetensors", "--activation", "gelu")
@@ -451,7 +456,8 @@ def test_bad_motion(
         (np.zeros((3, 3), int), "of 3 layers of at least 1 codes, but the model has 2"),
         (np.full((3, 2), -2), "from 0, or -1 for none, not -2 to -2"),
         (np.zeros((3, 2)), "must be whole numbers, not float64 (3, 2)"),
-        (np.zeros((1, 3, 2), int), "indices must be (T, Q), none of them 0, not (1, 3, 2)"),
+        (np.zeros((4, 3, 2), int), "indices (4, 3, 2) are of 4 motions; write one file for each"),
+        (np.zeros((1, 1, 3, 2), int), "must be (T, Q), none of them 0, not (1, 1, 3, 2)"),
         (np.zeros((0, 2), int), "not (0, 2)"),
         (np.array([[Harmful()]], object), "no complete .npy file"),
     ],

@@ -87,13 +87,16 @@ class Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+        with suppress(OSError):
+            self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Counts a step with its scalars. A skipped step has none."""
-        self.bar.update()
+        # A run whose terminal has closed still has to save its last step.
+        with suppress(OSError):
+            self.bar.update()
         self.means.add(values)
 
     def write_means(self, progress: Progress, learning_rate: float) -> None:
@@ -126,7 +129,8 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if self.accelerator.is_main_process:
-            self.bar.write(text, file=sys.stderr)
+            with suppress(OSError):
+                self.bar.write(text, file=sys.stderr)
 
     def plot(self) -> None:
         """Plots log.jsonl so far, if matplotlib is installed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from wanvae.engine.devices import default_device
 from wanvae.engine.locking import locked
 from wanvae.engine.processes import means_over_processes, run_on_first_process
+from wanvae.engine.signals import STOP_SIGNALS, handle_signals
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
@@ -31,8 +32,6 @@ from wanvae.engine.training.record import flat_options, keep_record, make_record
 from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class NotFiniteError(UserError):
@@ -69,7 +68,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
 def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
     """Trains from the newest checkpoint of the run, or from the start.
 
-    SIGINT and SIGTERM end the run with a checkpoint after the current step.
+    SIGINT, SIGTERM and SIGHUP end the run with a checkpoint after the current step.
 
     Returns:
         Whether all steps are done; False after a signal.
@@ -125,7 +124,9 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
     if done and accelerator.is_main_process:
         task.save_weights(judged, run / WEIGHTS)
     if accelerator.is_main_process:
-        print(outcome(run, config, progress, checkpoints), flush=True)
+        # The terminal may have closed, which is one way to stop a run.
+        with suppress(OSError):
+            print(outcome(run, config, progress, checkpoints), flush=True)
     return done
 
 
@@ -290,13 +291,6 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 @contextmanager
 def stop_on_signal(accelerator: Accelerator) -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into accelerate's trigger, which all processes see together."""
-    previous = {
-        number: signal.signal(number, lambda *_: accelerator.set_trigger())
-        for number in STOP_SIGNALS
-    }
-    try:
+    """Turns signals to stop into accelerate's trigger, which all processes see together."""
+    with handle_signals(lambda *_: accelerator.set_trigger(), *STOP_SIGNALS):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,8 +13,8 @@ import mmap
 import sys
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 import torch
@@ -36,11 +36,12 @@ class Pool:
     so the pool takes no more memory than its users do without it.
 
     Attributes:
-        most_free: bytes that are kept at most.
+        most_free: bytes that are kept at most, where no limit has to be kept.
     """
 
     def __init__(self) -> None:
         self.most_free = KEPT
+        self._limits = 0  # how many runs have to keep to one
         self._free: list[mmap.mmap] = []  # the one that waits longest is first
         self._lent = 0
         self._most_lent = 0
@@ -70,6 +71,18 @@ class Pool:
         weakref.finalize(view, self._take_back, block)
         return view
 
+    @contextmanager
+    def within_limits(self) -> Iterator[None]:
+        """Inside, little is kept; several threads may be inside, and the last one ends it."""
+        with self._lock:
+            self._limits += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._limits -= 1
+            self.clear()
+
     def clear(self) -> None:
         """Return all free memory to the system."""
         with self._lock:
@@ -90,7 +103,7 @@ class Pool:
             block = self._returned.popleft()
             self._lent -= len(block)
             self._free.append(block)
-        self._limit(self.most_free)
+        self._limit(min(self.most_free, KEPT_WITHIN_LIMITS) if self._limits else self.most_free)
 
     def _take(self, size: int) -> mmap.mmap | None:
         fitting = [block for block in self._free if size <= len(block) <= size * (1 + WASTE)]
