@@ -27,8 +27,20 @@ from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
-from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.checkpoint import (
+    CheckpointError,
+    digest_of_tensors,
+    read_tensors,
+    write_tensors,
+)
+from wanvae.engine.config import (
+    changed_fields,
+    check,
+    from_json_dict,
+    parse_json,
+    to_json_dict,
+)
+from wanvae.engine.digest import Stamp
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
@@ -68,8 +80,11 @@ class Origin:
         frames: the number of frames of the motion.
         fps: frames per second of the model.
         codes: the number of codes in each codebook.
-        books: a digest of the codebooks, which identifies the model.
+        books: a digest of the codebooks, by which tokens fit a model.
         actor: who moved; None for features of HumanML3D and KIT.
+        model: a digest of all tensors and the config of the model; empty in files of earlier
+            versions.
+        source: the state of the motion file when it was read; None in files of earlier versions.
     """
 
     frames: int
@@ -77,6 +92,8 @@ class Origin:
     codes: int
     books: str
     actor: Actor | None = None
+    model: str = ""
+    source: Stamp | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "codes"):
@@ -123,6 +140,11 @@ def digest_of(model: RVQVAE) -> str:
     """Returns a short text that differs between models with different codebooks."""
     codes = model.quantizer.books.codes.detach().cpu().float().contiguous()
     return hashlib.sha256(codes.numpy().tobytes()).hexdigest()[:16]
+
+
+def identify(model: RVQVAE) -> str:
+    """Returns a SHA-256, in hexadecimal, of all tensors and the config of a model."""
+    return digest_of_tensors(model.state_dict(), changed_fields(model.config))
 
 
 def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from argparse import Action
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from logging import Logger
@@ -22,6 +22,7 @@ from jsonargparse import (
 )
 
 from wanvae.engine.config import renamed_options, renaming_note
+from wanvae.engine.files import refuse_overwriting
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Parser(ArgumentParser):
         )
         self.renamed: Mapping[str, str] = {}
         self.packaged_configs: Mapping[str, Path] = {}
+        self.inputs: list[str] = []
+        self.outputs: dict[str, Callable[[str], Iterable[Path]]] = {}
 
     def find_config(self, config: str) -> str:
         """The path of the packaged config that ``config`` names; anything else stays as it is.
@@ -125,6 +128,42 @@ class Parser(ArgumentParser):
         self.add_argument(
             "--config", action=ConfigFile, help=f"YAML file with any of these options{names}"
         )
+        self.reads("config")
+
+    def reads(self, *names: str) -> None:
+        """Declares options whose values are files or folders that the command reads."""
+        self.inputs += names
+
+    def writes(self, name: str, also: Callable[[str], Iterable[Path]] | None = None) -> None:
+        """Declares an option whose value is a file or folder that the command writes.
+
+        Args:
+            also: returns the files that the command writes besides, from the value of the option.
+        """
+        self.outputs[name] = also or (lambda _: ())
+
+    def refuse_overwriting(self, values: Namespace) -> None:
+        """Raises FileError if a file that the options ask to write is one that they ask to read."""
+        inputs = list(self._paths(values, self.inputs))
+        for name, also in self.outputs.items():
+            for path in self._paths(values, [name]):
+                for output in (path, *also(path)):
+                    refuse_overwriting(output, inputs)
+
+    def describe_files(self, values: Namespace) -> str:
+        """What a command mainly reads, and what it writes, for a message."""
+        positional = {action.dest for action in self._actions if not action.option_strings}
+        inputs = self._paths(values, [name for name in self.inputs if name in positional])
+        outputs = list(self._paths(values, self.outputs))
+        return " ".join([*inputs, *(["->", *outputs] if outputs else [])])
+
+    def _paths(self, values: Namespace, names: Iterable[str]) -> Iterator[str]:
+        """The values of options that name files."""
+        for name in names:
+            value = values.get(name)
+            for path in value if isinstance(value, list) else [value]:
+                if path is not None:
+                    yield str(path)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one line that says what is wrong; exits with status 2."""
