@@ -155,22 +155,41 @@ class RVQVAE(nn.Module):
         """Returns motion of normalized features: the inverse of ``normalize``."""
         return self.normalizer.denormalize(features.to(self.normalizer.mean))
 
-    def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
+    def forward(
+        self, motion: Tensor, lengths: Lengths | None = None, *, learn: bool = True
+    ) -> Reconstruction:
         """Encodes, quantizes and decodes clips ``(B, T, D)`` in their own units, for training.
 
         In training mode the quantizer learns from the clips. After the ``lengths`` ``(B,)`` frames
         of each clip, output and target are 0.
+
+        Args:
+            learn: see :meth:`~motion.quantizer.residual_vq.ResidualVQ.forward`.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
         target = self.normalize(motion)
         latents, tokens = self._latents(target, lengths)
-        quantized = self.quantizer(latents, tokens)
+        quantized = self.quantizer(latents, tokens, learn=learn)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
         if lengths is not None:
             mask = make_mask(lengths, motion.shape[1])[:, :, None]
             output, target = output * mask, target * mask
         return Reconstruction(output, target, quantized)
+
+    @torch.no_grad()
+    def initialize_codebooks(self, batches: Sequence[Tensor]) -> None:
+        """Makes the codebooks from batches of clips ``(B, T, D)``, unless they are made already.
+
+        Nothing else of the model changes, such as running statistics of batches.
+        """
+        if self.quantizer.books.initialized:
+            return
+        before = [buffer.clone() for buffer in self.encoder.buffers()]
+        latents = [self._latents(self.normalize(motion), None)[0] for motion in batches]
+        for buffer, value in zip(self.encoder.buffers(), before, strict=True):
+            buffer.copy_(value)
+        self.quantizer.initialize(latents)
 
     @torch.no_grad()
     def encode(self, motion: Tensor, lengths: Lengths | None = None) -> Tensor:
