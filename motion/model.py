@@ -21,6 +21,7 @@ from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
+from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.nn.masking import mask_of
 from wanvae.nn.residual import ActivationKind
 
@@ -78,8 +79,9 @@ class RVQVAE(nn.Module):
             path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
                 if there is no such path, the ``"org/name"`` of a repository of the Hugging Face
                 Hub. Layout, widths, depths, stages and codebooks are found out.
-            dtype: dtype of encoder and decoder; None keeps the file's. The normalizer and the
-                codebooks stay in float32, or in float64 with encoder and decoder.
+            dtype: dtype of encoder and decoder; None keeps the file's, except that a CPU computes
+                in float32 what it only emulates, and logs that. The normalizer and the codebooks
+                stay in float32, or in float64 with encoder and decoder.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
@@ -102,6 +104,10 @@ class RVQVAE(nn.Module):
         load_tensors(model, loaded.tensors, path)
         use_channels_last(model)
         model.to(device)
+        parameter = next(model.encoder.parameters())
+        if dtype is None and default_dtype(parameter.dtype, parameter.device) != parameter.dtype:
+            tell_of_emulation(path, parameter.dtype)
+            dtype = default_dtype(parameter.dtype, parameter.device)
         if dtype is not None:
             for network in (model.encoder, model.decoder):
                 network.to(dtype)

@@ -16,6 +16,7 @@ from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
+from wanvae.engine.finite import check_input, check_result
 from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
@@ -24,6 +25,7 @@ from wanvae.execution.network import Network, make_network
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ class WanVAE(nn.Module):
                 a diffusers directory or file, of Qwen-Image too; or, if there is no such path, the
                 ``"org/name"`` of a repository of the Hugging Face Hub. Layout and architecture are
                 found out.
-            dtype: of the parameters; None keeps the file's.
+            dtype: of the parameters; None keeps the file's, except that a CPU computes in float32
+                what it only emulates (float16 nearly everywhere); one line of the log says so.
             device: where to put them; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
             encode_dtype, decode_dtype: of those that encode, or decode, where it is another:
@@ -106,11 +109,20 @@ class WanVAE(nn.Module):
             vae = cls(loaded.config)
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
-        vae.to(device=device, dtype=dtype)
-        for module in (vae.encoder, vae.conv1):
-            module.to(dtype=encode_dtype)
-        for module in (vae.decoder, vae.conv2):
-            module.to(dtype=decode_dtype)
+        target = torch.device(device or "cpu")
+        emulated = set()
+        for asked, network, projection in (
+            (encode_dtype or dtype, vae.encoder, vae.conv1),
+            (decode_dtype or dtype, vae.decoder, vae.conv2),
+        ):
+            stored = projection.weight.dtype
+            if asked is None and default_dtype(stored, target) != stored:
+                asked = default_dtype(stored, target)
+                emulated.add(stored)
+            for module in (network, projection):
+                module.to(device=target, dtype=asked)
+        for stored in emulated:
+            tell_of_emulation(path, stored)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
@@ -235,10 +247,13 @@ class WanVAE(nn.Module):
         Raises:
             ValueError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
                 ``max_memory`` is too little.
+            NotFiniteError: the video, or what the model gives in this dtype, is not finite.
         """
         self.check_clip(video)
         runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
-        return Posterior.from_moments(runner.run(video))
+        moments = runner.run(video)
+        check_result(moments, video, decoding=False)
+        return Posterior.from_moments(moments)
 
     @torch.no_grad()
     def decode(
@@ -270,10 +285,13 @@ class WanVAE(nn.Module):
         Raises:
             ValueError: ``latents`` has not this shape, ``tile_size`` is not a multiple of 8, or
                 ``max_memory`` is too little.
+            NotFiniteError: ``latents``, or what the model gives in this dtype, is not finite.
         """
         self.check_latents(latents)
+        check_input(latents, "latents")
         runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
         video = runner.run(latents)
+        check_result(video, latents, decoding=True)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(

@@ -37,6 +37,20 @@ def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     return y
 
 
+def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """On the meta device, the memory that ``convolve_doubled_in_phases`` takes on other devices."""
+    batch, _, height, width = x.shape
+    channels = weight.shape[:2]
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    y = empty((batch, len(weight), 2 * height, 2 * width), x.dtype, x.device)
+    rows = [empty((*channels, 2, 3), exact, x.device) for _ in range(2)]
+    columns = [empty((*channels, 2, 2), exact, x.device) for _ in range(2)]
+    # A phase is only freed once the next one has been computed.
+    phases = [empty((batch, len(weight), height + 1, width + 1), x.dtype, x.device) for _ in "ab"]
+    del rows, columns, phases
+    return y
+
+
 def phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The kernels of two that even and odd outputs see instead of a kernel of three along ``dim``.
 
