@@ -341,7 +341,7 @@ class WanVAE(nn.Module):
         Args:
             options: the options of ``torch.compile``, which refuses unknown ones.
         """
-        self.compilation = Compilation.from_options({"dynamic": False, **options})
+        self.compilation = Compilation.from_options(options)
         compiled_step(self.compilation)  # refuses options now, and not with the first video
         super().compile(**self.compilation.options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from wanvae.nn import State
 from wanvae.nn.sequential import step_through
+
+# How many times a step may be compiled: each size takes a few, for the encoder and the decoder, the
+# first step and later ones. PyTorch's own limit is 8, after which nothing more is compiled.
+RECOMPILE_LIMIT = 256
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,15 @@ class Compilation:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Compilation:
-        """Compilation with these options of ``torch.compile``, the options of a backend too."""
+        """Compilation with these options of ``torch.compile``, the options of a backend too.
+
+        Unless they say otherwise each size is compiled for itself, and so may many sizes.
+        """
+        usual: dict[str, Any] = {"dynamic": False}
+        # Releases of PyTorch before the option know one limit for the whole process alone.
+        if "recompile_limit" in signature(torch.compile).parameters:
+            usual["recompile_limit"] = RECOMPILE_LIMIT
+        options = {**usual, **options}
         hashable = (
             (name, tuple(value.items()) if isinstance(value, Mapping) else value)
             for name, value in options.items()
