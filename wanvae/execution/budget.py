@@ -135,11 +135,29 @@ class Planner:
             slowness = self._slowness(workload, best)
             plans = [plan for plan in plans if self._slowness(workload, plan) < slowness]
         if not self._spreads(workload, plans):
-            # Larger tiles take more memory, so a look at few of them tells which fit.
-            count = bisect_right(plans, limit, key=lambda plan: self.memory(workload, plan))
-            plans = plans[: max(count, FEWEST_LOOKS)]
+            plans = plans[: max(self._count_within(workload, plans, limit), FEWEST_LOOKS)]
         by_time = sorted(plans, key=lambda plan: self._slowness(workload, plan))
         return next((plan for plan in by_time if self.memory(workload, plan) <= limit), None)
+
+    def _count_within(self, workload: Workload, plans: list[Plan], limit: int) -> int:
+        """How many of these plans, whose tiles grow, fit.
+
+        Larger tiles take more memory, about as much more as their area grows, so a look at few of
+        them tells.
+        """
+        areas = [self.costs.largest_area(workload, plan) for plan in plans]
+        low, high, index = 0, len(plans), len(plans) // 2
+        before: tuple[int, int] | None = None
+        while low < high:
+            area, memory = areas[index], self.memory(workload, plans[index])
+            low, high = (index + 1, high) if memory <= limit else (low, index)
+            index = (low + high) // 2
+            if before is not None and memory != before[1]:
+                slope = (area - before[0]) / (memory - before[1])
+                index = bisect_right(areas, area + slope * (limit - memory))
+            index = min(max(index, low), high - 1)
+            before = area, memory
+        return low
 
     def _smallest(self, workload: Workload) -> int:
         """The least memory of all plans that are looked at."""
