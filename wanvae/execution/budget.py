@@ -148,11 +148,13 @@ class Planner:
         areas = [self.costs.largest_area(workload, plan) for plan in plans]
         low, high, index = 0, len(plans), len(plans) // 2
         before: tuple[int, int] | None = None
+        guesses = 4  # then halves, which always come to an end soon
         while low < high:
             area, memory = areas[index], self.memory(workload, plans[index])
             low, high = (index + 1, high) if memory <= limit else (low, index)
             index = (low + high) // 2
-            if before is not None and memory != before[1]:
+            if before is not None and memory != before[1] and guesses:
+                guesses -= 1
                 slope = (area - before[0]) / (memory - before[1])
                 index = bisect_right(areas, area + slope * (limit - memory))
             index = min(max(index, low), high - 1)
