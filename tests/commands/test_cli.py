@@ -575,17 +575,21 @@ def test_memory_really_runs_out_that_way() -> None:
     assert is_out_of_memory(caught.value)
 
 
-def test_bugs_are_not_hidden(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_are_not_hidden(files: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stumble(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("wanvae.commands.video.reconstruct_file", stumble)
-    with pytest.raises(RuntimeError, match="a bug"):
-        cli.main(["reconstruct", "a.mp4", "--checkpoint", str(files / "vae.safetensors")])
+    model = "--checkpoint", files / "vae.safetensors"
+    _, err = run("reconstruct", "a.mp4", "b.mp4", *model, status=1)
+    assert "\nRuntimeError: a bug\n" in err and "this is a fault of the program" in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_ctrl_c_leaves_nothing_half_done(tmp_path: Path, files: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_an_interruption_leaves_nothing_half_done(
+    tmp_path: Path, files: Path, sent: str, status: int
+) -> None:
     source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
     write_video(source, torch.zeros(3, 4000, 24, 32), Fraction(25))
     target.write_bytes(BEFORE)
@@ -597,9 +601,9 @@ def test_ctrl_c_leaves_nothing_half_done(tmp_path: Path, files: Path) -> None:
         while len(os.listdir(tmp_path)) < 3 and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.Signals[sent])
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == status, err
     *bars, line, rest = err.split("\n")
     assert (line, rest) == ("wanvae: interrupted; nothing was written", "")
     assert "Traceback" not in "".join(bars)

@@ -1,7 +1,7 @@
 """Plans that fit a memory limit.
 
-Nothing here is a formula of the network: a plan is run on the meta device, where tensors have
-shapes but no values, on a clip just long enough to show how the cost grows.
+No formula describes the memory of a network. Instead, a plan runs on the meta device, where tensors
+have shapes but no values, on a clip just long enough to show how the memory grows.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import join
 from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.network import Network, remember_by_architecture
-from wanvae.execution.plan import Plan, default_plan, make_tiles
+from wanvae.execution.plan import Plan, make_default_plan, make_tiles
 from wanvae.execution.tiling import Coding, LocalTiles
 from wanvae.nn import unstreamable_layers
 from wanvae.nn.region import Region
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
-# What the libraries need besides tensors, and what the heap wastes between them.
+# Bytes that libraries need besides tensors, and bytes that the heap wastes between tensors.
 OVERHEAD = 64 * UNITS["MB"]
-# What planning itself takes, once in the life of a process: libraries that PyTorch loads for it.
+# Bytes that planning takes, once in the life of a process: libraries that PyTorch loads for it.
 PLANNING_MEMORY = 160 * UNITS["MB"]
-# The smallest tile that is tried, in pixels; smaller ones are nearly all halo.
+# The smallest tile that is tried, in pixels; smaller tiles are nearly all halo.
 SMALLEST_TILE = 64
-# How many plans of a kind to look at for a stream.
+# The number of plans of a kind that are tried for a stream.
 STREAM_LOOKS = 12
-# How many of the smallest tiles to look at: the very smallest overlap so much that they take more.
+# The number of smallest tiles that are tried: the very smallest overlap most and take more memory.
 FEWEST_LOOKS = 3
 
 
 class TooLittleMemory(UserError):
-    """A memory limit that no plan keeps to.
+    """A memory limit that no plan fits.
 
     Attributes:
-        needed: bytes that the smallest plan takes.
+        needed: bytes of the plan that takes least memory.
     """
 
     def __init__(self, message: str, needed: int) -> None:
@@ -61,14 +61,14 @@ class Planner:
     """Finds plans for an encoder or a decoder.
 
     Args:
-        network: to plan for; only its shapes matter.
+        network: the network to plan for; only its shapes matter.
         overhead: bytes that a run takes besides its tensors.
-        planning_memory: bytes that planning takes where it shares the memory of the run.
+        planning_memory: bytes that planning takes, if it uses the same memory as the run.
         smallest_tile: the smallest side of a tile to try, in pixels.
 
     Attributes:
-        network: its twin on the meta device.
-        costs: what plans cost.
+        network: the twin of the network on the meta device.
+        costs: the costs of plans for the network.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Planner:
         self._peak_of_tile = cache(self._find_peak_of_tile)
 
     def plan_for(self, workload: Workload, max_memory: int) -> Plan:
-        """The plan that is expected to be fastest within ``max_memory`` bytes.
+        """Returns the plan that is expected to be fastest within ``max_memory`` bytes.
 
-        On the CPU, the memory that planning takes is a part of them.
+        On the CPU, planning itself counts towards ``max_memory``.
 
         Raises:
-            TooLittleMemory: no plan takes so little.
+            TooLittleMemory: every plan takes more.
         """
         planning = 0 if workload.offloads else self._planning_memory
         plan = self._fastest_within(workload, max_memory - planning)
@@ -108,14 +108,14 @@ class Planner:
         return plan
 
     def choose(self, workload: Workload, limits: Limits) -> Plan:
-        """As ``choose_plan``, for the network of this planner, whose costs are not found again."""
+        """Returns what ``choose_plan`` returns for this network, with the costs found so far."""
         if limits.max_memory is None or limits.plan is not None:
             return choose_plan(self.network, workload, limits)
         return self.plan_for(workload, parse_memory(limits.max_memory))
 
     def _fastest_within(self, workload: Workload, limit: int) -> Plan | None:
-        """The fastest plan of at most ``limit`` bytes; None if no plan takes so little."""
-        whole = default_plan(self.network, workload.height, workload.width, None)
+        """Returns the fastest plan within ``limit`` bytes, or None if every plan takes more."""
+        whole = make_default_plan(self.network, workload.height, workload.width, None)
         if self.memory(workload, whole) <= limit:
             return replace(whole, lean=True)
         for kinds in self._plans(workload):
@@ -129,26 +129,25 @@ class Planner:
     def _faster(
         self, workload: Workload, plans: list[Plan], limit: int, best: Plan | None
     ) -> Plan | None:
-        """The fastest plan of a kind that is faster than ``best`` and fits."""
-        plans = self._worth_a_look(workload, plans)
+        """Returns the fastest plan of a kind that fits and is faster than ``best``, or None."""
+        plans = self._plans_to_try(workload, plans)
         if best is not None:
             slowness = self._slowness(workload, best)
             plans = [plan for plan in plans if self._slowness(workload, plan) < slowness]
-        if not self._spreads(workload, plans):
+        if not self._needs_all(workload, plans):
             plans = plans[: max(self._count_within(workload, plans, limit), FEWEST_LOOKS)]
         by_time = sorted(plans, key=lambda plan: self._slowness(workload, plan))
         return next((plan for plan in by_time if self.memory(workload, plan) <= limit), None)
 
     def _count_within(self, workload: Workload, plans: list[Plan], limit: int) -> int:
-        """How many of these plans, whose tiles grow, fit.
+        """Returns how many plans fit. ``plans`` are in order of their tiles, the smallest first.
 
-        Larger tiles take more memory, about as much more as their area grows, so a look at few of
-        them tells.
+        Memory grows about linearly with the area of the largest tile, so a few plans tell.
         """
         areas = [self.costs.largest_area(workload, plan) for plan in plans]
         low, high, index = 0, len(plans), len(plans) // 2
         before: tuple[int, int] | None = None
-        guesses = 4  # then halves, which always come to an end soon
+        guesses = 4  # after these, a binary search
         while low < high:
             area, memory = areas[index], self.memory(workload, plans[index])
             low, high = (index + 1, high) if memory <= limit else (low, index)
@@ -162,33 +161,32 @@ class Planner:
         return low
 
     def _smallest(self, workload: Workload) -> int:
-        """The least memory of all plans that are looked at."""
-        smallest = [default_plan(self.network, workload.height, workload.width, None)]
+        """Returns the least memory of all plans that are tried, in bytes."""
+        smallest = [make_default_plan(self.network, workload.height, workload.width, None)]
         for plans in chain.from_iterable(self._plans(workload)):
-            looks = self._worth_a_look(workload, plans)
-            smallest += looks if self._spreads(workload, looks) else looks[:FEWEST_LOOKS]
+            looks = self._plans_to_try(workload, plans)
+            smallest += looks if self._needs_all(workload, looks) else looks[:FEWEST_LOOKS]
         return min(self.memory(workload, plan) for plan in smallest)
 
-    def _worth_a_look(self, workload: Workload, plans: list[Plan]) -> list[Plan]:
-        """Some plans of a kind, from the smallest tile to the largest."""
+    def _plans_to_try(self, workload: Workload, plans: list[Plan]) -> list[Plan]:
+        """Returns the plans of a kind to try, in order of their tiles, the smallest first."""
         plans = sorted(plans, key=lambda plan: self.costs.largest_area(workload, plan))
-        every = math.ceil(len(plans) / STREAM_LOOKS) if self._spreads(workload, plans) else 1
+        every = math.ceil(len(plans) / STREAM_LOOKS) if self._needs_all(workload, plans) else 1
         return plans[::every]
 
-    def _spreads(self, workload: Workload, plans: list[Plan]) -> bool:
-        """Whether the size of a tile does not tell which of these plans takes more memory.
+    def _needs_all(self, workload: Workload, plans: list[Plan]) -> bool:
+        """Whether larger tiles may take less memory: in a stream whose states are not offloaded.
 
-        In a stream large tiles take much at once, and small ones, which overlap more, much for
-        states.
+        Large tiles take much memory at once. Small tiles overlap more and have larger states.
         """
         return workload.latents is None and not any(plan.offload for plan in plans)
 
     def tiles(self, workload: Workload, plan: Plan) -> list[Region | None]:
-        """The tiles of a plan."""
+        """Returns the tiles of a plan."""
         return make_tiles(self.network, workload.height, workload.width, plan)
 
     def memory(self, workload: Workload, plan: Plan) -> int:
-        """The expected peak of ``plan`` in bytes: with the result, without model and input."""
+        """Returns the expected peak of ``plan`` in bytes, without model and input."""
         return self._memory(workload, replace(plan, lean=False))
 
     @torch.no_grad()
@@ -199,18 +197,18 @@ class Planner:
 
         def peak(latents: int) -> int:
             x = self._input(workload, latents)
-            # The second tile finds the result already there, and so do later steps of the first.
+            # The second tile runs while the result takes memory. So do later steps of one tile.
             several = len(self.tiles(workload, plan)) > 1 and latents <= plan.latents_at_once + 1
             tiles = [largest] * (2 if several else 1)
             coding = Coding(self.network, plan, LocalTiles(tiles), latents)
             with MemoryMeter([x, *self._parameters]) as meter:
-                join(coding.push([x]), self.network.output_frames(x.shape[2], starts=True))
+                join(coding.push([x]), self.network.count_output_frames(x.shape[2], starts=True))
             return meter.peak
 
-        return self._overhead + extrapolated(peak, workload.latents, plan)
+        return self._overhead + extrapolate_cost(peak, workload.latents, plan)
 
     def _stream_memory(self, workload: Workload, plan: Plan, largest: Region | None) -> int:
-        """The peak of a stream of one tile, and the states of all others that stay there."""
+        """Returns the peak of a stream of one tile plus the states of all other tiles, in bytes."""
         peak = self._peak_of_tile(workload, replace(plan, offload=False))
         if largest is None or plan.offload:
             return peak
@@ -227,7 +225,7 @@ class Planner:
 
     @torch.no_grad()
     def _find_peak_of_tile(self, workload: Workload, plan: Plan) -> int:
-        """The peak of a stream of the largest tile."""
+        """Returns the peak of a stream of the largest tile alone, in bytes."""
         at_once = plan.latents_at_once
         coding = Coding(self.network, plan, LocalTiles([self.costs.largest_tile(workload, plan)]))
         x = self._input(workload, 1 + 2 * at_once)
@@ -239,7 +237,7 @@ class Planner:
         return meter.peak
 
     def _state_sizes(self, workload: Workload, plan: Plan, tiles: Sequence[Region]) -> list[int]:
-        """Bytes that the tiled layers keep for each tile."""
+        """Returns the bytes of the states that the tiled layers keep for each tile."""
         coding = Coding(self.network, plan, LocalTiles(tiles))
         for _ in coding.push([self._input(workload, 1 + 2)]):
             pass
@@ -250,17 +248,17 @@ class Planner:
         ]
 
     def _plans(self, workload: Workload) -> Iterator[list[list[Plan]]]:
-        """Plans that are worth a look, in kinds that differ in their tiles alone.
+        """Yields plans to try, grouped by kind: plans of one kind differ only in their tiles.
 
-        Kinds that come together are about equally fast, except for tiles; slower ones come later.
+        The kinds of one list are about equally fast. Slower kinds come in later lists.
         """
         if unstreamable_layers(nn.ModuleList(self.network.layers)):
             return
         factor = self.network.spatial_factor
         tile_sizes = [
             *product(
-                tile_sides(workload.height, factor, self._smallest_tile),
-                tile_sides(workload.width, factor, self._smallest_tile),
+                list_tile_sides(workload.height, factor, self._smallest_tile),
+                list_tile_sides(workload.width, factor, self._smallest_tile),
             )
         ]
         offloads = (False, True) if workload.offloads and workload.latents is None else (False,)
@@ -270,7 +268,7 @@ class Planner:
             yield [plain if offload else [Plan(None, frames, lean=True), *plain], split]
 
     def _slowness(self, workload: Workload, plan: Plan) -> int:
-        """A number that grows as the time of plans that differ in their tiles alone."""
+        """Returns a number that orders plans which differ only in their tiles: larger is slower."""
         return self.costs.multiply_adds(
             workload if workload.latents else replace(workload, latents=2), plan
         )
@@ -289,32 +287,32 @@ class Planner:
 
 
 def choose_plan(network: Network, workload: Workload, limits: Limits) -> Plan:
-    """The plan that ``limits`` ask for.
+    """Returns the plan that ``limits`` ask for.
 
     Raises:
-        UserError: the tile size is not a multiple of the spatial factor, or the memory cannot be
-            read.
-        TooLittleMemory: no plan takes so little.
+        UserError: the tile size is not a multiple of the spatial factor, or the text of the memory
+            limit cannot be read.
+        TooLittleMemory: every plan takes more than the memory limit.
     """
     if limits.plan is not None:
         return limits.plan
     if limits.max_memory is not None:
         return plan_within(network, workload, parse_memory(limits.max_memory))
-    return default_plan(network, workload.height, workload.width, limits.tile_sides)
+    return make_default_plan(network, workload.height, workload.width, limits.tile_sides)
 
 
 @remember_by_architecture
 def plan_within(network: Network, workload: Workload, max_memory: int) -> Plan:
-    """The fastest plan within ``max_memory`` bytes.
+    """Returns the fastest plan within ``max_memory`` bytes.
 
     Raises:
-        TooLittleMemory: no plan takes so little.
+        TooLittleMemory: every plan takes more.
     """
     return Planner(network).plan_for(workload, max_memory)
 
 
-def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
-    """Lengths of tiles that are worth a look along a side in pixels, the longest first."""
+def list_tile_sides(side: int, factor: int, smallest: int) -> list[int]:
+    """Returns lengths of tiles to try along a side, in pixels, the longest first."""
     most = max(1, side // smallest)
     counts, count = [most], 1
     while count < most:
@@ -323,8 +321,8 @@ def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
     return sorted({math.ceil(side / factor / n) * factor for n in counts}, reverse=True)
 
 
-def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
-    """The ``cost`` of a clip of so many latents; the cost of a long one follows from short ones."""
+def extrapolate_cost(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
+    """Returns the ``cost`` of a clip of ``latents`` latents, for long clips from shorter clips."""
     at_once = plan.latents_at_once
     # After the second full step, the cost grows evenly.
     short, longer = 1 + 2 * at_once, 1 + 3 * at_once
@@ -335,12 +333,12 @@ def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Adds up the memory of tensors as they come and go inside ``with``, without the given ones."""
+    """A meter of the memory of all tensors that exist inside ``with``, except the given tensors."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.peak = self._current = 0
-        # By identity, which nothing else gets before the storage is gone.
+        # By identity: no other storage can have it while this one exists.
         self._given = {id(storage): storage for storage in map(Tensor.untyped_storage, given)}
         self._counted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -368,10 +366,10 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def parse_memory(memory: Memory) -> int:
-    """The bytes of a text such as "700MB" or "4.5 GB" (units of 1024); a number stands for itself.
+    """Returns the bytes of a text such as "700MB" or "4.5 GB" (1 KB is 1024); a number is bytes.
 
     Raises:
-        UserError: it is no such text.
+        UserError: the text cannot be read.
     """
     if isinstance(memory, int):
         return memory
@@ -382,5 +380,5 @@ def parse_memory(memory: Memory) -> int:
 
 
 def show_memory(size: int) -> str:
-    """Bytes as text that ``parse_memory`` reads, rounded up."""
+    """Returns bytes as text in MB, rounded up, which ``parse_memory`` reads."""
     return f"{-(-size // UNITS['MB'])}MB"

@@ -1,4 +1,4 @@
-"""Compiled steps: what people ask of ``torch.compile``, and the step it gives."""
+"""Compiled steps: the options of ``torch.compile``, and the compiled step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from wanvae.nn import State
 from wanvae.nn.sequential import step_through
 
-# How many times a step may be compiled: each size takes a few, for the encoder and the decoder, the
-# first step and later ones. PyTorch's own limit is 8, after which nothing more is compiled.
+# How often a step may be compiled. Each size needs a few compilations: encoder and decoder, first
+# step and later steps. After PyTorch's own limit of 8, new sizes run without compilation.
 RECOMPILE_LIMIT = 256
 
 
@@ -27,12 +27,12 @@ class Compilation:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Compilation:
-        """Compilation with these options of ``torch.compile``, the options of a backend too.
+        """Returns a compilation with options of ``torch.compile``, also options of a backend.
 
-        Unless they say otherwise each size is compiled for itself, and so may many sizes.
+        By default each size is compiled for itself, up to ``RECOMPILE_LIMIT`` times.
         """
         usual: dict[str, Any] = {"dynamic": False}
-        # Releases of PyTorch before the option know one limit for the whole process alone.
+        # An older PyTorch has only one limit for the whole process.
         if "recompile_limit" in signature(torch.compile).parameters:
             usual["recompile_limit"] = RECOMPILE_LIMIT
         options = {**usual, **options}

@@ -39,6 +39,7 @@ class VideoInfo:
         frames: the count in the container, or an estimate from its duration; None if the file has
             neither. Good for a progress bar, not for the size of an array.
         is_image: whether the file is a still image.
+        estimated: whether the container does not count its frames, so that `frames` is not exact.
     """
 
     width: int
@@ -46,6 +47,7 @@ class VideoInfo:
     fps: Fraction
     frames: int | None
     is_image: bool
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class VideoReader:
     def _describe(self, first: av.VideoFrame) -> VideoInfo:
         name = self._container.format.name
         if name == "image2" or name.endswith("_pipe"):
-            fps, frames, is_image = Fraction(1), 1, True
+            fps, frames, is_image, estimated = Fraction(1), 1, True, False
         else:
             fps, is_image = self._rate(), False
             duration = self._duration()
@@ -118,10 +120,17 @@ class VideoReader:
                 # Counted from time 0, at which the first frame need not be.
                 duration -= (self._origin or 0) * self._tick
             estimate = None if duration is None else max(1, round(duration * fps))
-            frames = self._stream.frames or estimate
+            frames, estimated = self._stream.frames or estimate, not self._stream.frames
         sideways = round(first.rotation / 90) % 2 == 1
         width, height = self._coded_size[::-1] if sideways else self._coded_size
-        return VideoInfo(width=width, height=height, fps=fps, frames=frames, is_image=is_image)
+        return VideoInfo(
+            width=width,
+            height=height,
+            fps=fps,
+            frames=frames,
+            is_image=is_image,
+            estimated=estimated,
+        )
 
     def _rate(self) -> Fraction:
         rates = [self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate]
@@ -208,6 +217,11 @@ class VideoReader:
             self._container.close()
             self._open()
             self._frames = self._timed(self._raw_frames())
+
+    def skip(self, count: int) -> None:
+        """Passes over the next `count` frames, which are decoded but not converted."""
+        for _ in islice(self._frames, count):
+            pass
 
     def at_rate(self, fps: Fraction, first: int = 0) -> Iterator[Frame]:
         """The frames shown at `first / fps`, `(first + 1) / fps`, ... seconds from the first frame.
