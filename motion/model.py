@@ -23,6 +23,7 @@ from wanvae.engine.hub import upload
 from wanvae.engine.tensors import check_is_tensor, parse_dtype
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
+from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.nn.masking import make_mask
 from wanvae.nn.residual import ActivationKind
 
@@ -81,8 +82,8 @@ class RVQVAE(nn.Module):
                 if this path does not exist, the ``"org/name"`` of a repository on the Hugging Face
                 Hub. Layout, widths, depths, stages and codebooks are detected.
             dtype: dtype of encoder and decoder, also as text like "bfloat16"; None keeps the dtype
-                of the file. The normalizer and the codebooks are float64 if this is float64, else
-                float32.
+                of the file, or takes float32 if the CPU only emulates that dtype, and logs so. The normalizer and the codebooks
+                are float64 if this is float64, else float32.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: options that the tensors of
@@ -111,6 +112,10 @@ class RVQVAE(nn.Module):
             warn_of_missing_normalizer(path)
         use_channels_last(model)
         model.to(device)
+        parameter = next(model.encoder.parameters())
+        if dtype is None and default_dtype(parameter.dtype, parameter.device) != parameter.dtype:
+            tell_of_emulation(path, parameter.dtype)
+            dtype = default_dtype(parameter.dtype, parameter.device)
         if dtype is not None:
             for network in (model.encoder, model.decoder):
                 network.to(dtype)

@@ -18,6 +18,7 @@ from tests.helpers import WAN22, random_video, randomize, run_steps, tiny
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.nn import BlockSpec, Decoder, Encoder
 from wanvae.nn.coder import CoderSpec
+from wanvae.nn.kernels import precision
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -449,6 +450,34 @@ def test_gradients_reach_the_video_through_a_frozen_encoder():
     video = random_video(5).requires_grad_()
     vae(video).video.sum().backward()
     assert video.grad.abs().max() > 0
+
+
+def test_a_cpu_loads_half_types_that_it_emulates_in_float32(tmp_path, monkeypatch, caplog):
+    half, path = tiny().half(), tmp_path / "half.safetensors"
+    half.save_pretrained(path)
+    load = WanVAE.from_pretrained
+
+    monkeypatch.setattr(precision, "EMULATED_DTYPES", frozenset({torch.float16}))
+    vae = load(path)
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
+    assert torch.equal(vae.conv2.weight, half.conv2.weight.float())
+    (record,) = caplog.records
+    assert "half.safetensors holds float16, which this CPU only emulates" in record.getMessage()
+
+    caplog.clear()
+    assert load(path, torch.float16).decode_dtype == torch.float16
+    vae = load(path, encode_dtype=torch.float16, decode_dtype=torch.bfloat16)
+    assert (vae.encode_dtype, vae.decode_dtype) == (torch.float16, torch.bfloat16)
+    assert load(path, device="meta").encode_dtype == torch.float16
+    assert not caplog.records
+    vae = load(path, encode_dtype=torch.float16)
+    assert (vae.encode_dtype, vae.decode_dtype) == (torch.float16, torch.float32)
+    assert len(caplog.records) == 1
+
+    caplog.clear()
+    monkeypatch.setattr(precision, "EMULATED_DTYPES", frozenset())
+    assert load(path).encode_dtype == torch.float16
+    assert not caplog.records
 
 
 def test_import_is_light():

@@ -16,6 +16,7 @@ from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
+from wanvae.engine.finite import check_input, check_result
 from wanvae.engine.hub import upload
 from wanvae.engine.tensors import check_is_tensor, parse_dtype
 from wanvae.errors import UserError
@@ -25,6 +26,7 @@ from wanvae.execution.network import Network, make_network
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class WanVAE(nn.Module):
                 does not exist, the ``"org/name"`` of a repository on the Hugging Face Hub. The
                 layout and the architecture are detected.
             dtype: dtype of the parameters, also as text like "bfloat16"; None keeps the dtype of
-                the file.
+                the file, or takes float32 if the CPU only emulates that dtype (float16 on most CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
@@ -116,11 +118,20 @@ class WanVAE(nn.Module):
             vae = cls(loaded.config)
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
-        vae.to(device=device, dtype=dtype)
-        for module in (vae.encoder, vae.conv1):
-            module.to(dtype=encode_dtype)
-        for module in (vae.decoder, vae.conv2):
-            module.to(dtype=decode_dtype)
+        target = torch.device(device or "cpu")
+        emulated = set()
+        for asked, network, projection in (
+            (encode_dtype or dtype, vae.encoder, vae.conv1),
+            (decode_dtype or dtype, vae.decoder, vae.conv2),
+        ):
+            stored = projection.weight.dtype
+            if asked is None and default_dtype(stored, target) != stored:
+                asked = default_dtype(stored, target)
+                emulated.add(stored)
+            for module in (network, projection):
+                module.to(device=target, dtype=asked)
+        for stored in emulated:
+            tell_of_emulation(path, stored)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
@@ -245,10 +256,13 @@ class WanVAE(nn.Module):
         Raises:
             UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
                 ``max_memory`` is too small.
+            NotFiniteError: the video has values that are NaN or infinite, or the output has.
         """
         self.check_clip(video)
         runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
-        return Posterior.from_moments(runner.run(video))
+        moments = runner.run(video)
+        check_result(moments, video, decoding=False)
+        return Posterior.from_moments(moments)
 
     @torch.no_grad()
     def decode(
@@ -281,10 +295,13 @@ class WanVAE(nn.Module):
         Raises:
             UserError: ``latents`` has another shape, ``tile_size`` is not a multiple of 8, or
                 ``max_memory`` is too small.
+            NotFiniteError: ``latents`` has values that are NaN or infinite, or the output has.
         """
         self.check_latents(latents)
+        check_input(latents, "latents")
         runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
         video = runner.run(latents)
+        check_result(video, latents, decoding=True)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
@@ -337,7 +354,7 @@ class WanVAE(nn.Module):
         Args:
             options: the options of ``torch.compile``, which refuses unknown options.
         """
-        self.compilation = Compilation.from_options({"dynamic": False, **options})
+        self.compilation = Compilation.from_options(options)
         compiled_step(self.compilation)  # refuses bad options now, not with the first video
         super().compile(**self.compilation.options)
 

@@ -23,6 +23,7 @@ from wanvae.commands.options import DTYPES, load_model
 from wanvae.engine.memory import is_out_of_memory
 from wanvae.execution.budget import Planner, parse_memory
 from wanvae.execution.cost import Workload
+from wanvae.nn.kernels import precision
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}
@@ -123,6 +124,17 @@ def test_info(files: Path, run: Run) -> None:
         "z_dim: 2",
     ]
     assert err == ""
+
+
+def test_info_tells_of_a_dtype_that_this_cpu_emulates(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "half.safetensors"
+    tiny().half().save_pretrained(path)
+    for emulated in ({torch.float16}, set()):
+        monkeypatch.setattr(precision, "EMULATED_DTYPES", frozenset(emulated))
+        notes = [line for line in run("info", path)[0].splitlines() if "emulates float16" in line]
+        assert len(notes) == len(emulated)
 
 
 def test_an_image_model(tmp_path: Path, files: Path, run: Run) -> None:

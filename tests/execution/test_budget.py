@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import WAN22, random_video, tensors_in, tiny
@@ -201,6 +202,72 @@ def test_max_memory_runs_by_the_plan_of_a_planner(decoding):
     with pytest.raises(TooLittleMemory) as error:
         Runner(case.network, Limits(max_memory="1KB")).run(case.input())
     assert error.value.needed > 2**20
+
+
+def exhaustive(case, limit):
+    """The fastest plan within a limit, when each plan is looked at."""
+    planner, workload = case.planner, case.workload
+    for kinds in planner._plans(workload):
+        plans = [plan for plans in kinds for plan in plans]
+        fitting = [plan for plan in plans if planner.memory(workload, plan) <= limit]
+        if fitting:
+            return min(fitting, key=lambda plan: planner._slowness(workload, plan))
+    return None
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize("variant", [{}, WAN22], ids=str)
+def test_few_looks_find_the_plan_that_all_looks_find(decoding, variant):
+    case = Case(decoding, sides=(64, 96), **variant)
+    whole = case.planner.memory(case.workload, Plan(None, 2))
+    smallest = smallest_of(case.planner, case.workload)
+    for eighths in range(8):
+        limit = smallest + (whole - 1 - smallest) * eighths // 7
+        few = Planner(case.network, overhead=0, planning_memory=0, smallest_tile=16)
+        assert few.plan_for(case.workload, limit) == exhaustive(case, limit), limit
+    with pytest.raises(TooLittleMemory):
+        case.planner.plan_for(case.workload, smallest - 1)
+    assert exhaustive(case, smallest - 1) is None
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations inside ``with``."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_a_plan_for_large_frames_takes_few_looks(monkeypatch, decoding):
+    case = Case(decoding, latents=21, sides=(720, 1280))
+    planner = Planner(case.network, overhead=0, planning_memory=0)
+    looks = []
+    find = planner._memory
+
+    def look(workload, plan):
+        looks.append(plan)
+        return find(workload, plan)
+
+    monkeypatch.setattr(planner, "_memory", look)
+    whole = planner.memory(case.workload, Plan(None, 2))
+    looks.clear()
+    planner.plan_for(case.workload, whole // 2)
+    assert len(list(dict.fromkeys(looks))) <= 16
+
+
+def test_a_look_at_the_full_size_takes_few_operations():
+    with torch.device("meta"):
+        vae = WanVAE(WanVAEConfig())
+    planner = Planner(vae.decoder_network())
+    workload = Workload(1, 16, 21, 720, 1280, torch.float32)
+    with Operations() as operations:
+        planner.memory(workload, Plan((240, 432), 2))
+    assert operations.count < 12_000  # 53,000 while values were computed that nobody needs
 
 
 def test_plenty_is_the_default_plan():

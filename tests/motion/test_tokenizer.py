@@ -10,6 +10,7 @@ from motion.config import QuantizerConfig, ResnetConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
 from tests.helpers import randomize
 from tests.motion import golden
+from wanvae.nn.kernels import precision
 from wanvae.nn.norm import BatchNorm
 
 
@@ -270,6 +271,17 @@ def test_the_dtype_is_of_the_networks(tmp_path, dtype):
     tolerance = 0.1 if dtype is torch.bfloat16 else 1e-4
     expected = model.decode(indices).to(exact)
     assert (decoded - expected).norm() < tolerance * expected.norm()
+
+
+def test_a_cpu_loads_half_types_that_it_emulates_in_float32(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "half.safetensors"
+    make(resnet()).half().save_pretrained(path)
+    monkeypatch.setattr(precision, "EMULATED_DTYPES", frozenset({torch.float16}))
+    assert RVQVAE.from_pretrained(path).dtype == torch.float32
+    (record,) = caplog.records
+    assert "holds float16, which this CPU only emulates" in record.getMessage()
+    assert RVQVAE.from_pretrained(path, torch.float16).dtype == torch.float16
+    assert len(caplog.records) == 1
 
 
 def test_features_are_normalized_as_the_networks_see_them():

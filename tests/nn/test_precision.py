@@ -182,3 +182,17 @@ def test_a_compiled_step_follows_autocast(monkeypatch, gradients, emulated):
         y, expected = step(x, None)[0], block.step(x, None)[0]
     assert y.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_weights_that_a_cpu_emulates_are_trained_through_float32(case, monkeypatch, dtype):
+    """The backward pass too, which PyTorch does not have in every half type."""
+    layer, x, _ = case
+    monkeypatch.setattr(precision, "EMULATED_DTYPES", frozenset({dtype}))
+    layer.to(dtype).zero_grad()
+    with ConvolutionDtypes() as dtypes:
+        y = layer(x.to(dtype))
+        y.float().square().sum().backward()
+    assert dtypes.seen <= {torch.float32}
+    assert y.dtype == dtype
+    assert all(parameter.grad.dtype == dtype for parameter in layer.parameters())

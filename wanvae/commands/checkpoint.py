@@ -10,6 +10,7 @@ from wanvae.commands.options import DTYPES, checkpoint_of
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
+from wanvae.nn.kernels.precision import emulated_among
 
 
 def info(arguments: Namespace) -> None:
@@ -29,6 +30,11 @@ def info(arguments: Namespace) -> None:
         print(f"{name}: {value}")
     for note in checkpoint.notes:
         print(f"note: {note}")
+    for dtype in emulated_among(tensor.dtype for tensor in checkpoint.tensors.values()):
+        print(
+            f"note: this CPU only emulates {dtype}: on it float32 is computed, unless a dtype is "
+            "asked for"
+        )
 
 
 def convert_checkpoint(arguments: Namespace) -> None:

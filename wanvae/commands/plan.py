@@ -15,7 +15,7 @@ from wanvae.engine.command_line.options import add_device_option
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import default_device
 from wanvae.errors import UserError
-from wanvae.execution.budget import Planner, TooLittleMemory, choose_plan, show_memory
+from wanvae.execution.budget import Planner, TooLittleMemory, show_memory
 from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
 from wanvae.execution.plan import Plan
@@ -40,7 +40,7 @@ def plan(arguments: Namespace) -> None:
         sides = scale * arguments.height, scale * arguments.width
         workload = Workload(1, channels, latents, *sides, DTYPES[arguments.dtype], offloads)
         planner = Planner(network)
-        chosen = choose_plan(network, workload, limits)
+        chosen = planner.choose(workload, limits)
         print(f"{task}: {describe(planner, workload, chosen)}")
         if offloads and limits.max_memory is not None:
             print(f"{task} as a stream: {describe_stream(planner, workload, limits)}")
@@ -79,7 +79,7 @@ def describe_stream(planner: Planner, workload: Workload, limits: Limits) -> str
     """Returns the plan that a GPU chooses for a stream without end, in one line."""
     stream = replace(workload, latents=None)
     try:
-        chosen = choose_plan(planner.network, stream, limits)
+        chosen = planner.choose(stream, limits)
     except TooLittleMemory as error:
         return str(error)
     offloaded = ", states offloaded" if chosen.offload else ""

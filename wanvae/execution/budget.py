@@ -11,10 +11,10 @@ import re
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.network import Network, remember_by_architecture
 from wanvae.execution.plan import Plan, make_default_plan, make_tiles
 from wanvae.execution.tiling import Coding, LocalTiles
+from wanvae.nn import unstreamable_layers
 from wanvae.nn.region import Region
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
@@ -85,6 +86,7 @@ class Planner:
         self._smallest_tile = smallest_tile
         self._parameters = list(nn.ModuleList(self.network.layers).parameters())
         self._memory = cache(self._find_memory)
+        self._peak_of_tile = cache(self._find_peak_of_tile)
 
     def plan_for(self, workload: Workload, max_memory: int) -> Plan:
         """Returns the plan that is expected to be fastest within ``max_memory`` bytes.
@@ -95,9 +97,9 @@ class Planner:
             TooLittleMemory: every plan takes more.
         """
         planning = 0 if workload.offloads else self._planning_memory
-        plan, smallest = self._fastest_within(workload, max_memory - planning)
+        plan = self._fastest_within(workload, max_memory - planning)
         if plan is None:
-            needed = smallest + planning
+            needed = self._smallest(workload) + planning
             raise TooLittleMemory(
                 f"{show_memory(max_memory)} is too little memory for this: it takes at least "
                 f"{show_memory(needed)}, besides the model and its input",
@@ -105,20 +107,79 @@ class Planner:
             )
         return plan
 
-    def _fastest_within(self, workload: Workload, limit: int) -> tuple[Plan | None, int]:
-        """Returns the fastest plan within ``limit`` bytes, and the least memory that was seen."""
+    def choose(self, workload: Workload, limits: Limits) -> Plan:
+        """Returns what ``choose_plan`` returns for this network, with the costs found so far."""
+        if limits.max_memory is None or limits.plan is not None:
+            return choose_plan(self.network, workload, limits)
+        return self.plan_for(workload, parse_memory(limits.max_memory))
+
+    def _fastest_within(self, workload: Workload, limit: int) -> Plan | None:
+        """Returns the fastest plan within ``limit`` bytes, or None if every plan takes more."""
         whole = make_default_plan(self.network, workload.height, workload.width, None)
-        smallest = self.memory(workload, whole)
-        if smallest <= limit:
-            return replace(whole, lean=True), smallest
-        for kinds in self._plans(workload) if whole.frames is not None else []:
-            looks = [self._look(workload, plans, limit) for plans in kinds]
-            fitting = [plan for plans, _ in looks for plan in plans]
-            smallest = min(smallest, *(least for _, least in looks))
-            for plan in sorted(fitting, key=lambda plan: self._slowness(workload, plan)):
-                if self.memory(workload, plan) <= limit:
-                    return plan, smallest
-        return None, smallest
+        if self.memory(workload, whole) <= limit:
+            return replace(whole, lean=True)
+        for kinds in self._plans(workload):
+            best: Plan | None = None
+            for plans in kinds:
+                best = self._faster(workload, plans, limit, best) or best
+            if best is not None:
+                return best
+        return None
+
+    def _faster(
+        self, workload: Workload, plans: list[Plan], limit: int, best: Plan | None
+    ) -> Plan | None:
+        """Returns the fastest plan of a kind that fits and is faster than ``best``, or None."""
+        plans = self._plans_to_try(workload, plans)
+        if best is not None:
+            slowness = self._slowness(workload, best)
+            plans = [plan for plan in plans if self._slowness(workload, plan) < slowness]
+        if not self._needs_all(workload, plans):
+            plans = plans[: max(self._count_within(workload, plans, limit), FEWEST_LOOKS)]
+        by_time = sorted(plans, key=lambda plan: self._slowness(workload, plan))
+        return next((plan for plan in by_time if self.memory(workload, plan) <= limit), None)
+
+    def _count_within(self, workload: Workload, plans: list[Plan], limit: int) -> int:
+        """Returns how many plans fit. ``plans`` are in order of their tiles, the smallest first.
+
+        Memory grows about linearly with the area of the largest tile, so a few plans tell.
+        """
+        areas = [self.costs.largest_area(workload, plan) for plan in plans]
+        low, high, index = 0, len(plans), len(plans) // 2
+        before: tuple[int, int] | None = None
+        guesses = 4  # after these, a binary search
+        while low < high:
+            area, memory = areas[index], self.memory(workload, plans[index])
+            low, high = (index + 1, high) if memory <= limit else (low, index)
+            index = (low + high) // 2
+            if before is not None and memory != before[1] and guesses:
+                guesses -= 1
+                slope = (area - before[0]) / (memory - before[1])
+                index = bisect_right(areas, area + slope * (limit - memory))
+            index = min(max(index, low), high - 1)
+            before = area, memory
+        return low
+
+    def _smallest(self, workload: Workload) -> int:
+        """Returns the least memory of all plans that are tried, in bytes."""
+        smallest = [make_default_plan(self.network, workload.height, workload.width, None)]
+        for plans in chain.from_iterable(self._plans(workload)):
+            looks = self._plans_to_try(workload, plans)
+            smallest += looks if self._needs_all(workload, looks) else looks[:FEWEST_LOOKS]
+        return min(self.memory(workload, plan) for plan in smallest)
+
+    def _plans_to_try(self, workload: Workload, plans: list[Plan]) -> list[Plan]:
+        """Returns the plans of a kind to try, in order of their tiles, the smallest first."""
+        plans = sorted(plans, key=lambda plan: self.costs.largest_area(workload, plan))
+        every = math.ceil(len(plans) / STREAM_LOOKS) if self._needs_all(workload, plans) else 1
+        return plans[::every]
+
+    def _needs_all(self, workload: Workload, plans: list[Plan]) -> bool:
+        """Whether larger tiles may take less memory: in a stream whose states are not offloaded.
+
+        Large tiles take much memory at once. Small tiles overlap more and have larger states.
+        """
+        return workload.latents is None and not any(plan.offload for plan in plans)
 
     def tiles(self, workload: Workload, plan: Plan) -> list[Region | None]:
         """Returns the tiles of a plan."""
@@ -136,8 +197,9 @@ class Planner:
 
         def peak(latents: int) -> int:
             x = self._input(workload, latents)
-            # Two tiles, because the result already takes memory when the second tile runs.
-            tiles = [largest] if len(self.tiles(workload, plan)) == 1 else [largest, largest]
+            # The second tile runs while the result takes memory. So do later steps of one tile.
+            several = len(self.tiles(workload, plan)) > 1 and latents <= plan.latents_at_once + 1
+            tiles = [largest] * (2 if several else 1)
             coding = Coding(self.network, plan, LocalTiles(tiles), latents)
             with MemoryMeter([x, *self._parameters]) as meter:
                 join(coding.push([x]), self.network.count_output_frames(x.shape[2], starts=True))
@@ -147,37 +209,51 @@ class Planner:
 
     def _stream_memory(self, workload: Workload, plan: Plan, largest: Region | None) -> int:
         """Returns the peak of a stream of one tile plus the states of all other tiles, in bytes."""
+        peak = self._peak_of_tile(workload, replace(plan, offload=False))
+        if largest is None or plan.offload:
+            return peak
+        # Tiles that read and write the same sizes have states of the same size.
+        tiles = [tile for tile in self.tiles(workload, plan) if tile is not None]
+        kinds = [(self.costs.kind(tile, plan), tile) for tile in tiles]
+        numbers = Counter(kind for kind, _ in kinds)
+        of_kinds = dict(kinds)
+        sizes = dict(
+            zip(of_kinds, self._state_sizes(workload, plan, [*of_kinds.values()]), strict=True)
+        )
+        states = sum(size * numbers[kind] for kind, size in sizes.items())
+        return peak + states - sizes[self.costs.kind(largest, plan)]
+
+    @torch.no_grad()
+    def _find_peak_of_tile(self, workload: Workload, plan: Plan) -> int:
+        """Returns the peak of a stream of the largest tile alone, in bytes."""
         at_once = plan.latents_at_once
-        coding = Coding(self.network, replace(plan, offload=False), LocalTiles([largest]))
+        coding = Coding(self.network, plan, LocalTiles([self.costs.largest_tile(workload, plan)]))
         x = self._input(workload, 1 + 2 * at_once)
         steps = [1, *[at_once * self.network.group] * 2]
         with MemoryMeter([x, *self._parameters]) as meter:
             for piece in x.split(steps, dim=2):
                 for _ in coding.push([piece]):
                     pass
-        if largest is None or plan.offload:
-            return meter.peak
-        # Tiles that read and write the same sizes have states of the same size.
-        tiles = [tile for tile in self.tiles(workload, plan) if tile is not None]
-        kinds = [(self.costs.kind(tile, plan), tile) for tile in tiles]
-        numbers = Counter(kind for kind, _ in kinds)
-        sizes = {kind: self._state_size(workload, plan, tile) for kind, tile in dict(kinds).items()}
-        states = sum(size * numbers[kind] for kind, size in sizes.items())
-        return meter.peak + states - sizes[self.costs.kind(largest, plan)]
+        return meter.peak
 
-    def _state_size(self, workload: Workload, plan: Plan, tile: Region | None) -> int:
-        """Returns the bytes of the states that the tiled layers keep for a tile."""
-        coding = Coding(self.network, plan, LocalTiles([tile]))
+    def _state_sizes(self, workload: Workload, plan: Plan, tiles: Sequence[Region]) -> list[int]:
+        """Returns the bytes of the states that the tiled layers keep for each tile."""
+        coding = Coding(self.network, plan, LocalTiles(tiles))
         for _ in coding.push([self._input(workload, 1 + 2)]):
             pass
-        states = [flow.state for part, flows in coding.parts if not part.whole for _, flow in flows]
-        return sum(leaf.nbytes for leaf in tree_leaves(states))
+        flows = zip(*(flows for part, flows in coding.parts if not part.whole), strict=True)
+        return [
+            sum(leaf.nbytes for leaf in tree_leaves([flow.state for _, flow in of_tile]))
+            for of_tile in flows
+        ]
 
     def _plans(self, workload: Workload) -> Iterator[list[list[Plan]]]:
         """Yields plans to try, grouped by kind: plans of one kind differ only in their tiles.
 
         The kinds of one list are about equally fast. Slower kinds come in later lists.
         """
+        if unstreamable_layers(nn.ModuleList(self.network.layers)):
+            return
         factor = self.network.spatial_factor
         tile_sizes = [
             *product(
@@ -190,19 +266,6 @@ class Planner:
             split = [Plan(size, frames, True, True, offload) for size in tile_sizes]
             plain = [replace(plan, split_core=False) for plan in split]
             yield [plain if offload else [Plan(None, frames, lean=True), *plain], split]
-
-    def _look(self, workload: Workload, plans: list[Plan], limit: int) -> tuple[list[Plan], int]:
-        """Returns the plans of a kind that may fit, and the least memory of all tried plans."""
-        plans = sorted(plans, key=lambda plan: self.costs.largest_area(workload, plan))
-        if workload.latents is None and not plans[0].offload:
-            # Large tiles take much memory at once. Small tiles overlap more and have larger states.
-            plans = plans[:: math.ceil(len(plans) / STREAM_LOOKS)]
-            fitting = [plan for plan in plans if self.memory(workload, plan) <= limit]
-            return fitting, min(self.memory(workload, plan) for plan in plans)
-        # Larger tiles take more memory, so a binary search finds which tiles fit.
-        count = bisect_right(plans, limit, key=lambda plan: self.memory(workload, plan))
-        least = min(self.memory(workload, plan) for plan in plans[:FEWEST_LOOKS])
-        return plans[: max(count, FEWEST_LOOKS)], least
 
     def _slowness(self, workload: Workload, plan: Plan) -> int:
         """Returns a number that orders plans which differ only in their tiles: larger is slower."""
@@ -275,29 +338,31 @@ class MemoryMeter(TorchDispatchMode):
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.peak = self._current = 0
-        # Kept here too, because a weak set forgets objects that nobody holds.
-        self._given = [tensor.untyped_storage() for tensor in given]
-        self._counted = weakref.WeakSet(self._given)
+        # By identity: no other storage can have it while this one exists.
+        self._given = {id(storage): storage for storage in map(Tensor.untyped_storage, given)}
+        self._counted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in [result] if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._counted:
+        key, size = id(storage), storage.nbytes()
+        if key in self._given or key in self._counted:
             return
-        self._counted.add(storage)
-        self._current += storage.nbytes()
-        self.peak = max(self.peak, self._current)
-        weakref.finalize(storage, self._release, storage.nbytes())
 
-    def _release(self, size: int) -> None:
-        self._current -= size
+        def release(_: weakref.ref[torch.UntypedStorage]) -> None:
+            del self._counted[key]
+            self._current -= size
+
+        self._counted[key] = weakref.ref(storage, release)
+        self._current += size
+        self.peak = max(self.peak, self._current)
 
 
 def parse_memory(memory: Memory) -> int:

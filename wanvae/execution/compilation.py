@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from wanvae.nn import State
 from wanvae.nn.sequential import step_through
+
+# How often a step may be compiled. Each size needs a few compilations: encoder and decoder, first
+# step and later steps. After PyTorch's own limit of 8, new sizes run without compilation.
+RECOMPILE_LIMIT = 256
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,15 @@ class Compilation:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Compilation:
-        """Returns a compilation with options of ``torch.compile``, also options of a backend."""
+        """Returns a compilation with options of ``torch.compile``, also options of a backend.
+
+        By default each size is compiled for itself, up to ``RECOMPILE_LIMIT`` times.
+        """
+        usual: dict[str, Any] = {"dynamic": False}
+        # An older PyTorch has only one limit for the whole process.
+        if "recompile_limit" in signature(torch.compile).parameters:
+            usual["recompile_limit"] = RECOMPILE_LIMIT
+        options = {**usual, **options}
         hashable = (
             (name, tuple(value.items()) if isinstance(value, Mapping) else value)
             for name, value in options.items()

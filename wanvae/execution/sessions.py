@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from wanvae.engine.finite import check_input, check_result
 from wanvae.errors import UserError
 from wanvae.execution.flow import PushGuard
 from wanvae.execution.plan import Plan, PlanNumbers
@@ -148,6 +149,7 @@ class StreamEncoder(Session):
         Raises:
             UserError: H or W is not a multiple of 8, or differs from the frames before; the stream
                 is finished; or an earlier piece was not processed to its end.
+            NotFiniteError: the frames, or what the model gives in this dtype, is not finite.
         """
         self._require_unfinished()
         coding = self._begin_or_check(frames)
@@ -158,7 +160,7 @@ class StreamEncoder(Session):
             first = 0 if coding.started else 1
             ready = first + (frames.shape[2] - first) // factor * factor
             self._waiting = frames[:, :, ready:].clone() if ready < frames.shape[2] else None
-            return Posterior.from_moments(coding.run(frames[:, :, :ready])) if ready else None
+            return self._encode(coding, frames[:, :, :ready]) if ready else None
 
     @torch.no_grad()
     def finish(self) -> EncodeEnd:
@@ -178,8 +180,13 @@ class StreamEncoder(Session):
             self._waiting = None
             missing = self._runner.network.temporal_factor - frames.shape[2]
             tail = frames[:, :, -1:].expand(-1, -1, missing, -1, -1)
-            moments = coding.run(torch.cat([frames, tail], dim=2))
-            return EncodeEnd(Posterior.from_moments(moments), missing)
+            return EncodeEnd(self._encode(coding, torch.cat([frames, tail], dim=2)), missing)
+
+    def _encode(self, coding: Coding, frames: Tensor) -> Posterior:
+        """The posterior of the next whole groups of frames."""
+        moments = coding.run(frames)
+        check_result(moments, frames, decoding=False)
+        return Posterior.from_moments(moments)
 
     def _require_unfinished(self) -> None:
         if self._finished:
@@ -216,10 +223,13 @@ class StreamDecoder(Session):
         Raises:
             UserError: H or W differs from the latents before, or an earlier piece was not
                 processed to its end.
+            NotFiniteError: the latents, or what the model gives in this dtype, is not finite.
         """
         coding = self._begin_or_check(latents)
+        check_input(latents, "latents")
         with self._guard.pushing():
             video = coding.run(latents)
+            check_result(video, latents, decoding=True)
             return video.clamp_(-1, 1) if self._clamp else video
 
 

@@ -21,11 +21,16 @@ from wanvae.nn.kernels.attention import (
     attend_in_blocks,
 )
 from wanvae.nn.kernels.convolution import (
+    allocate_convolution,
     convolve_by_onednn,
     convolve_by_pytorch,
     with_fewest_multiplications,
 )
-from wanvae.nn.kernels.doubled import convolve_doubled_by_pytorch, convolve_doubled_in_phases
+from wanvae.nn.kernels.doubled import (
+    allocate_doubled,
+    convolve_doubled_by_pytorch,
+    convolve_doubled_in_phases,
+)
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -35,7 +40,7 @@ from wanvae.nn.kernels.history import (
     join_in_place,
 )
 from wanvae.nn.kernels.pointwise import add_in_place
-from wanvae.nn.kernels.precision import in_native_dtype
+from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
 from wanvae.nn.kernels.rms_norm import rms_norm_by_squares, rms_norm_by_vector_norm
 
 
@@ -95,7 +100,11 @@ convolve_on_cpu = (
     convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
 )
 
-PYTORCH_ON_CPU = replace(PYTORCH, convolve=convolve_on_cpu)
+PYTORCH_ON_CPU = replace(
+    PYTORCH,
+    convolve=in_native_dtype_of_weights(convolve_on_cpu),
+    convolve_doubled=in_native_dtype_of_weights(convolve_doubled_by_pytorch),
+)
 
 COMPILED_ON_CPU = replace(
     PYTORCH,
@@ -123,7 +132,8 @@ IN_PLACE_ON_CPU = replace(
 # Takes the memory of IN_PLACE_ON_CPU without values, so that plans can run on the meta device.
 MEMORY_OF_CPU = replace(
     IN_PLACE_ON_CPU,
-    convolve=in_native_dtype(with_fewest_multiplications(convolve_by_pytorch)),
+    convolve=in_native_dtype(with_fewest_multiplications(allocate_convolution)),
+    convolve_doubled=in_native_dtype(allocate_doubled),
     join=allocate_joined,
     attend=allocate_in_blocks,
 )

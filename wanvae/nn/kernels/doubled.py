@@ -38,6 +38,20 @@ def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     return y
 
 
+def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Allocates on the meta device what ``convolve_doubled_in_phases`` takes on other devices."""
+    batch, _, height, width = x.shape
+    channels = weight.shape[:2]
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    y = empty((batch, len(weight), 2 * height, 2 * width), x.dtype, x.device)
+    rows = [empty((*channels, 2, 3), exact, x.device) for _ in range(2)]
+    columns = [empty((*channels, 2, 2), exact, x.device) for _ in range(2)]
+    # A phase is freed only after the next one is computed.
+    phases = [empty((batch, len(weight), height + 1, width + 1), x.dtype, x.device) for _ in "ab"]
+    del rows, columns, phases
+    return y
+
+
 def make_phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Returns kernels of two weights along ``dim``, for even and odd outputs, from three weights.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
+LOGGER = logging.getLogger("wanvae")
 Geometry = ParamSpec("Geometry")
 # An operation on an input, a weight, a bias, and numbers such as stride and padding.
 Weighted = Callable[Concatenate[Tensor, Tensor, Tensor, Geometry], Tensor]
@@ -35,6 +37,29 @@ def native_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in EMULATED_DTYPES else dtype
 
 
+def default_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in where nobody asks for one: ``stored``, unless a CPU emulates it."""
+    return native_dtype(stored) if device.type == "cpu" else stored
+
+
+def emulated_among(dtypes: Iterable[torch.dtype]) -> list[str]:
+    """The names of the dtypes among some that this CPU only emulates."""
+    emulated = EMULATED_DTYPES.intersection(dtypes)
+    return sorted(str(dtype).removeprefix("torch.") for dtype in emulated)
+
+
+def tell_of_emulation(path: object, stored: torch.dtype) -> None:
+    """Log one line that says why a checkpoint is not computed in the dtype that it has."""
+    name = str(stored).removeprefix("torch.")
+    LOGGER.warning(
+        "%s holds %s, which this CPU only emulates, many times slower: computing in float32 "
+        "(dtype=%s keeps it)",
+        path,
+        name,
+        stored,
+    )
+
+
 def wide_dtype(x: Tensor) -> torch.dtype:
     """Returns the dtype for statistics of ``x``: float64 if ``x`` is float64, else float32."""
     return torch.promote_types(x.dtype, torch.float32)
@@ -54,6 +79,30 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 def output_dtype(weight: Tensor) -> torch.dtype:
     """Returns the dtype of the output of a layer: autocast's dtype, or the dtype of the weight."""
     return autocast_dtype(weight) or weight.dtype
+
+
+def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geometry]:
+    """``operation`` in float32 where the CPU only emulates the dtype of the weights.
+
+    It can be trained through, and PyTorch has not every backward pass in every half type. Under
+    autocast autocast's dtype is taken even where the CPU emulates it, which is PyTorch's rule.
+    """
+
+    def convert_and_run(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *args: Geometry.args,
+        **kwargs: Geometry.kwargs,
+    ) -> Tensor:
+        dtype = weight.dtype
+        native = native_dtype(dtype)
+        if native == dtype or autocast_dtype(weight) is not None:
+            return operation(x, weight, bias, *args, **kwargs)
+        bias = bias if bias is None else bias.to(native)
+        return operation(x.to(native), weight.to(native), bias, *args, **kwargs).to(dtype)
+
+    return convert_and_run
 
 
 def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:

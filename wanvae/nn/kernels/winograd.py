@@ -64,18 +64,16 @@ def convolve_by_winograd(
     y = empty((batch, weight.shape[0], frames, out_height, out_width), x.dtype, x.device)
     kernels = transform_weights(weight, axis)
     rows = choose_strip_rows(batch * channels * frames * width, out_height)
+    # Pairs of frames, or the frames of pairs of rows.
+    length = frames // 2 if axis == TIME else x.shape[TIME]
     for start in range(0, out_height, rows):
         stop = min(start + rows, out_height)
         top, bottom = start - padding[1], stop - padding[1]
         if axis == TIME:
             read = range(top, bottom + weight.shape[HEIGHT] - 1)
-            a, b, c, d = (pick(x[:, :, i : i + frames : 2], read) for i in range(4))
         else:
             read = range(top + 1, bottom + 1, 2)
-            a, b, c, d = (pick(x, range(top + i, bottom + i, 2)) for i in range(4))
-        strip = empty((*b[0].shape[:3], len(read), width), x.dtype, x.device)
-        outputs = y[:, :, :, start:stop].movedim(axis, 0)
-        even, odd = outputs[0::2].movedim(0, axis), outputs[1::2].movedim(0, axis)
+        strip = empty((batch, channels, length, len(read), width), x.dtype, x.device)
 
         def by(kernel: Tensor, bias: Tensor | None = None, strip: Tensor = strip) -> Tensor:
             return convolve(strip, kernel, bias, (1, 1, 1), (0, 0, padding[2]), (1, 1, 1))
@@ -84,6 +82,12 @@ def convolve_by_winograd(
             # Only memory is measured: one strip shows how much is in use at once.
             _ = by(kernels[1], bias), by(kernels[2])
             break
+        if axis == TIME:
+            a, b, c, d = (pick(x[:, :, i : i + frames : 2], read) for i in range(4))
+        else:
+            a, b, c, d = (pick(x, range(top + i, bottom + i, 2)) for i in range(4))
+        outputs = y[:, :, :, start:stop].movedim(axis, 0)
+        even, odd = outputs[0::2].movedim(0, axis), outputs[1::2].movedim(0, axis)
         add_into(strip, b, c)
         total = by(kernels[1], bias)
         subtract_into(strip, c, b)
@@ -100,6 +104,10 @@ def convolve_by_winograd(
 
 def transform_weights(weight: Tensor, axis: int) -> list[Tensor]:
     """Returns the four kernels of F(2, 3), of one position along ``axis``, from three positions."""
+    if weight.is_meta:
+        # Only memory is measured: of the kernels, and of ``ends`` before them.
+        shape = [1 if dim == axis else size for dim, size in enumerate(weight.shape)]
+        return [empty(shape, weight.dtype, weight.device) for _ in range(5)][1:]
     first, middle, last = weight.split(1, axis)
     ends = first + last
     kernels = first, (ends + middle) / 2, (ends - middle) / 2, last
