@@ -1,4 +1,4 @@
-"""A WanVAE in the place of the VAE of a diffusers pipeline; the one file that imports diffusers."""
+"""A WanVAE as the VAE of a diffusers pipeline. No other file imports diffusers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from wanvae.errors import UserError
 from wanvae.execution.limits import Memory, TileSize
 from wanvae.posterior import Posterior
 
-# The largest tile unless another is asked for, as in diffusers: pixels.
+# The default of the largest tile in pixels, as in diffusers.
 TILE_SIZE = 256
 
 
 class VAE(Protocol):
-    """What the adapter needs of a ``WanVAE``."""
+    """The methods and attributes of a ``WanVAE`` that the adapter uses."""
 
     config: WanVAEConfig
 
@@ -96,15 +96,15 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         *,
         max_memory: Memory | None = None,
     ) -> None:
-        """Work in tiles from now on, with the result of whole frames.
+        """Encodes and decodes in tiles from now on. The result equals the result of whole frames.
 
         Args:
-            tile_sample_min_height, tile_sample_min_width: pixels of the largest tile, multiples of
-                8; None means 256.
-            tile_sample_stride_height, tile_sample_stride_width: not used, because exact
-                tiles are not blended.
-            max_memory: like "4GB", or bytes: choose steps and tiles that keep to it, instead of a
-                tile size.
+            tile_sample_min_height, tile_sample_min_width: sides of the largest tile in pixels,
+                multiples of 8; None means 256.
+            tile_sample_stride_height, tile_sample_stride_width: not used, because exact tiles are
+                not blended.
+            max_memory: text like "4GB", or bytes. Steps and tiles are chosen to fit this limit,
+                and the tile size is not used.
         """
         size = tile_sample_min_height or TILE_SIZE, tile_sample_min_width or TILE_SIZE
         self.use_tiling = True
@@ -112,27 +112,27 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         self.max_memory = max_memory
 
     def disable_tiling(self) -> None:
-        """Work on whole frames again, which is faster."""
+        """Encodes and decodes whole frames again, which is faster."""
         self.use_tiling = False
         self.tile_size = self.max_memory = None
 
     def enable_slicing(self) -> None:
-        """Work on one video of a batch at a time from now on: less memory."""
+        """Processes one video of a batch at a time from now on: less memory."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Work on whole batches again."""
+        """Processes whole batches again."""
         self.use_slicing = False
 
     @apply_forward_hook
     def encode(
         self, x: Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """The distribution of latents of a video ``(B, C, 1 + 4n, H, W)`` in [-1, 1].
+        """Returns the distribution of latents of a video ``(B, C, 1 + 4n, H, W)`` in [-1, 1].
 
         Returns:
-            ``latent_dist``, of raw latents ``(B, z_dim, 1 + n, H / 8, W / 8)``; without
-            ``return_dict`` in a tuple.
+            ``latent_dist``, the distribution of raw latents ``(B, z_dim, 1 + n, H / 8, W / 8)``; a
+            tuple of it without ``return_dict``.
 
         Raises:
             UserError: as ``WanVAE.encode``, or the weights are on no device.
@@ -148,10 +148,11 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """The video in [-1, 1] of raw latents ``(B, z_dim, 1 + n, H, W)``.
+        """Returns the video in [-1, 1] of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
         Returns:
-            ``sample``, ``(B, C, 1 + 4n, 8H, 8W)``; without ``return_dict`` in a tuple.
+            ``sample``, the video ``(B, C, 1 + 4n, 8H, 8W)``; a tuple of it without
+            ``return_dict``.
 
         Raises:
             UserError: as ``WanVAE.decode``, or the weights are on no device.
@@ -171,7 +172,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encode and decode a video, through the mode of its latents or a sample of them."""
+        """Encodes a video, and decodes the mode of its latents or a sample of them."""
         (distribution,) = self.encode(sample, return_dict=False)
         latents = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(latents, return_dict=return_dict)
@@ -180,7 +181,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **options: object
     ) -> DiffusersVAE:
-        """Refuse: a saved pipeline calls this unless it is given a ``vae``.
+        """Raises UserError, because a saved pipeline must be given its ``vae``.
 
         Raises:
             UserError: always.
@@ -191,7 +192,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         )
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Write a directory that ``AutoencoderKLWan.from_pretrained`` loads, and its parents.
+        """Writes a folder that ``AutoencoderKLWan.from_pretrained`` loads; creates its parents.
 
         Raises:
             CheckpointError: as ``formats.save_diffusers``.

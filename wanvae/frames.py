@@ -1,4 +1,4 @@
-"""Frames of video files on their way into a model: padding them, and encoding them one by one."""
+"""Frames of video files on their way into a model: padding and encoding them."""
 
 from __future__ import annotations
 

@@ -271,9 +271,14 @@ def save_momask(
     named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
     write_pickle(path, networks | named, wrapper="vq_model")
     if normalizes(tensors):
-        for name in ("mean", "std"):
-            values = tensors[f"normalizer.{name}"]
-            write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)
+        for file, name in zip(files_beside_momask(path), ("mean", "std"), strict=True):
+            write_array(file, tensors[f"normalizer.{name}"])
+
+
+def files_beside_momask(path: str | PathLike[str]) -> tuple[Path, Path]:
+    """Returns the files that ``save_momask`` writes the mean and standard deviation to."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_mean.npy"), path.with_name(f"{path.stem}_std.npy")
 
 
 def require_published(config: RVQVAEConfig) -> None:

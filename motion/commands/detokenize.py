@@ -32,6 +32,8 @@ def add_options(parser: Parser) -> None:
         help="tokens: .npz or .safetensors; or .npy of indices (T, Q), (1, T, Q), (1, T) or (T,)",
     )
     parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
+    parser.reads("input", "skeleton")
+    parser.writes("output")
     add_layers_option(parser)
     parser.add_argument(
         "--skeleton",
@@ -148,7 +150,6 @@ def detokenize_file(
 DETOKENIZE = Command(
     run,
     add_options,
-    "tokens to motion",
     "Write the motion of a file of tokens, or of the indices of another program. If the features "
     "have no root, as the 330 channels of BEAT2, the motion stays where it began.",
 )

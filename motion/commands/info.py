@@ -26,6 +26,7 @@ from wanvae.engine.config import to_json_dict
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("file", help="a checkpoint, motion, features or tokens")
+    parser.reads("file")
     add_untold_options(parser)
 
 
@@ -145,6 +146,5 @@ def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
 INFO = Command(
     run,
     add_options,
-    "what a file is",
     "Say what a checkpoint, a motion file or a file of tokens is, and what was assumed.",
 )

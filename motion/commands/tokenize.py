@@ -44,6 +44,8 @@ TOKEN_FORMATS = ("npz", "safetensors")
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of such files")
     parser.add_argument("output", help="file to write, .npz or .safetensors; or a folder")
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--format",
         choices=list(TOKEN_FORMATS),
@@ -88,7 +90,7 @@ def run(arguments: Namespace) -> None:
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
-    warn_of_units(recording, model.normalizer)
+    warn_of_units(recording, model.normalizer, shown=False)
     clip, config = recording.clip, model.config
     actor = None
     if clip is not None:
@@ -269,7 +271,6 @@ def gather_reports(report: FolderReport) -> FolderReport:
 TOKENIZE = Command(
     run,
     add_options,
-    "motion to tokens",
     "Write the tokens of a motion file. For a folder, write the tokens of all its motion files to "
     "the same tree in another folder; files that cannot be read are named and left out. Run it "
     "again to go on after an interruption: complete files of tokens of this checkpoint are kept, "

@@ -98,7 +98,7 @@ def evaluate_folder(
         for path in share_files(paths, processes, progress=progress):
             try:
                 recording = read_recording(path, model.config)
-                warn_of_units(recording, model.normalizer)
+                warn_of_units(recording, model.normalizer, shown=True)
                 found = measure(model, recording, window=window)
             except (UserError, OSError) as error:
                 failures.append((path, writable(str(error))))

@@ -22,7 +22,7 @@ def reconstruct(
     Returns:
         The indices ``(1, T', Q)``, and the features ``(T, D)`` that they decode to, on the CPU.
     """
-    warn_of_units(recording, model.normalizer)
+    warn_of_units(recording, model.normalizer, shown=True)
     indices = model.encode(recording.features[None])
     return indices, model.decode(indices, len(recording), layers=layers)[0].cpu()
 

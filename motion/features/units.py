@@ -28,10 +28,14 @@ def are_in_own_units(features: Tensor) -> bool:
     return bool(near.float().mean() > LEAST_SHARE)
 
 
-def warn_of_units(recording: Recording, normalizer: Normalizer) -> None:
+def warn_of_units(recording: Recording, normalizer: Normalizer, *, shown: bool) -> None:
     """Warns if the features of a recording are certainly not in the units that a model wants.
 
     The text is the same for all recordings, so that Python shows it once.
+
+    Args:
+        shown: whether errors in millimetres or pictures follow, which normalized features do not
+            give.
     """
     features = recording.features
     own = recording.clip is not None or are_in_own_units(features)
@@ -41,6 +45,14 @@ def warn_of_units(recording: Recording, normalizer: Normalizer) -> None:
             "standard deviation to normalize them with. The result is wrong, unless the model was "
             "trained on such features: put both into the checkpoint, with python -m motion "
             "convert --to native --mean Mean.npy --std Std.npy",
+            stacklevel=1,
+        )
+    if not own and not normalizer.is_set and shown:
+        warnings.warn(
+            "the features of the motion seem to be normalized, so errors in millimetres and "
+            "pictures are wrong: put the mean and standard deviation into the checkpoint (python "
+            "-m motion convert --to native --mean Mean.npy --std Std.npy), and use features that "
+            "are not normalized",
             stacklevel=1,
         )
     if not own and normalizer.is_set and are_in_own_units(denormalize(features, normalizer)):

@@ -297,7 +297,7 @@ def warn_of_moving(
 
 
 def make_skeleton(
-    joints: list[Joint],
+    joints: Sequence[Joint],
     offsets: Tensor,
     orders: tuple[str, ...],
     unit: float = 1.0,

@@ -17,14 +17,14 @@ from wanvae.execution.budget import (
     MemoryMeter,
     Planner,
     TooLittleMemory,
+    list_tile_sides,
     parse_memory,
     show_memory,
-    tile_sides,
 )
 from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
 from wanvae.execution.network import make_network
-from wanvae.execution.plan import Plan, default_plan
+from wanvae.execution.plan import Plan, make_default_plan
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import StreamDecoder
 from wanvae.nn import CausalConv
@@ -143,7 +143,7 @@ def test_the_expected_memory_is_what_can_be_counted_by_hand():
 
 def test_a_model_for_whole_clips_takes_what_a_real_run_takes():
     case = Case(True, norm="group")
-    plan = default_plan(case.network, *SIDES, None)
+    plan = make_default_plan(case.network, *SIDES, None)
     expected = case.planner.memory(case.workload, plan)
     assert expected == pytest.approx(case.measured(plan), rel=0.05)
 
@@ -201,7 +201,7 @@ def test_max_memory_runs_by_the_plan_of_a_planner(decoding):
 
 def test_plenty_is_the_default_plan():
     case = Case(True)
-    whole = default_plan(case.network, *SIDES, None)
+    whole = make_default_plan(case.network, *SIDES, None)
     assert case.planner.plan_for(case.workload, 2**40) == Plan(None, whole.frames, lean=True)
 
 
@@ -228,7 +228,7 @@ def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
     network = vae.decoder_network() if decoding else vae.encoder_network()
     planner = Planner(network, overhead=0, planning_memory=0, smallest_tile=256)
     clip = Workload(1, 16 if decoding else 3, 2, 2160, 3840, torch.bfloat16)
-    sizes = product(tile_sides(2160, 8, 256), tile_sides(3840, 8, 256))
+    sizes = product(list_tile_sides(2160, 8, 256), list_tile_sides(3840, 8, 256))
     small = sorted(sizes, key=lambda size: size[0] * size[1])[:3]
     least = min(planner.memory(clip, Plan(size, 2)) for size in small)
     plan = planner.plan_for(clip, least - 1)

@@ -12,9 +12,9 @@ from wanvae.execution.flow import (
     FEWEST_FRAMES,
     STEP_PIXELS,
     Flow,
-    default_frames,
+    choose_frames,
+    count_latents_at_once,
     join,
-    latents_at_once,
     make_stages,
     regroup,
 )
@@ -78,7 +78,7 @@ def test_pieces_are_joined(lengths, channels_last):
 
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
 def test_default_frames_are_even_and_fit(height, width):
-    frames = default_frames(height, width)
+    frames = choose_frames(height, width)
     assert frames % 2 == 0
     assert frames >= FEWEST_FRAMES == 2
     assert frames == 2 or frames * height * width <= STEP_PIXELS
@@ -98,7 +98,7 @@ def test_stages_take_lengths_that_suit_their_layers(variant, decoding, frames):
     stages = make_stages(network.layers, frames, network.group)
     assert sum((stage.layers for stage in stages), ()) == network.layers
     group = network.group
-    most = latents_at_once(frames)
+    most = count_latents_at_once(frames)
     for stage in stages:
         assert stage.group == group
         # A whole number of groups of what comes later, and no more latents than at once.

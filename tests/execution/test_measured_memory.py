@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # Full-size model; peak of the resident memory over what it was before the call.
 MEASURE = """
 import sys, torch
-from tools.measuring import peak_resident_memory
+from tools.measuring import measure_peak_resident_memory
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.execution.limits import Limits
 from wanvae.execution.plan import Plan
@@ -36,7 +36,7 @@ latents = torch.randn(1, 16, 1 + (frames - 1) // 4, height // 8, width // 8).to(
 video = torch.rand(1, 3, frames, height, width).to(dtype)
 with torch.no_grad():
     x = latents if decoding else video
-    print(peak_resident_memory(lambda: Runner(network, limits).run(x)))
+    print(measure_peak_resident_memory(lambda: Runner(network, limits).run(x)))
 """
 
 

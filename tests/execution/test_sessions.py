@@ -170,7 +170,7 @@ def test_a_broken_session_refuses_to_go_on(monkeypatch, tile_size):
             with pytest.raises(Interrupted):
                 session.push(piece)
         for go_on in (lambda: session.push(piece), lambda: session.state):  # noqa: B023
-            with pytest.raises(UserError, match=r"stream is broken.*start a new one"):
+            with pytest.raises(UserError, match=r"stream is broken.*start a new stream"):
                 go_on()
     with pytest.raises(UserError, match="stream is broken"):
         encoder.finish()

@@ -14,7 +14,7 @@ from wanvae import WanVAE
 from wanvae.execution.limits import Limits
 from wanvae.execution.plan import Plan
 from wanvae.execution.run import Runner
-from wanvae.execution.sharding import SharedTiles, fair_ends, share_out
+from wanvae.execution.sharding import SharedTiles, find_balanced_ends, share_out
 from wanvae.execution.tiling import Coding
 
 VAE = tiny()
@@ -107,7 +107,7 @@ def test_ends_are_fair(size, count, halo, slack):
     def largest(ends):
         return max(work(*span) for span in pairwise(ends))
 
-    ends = fair_ends(size, count, most, work)
+    ends = find_balanced_ends(size, count, most, work)
     assert ends[0] == 0 and ends[-1] == size and len(ends) == count + 1
     possible = [(0, *inner, size) for inner in combinations(range(1, size), count - 1)]
     allowed = [other for other in possible if all(b - a <= most for a, b in pairwise(other))]

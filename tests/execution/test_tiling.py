@@ -15,13 +15,13 @@ from tests.helpers import WAN22, random_video, tensors_in, tiny
 from wanvae import WanVAE
 from wanvae.execution.flow import make_stages
 from wanvae.execution.limits import Limits
-from wanvae.execution.plan import Plan, default_plan, make_tiles, regions_of, spans
+from wanvae.execution.plan import Plan, cut_into_spans, find_regions, make_default_plan, make_tiles
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import StreamDecoder
-from wanvae.execution.tiling import cut
+from wanvae.execution.tiling import cut_stages
 from wanvae.nn import AttentionBlock
 from wanvae.nn.region import Span
-from wanvae.nn.sequential import resampled, time_factor
+from wanvae.nn.sequential import count_resampled, time_factor
 
 VARIANTS = [
     {},
@@ -165,7 +165,10 @@ def test_attention_always_runs_on_whole_frames(scale, decoding):
 def test_a_split_core_gives_the_whole(index, frames):
     vae = MODELS[index]
     factor = vae.config.temporal_factor
-    video, z = random_video(1 + (frames - 1) // 8 * 2 * factor, 32, 48), latents_of(1, frames, 4, 6)
+    video, z = (
+        random_video(1 + (frames - 1) // 8 * 2 * factor, 32, 48),
+        latents_of(1, frames, 4, 6),
+    )
     expected = vae.encode(video).mean, vae.decode(z, clamp=False)
     limits = Limits(plan=Plan((16, 32), 2, split_core=True))
     with torch.no_grad(), shell_only_in_tiles(vae):
@@ -296,7 +299,7 @@ def test_a_restored_session_keeps_its_plan_whatever_is_asked():
 @given(size=st.integers(1, 60), largest=st.integers(1, 70), factor=st.sampled_from([1, 2, 8]))
 def test_spans_cover_an_axis_once(size, largest, factor):
     size, largest = size * factor, largest * factor
-    made = spans(size, largest, factor)
+    made = cut_into_spans(size, largest, factor)
     ends = [0, *(span.stop for span in made)]
     assert [span.start for span in made] == ends[:-1]
     assert ends[-1] == size
@@ -313,7 +316,7 @@ def test_tiles_cover_the_output_of_the_shell_once(variant, decoding):
     vae = tiny(**variant)
     network = vae.decoder_network() if decoding else vae.encoder_network()
     (shell,) = (part for part in network.parts(split_core=False) if not part.whole)
-    tiles = regions_of(shell, make_tiles(network, 40, 72, Plan((16, 32), 2)))
+    tiles = find_regions(shell, make_tiles(network, 40, 72, Plan((16, 32), 2)))
     rows, columns = tiles[0]
     covered = torch.zeros(rows.size, columns.size)
     for rows, columns in tiles:
@@ -331,7 +334,7 @@ def test_tiles_cover_the_output_of_the_shell_once(variant, decoding):
 def test_stages_are_cut_between_any_layers(count):
     layers = MODELS[0].decoder_network().layers
     count = min(count, len(layers))
-    before, after = cut(make_stages(layers, 2, 1), count)
+    before, after = cut_stages(make_stages(layers, 2, 1), count)
     assert sum((stage.layers for stage in before), ()) == layers[:count]
     assert sum((stage.layers for stage in after), ()) == layers[count:]
     assert all(stage.layers for stage in before + after)
@@ -339,7 +342,7 @@ def test_stages_are_cut_between_any_layers(count):
     for stage in before + after:
         # A stage knows how many frames of its input a clip of 17 latents has.
         assert frames == 1 + 16 * stage.group
-        frames = resampled(frames, time_factor(stage.layers), starts=True)
+        frames = count_resampled(frames, time_factor(stage.layers), starts=True)
     assert frames == 65
 
 
@@ -374,7 +377,7 @@ def test_models_that_need_whole_clips_refuse_tiles():
         vae.encode(video, tile_size=8)
     with pytest.raises(ValueError, match="cannot be tiled"):
         vae.decode(z, tile_size=8)
-    assert default_plan(vae.decoder_network(), 16, 16, None) == Plan(None, None)
+    assert make_default_plan(vae.decoder_network(), 16, 16, None) == Plan(None, None)
     expected = vae.decode_step(z, None)[0]
     torch.testing.assert_close(vae.decode(z, clamp=False), expected)
 

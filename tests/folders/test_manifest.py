@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import outputs_of
 from wanvae.cli import main
 from wanvae.folders.listing import JOURNAL, MANIFEST
 from wanvae.folders.manifest import (
@@ -191,8 +192,8 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, opened, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("wanvae.folders.manifest.probe_files", interrupted)
-        assert main(["index", str(folder)]) == 130
-    assert capsys.readouterr().err == "wanvae: interrupted; run it again to go on from there\n"
+        _, err = outputs_of(capsys, ["index", str(folder)], 130)
+    assert err == "wanvae: interrupted; run it again to go on from there\n"
     assert not (folder / MANIFEST).exists()
     # As after a power failure: a line that was not written to its end.
     with (folder / JOURNAL).open("a") as journal:
@@ -220,18 +221,17 @@ def test_a_failed_index_leaves_the_manifest_as_it_was(folder, monkeypatch):
 @pytest.mark.parametrize("content", ["[1]", '{"path": "a"}', "text", '{"colour": 1}'])
 def test_another_file_of_that_name_is_refused_and_kept(folder, content, capsys):
     (folder / MANIFEST).write_text(content)
-    assert main(["index", str(folder)]) == 1
-    error = capsys.readouterr().err
+    _, error = outputs_of(capsys, ["index", str(folder)], 1)
     assert error.count("\n") == 1 and "is not a manifest" in error
     assert (folder / MANIFEST).read_text() == content
 
 
 def test_nothing_to_index_is_one_line(tmp_path, capsys):
-    assert main(["index", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("wanvae: nothing to index in ")
+    _, err = outputs_of(capsys, ["index", str(tmp_path)], 1)
+    assert err.startswith("wanvae: nothing to index in ") and err.count("\n") == 1
     assert os.listdir(tmp_path) == []
-    assert main(["index", str(tmp_path / "missing")]) == 1
-    assert "it is not a folder" in capsys.readouterr().err
+    _, err = outputs_of(capsys, ["index", str(tmp_path / "missing")], 1)
+    assert "it is not a folder" in err
 
 
 def test_the_command_counts_and_lists_broken_files(folder, capsys):

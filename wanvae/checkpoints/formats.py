@@ -292,9 +292,15 @@ def write_directory(
 
 def write_diffusers_files(directory: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
     """Writes the two files of a diffusers directory, each complete or not at all."""
-    write_tensors(directory / DIFFUSERS_WEIGHTS, tensors, {"format": "pt"})
-    with atomic_path(directory / DIFFUSERS_CONFIG) as path:
+    config_file, weights = files_in_diffusers_directory(directory)
+    write_tensors(weights, tensors, {"format": "pt"})
+    with atomic_path(config_file) as path:
         path.write_text(config, encoding="utf-8")
+
+
+def files_in_diffusers_directory(directory: str | PathLike[str]) -> tuple[Path, Path]:
+    """Returns the files that ``save_diffusers`` and ``save_qwen_image`` write."""
+    return Path(directory, DIFFUSERS_CONFIG), Path(directory, DIFFUSERS_WEIGHTS)
 
 
 def holds_wan_vae(directory: Path) -> bool:

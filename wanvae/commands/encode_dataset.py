@@ -85,6 +85,8 @@ def add_options(parser: Parser) -> None:
         help="folder of videos, images and tars of them, or the manifest that wanvae index wrote",
     )
     parser.add_argument("destination", help="folder to write, new or from an interrupted run")
+    parser.reads("source")
+    parser.writes("destination")
     parser.add_argument(
         "--frames",
         type=int,
@@ -130,7 +132,6 @@ def add_options(parser: Parser) -> None:
 ENCODE_DATASET = Command(
     run,
     add_options,
-    "encode a folder of videos to latents to train on",
     "Encode the videos and images of a folder to latents, to train diffusion models with "
     "wanvae.LatentDataset. Files that cannot be read are recorded in failures.jsonl, and the rest "
     "is encoded. After any interruption, run it again to go on. Several processes "

@@ -27,7 +27,7 @@ from wanvae.evaluate.settings import EvaluationOptions, ModelFacts
 from wanvae.evaluate.summary import Evaluation
 from wanvae.execution.budget import parse_memory
 from wanvae.metrics.frechet import I3D
-from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, cached_backbone
+from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, find_cached_backbone
 from wanvae.model import WanVAE
 
 DEFAULTS = EvaluationOptions()
@@ -122,7 +122,7 @@ def load_networks(arguments: Namespace, device: torch.device) -> Networks:
         UserError: a named file does not hold such a network, or torchvision is not installed.
     """
     i3d = None if arguments.i3d is None else I3D(arguments.i3d, device)
-    weights = arguments.lpips_weights or cached_backbone(arguments.lpips)
+    weights = arguments.lpips_weights or find_cached_backbone(arguments.lpips)
     missing = []
     if find_spec("torchvision") is None:
         missing.append("torchvision is not installed")
@@ -166,6 +166,8 @@ def add_options(parser: Parser) -> None:
         required=True,
         help="folder to write, new or from an interrupted run",
     )
+    parser.reads("source", "lpips_weights", "i3d")
+    parser.writes("output")
     parser.add_argument(
         "--diffusers",
         action="store_true",
@@ -220,7 +222,6 @@ def add_options(parser: Parser) -> None:
 EVALUATE = Command(
     run,
     add_options,
-    "judge models on a folder of videos, with a report",
     "Encode and decode the videos and images of a folder with one or several checkpoints, and "
     "write how close the results are: evaluation.json, evaluation.csv, and report.html, one file "
     "with tables, curves, the worst frames and videos to compare with a slider. Figures: PSNR, "

@@ -38,13 +38,13 @@ def add_index_options(parser: Parser) -> None:
     parser.add_argument(
         "folder", help="folder of videos, images and tars of them; its subfolders are searched"
     )
+    parser.reads("folder")
     add_progress_option(parser)
 
 
 INDEX = Command(
     index,
     add_index_options,
-    "list the videos of a folder, for training",
     "Find the videos, images and tars in a folder, and list them in a file in this folder, so that "
     "training on many of them starts quickly. Files that cannot be read are printed. Run it again "
     "after adding files: only new and changed files are opened.",

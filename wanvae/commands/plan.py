@@ -19,7 +19,7 @@ from wanvae.execution.budget import Planner, TooLittleMemory, choose_plan, show_
 from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
 from wanvae.execution.plan import Plan
-from wanvae.execution.sharding import expected_speedup, share_out
+from wanvae.execution.sharding import estimate_speedup, share_out
 from wanvae.model import WanVAE
 
 
@@ -97,7 +97,7 @@ def describe_shares(planner: Planner, workload: Workload, chosen: Plan, processe
     busy = sum(work > 0 for work in shares.work)
     return (
         f"{processes} processes: {len(shares.tiles)} tiles for {busy} of them, "
-        f"{expected_speedup(planner.network, workload, shares):.2f} times as fast at most"
+        f"{estimate_speedup(planner.network, workload, shares):.2f} times as fast at most"
     )
 
 
@@ -123,12 +123,12 @@ def add_plan_options(parser: Parser) -> None:
         "--checkpoint",
         help="checkpoint with the architecture to plan for (default: official Wan2.1)",
     )
+    parser.reads("checkpoint")
 
 
 PLAN = Command(
     plan,
     add_plan_options,
-    "print what encoding and decoding would take",
     "Print in which steps and tiles a video would be encoded and decoded, how much memory this "
     "takes, and how much more work the tiles are. No video is computed.",
 )

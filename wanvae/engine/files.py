@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -92,6 +92,31 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         ) from None
     except OSError as error:
         raise FileError(f"{path} cannot be created: {error.strerror}") from error
+
+
+def refuse_overwriting(output: str | os.PathLike[str], inputs: Iterable[str]) -> None:
+    """Raises FileError if ``output`` is one of ``inputs``, or a file in one of them.
+
+    Links and names that differ in case are the same file if the system says so. An input may also
+    be a numbered sequence of images, like frame-%04d.png, or anything that is not a file.
+    """
+    for source in inputs:
+        if os.path.exists(source) and os.path.exists(output):
+            inside = os.path.isfile(output) and Path(output).resolve().is_relative_to(
+                Path(source).resolve()
+            )
+            same = os.path.samefile(source, output)
+        else:
+            inside, same = False, numbered(source).fullmatch(os.fspath(output)) is not None
+        if same or inside:
+            raise FileError(
+                f"{output} would be overwritten, but {source} is to be read: name another output"
+            )
+
+
+def numbered(pattern: str) -> re.Pattern[str]:
+    """Returns an expression for the names of a sequence of images, like frame-%04d.png."""
+    return re.compile(r"\d+".join(map(re.escape, re.split(r"%0?\d*d", pattern))))
 
 
 def is_nested(path: Path, other: Path) -> bool:

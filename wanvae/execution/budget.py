@@ -1,7 +1,7 @@
 """Plans that fit a memory limit.
 
-Nothing here is a formula of the network: a plan is run on the meta device, where tensors have
-shapes but no values, on a clip just long enough to show how the cost grows.
+No formula describes the memory of a network. Instead, a plan runs on the meta device, where tensors
+have shapes but no values, on a clip just long enough to show how the memory grows.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import join
 from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.network import Network, remember_by_architecture
-from wanvae.execution.plan import Plan, default_plan, make_tiles
+from wanvae.execution.plan import Plan, make_default_plan, make_tiles
 from wanvae.execution.tiling import Coding, LocalTiles
 from wanvae.nn.region import Region
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
-# What the libraries need besides tensors, and what the heap wastes between them.
+# Bytes that libraries need besides tensors, and bytes that the heap wastes between tensors.
 OVERHEAD = 64 * UNITS["MB"]
-# What planning itself takes, once in the life of a process: libraries that PyTorch loads for it.
+# Bytes that planning takes, once in the life of a process: libraries that PyTorch loads for it.
 PLANNING_MEMORY = 160 * UNITS["MB"]
-# The smallest tile that is tried, in pixels; smaller ones are nearly all halo.
+# The smallest tile that is tried, in pixels; smaller tiles are nearly all halo.
 SMALLEST_TILE = 64
-# How many plans of a kind to look at for a stream.
+# The number of plans of a kind that are tried for a stream.
 STREAM_LOOKS = 12
-# How many of the smallest tiles to look at: the very smallest overlap so much that they take more.
+# The number of smallest tiles that are tried: the very smallest overlap most and take more memory.
 FEWEST_LOOKS = 3
 
 
 class TooLittleMemory(UserError):
-    """A memory limit that no plan keeps to.
+    """A memory limit that no plan fits.
 
     Attributes:
-        needed: bytes that the smallest plan takes.
+        needed: bytes of the plan that takes least memory.
     """
 
     def __init__(self, message: str, needed: int) -> None:
@@ -60,14 +60,14 @@ class Planner:
     """Finds plans for an encoder or a decoder.
 
     Args:
-        network: to plan for; only its shapes matter.
+        network: the network to plan for; only its shapes matter.
         overhead: bytes that a run takes besides its tensors.
-        planning_memory: bytes that planning takes where it shares the memory of the run.
+        planning_memory: bytes that planning takes, if it uses the same memory as the run.
         smallest_tile: the smallest side of a tile to try, in pixels.
 
     Attributes:
-        network: its twin on the meta device.
-        costs: what plans cost.
+        network: the twin of the network on the meta device.
+        costs: the costs of plans for the network.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Planner:
         self._memory = cache(self._find_memory)
 
     def plan_for(self, workload: Workload, max_memory: int) -> Plan:
-        """The plan that is expected to be fastest within ``max_memory`` bytes.
+        """Returns the plan that is expected to be fastest within ``max_memory`` bytes.
 
-        On the CPU, the memory that planning takes is a part of them.
+        On the CPU, planning itself counts towards ``max_memory``.
 
         Raises:
-            TooLittleMemory: no plan takes so little.
+            TooLittleMemory: every plan takes more.
         """
         planning = 0 if workload.offloads else self._planning_memory
         plan, smallest = self._fastest_within(workload, max_memory - planning)
@@ -106,8 +106,8 @@ class Planner:
         return plan
 
     def _fastest_within(self, workload: Workload, limit: int) -> tuple[Plan | None, int]:
-        """The fastest plan of at most ``limit`` bytes, and the least memory that was seen."""
-        whole = default_plan(self.network, workload.height, workload.width, None)
+        """Returns the fastest plan within ``limit`` bytes, and the least memory that was seen."""
+        whole = make_default_plan(self.network, workload.height, workload.width, None)
         smallest = self.memory(workload, whole)
         if smallest <= limit:
             return replace(whole, lean=True), smallest
@@ -121,11 +121,11 @@ class Planner:
         return None, smallest
 
     def tiles(self, workload: Workload, plan: Plan) -> list[Region | None]:
-        """The tiles of a plan."""
+        """Returns the tiles of a plan."""
         return make_tiles(self.network, workload.height, workload.width, plan)
 
     def memory(self, workload: Workload, plan: Plan) -> int:
-        """The expected peak of ``plan`` in bytes: with the result, without model and input."""
+        """Returns the expected peak of ``plan`` in bytes, without model and input."""
         return self._memory(workload, replace(plan, lean=False))
 
     @torch.no_grad()
@@ -136,17 +136,17 @@ class Planner:
 
         def peak(latents: int) -> int:
             x = self._input(workload, latents)
-            # Two tiles where there are some, because the second finds the result already there.
+            # Two tiles, because the result already takes memory when the second tile runs.
             tiles = [largest] if len(self.tiles(workload, plan)) == 1 else [largest, largest]
             coding = Coding(self.network, plan, LocalTiles(tiles), latents)
             with MemoryMeter([x, *self._parameters]) as meter:
-                join(coding.push([x]), self.network.output_frames(x.shape[2], starts=True))
+                join(coding.push([x]), self.network.count_output_frames(x.shape[2], starts=True))
             return meter.peak
 
-        return self._overhead + extrapolated(peak, workload.latents, plan)
+        return self._overhead + extrapolate_cost(peak, workload.latents, plan)
 
     def _stream_memory(self, workload: Workload, plan: Plan, largest: Region | None) -> int:
-        """The peak of a stream of one tile, and the states of all others that stay there."""
+        """Returns the peak of a stream of one tile plus the states of all other tiles, in bytes."""
         at_once = plan.latents_at_once
         coding = Coding(self.network, replace(plan, offload=False), LocalTiles([largest]))
         x = self._input(workload, 1 + 2 * at_once)
@@ -166,7 +166,7 @@ class Planner:
         return meter.peak + states - sizes[self.costs.kind(largest, plan)]
 
     def _state_size(self, workload: Workload, plan: Plan, tile: Region | None) -> int:
-        """Bytes that the tiled layers keep for a tile."""
+        """Returns the bytes of the states that the tiled layers keep for a tile."""
         coding = Coding(self.network, plan, LocalTiles([tile]))
         for _ in coding.push([self._input(workload, 1 + 2)]):
             pass
@@ -174,15 +174,15 @@ class Planner:
         return sum(leaf.nbytes for leaf in tree_leaves(states))
 
     def _plans(self, workload: Workload) -> Iterator[list[list[Plan]]]:
-        """Plans that are worth a look, in kinds that differ in their tiles alone.
+        """Yields plans to try, grouped by kind: plans of one kind differ only in their tiles.
 
-        Kinds that come together are about equally fast, except for tiles; slower ones come later.
+        The kinds of one list are about equally fast. Slower kinds come in later lists.
         """
         factor = self.network.spatial_factor
         tile_sizes = [
             *product(
-                tile_sides(workload.height, factor, self._smallest_tile),
-                tile_sides(workload.width, factor, self._smallest_tile),
+                list_tile_sides(workload.height, factor, self._smallest_tile),
+                list_tile_sides(workload.width, factor, self._smallest_tile),
             )
         ]
         offloads = (False, True) if workload.offloads and workload.latents is None else (False,)
@@ -192,20 +192,20 @@ class Planner:
             yield [plain if offload else [Plan(None, frames, lean=True), *plain], split]
 
     def _look(self, workload: Workload, plans: list[Plan], limit: int) -> tuple[list[Plan], int]:
-        """The plans of a kind that are expected to fit, and the least memory that was seen."""
+        """Returns the plans of a kind that may fit, and the least memory of all tried plans."""
         plans = sorted(plans, key=lambda plan: self.costs.largest_area(workload, plan))
         if workload.latents is None and not plans[0].offload:
-            # Large tiles take much at once, and small ones, which overlap more, much for states.
+            # Large tiles take much memory at once. Small tiles overlap more and have larger states.
             plans = plans[:: math.ceil(len(plans) / STREAM_LOOKS)]
             fitting = [plan for plan in plans if self.memory(workload, plan) <= limit]
             return fitting, min(self.memory(workload, plan) for plan in plans)
-        # Larger tiles take more memory, so a look at few of them tells which fit.
+        # Larger tiles take more memory, so a binary search finds which tiles fit.
         count = bisect_right(plans, limit, key=lambda plan: self.memory(workload, plan))
         least = min(self.memory(workload, plan) for plan in plans[:FEWEST_LOOKS])
         return plans[: max(count, FEWEST_LOOKS)], least
 
     def _slowness(self, workload: Workload, plan: Plan) -> int:
-        """A number that grows as the time of plans that differ in their tiles alone."""
+        """Returns a number that orders plans which differ only in their tiles: larger is slower."""
         return self.costs.multiply_adds(
             workload if workload.latents else replace(workload, latents=2), plan
         )
@@ -224,32 +224,32 @@ class Planner:
 
 
 def choose_plan(network: Network, workload: Workload, limits: Limits) -> Plan:
-    """The plan that ``limits`` ask for.
+    """Returns the plan that ``limits`` ask for.
 
     Raises:
-        UserError: the tile size is not a multiple of the spatial factor, or the memory cannot be
-            read.
-        TooLittleMemory: no plan takes so little.
+        UserError: the tile size is not a multiple of the spatial factor, or the text of the memory
+            limit cannot be read.
+        TooLittleMemory: every plan takes more than the memory limit.
     """
     if limits.plan is not None:
         return limits.plan
     if limits.max_memory is not None:
         return plan_within(network, workload, parse_memory(limits.max_memory))
-    return default_plan(network, workload.height, workload.width, limits.tile_sides)
+    return make_default_plan(network, workload.height, workload.width, limits.tile_sides)
 
 
 @remember_by_architecture
 def plan_within(network: Network, workload: Workload, max_memory: int) -> Plan:
-    """The fastest plan within ``max_memory`` bytes.
+    """Returns the fastest plan within ``max_memory`` bytes.
 
     Raises:
-        TooLittleMemory: no plan takes so little.
+        TooLittleMemory: every plan takes more.
     """
     return Planner(network).plan_for(workload, max_memory)
 
 
-def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
-    """Lengths of tiles that are worth a look along a side in pixels, the longest first."""
+def list_tile_sides(side: int, factor: int, smallest: int) -> list[int]:
+    """Returns lengths of tiles to try along a side, in pixels, the longest first."""
     most = max(1, side // smallest)
     counts, count = [most], 1
     while count < most:
@@ -258,8 +258,8 @@ def tile_sides(side: int, factor: int, smallest: int) -> list[int]:
     return sorted({math.ceil(side / factor / n) * factor for n in counts}, reverse=True)
 
 
-def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
-    """The ``cost`` of a clip of so many latents; the cost of a long one follows from short ones."""
+def extrapolate_cost(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
+    """Returns the ``cost`` of a clip of ``latents`` latents, for long clips from shorter clips."""
     at_once = plan.latents_at_once
     # After the second full step, the cost grows evenly.
     short, longer = 1 + 2 * at_once, 1 + 3 * at_once
@@ -270,12 +270,12 @@ def extrapolated(cost: Callable[[int], int], latents: int, plan: Plan) -> int:
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Adds up the memory of tensors as they come and go inside ``with``, without the given ones."""
+    """A meter of the memory of all tensors that exist inside ``with``, except the given tensors."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.peak = self._current = 0
-        # Kept as well, because a weak set forgets what nobody holds.
+        # Kept here too, because a weak set forgets objects that nobody holds.
         self._given = [tensor.untyped_storage() for tensor in given]
         self._counted = weakref.WeakSet(self._given)
 
@@ -301,10 +301,10 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def parse_memory(memory: Memory) -> int:
-    """The bytes of a text such as "700MB" or "4.5 GB" (units of 1024); a number stands for itself.
+    """Returns the bytes of a text such as "700MB" or "4.5 GB" (1 KB is 1024); a number is bytes.
 
     Raises:
-        UserError: it is no such text.
+        UserError: the text cannot be read.
     """
     if isinstance(memory, int):
         return memory
@@ -315,5 +315,5 @@ def parse_memory(memory: Memory) -> int:
 
 
 def show_memory(size: int) -> str:
-    """Bytes as text that ``parse_memory`` reads, rounded up."""
+    """Returns bytes as text in MB, rounded up, which ``parse_memory`` reads."""
     return f"{-(-size // UNITS['MB'])}MB"

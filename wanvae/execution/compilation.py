@@ -1,4 +1,4 @@
-"""Compiled steps: what people ask of ``torch.compile``, and the step it gives."""
+"""Compiled steps: the options of ``torch.compile``, and the compiled step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Compilation:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Compilation:
-        """Compilation with these options of ``torch.compile``, the options of a backend too."""
+        """Returns a compilation with options of ``torch.compile``, also options of a backend."""
         hashable = (
             (name, tuple(value.items()) if isinstance(value, Mapping) else value)
             for name, value in options.items()

@@ -1,4 +1,4 @@
-"""What plans cost: how much each layer reads and writes for each tile, and multiply-adds."""
+"""Costs of plans: multiply-adds, and how much each layer reads and writes for each tile."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from functools import cache
 import torch
 
 from wanvae.execution.network import Network
-from wanvae.execution.plan import Plan, make_tiles, shrunk
+from wanvae.execution.plan import Plan, make_tiles, shrink
 from wanvae.nn import Streaming
-from wanvae.nn.region import Region, Span, whole_region
-from wanvae.nn.sequential import regions_of_layers, resampled
+from wanvae.nn.region import Region, Span, make_whole_region
+from wanvae.nn.sequential import count_resampled, trace_regions
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What to plan for.
+    """The input to plan for.
 
     Attributes:
         batch: clips at once.
-        channels: of the input: those of the video to encode, those of the latents to decode.
-        latents: length of the clip, or None for a stream without end.
-        height, width: of the frames in pixels.
-        dtype: to compute in.
-        offloads: whether states can wait in other memory than the memory of the device, as on GPUs.
+        channels: channels of the input: of the video to encode, or of the latents to decode.
+        latents: length of the clip in latents; None is a stream without end.
+        height, width: size of the frames in pixels.
+        dtype: dtype to compute in.
+        offloads: whether states can wait outside the memory of the device, as for GPUs.
     """
 
     batch: int
@@ -37,21 +37,21 @@ class Workload:
 
 
 class Costs:
-    """What plans of a network cost; nothing is computed, so it need not have values."""
+    """The costs of plans of a network. The network may be on the meta device."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._lengths = cache(self._find_lengths)
 
     def lengths(self, span: Span, plan: Plan) -> dict[Streaming, tuple[int, int]]:
-        """How much each tiled layer reads and writes, along an axis, for a span in pixels."""
+        """Returns how many positions each tiled layer reads and writes for a span in pixels."""
         return self._lengths(span, plan.split_core)
 
     def _find_lengths(self, span: Span, split_core: bool) -> dict[Streaming, tuple[int, int]]:
-        return lengths_along(self._network, span, split_core)
+        return find_lengths_along(self._network, span, split_core)
 
     def multiply_adds(self, workload: Workload, plan: Plan) -> int:
-        """The multiply-adds of ``plan``, as the layers define them; some are computed in fewer.
+        """Returns the multiply-adds of ``plan`` as layers define them; fast algorithms need fewer.
 
         Raises:
             ValueError: the length of ``workload`` is not known.
@@ -61,17 +61,17 @@ class Costs:
         total, frames = 0, 1 + (workload.latents - 1) * self._network.group
         for layer, positions in self._positions(workload, plan).items():
             total += layer.multiply_adds(positions, frames)
-            frames = resampled(frames, layer.time_factor(), starts=True)
+            frames = count_resampled(frames, layer.time_factor(), starts=True)
         return workload.batch * total
 
     def _positions(self, workload: Workload, plan: Plan) -> dict[Streaming, int]:
-        """For each layer, in order, the positions of a frame that it computes for all tiles."""
+        """Returns how many positions of a frame each layer computes for all tiles, in order."""
         network = self._network
         scale = 1 if network.core_first else network.spatial_factor
-        output = whole_region(workload.height // scale, workload.width // scale)
+        output = make_whole_region(workload.height // scale, workload.width // scale)
         positions = {
             layer: rows.size * columns.size
-            for layer, _, (rows, columns) in regions_of_layers(network.layers, output)
+            for layer, _, (rows, columns) in trace_regions(network.layers, output)
         }
         if plan.tile_size is not None:
             heights, widths = (
@@ -83,7 +83,7 @@ class Costs:
         return positions
 
     def largest_tile(self, workload: Workload, plan: Plan) -> Region | None:
-        """The tile that takes most; None is the whole frame."""
+        """Returns the tile for which layers read and write most; None is the whole frame."""
         if plan.tile_size is None:
             return None
 
@@ -94,7 +94,7 @@ class Costs:
         return rows, columns
 
     def largest_area(self, workload: Workload, plan: Plan) -> int:
-        """Positions of the largest tile with its halo, in the layer where it is largest."""
+        """Returns the positions of the largest tile with halo, in the layer with most positions."""
         tile = self.largest_tile(workload, plan)
         if tile is None:
             return workload.height * workload.width
@@ -106,24 +106,24 @@ class Costs:
         )
 
     def kind(self, tile: Region, plan: Plan) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """What tells how much a tile takes: what each layer reads and writes along both axes."""
+        """Returns what layers read and write for a tile. If it is equal, memory is equal."""
         return tuple(tuple(self.lengths(span, plan).values()) for span in tile)
 
     def _grid(self, workload: Workload, plan: Plan) -> tuple[list[Span], list[Span]]:
-        """The rows and the columns of tiles, which do not depend on each other."""
+        """Returns the rows and the columns of the grid of tiles."""
         tiles = make_tiles(self._network, workload.height, workload.width, plan)
         rows, columns = zip(*tiles, strict=True)
         return list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
 
 
-def lengths_along(
+def find_lengths_along(
     network: Network, span: Span, split_core: bool
 ) -> dict[Streaming, tuple[int, int]]:
-    """How much each tiled layer reads and writes, along an axis, for a span in pixels."""
+    """Returns how many positions each tiled layer reads and writes for a span in pixels."""
     lengths = {}
     for part in network.parts(split_core=split_core):
         if not part.whole:
-            output = shrunk((span, span), part.scale)
-            for layer, (read, _), (rows, _) in regions_of_layers(part.layers, output):
+            output = shrink((span, span), part.scale)
+            for layer, (read, _), (rows, _) in trace_regions(part.layers, output):
                 lengths[layer] = len(read), len(rows)  # kernels are square
     return lengths

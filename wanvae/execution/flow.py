@@ -1,8 +1,8 @@
-"""A stream through layers, without gradients: how much of it at once, and in what order.
+"""A stream through layers, without gradients: how many frames at once, and in which order.
 
 A network is cut into stages where its resolution changes. Each stage takes pieces of a length that
-suits its resolution. Each piece goes through all stages before the next one starts, so that memory
-holds a few frames of each resolution and the states of the layers.
+suits its resolution. Each piece goes through all stages before the next piece starts. So memory
+holds only a few frames of each resolution and the states of the layers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import regions_between, space_factor, time_factor
+from wanvae.nn.sequential import find_regions_between, space_factor, time_factor
 
-# Pixels at full resolution that keep a small machine busy; more of them only cost memory.
+# Pixels at full resolution that keep a small machine busy; more pixels only cost memory.
 STEP_PIXELS = 2**18
-# Two frames at once take a third fewer multiply-adds than one and one (see nn/convolve.py).
+# Two frames at once take a third fewer multiply-adds than one and one (see
+# nn/kernels/winograd.py).
 FEWEST_FRAMES = 2
-# The states of layers in a row.
+# The states of layers, in the order they run.
 FlowState: TypeAlias = "tuple[State, ...]"
 
 
@@ -38,8 +39,8 @@ class Stage:
 
     Attributes:
         layers: in the order they run.
-        frames: frames to take at once, after the first frame of a stream; None is all.
-        group: frames of its input that make one latent, after the first.
+        frames: frames to take at once, after the first frame of a stream; None is all frames.
+        group: frames of the input of the stage that become one latent, after the first frame.
     """
 
     layers: tuple[Streaming, ...]
@@ -47,82 +48,82 @@ class Stage:
     group: int
 
 
-def default_frames(height: int, width: int) -> int:
-    """The frames of this size, at full resolution, to process at once."""
+def choose_frames(height: int, width: int) -> int:
+    """Returns how many frames of this size in pixels to process at once."""
     return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
 
 
-def latents_at_once(frames: int) -> int:
-    """The most latents to process at once with so many frames at full resolution."""
+def count_latents_at_once(frames: int) -> int:
+    """Returns the most latents to process at once, for this many frames at full resolution."""
     return max(min(frames, 4), frames // 4)
 
 
 def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> list[Stage]:
-    """Cut the layers of an encoder or a decoder into stages.
+    """Cuts the layers of an encoder or a decoder into stages.
 
     Args:
-        layers: all of them; the decoder's start at its smallest resolution.
-        frames: to process at once at full resolution, 1 or an even number; smaller resolutions have
-            more at once. None is all.
-        group: frames of the first layer's input that make one latent: 1 in a decoder.
+        layers: all layers. A decoder starts at the smallest resolution.
+        frames: frames to process at once at full resolution, 1 or an even number. Smaller
+            resolutions process more frames at once. None is all frames.
+        group: frames of the input of the first layer that become one latent: 1 in a decoder.
     """
     if frames is None:
         return [Stage(tuple(layers), None, group)]
-    latents = latents_at_once(frames)
+    latents = count_latents_at_once(frames)
     runs: list[list[Streaming]] = [[]]
     for layer in layers:
-        raises, lowers = resampling_of(layer)
+        raises, lowers = find_resampling(layer)
         if raises:
             runs.append([])
         runs[-1].append(layer)
         if lowers:
             runs.append([])
-    # Full resolution is one pixel of the video for each position: a decoder starts far from it.
+    # At full resolution each position is one pixel of the video. A decoder starts far below it.
     scale = max(Fraction(1), space_factor(layers))
     stages = []
     for run in runs:
         before, scale = scale, scale / space_factor(run)
         at_once = min(frames * int(min(before, scale)), latents * group)
         factor = time_factor(run)
-        # Half as many before time is doubled, and whole pairs where it is halved.
+        # Half as many frames before time is doubled, and whole pairs before time is halved.
         taken = max(factor.denominator, at_once // factor.numerator)
         stages.append(Stage(tuple(run), taken, group))
         group = int(group * factor)
     return stages
 
 
-def resampling_of(layer: Streaming) -> tuple[bool, bool]:
-    """Whether a layer raises the resolution of time or space, and whether it lowers one."""
+def find_resampling(layer: Streaming) -> tuple[bool, bool]:
+    """Returns whether a layer raises the resolution of time or space, and whether it lowers one."""
     factors = (layer.time_factor(), layer.space_factor()) if layer.resamples() else ()
     return any(factor > 1 for factor in factors), any(factor < 1 for factor in factors)
 
 
 def first_parameter(layers: Iterable[nn.Module]) -> nn.Parameter:
-    """The first parameter of some layers: it tells their dtype and device."""
+    """Returns the first parameter of some layers, which has their dtype and device."""
     return next(chain.from_iterable(layer.parameters() for layer in layers))
 
 
 class PushGuard:
-    """Refuses to go on with a stream after a push that was not completed.
+    """A guard that refuses to continue a stream after a push that was not completed.
 
-    An error or an interrupt leaves some layers one piece ahead of the others, and the layer that
-    was running without its state.
+    After an error or an interrupt, some layers are one piece ahead of the others, and the layer
+    that was running has lost its state.
     """
 
     def __init__(self) -> None:
         self._broken = False
 
     def check(self) -> None:
-        """Raise UserError if the stream cannot go on."""
+        """Raises UserError if the stream cannot continue."""
         if self._broken:
             raise UserError(
                 "this stream is broken because an earlier piece was not processed to its end: "
-                "start a new one, or go on from a state that was saved before that piece"
+                "start a new stream, or continue from a state that was saved before that piece"
             )
 
     @contextmanager
     def pushing(self) -> Iterator[None]:
-        """Inside, something is pushed; the stream is broken if that raises or is abandoned."""
+        """Marks the stream as broken, unless the push inside ``with`` is completed."""
         self.check()
         self._broken = True
         yield
@@ -130,14 +131,15 @@ class PushGuard:
 
 
 class Flow:
-    """A stream through some stages: pieces in, pieces out, and the states of the layers between.
+    """A stream through some stages: pieces in, pieces out, and the states of the layers.
 
     Args:
-        region: the part of each output frame to compute; None is the whole frame. The pieces are
-            then the part ``input_region`` of each input frame.
-        latents: the length of the stream if it is known: its states are dropped at its end.
-        state: the state of an earlier flow, to go on from.
-        compilation: how to compile each stage to one step; None runs layer by layer, as regions do.
+        region: the part of each output frame to compute; None is the whole frame. With a region,
+            pieces are the part ``input_region`` of each input frame.
+        latents: the length of the stream in latents, if known. States are dropped at its end.
+        state: the state of an earlier flow, to continue from.
+        compilation: how to compile each stage to one step; None runs layer by layer. Regions
+            always run layer by layer.
     """
 
     def __init__(
@@ -154,14 +156,14 @@ class Flow:
         self._processed = [0] * len(stages)
         self._guard = PushGuard()
         layers = [layer for stage in stages for layer in stage.layers]
-        self.input_region, *wanted = regions_between(layers, region)
+        self.input_region, *wanted = find_regions_between(layers, region)
         self._wanted = dict(zip(layers, wanted, strict=True))
         states = (None,) * len(layers) if state is None else state
         self._states = dict(zip(layers, states, strict=True))
 
     @property
     def started(self) -> bool:
-        """Whether some of the stream has been processed, and more is to come."""
+        """Whether the stream has started and is not at its end."""
         return any(state is not None for state in self._states.values())
 
     @property
@@ -175,11 +177,11 @@ class Flow:
         return first_parameter(self._stages[0].layers).device
 
     def move_state(self, device: torch.device) -> None:
-        """Move the states of the layers to a device."""
+        """Moves the states of the layers to a device."""
         self._states = tree_map(lambda x: x if x is None else x.to(device), self._states)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Process the next whole groups of frames; the results come as they are ready.
+        """Processes the next whole groups of frames, and yields results as they are ready.
 
         Raises:
             UserError: an earlier push was not completed.
@@ -196,7 +198,7 @@ class Flow:
             pieces = regroup(pieces, stage.frames, starts=starts)
         for piece in pieces:
             self._processed[index] += piece.shape[2]
-            # Moved only here, so that a long video need not fit on the device of the model.
+            # Pieces move to the device here, so that a long video need not fit on the device.
             like = first_parameter(stage.layers)
             yield self._run(stage, piece.to(like.device, like.dtype), ends=self._ends(index))
 
@@ -209,7 +211,7 @@ class Flow:
         if self._compilation is not None:
             return self._compiled_step(self._compilation, stage, x, ends=ends)
         for layer in stage.layers:
-            # Not held here any longer, so that it is freed once the layer has its next state.
+            # Not held here, so that the old state is freed once the layer has its next state.
             state, self._states[layer] = self._states[layer], None
             x, state = layer.step(x, state, self._wanted[layer])
             self._states[layer] = None if ends else state
@@ -227,9 +229,9 @@ class Flow:
 
 
 def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[Tensor]:
-    """Cut and join pieces to ``frames`` frames each; where the stream ``starts`` the first has one.
+    """Yields the frames of pieces in pieces of ``frames`` frames each.
 
-    The last piece may be shorter.
+    If the stream ``starts``, the first piece has one frame. The last piece may be shorter.
     """
     wanted = 1 if starts else frames
     waiting = None
@@ -245,9 +247,9 @@ def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[
 
 
 def join(pieces: Iterable[Tensor], frames: int) -> Tensor | None:
-    """All pieces, of ``frames`` frames together, one after another; None where there are none.
+    """Returns all pieces as one tensor of ``frames`` frames; None if there are no pieces.
 
-    Takes the pieces to their end, and puts each in its place as it comes.
+    Each piece is copied to its place as it comes.
     """
     joined, start = None, 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""What people ask of a run: tiles, memory, processes."""
+"""The limits of a run: tiles, memory, processes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Processes(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run has to keep to.
+    """The limits of a run.
 
     Attributes:
-        tile_size: largest tile of each frame; None chooses.
+        tile_size: the largest tile of each frame in pixels; None lets the plan choose.
         max_memory: memory besides the model and its input; None is no limit.
         shard: processes that share the work; None is this process alone.
-        plan: the plan itself, instead of one that is chosen by ``tile_size`` or ``max_memory``.
+        plan: a plan to use as it is, instead of a plan for ``tile_size`` or ``max_memory``.
 
     Raises:
         UserError: both ``tile_size`` and ``max_memory`` are given, or ``tile_size`` does not have
@@ -61,10 +61,10 @@ class Limits:
 
     @property
     def processes(self) -> int:
-        """How many processes share the work."""
+        """The number of processes that share the work."""
         return 1 if self.shard is None else self.shard.num_processes
 
     @property
     def rank(self) -> int:
-        """The number of this process among them."""
+        """The number of this process among the processes, from 0."""
         return 0 if self.shard is None else self.shard.process_index

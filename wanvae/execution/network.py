@@ -16,22 +16,22 @@ from torch import nn
 
 from wanvae.errors import UserError
 from wanvae.nn import Streaming, needs_whole_frames, unstreamable_layers
-from wanvae.nn.sequential import resampled, space_factor
+from wanvae.nn.sequential import count_resampled, space_factor
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# How many results of a function are remembered.
+# The number of results that are remembered for each function.
 REMEMBERED = 64
 
 
 @dataclass(frozen=True)
 class Part:
-    """Layers in a row that run alike.
+    """Layers in a row that all run on whole frames, or all run on tiles.
 
     Attributes:
         layers: in the order they run.
-        whole: whether they run on whole frames, and not on tiles.
-        scale: pixels of the video along each side for each position of their output.
+        whole: whether the layers run on whole frames, and not on tiles.
+        scale: pixels of the video along each side for each position of the output.
     """
 
     layers: tuple[Streaming, ...]
@@ -50,7 +50,8 @@ class Network:
         out_channels: channels of the output.
         spatial_factor: pixels per latent along height and width.
         temporal_factor: frames per latent after the first.
-        architecture: equal for networks whose layers differ in nothing but weights and dtype.
+        architecture: a value that is equal for networks whose layers differ only in weights and
+            dtype.
     """
 
     core: tuple[Streaming, ...]
@@ -68,7 +69,7 @@ class Network:
 
     @property
     def group(self) -> int:
-        """Frames of input that make one latent, after the first; 1 in a decoder."""
+        """Frames of input for one latent, after the first frame; 1 in a decoder."""
         return 1 if self.core_first else self.temporal_factor
 
     @property
@@ -77,7 +78,7 @@ class Network:
         return self.spatial_factor if self.core_first else 1
 
     def parts(self, *, split_core: bool) -> list[Part]:
-        """The layers, cut where whole frames and tiles meet."""
+        """Returns the layers, cut into parts for whole frames and parts for tiles."""
         whole = needs_whole_frames if split_core else self.core.__contains__
         parts, scale = [], self.pixels_per_input
         for on_whole_frames, run in groupby(self.layers, whole):
@@ -86,27 +87,27 @@ class Network:
             parts.append(Part(layers, on_whole_frames, scale))
         return parts
 
-    def output_frames(self, pushed: int, *, starts: bool) -> int:
-        """The frames of output for whole groups of frames of input."""
+    def count_output_frames(self, pushed: int, *, starts: bool) -> int:
+        """Returns the frames of output for ``pushed`` frames of input, which are whole groups."""
         factor = Fraction(self.temporal_factor)
-        return resampled(pushed, factor if self.core_first else 1 / factor, starts=starts)
+        return count_resampled(pushed, factor if self.core_first else 1 / factor, starts=starts)
 
-    def latents_of(self, frames: int) -> int:
-        """The latents of a clip of so many frames of input."""
-        return frames if self.core_first else self.output_frames(frames, starts=True)
+    def count_latents(self, frames: int) -> int:
+        """Returns the number of latents of a clip of ``frames`` frames of input."""
+        return frames if self.core_first else self.count_output_frames(frames, starts=True)
 
     def twin(self) -> Network:
-        """The same layers on the meta device, in evaluation mode: shapes without values."""
+        """Returns the same layers on the meta device, in evaluation mode: shapes without values."""
         tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in self.layers)
-        # Whatever is already copied is not copied again, so that no weight is.
-        copied = {id(tensor): on_meta(tensor) for tensor in tensors}
+        # deepcopy does not copy what is in this dictionary, so no weight is copied.
+        copied = {id(tensor): copy_to_meta(tensor) for tensor in tensors}
         core, shell = copy.deepcopy((self.core, self.shell), copied)
         for layer in core + shell:
             layer.eval()
         return replace(self, core=core, shell=shell)
 
     def require_streamable(self) -> None:
-        """Raise UserError if the layers can only process whole clips."""
+        """Raises UserError if the layers can only process whole clips."""
         layers = unstreamable_layers(nn.ModuleList(self.layers))
         if layers:
             raise UserError(
@@ -125,12 +126,12 @@ def make_network(
     temporal_factor: int,
     architecture: Hashable,
 ) -> Network:
-    """A network whose shell layers that look across whole frames belong to the core.
+    """Returns a network; layers of the shell that look across whole frames move to the core.
 
     Raises:
         TypeError: a layer is not ``Streaming``.
     """
-    core, shell = all_streaming(core), all_streaming(shell)
+    core, shell = require_streaming(core), require_streaming(shell)
     across = [index for index, layer in enumerate(shell) if needs_whole_frames(layer)]
     if across and core_first:
         cut = across[-1] + 1
@@ -143,8 +144,8 @@ def make_network(
     )
 
 
-def all_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """The layers; TypeError if one is not ``Streaming``."""
+def require_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
+    """Returns the layers; raises TypeError if one is not ``Streaming``."""
     streaming = []
     for layer in layers:
         if not isinstance(layer, Streaming):
@@ -153,8 +154,8 @@ def all_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
     return tuple(streaming)
 
 
-def on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor or parameter like ``tensor`` without values."""
+def copy_to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor or parameter like ``tensor`` on the meta device."""
     copied = tensor.detach().to("meta")
     return (
         nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
@@ -164,9 +165,10 @@ def on_meta(tensor: torch.Tensor) -> torch.Tensor:
 def remember_by_architecture(
     function: Callable[Concatenate[Network, P], R],
 ) -> Callable[Concatenate[Network, P], R]:
-    """Remember what ``function`` returns for architectures, and not for networks with weights.
+    """Returns ``function`` with a memory of its results, by the architecture of the network.
 
-    Its other arguments must be hashable, and its result must not hold the network.
+    The memory keeps no weights. The other arguments must be hashable, and a result must not hold
+    the network.
     """
     results: OrderedDict[Hashable, R] = OrderedDict()
 

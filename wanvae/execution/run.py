@@ -19,13 +19,13 @@ from wanvae.execution.plan import Plan, make_tiles
 from wanvae.execution.sharding import SharedTiles, share_out
 from wanvae.execution.tiling import Coding, CodingState, LocalTiles
 
-# Role, shapes of the weights, dtype, process and number of processes.
+# Role, hash of the shapes of the weights, dtype, process and number of processes.
 Identity: TypeAlias = "tuple[str, str, str, int, int]"
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A network, the limits it runs within, and whether its steps are compiled.
+    """A network, the limits of its runs, and how its steps are compiled.
 
     >>> from wanvae import WanVAE, WanVAEConfig
     >>> import torch
@@ -41,16 +41,16 @@ class Runner:
     compilation: Compilation | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        """The result of a whole clip ``(B, C, T, H, W)``.
+        """Returns the result of a whole clip ``(B, C, T, H, W)``.
 
         Raises:
             UserError: the limits cannot be kept.
         """
-        latents = self.network.latents_of(x.shape[2])
+        latents = self.network.count_latents(x.shape[2])
         return self.start(x.shape, self.choose_plan(x.shape, latents), latents).run(x)
 
     def choose_plan(self, shape: Sequence[int], latents: int | None) -> Plan:
-        """The plan for an input ``(B, C, T, H, W)`` of a clip, or of a stream (None)."""
+        """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""
         height, width = self._pixels(shape)
         like = first_parameter(self.network.layers)
         offloads = like.device.type != "cpu"
@@ -64,11 +64,11 @@ class Runner:
         latents: int | None = None,
         state: CodingState | None = None,
     ) -> Coding:
-        """A coding of inputs ``(B, C, T, H, W)`` by a plan.
+        """Returns a coding of inputs of ``shape`` ``(B, C, T, H, W)`` by a plan.
 
         Args:
-            latents: the length of the clip; None is a stream.
-            state: the state of an earlier coding of the same size and plan, to go on from.
+            latents: the length of the clip in latents; None is a stream.
+            state: the state of an earlier coding of the same size and plan, to continue from.
         """
         network, limits = self.network, self.limits
         height, width = self._pixels(shape)
@@ -82,7 +82,7 @@ class Runner:
 
     @property
     def identity(self) -> Identity:
-        """What a state has to come from, to go on here."""
+        """The identity of this runner. A state continues only with the same identity."""
         network, limits = self.network, self.limits
         shapes = [
             (name, tuple(parameter.shape))
@@ -97,6 +97,6 @@ class Runner:
         )
 
     def _pixels(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the frames in pixels."""
+        """Returns height and width of the frames in pixels."""
         height, width = (side * self.network.pixels_per_input for side in shape[-2:])
         return height, width

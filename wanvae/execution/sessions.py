@@ -1,7 +1,7 @@
 """Encoding and decoding video as it comes, piece by piece.
 
-A session takes pieces of any length, hands the network whole groups, and holds its state: memory
-does not grow with the length of the stream.
+A session takes pieces of any length, gives the network whole groups of frames, and holds the state
+of the network. Memory does not grow with the length of the stream.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from wanvae.execution.run import Identity, Runner
 from wanvae.execution.tiling import Coding, CodingState
 from wanvae.posterior import Posterior
 
-# What the state belongs to; shape (B, C, H, W) of a piece; the plan; states of the layers; frames
-# that wait for the rest of their group. None before the first piece.
+# Identity of the runner; shape (B, C, H, W) of a piece; the plan; states of the layers; frames that
+# wait for the rest of their group. None before the first piece.
 SessionState: TypeAlias = (
     "tuple[Identity, tuple[int, ...], PlanNumbers, CodingState, Tensor | None] | None"
 )
@@ -29,12 +29,12 @@ SessionState: TypeAlias = (
 
 @dataclass(frozen=True)
 class EncodeEnd:
-    """What the end of an encoding stream gives.
+    """The end of an encoding stream.
 
     Attributes:
-        posterior: the posterior of the frames that were still waiting; None if there were none.
-        padded_frames: how often the last frame was repeated to complete their group; the decoded
-            video has as many frames too many at its end.
+        posterior: the posterior of the frames that were still waiting; None if no frame waited.
+        padded_frames: how often the last frame was repeated to complete the last group. Drop this
+            number of frames from the end of the decoded video.
     """
 
     posterior: Posterior | None
@@ -42,15 +42,15 @@ class EncodeEnd:
 
 
 class Session:
-    """What encoding and decoding streams have in common; it starts with the first piece.
+    """The base of encoding and decoding sessions. The stream starts with the first piece.
 
     Args:
         runner: the network and its limits.
         check: raises UserError for a piece that the model cannot take.
-        state: the state of an earlier session, to go on from by its plan.
+        state: the state of an earlier session, to continue from with the same plan.
 
     Raises:
-        UserError: the network needs whole clips, or ``state`` belongs to something else.
+        UserError: the network needs whole clips, or ``state`` belongs to another network.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        """Everything needed to go on later: ``vae.stream_encode(state=session.state)``.
+        """All that is needed to continue later: ``vae.stream_encode(state=session.state)``.
 
-        Nested tuples of tensors, numbers and text, for ``torch.save``.
+        The state is nested tuples of tensors, numbers and text. ``torch.save`` can save it.
 
         Raises:
             UserError: a piece was not processed to its end.
@@ -86,7 +86,7 @@ class Session:
 
     @property
     def plan(self) -> Plan | None:
-        """How frames are processed; None before the first piece."""
+        """The plan that frames are processed by; None before the first piece."""
         return self._plan
 
     def _start(self, shape: tuple[int, ...], plan: Plan, states: CodingState | None) -> Coding:
@@ -95,7 +95,7 @@ class Session:
         return self._coding
 
     def _begin_or_check(self, piece: Tensor) -> Coding:
-        """Start with the first piece.
+        """Returns the coding of the stream; the first piece starts it.
 
         Raises:
             UserError: the stream is broken, or a later piece has another shape.
@@ -115,7 +115,7 @@ class Session:
 
 
 class StreamEncoder(Session):
-    """Encodes a stream of frames; ``WanVAE.stream_encode`` opens one. No gradients are kept."""
+    """An encoder of a stream of frames, from ``WanVAE.stream_encode``. No gradients are kept."""
 
     def __init__(
         self, runner: Runner, check: Callable[[Tensor], None], state: SessionState = None
@@ -125,9 +125,9 @@ class StreamEncoder(Session):
 
     @property
     def state(self) -> SessionState:
-        """Everything needed to go on later: ``vae.stream_encode(state=session.state)``.
+        """All that is needed to continue later: ``vae.stream_encode(state=session.state)``.
 
-        Nested tuples of tensors, numbers and text, for ``torch.save``.
+        The state is nested tuples of tensors, numbers and text. ``torch.save`` can save it.
 
         Raises:
             UserError: a piece was not processed to its end, or the stream is finished.
@@ -137,10 +137,13 @@ class StreamEncoder(Session):
 
     @torch.no_grad()
     def push(self, frames: Tensor) -> Posterior | None:
-        """Add frames ``(B, C, T, H, W)``, T >= 1, in [-1, 1].
+        """Returns the posterior of the groups of frames that are complete now, or None.
 
-        Returns the posterior of the groups that are complete now, or None if there is none. The
-        first frame is a group; after it every ``temporal_factor`` frames are one (4 for Wan2.1).
+        The first frame is a group. After it every ``temporal_factor`` frames are a group (4 for
+        Wan2.1).
+
+        Args:
+            frames: ``(B, C, T, H, W)``, T >= 1, in [-1, 1].
 
         Raises:
             UserError: H or W is not a multiple of 8, or differs from the frames before; the stream
@@ -159,9 +162,9 @@ class StreamEncoder(Session):
 
     @torch.no_grad()
     def finish(self) -> EncodeEnd:
-        """Complete the last group by repeating its last frame, and encode it: the stream ends.
+        """Completes the last group by repeating its last frame, encodes it, and ends the stream.
 
-        A second call gives the end of an empty stream.
+        A second call returns the end of an empty stream.
 
         Raises:
             UserError: an earlier piece was not processed to its end.
@@ -187,9 +190,9 @@ class StreamEncoder(Session):
 
 
 class StreamDecoder(Session):
-    """Decodes a stream of latents; ``WanVAE.stream_decode`` opens one. No gradients are kept.
+    """A decoder of a stream of latents, from ``WanVAE.stream_decode``. No gradients are kept.
 
-    Every latent is a group of its own, so nothing ever waits and there is no end to call.
+    Every latent is a group of its own. So no latent ever waits, and there is no ``finish``.
     """
 
     def __init__(
@@ -205,10 +208,10 @@ class StreamDecoder(Session):
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        """Decode raw latents ``(B, z_dim, T, H, W)``, T >= 1.
+        """Returns the video of raw latents ``(B, z_dim, T, H, W)``, T >= 1.
 
-        The first gives one frame, every later one ``temporal_factor`` frames (4 for Wan2.1); of
-        several processes that work together only the first gets any.
+        The first latent of a stream gives one frame, every later latent ``temporal_factor`` frames
+        (4 for Wan2.1). If several processes share the work, only the first process gets frames.
 
         Raises:
             UserError: H or W differs from the latents before, or an earlier piece was not
@@ -221,21 +224,21 @@ class StreamDecoder(Session):
 
 
 def check_identity(state: object, expected: Identity) -> None:
-    """Raise UserError if ``state`` is not the state of a session of what is ``expected``."""
+    """Raises UserError if ``state`` is not the state of a session with identity ``expected``."""
     if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[0], tuple)):
         raise UserError(
-            f"a {expected[0]} goes on from what session.state gave, unchanged, not from this "
-            f"{type(state).__name__}"
+            f"this {type(state).__name__} is not the state of a session: give the "
+            f"{expected[0]} the value of session.state, unchanged"
         )
     found = state[0]
     if found != expected:
         raise UserError(
             f"the state belongs to {describe(*found)}, but this session is {describe(*expected)}: "
-            "start a new stream, or give it to the model that it comes from"
+            "start a new stream, or give the state to the model that it comes from"
         )
 
 
 def describe(role: str, model: str, dtype: str, rank: int, processes: int) -> str:
-    """What a state belongs to, in words."""
+    """Returns in words what a state belongs to."""
     share = f", process {rank} of {processes}" if processes > 1 else ""
     return f"the {role} of model {model} in {dtype}{share}"

@@ -1,11 +1,12 @@
-"""Exact tiling: a stream in parts of each frame, with the result of whole frames.
+"""Exact tiling: a stream runs tile by tile. The result equals the result of whole frames.
 
-Few layers look across whole frames, all of them at the smallest resolution. These layers and their
-neighbours are the core, which runs on whole frames. The other layers, the shell, see a bounded
-neighbourhood of each pixel and run tile by tile: each tile has as much around it as its layers
-need, and a stream state of its own. Where a tile ends inside the image a layer reads what lies
-there, and where the image ends it pads: no seam, no blending. Where frames are so large that the
-core takes too much, the core is split: only the layers that look across frames run on whole ones.
+Few layers look across whole frames, all at the smallest resolution. These layers and their
+neighbours are the core, which runs on whole frames. The other layers are the shell. They see a
+bounded neighbourhood of each pixel and run tile by tile. Each tile has as much around it as its
+layers need, and its own stream state. At a border inside the image a layer reads the real
+neighbours, and only at the border of the image it pads. So there is no seam and no blending. If
+frames are so large that the core takes too much memory, the core is split: then only the layers
+that look across frames run on whole frames.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from wanvae.execution.flow import (
     make_stages,
 )
 from wanvae.execution.network import Network, Part
-from wanvae.execution.plan import Plan, regions_of
+from wanvae.execution.plan import Plan, find_regions
 from wanvae.nn.kernels.pool import POOL
-from wanvae.nn.region import Region, crop, crop_whole, whole_of
-from wanvae.nn.sequential import resampled, time_factor
+from wanvae.nn.region import Region, crop, crop_whole, expand_to_whole
+from wanvae.nn.sequential import count_resampled, time_factor
 
-# For each part, the states of its streams.
+# For each part, the states of its flows.
 CodingState: TypeAlias = "tuple[tuple[FlowState, ...], ...]"
 
 HOST = torch.device("cpu")
@@ -45,15 +46,15 @@ class Painting:
     """The frames that a tiled part computes in one push, painted tile by tile.
 
     Args:
-        tiles: the region of each tile in the output, and the stream through it.
+        tiles: the region of each tile in the output, and the flow through it.
         pieces: the input of the part.
         is_video: whether the output is the decoded video.
         starts: whether the stream starts with these pieces.
         offload: whether the states of tiles wait in the memory of the host.
 
     Attributes:
-        frames: of the output.
-        whole: the output, once its first tile has come.
+        frames: number of frames of the output.
+        whole: the output; None before the first tile is painted.
     """
 
     def __init__(
@@ -69,14 +70,14 @@ class Painting:
         pushed = sum(piece.shape[2] for piece in pieces)
         self.part = part
         self.tiles = tiles
-        self.frames = resampled(pushed, time_factor(part.layers), starts=starts)
+        self.frames = count_resampled(pushed, time_factor(part.layers), starts=starts)
         self.is_video = is_video
         self.whole: Tensor | None = None
         self._pieces = pieces
         self._offload = offload
 
     def paint(self, tile: Region, flow: Flow) -> None:
-        """Compute a tile and write it to its place."""
+        """Computes a tile and writes it to its place."""
         start = 0
         for computed in self.compute(flow):
             stop = start + computed.shape[2]
@@ -84,7 +85,7 @@ class Painting:
             start = stop
 
     def compute(self, flow: Flow) -> Iterator[Tensor]:
-        """The output of a tile; it has to be taken to its end."""
+        """Yields the output of a tile. The caller must take all of it."""
         if self._offload:
             flow.move_state(flow.device)
         yield from flow.push(crop_whole(piece, flow.input_region) for piece in self._pieces)
@@ -92,7 +93,7 @@ class Painting:
             flow.move_state(HOST)
 
     def place(self, tile: Region, like: Tensor) -> Tensor:
-        """The place of a tile in ``whole``, whose batch, channels and dtype ``like`` tells."""
+        """Returns the view of a tile in ``whole``, with batch, channels and dtype of ``like``."""
         if self.whole is None:
             rows, columns = tile
             order = torch.contiguous_format if self.is_video else torch.channels_last_3d
@@ -100,16 +101,16 @@ class Painting:
             self.whole = torch.empty(
                 shape, dtype=like.dtype, device=like.device, memory_format=order
             )
-        return crop(self.whole, whole_of(tile), tile)
+        return crop(self.whole, expand_to_whole(tile), tile)
 
     def empty(self, channels: int) -> Tensor:
-        """A tensor of no positions with the batch, dtype and device of the output."""
+        """Returns a tensor without positions, with the batch, dtype and device of the output."""
         like = first_parameter(self.part.layers)
         return like.new_empty(len(self._pieces[0]), channels, 0, 0, 0)
 
 
 class Exchange(Protocol):
-    """Who computes which tiles, and who gets them."""
+    """An agreement on which process computes which tiles, and which process gets them."""
 
     @property
     def tiles(self) -> Sequence[Region | None]:
@@ -117,18 +118,18 @@ class Exchange(Protocol):
         ...
 
     def paint(self, painting: Painting) -> Tensor | None:
-        """The painting with all tiles; None in a process that gets none."""
+        """Returns the painting with all tiles; None in a process that does not get it."""
         ...
 
 
 class LocalTiles:
-    """Tiles that this process computes all by itself."""
+    """Tiles that this process computes alone."""
 
     def __init__(self, tiles: Sequence[Region | None]) -> None:
         self.tiles = tiles
 
     def paint(self, painting: Painting) -> Tensor | None:
-        """The painting with all tiles."""
+        """Returns the painting with all tiles."""
         for tile, flow in painting.tiles:
             painting.paint(tile, flow)
         return painting.whole
@@ -137,19 +138,20 @@ class LocalTiles:
 class Coding:
     """A stream through an encoder or a decoder, by a plan.
 
-    Within one push the tiles take turns, and each goes through all of the pushed time: a clip that
-    is pushed at once needs the state of one tile. From push to push the state of each tile is kept.
+    Within one push, tiles run one after another, and each tile goes through all pushed frames. So
+    a clip that is pushed at once needs the state of only one tile. Between pushes the state of each
+    tile is kept.
 
     Args:
-        plan: how to run; its tiles are those of ``exchange``.
-        exchange: who computes which tiles.
-        latents: the length of the stream if it is known.
-        state: the state of an earlier coding by the same plan, to go on from.
+        plan: how to run the network. The tiles come from ``exchange``.
+        exchange: which process computes which tiles.
+        latents: the length of the stream in latents, if known.
+        state: the state of an earlier coding by the same plan, to continue from.
         compilation: how to compile steps of one latent; None runs layer by layer.
 
     Attributes:
-        parts: each with the streams through it and the region of the output that each computes: one
-            of whole frames (None), or one for each tile.
+        parts: the parts of the network, each with its flows and the region of the output that each
+            flow computes: one flow of whole frames (region None), or one flow for each tile.
     """
 
     def __init__(
@@ -171,8 +173,8 @@ class Coding:
         self._guard = PushGuard()
         self.parts: list[tuple[Part, list[tuple[Region | None, Flow]]]] = []
         for index, part in enumerate(network.parts(split_core=plan.split_core)):
-            of_part, stages = cut(stages, len(part.layers))
-            regions = regions_of(part, exchange.tiles)
+            of_part, stages = cut_stages(stages, len(part.layers))
+            regions = find_regions(part, exchange.tiles)
             states = [None] * len(regions) if state is None else state[index]
             flows = [
                 (region, Flow(of_part, region, latents, flow_state, compilation))
@@ -182,12 +184,12 @@ class Coding:
 
     @property
     def started(self) -> bool:
-        """Whether some of the stream has been processed, and more is to come."""
+        """Whether the stream has started and is not at its end."""
         return any(flow.started for _, flows in self.parts for _, flow in flows)
 
     @property
     def state(self) -> CodingState:
-        """What is needed to go on later: for each part, the states of its streams.
+        """All that is needed to continue later: for each part, the states of its flows.
 
         Raises:
             UserError: a push was not completed.
@@ -196,16 +198,16 @@ class Coding:
         return tuple(tuple(flow.state for _, flow in flows) for _, flows in self.parts)
 
     def run(self, x: Tensor) -> Tensor:
-        """Process the next whole groups of frames, and return all of the result.
+        """Processes the next whole groups of frames, and returns the whole result.
 
-        Of several processes that share a decoder only the first gets frames.
+        If several processes share a decoder, only the first process gets frames.
 
         Raises:
             UserError: an earlier push was not completed.
             ProcessError: another process has ended.
         """
         network = self._network
-        frames = network.output_frames(x.shape[2], starts=not self.started)
+        frames = network.count_output_frames(x.shape[2], starts=not self.started)
         with within_limits() if self._plan.lean else nullcontext():
             result = join(self.push([x]), frames)
         if result is not None:
@@ -215,7 +217,7 @@ class Coding:
         return like.new_empty(len(x), network.out_channels, 0, height, width)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Process the next whole groups of frames; the results come as they are ready.
+        """Processes the next whole groups of frames, and yields results as they are ready.
 
         Raises:
             UserError: an earlier push was not completed.
@@ -238,7 +240,7 @@ class Coding:
         pieces: Iterable[Tensor],
         starts: bool,
     ) -> Iterator[Tensor]:
-        """The results of all tiles side by side, in one piece, where this process gets them."""
+        """Yields the results of all tiles in one piece, if this process gets them."""
         network = self._network
         painting = Painting(
             part,
@@ -255,19 +257,19 @@ class Coding:
 
 @contextmanager
 def within_limits() -> Iterator[None]:
-    """Inside, this process keeps little memory that is free, though it could be used again."""
+    """Makes this process keep little free memory inside ``with``, so that limits hold."""
     with POOL.within_limits(), returning_freed_memory():
         yield
 
 
-def cut(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
-    """The stages of the first ``count`` layers, and the stages of the others."""
+def cut_stages(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[Stage]]:
+    """Returns the stages of the first ``count`` layers, and the stages of the other layers."""
     before, after = [], []
     for stage in stages:
         first, second = stage.layers[:count], stage.layers[count:]
         before += [replace(stage, layers=first)] if first else []
         if second:
-            # More frames come out of the first layers if these double time.
+            # The first layers may double time; then more frames come out of them.
             factor = time_factor(first)
             frames = None if stage.frames is None else int(stage.frames * factor)
             after.append(Stage(second, frames, int(stage.group * factor)))

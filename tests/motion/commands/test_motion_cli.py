@@ -19,6 +19,7 @@ from motion import cli
 from motion.features.humanml3d import write_features
 from motion.files.formats import read_motion, write_motion
 from motion.tokens import read_tokens
+from tests.commands import outputs_of
 from tests.helpers import LAUNCHER
 from tests.motion.helpers import contents, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
@@ -53,10 +54,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command that must end with ``status``; gives its stdout and stderr."""
 
     def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        assert cli.main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out, captured.err
+        return outputs_of(capsys, list(map(str, arguments)), status, cli.main)
 
     return run_command
 
