@@ -82,8 +82,8 @@ class RVQVAE(nn.Module):
                 if this path does not exist, the ``"org/name"`` of a repository on the Hugging Face
                 Hub. Layout, widths, depths, stages and codebooks are detected.
             dtype: dtype of encoder and decoder, also as text like "bfloat16"; None keeps the dtype
-                of the file, or takes float32 if the CPU only emulates that dtype, and logs so. The normalizer and the codebooks
-                are float64 if this is float64, else float32.
+                of the file, or takes float32 if the CPU only emulates that dtype, and logs so. The
+                normalizer and the codebooks are float64 if this is float64, else float32.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: options that the tensors of

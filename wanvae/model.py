@@ -96,7 +96,8 @@ class WanVAE(nn.Module):
                 does not exist, the ``"org/name"`` of a repository on the Hugging Face Hub. The
                 layout and the architecture are detected.
             dtype: dtype of the parameters, also as text like "bfloat16"; None keeps the dtype of
-                the file, or takes float32 if the CPU only emulates that dtype (float16 on most CPUs), and logs so.
+                the file, or takes float32 if the CPU only emulates that dtype (float16 on most
+                CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
