@@ -85,7 +85,7 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
     """Returns ``operation``, computed in float32 if the CPU only emulates the dtype of the weights.
 
     Gradients pass through it, because PyTorch lacks some backward passes in half types. Under
-    autocast, ``operation`` runs in the dtype of autocast, even if the CPU emulates it: PyTorch's rule.
+    autocast, ``operation`` runs in the dtype of autocast, even if the CPU emulates that dtype.
     """
 
     def convert_and_run(
