@@ -16,6 +16,7 @@ from wanvae.folders.clips import Clip, find_clips, fit, parse_cut
 from wanvae.folders.frames import ClipError, Cutter, read_clips
 from wanvae.folders.manifest import Entry, load_entries
 from wanvae.video import VideoReader, VideoWriter, read_video, write_video
+from wanvae.video.packets import PacketSource
 
 CONFIG = WanVAEConfig()
 STEP = 0.03
@@ -213,8 +214,8 @@ def test_a_video_is_opened_once_for_clips_in_a_row(
     write_video(tmp_path / "a.mp4", numbered(40), Fraction(25))
     clips = clips_of(tmp_path, frames=5)
     opened, sought = [], []
-    open_, seek = VideoReader._open, VideoReader._seek_before
-    monkeypatch.setattr(VideoReader, "_open", lambda self: opened.append(1) or open_(self))
+    open_, seek = PacketSource._open, VideoReader._seek_before
+    monkeypatch.setattr(PacketSource, "_open", lambda self: opened.append(1) or open_(self))
     monkeypatch.setattr(
         VideoReader, "_seek_before", lambda self, start: sought.append(1) or seek(self, start)
     )

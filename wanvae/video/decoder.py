@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from wanvae.video.packets import PacketSource
 
 _CORRUPT = "a frame cannot be decoded whole"
+# After a packet with an error of transmission, so many packets tell whether others are missing.
+_PACKETS_TO_SEE = 3
 
 
 class Decoder:
@@ -45,7 +47,7 @@ class Decoder:
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
         try:
-            for packet in self._packets:
+            for packet in self._until_gap():
                 if self._key is None and packet.is_keyframe:
                     self._key = self._source.shown(packet)
                 yield from self._good(self._decode(packet))
@@ -53,9 +55,30 @@ class Decoder:
                     return
         except FFmpegError as error:  # of the container
             self.damage = reason(error)
+        if self.damage is not None:
             yield from self._good(self._finish())
         if not self._begun:
             self.damage = self.damage or self._failure
+
+    def _until_gap(self) -> Iterator[Packet]:
+        """The packets, up to a packet with an error of transmission after which others are missing.
+
+        Such an error alone is no damage: it is also noted where two whole recordings are joined.
+        """
+        held: list[Packet] = []
+        for packet in self._packets:
+            if not held and not packet.is_corrupt:
+                yield packet
+                continue
+            held.append(packet)
+            times = [each.dts for each in held[-2:] if each.dts is not None]
+            if len(times) == 2 and times[1] - times[0] > 1.5 * self._source.period:
+                self.damage = "packets are missing"
+                return
+            if len(held) > _PACKETS_TO_SEE:
+                yield from held
+                held = []
+        yield from held
 
     def _decode(self, packet: Packet) -> list[av.VideoFrame]:
         try:

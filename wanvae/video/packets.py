@@ -115,18 +115,22 @@ class PacketSource:
         return self.stream.guessed_rate or self.rate(True)
 
     @property
-    def _period(self) -> int:
+    def period(self) -> int:
         """Ticks from frame to frame."""
         return max(1, round(1 / (self.grid * self.tick)))
 
     def duration(self, origin: int | None) -> Fraction | None:
-        """Seconds that the container promises; None if it does not.
+        """Seconds from the first frame that the container promises; None if it does not.
 
         Args:
             origin: the timestamp of the first frame.
         """
         if self.stream.duration:
-            return self.stream.duration * self.tick
+            start = self.stream.start_time
+            if origin is None or start is None or not self.has_display_times:
+                start = origin = 0
+            # What comes before the first keyframe is counted too.
+            return (self.stream.duration - max(0, origin - start)) * self.tick
         duration = _tagged_duration(self.stream)
         # The container gives the duration of its longest stream, which may be another one.
         if duration is None and self._container.duration and len(self._container.streams) == 1:
@@ -159,14 +163,14 @@ class PacketSource:
         if self.seeks_exactly:
             yield from self._sought(time)
         else:
-            yield self._from_nearest_keyframe(time - _MARGIN * self._period)
+            yield self._from_nearest_keyframe(time - _MARGIN * self.period)
         yield self.from_start()
 
     def _continued(self) -> Iterator[Packet]:
         """Packets from here on, with continued times."""
         restarts = Flags.ts_discont in Flags(self._container.format.flags)
         gap = _LONGEST_PAUSE / self.tick if restarts else inf
-        clock = Clock(self._period, float(gap), by_keyframes="matroska" in self.kind)
+        clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
         for packet in self._container.demux(self.stream):
             if clock.adjust(packet):
                 self._warn(
@@ -251,8 +255,8 @@ def _is_hidden(packet: Packet) -> bool:
 
 def _tagged_duration(stream: VideoStream) -> Fraction | None:
     """Seconds in the tag that writers of Matroska give each stream, such as 00:01:02.500000000."""
-    text = next((v for k, v in stream.metadata.items() if k.upper() == "DURATION"), None)
-    with suppress(ValueError, AttributeError):
+    text = next((v for k, v in stream.metadata.items() if k.upper() == "DURATION"), "")
+    with suppress(ValueError):
         hours, minutes, seconds = text.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
     return None

@@ -31,7 +31,7 @@ _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their duration
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
 _UNTAGGED_MATRICES = (0, 2, 3)
-_HDR_TRANSFERS = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
+_HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 # How far an average rate may be from the rate of the header before the header is not believed.
 _RATE_TOLERANCE = Fraction(1, 50)
 
@@ -145,9 +145,17 @@ class VideoReader:
     ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Frames with their times in seconds. Tells of missing frames, before or after them."""
         source, tick = self._source, self._source.tick
-        timed = ((self._time(decoder.timestamp(frame)), frame) for frame in frames)
+        furthest = Fraction(0)  # of the times in the file, which may be far off
+
+        def read_times() -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
+            nonlocal furthest
+            for frame in frames:
+                time = self._time(decoder.timestamp(frame))
+                furthest = max(furthest, time or furthest)
+                yield time, frame
+
         last, length = None, 0
-        for time, frame in increasing(timed, 1 / self.info.fps):
+        for time, frame in increasing(read_times(), 1 / self.info.fps):
             if last is None and decoder.lost is not None:
                 self._tell_damage(f"{decoder.lost}; frames before {float(time):.2f} s")
             exact = on_grid(time, source.grid, tick)
@@ -159,7 +167,7 @@ class VideoReader:
             return
         damage, duration = decoder.damage, source.duration(self._origin)
         if damage is None and duration is not None and not self.info.is_image:
-            missing = duration - length * tick - last
+            missing = duration - length * tick - max(last, furthest)
             if missing > self._allowed_shortfall():
                 damage = f"it ends {float(missing):.1f} s early"
         if damage is not None:
