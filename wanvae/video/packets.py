@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import cached_property
@@ -17,7 +17,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from wanvae.video.clock import Clock
-from wanvae.video.common import Source, VideoError, address, one_line_errors
+from wanvae.video.common import Notices, Source, VideoError, address, one_line_errors
 
 _DEFAULT_RATE = Fraction(25)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
@@ -38,7 +38,7 @@ class PacketSource:
     the packets.
 
     Args:
-        warn: is called with a sentence about the file, when something about it must be told.
+        notices: tells what must be told about the file; None tells nothing.
 
     Attributes:
         stream: the video, for its decoder.
@@ -49,10 +49,10 @@ class PacketSource:
         VideoError: the file cannot be opened, or has no video.
     """
 
-    def __init__(self, path: Source, warn: Callable[[str], None]) -> None:
+    def __init__(self, path: Source, notices: Notices | None = None) -> None:
         self.path = path
         self.key_lead = 0
-        self._warn = warn
+        self._notices = notices
         self._fresh = True
         self._open()
 
@@ -173,7 +173,7 @@ class PacketSource:
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
         for packet in self._container.demux(self.stream):
             if clock.adjust(packet):
-                self._warn(
+                self._tell(
                     "its clock restarts or jumps, as where recordings are joined; times go on at "
                     "the rate of the stream"
                 )
@@ -186,7 +186,7 @@ class PacketSource:
             lead.append(packet)
             if packet.is_keyframe:
                 if len(lead) > 1:
-                    self._warn("it begins between keyframes; frames before the first are left out")
+                    self._tell("it begins between keyframes; frames before the first are left out")
                 lead = lead[-1:]
                 break
         yield from lead
@@ -221,6 +221,10 @@ class PacketSource:
                 break
         return chain(waiting, packets)
 
+    def _tell(self, sentence: str) -> None:
+        if self._notices is not None:
+            self._notices.tell(sentence)
+
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
@@ -233,7 +237,7 @@ def count_frames(path: Source) -> tuple[int, Fraction]:
     Raises:
         VideoError: the file cannot be opened.
     """
-    source = PacketSource(path, warn=lambda sentence: None)
+    source = PacketSource(path)
     times = []
     count = 0
     try:

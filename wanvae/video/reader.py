@@ -4,7 +4,6 @@ Colours are converted as the tags of the file say, times are the times in the fi
 frames are in memory at a time.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +21,7 @@ from av.video.reformatter import (
 )
 
 from wanvae.video.clock import increasing, on_grid
-from wanvae.video.common import INTERPOLATION, Source, VideoError, one_line_errors
+from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
 from wanvae.video.decoder import Decoder
 from wanvae.video.orientation import orientation_of
 from wanvae.video.packets import PacketSource, count_frames
@@ -92,8 +91,9 @@ class VideoReader:
     def __init__(self, path: Source, *, strict: bool = False) -> None:
         self.path = path
         self._strict = strict
-        self._said: set[str] = set()
-        self._source = PacketSource(path, self._warn)
+        # Not a method of the reader: in a circle, decoders would live on into forked processes.
+        self._notices = Notices(path)
+        self._source = PacketSource(path, self._notices)
         try:
             self._start()
         except BaseException:
@@ -188,7 +188,7 @@ class VideoReader:
     def _check_size(self, frame: av.VideoFrame, time: Fraction) -> None:
         if (frame.width, frame.height) != self._coded_size:
             first, now = "{}x{}".format(*self._coded_size), f"{frame.width}x{frame.height}"
-            self._warn(
+            self._notices.tell(
                 f"its size changes from {first} to {now} at {float(time):.2f} s; these frames are "
                 f"scaled to {first}",
                 once="size",
@@ -199,13 +199,7 @@ class VideoReader:
         damage = f"damaged or cut short: {what} are missing"
         if self._strict:
             raise VideoError(f"cannot read {self.path}: it is {damage}")
-        self._warn(f"it is {damage}")
-
-    def _warn(self, sentence: str, once: str | None = None) -> None:
-        """Warns of something about the file, once for each sentence or key ``once``."""
-        if (once or sentence) not in self._said:
-            self._said.add(once or sentence)
-            warnings.warn(f"{self.path}: {sentence}", stacklevel=2)
+        self._notices.tell(f"it is {damage}")
 
     def seek(self, start: float | Fraction) -> None:
         """Continues with the first frame at or after `start` seconds from the first frame.
@@ -273,7 +267,7 @@ class VideoReader:
             high = frame.height >= 720 and not self.info.is_image
             frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
         if self.info.hdr is not None:
-            self._warn(
+            self._notices.tell(
                 f"it is HDR or has wide colours ({self.info.hdr}), and is read as if it were SDR, "
                 "so its colours look gray; convert it to SDR (tone mapping) first"
             )
