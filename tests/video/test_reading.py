@@ -1,7 +1,9 @@
 """Frames of real files: sought, joined, damaged, mirrored, without a duration."""
 
+import gc
 import struct
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -294,6 +296,12 @@ def frames_of_strict(path: Path) -> Iterator[torch.Tensor]:
         return [frame.image for frame in reader]
 
 
+def test_a_file_that_is_cut_short_promises_what_its_header_does(tmp_path: Path) -> None:
+    path = noisy(tmp_path / "a.mkv", "libx264", X264)
+    path.write_bytes(first_part(path.read_bytes()))
+    assert probe(path).frames == 60
+
+
 def test_a_recording_that_begins_between_keyframes(tmp_path: Path) -> None:
     gop = {"bf": "0", "g": "20", "sc_threshold": "0"}
     path = encode(tmp_path / "a.ts", "libx264", options={**X264, **gop})
@@ -370,3 +378,20 @@ def test_hdr_is_told_once(tmp_path: Path, trc: int, name: str | None) -> None:
         assert not caught
         frames_of(path)
     assert [name in str(warning.message) for warning in caught] == ([True] if name else [])
+
+
+@pytest.mark.parametrize("at_rate", [False, True])
+def test_a_closed_reader_is_freed_at_once(tmp_path: Path, at_rate: bool) -> None:
+    """Threads of a decoder that the garbage collector frees in a forked process hang there."""
+    path = encode(tmp_path / "a.mp4", "libx264", range(5), options=X264)
+    gc.collect()
+    gc.disable()
+    try:
+        reader = VideoReader(path)
+        next(reader.at_rate(Fraction(10)) if at_rate else reader)
+        source = weakref.ref(reader._source)
+        reader.close()
+        del reader
+        assert source() is None
+    finally:
+        gc.enable()

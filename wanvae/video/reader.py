@@ -301,14 +301,17 @@ def probe(path: Source) -> VideoInfo:
     """What a file says about its video, with an exact number of frames.
 
     Reads the whole file, without decoding it, unless its header counts its frames, as in MP4 and
-    AVI. Raises VideoError as VideoReader does.
+    AVI. For a file that is cut short, the number is the one that its header promises, so that
+    reading it tells of the damage. Raises VideoError as VideoReader does.
     """
     with VideoReader(path) as reader:
         info = reader.info
         if info.is_image or reader._source.counts_frames:
             return info
+        promised, allowed = reader._source.duration(reader._origin), reader._allowed_shortfall()
     count, seconds = count_frames(path)
-    return info if not count else _counted(info, count, seconds)
+    cut_short = promised is not None and promised - seconds - 1 / info.fps > allowed
+    return info if cut_short or not count else _counted(info, count, seconds)
 
 
 def _counted(info: VideoInfo, frames: int, seconds: Fraction) -> VideoInfo:
