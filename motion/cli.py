@@ -6,25 +6,27 @@ import sys
 from collections.abc import Sequence
 
 import motion
-from motion.commands.convert import CONVERT
-from motion.commands.detokenize import DETOKENIZE
-from motion.commands.evaluate import EVALUATE
-from motion.commands.info import INFO
-from motion.commands.reconstruct import RECONSTRUCT
-from motion.commands.render import RENDER
-from motion.commands.sample import SAMPLE
-from motion.commands.tokenize import TOKENIZE
-from wanvae.engine.command_line.program import Program
+from wanvae.engine.command_line.program import Program, listed
 
 COMMANDS = {
-    "sample": SAMPLE,
-    "info": INFO,
-    "tokenize": TOKENIZE,
-    "detokenize": DETOKENIZE,
-    "reconstruct": RECONSTRUCT,
-    "evaluate": EVALUATE,
-    "render": RENDER,
-    "convert": CONVERT,
+    "sample": listed(
+        "a walk, if there is no recording at hand", "motion.commands.sample", "SAMPLE"
+    ),
+    "info": listed("what a file is", "motion.commands.info", "INFO"),
+    "tokenize": listed("motion to tokens", "motion.commands.tokenize", "TOKENIZE"),
+    "detokenize": listed("tokens to motion", "motion.commands.detokenize", "DETOKENIZE"),
+    "reconstruct": listed(
+        "motion to tokens and back, and compare", "motion.commands.reconstruct", "RECONSTRUCT"
+    ),
+    "evaluate": listed(
+        "errors and code use over many files, as a page", "motion.commands.evaluate", "EVALUATE"
+    ),
+    "render": listed("motion to a video of a stick figure", "motion.commands.render", "RENDER"),
+    "convert": listed(
+        "checkpoint to another layout, motion to another format",
+        "motion.commands.convert",
+        "CONVERT",
+    ),
 }
 
 

@@ -1,7 +1,8 @@
-"""The motion tokenizer: encoder, quantizer, decoder, and what people call on them."""
+"""The motion tokenizer: encoder, quantizer, decoder, and the methods that people call."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -21,7 +22,7 @@ from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.hub import upload
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
-from wanvae.nn.masking import mask_of
+from wanvae.nn.masking import make_mask
 from wanvae.nn.residual import ActivationKind
 
 # Frames of each clip of a batch, (B,).
@@ -30,12 +31,12 @@ Lengths: TypeAlias = "Tensor | Sequence[int]"
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a training step needs.
+    """Decoded features, their targets and the result of the quantizer, for a training step.
 
     Attributes:
         output: ``(B, T, D)``, the decoded features, normalized.
-        target: ``(B, T, D)``, the features to be reconstructed, normalized.
-        quantized: what the quantizer found in between.
+        target: ``(B, T, D)``, the features to reconstruct, normalized.
+        quantized: the result of the quantizer.
     """
 
     output: Tensor
@@ -44,12 +45,12 @@ class Reconstruction:
 
 
 class RVQVAE(nn.Module):
-    """Turns motion into tokens and back: a 1D convolutional autoencoder around a residual VQ.
+    """A motion tokenizer: a 1D convolutional autoencoder around a residual vector quantizer.
 
-    Motion is ``(B, T, D)``, float32, features in their own units; the model normalizes them.
-    Tokens are indices ``(B, ceil(T / 4), Q)`` where time is halved twice: one for each layer of the
-    quantizer, -1 where a layer or a clip has none. (Wan's network has 1 + ceil((T - 1) / 4).)
-    Parameter names of encoder and decoder come from the published models.
+    Motion is ``(B, T, D)``, float32: features in their own units, which the model normalizes.
+    Tokens are indices ``(B, ceil(T / 4), Q)`` if time is halved twice: one index for each layer of
+    the quantizer, -1 where a layer or a clip has no code. (Wan's network has 1 + ceil((T - 1) / 4)
+    tokens.) Parameter names of encoder and decoder come from the published models.
     """
 
     def __init__(self, config: RVQVAEConfig) -> None:
@@ -72,23 +73,26 @@ class RVQVAE(nn.Module):
         dilation_growth_rate: int | Sequence[int] | None = None,
         reverse_dilation: bool | None = None,
     ) -> RVQVAE:
-        """Load a checkpoint of any known layout, in evaluation mode.
+        """Loads a checkpoint of any known layout. The model is in evaluation mode.
 
         Args:
             path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
-                if there is no such path, the ``"org/name"`` of a repository of the Hugging Face
-                Hub. Layout, widths, depths, stages and codebooks are found out.
-            dtype: dtype of encoder and decoder; None keeps the file's. The normalizer and the
-                codebooks stay in float32, or in float64 with encoder and decoder.
+                if this path does not exist, the ``"org/name"`` of a repository on the Hugging Face
+                Hub. Layout, widths, depths, stages and codebooks are detected.
+            dtype: dtype of encoder and decoder; None keeps the dtype of the file. The normalizer
+                and the codebooks are float64 if this is float64, else float32.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
-            activation, norm, dilation_growth_rate, reverse_dilation: what leaves no trace in the
-                tensors of published models; None is as published (see
+            activation, norm, dilation_growth_rate, reverse_dilation: options that the tensors of
+                published models do not show; None is the published value (see
                 :class:`~motion.checkpoints.architecture.Untold`).
 
+        Warns if the file is published: such files do not hold the mean and standard deviation of
+        the features.
+
         Raises:
-            CheckpointError: the file cannot be read or downloaded, is no such model (the keys are
-                named), or does not fit what was given.
+            CheckpointError: the file cannot be read or downloaded, holds another model (the message
+                names the keys), or does not fit these options.
         """
         untold = Untold(
             activation=activation,
@@ -100,6 +104,8 @@ class RVQVAE(nn.Module):
         with torch.device("meta"):
             model = cls(loaded.config)
         load_tensors(model, loaded.tensors, path)
+        if loaded.layout is not formats.Layout.NATIVE:
+            warn_of_missing_normalizer(path)
         use_channels_last(model)
         model.to(device)
         if dtype is not None:
@@ -110,13 +116,13 @@ class RVQVAE(nn.Module):
         return model.eval()
 
     def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
-        """Write a native checkpoint: one ``.safetensors``, with config and normalizer in it.
+        """Writes a native checkpoint: one ``.safetensors`` with config and normalizer.
 
-        A file of that name is replaced only once the new one is complete.
+        An existing file is replaced only when the new file is complete.
 
         Args:
-            push_to_hub: the ``"org/name"`` of a repository of the Hugging Face Hub that gets the
-                file too; a missing repository is created.
+            push_to_hub: the ``"org/name"`` of a repository on the Hugging Face Hub. The file is
+                uploaded there too; a missing repository is created.
 
         Raises:
             CheckpointError: the file cannot be written or uploaded.
@@ -127,30 +133,30 @@ class RVQVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of encoder and decoder; features and latents are converted to it."""
+        """The dtype of encoder and decoder; features and latents are converted to this dtype."""
         return next(self.encoder.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the model; inputs are moved to it."""
+        """The device of the model; inputs are moved to this device."""
         return self.normalizer.mean.device
 
     def normalize(self, motion: Tensor) -> Tensor:
-        """Motion ``(..., D)`` in its own units to the features that the networks see.
+        """Returns motion ``(..., D)`` in its own units as normalized features for the networks.
 
-        They are ``(motion - mean) / std`` for each channel, on the device of the model.
+        The features are ``(motion - mean) / std`` for each channel, on the device of the model.
         """
         return self.normalizer.normalize(motion.to(self.normalizer.mean))
 
     def denormalize(self, features: Tensor) -> Tensor:
-        """The inverse of ``normalize``."""
+        """Returns motion of normalized features: the inverse of ``normalize``."""
         return self.normalizer.denormalize(features.to(self.normalizer.mean))
 
     def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
-        """Encode, quantize and decode clips ``(B, T, D)`` in their own units, for training.
+        """Encodes, quantizes and decodes clips ``(B, T, D)`` in their own units, for training.
 
-        In training mode the quantizer learns from them. After the ``lengths`` ``(B,)`` frames of
-        each clip the result is 0.
+        In training mode the quantizer learns from the clips. After the ``lengths`` ``(B,)`` frames
+        of each clip, output and target are 0.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
@@ -159,22 +165,22 @@ class RVQVAE(nn.Module):
         quantized = self.quantizer(latents, tokens)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
         if lengths is not None:
-            mask = mask_of(lengths, motion.shape[1])[:, :, None]
+            mask = make_mask(lengths, motion.shape[1])[:, :, None]
             output, target = output * mask, target * mask
         return Reconstruction(output, target, quantized)
 
     @torch.no_grad()
     def encode(self, motion: Tensor, lengths: Lengths | None = None) -> Tensor:
-        """Tokens ``(B, tokens, Q)``, int64, of motion ``(B, T, D)``; no gradients are kept.
+        """Returns tokens ``(B, tokens, Q)``, int64, of motion ``(B, T, D)``.
 
-        Where T is no whole number of tokens, the last frame of a clip is repeated.
+        If the last token is not full, the last frame of a clip is repeated. No gradients are kept.
 
         Args:
-            lengths: ``(B,)``, how many frames of each clip there are; the rest is padding. Each
-                clip gets the tokens that it gets alone, and -1 after them.
+            lengths: ``(B,)``, the number of frames of each clip; later frames are padding. The
+                tokens of a clip equal the tokens of this clip alone, and -1 follows them.
 
         Raises:
-            UserError: motion has another shape, or is not finite; lengths do not fit.
+            UserError: motion has another shape or is not finite, or lengths do not fit.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
@@ -185,17 +191,18 @@ class RVQVAE(nn.Module):
     def decode(
         self, indices: Tensor, length: int | Lengths | None = None, *, layers: int | None = None
     ) -> Tensor:
-        """Motion ``(B, T, D)`` of tokens ``(B, tokens, Q)``; no gradients are kept.
+        """Returns motion ``(B, T, D)`` of tokens ``(B, tokens, Q)``; no gradients are kept.
 
         Args:
-            indices: as ``encode`` gives them, or of the first few layers.
-            length: frames of the motion, or ``(B,)``, frames of each clip: zeros follow them, and
-                the tokens after them are ignored. None: as many frames as the tokens have.
-            layers: use the first so many layers only.
+            indices: indices as ``encode`` returns them, or indices of the first few layers.
+            length: number of frames of the motion, or ``(B,)``, number of frames of each clip.
+                Tokens after these frames are ignored, and zeros follow the frames. None is as many
+                frames as the tokens have.
+            layers: number of layers to use, from the first; None is all layers.
 
         Raises:
-            UserError: indices are out of range or of another shape; there are fewer frames or
-                layers.
+            UserError: indices are out of range or have another shape, or ``length`` or ``layers``
+                is larger than the indices allow.
         """
         latents = self._look_up(indices, layers)
         batch, _, tokens = latents.shape
@@ -208,20 +215,21 @@ class RVQVAE(nn.Module):
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         features = run(self.decoder, latents, needed)[0].mT[:, :longest]
         motion = self.denormalize(features)
-        return motion if needed is None else motion * mask_of(lengths, longest)[:, :, None]
+        return motion if needed is None else motion * make_mask(lengths, longest)[:, :, None]
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
-        """A session that encodes frames as they come; ``state`` continues an earlier one."""
+        """Returns a session that encodes frames as they come; ``state`` continues a stream."""
         return StreamEncoder(self, state)
 
     def stream_decode(self, state: State = None, *, layers: int | None = None) -> StreamDecoder:
-        """A session that decodes tokens as they come; ``state`` continues an earlier one."""
+        """Returns a session that decodes tokens as they come; ``state`` continues a stream."""
         return StreamDecoder(self, state, layers=layers)
 
     def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]:
-        """Tokens of the next frames of a stream, whole tokens of them; ``None`` starts one.
+        """Returns tokens of the next frames of a stream, and the next state.
 
-        Gradients stay in the state alone: tokens are whole numbers and have none.
+        The frames must fill whole tokens; state ``None`` starts a stream. Only the state keeps
+        gradients, because tokens are whole numbers.
         """
         latents, state = self.encoder.step(self.normalize(motion).to(self.dtype).mT, state)
         return self.quantizer.encode(latents), state
@@ -229,15 +237,16 @@ class RVQVAE(nn.Module):
     def decode_step(
         self, indices: Tensor, state: State, *, layers: int | None = None
     ) -> tuple[Tensor, State]:
-        """Motion of the next tokens of a stream, any number of them; ``None`` starts one.
+        """Returns motion of the next tokens of a stream, and the next state.
 
-        Motion and state keep the gradients of the decoder; ``stream_decode`` keeps none.
+        State ``None`` starts a stream. Motion and state keep the gradients of the decoder, but
+        ``stream_decode`` keeps no gradients.
         """
         features, state = self.decoder.step(self._look_up(indices, layers), state)
         return self.denormalize(features.mT), state
 
     def check_motion(self, motion: Tensor) -> None:
-        """Raise UserError if ``motion`` is no finite ``(B, T, D)`` of this model."""
+        """Raises UserError if ``motion`` is not a finite ``(B, T, D)`` of this model."""
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
             raise UserError(
@@ -253,18 +262,18 @@ class RVQVAE(nn.Module):
             )
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
-        """The latents of indices, in the dtype of the decoder."""
+        """Returns the latents of indices, in the dtype of the decoder."""
         return self.quantizer.decode(indices, layers).to(self.dtype)
 
     def _padded_lengths(self, lengths: Lengths | None, shape: Sequence[int]) -> Tensor | None:
-        """Lengths on the device of the model; None where no clip has padding."""
+        """Returns lengths on the device of the model; None if no clip has padding."""
         if lengths is None:
             return None
         lengths = self._check_lengths(lengths, shape)
         return lengths if (lengths < shape[1]).any() else None
 
     def _check_lengths(self, lengths: Lengths, shape: Sequence[int]) -> Tensor:
-        """Lengths on the device of the model; UserError if they do not fit ``(clips, frames)``."""
+        """Returns lengths on the device of the model; checks them against ``(clips, frames)``."""
         batch, frames = shape
         lengths = torch.as_tensor(lengths)
         if lengths.shape != (batch,) or lengths.is_floating_point():
@@ -281,7 +290,7 @@ class RVQVAE(nn.Module):
         return torch.tensor(tokens, device=self.device)
 
     def _latents(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Latents of normalized features, and how many each clip has; None is all of them."""
+        """Returns latents of normalized features, and their number for each clip; None is all."""
         frames = None
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
@@ -289,7 +298,7 @@ class RVQVAE(nn.Module):
         return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
 
     def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        """``(B, T, D)`` with the last frame of each clip repeated up to the end of a token."""
+        """Returns features with the last frame of each clip repeated to fill its last token."""
         length = features.shape[1]
         whole = self.config.frames_of(self.config.tokens_of(length))
         if lengths is None and whole == length:
@@ -301,6 +310,17 @@ class RVQVAE(nn.Module):
         return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
 
 
+def warn_of_missing_normalizer(path: str | PathLike[str]) -> None:
+    """Warns that a published checkpoint does not say how to normalize features."""
+    warnings.warn(
+        f"{path} has no mean and standard deviation, so the model takes and gives normalized "
+        "features. Put both into the checkpoint: "
+        f"python -m motion convert {path} model.safetensors --to native --mean Mean.npy "
+        "--std Std.npy",
+        stacklevel=3,
+    )
+
+
 def run(network: Streaming, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The output for clips ``(B, C, T)`` of ``lengths`` ``(B,)``, and its lengths; None is T."""
+    """Returns the output for clips ``(B, C, T)`` of ``lengths`` ``(B,)``, and its lengths."""
     return (network(x), None) if lengths is None else network.forward_masked(x, lengths)

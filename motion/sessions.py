@@ -1,4 +1,4 @@
-"""Tokens of motion as it comes, and motion of tokens, piece by piece in constant memory."""
+"""Encoding motion and decoding tokens as they come, piece by piece in constant memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SessionState: TypeAlias = "tuple[State, Tensor | None] | None"
 
 
 class Tokenizer(Protocol):
-    """What sessions need of a model; see :class:`~motion.RVQVAE`."""
+    """The methods and attributes of a :class:`~motion.RVQVAE` that sessions use."""
 
     config: RVQVAEConfig
     encoder: Streaming
@@ -39,13 +39,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class EncodeEnd:
-    """What the end of a stream of motion gives.
+    """The end of a stream of motion.
 
     Attributes:
-        indices: tokens ``(B, 1, Q)`` of the frames that were still waiting; None if there were
-            none.
-        padded_frames: how often the last frame was repeated to complete the last token. Decoded
-            motion has as many frames too many at its end.
+        indices: tokens ``(B, 1, Q)`` of the frames that were still waiting; None if no frame
+            waited.
+        padded_frames: how often the last frame was repeated to complete the last token. Drop this
+            number of frames from the end of the decoded motion.
     """
 
     indices: Tensor | None
@@ -53,10 +53,10 @@ class EncodeEnd:
 
 
 class StreamEncoder:
-    """Encodes frames as they come: a token is given with the last of its frames.
+    """An encoder of frames as they come. A token is returned with its last frame.
 
     Args:
-        state: the state of an earlier session, to go on from.
+        state: the state of an earlier session, to continue its stream.
 
     Raises:
         UserError: the model cannot stream (the layers are named), or the state belongs to
@@ -67,12 +67,12 @@ class StreamEncoder:
         require_streamable(model.encoder)
         self._model = model
         self._ended = False
-        # Set once a piece is done, so that a piece that failed has changed nothing.
+        # Set after a piece is complete, so that a failed piece changes nothing.
         self._state = check_session_state(state, model)
 
     @property
     def state(self) -> SessionState:
-        """All that is needed to go on later: nested tuples of tensors, for ``torch.save``.
+        """All that is needed to continue later: nested tuples of tensors, for ``torch.save``.
 
         Raises:
             UserError: the session has ended.
@@ -82,19 +82,19 @@ class StreamEncoder:
 
     @torch.no_grad()
     def push(self, motion: Tensor) -> Tensor | None:
-        """Tokens ``(B, n, Q)`` that frames ``(B, T, D)`` complete; None if there are none.
+        """Returns the tokens ``(B, n, Q)`` that frames ``(B, T, D)`` complete; None if none.
 
-        After an error the session is as it was before: the same frames can be pushed again.
+        An error does not change the session. The same frames can be pushed again.
 
         Raises:
-            UserError: motion is not finite, has another shape than ``(B, T, D)`` or another B than
-                the pieces before, or the session has ended.
+            UserError: motion is not finite, is not ``(B, T, D)`` or has another B than the pieces
+                before, or the session has ended.
         """
         self._refuse_if_ended()
         model, config = self._model, self._model.config
         model.check_motion(motion)
         check_clips(motion, self._state)
-        # A copy: what waits must not change with the tensor that was given.
+        # A copy, because waiting frames must not change when the caller changes its tensor.
         motion = motion.to(model.device, copy=True)
         states, waiting = (None, None) if self._state is None else self._state
         if waiting is not None:
@@ -109,7 +109,7 @@ class StreamEncoder:
         return indices
 
     def finish(self) -> EncodeEnd:
-        """The last token, its frames completed by repeating the last one; ends the session.
+        """Completes the last token by repeating the last frame, returns it, and ends the session.
 
         Raises:
             UserError: the session has ended before.
@@ -134,11 +134,11 @@ class StreamEncoder:
 
 
 class StreamDecoder:
-    """Decodes tokens as they come.
+    """A decoder of tokens as they come.
 
     Args:
-        state: the state of an earlier session, to go on from.
-        layers: how many layers of the quantizer to use, the first ones; None is all.
+        state: the state of an earlier session, to continue its stream.
+        layers: number of layers of the quantizer to use, from the first; None is all layers.
 
     Raises:
         UserError: the model cannot stream (the layers are named), or the state belongs to
@@ -153,18 +153,18 @@ class StreamDecoder:
 
     @property
     def state(self) -> State:
-        """All that is needed to go on later: nested tuples of tensors, for ``torch.save``."""
+        """All that is needed to continue later: nested tuples of tensors, for ``torch.save``."""
         return self._state
 
     @torch.no_grad()
     def push(self, indices: Tensor) -> Tensor:
-        """Motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``.
+        """Returns motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``.
 
-        After an error the session is as it was before: the same tokens can be pushed again.
+        An error does not change the session. The same tokens can be pushed again.
 
         Raises:
-            UserError: indices are out of range, have another shape than ``(B, n, Q)`` or another B
-                than the pieces before.
+            UserError: indices are out of range, are not ``(B, n, Q)`` or have another B than the
+                pieces before.
         """
         check_clips(indices, self._state)
         motion, self._state = self._model.decode_step(indices, self._state, layers=self._layers)
@@ -172,21 +172,21 @@ class StreamDecoder:
 
 
 def require_streamable(network: Streaming) -> None:
-    """Raise UserError if some layer of ``network`` needs all of time at once."""
+    """Raises UserError if some layer of ``network`` needs all frames at once."""
     layers = unstreamable_layers(network)
     if layers:
         raise UserError(
             f"this model cannot stream: {len(layers)} of its layers look at later frames, or "
-            f"at all of time, like {layers[0]}. Take one with causal: true, no group norm, and "
+            f"at all of time, like {layers[0]}. Use a model with causal: true, no group norm, and "
             "an attention_window if it has attention"
         )
 
 
 def check_session_state(state: SessionState, model: Tokenizer) -> SessionState:
-    """The state of an encoding session, if it fits; UserError, which says what it is, if not."""
+    """Returns the state of an encoding session; raises UserError if it does not fit the model."""
     if state is None:
         return None
-    # A decoder's state can have two entries as well; only the second entry here is a tensor.
+    # The state of a decoder can have two entries too, but its second entry is not a tensor.
     pair = isinstance(state, tuple | list) and len(state) == 2
     states, waiting = state if pair else (state, None)
     if pair and (waiting is None or isinstance(waiting, Tensor)):
@@ -201,14 +201,14 @@ def check_session_state(state: SessionState, model: Tokenizer) -> SessionState:
 
 
 def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> State:
-    """The states of the layers of ``network``, if they fit; UserError if not."""
-    if state is None or has_form(state, example_state(model, network)):
+    """Returns the states of the layers of ``network``; raises UserError if they do not fit."""
+    if state is None or has_form(state, make_example_state(model, network)):
         return state
     names = {model.encoder: "an encoder", model.decoder: "a decoder"}
     (other,) = names.keys() - {network}
     layers = state[0] if isinstance(state, tuple | list) and state else None
     belongs_to_other = any(
-        has_form(candidate, example_state(model, other)) for candidate in (state, layers)
+        has_form(candidate, make_example_state(model, other)) for candidate in (state, layers)
     )
     found = f"{names[other]} session" if belongs_to_other else "another model"
     raise UserError(
@@ -218,8 +218,8 @@ def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> St
 
 
 @torch.no_grad()
-def example_state(model: Tokenizer, network: Streaming) -> State:
-    """The states of the layers of ``network`` after a first token."""
+def make_example_state(model: Tokenizer, network: Streaming) -> State:
+    """Returns the states of the layers of ``network`` after a first token, as an example."""
     config = model.config
     channels, length = config.code_dim, 1
     if network is model.encoder:
@@ -229,7 +229,7 @@ def example_state(model: Tokenizer, network: Streaming) -> State:
 
 
 def has_form(state: object, expected: State | Tensor) -> bool:
-    """Whether tensors are nested as expected, with as many channels, in floating point.
+    """Returns whether tensors are nested as expected, with equal channels, in floating point.
 
     The number of clips (dim 0) and of frames (dim 2) may differ.
     """
@@ -250,8 +250,8 @@ def has_form(state: object, expected: State | Tensor) -> bool:
 
 
 def check_clips(piece: Tensor, state: SessionState | State) -> None:
-    """Raise UserError if a piece has another number of clips than the stream it continues."""
-    for tensor in tensors_of(state):
+    """Raises UserError if a piece has another number of clips than its stream."""
+    for tensor in iterate_tensors(state):
         if tensor.shape[:1] != piece.shape[:1]:
             raise UserError(
                 f"a stream keeps its number of clips, but a piece of {tuple(piece.shape)} follows "
@@ -259,10 +259,10 @@ def check_clips(piece: Tensor, state: SessionState | State) -> None:
             )
 
 
-def tensors_of(state: SessionState | State | Tensor) -> Iterator[Tensor]:
-    """The tensors of a nested state."""
+def iterate_tensors(state: SessionState | State | Tensor) -> Iterator[Tensor]:
+    """Yields the tensors of a nested state."""
     if isinstance(state, Tensor):
         yield state
     elif state is not None:
         for part in state:
-            yield from tensors_of(part)
+            yield from iterate_tensors(part)

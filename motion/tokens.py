@@ -2,7 +2,8 @@
 
 An .npz or .safetensors file holds ``indices`` (T', Q) in the smallest integer type that fits all
 codes, and two texts: ``format``, which is "wanvae-motion-tokens", and ``motion``, the JSON of an
-:class:`Origin`. Programs that generate tokens from text write a .npy file with indices alone.
+:class:`Origin`. Programs that generate tokens from text write a .npy file with indices alone, of
+the shape (T', Q), (1, T', Q), (1, T') or (T',).
 """
 
 from __future__ import annotations
@@ -26,17 +27,31 @@ from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
-from wanvae.engine.config import check, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.checkpoint import (
+    CheckpointError,
+    digest_of_tensors,
+    read_tensors,
+    write_tensors,
+)
+from wanvae.engine.config import (
+    changed_fields,
+    check,
+    from_json_dict,
+    parse_json,
+    to_json_dict,
+)
+from wanvae.engine.digest import Stamp
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 
 FORMAT = "wanvae-motion-tokens"
+# The key of ``Origin.actor`` in files. Programs that read files of tokens know it by this name.
+ACTOR_KEY = "body"
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Body:
+class Actor:
     """Who moved, for features with rotations.
 
     Attributes:
@@ -59,21 +74,26 @@ class Body:
 class Origin:
     """What indices do not tell about their motion and their model.
 
-    The names of the fields are keys in files.
+    The names of the fields are keys in files, except ``actor``, whose key is "body".
 
     Attributes:
         frames: the number of frames of the motion.
         fps: frames per second of the model.
         codes: the number of codes in each codebook.
-        books: a digest of the codebooks, which identifies the model.
-        body: who moved; None for features of HumanML3D and KIT.
+        books: a digest of the codebooks, by which tokens fit a model.
+        actor: who moved; None for features of HumanML3D and KIT.
+        model: a digest of all tensors and the config of the model; empty in files of earlier
+            versions.
+        source: the state of the motion file when it was read; None in files of earlier versions.
     """
 
     frames: int
     fps: float
     codes: int
     books: str
-    body: Body | None = None
+    actor: Actor | None = None
+    model: str = ""
+    source: Stamp | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "codes"):
@@ -122,6 +142,11 @@ def digest_of(model: RVQVAE) -> str:
     return hashlib.sha256(codes.numpy().tobytes()).hexdigest()[:16]
 
 
+def identify(model: RVQVAE) -> str:
+    """Returns a SHA-256, in hexadecimal, of all tensors and the config of a model."""
+    return digest_of_tensors(model.state_dict(), changed_fields(model.config))
+
+
 def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
     """Writes an .npz or .safetensors file. If writing fails, no incomplete file is left.
 
@@ -135,8 +160,22 @@ def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
             "tokens can be written only with their origin; tokenize the motion file again"
         )
     indices = tokens.indices.to(find_smallest_type(tokens.origin.codes))
-    texts = {"format": FORMAT, "motion": json.dumps(to_json_dict(tokens.origin))}
+    texts = {"format": FORMAT, "motion": write_origin(tokens.origin)}
     WRITERS[Path(path).suffix](path, indices, texts)
+
+
+def write_origin(origin: Origin) -> str:
+    """Returns the JSON of an origin."""
+    fields = to_json_dict(origin)
+    return json.dumps({ACTOR_KEY if key == "actor" else key: x for key, x in fields.items()})
+
+
+def parse_origin(text: str) -> Origin:
+    """Returns the origin of a JSON; UserError if it is not valid."""
+    fields = parse_json(text)
+    if isinstance(fields, dict) and ACTOR_KEY in fields:
+        fields = {"actor" if key == ACTOR_KEY else key: x for key, x in fields.items()}
+    return from_json_dict(Origin, fields)
 
 
 def find_smallest_type(codes: int) -> torch.dtype:
@@ -170,7 +209,7 @@ def read_tokens(path: str | os.PathLike[str]) -> Tokens:
     """Reads a file that ``write_tokens`` wrote, or a .npy file with indices alone.
 
     Raises:
-        MotionError: the file does not exist, or holds something else.
+        MotionError: the file does not exist, or holds something else or several motions.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -200,7 +239,26 @@ def read_safetensors(path: Path) -> Tokens:
 
 
 def read_npy(path: Path) -> Tokens:
-    return Tokens(as_tensor(load_array(path)), None)
+    return Tokens(remove_batch_axis(as_tensor(load_array(path))), None)
+
+
+def remove_batch_axis(indices: Tensor) -> Tensor:
+    """Returns the indices (T', Q) of one motion in any shape that other programs write.
+
+    T2M-GPT and MotionGPT write (1, T') or (T',), MoMask (1, T', Q). An array (1, N) is N tokens of
+    the first layer, because a motion has more than one token.
+
+    Raises:
+        UserError: the indices have another shape, or are of several motions.
+    """
+    shape = tuple(indices.shape)
+    if len(shape) == 3 and shape[0] == 1:
+        return indices[0]
+    if len(shape) == 3:
+        raise UserError(f"indices {shape} are of {shape[0]} motions; write one file for each")
+    if len(shape) == 1 or (len(shape) == 2 and shape[0] == 1):
+        return indices.reshape(-1, 1)
+    return indices
 
 
 READERS: dict[str, Callable[[Path], Tokens]] = {
@@ -235,7 +293,7 @@ def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
     """Returns the tokens of the content of a file; UserError if it is not valid."""
     if texts.get("format") != FORMAT:
         raise UserError(f"its format is {texts.get('format', 'not said')}, not {FORMAT}")
-    origin = from_json_dict(Origin, parse_json(texts.get("motion", "")))
+    origin = parse_origin(texts.get("motion", ""))
     integral = indices.dtype in (*INTEGERS, torch.uint8)
     return Tokens(indices.long() if integral else indices, origin)
 
@@ -243,19 +301,26 @@ def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
 def check_tokens(tokens: Tokens, model: RVQVAE, source: str | os.PathLike[str]) -> None:
     """Raises MotionError if the tokens of a file do not fit ``model``.
 
-    Warns if the codebooks of ``model`` are other codebooks.
+    Warns if the codebooks of ``model`` are other codebooks, and if indices alone may also be one
+    token of all layers.
     """
     config, origin = model.config, tokens.origin
     length, layers = tokens.indices.shape
     codes = int(tokens.indices.max()) + 1 if origin is None else origin.codes
-    most = config.quantizer
-    if layers > most.layers or codes > most.codes or (origin and codes != most.codes):
+    num_quantizers, size = config.quantizer.num_quantizers, config.quantizer.codebook_size
+    if layers > num_quantizers or codes > size or (origin and codes != size):
+        at_least, advice = ("", "") if origin else ("at least ", ", or write indices as (T, Q)")
         raise MotionError(
-            f"{source} has tokens of {layers} layers of {'at least ' * (origin is None)}{codes} "
-            f"codes, but the model has {most.layers} of {most.codes}; give the checkpoint that "
-            "the tokens are from"
+            f"{source} has tokens of {layers} layers of {at_least}{codes} codes, but the model has "
+            f"{num_quantizers} of {size}; give the checkpoint that the tokens are from{advice}"
         )
     if origin is None:
+        if layers == 1 and length == num_quantizers > 1:
+            warnings.warn(
+                f"{source} is read as {length} tokens of the first layer; if it is one token of "
+                f"{length} layers, write the indices as (1, 1, {length})",
+                stacklevel=2,
+            )
         return
     if length != config.tokens_of(origin.frames):
         raise MotionError(

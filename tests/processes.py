@@ -1,4 +1,4 @@
-"""What the processes of tests/test_sharding.py do; each calls the same functions in lockstep."""
+"""What the processes of test_sharding.py do; each calls the same functions in lockstep."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import WAN22, random_video, tiny
-from wanvae import WanVAE, model
-from wanvae.execution.budget import Job, Planner
+from wanvae import WanVAE
+from wanvae.execution.cost import Costs, Workload
+from wanvae.execution.network import Network
+from wanvae.execution.plan import Plan
 from wanvae.execution.sharding import Shares, share_out
-from wanvae.execution.tiling import Network, Plan
 from wanvae.nn.kernels.dispatch import IN_PLACE, TABLE, Observer
 
 VARIANTS = [{}, {"attn_scales": (0.5,)}, {"temporal_downsample": (True, False, True)}, WAN22]
@@ -141,7 +142,7 @@ def check_work(processes: Rank) -> None:
         height, width = in_pixels(vae, (4, 26))
         network = vae.decoder_network() if decoding else vae.encoder_network()
         plan = Plan(None, 2)
-        shares = model.shares_of(vae.config, decoding, plan, height, width, processes.num_processes)
+        shares = share_out(network, plan, height, width, processes.num_processes)
         core, whole_shell = work_of(network, height, width)
         latents = torch.zeros(1, 2, LATENTS, 4, 26, dtype=torch.float64)
         with FlopCounterMode(display=False) as counter:
@@ -159,8 +160,8 @@ def check_work(processes: Rank) -> None:
 def work_of(network: Network, height: int, width: int) -> tuple[int, int]:
     """Multiply-adds of the core and of the shell for whole frames."""
     channels = 2 if network.core_first else 3
-    job = Job(1, channels, LATENTS, height, width, torch.float64)
-    whole = Planner(network).multiply_adds(job, Plan(None, 2))
+    workload = Workload(1, channels, LATENTS, height, width, torch.float64)
+    whole = Costs(network).multiply_adds(workload, Plan(None, 2))
     alone = share_out(network, Plan(None, 2), height, width, 1).work[0]
     return whole - alone, alone
 

@@ -273,6 +273,40 @@ def test_a_step_compiles_without_graph_breaks(variant):
     )
 
 
+def test_compile_takes_what_pytorch_takes():
+    vae = tiny()
+    assert not vae.compiled
+    vae.compile(mode="reduce-overhead", fullgraph=True, dynamic=True, disable=True)
+    assert vae.compiled
+    assert copy.deepcopy(vae).compiled and pickle.loads(pickle.dumps(vae)).compiled
+    with pytest.raises(TypeError, match="fast"):
+        tiny().compile(fast=True)
+    with pytest.raises(RuntimeError, match="mode or options"):
+        tiny().compile(mode="default", options={"max_autotune": True})
+
+
+def test_compiled_steps_reach_the_backend_that_is_asked_for():
+    vae, video, graphs = (
+        tiny(dim_mult=(1, 1), temporal_downsample=(True,)),
+        random_video(1, 4, 4),
+        [],
+    )
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = vae.encode(video).mean
+    vae.compile(backend=backend)
+    torch.testing.assert_close(vae.encode(video).mean, expected)
+    steps = len(graphs)
+    assert steps > 0
+    # As ``nn.Module.compile`` does, it compiles calls of the model too.
+    with torch.no_grad():
+        vae(video)
+    assert len(graphs) > steps
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -76,14 +76,15 @@ LIMIT_4K = 2 * 2**30
 # The example, with what encoding and decoding take besides the model and what they are given.
 MEASURE_4K = """
 from tests.readme import EXAMPLES
-from tools.measuring import peak_resident_memory
+from tools.measuring import measure_peak_resident_memory
 from wanvae import WanVAE
 
 def measured(name):
     method = getattr(WanVAE, name)
     def call(*arguments, **options):
         results = []
-        peaks.append(peak_resident_memory(lambda: results.append(method(*arguments, **options))))
+        run = lambda: results.append(method(*arguments, **options))
+        peaks.append(measure_peak_resident_memory(run))
         return results[0]
     setattr(WanVAE, name, call)
 

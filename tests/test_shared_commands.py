@@ -25,13 +25,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def together(folder: Path, *arguments: object, status: int = 0) -> tuple[str, list[str]]:
-    """What two processes print, and the lines of ours that they say on stderr."""
+    """What two processes print, and what they say on stderr besides what is done."""
     result = subprocess.run(
         launched(*arguments), cwd=folder, capture_output=True, text=True, timeout=200
     )
     assert result.returncode == status, result.stderr
     said = [line for line in result.stderr.splitlines() if line.startswith("wanvae: ")]
-    return result.stdout, said
+    notices = [line for line in said if line.startswith(f"wanvae: {arguments[0]} ")]
+    # The first process speaks for all.
+    assert len(notices) == 1
+    return result.stdout, [line for line in said if line not in notices]
 
 
 def test_files_are_those_of_one_process(tmp_path: Path, files: Path) -> None:

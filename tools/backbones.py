@@ -1,4 +1,4 @@
-"""Bodies for motion networks, ``(B, C, T)`` to the same shape, and a task with a long memory."""
+"""Bodies of motion networks, ``(B, C, T)`` to the same shape, and a task that needs memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from motion.networks.receptive import effective_kernel
 from motion.networks.resnet import Resnet1D
-from tools.comparing import count_parameters, nearest, widths_around
+from tools.comparing import count_parameters, find_nearest, find_widths_around
 from wanvae.nn import CausalConv, Sequential
 
 BackboneKind = Literal["resnet1d", "cnn", "lstm", "transformer"]
 
 KERNEL = 3
 HEADS = 4
-# Positions of a Transformer are told by waves of these lengths at most, as published.
+# The longest wave that encodes positions of a Transformer, as published.
 LONGEST_WAVE = 10_000
 
 
 def make_cnn(width: int, depth: int) -> Sequential:
-    """The convolutions of Resnet1D in a row: no shortcuts, and no dilation."""
+    """Returns the convolutions of Resnet1D in a row: no shortcuts, and no dilation."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.ReLU(), CausalConv(1, width, width, KERNEL, causal=False)]
@@ -47,7 +47,7 @@ class LSTMBody(nn.Module):
 class TransformerBody(nn.Module):
     """A Transformer layer, norms first, that looks at all of time (Vaswani et al., 1706.03762).
 
-    Positions are told by sines and cosines. ``hidden`` is the width of its feed-forward network.
+    Sines and cosines encode positions. ``hidden`` is the width of its feed-forward network.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -57,11 +57,11 @@ class TransformerBody(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.mT + waves(x.shape[2], x.shape[1]).to(x)).mT
+        return self.layer(x.mT + make_waves(x.shape[2], x.shape[1]).to(x)).mT
 
 
-def waves(length: int, width: int) -> Tensor:
-    """``(length, width)``: of each position sines, then cosines, of longer and longer waves."""
+def make_waves(length: int, width: int) -> Tensor:
+    """Returns ``(length, width)``: for each position sines, then cosines, of longer waves."""
     count = width // 2
     frequencies = LONGEST_WAVE ** (-torch.arange(count) / count)
     angles = torch.arange(length)[:, None] * frequencies
@@ -69,13 +69,13 @@ def waves(length: int, width: int) -> Tensor:
 
 
 def make_body(kind: BackboneKind, width: int, depth: int, growth: int) -> nn.Module:
-    """A body of about as many parameters as a ``Resnet1D`` of ``depth``.
+    """Returns a body with about as many parameters as a ``Resnet1D`` of ``depth`` blocks.
 
-    Of the LSTM and the Transformer the hidden width is chosen for that.
+    The hidden width of the LSTM and the Transformer is chosen for this.
 
     Args:
         width: C, a multiple of 4.
-        growth: of Resnet1D's dilations.
+        growth: factor between dilations of Resnet1D.
     """
     resnet = partial(Resnet1D, width, depth, growth)
     if kind == "resnet1d":
@@ -85,11 +85,11 @@ def make_body(kind: BackboneKind, width: int, depth: int, growth: int) -> nn.Mod
     with torch.device("meta"):
         parameters = count_parameters(resnet())
     make = partial(LSTMBody if kind == "lstm" else TransformerBody, width)
-    return make(nearest(widths_around(make, parameters), make, parameters))
+    return make(find_nearest(find_widths_around(make, parameters), make, parameters))
 
 
 def replace_bodies(network: nn.Module, kind: BackboneKind) -> None:
-    """Put a new body of a kind in the place of each Resnet1D of a network."""
+    """Replaces each Resnet1D of a network by a new body of a kind."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Resnet1D):
@@ -97,7 +97,7 @@ def replace_bodies(network: nn.Module, kind: BackboneKind) -> None:
 
 
 def make_body_like(resnet: Resnet1D, kind: BackboneKind) -> nn.Module:
-    """A body of a kind, as wide, deep and dilated as another where it has such a thing."""
+    """Returns a body of a kind with the width, depth and dilation of a Resnet1D."""
     convs = [block.conv1 for block in resnet.model]
     dilations = sorted(conv.dilation[0] for conv in convs)
     growth = dilations[1] if len(dilations) > 1 else 1
@@ -105,7 +105,7 @@ def make_body_like(resnet: Resnet1D, kind: BackboneKind) -> nn.Module:
 
 
 def reach(kind: BackboneKind, depth: int, growth: int) -> float:
-    """How far to each side a body sees, in positions: half of what its kernels add up to."""
+    """Returns how many positions a body sees to each side: half the sum of its kernels."""
     if kind in ("lstm", "transformer"):
         return math.inf
     dilations = [growth**block if kind == "resnet1d" else 1 for block in range(depth)]
@@ -114,10 +114,10 @@ def reach(kind: BackboneKind, depth: int, growth: int) -> float:
 
 @dataclass(frozen=True)
 class Recall:
-    """A value has to be recalled ``distance`` positions after it was given.
+    """A task: recall a value ``distance`` positions after it was given.
 
     Attributes:
-        distance: from the value to where it is asked for.
+        distance: positions from the value to the place where it is asked for.
         length: positions of a sequence, more than ``distance``.
     """
 
@@ -125,12 +125,13 @@ class Recall:
     length: int
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Sequences, the places where a value is asked for, and these values.
+        """Returns sequences, the places where a value is asked for, and these values.
 
         Returns:
-            ``(B, 3, T)``: normal noise, whose value at one place is the one to recall, a mark
-            there, and a mark where it is asked for; the latter places ``(B,)``; the values
-            ``(B,)``, of mean 0 and variance 1: no better guess than 0 without them.
+            Sequences ``(B, 3, T)``: normal noise, which holds the value to recall at one place; a
+            mark at this place; a mark at the place where the value is asked for. Then these last
+            places ``(B,)``, and the values ``(B,)`` of mean 0 and variance 1. Without memory, the
+            best guess is 0.
         """
         noise = torch.randn(size, self.length, generator=generator)
         given = torch.randint(self.length - self.distance, (size,), generator=generator)
@@ -155,7 +156,7 @@ class Recaller(nn.Module):
 
 
 def recall_error(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Mean squared error of the values that are asked for; 1 is chance."""
+    """Returns the mean squared error of the values that are asked for; 1 is chance."""
     x, asked, values = batch
     recalled = model(x)[torch.arange(len(x)), asked]
     return (recalled - values).square().mean()

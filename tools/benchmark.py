@@ -32,31 +32,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Of a script Python sees only its own folder.
+# Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import benchmark_motion
 from tools.measuring import (
     BenchmarkError,
     add_options,
-    aligned,
     check_file,
     check_options,
     describe,
-    difference,
     exit_status,
+    format_table,
     measure_all,
-    peak_memory_of,
+    measure_difference,
+    measure_peak_memory,
     require,
-    timed,
+    time_call,
     write_json,
 )
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
 from wanvae.engine.files import atomic_path
-from wanvae.execution import budget as planning
-from wanvae.model import make_planner
+from wanvae.execution import cost
+from wanvae.execution.budget import choose_plan
+from wanvae.execution.limits import Limits
 
 Side = Literal["ours", "peer"]
 
@@ -65,15 +66,15 @@ MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_b
 
 @dataclass(frozen=True)
 class Workload:
-    """What to measure.
+    """A job to measure.
 
     Attributes:
-        name: what it is called on the command line and in the report.
-        direction: "stream" decodes one latent at a time, on our side alone.
-        frames, height, width: of the video.
-        tile_size: in pixels, for both; None decodes whole frames.
-        max_memory: for ours alone; None is its default.
-        compiled: whether ours runs after ``vae.compile()``.
+        name: the name on the command line and in the report.
+        direction: "stream" decodes one latent at a time, only by our model.
+        frames, height, width: size of the video.
+        tile_size: pixels, for both models; None decodes whole frames.
+        max_memory: for our model alone; None is no limit.
+        compiled: whether our model runs after ``vae.compile()``.
     """
 
     name: str
@@ -87,11 +88,11 @@ class Workload:
     compiled: bool = False
 
     def plain(self) -> Workload:
-        """The same without options that trade time for memory."""
+        """Returns the same job without options that trade time for memory."""
         return replace(self, tile_size=None, max_memory=None)
 
     def scaled(self, scale: float) -> Workload:
-        """The same on smaller or larger frames; sizes stay multiples of 8."""
+        """Returns the same job on smaller or larger frames; sizes stay multiples of 8."""
         names = ["height", "width", *(["tile_size"] if self.tile_size else [])]
         return replace(self, **{n: max(8, round(getattr(self, n) * scale / 8) * 8) for n in names})
 
@@ -121,7 +122,7 @@ SWEEP = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What all jobs of a run share: a model of MODELS, a folder with its weights, the device."""
+    """The setup of a run: a model of MODELS, a folder with its weights, the device."""
 
     model: str
     folder: str
@@ -138,16 +139,16 @@ class Setup:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a job, for "ours" and "peer"; for "ours" alone if it is a stream.
+    """The measurements of a job, for "ours" and "peer"; a stream has only "ours".
 
     Attributes:
-        seconds: in each round; of a stream, for each frame after the first. "convolution" is the
-            model's largest convolution alone.
+        seconds: seconds in each round; for a stream, seconds per frame after the first frame.
+            "convolution" is the largest convolution of the model alone.
         peak_bytes: memory of a call at its peak, over the loaded model.
         flops: floating point operations of a call: "ours" as computed, "planned" as the layers of
             our plan define them (fast algorithms take fewer), and "convolution".
-        errors: the largest difference over the largest value; "between" the two, and of each from
-            its own result without tiles and memory limit, where the job has them.
+        errors: the largest difference relative to the largest value: "between" the two models, and
+            between each model and its own result without tiles and memory limit.
     """
 
     job: Workload
@@ -157,7 +158,7 @@ class Result:
     errors: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float | None]:
-        """The numbers of the report, by their headings."""
+        """Returns the numbers of the report, by their headings."""
         ours = median(self.seconds["ours"])
         megabytes = {side: peak / 1e6 for side, peak in self.peak_bytes.items()}
         if self.job.direction == "stream":
@@ -181,7 +182,7 @@ class Result:
         }
 
 
-# How the report prints what is neither a time nor a ratio.
+# Formats of numbers in the report that are neither times nor ratios.
 FORMATS = {
     **dict.fromkeys(("ours MB", "peer MB", "GFLOP/s"), ".1f"),
     **dict.fromkeys(("error", "ours vs plain", "peer vs plain"), ".1e"),
@@ -191,12 +192,12 @@ FORMATS = {
 
 
 def write_weights(setup: Setup) -> None:
-    """Write the same random weights for both sides."""
+    """Writes the same random weights for both models."""
     torch.manual_seed(0)
     vae = WanVAE(MODELS[setup.model])
     with torch.no_grad():
         for parameter in vae.parameters():
-            # Attention starts at a zero projection, which would hide a wrong one.
+            # Attention starts with a zero projection, which would hide errors of attention.
             parameter += 0.02 * torch.randn_like(parameter)
     vae.save_pretrained(setup.native)
     convert(setup.native, setup.diffusers, Layout.DIFFUSERS)
@@ -205,7 +206,7 @@ def write_weights(setup: Setup) -> None:
 @cache
 def load(side: Side, dtype: str, compiled: bool, setup: Setup) -> nn.Module:
     if side == "peer":
-        # Imported late: it would count as memory of ours.
+        # Imported here, because it would count as memory of our model.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what diffusers says on import is not ours
             from diffusers import AutoencoderKLWan
@@ -218,7 +219,7 @@ def load(side: Side, dtype: str, compiled: bool, setup: Setup) -> nn.Module:
 
 
 def make_input(job: Workload, setup: Setup) -> Tensor:
-    """The video to encode, or the latents to decode."""
+    """Returns the video to encode, or the latents to decode."""
     config, generator = MODELS[setup.model], torch.Generator().manual_seed(1)
     if job.direction == "encode":
         shape = (1, config.in_channels, job.frames, job.height, job.width)
@@ -231,7 +232,7 @@ def make_input(job: Workload, setup: Setup) -> Tensor:
 
 
 def make_call(side: Side, job: Workload, setup: Setup) -> Callable[[], Any]:
-    """The call to measure, with its model and input loaded."""
+    """Returns the call to measure, with its model and input loaded."""
     vae = load(side, job.dtype, job.compiled and side == "ours", setup)
     x = make_input(job, setup)
     if job.direction == "stream":
@@ -254,7 +255,7 @@ def call_peer(vae: nn.Module, job: Workload, x: Tensor) -> Tensor:
     if job.tile_size is None:
         vae.disable_tiling()
     else:
-        # Its default overlap: tiles of 256 pixels every 192.
+        # The default overlap of diffusers: tiles of 256 pixels every 192 pixels.
         vae.enable_tiling(*[job.tile_size] * 2, *[job.tile_size * 3 // 4] * 2)
     if job.direction == "decode":
         return vae.decode(x).sample
@@ -263,13 +264,13 @@ def call_peer(vae: nn.Module, job: Workload, x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def push_all(session: Any, latents: Tensor) -> None:
-    """Decode a stream latent by latent, dropping the output as it comes."""
+    """Decodes a stream latent by latent, and drops the output."""
     for latent in latents.split(1, dim=2):
         session.push(latent)
 
 
 def make_largest_convolution(job: Workload, setup: Setup) -> Callable[[], Tensor]:
-    """The model's largest convolution, from dim to dim at full resolution, on 4 frames."""
+    """Returns the largest convolution of the model: dim to dim, full resolution, 4 frames."""
     dim, dtype = MODELS[setup.model].dim, getattr(torch, job.dtype)
     x, weight = (
         torch.randn(shape, device=setup.device, dtype=dtype).to(
@@ -285,14 +286,14 @@ def make_largest_convolution(job: Workload, setup: Setup) -> Callable[[], Tensor
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """The floating point operations of the convolutions and matrix products of ``call``."""
+    """Returns the floating point operations of convolutions and matrix products of ``call``."""
     counter = FlopCounterMode(
         display=False,
         custom_mapping={
-            torch.ops.aten.mkldnn_convolution: convolution_flops,
-            torch.ops.mkldnn._convolution_pointwise: convolution_flops,
-            torch.ops.mkldnn._convolution_pointwise_: convolution_flops,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+            torch.ops.aten.mkldnn_convolution: count_convolution_flops,
+            torch.ops.mkldnn._convolution_pointwise: count_convolution_flops,
+            torch.ops.mkldnn._convolution_pointwise_: count_convolution_flops,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention_flops,
         },
     )
     with counter, torch.inference_mode():
@@ -300,23 +301,24 @@ def count_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def planned_flops(job: Workload, setup: Setup) -> int:
-    """The operations of the plan of ``job`` as its layers define them, tiles' overlaps included."""
+def count_planned_flops(job: Workload, setup: Setup) -> int:
+    """Returns operations of the plan of ``job`` as layers define them, with tile overlaps."""
     decoding, dtype = job.direction == "decode", getattr(torch, job.dtype)
     config = MODELS[setup.model]
-    planner = make_planner(config, decoding=decoding, dtype=dtype)
+    with torch.device("meta"):
+        vae = WanVAE(config).to(dtype)
+    network = vae.decoder_network() if decoding else vae.encoder_network()
     channels = config.z_dim if decoding else config.in_channels
     latents = 1 + (job.frames - 1) // config.temporal_factor
-    planned = planning.Job(1, channels, latents, job.height, job.width, dtype)
-    within = partial(planner.plan_for, planned)
-    plan = planning.choose_plan(planner.network, planned, job.tile_size, job.max_memory, within)
-    return 2 * planner.multiply_adds(planned, plan)
+    planned = cost.Workload(1, channels, latents, job.height, job.width, dtype)
+    plan = choose_plan(network, planned, Limits(job.tile_size, job.max_memory))
+    return 2 * cost.Costs(network).multiply_adds(planned, plan)
 
 
-def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:
-    """Operations of a convolution: each output value is a dot product with a filter.
+def count_convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> int:
+    """Returns operations of a convolution: each output value is a dot product with a filter.
 
-    The weight is the second argument, or the third after a tensor to add, which has its rank.
+    The weight is the second argument; it is the third if the second is a tensor to add.
     """
     _, second, third, *_ = shapes
     adds = third is not None and len(third) == len(out_shape)
@@ -324,14 +326,14 @@ def convolution_flops(*shapes: Any, out_shape: Sequence[int], **_: object) -> in
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-def attention_flops(
+def count_attention_flops(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
 ) -> int:
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def measure(job: Workload, setup: Setup, repeats: int) -> Result:
-    """All measurements of a job."""
+    """Returns all measurements of a job."""
     if job.direction == "stream":
         make_call("ours", job, setup)()  # warms up
         seconds = [time_stream(job, setup) for _ in range(repeats)]
@@ -341,19 +343,20 @@ def measure(job: Workload, setup: Setup, repeats: int) -> Result:
         "peer": make_call("peer", job, setup),
         "convolution": make_largest_convolution(job, setup),
     }
-    errors = {"between": difference(calls["ours"](), calls["peer"]())}  # warms up both
+    errors = {"between": measure_difference(calls["ours"](), calls["peer"]())}  # warms up both
     if job.tile_size or job.max_memory:
-        errors["ours"] = own_error("ours", job, setup)
+        errors["ours"] = measure_own_error("ours", job, setup)
     if job.tile_size:
-        errors["peer"] = own_error("peer", job, setup)
+        errors["peer"] = measure_own_error("peer", job, setup)
     eager = make_call("ours", replace(job, compiled=False), setup)
     flops = {
         "ours": count_flops(eager),
-        "planned": planned_flops(job, setup),
+        "planned": count_planned_flops(job, setup),
         "convolution": count_flops(calls["convolution"]),
     }
     rounds = [
-        {name: timed(call, setup.device) for name, call in calls.items()} for _ in range(repeats)
+        {name: time_call(call, setup.device) for name, call in calls.items()}
+        for _ in range(repeats)
     ]
     if setup.device == "cuda":
         torch.cuda.empty_cache()  # leaves the memory to the processes that measure it
@@ -362,21 +365,21 @@ def measure(job: Workload, setup: Setup, repeats: int) -> Result:
     return Result(job, seconds, peaks, flops, errors)
 
 
-def own_error(side: Side, job: Workload, setup: Setup) -> float:
-    """How far the options of ``job`` take one side from its own plain result."""
-    return difference(make_call(side, job, setup)(), make_call(side, job.plain(), setup)())
+def measure_own_error(side: Side, job: Workload, setup: Setup) -> float:
+    """Returns the error that the options of ``job`` cause, relative to the plain result."""
+    return measure_difference(make_call(side, job, setup)(), make_call(side, job.plain(), setup)())
 
 
 def time_stream(job: Workload, setup: Setup) -> float:
-    """Seconds for each frame after the first."""
+    """Returns the seconds per frame after the first frame."""
     session = load("ours", job.dtype, job.compiled, setup).stream_decode()
     latents = make_input(job, setup)
     push_all(session, latents[:, :, :1])
-    return timed(partial(push_all, session, latents[:, :, 1:]), setup.device) / (job.frames - 1)
+    return time_call(partial(push_all, session, latents[:, :, 1:]), setup.device) / (job.frames - 1)
 
 
 def measure_memory(side: Side, job: Workload, setup: Setup) -> int:
-    """``peak_memory`` in a process of its own."""
+    """Returns ``peak_memory``, measured in its own process."""
     request = json.dumps({"side": side, "job": asdict(job), "setup": asdict(setup)})
     command = [sys.executable, str(Path(__file__).resolve()), "--measure-memory", request]
     child = subprocess.run(command, capture_output=True, text=True)
@@ -387,17 +390,17 @@ def measure_memory(side: Side, job: Workload, setup: Setup) -> int:
 
 
 def peak_memory(side: Side, job: Workload, setup: Setup) -> int:
-    """Bytes that the first call of a job's size takes at its peak, over the loaded model."""
+    """Returns the peak memory of the first call of a job in bytes, over the loaded model."""
     # Weights may be mapped from their file, and code is loaded late: a small call reads them. A
     # compiled model would compile again for another size.
     small = replace(job.plain(), frames=5, height=64, width=64)
     make_call(side, job if job.compiled else small, setup)()
     call = make_call(side, job, setup)
-    return peak_memory_of(call, setup.device)
+    return measure_peak_memory(call, setup.device)
 
 
 def subject(options: argparse.Namespace) -> str:
-    """What is measured, on what device."""
+    """Returns what is measured, on which device."""
     device = options.device
     if device == "cuda":
         tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
@@ -406,7 +409,7 @@ def subject(options: argparse.Namespace) -> str:
 
 
 def report(results: Sequence[Result]) -> str:
-    """Markdown tables: of comparisons, then of streams."""
+    """Returns Markdown tables: first comparisons, then streams."""
     parts: dict[bool, list[Result]] = {False: [], True: []}
     for result in results:
         parts[result.job.direction == "stream"].append(result)
@@ -414,13 +417,13 @@ def report(results: Sequence[Result]) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table of results with the same numbers."""
+    """Returns a Markdown table of results with the same numbers."""
     rows = [["job", "size", "dtype", *results[0].summary()]]
     for job, summary in ((result.job, result.summary()) for result in results):
         name = f"{job.name} compiled" if job.compiled else job.name
         numbers = [cell(heading, value) for heading, value in summary.items()]
         rows.append([name, f"{job.frames}x{job.height}x{job.width}", job.dtype, *numbers])
-    return aligned(rows, labels=3)
+    return format_table(rows, labels=3)
 
 
 def cell(heading: str, value: float | None) -> str:
@@ -428,7 +431,7 @@ def cell(heading: str, value: float | None) -> str:
 
 
 def plot(path: Path, results: Sequence[Result]) -> None:
-    """Draw time and memory of a sweep against resolution and against length."""
+    """Draws time and memory of a sweep against resolution and against length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")
@@ -448,7 +451,7 @@ def plot(path: Path, results: Sequence[Result]) -> None:
 
 
 def draw_lines(axes: Any, results: Sequence[Result], attribute: str, unit: str) -> None:
-    """A line for ours, for ours compiled and for the peer, in each dtype."""
+    """Draws a line for our model, our compiled model and the peer, in each dtype."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for job, summary in ((result.job, result.summary()) for result in results):
         for side in ("ours",) if job.compiled else ("ours", "peer"):
@@ -460,7 +463,7 @@ def draw_lines(axes: Any, results: Sequence[Result], attribute: str, unit: str) 
 
 
 def choose_jobs(options: argparse.Namespace) -> list[Workload]:
-    """The workloads to run, grouped by dtype."""
+    """Returns the jobs to run, grouped by dtype."""
     chosen = SWEEP if options.sweep else [job for job in JOBS if job.name in options.jobs]
     return [
         replace(job.scaled(options.size_scale), dtype=dtype, compiled=compiled)
@@ -471,7 +474,7 @@ def choose_jobs(options: argparse.Namespace) -> list[Workload]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     names = [job.name for job in JOBS]
     dtypes = ["float32", "bfloat16", "float16"]
     parser = argparse.ArgumentParser(prog="benchmark", description=__doc__.splitlines()[0])
@@ -499,7 +502,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and report."""
+    """Measures all jobs and prints a report."""
     require("diffusers", *(["matplotlib"] if options.plot else []))
     header, jobs = describe(subject(options), "diffusers"), choose_jobs(options)
     with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
@@ -518,7 +521,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def print_memory(request: Mapping[str, Any]) -> None:
-    """What ``measure_memory`` asks of its process."""
+    """Prints the peak memory that ``measure_memory`` asks its process for."""
     print(peak_memory(request["side"], Workload(**request["job"]), Setup(**request["setup"])))
 
 

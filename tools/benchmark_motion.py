@@ -28,18 +28,18 @@ from motion.config import QuantizerConfig, ResnetConfig
 from motion.features.normalizer import Normalizer
 from tools.measuring import (
     add_options,
-    aligned,
     check_options,
     describe,
     exit_status,
+    format_table,
     measure_all,
     require,
-    timed,
+    time_call,
     write_json,
 )
 
 PEER = "vector-quantize-pytorch"
-# Each side as the other: nothing is random, and no code is replaced.
+# Both sides do the same: nothing is random, and no code is replaced.
 QUANTIZER = QuantizerConfig(dropout=0.0, revive_below=0.0, initialization="samples")
 MODELS = {
     "full": RVQVAEConfig(quantizer=QUANTIZER),
@@ -54,15 +54,15 @@ MODELS = {
 
 @dataclass(frozen=True)
 class MotionWorkload:
-    """What to measure.
+    """A job to measure.
 
     Attributes:
-        name: what it is called on the command line and in the report.
-        task: "quantize" latents and give their indices; the same while training, "learn", which
-            updates the codebooks, or "backpropagate", which also takes the gradients of latents
-            and commitment loss; or "encode" motion to indices.
-        batch, length: clips, and their latents or frames.
-        target: how many times as fast as the peer we want to be; None is no matter.
+        name: the name on the command line and in the report.
+        task: "quantize" latents to indices; "learn" does this in training mode and updates the
+            codebooks; "backpropagate" also computes gradients of latents and commitment loss;
+            "encode" turns motion into indices.
+        batch, length: number of clips, and of their latents or frames.
+        target: how many times as fast as the peer ours should be; None is no target.
     """
 
     name: str
@@ -72,7 +72,7 @@ class MotionWorkload:
     target: float | None
 
     def scaled(self, scale: float) -> MotionWorkload:
-        """The same on shorter or longer clips."""
+        """Returns the same job on shorter or longer clips."""
         return replace(self, length=max(4, round(self.length * scale / 4) * 4))
 
 
@@ -88,11 +88,11 @@ JOBS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a job.
+    """The measurements of a job.
 
     Attributes:
-        seconds: of "ours" and "peer", in each round.
-        agreement: the part of the indices that are the same.
+        seconds: seconds of "ours" and "peer" in each round.
+        agreement: the fraction of the indices that are the same.
     """
 
     job: MotionWorkload
@@ -100,7 +100,7 @@ class Result:
     agreement: float
 
     def summary(self) -> dict[str, float | None]:
-        """The numbers of the report, by their headings."""
+        """Returns the numbers of the report, by their headings."""
         ours, peer = (1000 * median(self.seconds[side]) for side in ("ours", "peer"))
         return {
             "ours ms": ours,
@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 
 def make_peer_encoder(config: RVQVAEConfig) -> nn.Module:
-    """The encoder as published, ``(B, D, T)`` to latents, with the parameter names of ours."""
+    """Returns the published encoder, ``(B, D, T)`` to latents, with our parameter names."""
     resnet = config.resnet
     width = resnet.width
     stages = (
@@ -143,12 +143,12 @@ def make_peer_encoder(config: RVQVAEConfig) -> nn.Module:
 
 
 def named_model(*layers: nn.Module) -> nn.Module:
-    """Layers in a row, whose parameters are those of ``model``."""
+    """Returns layers in a row, with parameter names that begin with ``model``."""
     return nn.Sequential(OrderedDict(model=nn.Sequential(*layers)))
 
 
 def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
-    """The peer of a quantizer, with its codebooks."""
+    """Returns the peer of a quantizer, with the same codebooks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the package says on import is not ours
         from vector_quantize_pytorch import ResidualVQ as PeerVQ
@@ -159,7 +159,7 @@ def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
         codebook_size=config.codebook_size,
         decay=config.decay,
         threshold_ema_dead_code=0,
-        # As ours, which passes gradients straight through.
+        # Our quantizer passes gradients straight through.
         rotation_trick=False,
     )
     for layer, book in zip(peer.layers, codes, strict=True):
@@ -169,7 +169,7 @@ def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
 
 
 def make_model(config: RVQVAEConfig) -> RVQVAE:
-    """A model with random weights, and codes of random motion, as people load it."""
+    """Returns a loaded model with random weights, and codes of random motion."""
     model = RVQVAE(config).eval()
     motion = torch.randn(8, 1024, config.channels)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def make_model(config: RVQVAEConfig) -> RVQVAE:
 
 
 def make_quantizer(config: RVQVAEConfig, rows: Tensor) -> ResidualVQ:
-    """A quantizer with codes of ``rows`` ``(N, C)``, and averages as the peer starts with."""
+    """Returns a quantizer with codes of ``rows`` ``(N, C)``, and the peer's first averages."""
     quantizer = ResidualVQ(config.quantizer, config.code_dim)
     books = quantizer.books
     books.initialize(rows)
@@ -191,7 +191,7 @@ def make_quantizer(config: RVQVAEConfig, rows: Tensor) -> ResidualVQ:
 
 
 def make_calls(job: MotionWorkload, config: RVQVAEConfig) -> dict[str, Callable[[], Tensor]]:
-    """For each side the call to measure, which gives indices ``(B, T, Q)``."""
+    """Returns for each side the call to measure, which returns indices ``(B, T, Q)``."""
     torch.manual_seed(0)
     if job.task == "encode":
         model = make_model(config)
@@ -227,12 +227,12 @@ def encode_by_peer(
 
 @torch.no_grad()
 def quantize(quantizer: nn.Module, side: str, latents: Tensor) -> Tensor:
-    """The indices of latents ``(B, T, C)``."""
+    """Returns the indices of latents ``(B, T, C)``."""
     return quantizer(latents.mT).indices if side == "ours" else quantizer(latents)[1]
 
 
 def learn(quantizer: nn.Module, side: str, latents: Tensor, backward: bool) -> Tensor:
-    """The same while training, with the gradients of latents and commitment loss if asked for."""
+    """Returns the indices in training mode; ``backward`` also computes gradients."""
     latents = latents.detach().requires_grad_()
     if side == "ours":
         result = quantizer(latents.mT)
@@ -246,26 +246,28 @@ def learn(quantizer: nn.Module, side: str, latents: Tensor, backward: bool) -> T
 
 
 def measure(job: MotionWorkload, config: RVQVAEConfig, repeats: int) -> Result:
-    """All measurements of a job."""
+    """Returns all measurements of a job."""
     calls = make_calls(job, config)
     same = calls["ours"]() == calls["peer"]()  # warms up both
-    rounds = [{side: timed(call, "cpu") for side, call in calls.items()} for _ in range(repeats)]
+    rounds = [
+        {side: time_call(call, "cpu") for side, call in calls.items()} for _ in range(repeats)
+    ]
     seconds = {side: [times[side] for times in rounds] for side in calls}
     return Result(job, seconds, same.double().mean().item())
 
 
 def report(results: Sequence[Result]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     rows = [["job", "size", *results[0].summary()]]
     for result in results:
         cells = ["-" if x is None else f"{x:.2f}" for x in result.summary().values()]
         cells[-1] = f"{result.agreement:.3%}"
         rows.append([result.job.name, f"{result.job.batch}x{result.job.length}", *cells])
-    return aligned(rows, labels=2)
+    return format_table(rows, labels=2)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     names = [job.name for job in JOBS]
     parser = argparse.ArgumentParser(prog="benchmark motion", description=__doc__.splitlines()[0])
     jobs_help = f"what to measure (default: all): {', '.join(names)}"
@@ -280,7 +282,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and report."""
+    """Measures all jobs and prints a report."""
     require(PEER)
     header = describe(f"{options.model} motion model on cpu", PEER)
     jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]

@@ -1,7 +1,7 @@
-"""Compare several processes that share each video with one of them alone: time, memory, result.
+"""Compare several processes that share each video with one process: time, memory, result.
 
 The model has random weights. Times alternate between one process, while the others wait, and all
-of them; the peak memory is over the loaded model, of the process that takes most.
+processes. The peak memory is over the loaded model, in the process that takes most.
 
     accelerate launch --config_file configs/accelerate/cpu.yaml tools/benchmark_processes.py
     accelerate launch --num_processes 8 tools/benchmark_processes.py --dtype bfloat16   # GPUs
@@ -25,18 +25,18 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-# Of a script Python sees only its own folder.
+# Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.measuring import (
     add_options,
-    aligned,
     check_options,
     describe,
-    difference,
     exit_status,
-    peak_memory_of,
-    timed,
+    format_table,
+    measure_difference,
+    measure_peak_memory,
+    time_call,
     write_json,
 )
 from wanvae import WanVAE, WanVAEConfig
@@ -49,12 +49,12 @@ MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_b
 
 @dataclass(frozen=True)
 class SharedWorkload:
-    """What to measure.
+    """A job to measure.
 
     Attributes:
-        name: what it is called on the command line and in the report.
-        frames, height, width: of the video.
-        target: how many times as fast two processes should be as one; None is no matter.
+        name: the name on the command line and in the report.
+        frames, height, width: size of the video.
+        target: how many times as fast as one process two should be; None is no target.
     """
 
     name: str
@@ -65,7 +65,7 @@ class SharedWorkload:
     target: float | None
 
     def scaled(self, scale: float) -> SharedWorkload:
-        """The same on smaller or larger frames; sizes stay multiples of 8."""
+        """Returns the same job on smaller or larger frames; sizes stay multiples of 8."""
         height, width = (max(8, round(n * scale / 8) * 8) for n in (self.height, self.width))
         return replace(self, height=height, width=width)
 
@@ -79,12 +79,12 @@ JOBS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a job.
+    """The measurements of a job.
 
     Attributes:
         alone, together: seconds in each round.
-        bytes_alone, bytes_together: memory at its peak, over the loaded model.
-        error: the largest difference of the results, over the largest value.
+        bytes_alone, bytes_together: peak memory over the loaded model.
+        error: the largest difference of the results, relative to the largest value.
     """
 
     job: SharedWorkload
@@ -96,14 +96,14 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast all processes are as one."""
+        """How many times as fast as one process all processes are."""
         return median(self.alone) / median(self.together)
 
 
 def make_call(
     vae: WanVAE, job: SharedWorkload, processes: PartialState | None
 ) -> Callable[[], Tensor]:
-    """The call to measure, which gives moments or a video."""
+    """Returns the call to measure, which returns means or a video."""
     config, generator = vae.config, torch.Generator().manual_seed(1)
     if job.direction == "encode":
         shape = (1, config.in_channels, job.frames, job.height, job.width)
@@ -116,25 +116,25 @@ def make_call(
 
 
 def measure(job: SharedWorkload, vae: WanVAE, processes: PartialState, repeats: int) -> Result:
-    """All measurements of a job; all processes call this."""
+    """Returns all measurements of a job. All processes must call this."""
     kind, first = processes.device.type, processes.is_main_process
     by_one, by_all = make_call(vae, job, None), make_call(vae, job, processes)
     results: dict[str, Tensor] = {}
-    bytes_alone = peak_memory_of(lambda: results.update(alone=by_one()), kind) if first else 0
+    bytes_alone = measure_peak_memory(lambda: results.update(alone=by_one()), kind) if first else 0
     processes.wait_for_everyone()
-    of_each = gather_objects(peak_memory_of(lambda: results.update(together=by_all()), kind))
+    of_each = gather_objects(measure_peak_memory(lambda: results.update(together=by_all()), kind))
     alone, together = [], []
     for _ in range(repeats):
         processes.wait_for_everyone()
-        alone += [timed(by_one, kind)] if first else []
+        alone += [time_call(by_one, kind)] if first else []
         processes.wait_for_everyone()
-        together.append(timed(by_all, kind))
-    error = difference(results["together"], results["alone"]) if first else 0.0
+        together.append(time_call(by_all, kind))
+    error = measure_difference(results["together"], results["alone"]) if first else 0.0
     return Result(job, alone, together, bytes_alone, max(of_each), error)
 
 
 def report(results: Sequence[Result]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     heading = ["job", "size", "alone s", "together s", "times as fast", "target"]
     rows = [[*heading, "alone MB", "together MB", "error"]]
     for result in results:
@@ -152,11 +152,11 @@ def report(results: Sequence[Result]) -> str:
                 f"{result.error:.1e}",
             ]
         )
-    return aligned(rows, labels=2)
+    return format_table(rows, labels=2)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     names = [job.name for job in JOBS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -171,7 +171,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and report in the first process."""
+    """Measures all jobs, and prints a report in the first process."""
     with launched_processes(None) as processes:
         results = measure_all(options, processes)
         if not processes.is_main_process:
@@ -185,7 +185,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure_all(options: argparse.Namespace, processes: PartialState) -> list[Result]:
-    """What was measured of the jobs asked for."""
+    """Returns the results of the chosen jobs."""
     torch.manual_seed(0)
     vae = WanVAE(MODELS[options.model]).eval()
     use_channels_last(vae)

@@ -1,8 +1,8 @@
 """Compare backbones of a motion tokenizer at equal parameters: speed, errors, reach, stability.
 
 Resnet1D, its convolutions as a plain CNN (no shortcuts, no dilation), an LSTM and a Transformer are
-the bodies of the encoder and decoder of a small RVQ-VAE; the strided convolutions around them are
-the same. All see the same samples in the same order.
+the bodies of the encoder and decoder of a small RVQ-VAE. The strided convolutions around them are
+the same. All backbones see the same samples in the same order.
 
     python tools/compare_backbones.py --json backbones.json --plot .   # learns a procedural walk
     python tools/compare_backbones.py --motion recording.npz --rates 1e-3 4e-3
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
-# Of a script Python sees only its own folder.
+# Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from motion import RVQVAE, RVQVAEConfig
@@ -51,27 +51,27 @@ from tools.comparing import (
     Runs,
     Values,
     add_options,
-    best_rates,
+    average_curve,
     check_options,
+    collect_settings,
+    compare_times,
     count_parameters,
-    last_figures,
-    last_losses,
+    find_best_rates,
+    format_spread,
+    get_last_figures,
+    get_last_losses,
+    make_batch,
+    make_motion_training,
     make_step,
-    mean_curve,
+    make_trainer_config,
     measure_costs,
-    motion_training,
     multiply_adds,
-    ratio_of_times,
     save,
-    settings_of,
-    spread,
-    stacked,
     time_in_turns,
     train,
-    trainer_config,
     write_walk,
 )
-from tools.measuring import aligned, exit_status, require
+from tools.measuring import exit_status, format_table, require
 from wanvae.engine.training.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -80,25 +80,27 @@ if TYPE_CHECKING:
 PARTS = ("costs", "lengths", "training", "recall")
 BACKBONES: tuple[BackboneKind, ...] = get_args(BackboneKind)
 REFERENCE: BackboneKind = "resnet1d"
-# Where a tokenizer is judged: on the motion that it learns from, and on that held out.
+# A tokenizer is judged on the motion that it learns from, and on held-out motion.
 FIGURES = ("seen", "held out")
 THREADS = (1, 2)
-# Sequences that a recaller is judged by.
+# The number of sequences that judge a recaller.
 JUDGED = 512
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is.
+    """The sizes of models, data and tasks.
 
     Attributes:
         model: the tokenizer, with Resnet1D.
-        window: frames of a piece of motion, of which there are ``batch`` in a step.
+        window: frames of a piece of motion.
+        batch: pieces of motion in a step.
         lengths: frames of the clips that are timed.
         width: channels of the bodies that recall values.
-        distances: at which they do.
-        length: positions of their sequences, ``sequences`` of them in a step.
-        recall_steps: how many steps.
+        distances: distances of the recall task.
+        length: positions of the sequences of the recall task.
+        sequences: sequences in a step of the recall task.
+        recall_steps: training steps of the recall task.
     """
 
     model: RVQVAEConfig
@@ -151,14 +153,14 @@ QUICK = replace(
 def make_training(
     size: Size, motion: Path, kind: BackboneKind, trainer: TrainerConfig
 ) -> MotionTraining:
-    """What a tokenizer with a backbone learns."""
-    training = motion_training(size.model, motion, size.window, trainer)
+    """Returns the training of a tokenizer with a backbone."""
+    training = make_motion_training(size.model, motion, size.window, trainer)
     replace_bodies(training.model, kind)
     return training
 
 
 def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: TrainerConfig) -> Values:
-    """A curve of a tokenizer, with its errors on what it learns from and on what is held out."""
+    """Trains a tokenizer; returns losses, and errors on seen and on held-out motion."""
     training = make_training(size, motion, kind, trainer)
     recording = read_recording(motion, size.model)
     cut = int((1 - HELD_OUT) * len(recording))
@@ -171,15 +173,15 @@ def train_tokenizer(size: Size, motion: Path, kind: BackboneKind, trainer: Train
             for name, part in parts.items()
         }
 
-    batches = partial(stacked, training.data.windows, trainer)
+    batches = partial(make_batch, training.data.windows, trainer)
     return train(training.task(), trainer, batches, judge)
 
 
 def costs(size: Size, motion: Path, rounds: int) -> Values:
-    """Parameters, multiply-adds of a sample, and seconds and memory of a step of each tokenizer."""
-    trainer = trainer_config(1, size.batch, 1e-3, 0)
+    """Returns parameters, multiply-adds, seconds and memory of a step of each tokenizer."""
+    trainer = make_trainer_config(1, size.batch, 1e-3, 0)
     trainings = {kind: make_training(size, motion, kind, trainer) for kind in BACKBONES}
-    batch = stacked(trainings[REFERENCE].data.windows, trainer, 0)
+    batch = make_batch(trainings[REFERENCE].data.windows, trainer, 0)
     steps = {kind: make_step(each.task(), trainer, batch) for kind, each in trainings.items()}
     measured = measure_costs(steps, rounds)
     return {
@@ -193,7 +195,7 @@ def costs(size: Size, motion: Path, rounds: int) -> Values:
 
 
 def time_lengths(size: Size, rounds: int) -> Values:
-    """Seconds of an encoder on one clip, by threads, length, backbone: to encode and to learn."""
+    """Returns seconds of an encoder on one clip, by task, backbone, length and threads."""
     torch.manual_seed(0)
     encoders = {kind: RVQVAE(size.model).encoder for kind in BACKBONES}
     for kind, encoder in encoders.items():
@@ -221,19 +223,19 @@ def encode(encoder: nn.Module, x: Tensor) -> None:
 
 
 def learn(encoder: nn.Module, x: Tensor) -> None:
-    """Forward and backward."""
+    """Runs forward and backward."""
     encoder(x).square().mean().backward()
 
 
 def train_to_recall(size: Size, kind: BackboneKind, distance: int, rate: float) -> Values:
-    """The error of a body that has learnt to recall values at a distance; 1 is chance."""
+    """Trains a body to recall values at a distance; returns its error (1 is chance)."""
     config = size.model.resnet
     task = Recall(distance, size.length)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     body = make_body(kind, size.width, config.depth, config.dilation_growth_rate[0])
     model = Recaller(body, size.width)
-    trainer = trainer_config(size.recall_steps, size.sequences, rate, 0)
+    trainer = make_trainer_config(size.recall_steps, size.sequences, rate, 0)
     optimizer = torch.optim.AdamW(model.parameters(), rate, trainer.betas, weight_decay=0.0)
     for step in range(trainer.steps):
         optimizer.param_groups[0]["lr"] = rate * trainer.schedule(step)
@@ -246,7 +248,7 @@ def train_to_recall(size: Size, kind: BackboneKind, distance: int, rate: float) 
 
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
-    """All of them."""
+    """Yields all measurements."""
     motion = options.motion or write_walk(folder)
     yield Measurement("costs", partial(costs, size, motion, options.rounds))
     yield Measurement("lengths", partial(time_lengths, size, options.rounds))
@@ -257,24 +259,24 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
     for seed in range(options.seeds):
         for rate in options.rates:
             for kind in BACKBONES:
-                trainer = trainer_config(options.steps, size.batch, rate, seed)
+                trainer = make_trainer_config(options.steps, size.batch, rate, seed)
                 call = partial(train_tokenizer, size, motion, kind, trainer)
                 yield Measurement(f"training/{kind}/{rate:g}/{seed}", call)
 
 
 def report(results: Results) -> Iterator[str]:
-    """Markdown tables of what there is."""
+    """Yields Markdown tables of the results that exist."""
     yield from results.description()
     if results.part("costs"):
         lengths = results.part("lengths").get((), {})
         costs, runs = results.part("costs")[()], results.part("training")
-        yield "\n" + table_of_tokenizers(costs, runs, lengths)
+        yield "\n" + make_tokenizer_table(costs, runs, lengths)
     if results.part("recall"):
-        yield "\n" + table_of_recall(errors_of_recall(results))
+        yield "\n" + make_recall_table(collect_recall_errors(results))
 
 
-def table_of_tokenizers(costs: Values, runs: Runs, lengths: Values) -> str:
-    """A row for each backbone, with the errors at each learning rate."""
+def make_tokenizer_table(costs: Values, runs: Runs, lengths: Values) -> str:
+    """Returns a table with a row for each backbone, and errors at each learning rate."""
     rates = sorted({rate for _, rate, _ in runs}, key=float)
     heading = ["backbone", "parameters", "multiply-adds", "memory", "time of a step"]
     heading += ["2 threads", "a frame of the longest clip"] if lengths else []
@@ -287,24 +289,25 @@ def table_of_tokenizers(costs: Values, runs: Runs, lengths: Values) -> str:
             f"{cost['parameters']:,}",
             f"{cost['multiply_adds'] / 1e6:,.1f} M",
             f"{cost['peak_bytes'] / 1e6:.0f} MB",
-            f"{ratio_of_times(cost['seconds'], costs[REFERENCE]['seconds']):.2f}",
+            f"{compare_times(cost['seconds'], costs[REFERENCE]['seconds']):.2f}",
         ]
         row += [f"{value:.2f}" for value in parallelism(kind, lengths)] if lengths else []
         for rate in rates:
-            row.append(cell(last_losses(runs, kind, rate), digits=3))
-            row += [cell(last_figures(runs, kind, rate, part)) for part in FIGURES]
+            row.append(cell(get_last_losses(runs, kind, rate), digits=3))
+            row += [cell(get_last_figures(runs, kind, rate, part)) for part in FIGURES]
         rows.append(row)
-    return aligned(rows, labels=1)
+    return format_table(rows, labels=1)
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:
-    return spread(values, digits) if values else "-"
+    return format_spread(values, digits) if values else "-"
 
 
 def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
-    """How many times as fast two threads encode the longest clip as one.
+    """Returns the speedup of two threads, and the relative time of a frame of the longest clip.
 
-    And how long that takes for a frame with one thread, of a frame of the shortest clip.
+    The speedup says how many times as fast as one thread two threads encode the longest clip. The
+    time of a frame is relative to a frame of the shortest clip, with one thread.
     """
     counts = sorted({int(key.split()[2]) for key in lengths})
     shortest, longest = counts[0], counts[-1]
@@ -313,27 +316,27 @@ def parallelism(kind: str, lengths: Values) -> tuple[float, float]:
     return one / two, (one / longest) / (short / shortest)
 
 
-def errors_of_recall(results: Results) -> dict[str, dict[int, float]]:
-    """Of each backbone by distance."""
+def collect_recall_errors(results: Results) -> dict[str, dict[int, float]]:
+    """Returns the errors of each backbone by distance."""
     errors: dict[str, dict[int, float]] = {}
     for (kind, distance), values in results.part("recall").items():
         errors.setdefault(kind, {})[int(distance)] = values["error"]
     return errors
 
 
-def table_of_recall(errors: Mapping[str, Mapping[int, float]]) -> str:
+def make_recall_table(errors: Mapping[str, Mapping[int, float]]) -> str:
     distances = sorted({distance for each in errors.values() for distance in each})
     rows = [["error at distance", *map(str, distances)]]
     for kind, each in errors.items():
         rows.append([kind, *(f"{each[d]:.2f}" if d in each else "-" for d in distances)])
-    return aligned(rows, labels=1)
+    return format_table(rows, labels=1)
 
 
 def plot(folder: Path, results: Results, size: Size) -> None:
-    """Write backbones.png, with a panel for each thing that is there."""
+    """Writes backbones.png, with a panel for each result that exists."""
     from matplotlib.figure import Figure
 
-    errors, runs = errors_of_recall(results), results.part("training")
+    errors, runs = collect_recall_errors(results), results.part("training")
     lengths = results.part("lengths").get((), {})
     drawings: list[Callable[[Axes], None]] = []
     drawings += [partial(draw_recall, errors=errors, size=size)] if errors else []
@@ -352,21 +355,21 @@ def plot(folder: Path, results: Results, size: Size) -> None:
 
 
 def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]], size: Size) -> None:
-    """Error against distance, and how far those with a limit see: the dotted lines."""
+    """Draws error against distance; dotted lines show how far limited backbones see."""
     for place, kind in enumerate(BACKBONES):
         found = errors.get(kind, {})
         distances = sorted(found)
         values = [found[distance] for distance in distances]
         axes.plot(distances, values, marker=".", color=f"C{place}", label=kind)
-        if math.isfinite(reach_of(size, kind)):
-            axes.axvline(reach_of(size, kind), color=f"C{place}", linestyle=":")
+        if math.isfinite(find_reach(size, kind)):
+            axes.axvline(find_reach(size, kind), color=f"C{place}", linestyle=":")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="positions back to the value", ylabel="error (1 is chance)")
 
 
 def draw_lengths(axes: Axes, lengths: Values) -> None:
-    """Time of a frame against the length of a clip, with one thread."""
+    """Draws the time of a frame against the length of a clip, with one thread."""
     for place, kind in enumerate(BACKBONES):
         points = [
             (int(length), 1e6 * median(seconds) / int(length))
@@ -383,19 +386,19 @@ def draw_lengths(axes: Axes, lengths: Values) -> None:
 
 
 def draw_training(axes: Axes, runs: Runs) -> None:
-    """What is held out against steps, at the best learning rate."""
-    for kind, rate in best_rates(runs, "held out", largest=False).items():
-        steps, values = mean_curve(runs, kind, rate, "held out")
+    """Draws held-out error against steps, at the best learning rate."""
+    for kind, rate in find_best_rates(runs, "held out", largest=False).items():
+        steps, values = average_curve(runs, kind, rate, "held out")
         axes.plot(steps, values, marker=".", color=f"C{BACKBONES.index(kind)}", label=kind)
     axes.set(xlabel="steps", ylabel="held out: MPJPE (mm)")
 
 
 def draw_stability(axes: Axes, runs: Runs) -> None:
-    """The error of each seed on what was seen, by learning rate."""
+    """Draws the error of each seed on seen motion, by learning rate."""
     rates = sorted({rate for _, rate, _ in runs}, key=float)
     for place, kind in enumerate(BACKBONES):
         for number, rate in enumerate(rates):
-            values = last_figures(runs, kind, rate, "seen")
+            values = get_last_figures(runs, kind, rate, "seen")
             at = [number + (place - 1.5) / 8] * len(values)
             axes.plot(at, values, "o", color=f"C{place}", alpha=0.7)
     axes.set_xticks(range(len(rates)), rates)
@@ -403,20 +406,20 @@ def draw_stability(axes: Axes, runs: Runs) -> None:
 
 
 def reaches(size: Size) -> Iterator[str]:
-    """How far bodies and tokens see, by formula."""
+    """Yields how far bodies and tokens see, by formula."""
     for kind in BACKBONES:
-        yield f"{kind}: {reach_of(size, kind):g} positions to each side"
+        yield f"{kind}: {find_reach(size, kind):g} positions to each side"
     seen = receptive_field(size.model)
     yield f"a token of the Resnet1D model sees {seen.frames} frames"
 
 
-def reach_of(size: Size, kind: BackboneKind) -> float:
+def find_reach(size: Size, kind: BackboneKind) -> float:
     config = size.model.resnet
     return reach(kind, config.depth, config.dilation_growth_rate[0])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     parser = argparse.ArgumentParser(prog="compare_backbones", description=__doc__.splitlines()[0])
     add_options(parser, PARTS, "learning rates to try (default: 1e-3)")
     parser.add_argument(
@@ -431,9 +434,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and report."""
+    """Measures what is missing, and prints a report."""
     require(*(["matplotlib"] if options.plot else []))
-    results = Results(options.json, settings_of(options))
+    results = Results(options.json, collect_settings(options))
     size = QUICK if results.settings["size"] == "quick" else FULL
     try:
         if not options.report:

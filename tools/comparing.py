@@ -1,4 +1,4 @@
-"""What the comparisons share: measurements kept as they come, training, costs, options, plots."""
+"""Shared code of the comparisons: results in a file, training, costs, options, plots."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from motion.skeleton.sample import walk
 from motion.train.losses import LossConfig
 from motion.train.run import MotionTraining, TrainConfig
 from motion.train.windows import DataConfig
-from tools.benchmark import attention_flops
+from tools.benchmark import count_attention_flops
 from tools.measuring import (
     BenchmarkError,
     check_file,
     describe,
-    peak_memory_of,
-    timed,
+    measure_peak_memory,
+    time_call,
     write_content,
 )
 from wanvae.engine.files import atomic_path
@@ -48,7 +48,7 @@ Values = dict[str, Any]
 Runs = Mapping[tuple[str, ...], Values]
 Judge = Callable[[Any], dict[str, float]]
 
-# Where a width is looked for.
+# The widths that a search tries.
 WIDTHS = range(1, 1024)
 # How often a training run is judged.
 JUDGEMENTS = 8
@@ -62,12 +62,12 @@ WALK = 400
 
 @dataclass(frozen=True)
 class Measurement:
-    """Something to measure.
+    """A measurement and its key.
 
     Attributes:
-        key: the part of the comparison that it belongs to, then what tells it from the others
-            there, with slashes between.
-        measure: gives numbers that JSON can hold.
+        key: the part of the comparison, then the name of the measurement in this part, with slashes
+            between.
+        measure: returns values that JSON can hold.
     """
 
     key: str
@@ -75,14 +75,14 @@ class Measurement:
 
     @property
     def part(self) -> str:
-        return part_of(self.key)
+        return find_part(self.key)
 
 
 class Results:
-    """What was measured, by key; a file, where one is named, holds each result as it comes.
+    """Results by key. If ``path`` is given, each new result is written to this file at once.
 
     Args:
-        settings: what results must have in common to be compared.
+        settings: settings that must be equal for results that are compared.
 
     Raises:
         BenchmarkError: the file cannot be read, or its results have other settings.
@@ -114,7 +114,7 @@ class Results:
         self.settings, self.headers, self.values = settings, headers, values
 
     def measure(self, measurements: Iterable[Measurement], only: Collection[str]) -> None:
-        """Measure what is not there yet; with ``only``, just these parts, and all of them again."""
+        """Measures what is missing; with ``only``, measures all of these parts again."""
         wanted = [
             one
             for one in measurements
@@ -130,20 +130,20 @@ class Results:
                 write_content(self.path, content | {"results": self.values})
 
     def description(self) -> Iterator[str]:
-        """What was measured, and each part where and when."""
+        """Yields the settings, and for each part where and when it was measured."""
         yield ", ".join(f"{name} {value}" for name, value in self.settings.items())
         yield from self.headers.values()
 
     def part(self, part: str) -> dict[tuple[str, ...], Values]:
-        """The results of a part, by what follows it in their keys."""
+        """Returns the results of a part, by the rest of their keys."""
         return {
             tuple(key.split("/")[1:]): values
             for key, values in self.values.items()
-            if part_of(key) == part
+            if find_part(key) == part
         }
 
 
-def part_of(key: str) -> str:
+def find_part(key: str) -> str:
     return key.split("/")[0]
 
 
@@ -151,29 +151,29 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def nearest(choices: Iterable[T], make: Callable[[T], nn.Module], parameters: int) -> T:
-    """The choice whose module has most nearly so many parameters; nothing is allocated."""
-    return min(choices, key=lambda choice: abs(parameters_of(make, choice) - parameters))
+def find_nearest(choices: Iterable[T], make: Callable[[T], nn.Module], parameters: int) -> T:
+    """Returns the choice whose module has nearest to ``parameters``; nothing is allocated."""
+    return min(choices, key=lambda choice: abs(count_parameters_on_meta(make, choice) - parameters))
 
 
-def widths_around(make: Callable[[int], nn.Module], parameters: int) -> tuple[int, int]:
-    """The width below and the one from which on a module has so many parameters, 1 or more."""
-    above = bisect_left(WIDTHS, parameters, key=partial(parameters_of, make))
+def find_widths_around(make: Callable[[int], nn.Module], parameters: int) -> tuple[int, int]:
+    """Returns the largest width with fewer than ``parameters``, and the next width."""
+    above = bisect_left(WIDTHS, parameters, key=partial(count_parameters_on_meta, make))
     return WIDTHS[max(0, above - 1)], WIDTHS[above]
 
 
-def parameters_of(make: Callable[[T], nn.Module], choice: T) -> int:
+def count_parameters_on_meta(make: Callable[[T], nn.Module], choice: T) -> int:
     with torch.device("meta"):
         return count_parameters(make(choice))
 
 
 def multiply_adds(call: Callable[[], object]) -> int:
-    """Those of the convolutions and matrix products of a forward pass, as layers define them."""
+    """Returns the multiply-adds of convolutions and matrix products, as layers define them."""
     counter = FlopCounterMode(
         display=False,
         custom_mapping={
-            torch.ops.aten.mkldnn_rnn_layer: recurrent_flops,
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+            torch.ops.aten.mkldnn_rnn_layer: count_recurrent_flops,
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention_flops,
         },
     )
     with counter:
@@ -181,38 +181,38 @@ def multiply_adds(call: Callable[[], object]) -> int:
     return counter.get_total_flops() // 2
 
 
-def recurrent_flops(
+def count_recurrent_flops(
     x: Sequence[int], of_input: Sequence[int], of_state: Sequence[int], *_: object, **__: object
 ) -> int:
-    """Operations of a recurrent layer, in one direction: its two matrices at each position."""
+    """Returns operations of a recurrent layer in one direction: two matrices at each position."""
     return 2 * math.prod(x[:2]) * (math.prod(of_input) + math.prod(of_state))
 
 
 def measure_costs(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Values]:
-    """Memory of each call at its peak, and its seconds in each round."""
+    """Returns the peak memory of each call in bytes, and its seconds in each round."""
     for call in calls.values():
         call()  # warms up
-    peaks = {name: peak_memory_of(call, "cpu") for name, call in calls.items()}
+    peaks = {name: measure_peak_memory(call, "cpu") for name, call in calls.items()}
     seconds = time_in_turns(calls, rounds)
     return {name: {"seconds": seconds[name], "peak_bytes": peaks[name]} for name in calls}
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round, which take turns."""
+    """Returns the seconds of each call in each round; calls take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for name, call in calls.items():
-            seconds[name].append(timed(call, "cpu"))
+            seconds[name].append(time_call(call, "cpu"))
     return seconds
 
 
-def ratio_of_times(seconds: Sequence[float], reference: Sequence[float]) -> float:
-    """The median over rounds of how many times as long it takes."""
+def compare_times(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    """Returns the median over rounds of ``seconds`` divided by ``reference``."""
     return median(a / b for a, b in zip(seconds, reference, strict=True))
 
 
-def trainer_config(steps: int, batch: int, rate: float, seed: int) -> TrainerConfig:
-    """A tenth of the steps warm up, a cosine to 0 follows."""
+def make_trainer_config(steps: int, batch: int, rate: float, seed: int) -> TrainerConfig:
+    """Returns a config of training: a tenth of the steps warms up, a cosine to 0 follows."""
     return TrainerConfig(
         steps=steps,
         batch_size=batch,
@@ -224,7 +224,7 @@ def trainer_config(steps: int, batch: int, rate: float, seed: int) -> TrainerCon
 
 
 def make_step(task: Task, config: TrainerConfig, batch: Tensor) -> Callable[[], object]:
-    """A training step of a model on a batch, to be measured."""
+    """Returns a training step of a model on a batch, to be measured."""
     optimization = Optimization(task, config, make_accelerator(config))
     return partial(optimization.step, [batch], config.steps - 1)
 
@@ -232,14 +232,14 @@ def make_step(task: Task, config: TrainerConfig, batch: Tensor) -> Callable[[], 
 def train(
     task: Task, config: TrainerConfig, batches: Callable[[int], Tensor], judge: Judge
 ) -> Values:
-    """Train, and judge a few times on the way.
+    """Trains a model, and judges it a few times during training.
 
     Args:
-        batches: from a step to its batch.
+        batches: returns the batch of a step.
 
     Returns:
-        "loss" of each step (None where it was not finite), the "steps" at which the model was
-        judged, and the "figures" there.
+        "loss" of each step (None if it was not finite), the "steps" after which the model was
+        judged, and the "figures" of each judgement.
     """
     optimization = Optimization(task, config, make_accelerator(config))
     every = max(1, config.steps // JUDGEMENTS)
@@ -257,14 +257,16 @@ def train(
     return {"loss": losses, "steps": steps, "figures": figures}
 
 
-def stacked(samples: Sequence[Tensor] | Any, config: TrainerConfig, step: int) -> Tensor:
-    """The batch of a step, of samples by number."""
+def make_batch(samples: Sequence[Tensor] | Any, config: TrainerConfig, step: int) -> Tensor:
+    """Returns the batch of a step, from samples by number."""
     first = step * config.batch_size
     return torch.stack([samples[first + i] for i in range(config.batch_size)])
 
 
-def motion_training(model: Any, motion: Path, window: int, config: TrainerConfig) -> MotionTraining:
-    """What a motion tokenizer learns from a file, whose end is held out, with its usual losses."""
+def make_motion_training(
+    model: Any, motion: Path, window: int, config: TrainerConfig
+) -> MotionTraining:
+    """Returns the training of a motion tokenizer on a file, whose end is held out."""
     training = TrainConfig(
         model=model,
         data=DataConfig(folder=str(motion), window=window, held_out=HELD_OUT),
@@ -276,17 +278,17 @@ def motion_training(model: Any, motion: Path, window: int, config: TrainerConfig
 
 
 def write_walk(folder: str) -> Path:
-    """A motion file where there is no other: the procedural walk."""
+    """Writes the procedural walk to a motion file, and returns its path."""
     path = Path(folder, "walk.npz")
     write_motion(path, walk(WALK))
     return path
 
 
-def best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
-    """For each variant the learning rate of the best mean of a last figure over seeds.
+def find_best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
+    """Returns for each variant the learning rate with the best mean of the last figures.
 
     Args:
-        runs: by (variant, rate, seed).
+        runs: training runs by (variant, rate, seed).
     """
     rates: dict[str, set[str]] = {}
     for variant, rate, _ in runs:
@@ -294,46 +296,49 @@ def best_rates(runs: Runs, figure: str, largest: bool) -> dict[str, str]:
     choose = max if largest else min
     return {
         variant: choose(
-            sorted(of_variant), key=lambda rate: fmean(last_figures(runs, variant, rate, figure))
+            sorted(of_variant),
+            key=lambda rate: fmean(get_last_figures(runs, variant, rate, figure)),
         )
         for variant, of_variant in rates.items()
     }
 
 
-def last_figures(runs: Runs, variant: str, rate: str, figure: str) -> list[float]:
-    """Of each seed."""
-    return [run["figures"][figure][-1] for run in runs_of(runs, variant, rate)]
+def get_last_figures(runs: Runs, variant: str, rate: str, figure: str) -> list[float]:
+    """Returns the last figure of each seed."""
+    return [run["figures"][figure][-1] for run in select_runs(runs, variant, rate)]
 
 
-def last_losses(runs: Runs, variant: str, rate: str) -> list[float]:
-    """Of each seed the mean over the last tenth of the steps."""
-    losses = [run["loss"] for run in runs_of(runs, variant, rate)]
+def get_last_losses(runs: Runs, variant: str, rate: str) -> list[float]:
+    """Returns for each seed the mean loss over the last tenth of the steps."""
+    losses = [run["loss"] for run in select_runs(runs, variant, rate)]
     tails = [loss[-max(1, len(loss) // 10) :] for loss in losses]
     return [fmean(math.nan if x is None else x for x in tail) for tail in tails]
 
 
-def runs_of(runs: Runs, variant: str, rate: str) -> list[Values]:
+def select_runs(runs: Runs, variant: str, rate: str) -> list[Values]:
     return [values for key, values in runs.items() if key[:2] == (variant, rate)]
 
 
-def mean_curve(runs: Runs, variant: str, rate: str, figure: str) -> tuple[list[int], list[float]]:
-    """Steps, and the mean figure over seeds there."""
-    chosen = runs_of(runs, variant, rate)
+def average_curve(
+    runs: Runs, variant: str, rate: str, figure: str
+) -> tuple[list[int], list[float]]:
+    """Returns steps, and the mean figure over seeds after each of these steps."""
+    chosen = select_runs(runs, variant, rate)
     curves = zip(*(values["figures"][figure] for values in chosen), strict=True)
     return chosen[0]["steps"], [fmean(values) for values in curves]
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """The mean, and where there are several the range."""
+def format_spread(values: Sequence[float], digits: int = 1) -> str:
+    """Returns the mean as text, with the range if there are several values."""
     mean, smallest, largest = (format(f(values), f".{digits}f") for f in (fmean, min, max))
     return mean if len(values) == 1 else f"{mean} ({smallest} to {largest})"
 
 
 def add_options(parser: argparse.ArgumentParser, parts: Sequence[str], rates: str) -> None:
-    """The options of the comparisons.
+    """Adds the options of the comparisons.
 
     Args:
-        rates: what the learning rates are, for the help.
+        rates: the help of the learning rates.
     """
     parser.add_argument("--motion", type=Path, help="motion to learn (default: a procedural walk)")
     parser.add_argument("--steps", type=int, help="of training (default: 200; quick: 4)")
@@ -356,7 +361,7 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str], rates: st
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Fill in what depends on ``--quick``; on a bad option, a message and exit status 2."""
+    """Fills in options that depend on ``--quick``; exits with status 2 for a bad option."""
     for name, usual, quick in (("steps", 200, 4), ("seeds", 3, 1), ("rounds", 7, 2)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
@@ -367,13 +372,13 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             parser.error(f"--rates must be positive, not {rate}")
     check_file(parser, options.json)
     if options.plot and not options.plot.is_dir():
-        parser.error(f"--plot {options.plot} is no folder: make it first")
+        parser.error(f"--plot {options.plot} is not a folder: create it first")
     if options.report and not (options.json and options.json.exists()):
         parser.error("--report shows the results of a file: name one with --json")
 
 
-def settings_of(options: argparse.Namespace) -> Values:
-    """What results must have in common; nothing where they are only shown."""
+def collect_settings(options: argparse.Namespace) -> Values:
+    """Returns the settings of results; none if results are only shown."""
     if options.report:
         return {}
     motion = options.motion.name if options.motion else "walk"
@@ -382,7 +387,7 @@ def settings_of(options: argparse.Namespace) -> Values:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, with few colours: a third of the size."""
+    """Writes a figure as PNG with few colours, which takes a third of the size."""
     from PIL import Image
 
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""Convert a Wan VAE checkpoint to another layout: the same as ``wanvae convert``."""
+"""Convert a Wan VAE checkpoint to another layout, as ``wanvae convert`` does."""
 
 import sys
 

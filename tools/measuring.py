@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, seconds, the machine, tables, files, and how they end."""
+"""Shared code of the benchmarks: options, time, memory, tables, files, exit status."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ R = TypeVar("R")
 
 
 class BenchmarkError(UserError):
-    """Something cannot be measured. The message says why in one line."""
+    """A measurement that is not possible. The message says why in one line."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of all benchmarks."""
+    """Adds the options of all benchmarks."""
     parser.add_argument("--size-scale", type=float, default=1.0, help="of all frames (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """On a bad one of ``add_options``, a message and exit status 2."""
+    """Checks the options of ``add_options``; exits with status 2 for a bad option."""
     if options.repeats < 1:
         parser.error(f"--repeats must be positive, not {options.repeats}")
     if not 0 < options.size_scale < math.inf:
@@ -53,20 +53,20 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def check_file(parser: argparse.ArgumentParser, path: Path | None) -> None:
-    """The same where no file can be written as ``path``; None is none to write."""
+    """Exits with status 2 if no file can be written as ``path``; None is no file."""
     if path and (path.is_dir() or not path.parent.is_dir()):
         parser.error(f"{path} cannot be written: name a file in a directory that exists")
 
 
 def require(*packages: str) -> None:
-    """Raise BenchmarkError if one of ``packages`` is not installed."""
+    """Raises BenchmarkError if one of ``packages`` is not installed."""
     for package in packages:
         if find_spec(package.replace("-", "_")) is None:
             raise BenchmarkError(f"this needs {package}: pip install {package}")
 
 
-def timed(call: Callable[[], object], device: str) -> float:
-    """Seconds that ``call`` takes, with what it leaves running on the device."""
+def time_call(call: Callable[[], object], device: str) -> float:
+    """Returns the seconds of ``call``, with all work that it starts on the device."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -80,10 +80,10 @@ def timed(call: Callable[[], object], device: str) -> float:
     return perf_counter() - began
 
 
-def peak_memory_of(call: Callable[[], object], device: str) -> int:
-    """Bytes that ``call`` takes on a kind of device at its peak, over what is there."""
+def measure_peak_memory(call: Callable[[], object], device: str) -> int:
+    """Returns the bytes that ``call`` adds at its peak to the memory in use on a device."""
     if device == "cpu":
-        return peak_resident_memory(call)
+        return measure_peak_resident_memory(call)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -92,31 +92,31 @@ def peak_memory_of(call: Callable[[], object], device: str) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def peak_resident_memory(call: Callable[[], object]) -> int:
-    """Bytes that ``call`` adds to this process at its peak."""
+def measure_peak_resident_memory(call: Callable[[], object]) -> int:
+    """Returns the bytes that ``call`` adds to this process at its peak."""
     gc.collect()
-    # What is free but not returned would be used uncounted.
+    # Free memory that was not returned to the system would be used without being counted.
     POOL.clear()
     ctypes.CDLL(None).malloc_trim(0)
-    before = resident_memory("VmRSS")
+    before = read_resident_memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
     call()
-    return resident_memory("VmHWM") - before
+    return read_resident_memory("VmHWM") - before
 
 
-def resident_memory(key: str) -> int:
-    """Bytes of an entry of Linux's /proc/self/status."""
+def read_resident_memory(key: str) -> int:
+    """Returns the bytes of an entry of Linux's /proc/self/status."""
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def difference(result: Tensor, expected: Tensor) -> float:
-    """The largest difference, over the largest value expected."""
+def measure_difference(result: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference relative to the largest expected value."""
     result, expected = result.float(), expected.float()
     return ((result - expected).abs().max() / expected.abs().max()).item()
 
 
 def describe(subject: str, peer: str | None) -> str:
-    """One line on what was measured where and when, and against which package."""
+    """Returns one line: what was measured, on which machine, against which package, and when."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return (
@@ -126,8 +126,8 @@ def describe(subject: str, peer: str | None) -> str:
     )
 
 
-def aligned(rows: Sequence[Sequence[str]], labels: int) -> str:
-    """A Markdown table; the first of ``rows`` is the heading, the first ``labels`` columns text."""
+def format_table(rows: Sequence[Sequence[str]], labels: int) -> str:
+    """Returns a Markdown table; the first row is the heading, ``labels`` columns are text."""
     heading, *others = rows
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * w if i < labels else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
@@ -139,12 +139,12 @@ def aligned(rows: Sequence[Sequence[str]], labels: int) -> str:
 
 
 def write_json(path: Path, header: str, results: Iterable[Mapping[str, object]]) -> None:
-    """Write everything that was measured, each single time too."""
+    """Writes all measurements, also the time of each round."""
     write_content(path, {"header": header, "results": list(results)})
 
 
 def write_content(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file."""
+    """Writes a JSON file."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -152,7 +152,7 @@ def write_content(path: Path, content: Mapping[str, object]) -> None:
 def measure_all(
     items: Sequence[T], measure: Callable[[T], R], report: Callable[[list[R]], str]
 ) -> list[R]:
-    """Measures each item and prints a report, after an interrupt of what is done."""
+    """Measures each item and prints a report, also if an interrupt leaves items out."""
     results: list[R] = []
     try:
         for item in tqdm(items, unit="job"):

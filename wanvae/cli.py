@@ -6,24 +6,28 @@ import sys
 from collections.abc import Sequence
 
 import wanvae
-from wanvae.commands.checkpoint import CONVERT, INFO
-from wanvae.commands.encode_dataset import ENCODE_DATASET
-from wanvae.commands.evaluate import EVALUATE
-from wanvae.commands.index import INDEX
-from wanvae.commands.plan import PLAN
-from wanvae.commands.video import DECODE, ENCODE, RECONSTRUCT
-from wanvae.engine.command_line.program import Program
+from wanvae.engine.command_line.program import Program, listed
 
 COMMANDS = {
-    "reconstruct": RECONSTRUCT,
-    "encode": ENCODE,
-    "encode-dataset": ENCODE_DATASET,
-    "decode": DECODE,
-    "evaluate": EVALUATE,
-    "plan": PLAN,
-    "info": INFO,
-    "convert": CONVERT,
-    "index": INDEX,
+    "reconstruct": listed(
+        "encode and decode a video, and compare", "wanvae.commands.video", "RECONSTRUCT"
+    ),
+    "encode": listed("video to latents", "wanvae.commands.video", "ENCODE"),
+    "encode-dataset": listed(
+        "encode a folder of videos to latents to train on",
+        "wanvae.commands.encode_dataset",
+        "ENCODE_DATASET",
+    ),
+    "decode": listed("latents to video", "wanvae.commands.video", "DECODE"),
+    "evaluate": listed(
+        "judge models on a folder of videos, with a report", "wanvae.commands.evaluate", "EVALUATE"
+    ),
+    "plan": listed("print what encoding and decoding would take", "wanvae.commands.plan", "PLAN"),
+    "info": listed("print what a checkpoint is", "wanvae.commands.checkpoint", "INFO"),
+    "convert": listed(
+        "write a checkpoint in another layout", "wanvae.commands.checkpoint", "CONVERT"
+    ),
+    "index": listed("list the videos of a folder, for training", "wanvae.commands.index", "INDEX"),
 }
 
 

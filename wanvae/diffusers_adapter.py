@@ -1,10 +1,10 @@
-"""A WanVAE in the place of the VAE of a diffusers pipeline; the one file that imports diffusers."""
+"""A WanVAE as the VAE of a diffusers pipeline. No other file imports diffusers."""
 
 from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -16,18 +16,42 @@ from torch import Tensor
 
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, wan_config
+from wanvae.config import WanVAEConfig
 from wanvae.errors import UserError
+from wanvae.execution.limits import Memory, TileSize
+from wanvae.posterior import Posterior
 
-if TYPE_CHECKING:
-    from wanvae.execution.budget import Memory
-    from wanvae.model import WanVAE
-
-# The largest tile unless another is asked for, as in diffusers: pixels.
+# The default of the largest tile in pixels, as in diffusers.
 TILE_SIZE = 256
 
 
+class VAE(Protocol):
+    """The methods and attributes of a ``WanVAE`` that the adapter uses."""
+
+    config: WanVAEConfig
+
+    @property
+    def encode_dtype(self) -> torch.dtype: ...
+
+    @property
+    def decode_dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(
+        self, video: Tensor, *, tile_size: TileSize | None, max_memory: Memory | None
+    ) -> Posterior: ...
+
+    def decode(
+        self, latents: Tensor, *, tile_size: TileSize | None, max_memory: Memory | None
+    ) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
 class DiffusersVAE(ModelMixin, ConfigMixin):
-    """What pipelines of Wan and Qwen-Image take as ``vae``; it shares the weights of a WanVAE.
+    """The ``vae`` of a pipeline of Wan or Qwen-Image; it shares the weights of a WanVAE.
 
     It has the methods and the config of ``AutoencoderKLWan``. No gradients are kept.
 
@@ -36,10 +60,10 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     """
 
     config_name = DIFFUSERS_CONFIG
-    # Hooks of layers are not called, for streams go through ``step`` and not ``forward``.
+    # Hooks of layers are not called, because streams call ``step`` and not ``forward``.
     _supports_group_offloading = False
 
-    def __init__(self, vae: WanVAE) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
         values = wan_config(vae.config)
@@ -55,7 +79,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What pipelines convert videos and latents to: the wider of both dtypes of the model."""
+        """The dtype of videos and latents of pipelines: the wider of the model's two dtypes."""
         return torch.promote_types(self.vae.encode_dtype, self.vae.decode_dtype)
 
     @property
@@ -72,15 +96,15 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         *,
         max_memory: Memory | None = None,
     ) -> None:
-        """Work in tiles from now on, with the result of whole frames.
+        """Encodes and decodes in tiles from now on. The result equals the result of whole frames.
 
         Args:
-            tile_sample_min_height, tile_sample_min_width: pixels of the largest tile, multiples of
-                8; None means 256.
-            tile_sample_stride_height, tile_sample_stride_width: not used, for exact tiles are not
-                blended.
-            max_memory: like "4GB", or bytes: choose steps and tiles, instead of a tile size, that
-                this suffices for.
+            tile_sample_min_height, tile_sample_min_width: sides of the largest tile in pixels,
+                multiples of 8; None means 256.
+            tile_sample_stride_height, tile_sample_stride_width: not used, because exact tiles are
+                not blended.
+            max_memory: text like "4GB", or bytes. Steps and tiles are chosen to fit this limit,
+                and the tile size is not used.
         """
         size = tile_sample_min_height or TILE_SIZE, tile_sample_min_width or TILE_SIZE
         self.use_tiling = True
@@ -88,30 +112,30 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         self.max_memory = max_memory
 
     def disable_tiling(self) -> None:
-        """Work on whole frames again, which is faster."""
+        """Encodes and decodes whole frames again, which is faster."""
         self.use_tiling = False
         self.tile_size = self.max_memory = None
 
     def enable_slicing(self) -> None:
-        """Work on one video of a batch at a time from now on: less memory."""
+        """Processes one video of a batch at a time from now on: less memory."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Work on whole batches again."""
+        """Processes whole batches again."""
         self.use_slicing = False
 
     @apply_forward_hook
     def encode(
         self, x: Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """The distribution of latents of a video ``(B, C, 1 + 4n, H, W)`` in [-1, 1].
+        """Returns the distribution of latents of a video ``(B, C, 1 + 4n, H, W)`` in [-1, 1].
 
         Returns:
-            ``latent_dist``, of raw latents ``(B, z_dim, 1 + n, H / 8, W / 8)``; without
-            ``return_dict`` in a tuple.
+            ``latent_dist``, the distribution of raw latents ``(B, z_dim, 1 + n, H / 8, W / 8)``; a
+            tuple of it without ``return_dict``.
 
         Raises:
-            ValueError: as ``WanVAE.encode``; or the weights are not there to work with.
+            UserError: as ``WanVAE.encode``, or the weights are on no device.
         """
         self._require_weights()
         posteriors = [
@@ -124,13 +148,14 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """The video in [-1, 1] of raw latents ``(B, z_dim, 1 + n, H, W)``.
+        """Returns the video in [-1, 1] of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
         Returns:
-            ``sample``, ``(B, C, 1 + 4n, 8H, 8W)``; without ``return_dict`` in a tuple.
+            ``sample``, the video ``(B, C, 1 + 4n, 8H, 8W)``; a tuple of it without
+            ``return_dict``.
 
         Raises:
-            ValueError: as ``WanVAE.decode``; or the weights are not there to work with.
+            UserError: as ``WanVAE.decode``, or the weights are on no device.
         """
         self._require_weights()
         videos = [
@@ -147,7 +172,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encode and decode a video, through the mode of its latents or a sample of them."""
+        """Encodes a video, and decodes the mode of its latents or a sample of them."""
         (distribution,) = self.encode(sample, return_dict=False)
         latents = distribution.sample(generator) if sample_posterior else distribution.mode()
         return self.decode(latents, return_dict=return_dict)
@@ -156,14 +181,18 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **options: object
     ) -> DiffusersVAE:
-        """What a saved pipeline calls unless it is given a ``vae``; always a ValueError."""
+        """Raises UserError, because a saved pipeline must be given its ``vae``.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(
             f"{pretrained_model_name_or_path} is read by WanVAE.from_pretrained: "
             "pass vae=vae.as_diffusers() to the pipeline"
         )
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Write a directory, and those it is in, that ``AutoencoderKLWan.from_pretrained`` loads.
+        """Writes a folder that ``AutoencoderKLWan.from_pretrained`` loads; creates its parents.
 
         Raises:
             CheckpointError: as ``formats.save_diffusers``.

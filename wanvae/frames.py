@@ -1,4 +1,4 @@
-"""Frames of video files on their way into a model: padding them, and encoding them one by one."""
+"""Frames of video files on their way into a model: padding and encoding them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.config import WanVAEConfig
+from wanvae.errors import UserError
 from wanvae.execution.sessions import StreamEncoder
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
+
+
+class NotFiniteError(UserError):
+    """A model gives NaN or infinity. The message says in which dtype, and which would do."""
 
 
 def encode_frames(
@@ -30,6 +35,9 @@ def encode_frames(
         frames: frames of one size. Their right and bottom edges are repeated to fill whole latents,
             and the last frame is repeated to fill the last group.
         seen: is called with each frame once it is read.
+
+    Raises:
+        NotFiniteError: latents are not finite.
     """
     frames = iter(frames)
     count = 1
@@ -43,10 +51,34 @@ def encode_frames(
         assert plan is not None and plan.frames is not None
         count = max(1, plan.frames // config.temporal_factor) * config.temporal_factor
         if posterior is not None:
-            yield posterior
+            yield finite_posterior(posterior)
     end = encoder.finish()
     if end.posterior is not None:
-        yield end.posterior
+        yield finite_posterior(end.posterior)
+
+
+def finite_posterior(posterior: Posterior) -> Posterior:
+    """Returns the posterior; raises NotFiniteError if its values are not finite."""
+    for tensor in (posterior.mean, posterior.logvar):
+        check_finite(tensor, "the latents", posterior.mean.dtype, "--encode-dtype")
+    return posterior
+
+
+def check_finite(tensor: Tensor, what: str, dtype: torch.dtype, option: str) -> None:
+    """Raises NotFiniteError if values that a model gives are NaN or infinite.
+
+    Args:
+        what: what the values are, a plural.
+        dtype: the dtype that the model computes in.
+        option: the option that sets the dtype.
+    """
+    if tensor.isfinite().all():
+        return
+    remedy = f"use {option} bfloat16 or float32, which hold larger numbers"
+    if dtype != torch.float16:
+        remedy = "the checkpoint may be damaged, or not made for such videos"
+    name = str(dtype).removeprefix("torch.")
+    raise NotFiniteError(f"{what} are not finite (computed in {name}); {remedy}")
 
 
 def pad_to_multiple(video: Tensor, factor: int) -> Tensor:

@@ -1,13 +1,11 @@
-"""The video VAE: encoder, decoder, and what people call on them."""
+"""The video VAE: encoder, decoder, and the methods that people call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +18,11 @@ from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.engine.hub import upload
 from wanvae.errors import UserError
-from wanvae.execution.budget import Job, Memory, Planner, TileSize, choose_plan
-from wanvae.execution.sessions import (
-    Rules,
-    SessionState,
-    StreamDecoder,
-    StreamEncoder,
-    require_streamable,
-)
-from wanvae.execution.sharding import Processes, ShardedCoding, Shares, share_out
-from wanvae.execution.tiling import Coding, Network, Plan, make_network, make_tiles
+from wanvae.execution.compilation import Compilation, compiled_step
+from wanvae.execution.limits import Limits, Memory, Processes, TileSize
+from wanvae.execution.network import Network, make_network
+from wanvae.execution.run import Runner
+from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.posterior import Posterior
 
@@ -39,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a training step needs.
+    """A decoded video and the posterior of its latents, for a training step.
 
     Attributes:
         video: the decoded video ``(B, C, T, H, W)``, not clamped.
-        posterior: the distribution its latents came from.
+        posterior: the distribution that the latents come from.
     """
 
     video: Tensor
@@ -51,12 +44,12 @@ class Reconstruction:
 
 
 class WanVAE(nn.Module):
-    """The causal 3D video VAE of Wan2.1, Wan2.2 or Qwen-Image, as the config says.
+    """The causal 3D video VAE of Wan2.1, Wan2.2 or Qwen-Image. The config says which.
 
     A video ``(B, C, T, H, W)`` in [-1, 1], with T = 1 + 4n and H and W multiples of 8, has latents
-    ``(B, z_dim, 1 + n, H / 8, W / 8)``; both factors follow from the config (that of space is 16
-    for Wan2.2), and so does the size of decoded videos. For an image model (``ndim: 2``) T is any
-    number of unrelated frames, each with a latent. Parameter names are those of the official
+    ``(B, z_dim, 1 + n, H / 8, W / 8)``. The factors 4 and 8 and the size of decoded videos follow
+    from the config; Wan2.2 has 16 instead of 8. For an image model (``ndim: 2``) T is any number of
+    unrelated frames, and each frame has its own latent. Parameters have the names of the official
     checkpoints.
 
     >>> from wanvae.demo import demo_weights
@@ -78,7 +71,7 @@ class WanVAE(nn.Module):
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
-        self.compiled = False
+        self.compilation: Compilation | None = None
 
     @classmethod
     def from_pretrained(
@@ -91,22 +84,23 @@ class WanVAE(nn.Module):
         encode_dtype: torch.dtype | None = None,
         decode_dtype: torch.dtype | None = None,
     ) -> WanVAE:
-        """Load a checkpoint of any known layout, in evaluation mode.
+        """Loads a checkpoint of any known layout. The model is in evaluation mode.
 
         Args:
-            path: a native ``.safetensors``; an official ``.pth``, or its keys in ``.safetensors``;
-                a diffusers directory or file, of Qwen-Image too; or, if there is no such path, the
-                ``"org/name"`` of a repository of the Hugging Face Hub. Layout and architecture are
-                found out.
-            dtype: of the parameters; None keeps the file's.
-            device: where to put them; None is the CPU.
+            path: a native ``.safetensors``; an official ``.pth``, or a ``.safetensors`` with the
+                official names; a folder or file of diffusers, also of Qwen-Image; or, if this path
+                does not exist, the ``"org/name"`` of a repository on the Hugging Face Hub. The
+                layout and the architecture are detected.
+            dtype: dtype of the parameters; None keeps the dtype of the file.
+            device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
-            encode_dtype, decode_dtype: of those that encode, or decode, where it is another:
-                latents encoded in bfloat16 are off by more than videos decoded in it.
+            encode_dtype: dtype of the parameters that encode; None is ``dtype``.
+            decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
+                decoded videos have smaller errors than encoded latents.
 
         Raises:
-            CheckpointError: the file cannot be read or downloaded, or is no such model (the keys
-                are named).
+            CheckpointError: the file cannot be read or downloaded, or holds another model (the
+                message names the keys).
         """
         loaded = formats.load(path, subfolder)
         with torch.device("meta"):
@@ -122,23 +116,23 @@ class WanVAE(nn.Module):
         return vae.eval()
 
     def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
-        """Write a native checkpoint: one ``.safetensors`` with the config in its metadata.
+        """Writes a native checkpoint: one ``.safetensors`` with the config in its metadata.
 
-        A file of that name is replaced only once the new one is complete.
+        An existing file is replaced only when the new file is complete.
 
         Args:
-            push_to_hub: the ``"org/name"`` of a repository of the Hugging Face Hub to put it into
-                as well; made if it is not there.
+            push_to_hub: the ``"org/name"`` of a repository on the Hugging Face Hub. The file is
+                uploaded there too; a missing repository is created.
 
         Raises:
-            CheckpointError: it cannot be written or uploaded.
+            CheckpointError: the file cannot be written or uploaded.
         """
         formats.save_native(path, self.config, self.state_dict())
         if push_to_hub is not None:
             upload(path, push_to_hub, WAN_VAE)
 
     def as_diffusers(self) -> DiffusersVAE:
-        """This model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
+        """Returns this model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
 
         Raises:
             ImportError: diffusers is not installed.
@@ -151,34 +145,34 @@ class WanVAE(nn.Module):
 
     @property
     def encode_dtype(self) -> torch.dtype:
-        """The dtype to encode in; videos are converted to it."""
+        """The dtype of the parameters that encode; videos are converted to this dtype."""
         return self.conv1.weight.dtype
 
     @property
     def decode_dtype(self) -> torch.dtype:
-        """The dtype to decode in; latents are converted to it."""
+        """The dtype of the parameters that decode; latents are converted to this dtype."""
         return self.conv2.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters; inputs are moved to it."""
+        """The device of the parameters; inputs are moved to this device."""
         return self.conv1.weight.device
 
     def forward(self, video: Tensor, *, recompute: bool = False) -> Reconstruction:
-        """Encode and decode a whole clip in one pass over each layer, for training.
+        """Encodes and decodes a whole clip for training. Each layer runs once over all of time.
 
-        While training the latents are a sample of the posterior; in evaluation, and behind a frozen
-        encoder, its mode.
+        In training mode the latents are a sample of the posterior. In evaluation mode, and if the
+        encoder is frozen, they are the mode of the posterior.
 
         Args:
-            recompute: for the backward pass keep only what goes from block to block, and compute
-                what is inside them again: less memory, more time, the same gradients.
+            recompute: keep only the tensors between blocks for the backward pass, and compute the
+                tensors inside blocks again: less memory, more time, the same gradients.
         """
         self.check_clip(video)
         video = video.to(self.device, self.encode_dtype)
         frozen = self.encoder_is_frozen
         wanted = torch.is_grad_enabled() and (video.requires_grad or not frozen)
-        # Latents of a frozen encoder are exact, whatever the decoder is trained in.
+        # A frozen encoder runs without autocast, so that its latents stay exact.
         kind = self.device.type
         narrow = torch.is_autocast_enabled(kind) and not frozen
         with torch.set_grad_enabled(wanted), torch.autocast(kind, enabled=narrow):
@@ -190,11 +184,11 @@ class WanVAE(nn.Module):
         return Reconstruction(video, posterior)
 
     def freeze_encoder(self) -> None:
-        """Train the decoder alone from now on.
+        """Freezes the encoder, so that only the decoder is trained from now on.
 
-        Latents stay what they are, so diffusion models keep working. The encoder stays in
-        evaluation mode, runs without gradients, and the decoder gets the mode of the posterior, as
-        it does in use: noise would only blur what it learns.
+        Latents do not change, so diffusion models keep working. The encoder stays in evaluation
+        mode and runs without gradients. The decoder gets the mode of the posterior, as it does
+        after training, because noise would only blur its results.
         """
         for module in (self.encoder, self.conv1):
             module.requires_grad_(False)
@@ -202,7 +196,7 @@ class WanVAE(nn.Module):
 
     @property
     def encoder_is_frozen(self) -> bool:
-        """Whether no parameter that latents depend on can be trained."""
+        """Whether all parameters that encode are frozen."""
         return not any(
             parameter.requires_grad
             for module in (self.encoder, self.conv1)
@@ -210,7 +204,7 @@ class WanVAE(nn.Module):
         )
 
     def train(self, mode: bool = True) -> WanVAE:
-        """Switch to training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        """Sets training or evaluation mode. A frozen encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.train(mode and not self.encoder_is_frozen)
         return self
@@ -224,32 +218,28 @@ class WanVAE(nn.Module):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
     ) -> Posterior:
-        """The posterior of a video ``(B, C, T, H, W)`` in [-1, 1]; no gradients are kept.
+        """Returns the posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
 
-        It is encoded a few frames at a time, with the result of the whole; for gradients there is
-        ``encode_step``.
+        Encodes the video a few frames at a time. The result equals encoding the whole video at
+        once. No gradients are kept; use ``encode_step`` for gradients.
 
         Args:
-            video: on any device: frames go to that of the model when it is their turn.
-            tile_size: pixels, a multiple of 8 (of the spatial factor), or two of them for height
-                and width: encode each frame in tiles of at most this size, with the result of the
-                whole.
-            max_memory: like "4GB", or bytes: encode in such steps and tiles that this suffices,
-                with the result, besides the model and the video.
-            shard: an ``Accelerator`` or ``PartialState`` whose processes all call this with the
-                same video, and share the work: each gets the posterior.
+            video: a video on any device. Frames move to the device of the model a few at a time.
+            tile_size: the largest tile in pixels: one number, or height and width, all multiples
+                of 8 (the spatial factor). Each frame is encoded in tiles of at most this size. The
+                result equals encoding whole frames.
+            max_memory: text like "4GB", or bytes. Steps and tiles are chosen so that the work and
+                its result need no more than this. The model and the video are not counted.
+            shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
+                the same video and share the work. Each process gets the posterior.
 
         Raises:
-            ValueError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
-                ``max_memory`` is too little.
+            UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
+                ``max_memory`` is too small.
         """
         self.check_clip(video)
-        network = self.encoder_network()
-        latents = network.frames_made(video.shape[2], starts=True)
-        plan = self._choose_plan(network, video.shape, latents, tile_size, max_memory)
-        height, width = video.shape[3:]
-        coding = self._start(network, shard, plan, height, width, latents=latents)
-        return Posterior.from_moments(coding.run(video))
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        return Posterior.from_moments(runner.run(video))
 
     @torch.no_grad()
     def decode(
@@ -261,34 +251,31 @@ class WanVAE(nn.Module):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
     ) -> Tensor:
-        """The video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
+        """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
-        It is decoded a few frames at a time, with the result of the whole, and no gradients are
-        kept; for those there is ``decode_step``.
+        Decodes the latents a few at a time. The result equals decoding all latents at once. No
+        gradients are kept; use ``decode_step`` for gradients.
 
         Args:
-            latents: as ``Posterior`` gives them; normalized ones need ``denormalize`` first.
+            latents: raw latents, as a ``Posterior`` gives them. Call ``denormalize`` on normalized
+                latents first.
             clamp: limit the video to [-1, 1], as the official code does.
-            tile_size: pixels, a multiple of 8 (of those decoded per latent), or two of them for
-                height and width: decode each frame in tiles of at most this size, with the result
-                of the whole.
-            max_memory: like "4GB", or bytes: decode in such steps and tiles that this suffices,
-                with the result, besides the model and the latents.
-            shard: an ``Accelerator`` or ``PartialState`` whose processes all call this with the
-                same latents, and share the work: the first gets the video, the others one of no
-                frames.
+            tile_size: the largest tile in pixels of the video: one number, or height and width,
+                all multiples of 8 (the decoded spatial factor). Each frame is decoded in tiles of
+                at most this size. The result equals decoding whole frames.
+            max_memory: text like "4GB", or bytes. Steps and tiles are chosen so that the work and
+                its result need no more than this. The model and the latents are not counted.
+            shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
+                the same latents and share the work. The first process gets the video, the others
+                get a video without frames.
 
         Raises:
-            ValueError: ``latents`` has not this shape, ``tile_size`` is not a multiple of 8, or
-                ``max_memory`` is too little.
+            UserError: ``latents`` has another shape, ``tile_size`` is not a multiple of 8, or
+                ``max_memory`` is too small.
         """
         self.check_latents(latents)
-        network = self.decoder_network()
-        length = latents.shape[2]
-        plan = self._choose_plan(network, latents.shape, length, tile_size, max_memory)
-        height, width = (side * network.spatial_factor for side in latents.shape[3:])
-        coding = self._start(network, shard, plan, height, width, latents=length)
-        video = coding.run(latents)
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        video = runner.run(latents)
         return video.clamp_(-1, 1) if clamp else video
 
     def stream_encode(
@@ -299,16 +286,16 @@ class WanVAE(nn.Module):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
     ) -> StreamEncoder:
-        """A session that encodes frames as they come; ``state`` continues an earlier one.
+        """Returns a session that encodes frames as they come.
 
         Args:
-            tile_size, max_memory: as for ``encode``; a session keeps the state of every tile, so
-                that ``max_memory`` has to be more than for a clip.
-            shard: as for ``encode``; each process goes on from a state of its own.
+            state: the state of an earlier session, to continue its stream; None starts a stream.
+            tile_size, max_memory: as for ``encode``. A session keeps the state of every tile, so
+                it needs a larger ``max_memory`` than a clip.
+            shard: as for ``encode``. Each process continues from its own state.
         """
-        network = self.encoder_network()
-        rules = self._rules(network, self.check_video, tile_size, max_memory, shard)
-        return StreamEncoder(rules, state)
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        return StreamEncoder(runner, self.check_video, state)
 
     def stream_decode(
         self,
@@ -319,28 +306,39 @@ class WanVAE(nn.Module):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
     ) -> StreamDecoder:
-        """A session that decodes latents as they come; ``state`` continues an earlier one.
+        """Returns a session that decodes latents as they come.
 
         Args:
+            state: the state of an earlier session, to continue its stream; None starts a stream.
             clamp: as for ``decode``.
-            tile_size, max_memory: as for ``decode``; a session keeps the state of every tile, so
-                that ``max_memory`` has to be more than for a clip.
-            shard: as for ``decode``; each process goes on from a state of its own.
+            tile_size, max_memory: as for ``decode``. A session keeps the state of every tile, so
+                it needs a larger ``max_memory`` than a clip.
+            shard: as for ``decode``. Each process continues from its own state.
         """
-        rules = self._rules(
-            self.decoder_network(), self.check_latents, tile_size, max_memory, shard
-        )
-        return StreamDecoder(rules, state, clamp=clamp)
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        return StreamDecoder(runner, self.check_latents, state, clamp=clamp)
 
-    def compile(self) -> None:
-        """From now on encode and decode by compiled steps: slow at first, then faster on GPUs.
+    def compile(self, **options: Any) -> None:
+        """Compiles the steps of ``encode``, ``decode`` and sessions: slow at first, then faster.
 
-        Each new size is compiled for once. Tiles run as before, for they come in many sizes.
+        This is for GPUs. Calls of the model itself are compiled too. Each new size is compiled
+        once, unless ``dynamic`` says otherwise. Tiles are not compiled, because they come in many
+        sizes.
+
+        Args:
+            options: the options of ``torch.compile``, which refuses unknown options.
         """
-        self.compiled = True
+        self.compilation = Compilation.from_options({"dynamic": False, **options})
+        compiled_step(self.compilation)  # refuses bad options now, not with the first video
+        super().compile(**self.compilation.options)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether ``compile`` was called."""
+        return self.compilation is not None
 
     def encoder_network(self) -> Network:
-        """The layers from video to moments."""
+        """Returns the layers from video to moments."""
         return make_network(
             core=(*self.encoder.core(), self.conv1),
             shell=self.encoder.shell(),
@@ -348,10 +346,11 @@ class WanVAE(nn.Module):
             out_channels=2 * self.config.z_dim,
             spatial_factor=self.config.spatial_factor,
             temporal_factor=self.config.temporal_factor,
+            architecture=self.config,
         )
 
     def decoder_network(self) -> Network:
-        """The layers from latents to video."""
+        """Returns the layers from latents to video."""
         return make_network(
             core=(self.conv2, *self.decoder.core()),
             shell=self.decoder.shell(),
@@ -359,24 +358,29 @@ class WanVAE(nn.Module):
             out_channels=self.config.out_channels,
             spatial_factor=self.config.decoded_spatial_factor,
             temporal_factor=self.config.temporal_factor,
+            architecture=self.config,
         )
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Raw latents to those a diffusion model sees: ``(latents - mean) / std`` per channel."""
+        """Returns latents for diffusion models: ``(raw latents - mean) / std`` per channel."""
         mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
         return (latents - mean) / std
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """The inverse of ``normalize``."""
+        """Returns raw latents of normalized latents: the inverse of ``normalize``."""
         mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
         return latents * std + mean
 
     def encode_step(
         self, video: Tensor, state: State, *, recompute: bool = False
     ) -> tuple[Tensor, State]:
-        """Moments ``(B, 2 * z_dim, ...)`` of the next 1 + 4n (first) or 4n frames of a stream.
+        """Returns the moments of the next frames of a stream, and the next state; keeps gradients.
+
+        The moments are ``(B, 2 * z_dim, ...)``: mean and logvar of the latents.
 
         Args:
+            video: ``(B, C, T, H, W)``; T is 1 + 4n in the first step and 4n in later steps.
+            state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
         features, state = self.encoder.step(video, state, recompute=recompute)
@@ -385,83 +389,33 @@ class WanVAE(nn.Module):
     def decode_step(
         self, latents: Tensor, state: State, *, recompute: bool = False
     ) -> tuple[Tensor, State]:
-        """The video, not clamped, of the next latents of a stream.
+        """Returns the video of the next latents of a stream, and the next state; keeps gradients.
+
+        The video is not clamped.
 
         Args:
+            latents: raw latents ``(B, z_dim, T, H, W)``, any T.
+            state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
     def check_video(self, video: Tensor) -> None:
-        """Raise ValueError if ``video`` is no ``(B, C, T, H, W)`` that this model can encode."""
+        """Raises UserError if ``video`` is not a ``(B, C, T, H, W)`` that this model can encode."""
         self._check_tensor(video, "video", self.config.in_channels)
         check_size(self.config, *video.shape[3:])
 
     def check_clip(self, video: Tensor) -> None:
-        """As ``check_video``, and ValueError if it is not a whole clip of 1 + 4n frames."""
+        """Raises UserError as ``check_video`` does, and if T is not 1 + 4n."""
         self.check_video(video)
         check_length(self.config, video.shape[2])
 
     def check_latents(self, latents: Tensor) -> None:
-        """Raise ValueError if ``latents`` are no ``(B, z_dim, T, H, W)`` of this model."""
+        """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
 
-    def _start(
-        self,
-        network: Network,
-        shard: Processes | None,
-        plan: Plan,
-        height: int,
-        width: int,
-        state: State = None,
-        *,
-        latents: int | None = None,
-    ) -> Coding:
-        """A coding of frames of a size in pixels, of a clip of so many latents or a stream."""
-        if shard is None or shard.num_processes == 1:
-            tiles = make_tiles(network, height, width, plan)
-            return Coding(network, plan, tiles, latents, state, compiled=self.compiled)
-        require_streamable(network)
-        shares = shares_of(
-            self.config, network.core_first, plan, height, width, shard.num_processes
-        )
-        rank = shard.process_index
-        return ShardedCoding(network, plan, shares, rank, latents, state, compiled=self.compiled)
-
-    def _rules(
-        self,
-        network: Network,
-        check: Callable[[Tensor], None],
-        tile_size: TileSize | None,
-        max_memory: Memory | None,
-        shard: Processes | None,
-    ) -> Rules:
-        """What a session with these limits has to know."""
-
-        def choose(shape: torch.Size) -> Plan:
-            return self._choose_plan(network, shape, None, tile_size, max_memory)
-
-        return Rules(network, check, choose, partial(self._start, network, shard))
-
-    def _choose_plan(
-        self,
-        network: Network,
-        shape: torch.Size,
-        latents: int | None,
-        tile_size: TileSize | None,
-        max_memory: Memory | None,
-    ) -> Plan:
-        """The plan for an input of a shape; ``latents`` is None for a stream."""
-        batch, channels = shape[:2]
-        height, width = (side * network.pixels_per_input for side in shape[3:])
-        dtype = self.decode_dtype if network.core_first else self.encode_dtype
-        offloads = self.device.type != "cpu"
-        job = Job(batch, channels, latents, height, width, dtype, offloads)
-
-        def within(size: int) -> Plan:
-            return plan_within(self.config, network.core_first, job, size)
-
-        return choose_plan(network, job, tile_size, max_memory, within)
+    def _runner(self, network: Network, limits: Limits) -> Runner:
+        return Runner(network, limits, self.compilation)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
@@ -470,25 +424,3 @@ class WanVAE(nn.Module):
             )
         if not x.is_floating_point():
             raise UserError(f"{name} must be floating point, not {x.dtype}")
-
-
-def make_planner(config: WanVAEConfig, *, decoding: bool, dtype: torch.dtype) -> Planner:
-    """A planner for the decoder or the encoder of such a model, which need not be there."""
-    with torch.device("meta"):
-        twin = WanVAE(config).to(dtype).eval()
-    return Planner(twin.decoder_network() if decoding else twin.encoder_network())
-
-
-@lru_cache(maxsize=64)
-def plan_within(config: WanVAEConfig, decoding: bool, job: Job, max_memory: int) -> Plan:
-    """The fastest plan within ``max_memory`` bytes; ValueError if there is none."""
-    return make_planner(config, decoding=decoding, dtype=job.dtype).plan_for(job, max_memory)
-
-
-@lru_cache(maxsize=64)
-def shares_of(
-    config: WanVAEConfig, decoding: bool, plan: Plan, height: int, width: int, processes: int
-) -> Shares:
-    """How so many processes share the frames of a size in pixels."""
-    network = make_planner(config, decoding=decoding, dtype=torch.float32).network
-    return share_out(network, plan, height, width, processes)

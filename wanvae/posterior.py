@@ -1,4 +1,4 @@
-"""The distribution over latents that the encoder gives."""
+"""The distribution of latents that the encoder computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Posterior:
 
     Attributes:
         mean: mean of each latent.
-        logvar: logarithm of the variance as the encoder gave it; clamped to [-30, 20] where used.
+        logvar: logarithm of the variance, as the encoder computes it. The methods clamp it to
+            [-30, 20].
 
     >>> posterior = Posterior.from_moments(torch.zeros(1, 32, 2, 8, 8))
     >>> posterior.sample(torch.Generator().manual_seed(0)).shape
@@ -32,20 +33,20 @@ class Posterior:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> Posterior:
-        """Split ``(B, 2 * z_dim, T, H, W)`` into mean and logvar."""
+        """Returns the posterior with mean and logvar from moments ``(B, 2 * z_dim, T, H, W)``."""
         return cls(*moments.chunk(2, dim=1))
 
     def mode(self) -> Tensor:
-        """The most likely latents: the mean."""
+        """Returns the most likely latents: the mean."""
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Latents drawn from the distribution; differentiable in mean and logvar."""
+        """Returns random latents of the distribution; differentiable in mean and logvar."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return self.mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal in nats, ``(B,)``: summed over C, T, H and W.
+        """Returns the KL divergence from N(0, 1) in nats, ``(B,)``: the sum over C, T, H and W.
 
         Computed in at least float32.
         """

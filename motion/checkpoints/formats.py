@@ -45,6 +45,7 @@ MOMASK_CODEBOOK = r"quantizer\.layers\.(\d+)\.codebook"
 # Published files do not hold moving averages. This is the assumed number of latents of a batch that
 # choose each code. It is high, so that further training does not replace codes too early.
 ASSUMED_COUNT = 100.0
+WITHOUT_NORMALIZER = "normalizer: not in the file, so features are assumed to be normalized already"
 # Dropout of MoMask, in residual blocks and in the quantizer.
 DROPOUT = 0.2
 
@@ -122,7 +123,14 @@ def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
     config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
     tensors = {new_tensor_name(name): tensor for name, tensor in file.tensors.items()}
     require_size(config, tensors)
-    return Checkpoint(config, tensors, Layout.NATIVE, ())
+    notes = () if normalizes(tensors) else (WITHOUT_NORMALIZER,)
+    return Checkpoint(config, tensors, Layout.NATIVE, notes)
+
+
+def normalizes(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the normalizer in the tensors of a native file changes features at all."""
+    mean, std = (tensors.get(f"normalizer.{name}") for name in ("mean", "std"))
+    return mean is None or std is None or bool(mean.any() or (std != 1).any())
 
 
 def new_tensor_name(name: str) -> str:
@@ -161,7 +169,7 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
         books = books[:1]
         notes.append("codebooks: all the same, so the layers are assumed to share one codebook")
     notes.append("moving averages of the codes: not in the file, so training starts new ones")
-    notes.append("normalizer: not in the file, so features are assumed to be normalized already")
+    notes.append(WITHOUT_NORMALIZER)
     return Checkpoint(
         config,
         {
@@ -262,10 +270,15 @@ def save_momask(
     books = tensors["quantizer.books.codes"].expand(config.quantizer.num_quantizers, -1, -1)
     named = {f"quantizer.layers.{number}.codebook": book for number, book in enumerate(books)}
     write_pickle(path, networks | named, wrapper="vq_model")
-    statistics = {name: tensors[f"normalizer.{name}"] for name in ("mean", "std")}
-    if statistics["mean"].any() or not (statistics["std"] == 1).all():
-        for name, values in statistics.items():
-            write_array(Path(path).with_name(f"{Path(path).stem}_{name}.npy"), values)
+    if normalizes(tensors):
+        for file, name in zip(files_beside_momask(path), ("mean", "std"), strict=True):
+            write_array(file, tensors[f"normalizer.{name}"])
+
+
+def files_beside_momask(path: str | PathLike[str]) -> tuple[Path, Path]:
+    """Returns the files that ``save_momask`` writes the mean and standard deviation to."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_mean.npy"), path.with_name(f"{path.stem}_std.npy")
 
 
 def require_published(config: RVQVAEConfig) -> None:

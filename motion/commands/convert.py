@@ -37,6 +37,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
     )
+    parser.reads("input", "mean", "std")
+    parser.writes("output", formats.files_beside_momask)
     layouts = [layout.value for layout in WRITERS]
     parser.add_argument("--to", choices=layouts, help="layout of the checkpoint to write")
     for name in ("mean", "std"):
@@ -228,6 +230,5 @@ def pass_through_features(clip: MotionClip) -> MotionClip:
 CONVERT = Command(
     run,
     add_options,
-    "checkpoint to another layout, motion to another format",
     "Write a checkpoint in another layout, or a motion file in another format.",
 )

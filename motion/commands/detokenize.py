@@ -27,8 +27,13 @@ from wanvae.engine.command_line.program import Command
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("input", help="tokens: .npz, .safetensors, or .npy of indices (T, Q)")
+    parser.add_argument(
+        "input",
+        help="tokens: .npz or .safetensors; or .npy of indices (T, Q), (1, T, Q), (1, T) or (T,)",
+    )
     parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
+    parser.reads("input", "skeleton")
+    parser.writes("output")
     add_layers_option(parser)
     parser.add_argument(
         "--skeleton",
@@ -69,13 +74,13 @@ def detokenize(
     if config.features is None:
         skeleton = skeleton_of(config.channels)
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    body = None if origin is None else origin.body
+    actor = None if origin is None else origin.actor
     if skeleton is None:
-        skeleton = find_packaged_skeleton(config) if body is None else body.skeleton
-    start = (0.0, 0.0) if body is None else body.start
+        skeleton = find_packaged_skeleton(config) if actor is None else actor.skeleton
+    start = (0.0, 0.0) if actor is None else actor.start
     clip = restore_clip(features.double(), config.features, skeleton, config.fps, start=start)
-    if body is not None:
-        clip = replace(clip, betas=body.betas, gender=body.gender)
+    if actor is not None:
+        clip = replace(clip, betas=actor.betas, gender=actor.gender)
     return Recording(config=config, features=features, skeleton=skeleton, clip=clip)
 
 
@@ -145,7 +150,6 @@ def detokenize_file(
 DETOKENIZE = Command(
     run,
     add_options,
-    "tokens to motion",
     "Write the motion of a file of tokens, or of the indices of another program. If the features "
     "have no root, as the 330 channels of BEAT2, the motion stays where it began.",
 )

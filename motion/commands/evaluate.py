@@ -23,6 +23,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--output", help="folder for report.html, evaluation.json and evaluation.csv"
     )
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--figures",
         type=int,
@@ -84,7 +86,6 @@ def write_report(
 EVALUATE = Command(
     run,
     add_options,
-    "errors and code use over many files, as a page",
     "Reconstruct a motion file, or all motion files of a folder, with each number of layers. Say "
     "how close the results are, whether they jerk, whether feet slide, and how the layers use "
     "their codes. Files that cannot be read are named and left out. Several processes (accelerate "

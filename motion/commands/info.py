@@ -14,6 +14,7 @@ from motion.commands.convert import load_complete
 from motion.commands.options import add_untold_options, read_untold
 from motion.config import RVQVAEConfig
 from motion.features.humanml3d import read_features, skeleton_of
+from motion.features.units import are_in_own_units
 from motion.files.formats import READERS, read_motion
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
@@ -25,6 +26,7 @@ from wanvae.engine.config import to_json_dict
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("file", help="a checkpoint, motion, features or tokens")
+    parser.reads("file")
     add_untold_options(parser)
 
 
@@ -74,6 +76,10 @@ def describe_features(path: Path) -> Iterator[str]:
     yield f"{path}: features of {kind}, {channels} channels"
     yield show_timing(len(features), PUBLISHED_FEATURES[channels][1])
     yield f"joints: {skeleton_of(channels).joints}"
+    if are_in_own_units(features):
+        yield "units: their own, not normalized"
+    else:
+        yield "note: units: normalized, or not known: rotations do not have length 1"
 
 
 def describe_tokens(path: Path) -> Iterator[str]:
@@ -86,8 +92,8 @@ def describe_tokens(path: Path) -> Iterator[str]:
         return
     yield f"codebooks: of {origin.codes} codes, digest {origin.books}"
     yield show_timing(origin.frames, origin.fps)
-    if origin.body is not None:
-        yield from describe_skeleton(origin.body.skeleton)
+    if origin.actor is not None:
+        yield from describe_skeleton(origin.actor.skeleton)
 
 
 def show_timing(frames: int, fps: float) -> str:
@@ -140,6 +146,5 @@ def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
 INFO = Command(
     run,
     add_options,
-    "what a file is",
     "Say what a checkpoint, a motion file or a file of tokens is, and what was assumed.",
 )

@@ -70,6 +70,7 @@ def add_model_options(parser: Parser, *, required: bool = True) -> None:
         required=required,
         help="native, or of MoMask, T2M-GPT, MotionGPT or GestureLSM; the layout is detected",
     )
+    parser.reads("checkpoint")
     add_device_option(parser)
     add_progress_option(parser)
     add_untold_options(parser)

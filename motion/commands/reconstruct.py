@@ -21,6 +21,8 @@ from wanvae.engine.command_line.program import Command
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=MOTION_HELP)
     parser.add_argument("output", help="file to write, of the same kind")
+    parser.reads("input")
+    parser.writes("output")
     add_layers_option(parser)
     add_model_options(parser)
 
@@ -97,7 +99,6 @@ def reconstruct_file(
 RECONSTRUCT = Command(
     run,
     add_options,
-    "motion to tokens and back, and compare",
     "Tokenize and detokenize a motion file, and say how close the result is. If the features have "
     "no root, the root takes its path from the file.",
 )

@@ -23,6 +23,8 @@ from wanvae.engine.command_line.program import Command
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT")
     parser.add_argument("output", help="file to write: .mp4, .mov, .mkv; .png, .jpg, .webp")
+    parser.reads("input")
+    parser.writes("output")
     add_model_options(parser, required=False)
 
 
@@ -74,7 +76,6 @@ def read_figure(path: str | os.PathLike[str]) -> tuple[Figure, float]:
 RENDER = Command(
     run,
     add_options,
-    "motion to a video of a stick figure",
     "Draw a motion file as a stick figure: as a video, or as a picture of some frames. With a "
     "checkpoint, its reconstruction is beside it.",
 )

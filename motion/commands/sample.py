@@ -12,6 +12,7 @@ from wanvae.engine.command_line.program import Command
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("output", help="file to write: .bvh or .npz")
+    parser.writes("output")
     parser.add_argument("--frames", type=int, default=240, help="number of frames")
     parser.add_argument("--fps", type=float, default=30.0, help="frames per second")
 
@@ -25,6 +26,5 @@ def run(arguments: Namespace) -> None:
 SAMPLE = Command(
     run,
     add_options,
-    "a walk, if there is no recording at hand",
     "Write a procedural walk of the packaged skeleton with the joints of SMPL-X.",
 )

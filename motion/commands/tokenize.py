@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,26 @@ from motion.commands.options import MOTION_HELP, add_model_options, load_model, 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording
+from motion.features.units import warn_of_units
 from motion.model import RVQVAE
-from motion.tokens import Body, Origin, Tokens, digest_of, read_tokens, write_tokens
+from motion.tokens import (
+    Actor,
+    Origin,
+    Tokens,
+    digest_of,
+    identify,
+    read_tokens,
+    write_tokens,
+)
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
+from wanvae.engine.text import writable
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +44,8 @@ TOKEN_FORMATS = ("npz", "safetensors")
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=f"{MOTION_HELP}; or a folder of such files")
     parser.add_argument("output", help="file to write, .npz or .safetensors; or a folder")
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--format",
         choices=list(TOKEN_FORMATS),
@@ -64,15 +77,24 @@ def run(arguments: Namespace) -> None:
         if processes.is_main_process:
             counts = f"{report.written} files of tokens written, {report.kept} were there"
             print(f"{source} -> {target}: {counts}")
+            for file in report.changed:
+                print(f"tokenized again, because the file or the checkpoint has changed: {file}")
+            if report.unknown:
+                print(
+                    f"{report.unknown} files of tokens are of an earlier version, which does not "
+                    "tell whether the motion or the checkpoint has changed since; delete them to "
+                    "write them again"
+                )
             report_failures(report.failures, report.written + report.kept)
 
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
+    warn_of_units(recording, model.normalizer, shown=False)
     clip, config = recording.clip, model.config
-    body = None
+    actor = None
     if clip is not None:
-        body = Body(
+        actor = Actor(
             skeleton=clip.skeleton,
             start=clip.start,
             betas=clip.betas,
@@ -83,7 +105,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
         fps=config.fps,
         codes=config.quantizer.codebook_size,
         books=digest_of(model),
-        body=body,
+        actor=actor,
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
 
@@ -97,9 +119,26 @@ def tokenize_file(
         MotionError: ``source`` cannot be read, or does not have the features of the model.
         FileError: ``destination`` cannot be written.
     """
-    tokens = tokenize(model, read_recording(source, model.config))
+    tokens = read_tokenized(model, identify(model), Path(source))
     write_tokens(destination, tokens)
     return tokens
+
+
+def read_tokenized(model: RVQVAE, identity: str, path: Path) -> Tokens:
+    """Returns the tokens of a motion file. They tell the state of the file and of the model.
+
+    Args:
+        identity: what ``identify`` returns for the model.
+
+    Raises:
+        MotionError: the file cannot be read, or does not have the features of the model.
+        OSError: there is no such file.
+    """
+    stamp = stamp_of(path) if path.exists() else None
+    tokens = tokenize(model, read_recording(path, model.config))
+    # ``tokenize`` sets an origin.
+    assert tokens.origin is not None
+    return replace(tokens, origin=replace(tokens.origin, model=identity, source=stamp))
 
 
 @dataclass(frozen=True)
@@ -110,11 +149,16 @@ class FolderReport:
         written: the number of files of tokens that were written.
         kept: the number of files of tokens that were there already.
         failures: a line for each motion file that cannot be read, sorted.
+        changed: motion files whose tokens were there, but of another state of the file or of
+            another model, sorted.
+        unknown: the number of kept files of tokens that do not tell these states.
     """
 
     written: int
     kept: int
     failures: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+    unknown: int = 0
 
 
 def tokenize_folder(
@@ -128,7 +172,9 @@ def tokenize_folder(
 ) -> FolderReport:
     """Writes the tokens of all motion files of a folder to the same tree in another folder.
 
-    Complete files of tokens of this model are kept, so an interrupted run goes on.
+    Complete files of tokens of this model and of an unchanged motion file are kept, so an
+    interrupted run goes on. Of motion files that would have the same file of tokens, the first is
+    taken, and the others are failures.
 
     Args:
         suffix: of the files to write, .npz or .safetensors.
@@ -139,52 +185,75 @@ def tokenize_folder(
         What happened to all files, in every process.
 
     Raises:
-        MotionError: there are no motion files, or two of them have the same file of tokens.
+        MotionError: there are no motion files.
         UserError: one folder is inside the other.
         FileError: a file cannot be written.
     """
-    targets = plan_targets(Path(source), Path(destination), suffix, model.config)
+    targets, same = plan_targets(Path(source), Path(destination), suffix, model.config)
     make_directory(destination)
-    digest = digest_of(model)
-    written, kept, failures = 0, 0, []
+    digest, identity = digest_of(model), identify(model)
+    written, kept, unknown = 0, 0, 0
+    failures = list(same) if processes.is_main_process else []
+    changed: list[str] = []
     for target, file in share_files(list(targets.items()), processes, progress=progress):
-        if is_complete(target, digest):
-            kept += 1
-            continue
+        origin = find_origin(target)
+        if origin is not None:
+            if is_up_to_date(origin, digest, identity, file):
+                kept += 1
+                unknown += origin.source is None
+                continue
+            changed.append(writable(str(file)))
         try:
-            tokens = tokenize(model, read_recording(file, model.config))
+            tokens = read_tokenized(model, identity, file)
         except (UserError, OSError) as error:
             failures.append(str(error))
+            # Tokens of another state of the file would be taken for the tokens of this one.
+            if origin is not None:
+                target.unlink()
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         write_tokens(target, tokens)
         written += 1
-    return gather_reports(FolderReport(written, kept, tuple(failures)))
+    return gather_reports(FolderReport(written, kept, tuple(failures), tuple(changed), unknown))
 
 
 def plan_targets(
     source: Path, destination: Path, suffix: str, config: RVQVAEConfig
-) -> dict[Path, Path]:
-    """Returns the motion file of each file of tokens to write."""
+) -> tuple[dict[Path, Path], list[str]]:
+    """Returns the motion file of each file of tokens to write, and a line for each file too many.
+
+    Raises:
+        MotionError: there are no motion files.
+        UserError: one folder is inside the other.
+    """
     refuse_nested(source, destination)
     targets: dict[Path, Path] = {}
+    same = []
     for file in find_files(source, config):
         target = (destination / file.relative_to(source)).with_suffix(suffix)
         if target in targets:
-            raise MotionError(
-                f"{targets[target]} and {file} would both become {target}; rename one"
-            )
-        targets[target] = file
-    return targets
+            same.append(f"{file} would become {target}, as {targets[target]} does; rename one")
+        else:
+            targets[target] = file
+    return targets, same
 
 
-def is_complete(path: Path, digest: str) -> bool:
-    """Whether ``path`` is a complete file of tokens of the model with this codebook digest."""
+def find_origin(path: Path) -> Origin | None:
+    """Returns where the tokens of a file come from; None if it is no complete file of tokens."""
     try:
-        origin = read_tokens(path).origin
+        return read_tokens(path).origin
     except MotionError:
-        return False
-    return origin is not None and origin.books == digest
+        return None
+
+
+def is_up_to_date(origin: Origin, digest: str, identity: str, file: Path) -> bool:
+    """Whether tokens are of a model and of a motion file as they are now, as far as they tell.
+
+    Args:
+        digest, identity: what ``digest_of`` and ``identify`` return for the model.
+    """
+    same_model = origin.model == identity if origin.model else origin.books == digest
+    return same_model and (origin.source is None or origin.source.matches(stamp_of(file)))
 
 
 def gather_reports(report: FolderReport) -> FolderReport:
@@ -194,15 +263,17 @@ def gather_reports(report: FolderReport) -> FolderReport:
         written=sum(report.written for report in reports),
         kept=sum(report.kept for report in reports),
         failures=tuple(sorted(line for report in reports for line in report.failures)),
+        changed=tuple(sorted(file for report in reports for file in report.changed)),
+        unknown=sum(report.unknown for report in reports),
     )
 
 
 TOKENIZE = Command(
     run,
     add_options,
-    "motion to tokens",
     "Write the tokens of a motion file. For a folder, write the tokens of all its motion files to "
     "the same tree in another folder; files that cannot be read are named and left out. Run it "
-    "again to go on after an interruption: complete files of tokens of this checkpoint are kept. "
+    "again to go on after an interruption: complete files of tokens of this checkpoint are kept, "
+    "except where the motion file has changed. "
     "Several processes (accelerate launch -m motion tokenize ...) share a folder.",
 )

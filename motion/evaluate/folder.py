@@ -18,6 +18,7 @@ from motion.evaluate.evaluation import (
     measure,
 )
 from motion.features.recording import find_files, read_recording
+from motion.features.units import warn_of_units
 from motion.model import RVQVAE
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -96,7 +97,9 @@ def evaluate_folder(
         paths = find_files(source, model.config)
         for path in share_files(paths, processes, progress=progress):
             try:
-                found = measure(model, read_recording(path, model.config), window=window)
+                recording = read_recording(path, model.config)
+                warn_of_units(recording, model.normalizer, shown=True)
+                found = measure(model, recording, window=window)
             except (UserError, OSError) as error:
                 failures.append((path, writable(str(error))))
                 continue

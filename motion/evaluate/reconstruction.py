@@ -6,6 +6,7 @@ from torch import Tensor
 
 from motion.features.humanml3d import recover_positions
 from motion.features.recording import Recording
+from motion.features.units import warn_of_units
 from motion.model import RVQVAE
 from motion.render import Figure
 
@@ -21,6 +22,7 @@ def reconstruct(
     Returns:
         The indices ``(1, T', Q)``, and the features ``(T, D)`` that they decode to, on the CPU.
     """
+    warn_of_units(recording, model.normalizer, shown=True)
     indices = model.encode(recording.features[None])
     return indices, model.decode(indices, len(recording), layers=layers)[0].cpu()
 

@@ -83,6 +83,12 @@ def position_channels(channels: int) -> slice:
     return slice(ROOT_CHANNELS, ROOT_CHANNELS + 3 * (count_joints(channels) - 1))
 
 
+def rotation_channels(channels: int) -> slice:
+    """Returns the channels with the rotations of all joints except the root, 6 each."""
+    start = position_channels(channels).stop
+    return slice(start, start + 6 * (count_joints(channels) - 1))
+
+
 def find_features_folder(path: Path) -> Path:
     """Returns the folder of the features of a data set: ``new_joint_vecs`` in it, or itself."""
     inner = path / "new_joint_vecs"

@@ -21,6 +21,7 @@ from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
+from wanvae.engine.litter import is_litter
 
 
 class Joints(NamedTuple):
@@ -108,6 +109,8 @@ def suffixes_of(config: RVQVAEConfig) -> tuple[str, ...]:
 def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]:
     """Finds the motion files of a folder and its subfolders, sorted. A file is returned alone.
 
+    Hidden files, and what systems leave in folders, are passed over.
+
     A data set such as HumanML3D has its features in one of its folders; only these are returned.
 
     Raises:
@@ -125,6 +128,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
         for file in folder.rglob("*")
         if file.suffix.lower() in suffixes
         and file.name not in humanml3d.STATISTICS
+        and not is_litter(file.relative_to(folder).as_posix())
         and file.is_file()
     )
     if not files:
@@ -187,6 +191,5 @@ def joints_of_clip(clip: MotionClip) -> Joints:
 
 def joints_of_humanml3d(features: Tensor) -> Joints:
     positions = humanml3d.recover_positions(features)
-    bones = positions.shape[1] - 1
-    rotations = features[:, 4 + 3 * bones : 4 + 9 * bones].unflatten(1, (bones, 6))
+    rotations = features[:, humanml3d.rotation_channels(features.shape[1])].unflatten(1, (-1, 6))
     return Joints(positions, from_rot6d(rotations, "columns"))

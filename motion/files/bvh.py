@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +39,11 @@ def read_bvh(
 ) -> MotionClip:
     """Reads a BVH file, with any order of channels and Euler angles, with or without positions.
 
-    Positions replace the offset of their joint, as in Blender. A joint other than the root gets
-    the mean of its positions as its offset, with a warning if it moves.
+    Positions replace the offset of their joint, as in Blender. If a joint carries the whole person
+    by its positions, like hips below a root that stands still, the root takes its path. Any other
+    joint gets the mean of its positions as its offset. Both come with a warning if the joint moves.
+
+    A file with more frames than its line Frames says is read to its end, with a warning.
 
     Args:
         unit: metres per unit of length in the file. BVH files do not say it. By default it is the
@@ -104,9 +108,15 @@ def parse_frame_time(text: str) -> float:
 
 
 def read_frames(path: Path, lines: list[str], first: int, frames: int, width: int) -> np.ndarray:
-    """Returns the numbers of all frames: (frames, width) in float64."""
+    """Returns the numbers of all frames: (T, width) in float64.
+
+    Args:
+        first: the index of the first line of numbers.
+        frames: the number of frames by the header; there may be more.
+        width: the number of channels.
+    """
     rows = [n for n in range(first, len(lines)) if lines[n].strip()]
-    if len(rows) != frames:
+    if len(rows) < frames:
         last = rows[-1] + 1 if rows else first
         raise MotionError(
             f"{path}, line {last}: the file has {len(rows)} of {frames} frames; get it again, or "
@@ -123,7 +133,7 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
         with warnings.catch_warnings():  # NumPy warns of text that is no number
             warnings.simplefilter("error", DeprecationWarning)
             values = np.fromstring("\n".join(lines[rows[0] :]), np.float64, sep=" ")
-            values = values.reshape(frames, width)
+            values = values.reshape(len(rows), width)
     except (ValueError, DeprecationWarning):
         # This is slower, but tells which word is no number.
         values = np.array([[as_number(w) for w in lines[n].split()] for n in rows])
@@ -134,6 +144,12 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
         raise MotionError(
             f"{path}, line {rows[row] + 1}: number {column + 1} of frame {row} is {word[:40]!r}; "
             "a frame needs finite numbers"
+        )
+    if len(rows) > frames:
+        warnings.warn(
+            f"{path}: the file has {len(rows)} frames, but its line Frames says {frames}; all are "
+            "read",
+            stacklevel=3,
         )
     return values
 
@@ -156,17 +172,12 @@ def make_clip(
     ]
     orders = tuple(joint.order for joint in joints)
     rotations = euler_to_rotations(torch.stack(angles, dim=1), orders)
-    offsets = torch.tensor([joint.offset for joint in joints], dtype=torch.float64)
-    root_positions = offsets[:1].expand(len(values), -1)
-    for j, joint in enumerate(joints):
-        if "Xposition" not in joint.channels:
-            continue
-        positions = numbers[:, [columns[j, f"{axis}position"] for axis in AXES]]
-        if j:
-            offsets[j] = positions.mean(dim=0)
-            warn_of_stretch(path, joint, (positions - offsets[j]).norm(dim=1).max(), offsets)
-        else:
-            root_positions = positions
+    positions = {
+        j: numbers[:, [columns[j, f"{axis}position"] for axis in AXES]]
+        for j, joint in enumerate(joints)
+        if "Xposition" in joint.channels
+    }
+    root_positions, offsets = place_joints(path, joints, positions, rotations)
 
     in_file = make_skeleton(joints, offsets, orders)
     still = torch.eye(3, dtype=torch.float64).expand(1, len(joints), 3, 3)
@@ -185,18 +196,108 @@ def make_clip(
     return from_file_axes(clip)
 
 
-def warn_of_stretch(path: Path, joint: Joint, stretch: Tensor, offsets: Tensor) -> None:
-    """Warns of a bone that clearly changes its length."""
-    if stretch > NOTABLE_STRETCH * offsets.norm(dim=1).sum():
+def place_joints(
+    path: Path, joints: Sequence[Joint], positions: Mapping[int, Tensor], rotations: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the positions (T, 3) of the root, and the offsets (J, 3) of all joints.
+
+    Warns of joints that move away from their parents.
+
+    Args:
+        positions: (T, 3) of each joint that has positions.
+        rotations: (T, J, 3, 3).
+    """
+    rest = torch.tensor([joint.offset for joint in joints], dtype=torch.float64)
+    root_positions = positions.get(0, rest[:1].expand(len(rotations), -1))
+    offsets = rest.clone()
+    for j, places in positions.items():
+        offsets[j] = places.mean(dim=0) if j else rest[j]
+    moving = find_moving(positions, offsets)
+    carrier = find_carrier(joints, moving, find_still(positions, rotations))
+    if carrier is not None:
+        # An offset that is longer than the person is a place in the scene.
+        offsets[carrier] = 0.0
+        size = make_skeleton(joints, offsets, tuple(joint.order for joint in joints)).span
+        if rest[carrier].norm() <= size:
+            offsets[carrier] = rest[carrier]
+        places = positions[carrier] - offsets[carrier]
+        root_positions = root_positions + turn_to_world(places, joints, rotations, carrier)
+    warn_of_moving(path, joints, moving, carrier)
+    return root_positions, offsets
+
+
+def find_moving(positions: Mapping[int, Tensor], offsets: Tensor) -> dict[int, float]:
+    """Returns the joints that clearly move away from their parents, and how far at most.
+
+    Args:
+        positions: (T, 3) of each joint that has positions.
+        offsets: (J, 3), the means of these positions; for the other joints their offsets.
+    """
+    notable = NOTABLE_STRETCH * offsets.norm(dim=1).sum()
+    stretches = {j: (x - offsets[j]).norm(dim=1).max() for j, x in positions.items() if j}
+    return {j: stretch.item() for j, stretch in stretches.items() if stretch > notable}
+
+
+def find_still(positions: Mapping[int, Tensor], rotations: Tensor) -> set[int]:
+    """Returns the joints whose positions and rotations are the same in all frames."""
+    still = (rotations == rotations[:1]).all(dim=0).flatten(1).all(dim=1).nonzero().flatten()
+    moved = {j for j, places in positions.items() if (places != places[:1]).any()}
+    return set(still.tolist()) - moved
+
+
+def find_carrier(
+    joints: Sequence[Joint], moving: Collection[int], still: Collection[int]
+) -> int | None:
+    """Returns the joint whose positions move the whole person; None if there is none.
+
+    Such joints are the hips on a root like "Reference" or "Armature". All joints above them have
+    one child, or stand still.
+
+    Args:
+        moving: the joints that move away from their parents.
+        still: the joints whose positions and rotations never change.
+    """
+    sizes = [1] * len(joints)
+    for joint in range(len(joints) - 1, 0, -1):
+        sizes[joints[joint].parent] += sizes[joint]
+    at = 0
+    while children := [j for j, joint in enumerate(joints) if j and joint.parent == at]:
+        if len(children) > 1 and at not in still:
+            return None
+        largest = max(children, key=sizes.__getitem__)
+        moved = [child for child in children if child in moving]
+        if moved:
+            return largest if moved == [largest] else None
+        at = largest
+    return None
+
+
+def turn_to_world(
+    vectors: Tensor, joints: Sequence[Joint], rotations: Tensor, joint: int
+) -> Tensor:
+    """Turns vectors (T, 3) from the axes of the parent of a joint to the axes of the world."""
+    while (joint := joints[joint].parent) >= 0:
+        vectors = (rotations[:, joint] @ vectors[:, :, None]).squeeze(-1)
+    return vectors
+
+
+def warn_of_moving(
+    path: Path, joints: Sequence[Joint], moving: Mapping[int, float], carrier: int | None
+) -> None:
+    """Warns of joints that move away from their parents, and says what becomes of it."""
+    for j, distance in moving.items():
+        result = "its mean position is taken"
+        if j == carrier:
+            result = f"the root {joints[0].name} takes its path, and all joints move with the root"
         warnings.warn(
-            f"{path}: {joint.name} moves away from its parent, by up to {stretch:.4g} units; its "
-            "mean position is taken",
+            f"{path}: {joints[j].name} moves away from its parent, by up to {distance:.4g} units; "
+            f"{result}",
             stacklevel=4,
         )
 
 
 def make_skeleton(
-    joints: list[Joint],
+    joints: Sequence[Joint],
     offsets: Tensor,
     orders: tuple[str, ...],
     unit: float = 1.0,

@@ -65,7 +65,7 @@ def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = Non
         betas=tuple(read_numbers(path, arrays, "betas", ndim=1).tolist())
         if "betas" in arrays
         else (),
-        gender=str(arrays.get("gender", "neutral")),
+        gender=read_word(path, arrays, "gender", "neutral"),
     )
     return from_file_axes(clip)
 
@@ -89,6 +89,17 @@ def read_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, ndim: int)
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise MotionError(f"{path}: {key} is {array[first]} at {first}; it needs finite numbers")
     return torch.from_numpy(array.astype(np.float64))
+
+
+def read_word(path: Path, arrays: dict[str, np.ndarray], key: str, default: str) -> str:
+    """Returns a text, which some programs store as bytes or in an array of one element."""
+    if key not in arrays:
+        return default
+    array = arrays[key]
+    if array.size != 1 or array.dtype.kind not in "US":
+        raise MotionError(f"{path}: {key} is {array.dtype} {array.shape}; one word fits")
+    word = array.item()
+    return word.decode("utf-8", "replace") if isinstance(word, bytes) else word
 
 
 def read_frame_rate(path: Path, arrays: dict[str, np.ndarray]) -> float:

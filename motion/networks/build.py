@@ -8,7 +8,7 @@ from wanvae.nn import Decoder, Encoder, Streaming
 
 
 def make_networks(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
-    """Encoder and decoder, between ``(B, channels, T)`` and ``(B, code_dim, tokens)``."""
+    """Returns encoder and decoder, between ``(B, channels, T)`` and ``(B, code_dim, tokens)``."""
     channels, code_dim = config.channels, config.code_dim
     if config.network == "wan":
         coder = config.wan.coder

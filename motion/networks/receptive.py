@@ -1,4 +1,4 @@
-"""What the outputs of a network depend on: receptive fields and effective kernels."""
+"""Receptive fields and effective kernels of networks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from wanvae.nn.interval import Interval
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What a token depends on, and what its frames do.
+    """The frames that a token depends on, and the tokens that its frames depend on.
 
-    "Before" and "after" count what a token, or its frames, see besides itself, or themselves; None
-    is everything there is. Away from the first token, which may have fewer frames.
+    The numbers hold for every token except the first, which may have fewer frames. None is all
+    frames, or all tokens.
 
     Attributes:
-        frames_before, frames_after: frames that a token depends on, before its first and after its
-            last frame.
-        tokens_before, tokens_after: tokens that the frames of a token depend on.
-        frames_of_token: how many it has.
+        frames_before, frames_after: number of frames that a token depends on, before its first
+            frame and after its last frame.
+        tokens_before, tokens_after: number of tokens before and after a token that the decoded
+            frames of the token depend on.
+        frames_of_token: number of frames of a token.
     """
 
     frames_before: int | None
@@ -37,63 +38,64 @@ class ReceptiveField:
 
     @property
     def frames(self) -> int | None:
-        """Frames that a token sees, its own included; None is all."""
+        """Number of frames that a token sees, its own frames included; None is all."""
         if self.frames_before is None or self.frames_after is None:
             return None
         return self.frames_before + self.frames_of_token + self.frames_after
 
     @property
     def lookahead(self) -> int | None:
-        """How many frames a stream has to see after a frame until its token is known, at most.
+        """The most frames that must follow a frame before its token is known.
 
-        None is all: such a model cannot stream. Of a causal model only the rest of the token.
+        None is all frames: such a model cannot stream. A causal model only needs the rest of the
+        frames of the token.
         """
         return None if self.frames_after is None else self.frames_of_token - 1 + self.frames_after
 
 
 def effective_kernel(kernel_size: int, dilation: int) -> int:
-    """Positions from the first to the last that a dilated kernel sees: ``(k - 1) * d + 1``."""
+    """Returns the extent of a dilated kernel in positions: ``(k - 1) * d + 1``."""
     return (kernel_size - 1) * dilation + 1
 
 
 def effective_kernels(config: RVQVAEConfig) -> tuple[tuple[int, ...], ...]:
-    """The effective kernels of the residual blocks of each stage of a Resnet1D encoder, in order.
+    """Returns the effective kernels of the blocks of each stage of a Resnet1D encoder, in order.
 
     Raises:
         UserError: the network is not a Resnet1D.
     """
     if config.network != "resnet":
         raise UserError(f"the {config.network} network has no dilated kernels")
-    encoder, _ = encoder_and_decoder(config)
+    encoder, _ = make_networks_on_meta(config)
     stages = [layer for layer in encoder.modules() if isinstance(layer, Resnet1D)]
-    return tuple(tuple(map(kernel_of_block, stage.blocks())) for stage in stages)
+    return tuple(tuple(map(find_effective_kernel, stage.blocks())) for stage in stages)
 
 
-def kernel_of_block(block: ResConv1DBlock) -> int:
-    """The effective kernel of the dilated convolution of a block."""
+def find_effective_kernel(block: ResConv1DBlock) -> int:
+    """Returns the effective kernel of the dilated convolution of a block."""
     return effective_kernel(block.conv1.kernel_size[0], block.conv1.dilation[0])
 
 
 def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
-    """What tokens and frames of a model depend on, in evaluation mode; nothing is computed."""
-    encoder, decoder = encoder_and_decoder(config)
+    """Returns the receptive field of a model in evaluation mode, without running the model."""
+    encoder, decoder = make_networks_on_meta(config)
     # Frames of token 1, which begin after the frames of token 0.
     first, last = config.first_frames, config.frames_of(2) - 1
     seen = encoder.input_interval(Interval(1, 1))
     used = decoder.input_interval(Interval(first, last))
     return ReceptiveField(
-        frames_before=finite(first - seen.first),
-        frames_after=finite(seen.last - last),
-        tokens_before=finite(1 - used.first),
-        tokens_after=finite(used.last - 1),
+        frames_before=count_or_none(first - seen.first),
+        frames_after=count_or_none(seen.last - last),
+        tokens_before=count_or_none(1 - used.first),
+        tokens_after=count_or_none(used.last - 1),
         frames_of_token=config.factor,
     )
 
 
-def encoder_and_decoder(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
+def make_networks_on_meta(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
     with torch.device("meta"):
         return make_networks(config)
 
 
-def finite(extent: float) -> int | None:
+def count_or_none(extent: float) -> int | None:
     return None if math.isinf(extent) else int(extent)

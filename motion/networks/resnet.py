@@ -27,19 +27,20 @@ STRIDED_KERNEL = 4
 
 
 class Resnet1D(Row):
-    """Residual blocks of growing dilation, ``(B, n_in, T)`` to the same shape.
+    """Residual blocks with growing dilation, from ``(B, n_in, T)`` to the same shape.
 
     Block number ``d`` has the dilation ``dilation_growth_rate ** d``. Parameter names
     (``model.0.conv1``, ...) come from the published models.
 
     Args:
-        n_in: channels.
-        n_depth: blocks.
-        reverse_dilation: the largest dilation comes first.
+        n_in: number of channels.
+        n_depth: number of blocks.
+        reverse_dilation: whether the largest dilation comes first.
         activation: "relu", "silu" or "gelu".
         norm: None, or "LN", "GN" or "BN" for layer, group or batch norm.
         dropout: probability of dropping a value at the end of each block, while training.
-        causal: convolutions see only the past, so that it can stream; False as published.
+        causal: whether convolutions see only the past, so that the network can stream. The
+            published networks have False.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Resnet1D(Row):
         )
 
     def blocks(self) -> tuple[ResConv1DBlock, ...]:
-        """The residual blocks in the order they run."""
+        """Returns the residual blocks in the order they run."""
         return tuple(block for block in self.model if isinstance(block, ResConv1DBlock))
 
     def layers(self) -> tuple[nn.Module, ...]:
@@ -78,7 +79,7 @@ class Resnet1D(Row):
 
 
 class Repeat(Streaming):
-    """Each frame of ``(B, C, T)`` ``times`` in a row: nearest upsampling of time."""
+    """A layer that repeats each frame of ``(B, C, T)`` ``times`` times: nearest upsampling."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -107,11 +108,11 @@ class Repeat(Streaming):
 
 
 class ResnetEncoder(Row):
-    """Motion ``(B, channels, 2 ** down_t * n)`` to latents ``(B, code_dim, n)``.
+    """The encoder from motion ``(B, channels, 2 ** down_t * n)`` to latents ``(B, code_dim, n)``.
 
-    3-conv, ReLU, stages of a strided 4-conv and a :class:`Resnet1D`, attention if asked for and a
-    3-conv, as in MoMask (Guo et al., arXiv 2312.00063) and T2M-GPT (Zhang et al., 2301.06052), with
-    their parameter names where there is no attention.
+    A 3-conv, ReLU, stages of a strided 4-conv and a :class:`Resnet1D`, attention if the config has
+    it, and a 3-conv, as in MoMask (Guo et al., arXiv 2312.00063) and T2M-GPT (Zhang et al.,
+    2301.06052), with their parameter names where there is no attention.
     """
 
     def __init__(self, config: ResnetConfig, channels: int, code_dim: int) -> None:
@@ -137,10 +138,10 @@ class ResnetEncoder(Row):
 
 
 class ResnetDecoder(Row):
-    """Latents ``(B, code_dim, n)`` to motion ``(B, channels, 2 ** down_t * n)``.
+    """The decoder from latents ``(B, code_dim, n)`` to motion ``(B, channels, 2 ** down_t * n)``.
 
-    The mirror of :class:`ResnetEncoder`: each stage is a :class:`Resnet1D`, every frame twice, and
-    a 3-conv.
+    The mirror of :class:`ResnetEncoder`: each stage is a :class:`Resnet1D`, a :class:`Repeat` that
+    doubles the frames, and a 3-conv.
     """
 
     def __init__(self, config: ResnetConfig, code_dim: int, channels: int) -> None:
@@ -182,7 +183,7 @@ def make_resnet(config: ResnetConfig, growth: int) -> Resnet1D:
 
 
 def make_attention(config: ResnetConfig) -> list[nn.Module]:
-    """The attention between encoder and codebook, or none."""
+    """Returns the attention at the smallest resolution, or no layer."""
     if not config.attention:
         return []
     window = config.attention_window

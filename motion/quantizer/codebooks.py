@@ -1,4 +1,4 @@
-"""Codebooks, and how they are learnt: as moving averages of what chose their codes."""
+"""Codebooks, which learn moving averages of the latents that choose each code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from motion.config import QuantizerConfig
-from motion.quantizer.codes import Finder, blocks, cluster, random_rows
+from motion.quantizer.codes import Finder, cluster, cut_into_blocks, draw_rows
 from wanvae.engine.processes import (
     copy_from_first_process,
     count_processes,
@@ -15,9 +15,9 @@ from wanvae.engine.processes import (
     sum_over_processes,
 )
 
-# The index that stands for no code: of layers that a clip was not quantized by, and of padding.
+# The index for no code: for padding, and for layers that did not quantize a clip.
 NO_CODE = -1
-# The moving average below which a code that nothing chose stays as it is: division by 0 is near.
+# A code with a smaller moving count does not move, because the division would be close to 0 / 0.
 SMALLEST_COUNT = 1e-12
 # The moving count that a new code starts with, as a multiple of the count below which codes are
 # replaced: the code has log(2) / (1 - decay) batches to be chosen in.
@@ -25,15 +25,15 @@ GRACE = 2.0
 
 
 class Codebooks(nn.Module):
-    """The codebooks of a residual quantizer of Q layers, of K codes each.
+    """The codebooks of a residual quantizer of Q layers with K codes each.
 
-    Latents are rows ``(N, C)`` here. The processes of a run learn together and hold the same books.
-    There are no parameters; the state is
+    Latents are rows ``(N, C)`` here. All processes of a run learn together and hold the same
+    codebooks. There are no parameters. The state is
 
-    - ``codes``: ``(Q, K, C)``, or ``(1, K, C)`` where the layers share a book;
-    - ``sums`` and ``counts``: ``(Q, K, C)`` and ``(Q, K)``, moving averages of the latents of a
-      batch that chose each code, and of their number (van den Oord et al., arXiv 1711.00937,
-      appendix A.1);
+    - ``codes``: ``(Q, K, C)``, or ``(1, K, C)`` if the layers share a codebook;
+    - ``sums`` and ``counts``: ``(Q, K, C)`` and ``(Q, K)``, moving averages of the sum of the
+      latents of a batch that chose each code, and of their number (van den Oord et al., arXiv
+      1711.00937, appendix A.1);
     - ``initialized``: whether the codes come from latents.
     """
 
@@ -55,15 +55,15 @@ class Codebooks(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype to compute in: float32, or float64 where the codes have it."""
+        """The dtype to compute in: float64 if the codes are float64, else float32."""
         return torch.promote_types(self.codes.dtype, torch.float32)
 
     def finder(self) -> Finder:
-        """What finds codes, as they are now."""
-        return Finder.of(self.codes.to(self.dtype), self.config.metric)
+        """Returns a finder of the present codes."""
+        return Finder.from_books(self.codes.to(self.dtype), self.config.metric)
 
     def look_up(self, indices: Tensor) -> Tensor:
-        """The sums ``(N, C)`` of the codes ``(N, Q)`` of the first layers; -1 adds nothing."""
+        """Returns sums ``(N, C)`` of the codes ``(N, Q)`` of the first layers; -1 adds nothing."""
         books, codes, _ = self.codes.shape
         first = torch.arange(indices.shape[1], device=indices.device) % books * codes
         known = indices != NO_CODE
@@ -75,10 +75,11 @@ class Codebooks(nn.Module):
         )
 
     def initialize(self, rows: Tensor) -> None:
-        """Make the codebooks from the latents of all processes.
+        """Initializes the codebooks from the latents of all processes.
 
-        The codebook of each layer comes from what the layers before it left. Layers that share a
-        codebook use the codebook of the first layer. Latents that are not finite change nothing.
+        The codebook of each layer comes from the residuals of the layers before it. Layers that
+        share a codebook use the codebook of the first layer. Latents that are not finite change
+        nothing.
         """
         everything = torch.cat(gather_from_processes(rows))
         if not everything.isfinite().all():
@@ -86,8 +87,8 @@ class Codebooks(nn.Module):
         left = everything.clone()
         for book in range(len(self.codes)):
             codes = copy_from_first_process(self._make_book(left))
-            finder = Finder.of(codes[None], self.config.metric)
-            for block in blocks(left, len(codes)):
+            finder = Finder.from_books(codes[None], self.config.metric)
+            for block in cut_into_blocks(left, len(codes)):
                 left[block] -= codes[finder.find(left[block], 0)]
             self.codes[book] = codes
         self.counts.fill_(len(everything) / self.config.codebook_size)
@@ -97,20 +98,20 @@ class Codebooks(nn.Module):
     def _make_book(self, rows: Tensor) -> Tensor:
         config = self.config
         if config.initialization == "samples":
-            return random_rows(rows, config.codebook_size)
+            return draw_rows(rows, config.codebook_size)
         return cluster(rows, config.codebook_size, config.metric, config.kmeans_iterations)
 
     def learn(self, rows: Tensor, indices: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
-        """Move codes to the latents that chose them, in all processes; replace unused codes.
+        """Moves codes towards the latents of all processes that chose them; replaces unused codes.
 
-        Nothing is learnt from latents that are not finite: they would stay in the averages for
-        ever.
+        Nothing is learnt from latents that are not finite, because they would stay in the averages
+        for ever.
 
         Args:
-            rows: the latents that were quantized.
-            indices: ``(N, Q)``, the codes they chose.
-            counts: ``(Q, K)``, how many chose each code.
-            sums: ``(Q, K, C)``, the sums of the latents that each layer was given, by their code.
+            rows: ``(N, C)``, the latents that were quantized.
+            indices: ``(N, Q)``, the codes that they chose.
+            counts: ``(Q, K)``, how many latents chose each code.
+            sums: ``(Q, K, C)``, for each layer the sums of its inputs, by code.
 
         Returns:
             ``counts`` of all processes together.
@@ -135,10 +136,11 @@ class Codebooks(nn.Module):
         return counts
 
     def _draw_replacements(self, rows: Tensor, indices: Tensor, dead: Tensor) -> Tensor:
-        """Random latents ``(M, C)`` for the codes at ``(M, 2)``: number of codebook, of code.
+        """Returns random latents ``(M, C)`` to replace the codes ``dead``.
 
-        They are latents as the layer was given them. All processes get the same ones, drawn from
-        each process in turn.
+        ``dead`` is ``(M, 2)``: number of the codebook, number of the code. The latents are inputs
+        of the layer of the codebook. All processes get the same latents, which come from each
+        process in turn.
         """
         places = torch.arange(len(dead), device=rows.device)
         picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]

@@ -1,7 +1,7 @@
-"""Searching codebooks, and making them from latents; functions of rows ``(N, C)``, no gradients.
+"""Searching codebooks, and clustering latents to codebooks. No gradients.
 
-A codebook is ``(K, C)``. Rows are taken some at a time, so that their scores stay in the cache of
-a CPU, and bounded on other devices.
+Latents are rows ``(N, C)``, and a codebook is ``(K, C)``. Rows are processed in blocks, so that
+their scores stay in the cache of a CPU and take limited memory on other devices.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from motion.config import Metric
 # Scores computed at once: 512 KB in float32 on CPUs.
 CPU_SCORES = 2**17
 DEVICE_SCORES = 2**26
-# Noise, in standard deviations of the latents, that tells copies of a latent apart.
+# Noise between copies of a latent, in standard deviations of the latents.
 JITTER = 0.01
 
 
 @dataclass(frozen=True)
 class Finder:
-    """What finding codes of several books takes, computed once.
+    """A search for the nearest codes in several codebooks.
 
     Attributes:
-        books: ``(books, K, C)``.
-        keys: ``(books, C, K)``, what rows are multiplied with.
-        offsets: ``(books, K)``, what is subtracted then; the code of the highest score is nearest.
-        metric: what nearest means.
+        books: ``(books, K, C)``, the codebooks.
+        keys: ``(books, C, K)``; rows are multiplied with the keys.
+        offsets: ``(books, K)``; subtracted from the products. The highest score is nearest.
+        metric: the metric of distances.
     """
 
     books: Tensor
@@ -39,20 +39,20 @@ class Finder:
     metric: Metric
 
     @classmethod
-    def of(cls, books: Tensor, metric: Metric) -> Finder:
-        """For ``(books, K, C)``."""
+    def from_books(cls, books: Tensor, metric: Metric) -> Finder:
+        """Returns a finder for codebooks ``(books, K, C)``."""
         if metric == "cosine":
             directions = F.normalize(books, dim=2)
             return cls(books, directions.mT, books.new_zeros(books.shape[:2]), metric)
-        # Not the sum of squares, which would take memory for all of them.
+        # A sum of squares would take memory for all squares.
         return cls(books, books.mT, torch.linalg.vector_norm(books, dim=2).square() / 2, metric)
 
     def find(self, rows: Tensor, book: int, temperature: float = 0.0) -> Tensor:
-        """The code of each row: the nearest, or drawn as ``QuantizerConfig.temperature`` says.
+        """Returns the nearest code of each row, or draws codes by ``QuantizerConfig.temperature``.
 
-        By distance, |row - code|^2 / 2 is |code|^2 / 2 - row * code plus a number that is the same
-        for all codes. By angle, only the code is scaled to length 1, because the length of the row
-        does not change which code is nearest.
+        For the Euclidean distance, |row - code|^2 / 2 is |code|^2 / 2 - row * code plus a number
+        that is the same for all codes. For the cosine, only codes are scaled to length 1, because
+        the length of a row does not change which code is nearest.
         """
         scores = torch.addmm(self.offsets[book], rows, self.keys[book], beta=-1)
         if temperature > 0:
@@ -65,16 +65,16 @@ class Finder:
         return scores.argmax(1)
 
 
-def blocks(rows: Tensor, codes: int) -> Iterator[slice]:
-    """Cuts of ``rows``, each with few enough scores for so many codes."""
+def cut_into_blocks(rows: Tensor, codes: int) -> Iterator[slice]:
+    """Yields slices of ``rows``, small enough for the scores of ``codes`` codes."""
     scores = CPU_SCORES * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_SCORES
     length = max(1, scores // codes)
     for start in range(0, len(rows), length):
         yield slice(start, start + length)
 
 
-def random_rows(rows: Tensor, count: int) -> Tensor:
-    """``count`` different rows in random order; if there are not as many, copies with noise."""
+def draw_rows(rows: Tensor, count: int) -> Tensor:
+    """Returns ``count`` different random rows; if there are fewer rows, copies with noise."""
     order = torch.randperm(len(rows), device=rows.device)
     if len(rows) >= count:
         return rows[order[:count]]
@@ -83,15 +83,15 @@ def random_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def cluster(rows: Tensor, codes: int, metric: Metric, iterations: int) -> Tensor:
-    """A codebook of the means of k-means clusters, from random rows on.
+    """Returns a codebook of the means of k-means clusters. It starts from random rows.
 
-    Each round moves a code to the mean of the rows that are nearest to it, if there are any.
+    Each iteration moves a code to the mean of the rows that are nearest to it, if there are any.
     """
-    book = random_rows(rows, codes)
+    book = draw_rows(rows, codes)
     for _ in range(iterations):
-        finder = Finder.of(book[None], metric)
+        finder = Finder.from_books(book[None], metric)
         sums, counts = torch.zeros_like(book), book.new_zeros(codes)
-        for block in blocks(rows, codes):
+        for block in cut_into_blocks(rows, codes):
             found = finder.find(rows[block], 0)
             sums.index_add_(0, found, rows[block])
             counts += torch.bincount(found, minlength=codes)

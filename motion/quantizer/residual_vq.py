@@ -1,4 +1,4 @@
-"""Residual vector quantization with codebooks learnt as moving averages."""
+"""Residual vector quantization, with codebooks that learn moving averages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from motion.config import QuantizerConfig
 from motion.quantizer.codebooks import NO_CODE, Codebooks
-from motion.quantizer.codes import Finder, blocks
+from motion.quantizer.codes import Finder, cut_into_blocks
 from wanvae.errors import UserError
-from wanvae.nn.masking import mask_of
+from wanvae.nn.masking import make_mask
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class Quantized:
     """The result of a quantizer.
 
     Attributes:
-        latents: ``(B, C, T)``, sums of codes; gradients go to the latents they stand for.
-        indices: ``(B, T, Q)``, int64, the codes of each layer; -1 where there is none.
-        commitment_loss: scalar; the squared error left by each layer, averaged over channels and
+        latents: ``(B, C, T)``, sums of codes. Gradients pass unchanged to the input of the
+            quantizer.
+        indices: ``(B, T, Q)``, int64, the codes of each layer; -1 where there is no code.
+        commitment_loss: scalar; the squared error after each layer, averaged over channels and
             latents, then over layers.
-        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K;
-            while training over the batches of all processes.
-        code_use: ``(Q,)``, the part of the codes of each layer that were used, likewise.
+        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K.
+            In training mode it counts the batches of all processes.
+        code_use: ``(Q,)``, the fraction of the codes of each layer that were used. In training mode
+            it counts the batches of all processes.
     """
 
     latents: Tensor
@@ -41,15 +43,16 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Search:
-    """What the layers find for rows of latents.
+    """The codes that the layers find for rows of latents, and statistics of them.
 
     Attributes:
         latents: ``(N, C)``, sums of codes.
-        indices: ``(N, Q)``, -1 where a row is not quantized by a layer.
+        indices: ``(N, Q)``, -1 where a layer does not quantize a row.
         loss: scalar, the commitment loss.
-        loss_gradient: ``(N, C)``, the gradient of the loss by the rows; None if it is not wanted.
+        loss_gradient: ``(N, C)``, the gradient of the loss with respect to the rows; None if nobody
+            needs it.
         counts: ``(Q, K)``, how many rows chose each code.
-        sums: ``(Q, K, C)``, the sums of what the layer was given, by code; None in evaluation.
+        sums: ``(Q, K, C)``, the sums of the inputs of each layer, by code; None in evaluation.
     """
 
     latents: Tensor
@@ -62,13 +65,13 @@ class Search:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What one layer of the quantizer does to some rows.
+    """The result of one layer of the quantizer for some rows.
 
     Attributes:
-        layer: its number.
-        given: ``(N, C)``, what the layers before left.
-        found: ``(N,)``, the code of each row, also where the layer leaves the row as it is.
-        left: ``(N, C)``, ``given`` less its codes.
+        layer: the number of the layer.
+        given: ``(N, C)``, the input of the layer: the residuals of the layers before.
+        found: ``(N,)``, the nearest code of each row, also if the layer does not quantize the row.
+        left: ``(N, C)``, the residuals: ``given`` minus the codes.
     """
 
     layer: int
@@ -78,9 +81,9 @@ class LayerResult:
 
 
 class StraightThrough(torch.autograd.Function):
-    """Quantized latents and the commitment loss, both of them functions of ``latents``.
+    """A straight-through estimator for quantized latents and the commitment loss.
 
-    The gradient passes from quantized latents to latents unchanged, once for all layers together.
+    The gradient of quantized latents passes to ``latents`` unchanged, once for all layers.
     """
 
     @staticmethod
@@ -99,11 +102,11 @@ class StraightThrough(torch.autograd.Function):
 
 
 class ResidualVQ(nn.Module):
-    """Quantizes latents ``(B, C, T)`` by codebooks in a row; each quantizes what is left so far.
+    """A residual vector quantizer of latents ``(B, C, T)``: each layer quantizes the residual.
 
-    While training it learns its codes, its only state (see
-    :class:`~motion.quantizer.codebooks.Codebooks`).
-    It computes in float32, or in float64 where its codes have it, whatever the latents have.
+    In training mode it learns its codes, which are its only state (see
+    :class:`~motion.quantizer.codebooks.Codebooks`). It computes in float32, or in float64 if its
+    codes are float64, for any dtype of the latents.
     """
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
@@ -112,9 +115,9 @@ class ResidualVQ(nn.Module):
         self.books = Codebooks(config, dim)
 
     def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
-        """Quantize ``(B, C, T)``; what is from ``lengths`` ``(B,)`` on is left out and gives 0."""
+        """Quantizes ``(B, C, T)``; latents after ``lengths`` ``(B,)`` are ignored and become 0."""
         batch, _, length = latents.shape
-        valid = None if lengths is None else mask_of(lengths, length)
+        valid = None if lengths is None else make_mask(lengths, length)
         differentiated = latents.requires_grad and torch.is_grad_enabled()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
@@ -129,8 +132,8 @@ class ResidualVQ(nn.Module):
             shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
 
         def as_latents(values: Tensor) -> Tensor:
-            """``(N, C)`` as ``(B, C, T)``."""
-            return placed(values, (batch, length), valid, 0).movedim(2, 1)
+            """Returns rows ``(N, C)`` as ``(B, C, T)``."""
+            return place_rows(values, (batch, length), valid, 0).movedim(2, 1)
 
         quantized, loss = as_latents(search.latents).to(latents.dtype), search.loss
         if search.loss_gradient is not None:
@@ -138,7 +141,7 @@ class ResidualVQ(nn.Module):
             quantized, loss = StraightThrough.apply(latents, quantized, loss, gradient)
         return Quantized(
             latents=quantized,
-            indices=placed(search.indices, (batch, length), valid, NO_CODE),
+            indices=place_rows(search.indices, (batch, length), valid, NO_CODE),
             commitment_loss=loss,
             perplexity=torch.special.entr(shares).sum(1).exp(),
             code_use=(counts > 0).to(shares.dtype).mean(1),
@@ -146,28 +149,28 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The indices ``(B, T, Q)`` of ``(B, C, T)``, by all layers; nothing is learnt."""
+        """Returns the indices ``(B, T, Q)`` of all layers for ``(B, C, T)``; nothing is learnt."""
         batch, _, length = latents.shape
-        valid = None if lengths is None else mask_of(lengths, length)
+        valid = None if lengths is None else make_mask(lengths, length)
         with torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             finder = self.books.finder()
             indices = rows.new_empty(len(rows), self.config.num_quantizers, dtype=torch.long)
-            for block in blocks(rows, self.config.codebook_size):
+            for block in cut_into_blocks(rows, self.config.codebook_size):
                 for step in self._descend(rows[block], finder):
                     indices[block, step.layer] = step.found
-        return placed(indices, (batch, length), valid, NO_CODE)
+        return place_rows(indices, (batch, length), valid, NO_CODE)
 
     def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
-        """The latents ``(B, C, T)`` that ``indices`` ``(B, T, Q)`` stand for; -1 adds nothing.
+        """Returns the latents ``(B, C, T)`` of ``indices`` ``(B, T, Q)``; -1 adds nothing.
 
         Args:
-            indices: of all layers, or of the first few.
-            layers: use only so many of them, the first.
+            indices: indices of all layers, or of the first few layers.
+            layers: number of layers to use, from the first; None is all layers of ``indices``.
 
         Raises:
-            UserError: indices have another shape, are no whole numbers or out of range, or
-                ``layers`` is more than there are.
+            UserError: indices have another shape, are not whole numbers or are out of range, or
+                ``layers`` is larger than Q.
         """
         self._check_indices(indices)
         given = indices.shape[2]
@@ -178,12 +181,12 @@ class ResidualVQ(nn.Module):
         return rows.unflatten(0, indices.shape[:2]).movedim(2, 1)
 
     def _rows(self, latents: Tensor, valid: Tensor | None) -> Tensor:
-        """``(B, C, T)`` as ``(N, C)``, where ``valid`` ``(B, T)``, in the dtype to compute in."""
+        """Returns ``(B, C, T)`` as ``(N, C)`` where ``valid`` ``(B, T)``, in ``books.dtype``."""
         rows = latents.detach().movedim(1, 2).to(self.books.dtype)
         return rows.flatten(0, 1) if valid is None else rows[valid]
 
     def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
-        """How many layers each row is quantized by, ``(N,)``, alike for a clip; None is all."""
+        """Draws how many layers quantize each row, ``(N,)``, equal within a clip; None is all."""
         if not self.training or self.config.dropout == 0:
             return None
         device = self.books.codes.device
@@ -199,10 +202,10 @@ class ResidualVQ(nn.Module):
         taken: Tensor | None = None,
         temperature: float = 0.0,
     ) -> Iterator[LayerResult]:
-        """What each layer does, in turn, to ``(N, C)``.
+        """Yields the result of each layer for rows ``(N, C)``, from the first layer.
 
         Args:
-            taken: ``(N, Q)``, false where a layer leaves a row as it is given.
+            taken: ``(N, Q)``, false where a layer does not quantize a row; None is all true.
         """
         left = rows
         for layer in range(self.config.num_quantizers):
@@ -217,19 +220,19 @@ class ResidualVQ(nn.Module):
     def _search(
         self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool
     ) -> Search:
-        """Quantize ``(N, C)``, each row by its number of ``layers`` ``(N,)``; gather by code."""
+        """Quantizes rows ``(N, C)``, each by its number of ``layers`` ``(N,)``; adds up by code."""
         finder = self.books.finder()
         count, codes = self.config.num_quantizers, self.config.codebook_size
         every = torch.arange(count, device=rows.device)
         taken = None if layers is None else layers[:, None] > every
         weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
-        weights = mean_weights(weights) / rows.shape[1]
+        weights = make_mean_weights(weights) / rows.shape[1]
         indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
         latents = torch.empty_like(rows)
         loss_gradient = torch.zeros_like(rows) if differentiated else None
         loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
         sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
-        for block in blocks(rows, codes):
+        for block in cut_into_blocks(rows, codes):
             here = None if taken is None else taken[block]
             left = rows[block]
             for step in self._descend(left, finder, here, temperature):
@@ -265,8 +268,8 @@ class ResidualVQ(nn.Module):
             )
 
 
-def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
-    """Rows ``(N, X)`` as ``(B, T, X)``, with ``absent`` where ``valid`` ``(B, T)`` is not."""
+def place_rows(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
+    """Returns rows ``(N, X)`` as ``(B, T, X)``, with ``absent`` where not ``valid`` ``(B, T)``."""
     if valid is None:
         return values.unflatten(0, shape)
     whole = values.new_full((*shape, values.shape[1]), absent)
@@ -274,10 +277,10 @@ def placed(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: i
     return whole
 
 
-def mean_weights(taken: Tensor) -> Tensor:
-    """``(N, Q)`` that sum up to means over rows, then over layers, where ``taken`` is 1 and not 0.
+def make_mean_weights(taken: Tensor) -> Tensor:
+    """Returns weights ``(N, Q)`` of a mean over rows, then over layers, where ``taken`` is 1.
 
-    Layers that take no row do not count.
+    ``taken`` is 0 or 1. Layers that take no row do not count.
     """
     rows = taken.sum(0)
     return taken / (rows.clamp_min(1) * (rows > 0).sum().clamp_min(1))

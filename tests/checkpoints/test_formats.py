@@ -538,3 +538,16 @@ def test_a_bug_in_reading_keeps_its_traceback(
     with pytest.raises(ValueError, match="zip") as error:
         load(tmp_path / "a.safetensors")
     assert not isinstance(error.value, CheckpointError)
+
+
+def test_a_model_is_the_same_in_every_file(tmp_path: Path) -> None:
+    config = replace(TINY, latents_mean=(0.5, 1.0), latents_std=(2.0, 3.0))
+    vae = WanVAE(config)
+    vae.save_pretrained(tmp_path / "native.safetensors")
+    formats.save_diffusers(tmp_path / "diffusers", config, vae.state_dict())
+    digest = formats.identify(tmp_path / "native.safetensors")
+    assert formats.identify(tmp_path / "diffusers") == digest
+    other = WanVAE(replace(config, latents_mean=(0.5, 2.0)))
+    other.load_state_dict(vae.state_dict())
+    other.save_pretrained(tmp_path / "other.safetensors")
+    assert formats.identify(tmp_path / "other.safetensors") != digest

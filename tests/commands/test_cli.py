@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from tests.commands import outputs_of
 from tests.helpers import WAN22, tiny, write_sound
-from wanvae import __version__, cli
+from wanvae import WanVAE, __version__, cli
 from wanvae.checkpoints import formats
 from wanvae.commands.options import DTYPES, load_model
 from wanvae.engine.memory import is_out_of_memory
+from wanvae.execution.budget import Planner, parse_memory
+from wanvae.execution.cost import Workload
 from wanvae.video import read_video, write_video
 
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}
@@ -243,9 +246,8 @@ def test_encoding_and_decoding_can_have_different_dtypes(files: Path) -> None:
 def test_a_budget_too_small_for_a_stream_is_enough_for_tile_after_tile(
     tmp_path: Path, files: Path, run: Run, fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wanvae.execution.budget.OVERHEAD", 0)
-    monkeypatch.setattr("wanvae.execution.budget.PLANNING_MEMORY", 0)
-    monkeypatch.setattr("wanvae.execution.budget.SMALLEST_TILE", 16)
+    planner = partial(Planner, overhead=0, planning_memory=0, smallest_tile=16)
+    monkeypatch.setattr("wanvae.execution.budget.Planner", planner)
     latents = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, tmp_path / "l.safetensors")
     command = "decode", tmp_path / "l.safetensors"
@@ -307,6 +309,34 @@ def test_plan(files: Path, run: Run, fail: Callable[..., str]) -> None:
     assert "--processes must be positive, not 0" in run(*size, "--processes", 0, status=1)[1]
     assert "not 10: drop frames to 9" in fail(*size, "--frames", 10)
     assert "multiples of 8, not 60x96" in fail(*size, "--height", 60)
+
+
+def test_a_plan_for_a_gpu_is_the_plan_that_a_gpu_chooses(
+    files: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = partial(Planner, overhead=0, planning_memory=0, smallest_tile=16)
+    monkeypatch.setattr("wanvae.execution.budget.Planner", planner)
+    size = "plan", "--checkpoint", files / "vae.safetensors", "--height", 64, "--width", 96
+    size = *size, "--frames", 9, "--max-memory"
+    limit = "1.7MB"
+    lines = run(*size, limit, "--device", "cuda")[0].splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "encode",
+        "encode as a stream",
+        "decode",
+        "decode as a stream",
+    ]
+    vae = WanVAE.from_pretrained(files / "vae.safetensors")
+    for line, network, channels in (
+        (lines[1], vae.encoder_network(), 3),
+        (lines[3], vae.decoder_network(), 2),
+    ):
+        stream = Workload(1, channels, None, 64, 96, torch.float32, offloads=True)
+        chosen = planner(network).plan_for(stream, parse_memory(limit))
+        assert chosen.offload
+        assert "states offloaded" in line
+        assert f"at most {chosen.tile_size[0]}x{chosen.tile_size[1]} pixels" in line
+    assert len(run(*size, "1GB", "--device", "cpu")[0].splitlines()) == 2
 
 
 @pytest.mark.parametrize("fps", ["0", "-1", "fast", "1/0", "1e99999999"])
@@ -533,17 +563,21 @@ def test_memory_really_runs_out_that_way() -> None:
     assert is_out_of_memory(caught.value)
 
 
-def test_bugs_are_not_hidden(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_are_not_hidden(files: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stumble(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("wanvae.commands.video.reconstruct_file", stumble)
-    with pytest.raises(RuntimeError, match="a bug"):
-        cli.main(["reconstruct", "a.mp4", "--checkpoint", str(files / "vae.safetensors")])
+    model = "--checkpoint", files / "vae.safetensors"
+    _, err = run("reconstruct", "a.mp4", "b.mp4", *model, status=1)
+    assert "\nRuntimeError: a bug\n" in err and "this is a fault of the program" in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_ctrl_c_leaves_nothing_half_done(tmp_path: Path, files: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_an_interruption_leaves_nothing_half_done(
+    tmp_path: Path, files: Path, sent: str, status: int
+) -> None:
     source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
     write_video(source, torch.zeros(3, 4000, 24, 32), Fraction(25))
     target.write_bytes(BEFORE)
@@ -555,9 +589,9 @@ def test_ctrl_c_leaves_nothing_half_done(tmp_path: Path, files: Path) -> None:
         while len(os.listdir(tmp_path)) < 3 and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.Signals[sent])
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == status, err
     *bars, line, rest = err.split("\n")
     assert (line, rest) == ("wanvae: interrupted; nothing was written", "")
     assert "Traceback" not in "".join(bars)

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from tests.commands import outputs_of
+from tests.commands import outputs_of, without_notice
 from tests.helpers import launched, tiny
 from wanvae import WanVAE, cli
 from wanvae.dataset import encode
@@ -88,6 +90,12 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def metadata_of(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size])["__metadata__"]
+
+
 def vae_of(files: Path) -> WanVAE:
     return WanVAE.from_pretrained(files / "vae.safetensors")
 
@@ -114,13 +122,16 @@ def test_a_file_for_each_clip(tmp_path: Path, files: Path, run: Run) -> None:
     assert [clip["frames"] for clip in index] == [29, 5, 9, 17, 1, 17]
 
 
+@pytest.mark.filterwarnings("default:.*is not up to date")
 def test_a_manifest_stands_for_its_folder(tmp_path: Path, files: Path, run: Run) -> None:
     source = tmp_path / "videos"
     shutil.copytree(files / "videos", source)
     assert cli.main(["index", str(source)]) == 0
-    (source / "a.mp4").rename(source / "later.mp4")  # found by no manifest
-    out, _ = run(tmp_path / "out", source=source / "wanvae-manifest.jsonl")
-    assert "5 clips written, 0 were there, 1 failed" in out
+    (source / "a.mp4").rename(source / "later.mp4")
+    out, err = run(tmp_path / "out", source=source / "wanvae-manifest.jsonl")
+    assert "6 clips written, 0 were there, 0 failed" in out
+    assert "is not up to date: 1 files were added or changed, and 1 are gone" in err
+    assert (tmp_path / "out" / "later.mp4.safetensors").exists()
 
 
 def test_latents_are_those_of_the_model(tmp_path: Path, files: Path, run: Run) -> None:
@@ -174,8 +185,9 @@ def test_files_of_many_clips_hold_the_clips_of_the_files(tmp_path: Path, run: Ru
     for shard in shards:
         with tarfile.open(shard) as tar:
             for member in tar:
-                name = member.name.removesuffix(".safetensors")
-                members[name] = load(tar.extractfile(member).read())
+                content = tar.extractfile(member).read()
+                names = json.loads(metadata_of(content)["clip"])
+                members[names["name"]] = load(content)
     tensors: dict[str, Tensor] = {}
     for shard in sorted((tmp_path / "safetensors").glob("shard-*.safetensors")):
         tensors |= load_file(shard)
@@ -191,16 +203,19 @@ def test_options_come_from_a_file_too(tmp_path: Path, run: Run) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("frames: 5\nfps: 12\nresize: 16\nstore: mean\nprogress: true\n")
     out, err = run(tmp_path / "out", "--config", config)
-    assert "6 clips written" in out and "6/6" in err and "clip/s" in err
+    assert "7 clips written" in out and "7/7" in err and "clip/s" in err
     index = lines(tmp_path / "out" / "index.jsonl")
-    assert all((clip["height"], clip["width"], clip["fps"]) == (16, 24, "12") for clip in index)
+    assert all((clip["height"], clip["width"]) == (16, 24) for clip in index)
+    rates = {clip["name"].split(".")[1]: clip["fps"] for clip in index}
+    assert rates == {"mp4": "12", "mkv": "12", "png": "1", "tar/inside/e": "12"}
 
 
 def test_clips_are_cut_in_a_row(tmp_path: Path, files: Path, run: Run) -> None:
     out, _ = run(tmp_path / "out", "--frames", 5)
     index = lines(tmp_path / "out" / "index.jsonl")
-    assert len(index) == 6 + 1 + 2 + 3 + 3
-    assert "too small or too short: f.png: 1 frames of 40x24 pixels" in out
+    assert len(index) == 6 + 1 + 2 + 3 + 1 + 3
+    assert "16 clips written" in out and "too short" not in out
+    assert [clip["frames"] for clip in index if clip["source"] == "f.png"] == [1]
     assert [clip["start"] for clip in index[:6]] == [n / 5 for n in range(6)]
     video, _ = read_video(files / "videos" / "a.mp4")
     for number in range(6):
@@ -245,7 +260,7 @@ def test_two_processes_write_the_same(
         launched(*arguments), capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "15 clips written, 0 were there, 0 failed" in one and "15 clips written" in result.stdout
+    assert "16 clips written, 0 were there, 0 failed" in one and "16 clips written" in result.stdout
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -464,8 +479,9 @@ def test_a_hostile_tar_writes_nothing_elsewhere(tmp_path: Path, files: Path, run
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    _, err = run(tmp_path / "in" / "more", source=source, status=1)
-    assert "a.tar/a.mkv and a.tar/./a.mkv would both become a.tar/a.mkv; rename one" in err
+    out, _ = run(tmp_path / "in" / "more", source=source)
+    assert "1 clips written, 0 were there, 1 failed" in out
+    assert "a.tar/./a.mkv: it would become a.tar/a.mkv, as a.tar/a.mkv does; rename one" in out
 
 
 # What is refused
@@ -499,7 +515,7 @@ def test_other_settings_are_refused(tmp_path: Path, files: Path, run: Run) -> No
         (["--resize", "big"], "resize must be a height and a width like 480x832, or"),
         (["--resize", "4"], "resize must be 8 or more, not '4'"),
         (["--shard-size", "much"], "cannot read 'much' as memory"),
-        (["--frames", 101], "0 files cannot be read, and 6 are too small or too short"),
+        (["--resize", "4", "--frames", 101], "resize must be 8 or more"),
         (["--max-memory", "1KB"], "memory"),
     ],
 )
@@ -510,7 +526,8 @@ def test_impossible_options(tmp_path: Path, run: Run, options: list[object], mes
 
 def test_unusable_folders(tmp_path: Path, files: Path, run: Run) -> None:
     videos = files / "videos"
-    for target in (videos / "out", videos, files):
+    assert "would be overwritten" in run(videos, status=1)[1]
+    for target in (videos / "out", files):
         _, err = run(target, status=1)
         assert f"{target} must not be in {videos}, nor around it; name another" in err
     _, err = run(tmp_path / "a" / "b", status=1)
@@ -549,26 +566,203 @@ def test_interruption_leaves_complete_files(tmp_path: Path, files: Path, sent: i
             time.sleep(0.01)
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + sent, err
     line = "wanvae: interrupted; files that were written are complete; run it again to go on"
-    assert err == f"{line} from there\n"
+    assert without_notice(err, "encode-dataset") == f"{line} from there\n"
     done = [name for name in contents(target) if name != "dataset.json"]
     assert 0 < len(done) < 300 and not any(name.startswith(".") for name in done)
     assert all(load_file(target / name) for name in done)
 
 
-def test_a_video_that_changed_since_it_was_indexed(tmp_path: Path, files: Path, run: Run) -> None:
-    source = tmp_path / "videos"
+# Videos that change
+
+
+def few(folder: Path) -> Path:
+    """A folder of two videos, an image and a text."""
+    folder.mkdir()
+    write_video(folder / "a.mp4", noise(11), Fraction(25))
+    write_video(folder / "b.mkv", noise(6, seed=1), Fraction(25))
+    write_video(folder / "c.png", noise(1, seed=2), Fraction(1))
+    (folder / "d.txt").write_text("a caption")
+    return folder
+
+
+def edit(path: Path, frames: int, *, keep: bool) -> None:
+    """Replaces a video by another one, if possible with the same size and time to ``keep``."""
+    status = path.stat()
+    write_video(path, noise(frames, seed=9), Fraction(50))
+    content = path.read_bytes()
+    rest = status.st_size - len(content)
+    if keep and rest >= 8:
+        path.write_bytes(content + rest.to_bytes(4, "big") + b"free" + bytes(rest - 8))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.filterwarnings("default:.*is not up to date")
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("frames", [5, 6, 16])
+def test_an_edited_video_is_encoded_again(
+    tmp_path: Path, run: Run, frames: int, indexed: bool
+) -> None:
+    """Without clips of its earlier state, which was longer or shorter."""
+    source = few(tmp_path / "in")
+    if indexed:
+        assert cli.main(["index", str(source)]) == 0
+    run(tmp_path / "out", "--frames", 5, source=source)
+    first = contents(tmp_path / "out")
+    edit(source / "a.mp4", frames, keep=not indexed)
+    out, _ = run(tmp_path / "out", "--frames", 5, source=source)
+    assert "encoded again, because it has changed: a.mp4" in out
+    assert "ignored, no videos or images: 1 .txt" in out
+    run(tmp_path / "new", "--frames", 5, source=source)
+    new = contents(tmp_path / "new")
+    assert contents(tmp_path / "out") == new
+    name = "a.mp4.00000.safetensors"
+    assert first[name] != new[name] and first["b.mkv.00000.safetensors"] in new.values()
+    out, _ = run(tmp_path / "out", "--frames", 5, source=source)
+    assert "0 clips written" in out and "encoded again" not in out
+    assert contents(tmp_path / "out") == new
+
+
+def test_a_video_that_was_edited_and_cannot_be_read_keeps_no_latents(
+    tmp_path: Path, run: Run
+) -> None:
+    source = few(tmp_path / "in")
+    write_video(source / "b.mkv", noise(60), Fraction(25))
+    run(tmp_path / "out", source=source)
+    assert (tmp_path / "out" / "b.mkv.safetensors").exists()
+    content = (source / "b.mkv").read_bytes()
+    (source / "b.mkv").write_bytes(content[: len(content) * 2 // 3])
+    out, _ = run(tmp_path / "out", source=source)
+    assert "0 clips written, 2 were there, 1 failed" in out
+    assert not (tmp_path / "out" / "b.mkv.safetensors").exists()
+    names = [clip["name"] for clip in lines(tmp_path / "out" / "index.jsonl")]
+    assert names == ["a.mp4", "c.png"]
+
+
+@pytest.mark.parametrize("container", ["tar", "safetensors"])
+def test_an_edited_video_is_refused_by_files_of_many_clips(
+    tmp_path: Path, run: Run, container: str
+) -> None:
+    source = few(tmp_path / "in")
+    options = ["--frames", 5, "--container", container]
+    run(tmp_path / "out", *options, source=source)
+    before = contents(tmp_path / "out")
+    status = (source / "a.mp4").stat()
+    write_video(source / "a.mp4", noise(11, seed=9), Fraction(25))
+    os.utime(source / "a.mp4", ns=(0, status.st_mtime_ns))
+    _, err = run(tmp_path / "out", *options, source=source, status=1)
+    assert "videos were added, removed or changed, as only --container files allows" in err
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_data_set_of_an_earlier_version_goes_on(
+    tmp_path: Path, files: Path, run: Run, container: str
+) -> None:
+    """It has no stamps, and no digest of the model; where there is nothing, nothing differs."""
+    source, out = few(tmp_path / "in"), tmp_path / "out"
+    options = ["--frames", 5, "--container", container]
+    run(out, *options, source=source)
+    settings = json.loads((out / "dataset.json").read_text())
+    assert settings.pop("model") and bool(settings.pop("stamps")) == (container != "files")
+    (out / "dataset.json").write_text(json.dumps(settings))
+    for path in out.glob("*.*"):
+        content = path.read_bytes()
+        stamp = re.compile(rb'(\\*)"stamp\1": {[^}]*}, ')
+        path.write_bytes(stamp.sub(lambda match: b" " * len(match[0]), content))
+    text, _ = run(out, *options, source=source)
+    assert "0 clips written, 4 were there" in text
+    assert text.count("4 clips are of an earlier version") == 1
+    shutil.copy(files / "vae.safetensors", tmp_path / "other.safetensors")
+    other = tiny(**{**STATISTICS, "dim": 8}).float()
+    other.save_pretrained(tmp_path / "other.safetensors")
+    model = ["--checkpoint", tmp_path / "other.safetensors"]
+    assert "checkpoint is '" in run(out, *options, *model, source=source, status=1)[1]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_the_same_model_in_another_file_goes_on(
+    tmp_path: Path, files: Path, run: Run, container: str
+) -> None:
+    source = few(tmp_path / "in")
+    options = ["--container", container]
+    run(tmp_path / "out", *options, source=source)
+    content = load_file(files / "vae.safetensors")
+    metadata = {**metadata_of((files / "vae.safetensors").read_bytes()), "note": "saved again"}
+    save_file(content, tmp_path / "again.safetensors", metadata)
+    model = ["--checkpoint", tmp_path / "again.safetensors"]
+    out, _ = run(tmp_path / "out", *options, *model, source=source)
+    assert "0 clips written, 4 were there" in out or "0 clips written, 3 were there" in out
+
+
+# Clips of variable rates
+
+
+def test_clips_tell_their_times(tmp_path: Path, run: Run) -> None:
+    """fps is the mean over the clip where the rate varies, and the rate where it does not."""
+    source = tmp_path / "in"
     source.mkdir()
-    for name in ("a.mp4", "b.mp4"):
-        write_video(source / name, noise(9), Fraction(25))
-    assert cli.main(["index", str(source)]) == 0
-    with VideoWriter(source / "a.mp4", width=16, height=16, fps=Fraction(25)) as writer:
-        writer.write(noise(9, 16, 16))
-    write_video(source / "b.mp4", noise(7), Fraction(25))
-    out, _ = run(tmp_path / "out", "--frames", 9, source=source, status=1)
-    assert "failed: a.mp4.00000: it has become 16x16 since it was indexed" in out
-    assert "failed: b.mp4.00000: only 7 of its 9 frames are there" in out
+    times = [0.0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.3, 1.3, 1.4, 1.5, 1.6]
+    with VideoWriter(source / "a.mkv", width=40, height=24, fps=Fraction(25)) as writer:
+        writer.write(noise(11), times)
+    run(tmp_path / "out", "--frames", 5, source=source)
+    first, second = lines(tmp_path / "out" / "index.jsonl")
+    assert (first["start"], second["start"]) == (0.0, pytest.approx(0.2))
+    assert float(Fraction(first["fps"])) == pytest.approx(25, rel=0.01)
+    assert float(Fraction(second["fps"])) == pytest.approx(4 / 1.3, rel=0.01)
+    stored = load_file(tmp_path / "out" / second["file"])["times"]
+    assert stored.tolist() == pytest.approx([0.0, 0.1, 1.1, 1.2, 1.3], abs=2e-3)
+
+
+# Latents that are not finite
+
+
+def test_latents_that_are_not_finite_are_failures(tmp_path: Path, files: Path, run: Run) -> None:
+    source = few(tmp_path / "in")
+    vae = vae_of(files)
+    with torch.no_grad():
+        vae.encoder.conv1.weight.mul_(1e7)
+    vae.save_pretrained(tmp_path / "large.safetensors")
+    model = ["--checkpoint", tmp_path / "large.safetensors", "--encode-dtype"]
+    out, _ = run(tmp_path / "half", *model, "float16", source=source, status=1)
+    reason = "the latents are not finite (computed in float16); use --encode-dtype bfloat16 or"
+    assert "3 failed" in out and out.count(reason) == 3
+    assert not list((tmp_path / "half").rglob("*.safetensors"))
+    assert "0 failed" in run(tmp_path / "whole", *model, "float32", source=source)[0]
+
+
+def test_latents_that_a_dtype_cannot_hold_are_failures(
+    tmp_path: Path, files: Path, run: Run
+) -> None:
+    source = few(tmp_path / "in")
+    vae = vae_of(files)
+    with torch.no_grad():
+        vae.conv1.bias[:1] = 1e5
+    vae.save_pretrained(tmp_path / "large.safetensors")
+    model = ["--checkpoint", tmp_path / "large.safetensors", "--store-dtype"]
+    out, _ = run(tmp_path / "half", *model, "float16", source=source, status=1)
+    assert out.count("the latents do not fit into float16; use --store-dtype bfloat16 or") == 3
+    assert "0 failed" in run(tmp_path / "brain", *model, "bfloat16", source=source)[0]
+
+
+# Tars for webdataset
+
+
+def test_webdataset_reads_a_sample_for_each_clip(tmp_path: Path, run: Run) -> None:
+    source = few(tmp_path / "in")
+    for name in ("a.b.mp4", "a_b.mp4"):
+        shutil.copy(source / "a.mp4", source / name)
+    run(tmp_path / "out", "--frames", 5, "--container", "tar", source=source)
+    samples = []
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        with path.open("rb") as file:
+            samples += group_by_keys(tar_file_iterator(file))
+    index = lines(tmp_path / "out" / "index.jsonl")
+    assert len(samples) == len(index) == 2 + 2 + 2 + 1 + 1
+    names = [json.loads(metadata_of(each["safetensors"])["clip"])["name"] for each in samples]
+    assert names == [clip["name"] for clip in index]
+    assert len({each["__key__"] for each in samples}) == len(samples)
 
 
 def test_a_file_without_latents_is_damaged(tmp_path: Path) -> None:

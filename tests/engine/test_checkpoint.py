@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from wanvae.engine import checkpoint
 from wanvae.engine.checkpoint import (
     CheckpointError,
+    digest_of_tensors,
     load_tensors,
     read_tensors,
     write_pickle,
@@ -103,6 +105,42 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "a").metadata == {"format": "é", "config": "{}"}
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_same_tensors_become_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    """Also under another name, and in spite of the random order that safetensors gives texts."""
+    tensors = some_tensors()
+    metadata = {name: 'a\n\u00e4 \\ "quoted" \x7f\U0001f600' for name in "fedcbaghijkl"}
+    found = set()
+    for number in range(8):
+        path = tmp_path / f"{number}{suffix}"
+        if suffix == ".pth":
+            write_pickle(path, tensors)
+        else:
+            write_tensors(path, tensors, metadata)
+            assert read_tensors(path).metadata == metadata
+        found.add(path.read_bytes())
+        assert_equal(read_tensors(path).tensors, tensors)
+    assert len(found) == 1
+
+
+def test_a_digest_is_of_tensors_and_config_only(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    digest = digest_of_tensors(tensors, {"depth": 2, "width": 1})
+    write_tensors(tmp_path / "a.safetensors", tensors, {"written": "today"})
+    write_pickle(tmp_path / "a.pth", dict(reversed(tensors.items())))
+    for path in (tmp_path / "a.safetensors", tmp_path / "a.pth"):
+        assert digest_of_tensors(read_tensors(path).tensors, {"width": 1, "depth": 2}) == digest
+    changed = [
+        {**tensors, "plain": tensors["plain"] + 1},
+        {**tensors, "half": tensors["half"].float()},
+        {**tensors, "whole": tensors["plain"]},
+        {**tensors, "plain": tensors["plain"].reshape(3, 2)},
+    ]
+    digests = {digest_of_tensors(each, {"depth": 2, "width": 1}) for each in changed}
+    assert len(digests) == 4 and digest not in digests
+    assert digest_of_tensors(tensors, {"depth": 3, "width": 1}) != digest
+
+
 def test_a_state_dict_may_be_nested(tmp_path: Path) -> None:
     tensors = {"x": torch.ones(2)}
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "a.pth")
@@ -189,8 +227,8 @@ def test_an_interrupted_checkpoint_leaves_the_old_one(
     path, old = tmp_path / "model", {"x": torch.ones(3)}
     write(path, old)
 
-    def interrupt(_: object, target: Path, *rest: object) -> None:
-        Path(target).write_bytes(b"half")
+    def interrupt(_: object, target: Any, *rest: object) -> None:
+        Path(getattr(target, "name", target)).write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -11,11 +12,22 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import WAN22, random_video, tensors_in, tiny
-from wanvae import WanVAEConfig, model
-from wanvae.execution import budget as planning
-from wanvae.execution.budget import Job, MemoryMeter, TooLittleMemory, parse_memory, show_memory
-from wanvae.execution.flow import join
-from wanvae.execution.tiling import Coding, Plan, default_plan, make_tiles
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.execution.budget import (
+    MemoryMeter,
+    Planner,
+    TooLittleMemory,
+    list_tile_sides,
+    parse_memory,
+    show_memory,
+)
+from wanvae.execution.cost import Workload
+from wanvae.execution.limits import Limits
+from wanvae.execution.network import make_network
+from wanvae.execution.plan import Plan, make_default_plan
+from wanvae.execution.run import Runner
+from wanvae.execution.sessions import StreamDecoder
+from wanvae.nn import CausalConv
 from wanvae.nn.kernels import pointwise, winograd
 from wanvae.nn.kernels.dispatch import IN_PLACE, TABLE, Observer
 
@@ -25,53 +37,41 @@ KB = 2**10
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """No overhead, small tiles, and Winograd even for few channels."""
-    monkeypatch.setattr(planning, "OVERHEAD", 0)
-    monkeypatch.setattr(planning, "PLANNING_MEMORY", 0)
-    monkeypatch.setattr(planning, "SMALLEST_TILE", 16)
-    monkeypatch.setattr(planning, "show_memory", lambda size: f"{size}B")
+    """Winograd even for few channels, and small blocks."""
     monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(pointwise, "CPU_BLOCK", KB)
-    model.plan_within.cache_clear()
-    yield
-    model.plan_within.cache_clear()
 
 
 class Case:
-    """A tiny network, a job for it and its planner."""
+    """A tiny network, a workload for it and its planner."""
 
     def __init__(self, decoding, latents=3, sides=SIDES, **variant):
         self.vae = tiny(**variant)
         self.network = self.vae.decoder_network() if decoding else self.vae.encoder_network()
-        config = self.vae.config
-        self.planner = model.make_planner(config, decoding=decoding, dtype=torch.float64)
+        self.planner = Planner(self.network, overhead=0, planning_memory=0, smallest_tile=16)
         self.sides = sides
         self.channels = 2 if decoding else 3
-        self.job = self.of(latents)
-        self.run = self.decode if decoding else self.encode
+        self.workload = self.of(latents)
 
     def of(self, latents):
-        return Job(1, self.channels, latents, *self.sides, torch.float64)
+        return Workload(1, self.channels, latents, *self.sides, torch.float64)
 
     def input(self):
-        frames = 1 + (self.job.latents - 1) * self.network.group
+        frames = 1 + (self.workload.latents - 1) * self.network.group
         height, width = (side // self.network.pixels_per_input for side in self.sides)
         return random_video(frames, height, width)[:, : self.channels]
 
-    def encode(self, x, **options):
-        return self.vae.encode(x, **options).mean
-
-    def decode(self, x, **options):
-        return self.vae.decode(x, clamp=False, **options)
+    @torch.no_grad()
+    def run(self, plan=None):
+        """The result of a plan, or of the default one."""
+        return Runner(self.network, Limits(plan=plan)).run(self.input())
 
     @torch.no_grad()
     def measured(self, plan):
-        """The peak of a real run."""
+        """The peak of a run with values, by all tiles of a plan."""
         x = self.input()
-        tiles = make_tiles(self.network, *self.sides, plan)
-        coding = Coding(self.network, plan, tiles, self.job.latents)
         with MemoryMeter([x, *nn.ModuleList(self.network.layers).parameters()]) as meter:
-            join(coding.push([x]), self.network.frames_made(x.shape[2], starts=True))
+            Runner(self.network, Limits(plan=plan)).run(x)
         return meter.peak
 
 
@@ -111,27 +111,48 @@ def test_memory_that_is_shown_is_enough(size):
     [({}, 1), ({}, 3), ({"attn_scales": (0.25,)}, 3), (WAN22, 3)],
     ids=str,
 )
-def test_the_expected_memory_is_that_of_a_real_run(decoding, variant, latents):
+def test_shapes_alone_tell_the_memory_of_a_run_with_values_and_all_tiles(
+    decoding, variant, latents
+):
     case = Case(decoding, latents, **variant)
     for plan in (*PLANS, SPLIT):
         measured = case.measured(plan)
-        assert case.planner.memory(case.job, plan) == pytest.approx(measured, rel=0.15), plan
+        assert case.planner.memory(case.workload, plan) == pytest.approx(measured, rel=0.15), plan
+
+
+def test_the_expected_memory_is_what_can_be_counted_by_hand():
+    network = make_network(
+        core=(),
+        shell=(CausalConv(3, 3, 32, 1).double(),),
+        core_first=False,
+        out_channels=32,
+        spatial_factor=1,
+        temporal_factor=1,
+        architecture="one convolution",
+    )
+    planner = Planner(network, overhead=0)
+    frame = 32 * 16 * 24 * 8
+    # All nine frames, the two that come, and the two that came before and have just been copied.
+    found = planner.memory(Workload(1, 3, 9, 16, 24, torch.float64), Plan(None, 2))
+    assert found == pytest.approx((9 + 2 + 2) * frame, rel=0.1)
+    # Two clips, in half the bytes.
+    half = Planner(replace(network, shell=(network.shell[0].float(),)), overhead=0)
+    again = half.memory(Workload(2, 3, 9, 16, 24, torch.float32), Plan(None, 2))
+    assert again == pytest.approx(found, rel=0.01)
 
 
 def test_a_model_for_whole_clips_takes_what_a_real_run_takes():
     case = Case(True, norm="group")
-    plan = default_plan(case.network, *SIDES, None)
-    expected = case.planner.memory(case.job, plan)
+    plan = make_default_plan(case.network, *SIDES, None)
+    expected = case.planner.memory(case.workload, plan)
     assert expected == pytest.approx(case.measured(plan), rel=0.05)
 
 
 @pytest.mark.parametrize("decoding", [False, True])
 @pytest.mark.parametrize("plan", [PLANS[0], PLANS[3]], ids=str)
-def test_long_clips_are_extrapolated(monkeypatch, decoding, plan):
-    case = Case(decoding)
-    expected = case.planner.memory(case.of(14), plan)
-    monkeypatch.setattr(planning, "extrapolated", lambda cost, latents, plan: cost(latents))
-    assert expected == pytest.approx(case.planner.memory(case.of(14), plan), rel=0.03)
+def test_long_clips_are_extrapolated(decoding, plan):
+    case = Case(decoding, 14)
+    assert case.planner.memory(case.workload, plan) == pytest.approx(case.measured(plan), rel=0.03)
 
 
 @pytest.mark.parametrize("decoding", [False, True])
@@ -144,52 +165,51 @@ def test_multiply_adds_are_those_that_are_computed(monkeypatch, decoding, varian
         monkeypatch.setitem(TABLE[Observer.NOBODY], device, IN_PLACE)
     case, plan = Case(decoding, **variant), PLANS[0]
     with FlopCounterMode(display=False) as counter:
-        for _ in Coding(case.network, plan, [None]).push([case.input()]):
-            pass
-    expected = case.planner.multiply_adds(case.job, plan)
+        case.run(plan)
+    expected = case.planner.costs.multiply_adds(case.workload, plan)
     assert expected == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
-    in_tiles = case.planner.multiply_adds(case.job, PLANS[2])
-    assert case.planner.multiply_adds(case.job, SPLIT) > in_tiles > expected
+    in_tiles = case.planner.costs.multiply_adds(case.workload, PLANS[2])
+    assert case.planner.costs.multiply_adds(case.workload, SPLIT) > in_tiles > expected
 
 
 @pytest.mark.parametrize("decoding", [False, True])
-def test_a_budget_is_kept_and_changes_nothing(monkeypatch, decoding):
+def test_a_limit_is_kept_and_changes_nothing(decoding):
     case = Case(decoding)
-    x = case.input()
-    expected, whole = case.run(x), case.planner.memory(case.job, Plan(None, 2))
-    smallest = smallest_of(case.planner, case.job)
-    chosen = []
-    coding = model.Coding
-
-    def spy(network, plan, tiles, *arguments, **options):
-        chosen.append((plan, tiles))
-        return coding(network, plan, tiles, *arguments, **options)
-
-    monkeypatch.setattr(model, "Coding", spy)
+    expected, whole = case.run(), case.planner.memory(case.workload, Plan(None, 2))
+    smallest = smallest_of(case.planner, case.workload)
     # The smallest that is named is possible.
     for budget in (smallest, (smallest + whole) // 2, whole):
-        plan = case.planner.plan_for(case.job, budget)
+        plan = case.planner.plan_for(case.workload, budget)
         assert plan.lean
-        assert case.planner.memory(case.job, plan) <= budget
+        assert case.planner.memory(case.workload, plan) <= budget
         assert case.measured(plan) <= 1.15 * budget
-        torch.testing.assert_close(case.run(x, max_memory=budget), expected, rtol=0, atol=1e-9)
-        assert chosen.pop() == (plan, case.planner.tiles(case.job, plan))
-    with pytest.raises(ValueError, match="too little"):
-        case.run(x, max_memory=smallest - 1)
+        torch.testing.assert_close(case.run(plan), expected, rtol=0, atol=1e-9)
+    with pytest.raises(TooLittleMemory, match="too little"):
+        case.planner.plan_for(case.workload, smallest - 1)
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_max_memory_runs_by_the_plan_of_a_planner(decoding):
+    case = Case(decoding)
+    runner = Runner(case.network, Limits(max_memory="1GB"))
+    found = runner.choose_plan(case.input().shape, case.workload.latents)
+    assert found == Planner(case.network).plan_for(case.workload, 2**30)
+    with pytest.raises(TooLittleMemory) as error:
+        Runner(case.network, Limits(max_memory="1KB")).run(case.input())
+    assert error.value.needed > 2**20
 
 
 def test_plenty_is_the_default_plan():
     case = Case(True)
-    whole = default_plan(case.network, *SIDES, None)
-    assert case.planner.plan_for(case.job, 2**40) == Plan(None, whole.frames, lean=True)
+    whole = make_default_plan(case.network, *SIDES, None)
+    assert case.planner.plan_for(case.workload, 2**40) == Plan(None, whole.frames, lean=True)
 
 
 @pytest.mark.parametrize("decoding", [False, True])
 def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
     case, plan = Case(decoding), PLANS[2]
     x = case.input()
-    tiles = make_tiles(case.network, *SIDES, plan)
-    coding = Coding(case.network, plan, tiles)
+    coding = Runner(case.network).start(x.shape, plan)
     with torch.no_grad():
         for _ in coding.push([x]):
             pass
@@ -201,13 +221,16 @@ def test_a_stream_needs_the_states_of_all_its_tiles(decoding):
 
 @pytest.mark.parametrize("decoding", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
-    # Fewer sizes to try, and fewer operations on the meta device.
-    monkeypatch.setattr(planning, "SMALLEST_TILE", 256)
+    # Fewer operations on the meta device, and fewer sizes to try.
     monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1000)
-    planner = model.make_planner(WanVAEConfig(), decoding=decoding, dtype=torch.bfloat16)
-    clip = Job(1, 16 if decoding else 3, 2, 2160, 3840, torch.bfloat16)
-    unsplit, _ = next(planner._plans(clip))
-    _, least = planner._look(clip, unsplit, 0)
+    with torch.device("meta"):
+        vae = WanVAE(WanVAEConfig()).to(torch.bfloat16)
+    network = vae.decoder_network() if decoding else vae.encoder_network()
+    planner = Planner(network, overhead=0, planning_memory=0, smallest_tile=256)
+    clip = Workload(1, 16 if decoding else 3, 2, 2160, 3840, torch.bfloat16)
+    sizes = product(list_tile_sides(2160, 8, 256), list_tile_sides(3840, 8, 256))
+    small = sorted(sizes, key=lambda size: size[0] * size[1])[:3]
+    least = min(planner.memory(clip, Plan(size, 2)) for size in small)
     plan = planner.plan_for(clip, least - 1)
     assert plan.split_core and planner.memory(clip, plan) < least
 
@@ -219,21 +242,24 @@ def test_large_frames_split_the_core_and_offload_states(monkeypatch, decoding):
     assert smallest_of(planner, replace(clip, offloads=True)) == smallest_of(planner, clip)
 
 
-def smallest_of(planner, job):
-    """The least memory for a job, as the error tells it."""
+def smallest_of(planner, workload):
+    """The least memory for a workload, as the error tells it."""
     with pytest.raises(TooLittleMemory, match="at least") as error:
-        planner.plan_for(job, 1)
-    return int(re.search(r"at least (\d+)B", str(error.value))[1])
+        planner.plan_for(workload, 1)
+    return error.value.needed
 
 
 def test_a_stream_keeps_a_budget():
     case = Case(True)
     x, stream = case.input(), case.of(None)
     smallest = smallest_of(case.planner, stream)
-    session = case.vae.stream_decode(clamp=False, max_memory=smallest)
+    plan = case.planner.plan_for(stream, smallest)
+    runner = Runner(case.network, Limits(plan=plan))
+    session = StreamDecoder(runner, case.vae.check_latents, clamp=False)
     made = [session.push(piece) for piece in x.split(1, dim=2)]
-    assert case.planner.memory(stream, session.plan) <= smallest
-    torch.testing.assert_close(torch.cat(made, dim=2), case.decode(x), rtol=0, atol=1e-9)
+    assert session.plan == plan
+    assert case.planner.memory(stream, plan) <= smallest
+    torch.testing.assert_close(torch.cat(made, dim=2), case.run(), rtol=0, atol=1e-9)
 
 
 def test_the_meter_counts_what_lives_at_once():

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.helpers import WAN22, tiny
+from wanvae.errors import UserError
 from wanvae.execution.flow import (
     FEWEST_FRAMES,
     STEP_PIXELS,
     Flow,
-    default_frames,
+    choose_frames,
+    count_latents_at_once,
     join,
-    latents_at_once,
     make_stages,
     regroup,
 )
@@ -77,7 +78,7 @@ def test_pieces_are_joined(lengths, channels_last):
 
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
 def test_default_frames_are_even_and_fit(height, width):
-    frames = default_frames(height, width)
+    frames = choose_frames(height, width)
     assert frames % 2 == 0
     assert frames >= FEWEST_FRAMES == 2
     assert frames == 2 or frames * height * width <= STEP_PIXELS
@@ -97,7 +98,7 @@ def test_stages_take_lengths_that_suit_their_layers(variant, decoding, frames):
     stages = make_stages(network.layers, frames, network.group)
     assert sum((stage.layers for stage in stages), ()) == network.layers
     group = network.group
-    most = latents_at_once(frames)
+    most = count_latents_at_once(frames)
     for stage in stages:
         assert stage.group == group
         # A whole number of groups of what comes later, and no more latents than at once.
@@ -201,3 +202,23 @@ def test_a_flow_moves_pieces_to_the_dtype_of_its_layers():
     nn.ModuleList(stepped.network.layers).float()
     (y,) = stepped.flow(None).push([stepped.input(1)])
     assert y.dtype == torch.float32
+
+
+def test_pieces_are_taken_to_their_end():
+    ended = []
+
+    def pieces():
+        yield numbered(3)
+        ended.append(True)
+
+    assert torch.equal(join(pieces(), 3), numbered(3))
+    assert ended
+
+
+@torch.no_grad()
+def test_a_flow_that_was_left_half_way_refuses_to_go_on():
+    stepped = Stepped(True, {})
+    flow = stepped.flow(1)
+    next(flow.push([stepped.input(3)]))
+    with pytest.raises(UserError, match="broken"):
+        next(flow.push([stepped.input(1)]))

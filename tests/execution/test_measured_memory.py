@@ -7,19 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from wanvae import WanVAEConfig
-from wanvae.execution.budget import Job, Plan
-from wanvae.model import make_planner
+from wanvae import WanVAE, WanVAEConfig
+from wanvae.execution.budget import Planner
+from wanvae.execution.cost import Workload
+from wanvae.execution.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 
 # Full-size model; peak of the resident memory over what it was before the call.
 MEASURE = """
 import sys, torch
-from tools.measuring import peak_resident_memory
+from tools.measuring import measure_peak_resident_memory
 from wanvae import WanVAE, WanVAEConfig
+from wanvae.execution.limits import Limits
+from wanvae.execution.plan import Plan
+from wanvae.execution.run import Runner
 from wanvae.nn import use_channels_last
-from wanvae.execution.tiling import Plan
 
 dtype = getattr(torch, sys.argv[1])
 decoding, frames, height, width, *plan = map(int, sys.argv[2:])
@@ -27,10 +30,13 @@ vae = WanVAE(WanVAEConfig()).to(dtype).eval()
 use_channels_last(vae)
 vae.decode(vae.encode(torch.rand(1, 3, 5, 64, 64)).mean)
 tile_size = None if plan[0] == 0 else (plan[0], plan[1])
-vae._choose_plan = lambda *_: Plan(tile_size, plan[2], lean=True)
+limits = Limits(plan=Plan(tile_size, plan[2], lean=True))
+network = vae.decoder_network() if decoding else vae.encoder_network()
 latents = torch.randn(1, 16, 1 + (frames - 1) // 4, height // 8, width // 8).to(dtype)
 video = torch.rand(1, 3, frames, height, width).to(dtype)
-print(peak_resident_memory(lambda: vae.decode(latents) if decoding else vae.encode(video)))
+with torch.no_grad():
+    x = latents if decoding else video
+    print(measure_peak_resident_memory(lambda: Runner(network, limits).run(x)))
 """
 
 
@@ -55,9 +61,13 @@ def test_predicted_memory_is_what_is_taken(
     sizes = decoding, frames, height, width, *(tile_size or (0, 0)), at_once
     command = [sys.executable, "-c", MEASURE, dtype, *(str(int(size)) for size in sizes)]
     run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    planner = make_planner(WanVAEConfig(), decoding=decoding, dtype=getattr(torch, dtype))
-    job = Job(1, 16 if decoding else 3, 1 + (frames - 1) // 4, height, width, getattr(torch, dtype))
-    expected = planner.memory(job, plan)
+    computed_in = getattr(torch, dtype)
+    with torch.device("meta"):
+        vae = WanVAE(WanVAEConfig()).to(computed_in)
+    network = vae.decoder_network() if decoding else vae.encoder_network()
+    channels, latents = 16 if decoding else 3, 1 + (frames - 1) // 4
+    workload = Workload(1, channels, latents, height, width, computed_in)
+    expected = Planner(network).memory(workload, plan)
     print(
         f"{sizes} {dtype}: measured {int(run.stdout) / 2**20:.0f}, expected {expected / 2**20:.0f}"
     )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import WAN22, random_video, tensors_in, tiny
+from wanvae.errors import UserError
 
 
 def groups(video):
@@ -139,3 +140,101 @@ def test_the_memory_of_a_stream_goes_with_its_session():
         assert not any(state() is not None for state in states)
     finally:
         gc.enable()
+
+
+class Interrupted(Exception):
+    """Something that has nothing to do with us: out of memory, Ctrl-C."""
+
+
+def interrupt(*_, **__):
+    raise Interrupted
+
+
+@pytest.mark.parametrize("tile_size", [None, 8])
+def test_a_broken_session_refuses_to_go_on(monkeypatch, tile_size):
+    vae = tiny()
+    encoder, decoder = (
+        vae.stream_encode(tile_size=tile_size),
+        vae.stream_decode(tile_size=tile_size),
+    )
+    video = random_video(9)
+    first = encoder.push(video[:, :, :5]).mean
+    decoder.push(first)
+    saved = encoder.state, decoder.state
+    for session, layer, piece in (
+        (encoder, vae.encoder.middle[1], video[:, :, 5:]),
+        (decoder, vae.decoder.head, first),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "step", interrupt)
+            with pytest.raises(Interrupted):
+                session.push(piece)
+        for go_on in (lambda: session.push(piece), lambda: session.state):  # noqa: B023
+            with pytest.raises(UserError, match=r"stream is broken.*start a new stream"):
+                go_on()
+    with pytest.raises(UserError, match="stream is broken"):
+        encoder.finish()
+    # A state that was saved before is as good as ever.
+    restored = vae.stream_encode(saved[0], tile_size=tile_size)
+    mean = torch.cat([first, restored.push(video[:, :, 5:]).mean], dim=2)
+    torch.testing.assert_close(mean, vae.encode(video).mean)
+
+
+def test_a_piece_that_is_refused_breaks_nothing():
+    vae, video = tiny(), random_video(5)
+    session = vae.stream_encode()
+    first = session.push(video[:, :, :1]).mean
+    with pytest.raises(UserError, match="keeps its shape"):
+        session.push(random_video(4, 24))
+    mean = torch.cat([first, session.push(video[:, :, 1:]).mean], dim=2)
+    torch.testing.assert_close(mean, vae.encode(video).mean)
+
+
+@pytest.mark.parametrize("pushed", [1, 3])
+def test_a_finished_stream_takes_nothing_more(pushed):
+    session = tiny().stream_encode()
+    session.push(random_video(pushed))
+    assert session.finish().padded_frames == -(pushed - 1) % 4
+    with pytest.raises(UserError, match="finished"):
+        session.push(random_video(4))
+    with pytest.raises(UserError, match="finished"):
+        _ = session.state
+    again = session.finish()
+    assert again.posterior is None
+    assert again.padded_frames == 0
+
+
+class Rank:
+    """A process of several."""
+
+    process_index, num_processes = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (lambda vae: vae.stream_decode, "the decoder of model .* but this session is the encoder"),
+        (lambda vae: tiny(dim=8).stream_encode, "the encoder of model .* but this session is"),
+        (lambda vae: tiny().float().stream_encode, "in float32, but .* in float64"),
+    ],
+)
+def test_a_state_of_something_else_is_told(found, message):
+    vae = tiny()
+    session = found(vae)()
+    session.push(random_video(1)[:, :2] if "decoder of" in message else random_video(1))
+    with pytest.raises(UserError, match=message):
+        vae.stream_encode(state=saved_and_loaded(session.state))
+
+
+def test_a_state_of_another_process_is_told():
+    vae = tiny()
+    session = vae.stream_encode()
+    session.push(random_video(1))
+    with pytest.raises(UserError, match=r"float64, but .* process 1 of 2"):
+        vae.stream_encode(session.state, shard=Rank())
+
+
+@pytest.mark.parametrize("state", [(), ((1, 3, 16, 16), (None,)), [1, 2], torch.zeros(2)], ids=str)
+def test_what_is_no_state_is_told(state):
+    with pytest.raises(UserError, match=r"session\.state"):
+        tiny().stream_encode(state=state)

@@ -6,12 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.helpers import random_video, tiny
+from tests.helpers import random_video, tensors_in, tiny
 from tests.processes import Rank, check_all
-from wanvae.execution.flow import Flow
-from wanvae.execution.sharding import ShardedCoding, fair_ends, share_out
-from wanvae.execution.tiling import Plan
+from wanvae import WanVAE
+from wanvae.execution.limits import Limits
+from wanvae.execution.plan import Plan
+from wanvae.execution.run import Runner
+from wanvae.execution.sharding import SharedTiles, find_balanced_ends, share_out
+from wanvae.execution.tiling import Coding
 
 VAE = tiny()
 
@@ -33,11 +37,29 @@ def test_errors_of_the_model_are_not_taken_for_a_process_that_ended(monkeypatch)
     def fail(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
-    monkeypatch.setattr(Flow, "_run", fail)
     network, plan = VAE.decoder_network(), Plan(None, 2)
-    coding = ShardedCoding(network, plan, share_out(network, plan, 16, 24, 1), 0)
+    monkeypatch.setattr(network.shell[0], "step", fail)
+    coding = Coding(network, plan, SharedTiles(share_out(network, plan, 16, 24, 1), 0))
     with pytest.raises(RuntimeError, match="not enough memory"):
         coding.run(torch.zeros(1, 2, 1, 2, 3, dtype=torch.float64))
+
+
+def test_a_process_that_sends_its_tiles_keeps_their_states_on_the_host(monkeypatch):
+    """On tensors that have no values, and that tell of a GPU."""
+    sent = []
+    monkeypatch.setattr(torch.distributed, "send", lambda x, dst: sent.append((x.device.type, dst)))
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        vae = WanVAE(VAE.config).eval()
+        runner = Runner(vae.decoder_network(), Limits(shard=Rank(1, 2)))
+        coding = runner.start((1, 2, 1, 4, 6), Plan((16, 16), 2, offload=True))
+        (flows,) = (flows for part, flows in coding.parts if not part.whole)
+        for pushed in (1, 2):
+            before = len(sent)
+            assert coding.run(torch.empty(1, 2, pushed, 4, 6)).shape[2] == 0
+            assert set(sent[before:]) == {("cuda", 0)}
+            states = [flow.state for _, flow in flows if flow.started]
+            assert len(states) == len(sent) - before
+            assert {x.device.type for x in tensors_in(tuple(states))} == {"cpu"}
 
 
 def test_models_that_need_whole_clips_refuse_to_be_shared():
@@ -85,7 +107,7 @@ def test_ends_are_fair(size, count, halo, slack):
     def largest(ends):
         return max(work(*span) for span in pairwise(ends))
 
-    ends = fair_ends(size, count, most, work)
+    ends = find_balanced_ends(size, count, most, work)
     assert ends[0] == 0 and ends[-1] == size and len(ends) == count + 1
     possible = [(0, *inner, size) for inner in combinations(range(1, size), count - 1)]
     allowed = [other for other in possible if all(b - a <= most for a, b in pairwise(other))]

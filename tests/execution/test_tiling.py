@@ -7,23 +7,21 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers import WAN22, random_video, tiny
-from wanvae.execution import tiling
+from tests.helpers import WAN22, random_video, tensors_in, tiny
+from wanvae import WanVAE
 from wanvae.execution.flow import make_stages
-from wanvae.execution.tiling import (
-    Plan,
-    cut,
-    default_plan,
-    make_tiles,
-    regions_of,
-    spans,
-)
+from wanvae.execution.limits import Limits
+from wanvae.execution.plan import Plan, cut_into_spans, find_regions, make_default_plan, make_tiles
+from wanvae.execution.run import Runner
+from wanvae.execution.sessions import StreamDecoder
+from wanvae.execution.tiling import cut_stages
 from wanvae.nn import AttentionBlock
 from wanvae.nn.region import Span
-from wanvae.nn.sequential import resampled, time_factor
+from wanvae.nn.sequential import count_resampled, time_factor
 
 VARIANTS = [
     {},
@@ -59,16 +57,21 @@ def exactly(dtype):
 def shell_only_in_tiles(vae):
     """Inside, a layer of a shell that makes whole frames is an error."""
     shells = {*vae.encoder_network().shell, *vae.decoder_network().shell}
-    step, seen = tiling.Flow._run, set()
+    seen = set()
 
-    def guarded(flow, stage, x, *, ends):
-        for layer in shells.intersection(stage.layers):
-            assert flow._wanted[layer] is not None, f"{type(layer).__name__} makes whole frames"
+    def guarded(layer):
+        step = layer.step
+
+        def guarded_step(x, state, region=None):
+            assert region is not None, f"{type(layer).__name__} makes whole frames"
             seen.add(layer)
-        return step(flow, stage, x, ends=ends)
+            return step(x, state, region)
+
+        return guarded_step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiling.Flow, "_run", guarded)
+        for layer in shells:
+            patch.setattr(layer, "step", guarded(layer))
         yield
     assert seen == {*vae.encoder_network().shell} or seen == {*vae.decoder_network().shell}
 
@@ -157,25 +160,21 @@ def test_attention_always_runs_on_whole_frames(scale, decoding):
     assert network.layers == own
 
 
-@contextmanager
-def planned(vae, **choices):
-    """Inside, ``vae`` runs by a plan with these choices."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae, "_choose_plan", lambda *_: Plan((16, 32), 2, **choices))
-        yield
-
-
 @pytest.mark.parametrize("index", range(len(MODELS)), ids=IDS)
 @pytest.mark.parametrize("frames", [1, 9])
 def test_a_split_core_gives_the_whole(index, frames):
     vae = MODELS[index]
     factor = vae.config.temporal_factor
-    video, z = random_video(1 + (frames - 1) // 8 * 2 * factor, 32, 48), latents_of(1, frames, 4, 6)
+    video, z = (
+        random_video(1 + (frames - 1) // 8 * 2 * factor, 32, 48),
+        latents_of(1, frames, 4, 6),
+    )
     expected = vae.encode(video).mean, vae.decode(z, clamp=False)
-    with shell_only_in_tiles(vae), planned(vae, split_core=True):
-        mean = vae.encode(video).mean
-    with shell_only_in_tiles(vae), planned(vae, split_core=True):
-        decoded = vae.decode(z, clamp=False)
+    limits = Limits(plan=Plan((16, 32), 2, split_core=True))
+    with torch.no_grad(), shell_only_in_tiles(vae):
+        mean = Runner(vae.encoder_network(), limits).run(video)[:, :2]
+    with torch.no_grad(), shell_only_in_tiles(vae):
+        decoded = Runner(vae.decoder_network(), limits).run(z)
     torch.testing.assert_close((mean, decoded), expected, **exactly(torch.float64))
 
 
@@ -187,29 +186,47 @@ def test_a_split_core_has_only_attention_on_whole_frames():
         assert isinstance(parts[1].layers[0], AttentionBlock) and len(parts[1].layers) == 1
 
 
+def devices_of(state):
+    """The devices of all tensors of a state."""
+    return {tensor.device.type for tensor in tensors_in(state)}
+
+
 @pytest.mark.parametrize("split_core", [False, True])
-def test_states_wait_on_the_host_while_other_tiles_run(monkeypatch, split_core):
+def test_states_wait_on_the_host_while_other_tiles_run(split_core):
+    """On tensors that have no values, and that tell of a GPU."""
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        vae = WanVAE(MODELS[0].config).eval()
+        network = vae.decoder_network()
+        plan = Plan((16, 32), 2, split_core=split_core, offload=True)
+        coding = Runner(network).start((1, 2, 3, 4, 6), plan)
+        flows = [flow for part, flows in coding.parts if not part.whole for _, flow in flows]
+        assert len(flows) == 4 * (2 if split_core else 1)
+        for _ in range(3):
+            for piece in coding.push([torch.empty(1, 2, 1, 4, 6)]):
+                assert piece.device.type == "cuda"
+            assert all(devices_of(flow.state) == {"cpu"} for flow in flows)
+            assert all(
+                devices_of(flow.state) <= {"cuda"}  # attention has none
+                for part, flows in coding.parts
+                if part.whole
+                for _, flow in flows
+            )
+
+
+@pytest.mark.parametrize("split_core", [False, True])
+def test_a_stream_with_offloaded_states_gives_the_whole(split_core):
     vae, z = MODELS[0], latents_of(1, 3, 4, 6)
-    decoded, moves = vae.decode(z, clamp=False), []
-    move = tiling.Flow.move_state
-
-    def spy(flow, device):
-        moves.append((flow, flow.started))
-        return move(flow, device)
-
-    monkeypatch.setattr(tiling.Flow, "move_state", spy)
-    with planned(vae, split_core=split_core, offload=True):
-        session = vae.stream_decode(clamp=False)
-        made = [session.push(piece) for piece in z.split(1, dim=2)]
-        assert session.plan.offload
-    torch.testing.assert_close(torch.cat(made, dim=2), decoded, **exactly(torch.float64))
-    # Each tile's state comes and goes in each of three pushes; before the first it has none.
-    tiles = 4 * (2 if split_core else 1)
-    assert len(moves) == 2 * 3 * tiles
-    assert sum(not started for _, started in moves) == tiles
-    assert all(first[0] is second[0] for first, second in zip(moves[::2], moves[1::2], strict=True))
-    again = vae.stream_decode(saved_and_loaded(session.state), clamp=False)
-    assert again.plan == session.plan
+    runner = Runner(
+        vae.decoder_network(),
+        Limits(plan=Plan((16, 32), 2, split_core=split_core, offload=True)),
+    )
+    session = StreamDecoder(runner, vae.check_latents, clamp=False)
+    decoded = [session.push(z[:, :, :1])]
+    session = vae.stream_decode(saved_and_loaded(session.state), clamp=False)
+    assert session.plan == runner.limits.plan
+    decoded.append(session.push(z[:, :, 1:]))
+    expected = vae.decode(z, clamp=False)
+    torch.testing.assert_close(torch.cat(decoded, dim=2), expected, **exactly(torch.float64))
 
 
 pushes = st.lists(st.integers(1, 6), min_size=1, max_size=4)
@@ -282,7 +299,7 @@ def test_a_restored_session_keeps_its_plan_whatever_is_asked():
 @given(size=st.integers(1, 60), largest=st.integers(1, 70), factor=st.sampled_from([1, 2, 8]))
 def test_spans_cover_an_axis_once(size, largest, factor):
     size, largest = size * factor, largest * factor
-    made = spans(size, largest, factor)
+    made = cut_into_spans(size, largest, factor)
     ends = [0, *(span.stop for span in made)]
     assert [span.start for span in made] == ends[:-1]
     assert ends[-1] == size
@@ -299,7 +316,7 @@ def test_tiles_cover_the_output_of_the_shell_once(variant, decoding):
     vae = tiny(**variant)
     network = vae.decoder_network() if decoding else vae.encoder_network()
     (shell,) = (part for part in network.parts(split_core=False) if not part.whole)
-    tiles = regions_of(shell, make_tiles(network, 40, 72, Plan((16, 32), 2)))
+    tiles = find_regions(shell, make_tiles(network, 40, 72, Plan((16, 32), 2)))
     rows, columns = tiles[0]
     covered = torch.zeros(rows.size, columns.size)
     for rows, columns in tiles:
@@ -317,7 +334,7 @@ def test_tiles_cover_the_output_of_the_shell_once(variant, decoding):
 def test_stages_are_cut_between_any_layers(count):
     layers = MODELS[0].decoder_network().layers
     count = min(count, len(layers))
-    before, after = cut(make_stages(layers, 2, 1), count)
+    before, after = cut_stages(make_stages(layers, 2, 1), count)
     assert sum((stage.layers for stage in before), ()) == layers[:count]
     assert sum((stage.layers for stage in after), ()) == layers[count:]
     assert all(stage.layers for stage in before + after)
@@ -325,7 +342,7 @@ def test_stages_are_cut_between_any_layers(count):
     for stage in before + after:
         # A stage knows how many frames of its input a clip of 17 latents has.
         assert frames == 1 + 16 * stage.group
-        frames = resampled(frames, time_factor(stage.layers), starts=True)
+        frames = count_resampled(frames, time_factor(stage.layers), starts=True)
     assert frames == 65
 
 
@@ -360,7 +377,7 @@ def test_models_that_need_whole_clips_refuse_tiles():
         vae.encode(video, tile_size=8)
     with pytest.raises(ValueError, match="cannot be tiled"):
         vae.decode(z, tile_size=8)
-    assert default_plan(vae.decoder_network(), 16, 16, None) == Plan(None, None)
+    assert make_default_plan(vae.decoder_network(), 16, 16, None) == Plan(None, None)
     expected = vae.decode_step(z, None)[0]
     torch.testing.assert_close(vae.decode(z, clamp=False), expected)
 

@@ -117,7 +117,7 @@ def test_clips_follow_each_other(tmp_path: Path, fps: str | None) -> None:
     expected = [int(n * 25 / rate + Fraction(1, 50)) for n in range(5 * len(clips))]
     assert numbers([frame.image for frame in frames]) == expected
     assert [f.time for f in frames] == pytest.approx(
-        [n / float(rate) for n in range(5)] * len(clips), abs=2e-3
+        [n / float(rate) for n in range(5 * len(clips))], abs=2e-3
     )
     # Each alone, and those that a run that goes on has left, are the same.
     alone = [frame for clip in clips for _, frame in read_clips([clip], tmp_path, 4)]
@@ -128,6 +128,80 @@ def test_clips_follow_each_other(tmp_path: Path, fps: str | None) -> None:
     ]
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_clips_of_variable_rates_are_frames_in_a_row(
+    tmp_path: Path, suffix: str, seed: int
+) -> None:
+    """Every frame of the file is used once, with the time that it has in the file."""
+    count, path = 42, tmp_path / f"a{suffix}"
+    steps = torch.tensor([0.008, 0.04, 0.04, 0.2, 1.5])
+    chosen = torch.randint(0, 5, (count,), generator=torch.Generator().manual_seed(seed))
+    times = [round(time.item(), 3) for time in steps[chosen].double().cumsum(0)]
+    with VideoWriter(path, width=16, height=16, fps=Fraction(25)) as writer:
+        writer.write(numbered(count), [time - times[0] for time in times])
+    with VideoReader(path) as reader:
+        expected = [(number, frame.time) for number, frame in enumerate(reader)]
+    clips = clips_of(tmp_path, frames=5)
+    assert [clip.first for clip in clips] == list(range(0, count - 4, 5))
+
+    def read(some: Sequence[Clip]) -> list[tuple[int, float]]:
+        frames = [frame for _, frame in read_clips(some, tmp_path, 4)]
+        shown = numbers([frame.image for frame in frames])
+        return list(zip(shown, (frame.time for frame in frames), strict=True))
+
+    assert read(clips) == expected[:40]
+    # Each alone, and those that a run that goes on has left, in any order, are the same.
+    assert [pair for clip in clips for pair in read([clip])] == expected[:40]
+    backward = [clips[6], clips[3], clips[4], clips[0]]
+    assert read(backward) == [
+        pair for clip in backward for pair in expected[clip.first : clip.first + 5]
+    ]
+
+
+def test_clips_after_the_damage_fail_without_reading_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mkv"
+    noise = torch.rand(3, 60, 24, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_video(path, noise, Fraction(25))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    entry = Entry(path="a.mkv", size=1, mtime=1, width=40, height=24, frames=60, fps=25.0)
+    clips = find_clips([entry], parse_cut(5, None, None, CONFIG), CONFIG).clips
+    opened, open_ = [], VideoReader._open
+    monkeypatch.setattr(VideoReader, "_open", lambda self: opened.append(1) or open_(self))
+    errors = {
+        clip.first: str(item)
+        for clip, item in read_clips(clips, tmp_path, 4)
+        if isinstance(item, ClipError)
+    }
+    assert 2 < len(errors) < len(clips) - 2 and len(opened) == 1
+    assert set(errors) == {clip.first for clip in clips[-len(errors) :]}
+    assert all("damaged or cut short" in error for error in errors.values())
+
+
+def test_a_video_that_changes_after_it_was_listed_is_a_failure(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered(9), Fraction(25))
+    clips = clips_of(tmp_path, frames=5)
+    write_video(tmp_path / "a.mp4", numbered(9).flip(1), Fraction(25))
+    (pair,) = read_clips(clips, tmp_path, 4)
+    assert "has changed since it was listed" in str(pair[1])
+
+
+def test_a_clip_whose_name_is_taken_is_a_failure(tmp_path: Path) -> None:
+    values = {"size": 1, "mtime": 1, "width": 24, "height": 16, "frames": 9, "fps": 25.0}
+    entries = [
+        Entry(path="a.tar", member="v.mp4", **values),
+        Entry(path="a.tar", member="./v.mp4", **values),
+        Entry(path="b.mp4", **values),
+    ]
+    found = find_clips(entries, parse_cut(5, None, None, CONFIG), CONFIG)
+    assert [clip.name for clip in found.clips] == ["a.tar/v.mp4.00000", "b.mp4.00000"]
+    (failure,) = found.broken
+    assert failure.source == "a.tar/./v.mp4" and "as a.tar/v.mp4 does; rename" in failure.reason
+
+
 def test_a_damaged_video_ends_only_its_clip(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, numbered(9), Fraction(25))
@@ -135,7 +209,9 @@ def test_a_damaged_video_ends_only_its_clip(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     read = list(read_clips(clips, tmp_path, 4))
     assert [clip.name for clip, _ in read] == ["a.mp4.00000"] + 5 * ["b.mp4.00000"]
-    assert isinstance(read[0][1], ClipError) and "not a video" in str(read[0][1])
+    assert isinstance(read[0][1], ClipError) and "has changed since it was listed" in str(
+        read[0][1]
+    )
 
 
 def test_images_are_clips_of_one_frame(tmp_path: Path) -> None:
@@ -144,7 +220,7 @@ def test_images_are_clips_of_one_frame(tmp_path: Path) -> None:
     assert [clip.name for clip in clips_of(tmp_path)] == ["a.png", "b.mp4"]
     names = [f"b.mp4.0000{n}" for n in range(5)]
     assert [clip.name for clip in clips_of(tmp_path, frames=1)] == ["a.png", *names]
-    assert [clip.name for clip in clips_of(tmp_path, frames=5)] == ["b.mp4.00000"]
+    assert [clip.name for clip in clips_of(tmp_path, frames=5)] == ["a.png", "b.mp4.00000"]
     assert [clip.fps for clip in clips_of(tmp_path, fps="8")] == [1, 8]
 
 

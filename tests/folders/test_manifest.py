@@ -2,23 +2,24 @@
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.commands import outputs_of
 from wanvae.cli import main
+from wanvae.folders.listing import JOURNAL, MANIFEST
 from wanvae.folders.manifest import (
-    JOURNAL,
-    MANIFEST,
-    Entry,
     load_entries,
     probe_files,
+    read_folder,
     read_manifest,
     write_manifest,
 )
-from wanvae.video import VideoInfo, write_video
+from wanvae.video import VideoInfo, VideoWriter, write_video
 
 
 def write(path: Path, frames: int = 3, height: int = 16, width: int = 24) -> Path:
@@ -62,7 +63,7 @@ def files(folder: Path, count: int) -> list[str]:
 
 
 def test_every_file_is_described(folder):
-    entries = {entry.path: entry for entry in write_manifest(folder)}
+    entries = {entry.path: entry for entry in write_manifest(folder).entries}
     assert list(entries) == ["a.mp4", "b/c/image.png", "b/video.mkv", "text.mp4"]
     video = entries["b/video.mkv"]
     assert (video.width, video.height, video.frames, video.is_image) == (24, 16, 4, False)
@@ -75,21 +76,81 @@ def test_every_file_is_described(folder):
 
 def test_what_is_written_is_read_back(folder):
     found = load_entries(folder)
-    assert write_manifest(folder) == found
+    assert write_manifest(folder).entries == found
     assert read_manifest(folder) == load_entries(folder) == found
     lines = (folder / MANIFEST).read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == [entry.path for entry in found]
 
 
-def test_a_manifest_is_taken_at_its_word(folder, opened):
-    count = 20_000
-    values = {"size": 1, "mtime": 2, "width": 3, "height": 4, "frames": 5, "fps": 6.0}
-    lines = [json.dumps({"path": f"gone/{index}.mp4", **values}) for index in range(count)]
-    (folder / MANIFEST).write_text("\n".join(lines) + "\n")
-    entries = load_entries(folder)
-    assert len(entries) == count
-    assert entries[7] == Entry(path="gone/7.mp4", **values)
+def test_files_of_a_manifest_are_not_opened_again(tmp_path, opened):
+    files(tmp_path / "data", 500)
+    entries = write_manifest(tmp_path / "data").entries
+    opened.clear()
+    assert load_entries(tmp_path / "data") == entries
     assert opened == []
+
+
+def test_a_manifest_follows_its_folder(tmp_path, opened):
+    folder = tmp_path / "data"
+    files(folder, 5)
+    write_manifest(folder)
+    opened.clear()
+    (folder / "1.mp4").write_text("longer than before")
+    os.utime(folder / "2.mp4", ns=(0, 0))
+    (folder / "3.mp4").unlink()
+    (folder / "later.mp4").write_text("new")
+    with pytest.warns(UserWarning, match=r"3 files were added or changed, and 1 are gone.* index"):
+        entries = load_entries(folder)
+    assert sorted(opened) == ["1.mp4", "2.mp4", "later.mp4"]
+    assert [entry.path for entry in entries] == ["0.mp4", "1.mp4", "2.mp4", "4.mp4", "later.mp4"]
+    assert entries == write_manifest(folder).entries
+
+
+def test_a_manifest_of_an_earlier_version_is_read(folder):
+    found = write_manifest(folder).entries
+    assert all(len(entry.head) == 16 for entry in found)
+    lines = [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
+    texts = [json.dumps({k: v for k, v in line.items() if k != "head"}) for line in lines]
+    (folder / MANIFEST).write_text("\n".join(texts) + "\n")
+    old = load_entries(folder)
+    assert [replace(entry, head="") for entry in found] == old
+    assert all(a.stamp.matches(b.stamp) for a, b in zip(found, old, strict=True))
+
+
+def test_every_file_is_tried_that_is_not_plainly_something_else(tmp_path, capsys):
+    folder = tmp_path / "data"
+    video = write(folder / "a.mp4").read_bytes()
+    for name in ("b.ts", "c.xyz", "d", "e.GIF", "f.m2ts"):
+        (folder / name).write_bytes(video)
+    texts = ("g.txt", "h.TXT", "i.json", "j.xyz", "README", "k.m3u8", "broken.ts")
+    for name in texts:
+        (folder / name).write_text("#EXTM3U\nno video")
+    for name in ("._a.mp4", "Thumbs.db", "desktop.ini", "__MACOSX/a.mp4", ".cache/b.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(video)
+    assert main(["index", str(folder)]) == 0
+    out = capsys.readouterr().out
+    counts, *others = out.splitlines()
+    assert counts.endswith("6 videos, 0 images, 1 that cannot be read")
+    assert others[0] == (
+        "ignored, no videos or images: 2 .txt, 1 without suffix, 1 .json, 1 .m3u8, 1 .xyz"
+    )
+    assert len(others) == 2 and others[1].startswith("cannot read broken.ts: ")
+    again = read_folder(folder)  # no warning: the manifest knows them all
+    names = ["a.mp4", "b.ts", "broken.ts", "c.xyz", "d", "e.GIF", "f.m2ts"]
+    assert [entry.path for entry in again.entries] == names
+    assert again.ignored == {".txt": 2, "": 1, ".json": 1, ".m3u8": 1, ".xyz": 1}
+    (folder / MANIFEST).unlink()
+    assert read_folder(folder) == again
+
+
+def test_frames_are_counted_where_the_header_does_not_count_them(tmp_path):
+    path = tmp_path / "data" / "a.mkv"
+    path.parent.mkdir()
+    with VideoWriter(path, width=16, height=16, fps=Fraction(25)) as writer:
+        writer.write(torch.zeros(3, 23, 16, 16), [n * 0.01 + (n > 20) * 9 for n in range(23)])
+    (entry,) = load_entries(path.parent)
+    assert entry.frames == 23
 
 
 def test_only_new_and_changed_files_are_opened_again(tmp_path, opened):
@@ -102,21 +163,21 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path, opened):
     os.utime(folder / "2.mp4", ns=(0, 0))
     (folder / "3.mp4").unlink()
     (folder / "4.mp4").write_text("new")
-    entries = write_manifest(folder)
+    entries = write_manifest(folder).entries
     assert sorted(opened) == ["1.mp4", "2.mp4", "4.mp4"]
     assert [entry.path for entry in entries] == ["0.mp4", "1.mp4", "2.mp4", "4.mp4"]
     assert read_manifest(folder) == entries
     opened.clear()
-    assert write_manifest(folder) == entries
+    assert write_manifest(folder).entries == entries
     assert opened == []
 
 
 def test_what_could_not_be_read_is_tried_again(folder):
     target = folder.parent / "later.mp4"
     (folder / "link.mp4").symlink_to(target)
-    assert len([entry for entry in write_manifest(folder) if entry.error]) == 2
+    assert len([entry for entry in write_manifest(folder).entries if entry.error]) == 2
     write(target)
-    assert [entry.path for entry in write_manifest(folder) if entry.error] == ["text.mp4"]
+    assert [entry.path for entry in write_manifest(folder).entries if entry.error] == ["text.mp4"]
 
 
 def test_an_interrupted_index_goes_on_where_it_was(tmp_path, opened, monkeypatch, capsys):
@@ -131,14 +192,14 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, opened, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("wanvae.folders.manifest.probe_files", interrupted)
-        assert main(["index", str(folder)]) == 130
-    assert capsys.readouterr().err == "wanvae: interrupted; run it again to go on from there\n"
+        _, err = outputs_of(capsys, ["index", str(folder)], 130)
+    assert err == "wanvae: interrupted; run it again to go on from there\n"
     assert not (folder / MANIFEST).exists()
     # As after a power failure: a line that was not written to its end.
     with (folder / JOURNAL).open("a") as journal:
         journal.write('[{"path": "5.mp4", "si')
     opened.clear()
-    entries = write_manifest(folder)
+    entries = write_manifest(folder).entries
     assert sorted(opened) == names[5:]
     assert [entry.path for entry in entries] == names
     assert sorted(os.listdir(folder)) == sorted([*names, MANIFEST])
@@ -160,23 +221,23 @@ def test_a_failed_index_leaves_the_manifest_as_it_was(folder, monkeypatch):
 @pytest.mark.parametrize("content", ["[1]", '{"path": "a"}', "text", '{"colour": 1}'])
 def test_another_file_of_that_name_is_refused_and_kept(folder, content, capsys):
     (folder / MANIFEST).write_text(content)
-    assert main(["index", str(folder)]) == 1
-    error = capsys.readouterr().err
+    _, error = outputs_of(capsys, ["index", str(folder)], 1)
     assert error.count("\n") == 1 and "is not a manifest" in error
     assert (folder / MANIFEST).read_text() == content
 
 
 def test_nothing_to_index_is_one_line(tmp_path, capsys):
-    assert main(["index", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("wanvae: nothing to index in ")
+    _, err = outputs_of(capsys, ["index", str(tmp_path)], 1)
+    assert err.startswith("wanvae: nothing to index in ") and err.count("\n") == 1
     assert os.listdir(tmp_path) == []
-    assert main(["index", str(tmp_path / "missing")]) == 1
-    assert "it is not a folder" in capsys.readouterr().err
+    _, err = outputs_of(capsys, ["index", str(tmp_path / "missing")], 1)
+    assert "it is not a folder" in err
 
 
 def test_the_command_counts_and_lists_broken_files(folder, capsys):
     assert main(["index", str(folder)]) == 0
-    first, *broken = capsys.readouterr().out.splitlines()
+    first, ignored, *broken = capsys.readouterr().out.splitlines()
+    assert ignored == "ignored, no videos or images: 1 .txt"
     assert first == f"{folder / MANIFEST}: 2 videos, 1 images, 1 that cannot be read"
     assert len(broken) == 1 and broken[0].startswith("cannot read text.mp4: it is not a video")
 
@@ -211,7 +272,7 @@ def test_any_failure_of_a_probe_is_an_entry(tmp_path, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("wanvae.folders.manifest.probe", huge)
-    assert [entry.error for entry in write_manifest(tmp_path / "data")] == ["MemoryError"]
+    assert [entry.error for entry in write_manifest(tmp_path / "data").entries] == ["MemoryError"]
 
 
 def test_an_unexpected_failure_of_a_probe_is_named(tmp_path, monkeypatch):
@@ -221,5 +282,5 @@ def test_an_unexpected_failure_of_a_probe_is_named(tmp_path, monkeypatch):
         raise TypeError("one argument\nis missing")
 
     monkeypatch.setattr("wanvae.folders.manifest.probe", stumble)
-    (entry,) = write_manifest(tmp_path / "data")
+    (entry,) = write_manifest(tmp_path / "data").entries
     assert entry.error == "TypeError: one argument is missing"

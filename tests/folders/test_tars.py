@@ -10,7 +10,8 @@ import pytest
 import torch
 from webdataset import TarWriter
 
-from wanvae.folders.manifest import MEDIA_SUFFIXES, load_entries, write_manifest
+from wanvae.folders.listing import may_be_media
+from wanvae.folders.manifest import load_entries, read_folder, write_manifest
 from wanvae.folders.tars import find_members
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.video import VideoError, read_video, write_video
@@ -46,7 +47,7 @@ def tars(loose, tmp_path_factory) -> Path:
 
 def test_members_lie_where_the_index_says(loose, tars):
     parts = [
-        part for path in sorted(tars.glob("*.tar")) for part in find_members(path, MEDIA_SUFFIXES)
+        part for path in sorted(tars.glob("*.tar")) for part in find_members(path, may_be_media)
     ]
     assert [Path(part.name).name for part in parts] == [p.name for p in sorted(loose.iterdir())]
     for part, path in zip(parts, sorted(loose.iterdir()), strict=True):
@@ -73,11 +74,11 @@ def test_tars_give_the_samples_of_the_files_in_them(loose, tars, frames, indexed
 
 def test_a_cut_tar_gives_the_members_before_the_cut(tars, tmp_path):
     content = (tars / "shard-1.tar").read_bytes()
-    parts = list(find_members(tars / "shard-1.tar", MEDIA_SUFFIXES))
+    parts = list(find_members(tars / "shard-1.tar", may_be_media))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(content[: parts[1].offset + 10])
     with pytest.raises(VideoError, match=r"cannot read .*cut\.tar: .*complete tar"):
-        list(find_members(cut, MEDIA_SUFFIXES))
+        list(find_members(cut, may_be_media))
     first, *broken = load_entries(tmp_path)
     assert first.member == parts[0].name and first.error is None
     assert broken and all(entry.error for entry in broken)
@@ -92,3 +93,32 @@ def test_other_archives_are_broken_files(tmp_path):
     text, texts, zipped = load_entries(tmp_path)
     assert "uncompressed" in text.error and "uncompressed" in zipped.error
     assert "no videos" in texts.error
+
+
+def test_the_last_member_of_a_name_counts(loose, tmp_path):
+    """Texts and what macOS leaves are passed over; any other member is tried."""
+    first, second = ((loose / name).read_bytes() for name in ("0.mp4", "2.mp4"))
+    members = [
+        ("a.mp4", first),
+        ("._a.mp4", b"\0\5\26\7"),
+        ("__MACOSX/a.mp4", first),
+        ("b.xyz", first),
+        ("a.mp4", second),
+        ("c.cls", b"7"),
+        ("c.json", b"{}"),
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    content = read_folder(tmp_path)
+    assert [(entry.member, entry.error) for entry in content.entries] == [
+        ("b.xyz", None),
+        ("a.mp4", None),
+    ]
+    assert content.ignored == {".cls": 1}
+    source = content.entries[1].source(tmp_path)
+    assert torch.equal(read_video(source)[0], read_video(loose / "2.mp4")[0])
+    heads = {entry.member: entry.head for entry in content.entries}
+    assert heads["a.mp4"] != heads["b.xyz"]

@@ -1,5 +1,6 @@
 """Files of tokens keep all that is in them, and anything else is one clear error."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from motion.errors import MotionError
 from motion.skeleton.packaged import SMPLX
 from motion.tokens import (
     FORMAT,
-    Body,
+    Actor,
     Origin,
     Tokens,
     check_tokens,
     digest_of,
     find_smallest_type,
     holds_tokens,
+    parse_origin,
     read_tokens,
+    write_origin,
     write_tokens,
 )
 from tests.motion.helpers import random_skeleton
@@ -35,7 +38,7 @@ ORIGIN = Origin(
     fps=30.0,
     codes=16,
     books="0123",
-    body=Body(
+    actor=Actor(
         skeleton=replace(random_skeleton(5), up="z"),
         start=(0.1, -1 / 3),
         betas=(0.5, 1e-9),
@@ -95,6 +98,27 @@ def test_indices_alone(tmp_path: Path, dtype: type) -> None:
     assert read.indices.tolist() == [[1, 2], [3, 4]] and read.origin is None
     with pytest.raises(ValueError, match="only with their origin"):
         write_tokens(tmp_path / "b.npz", read)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((10,), (10, 1)), ((1, 10), (10, 1)), ((1, 10, 6), (10, 6)), ((1, 1, 6), (1, 6))],
+)
+def test_indices_of_other_programs(
+    tmp_path: Path, shape: tuple[int, ...], found: tuple[int, int]
+) -> None:
+    indices = np.arange(np.prod(shape)).reshape(shape)
+    np.save(tmp_path / "a.npy", indices)
+    read = read_tokens(tmp_path / "a.npy").indices
+    assert read.shape == found and read.flatten().tolist() == indices.flatten().tolist()
+
+
+def test_the_keys_of_a_file_stay() -> None:
+    """Files that people have are read, and programs that people have read new files."""
+    written = json.loads(write_origin(ORIGIN))
+    assert list(written) == ["frames", "fps", "codes", "books", "body"]
+    assert list(written["body"]) == ["skeleton", "start", "betas", "gender"]
+    assert parse_origin(json.dumps(written)) == ORIGIN
 
 
 # What is refused
@@ -184,10 +208,18 @@ def test_unwritable_files(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["directory.npz"]
 
 
+def test_indices_of_several_motions(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 10, 6), np.int64))
+    with pytest.raises(
+        MotionError, match=r"\(3, 10, 6\) are of 3 motions; write one file for each"
+    ):
+        read_tokens(tmp_path / "a.npy")
+
+
 def test_places_are_numbers() -> None:
     for start in ((0.0,), (0.0, float("nan"))):
         with pytest.raises(ValueError, match=r"start must be \(x, z\) in metres"):
-            Body(skeleton=SMPLX, start=start)
+            Actor(skeleton=SMPLX, start=start)
 
 
 # Whether tokens are of a model
@@ -213,6 +245,15 @@ def test_tokens_of_another_model(make: Callable[[Origin], Tokens], reason: str) 
     check_tokens(tokens_of()(origin), model, "a.npz")
     with pytest.raises(MotionError, match=rf"a\.npz has .*{reason}.*; give the checkpoint that"):
         check_tokens(make(origin), model, "a.npz")
+
+
+def test_one_token_or_several() -> None:
+    """(1, Q) may be one token of Q layers or Q tokens of one layer, so it is said."""
+    model = tiny_tokenizer(layers=3)
+    check_tokens(Tokens(torch.zeros(4, 1, dtype=torch.long), None), model, "a.npy")
+    check_tokens(Tokens(torch.zeros(1, 3, dtype=torch.long), None), model, "a.npy")
+    with pytest.warns(UserWarning, match=r"a\.npy is read as 3 tokens .* as \(1, 1, 3\)"):
+        check_tokens(Tokens(torch.zeros(3, 1, dtype=torch.long), None), model, "a.npy")
 
 
 def test_other_codebooks_are_told_apart() -> None:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from wanvae.execution.budget import Job, Planner
+from wanvae.execution.budget import Planner
+from wanvae.execution.cost import Workload
 from wanvae.execution.flow import make_stages
-from wanvae.execution.tiling import Coding, Plan, make_network, make_tiles
+from wanvae.execution.network import make_network
+from wanvae.execution.plan import Plan, make_tiles
+from wanvae.execution.tiling import Coding, LocalTiles
 from wanvae.nn import CausalConv, Sequential, Streaming
 from wanvae.nn.interval import Interval
 from wanvae.nn.masking import zero_padding
@@ -94,7 +97,13 @@ def pooling(device="cpu"):
     modules = nn.ModuleList([*shell, *core]).double()
     assert len(modules) == 4
     return make_network(
-        core, shell, core_first=False, out_channels=2, spatial_factor=2, temporal_factor=1
+        core,
+        shell,
+        core_first=False,
+        out_channels=2,
+        spatial_factor=2,
+        temporal_factor=1,
+        architecture="pooling",
     )
 
 
@@ -107,7 +116,7 @@ def whole(network, x):
 def test_it_tiles_and_streams(plan):
     network = pooling()
     x = torch.randn(1, 3, 5, SIDE, SIDE, dtype=torch.float64)
-    coding = Coding(network, plan, make_tiles(network, SIDE, SIDE, plan))
+    coding = Coding(network, plan, LocalTiles(make_tiles(network, SIDE, SIDE, plan)))
     y = torch.cat([coding.run(piece) for piece in x.split([1, 3, 1], dim=2)], dim=2)
     torch.testing.assert_close(y, whole(network, x), rtol=0, atol=1e-12)
 
@@ -119,14 +128,14 @@ def test_it_ends_a_stage():
 
 def test_it_is_planned_for():
     planner = Planner(pooling("meta"))
-    job = Job(1, 3, 5, SIDE, SIDE, torch.float64)
+    workload = Workload(1, 3, 5, SIDE, SIDE, torch.float64)
     # Multiply-adds of the convolutions with one slice of their kernel for the first frame.
     frames, pixels = 3 * 5 - 2, SIDE**2
     convolutions = 9 * frames * (3 * 4 * pixels + (4 * 4 + 4 * 2) * pixels // 4)
     pooled = 8 * 5 * pixels // 4
-    assert planner.multiply_adds(job, Plan(None, 2)) == convolutions + pooled
-    assert planner.multiply_adds(job, Plan((4, 4), 2)) > convolutions + pooled
-    assert planner.plan_for(job, 2**40).tile_size is None
+    assert planner.costs.multiply_adds(workload, Plan(None, 2)) == convolutions + pooled
+    assert planner.costs.multiply_adds(workload, Plan((4, 4), 2)) > convolutions + pooled
+    assert planner.plan_for(workload, 2**40).tile_size is None
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from wanvae.nn import (
     Upsample,
     make_block,
 )
-from wanvae.nn.region import Span, crop, crop_whole, union, whole_of, whole_region
+from wanvae.nn.region import Span, crop, crop_whole, expand_to_whole, make_whole_region, union
 
 KINDS = ["residual", "standard", "bottleneck", "preactivation", "dense"]
 CHANNELS = 4
@@ -73,7 +73,7 @@ def test_a_union_holds_both_and_can_be_cropped_to_each(rows, columns, row, colum
         assert torch.equal(crop_whole(x, wanted), expected)
     assert len(both[0]) == max(rows.stop, row.stop) - min(rows.start, row.start)
     assert crop_whole(x, None) is x
-    assert whole_of(both) == whole_region(6, 4)
+    assert expand_to_whole(both) == make_whole_region(6, 4)
 
 
 def block(ndim, kind, out_dim=CHANNELS, norm="rms"):
@@ -155,7 +155,7 @@ def test_a_step_of_a_region_is_that_region_of_a_step(ndim, layer, data, gradient
             if region is None:
                 region = tuple(data.draw(spans(side)) for side in y.shape[-2:])
             needed = layer.input_region(region)
-            assert whole_of(needed) == whole_region(12, 12)
+            assert expand_to_whole(needed) == make_whole_region(12, 12)
             part = crop_whole(x, needed).clone()
             y_of_part, state_of_part = layer.step(part, state_of_part, region)
         torch.testing.assert_close(y_of_part, crop_whole(y, region), rtol=0, atol=1e-10)

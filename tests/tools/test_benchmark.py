@@ -143,7 +143,7 @@ def test_flops_of_attention() -> None:
 
 def test_peak_memory_is_that_of_the_call_alone() -> None:
     torch.ones(2**25)  # an earlier peak
-    peak = measuring.peak_resident_memory(lambda: torch.ones(2**24).sum())
+    peak = measuring.measure_peak_resident_memory(lambda: torch.ones(2**24).sum())
     assert peak == pytest.approx(2**26, rel=0.1)
 
 

@@ -60,8 +60,8 @@ def test_a_whole_comparison(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_agree(variant: str) -> None:
     video, motion = (
-        compare_blocks.video_config(FULL, variant),
-        compare_blocks.motion_config(FULL, variant),
+        compare_blocks.find_video_config(FULL, variant),
+        compare_blocks.find_motion_config(FULL, variant),
     )
     with torch.device("meta"):
         pairs = (
@@ -108,7 +108,7 @@ def test_gradients_are_those_at_the_inputs_of_blocks() -> None:
 
 def test_without_norm_the_shortcut_carries_the_gradient() -> None:
     reached = {
-        variant: compare_blocks.gradients(FULL, variant, "none", "silu", depth=10)[0]
+        variant: compare_blocks.measure_stack_gradients(FULL, variant, "none", "silu", depth=10)[0]
         for variant in ("preactivation", "none")
     }
     assert reached["none"] < 1e-6 < 0.5 < reached["preactivation"]
@@ -133,7 +133,7 @@ def test_an_interrupt_keeps_what_is_done(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_blocks, "costs_of_motion", interrupted)
+    monkeypatch.setattr(compare_blocks, "measure_motion_costs", interrupted)
     path = tmp_path / "blocks.json"
     assert compare_blocks.main([*options, "--json", str(path)]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "compare_blocks: interrupted"

@@ -1,6 +1,6 @@
 """Nodes for ComfyUI: the VAE of Wan and Qwen-Image, with exact tiles within a memory limit.
 
-Install wanvae where ComfyUI runs, and copy this file to its ``custom_nodes``.
+Install wanvae in the Python environment of ComfyUI, and copy this file to its ``custom_nodes``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from wanvae import WanVAE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Of a socket of its own, for ComfyUI's nodes cannot use this model, nor ours theirs.
+# A socket type of our own, because nodes of ComfyUI cannot use this model, and ours not theirs.
 MODEL = "WANVAE"
 LIMITS = {
     "tile_size": (
@@ -36,7 +36,7 @@ LIMITS = {
 
 
 class LoadWanVAE:
-    """A checkpoint of the folder ``models/vae``, of any layout that wanvae reads."""
+    """A node that loads a checkpoint from ``models/vae``, of any layout that wanvae reads."""
 
     CATEGORY = "wanvae"
     FUNCTION = "load"
@@ -48,7 +48,7 @@ class LoadWanVAE:
         return {
             "required": {
                 "name": (folder_paths.get_filename_list("vae"),),
-                "encode_dtype": (dtypes, {"tooltip": "latents are less exact in the others"}),
+                "encode_dtype": (dtypes, {"tooltip": "latents are less exact in the other dtypes"}),
                 "decode_dtype": (dtypes, {"default": "bfloat16"}),
             }
         }
@@ -64,7 +64,7 @@ class LoadWanVAE:
 
 
 class EncodeWanVAE:
-    """Frames ``(1 + 4n, H, W, 3)`` in [0, 1] to latents ``(1, z_dim, 1 + n, H / 8, W / 8)``."""
+    """A node from frames ``(1 + 4n, H, W, 3)`` in [0, 1] to latents ``(1, z_dim, 1 + n, ...)``."""
 
     CATEGORY = "wanvae"
     FUNCTION = "encode"
@@ -77,15 +77,15 @@ class EncodeWanVAE:
     def encode(
         self, vae: WanVAE, images: Tensor, tile_size: int, max_memory: str
     ) -> tuple[dict[str, Tensor]]:
-        # Of images with an alpha channel only the colours.
+        # Images may have an alpha channel, which is dropped.
         video = images[..., :3].movedim(-1, 0)[None] * 2 - 1
         posterior = vae.encode(video, tile_size=tile_size or None, max_memory=max_memory or None)
-        # Raw: ComfyUI normalizes them where they enter a Wan model, and undoes it behind.
+        # Raw latents: ComfyUI normalizes latents before a Wan model, and undoes this after it.
         return ({"samples": posterior.mode().float().cpu()},)
 
 
 class DecodeWanVAE:
-    """Latents ``(B, z_dim, 1 + n, H, W)`` to frames ``(B * (1 + 4n), 8H, 8W, 3)`` in [0, 1]."""
+    """A node from latents ``(B, z_dim, 1 + n, H, W)`` to frames ``(B * (1 + 4n), 8H, 8W, 3)``."""
 
     CATEGORY = "wanvae"
     FUNCTION = "decode"

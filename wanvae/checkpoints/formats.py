@@ -34,11 +34,12 @@ from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
+    digest_of_tensors,
     read_tensors,
     write_pickle,
     write_tensors,
 )
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
 from wanvae.engine.text import first_few
@@ -123,6 +124,18 @@ def load_directory(path: Path) -> Checkpoint:
     tensors = read_tensors(weights_file(directory)).tensors
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
     return Checkpoint(config, tensors, layout, notes)
+
+
+def identify(path: str | PathLike[str]) -> str:
+    """Returns the SHA-256, in hexadecimal, of the tensors and the config of a checkpoint.
+
+    It is the same in every layout that keeps all of the config, however the file was written.
+
+    Raises:
+        CheckpointError: as for ``load``.
+    """
+    checkpoint = load(path)
+    return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
 def diffusers_directory(path: Path) -> Path:
@@ -279,9 +292,15 @@ def write_directory(
 
 def write_diffusers_files(directory: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
     """Writes the two files of a diffusers directory, each complete or not at all."""
-    write_tensors(directory / DIFFUSERS_WEIGHTS, tensors, {"format": "pt"})
-    with atomic_path(directory / DIFFUSERS_CONFIG) as path:
+    config_file, weights = files_in_diffusers_directory(directory)
+    write_tensors(weights, tensors, {"format": "pt"})
+    with atomic_path(config_file) as path:
         path.write_text(config, encoding="utf-8")
+
+
+def files_in_diffusers_directory(directory: str | PathLike[str]) -> tuple[Path, Path]:
+    """Returns the files that ``save_diffusers`` and ``save_qwen_image`` write."""
+    return Path(directory, DIFFUSERS_CONFIG), Path(directory, DIFFUSERS_WEIGHTS)
 
 
 def holds_wan_vae(directory: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from wanvae.checkpoints.formats import Layout
+from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
 from wanvae.commands.convert import convert, load_complete
 from wanvae.commands.options import DTYPES, checkpoint_of
 from wanvae.engine.command_line.arguments import Parser
@@ -50,6 +50,7 @@ def add_info_options(parser: Parser) -> None:
         nargs="?",
         help="checkpoint of any layout (default: the small model of this package)",
     )
+    parser.reads("checkpoint")
 
 
 def add_convert_options(parser: Parser) -> None:
@@ -59,6 +60,8 @@ def add_convert_options(parser: Parser) -> None:
         "destination",
         help=".safetensors (native), .pth or .safetensors (wan), directory (diffusers)",
     )
+    parser.reads("source")
+    parser.writes("destination", files_in_diffusers_directory)
     layouts = [layout.value for layout in Layout]
     parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
     parser.add_argument(
@@ -69,13 +72,11 @@ def add_convert_options(parser: Parser) -> None:
 INFO = Command(
     info,
     add_info_options,
-    "print what a checkpoint is",
     "Print what a checkpoint is, and what had to be assumed.",
 )
 
 CONVERT = Command(
     convert_checkpoint,
     add_convert_options,
-    "write a checkpoint in another layout",
     "Write a checkpoint in another layout.",
 )

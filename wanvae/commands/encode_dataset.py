@@ -64,6 +64,14 @@ def show(name: str, report: DatasetReport) -> None:
         f"{len(report.failures)} failed; {report.size:,} bytes written, "
         f"{speed:.2f} frames per second"
     )
+    print_some("encoded again, because it has changed", report.changed)
+    if report.unknown:
+        print(
+            f"{report.unknown} clips are of an earlier version, which does not tell whether their "
+            "videos have changed since; delete their files to encode them again"
+        )
+    if report.ignored:
+        print(f"ignored, no videos or images: {report.ignored}")
     print_some("left out, too small or too short", report.left_out)
     print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
     if not report.written + report.kept:
@@ -77,6 +85,8 @@ def add_options(parser: Parser) -> None:
         help="folder of videos, images and tars of them, or the manifest that wanvae index wrote",
     )
     parser.add_argument("destination", help="folder to write, new or from an interrupted run")
+    parser.reads("source")
+    parser.writes("destination")
     parser.add_argument(
         "--frames",
         type=int,
@@ -122,7 +132,6 @@ def add_options(parser: Parser) -> None:
 ENCODE_DATASET = Command(
     run,
     add_options,
-    "encode a folder of videos to latents to train on",
     "Encode the videos and images of a folder to latents, to train diffusion models with "
     "wanvae.LatentDataset. Files that cannot be read are recorded in failures.jsonl, and the rest "
     "is encoded. After any interruption, run it again to go on. Several processes "

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from jsonargparse import Namespace
 
-from wanvae.checkpoints.formats import weights_file
+from wanvae.checkpoints.formats import identify, weights_file
 from wanvae.commands.options import add_model_options, load_model
 from wanvae.commands.output import print_some
 from wanvae.commands.pipeline import limit_shared_by
@@ -27,7 +27,7 @@ from wanvae.evaluate.settings import EvaluationOptions, ModelFacts
 from wanvae.evaluate.summary import Evaluation
 from wanvae.execution.budget import parse_memory
 from wanvae.metrics.frechet import I3D
-from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, cached_backbone
+from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, find_cached_backbone
 from wanvae.model import WanVAE
 
 DEFAULTS = EvaluationOptions()
@@ -75,11 +75,11 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
     models = []
     for name, checkpoint in zip(names_of(checkpoints), checkpoints, strict=True):
         vae = load_model(arguments, checkpoint, default_device)
-        digest = digest_of_file(weights_file(checkpoint))
-        facts = facts_of(vae, name, digest, "wanvae")
+        digests = digest_of_file(weights_file(checkpoint)), identify(checkpoint)
+        facts = facts_of(vae, name, digests, "wanvae")
         models.append(judge_stream(vae, facts, arguments.tile_size, share))
         if arguments.diffusers:
-            theirs = facts_of(vae, f"{name} (diffusers)", digest, "diffusers")
+            theirs = facts_of(vae, f"{name} (diffusers)", digests, "diffusers")
             models.append(judge_diffusers(vae, theirs))
     return models
 
@@ -98,12 +98,17 @@ def names_of(checkpoints: Sequence[str | Path]) -> Iterator[str]:
     return (f"{path} ({number})" for number, path in enumerate(paths, 1))
 
 
-def facts_of(vae: WanVAE, name: str, digest: str, library: str) -> ModelFacts:
-    """Returns what the figures of a model depend on."""
+def facts_of(vae: WanVAE, name: str, digests: tuple[str, str], library: str) -> ModelFacts:
+    """Returns what the figures of a model depend on.
+
+    Args:
+        digests: of the file of the weights, and of the model.
+    """
     dtypes = [str(dtype).removeprefix("torch.") for dtype in (vae.encode_dtype, vae.decode_dtype)]
     return ModelFacts(
         name=name,
-        checkpoint=digest,
+        checkpoint=digests[0],
+        model=digests[1],
         library=library,
         encode_dtype=dtypes[0],
         decode_dtype=dtypes[1],
@@ -117,7 +122,7 @@ def load_networks(arguments: Namespace, device: torch.device) -> Networks:
         UserError: a named file does not hold such a network, or torchvision is not installed.
     """
     i3d = None if arguments.i3d is None else I3D(arguments.i3d, device)
-    weights = arguments.lpips_weights or cached_backbone(arguments.lpips)
+    weights = arguments.lpips_weights or find_cached_backbone(arguments.lpips)
     missing = []
     if find_spec("torchvision") is None:
         missing.append("torchvision is not installed")
@@ -161,6 +166,8 @@ def add_options(parser: Parser) -> None:
         required=True,
         help="folder to write, new or from an interrupted run",
     )
+    parser.reads("source", "lpips_weights", "i3d")
+    parser.writes("output")
     parser.add_argument(
         "--diffusers",
         action="store_true",
@@ -215,7 +222,6 @@ def add_options(parser: Parser) -> None:
 EVALUATE = Command(
     run,
     add_options,
-    "judge models on a folder of videos, with a report",
     "Encode and decode the videos and images of a folder with one or several checkpoints, and "
     "write how close the results are: evaluation.json, evaluation.csv, and report.html, one file "
     "with tables, curves, the worst frames and videos to compare with a slider. Figures: PSNR, "

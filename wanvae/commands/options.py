@@ -72,6 +72,7 @@ def add_model_options(parser: Parser, *, several: bool = False) -> None:
         help="native, official or diffusers checkpoint, or ORG/NAME on the Hugging Face Hub "
         "(default: the small model of this package)",
     )
+    parser.reads("checkpoint")
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="dtype to compute in"
     )

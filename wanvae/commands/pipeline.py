@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,11 +24,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wanvae.checkpoints.formats import identify
 from wanvae.config import WanVAEConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.execution.budget import Memory, TileSize, TooLittleMemory, parse_memory
-from wanvae.execution.sharding import FIRST, Processes
-from wanvae.frames import encode_frames
+from wanvae.execution.budget import TooLittleMemory, parse_memory
+from wanvae.execution.limits import Memory, Processes, TileSize
+from wanvae.execution.sharding import FIRST
+from wanvae.frames import check_finite, encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import WanVAE
@@ -91,6 +94,7 @@ def reconstruct_file(
     Raises:
         VideoError: a file cannot be read or written, or has no frame from ``start`` on.
         UserError: the model cannot stream, or decodes other videos than it encodes.
+        NotFiniteError: latents or frames are not finite.
     """
     check_reconstructs(vae.config)
     began = time.perf_counter()
@@ -112,6 +116,7 @@ def reconstruct_file(
             for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
+                check_finite(decoded, "the frames", vae.decode_dtype, "--decode-dtype")
                 if writer is None:
                     waiting.clear()
                     continue
@@ -139,6 +144,7 @@ def encode_file(
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
+    checkpoint: str | PathLike[str] | None = None,
     start: float = 0.0,
     duration: float | None = None,
     tile_size: TileSize | None = None,
@@ -149,6 +155,7 @@ def encode_file(
     """Encodes a video or image file to a file of latents.
 
     Args:
+        checkpoint: where the model comes from. The file then says which model encoded it.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
         tile_size: work in tiles with at most this many pixels along each side.
@@ -162,15 +169,17 @@ def encode_file(
     Raises:
         VideoError: ``source`` cannot be read, or has no frame from ``start`` on.
         FileError: ``destination`` cannot be written.
+        NotFiniteError: the latents are not finite.
     """
     first = is_first(shard)
+    model = "" if checkpoint is None else identify(checkpoint)
     with open_excerpt(source, start, duration) as excerpt:
         info = excerpt.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape) if first else nullcontext() as writer,
+            write_latents(destination, shape, model=model) if first else nullcontext() as writer,
             show_progress(excerpt.frames, excerpt.count, progress and first) as frames,
         ):
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory, shard=shard)
@@ -190,6 +199,7 @@ def decode_file(
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
+    checkpoint: str | PathLike[str] | None = None,
     normalized: bool = False,
     fps: Fraction | None = None,
     crf: int = 18,
@@ -204,6 +214,7 @@ def decode_file(
         source: a file that ``encode_file`` or ``encode_dataset`` wrote, or a safetensors file with
             a tensor "latents". The written video has the size of the encoded video, times the
             upscale factor of the model.
+        checkpoint: where the model comes from. Warns if another model encoded the latents.
         normalized: the latents come from a diffusion model: denormalize them first. Latents of a
             file that says so itself are always denormalized.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
@@ -217,11 +228,16 @@ def decode_file(
         The number of frames that this process wrote.
 
     Raises:
-        CheckpointError: ``source`` cannot be read, or does not fit the model.
+        CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
+            not finite, or says that they are not normalized although ``normalized`` is set.
         VideoError: ``destination`` cannot be written.
+        NotFiniteError: the decoded frames are not finite.
     """
     with read_latents(source) as latents:
         check_origin(latents, vae.config, source)
+        check_scale(latents, normalized, source)
+        if checkpoint is not None and is_first(shard):
+            warn_of_other_model(latents, checkpoint, source)
         factor, scale = vae.config.decoded_spatial_factor, vae.config.upscale_factor
         height, width = latents.height * factor, latents.width * factor
         frames, rate = 1 + (latents.length - 1) * vae.config.temporal_factor, WAN_RATE
@@ -234,10 +250,11 @@ def decode_file(
             open_writer(destination, first, width, height, fps or rate, crf) as writer,
             show_progress(range(latents.length), latents.length, progress and first) as starts,
         ):
-            pieces = (latents.piece(start, start + 1) for start in starts)
+            pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized or latents.normalized:
                 pieces = map(vae.denormalize, pieces)
             for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
+                check_finite(decoded, "the frames", vae.decode_dtype, "--decode-dtype")
                 decoded = decoded[0, :, : frames - done, :height, :width]
                 count = decoded.shape[1]
                 if count and writer is not None:
@@ -357,6 +374,41 @@ def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathL
         )
 
 
+def check_scale(latents: LatentsFile, normalized: bool, source: str | PathLike[str]) -> None:
+    """Raises CheckpointError if raw latents would be denormalized."""
+    if normalized and latents.normalized is False:
+        raise CheckpointError(
+            f"{source} holds latents that are not normalized, as it says; leave out --normalized"
+        )
+
+
+def warn_of_other_model(
+    latents: LatentsFile, checkpoint: str | PathLike[str], source: str | PathLike[str]
+) -> None:
+    """Warns if the latents say that they come from another model than ``checkpoint``."""
+    if latents.model and latents.model != identify(checkpoint):
+        warnings.warn(
+            f"{source} was encoded by another model than {checkpoint}; colours and details may be "
+            "wrong. Decode it with the checkpoint that encoded it",
+            stacklevel=3,
+        )
+
+
+def finite_piece(latents: LatentsFile, start: int, source: str | PathLike[str]) -> Tensor:
+    """Returns one latent ``(1, z_dim, 1, H, W)``.
+
+    Raises:
+        CheckpointError: a value in it is not finite.
+    """
+    piece = latents.piece(start, start + 1)
+    if not piece.isfinite().all():
+        raise CheckpointError(
+            f"{source} holds latents that are not finite (NaN or infinity), from number {start} "
+            "on; encode the video again, in bfloat16 or float32"
+        )
+    return piece
+
+
 def half(max_memory: Memory | None) -> int | None:
     """Returns half of a limit, in bytes."""
     return None if max_memory is None else parse_memory(max_memory) // 2
@@ -368,7 +420,8 @@ def limit_shared_by(coders: int) -> Iterator[None]:
     try:
         yield
     except TooLittleMemory as error:
-        raise TooLittleMemory(f"{error}; the limit is shared by {coders} coders") from error
+        message = f"{error}; the limit is shared by {coders} coders"
+        raise TooLittleMemory(message, error.needed) from error
 
 
 def show_progress(items: Iterable[T], total: int | None, progress: bool) -> tqdm[T]:

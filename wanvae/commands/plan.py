@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
+import torch
 from jsonargparse import Namespace
 
 from wanvae.commands.convert import load_complete
 from wanvae.commands.options import DTYPES, add_memory_option
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.command_line.arguments import Parser
+from wanvae.engine.command_line.options import add_device_option
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.devices import default_device
 from wanvae.errors import UserError
-from wanvae.execution.budget import Job, Planner, choose_plan, show_memory
-from wanvae.execution.sharding import expected_speedup, share_out
-from wanvae.execution.tiling import Plan
-from wanvae.model import make_planner
+from wanvae.execution.budget import Planner, TooLittleMemory, choose_plan, show_memory
+from wanvae.execution.cost import Workload
+from wanvae.execution.limits import Limits
+from wanvae.execution.plan import Plan
+from wanvae.execution.sharding import estimate_speedup, share_out
+from wanvae.model import WanVAE
 
 
 def plan(arguments: Namespace) -> None:
@@ -25,53 +29,75 @@ def plan(arguments: Namespace) -> None:
     check_size(config, arguments.height, arguments.width)
     check_length(config, arguments.frames)
     latents = 1 + (arguments.frames - 1) // config.temporal_factor
-    for decoding in (False, True):
-        dtype = DTYPES[arguments.dtype]
-        planner = make_planner(config, decoding=decoding, dtype=dtype)
+    limits = Limits(arguments.tile_size, arguments.max_memory)
+    offloads = (arguments.device or default_device()) != "cpu"
+    with torch.device("meta"):
+        vae = WanVAE(config).to(DTYPES[arguments.dtype])
+    for task, network in (("encode", vae.encoder_network()), ("decode", vae.decoder_network())):
+        decoding = network.core_first
         channels = config.z_dim if decoding else config.in_channels
         scale = config.upscale_factor if decoding else 1
         sides = scale * arguments.height, scale * arguments.width
-        job = Job(1, channels, latents, *sides, dtype)
-        within = partial(planner.plan_for, job)
-        limits = arguments.tile_size, arguments.max_memory
-        chosen = choose_plan(planner.network, job, *limits, within)
-        task = "decode" if decoding else "encode"
-        print(f"{task}: {describe(planner, job, chosen)}")
+        workload = Workload(1, channels, latents, *sides, DTYPES[arguments.dtype], offloads)
+        planner = Planner(network)
+        chosen = choose_plan(network, workload, limits)
+        print(f"{task}: {describe(planner, workload, chosen)}")
+        if offloads and limits.max_memory is not None:
+            print(f"{task} as a stream: {describe_stream(planner, workload, limits)}")
         if arguments.processes is not None:
-            print(f"{task} by {describe_shares(planner, job, chosen, arguments.processes)}")
+            print(f"{task} by {describe_shares(planner, workload, chosen, arguments.processes)}")
 
 
-def describe(planner: Planner, job: Job, chosen: Plan) -> str:
+def describe(planner: Planner, workload: Workload, chosen: Plan) -> str:
     """Returns a plan and its costs, in one line."""
-    tiles = planner.tiles(job, chosen)
-    size = "whole frames"
-    if chosen.tile_size is not None:
-        size = f"{len(tiles)} tiles of at most {chosen.tile_size[0]}x{chosen.tile_size[1]} pixels"
-        if chosen.split_core:
-            size += ", all but attention"
-    stream = replace(job, latents=None)
+    stream = replace(workload, latents=None)
     endless = f"as a stream without end: {show_memory(planner.memory(stream, chosen))}"
-    if len(tiles) > 1:
+    if len(planner.tiles(workload, chosen)) > 1:
         offloaded = planner.memory(stream, replace(chosen, offload=True))
         endless += f", on a GPU with states offloaded: {show_memory(offloaded)}"
-    work = planner.multiply_adds(job, chosen)
-    overhead = work / planner.multiply_adds(job, Plan(None, chosen.frames))
+    work = planner.costs.multiply_adds(workload, chosen)
+    overhead = work / planner.costs.multiply_adds(workload, Plan(None, chosen.frames))
     return (
-        f"{size}, {chosen.frames or 'all'} frames at once, "
-        f"{show_memory(planner.memory(job, chosen))} ({endless}), "
+        f"{describe_steps(planner, workload, chosen)}, "
+        f"{show_memory(planner.memory(workload, chosen))} ({endless}), "
         f"{work / 1e12:.2f} T multiply-adds, {overhead:.2f} times the work of whole frames"
     )
 
 
-def describe_shares(planner: Planner, job: Job, chosen: Plan, processes: int) -> str:
+def describe_steps(planner: Planner, workload: Workload, chosen: Plan) -> str:
+    """Returns the tiles and steps of a plan, in words."""
+    size = "whole frames"
+    if chosen.tile_size is not None:
+        tiles = planner.tiles(workload, chosen)
+        size = f"{len(tiles)} tiles of at most {chosen.tile_size[0]}x{chosen.tile_size[1]} pixels"
+        if chosen.split_core:
+            size += ", all but attention"
+    return f"{size}, {chosen.frames or 'all'} frames at once"
+
+
+def describe_stream(planner: Planner, workload: Workload, limits: Limits) -> str:
+    """Returns the plan that a GPU chooses for a stream without end, in one line."""
+    stream = replace(workload, latents=None)
+    try:
+        chosen = choose_plan(planner.network, stream, limits)
+    except TooLittleMemory as error:
+        return str(error)
+    offloaded = ", states offloaded" if chosen.offload else ""
+    return (
+        f"{describe_steps(planner, stream, chosen)}{offloaded}, "
+        f"{show_memory(planner.memory(stream, chosen))}"
+    )
+
+
+def describe_shares(planner: Planner, workload: Workload, chosen: Plan, processes: int) -> str:
     """Returns how processes would share the work of a plan, in one line."""
     if processes < 1:
         raise UserError(f"--processes must be positive, not {processes}")
-    shares = share_out(planner.network, chosen, job.height, job.width, processes)
+    shares = share_out(planner.network, chosen, workload.height, workload.width, processes)
     busy = sum(work > 0 for work in shares.work)
     return (
         f"{processes} processes: {len(shares.tiles)} tiles for {busy} of them, "
-        f"{expected_speedup(planner, job, shares):.2f} times as fast at most"
+        f"{estimate_speedup(planner.network, workload, shares):.2f} times as fast at most"
     )
 
 
@@ -89,6 +115,7 @@ def add_plan_options(parser: Parser) -> None:
     )
     parser.add_argument("--tile-size", type=int, help="longest side of a tile, in pixels")
     add_memory_option(parser)
+    add_device_option(parser)
     parser.add_argument(
         "--processes", type=int, help="number of processes that share each frame, with --shard"
     )
@@ -96,12 +123,12 @@ def add_plan_options(parser: Parser) -> None:
         "--checkpoint",
         help="checkpoint with the architecture to plan for (default: official Wan2.1)",
     )
+    parser.reads("checkpoint")
 
 
 PLAN = Command(
     plan,
     add_plan_options,
-    "print what encoding and decoding would take",
     "Print in which steps and tiles a video would be encoded and decoded, how much memory this "
     "takes, and how much more work the tiles are. No video is computed.",
 )

@@ -6,7 +6,12 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from wanvae.commands.options import add_model_options, add_shard_option, model_to_share
+from wanvae.commands.options import (
+    add_model_options,
+    add_shard_option,
+    checkpoint_of,
+    model_to_share,
+)
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
@@ -49,6 +54,7 @@ def encode(arguments: Namespace) -> None:
             vae,
             arguments.input,
             arguments.output,
+            checkpoint=checkpoint_of(arguments),
             start=arguments.start,
             duration=arguments.duration,
             shard=processes,
@@ -66,6 +72,7 @@ def decode(arguments: Namespace) -> None:
             vae,
             arguments.input,
             arguments.output,
+            checkpoint=checkpoint_of(arguments),
             normalized=arguments.normalized,
             fps=fps,
             crf=arguments.crf,
@@ -105,6 +112,8 @@ def add_reconstruct_options(parser: Parser) -> None:
         default="reconstruction.mp4",
         help=OUTPUT_HELP,
     )
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
     add_time_options(parser)
     add_quality_option(parser)
@@ -116,6 +125,8 @@ def add_encode_options(parser: Parser) -> None:
     """Declares the options of ``wanvae encode``."""
     parser.add_argument("input", help=VIDEO_HELP)
     parser.add_argument("output", help="file to write, .safetensors")
+    parser.reads("input")
+    parser.writes("output")
     add_time_options(parser)
     add_model_options(parser)
     add_shard_option(parser)
@@ -125,6 +136,8 @@ def add_decode_options(parser: Parser) -> None:
     """Declares the options of ``wanvae decode``."""
     parser.add_argument("input", help="latents, .safetensors")
     parser.add_argument("output", help=OUTPUT_HELP)
+    parser.reads("input")
+    parser.writes("output")
     parser.add_argument(
         "--normalized",
         action="store_true",
@@ -142,7 +155,6 @@ def add_decode_options(parser: Parser) -> None:
 RECONSTRUCT = Command(
     reconstruct,
     add_reconstruct_options,
-    "encode and decode a video, and compare",
     "Encode and decode a video of any length, or a part of it, and print how close the result "
     "is. Without input: a sample clip, side by side with the original. With --shard, all "
     "processes of accelerate launch -m wanvae share the work.",
@@ -151,14 +163,14 @@ RECONSTRUCT = Command(
 ENCODE = Command(
     encode,
     add_encode_options,
-    "video to latents",
-    "Encode a video to its latents: mean and logvar, not normalized, in float32.",
+    "Encode a video to its latents: mean and logvar, not normalized, in float32. The file says "
+    "which model encoded it.",
 )
 
 DECODE = Command(
     decode,
     add_decode_options,
-    "latents to video",
     "Decode latents to a video. The latents come from `wanvae encode` or `wanvae encode-dataset`, "
-    "or are a tensor `latents` (z_dim, T, H, W) of another program.",
+    "or are a tensor `latents` (z_dim, T, H, W) of another program. Warns if another model encoded "
+    "them.",
 )

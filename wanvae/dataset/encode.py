@@ -29,12 +29,12 @@ from wanvae.engine.files import unwritable
 from wanvae.engine.json_files import append_line, write_lines
 from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.engine.sharing import neighbouring_share, progress_bar
-from wanvae.execution.budget import Memory, TileSize
+from wanvae.execution.limits import Memory, TileSize
 from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
-from wanvae.folders.manifest import MANIFEST
-from wanvae.frames import encode_frames
+from wanvae.folders.listing import MANIFEST
+from wanvae.frames import NotFiniteError, encode_frames
 from wanvae.latents.spool import LatentsSpool
 from wanvae.model import WanVAE
 from wanvae.posterior import LOGVAR_RANGE, Posterior
@@ -54,7 +54,7 @@ class Piece:
 
     Attributes:
         posterior: ``(1, z_dim, T, H, W)`` in float32 on the CPU.
-        times: times of the frames in seconds.
+        times: times of the frames in seconds, from the first frame of the video.
     """
 
     posterior: Posterior
@@ -92,6 +92,10 @@ class DatasetReport:
         seconds: how long it took.
         failures: clips and files that could not be encoded, now or before.
         left_out: videos and images that are too small or too short for a clip, one line each.
+        changed: videos and images whose clips were encoded again, because they have changed.
+        ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
+        unknown: number of clips of an earlier version, which does not tell whether their videos
+            have changed since.
     """
 
     written: int
@@ -101,6 +105,9 @@ class DatasetReport:
     seconds: float
     failures: tuple[Failure, ...]
     left_out: tuple[str, ...]
+    changed: tuple[str, ...]
+    ignored: str
+    unknown: int
 
 
 def encode_dataset(
@@ -115,7 +122,9 @@ def encode_dataset(
     max_memory: Memory | None = None,
     progress: bool = False,
 ) -> DatasetReport | None:
-    """Encodes the videos and images of a folder. Files that are there already are kept.
+    """Encodes the videos and images of a folder. Latents that are there already are kept.
+
+    With a file for each clip, clips of videos that have changed are encoded again.
 
     Args:
         vae: the model.
@@ -164,6 +173,9 @@ def encode_dataset(
         seconds=time.perf_counter() - started,
         failures=tuple(write_lists(destination, plan, written + kept, failed)),
         left_out=plan.left_out,
+        changed=plan.changed,
+        ignored=plan.ignored,
+        unknown=sum(clip.stamp is None for clip in kept),
     )
 
 
@@ -187,8 +199,8 @@ def encode_clips(
                     on_cpu = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
                     yield clip, Piece(on_cpu, tuple(times))
                     times.clear()
-            except ClipError as error:
-                yield clip, error
+            except (ClipError, NotFiniteError) as error:
+                yield clip, ClipError(str(error))
 
 
 def write_files(
@@ -254,11 +266,11 @@ class FileWriter:
             with TemporaryFile(dir=self._folder) as file:
                 spool = LatentsSpool(file, options.tensors, options.torch_dtype)
                 try:
-                    collect(spool, clip, row, self._settings)
+                    times = collect(spool, clip, row, self._settings)
                 except ClipError as error:
                     self._record(Failure(clip.name, clip.source, str(error)))
                 else:
-                    yield StoredClip(clip.name, clip_metadata(clip, self._settings), spool)
+                    yield StoredClip(clip.name, clip_metadata(clip, self._settings, times), spool)
             self._bar.update()
 
     def _record(self, failure: Failure) -> None:
@@ -266,14 +278,33 @@ class FileWriter:
         append_line(self._folder / FAILURES, failure)
 
 
-def collect(spool: LatentsSpool, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> None:
-    """Puts the latents of a clip into ``spool``, and raises the ClipError among them."""
+def collect(
+    spool: LatentsSpool, clip: Clip, row: Row[Piece], settings: DatasetSettings
+) -> list[float]:
+    """Puts the latents of a clip into ``spool``, with times from the first frame of the clip.
+
+    Returns:
+        The times from the first frame of the video.
+
+    Raises:
+        ClipError: there is one in the row, or the dtype to store cannot hold the latents.
+    """
     # The seed depends on the clip alone, so that processes and other clips do not matter.
     seed = hashlib.sha256(f"{settings.options.seed}/{clip.name}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
+    times: list[float] = []
     for piece in raised(row):
-        spool.write(latents_to_store(piece.posterior, settings, generator))
-        spool.times.extend(piece.times)
+        latents = latents_to_store(piece.posterior, settings, generator)
+        latents = latents.to(settings.options.torch_dtype)
+        if not latents.isfinite().all():
+            raise ClipError(
+                f"the latents do not fit into {settings.options.dtype}; use --store-dtype bfloat16 "
+                "or float32"
+            )
+        spool.write(latents)
+        times.extend(piece.times)
+    spool.times.extend(time - times[0] for time in times)
+    return times
 
 
 def latents_to_store(

@@ -6,25 +6,27 @@ process that writes them. A file appears once it is complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 from os import SEEK_END
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
-from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.digest import Stamp
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
-from wanvae.folders.clips import Clip
+from wanvae.folders.clips import Clip, writable_rate
 from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.latents.file import VideoShape, video_metadata
 from wanvae.latents.spool import LatentsSpool, safetensors_header
@@ -97,20 +99,39 @@ def expected_size(clip: Clip, options: DatasetOptions, config: WanVAEConfig) -> 
     return values * options.torch_dtype.itemsize
 
 
-def clip_metadata(clip: Clip, settings: DatasetSettings) -> dict[str, str]:
-    """Returns the metadata of a file with one clip: for ``wanvae decode``, and its origin."""
+def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float]) -> dict[str, str]:
+    """Returns the metadata of a file with one clip: for ``wanvae decode``, and its origin.
+
+    Args:
+        times: times of the frames, in seconds from the first frame of the video.
+    """
     height, width = clip.size
-    video = VideoShape(height=height, width=width, fps=str(clip.fps), source=clip.source)
+    video = VideoShape(
+        height=height, width=width, fps=str(rate_of_times(times, clip.fps)), source=clip.source
+    )
     origin = {
         "name": clip.name,
-        "start": float(clip.start),
+        "start": times[0],
+        "stamp": to_json_dict(clip.entry.stamp),
         "store": settings.options.store,
         "checkpoint": settings.checkpoint,
         "latents_mean": settings.latents_mean,
         "latents_std": settings.latents_std,
     }
     normalized = settings.options.scale == "normalized"
-    return video_metadata(video, normalized=normalized) | {"clip": json.dumps(origin)}
+    metadata = video_metadata(video, normalized=normalized, model=settings.model)
+    return metadata | {"clip": json.dumps(origin)}
+
+
+def rate_of_times(times: Sequence[float], fps: Fraction) -> Fraction:
+    """Returns ``fps`` if frames at these times have this rate, else their mean rate.
+
+    A time may be a quarter of a frame off.
+    """
+    expected = (times[0] + number / fps for number in range(len(times)))
+    if all(abs(time - exact) * fps < 0.25 for time, exact in zip(times, expected, strict=True)):
+        return fps
+    return writable_rate(Fraction((len(times) - 1) / (times[-1] - times[0])))
 
 
 # Writing
@@ -125,15 +146,31 @@ def write_single(path: Path, clips: Iterable[StoredClip]) -> None:
 
 def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
     """Writes an uncompressed tar with one safetensors file for each clip."""
+    taken: set[str] = set()
     with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
         for clip in clips:
+            key = webdataset_key(clip.name, taken)
+            taken.add(key)
             # Time and owner stay 0, so that the bytes do not depend on this run.
-            member = tarfile.TarInfo(clip.name + SUFFIX)
+            member = tarfile.TarInfo(key + SUFFIX)
             with TemporaryFile(dir=path.parent) as file:
                 clip.spool.write_file(file, clip.metadata)
                 member.size = file.tell()
                 file.seek(0)
                 tar.addfile(member, file)
+
+
+def webdataset_key(name: str, taken: Collection[str]) -> str:
+    """Returns the path of a clip in a tar without its suffix. The file name has no dots.
+
+    ``webdataset`` takes files whose names are the same up to the first dot for parts of one sample.
+
+    Args:
+        taken: keys of other clips.
+    """
+    path = PurePosixPath(name)
+    key = str(path.with_name(path.name.replace(".", "_")))
+    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if key in taken else key
 
 
 def write_many(path: Path, clips: Iterable[StoredClip]) -> None:
@@ -226,4 +263,5 @@ def indexed(
         file=file,
         offset=start + first["data_offsets"][0],
         shape=tuple(first["shape"]),
+        stamp=from_json_dict(Stamp, origin["stamp"]) if "stamp" in origin else None,
     )

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from wanvae.checkpoints.formats import weights_file
-from wanvae.dataset.files import LatentsFilePlan, plan_files
-from wanvae.dataset.records import FAILURES, read_failures
+from wanvae.checkpoints.formats import identify, weights_file
+from wanvae.dataset.files import LatentsFilePlan, index_file, plan_files
+from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.json_files import write_lines
+from wanvae.engine.json_files import read_lines, write_lines
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
-from wanvae.folders.manifest import load_entries
+from wanvae.folders.listing import describe_ignored
+from wanvae.folders.manifest import read_folder
 from wanvae.model import WanVAE
 
 
@@ -32,6 +34,8 @@ class DatasetPlan:
         existing: the names of the files that are there already.
         broken: files of the source that cannot be read.
         left_out: videos and images that are too small or too short for a clip, one line each.
+        changed: videos and images that have changed since some of their clips were encoded.
+        ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
     """
 
     settings: DatasetSettings
@@ -39,6 +43,8 @@ class DatasetPlan:
     existing: frozenset[str]
     broken: tuple[Failure, ...]
     left_out: tuple[str, ...]
+    changed: tuple[str, ...]
+    ignored: str
 
     @property
     def kept(self) -> list[LatentsFilePlan]:
@@ -67,13 +73,15 @@ def prepare(
     """
     refuse_nested(source, destination)
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
-    found = find_clips(load_entries(source), cut, vae.config)
+    content = read_folder(source)
+    found = find_clips(content.entries, cut, vae.config)
     if not found.clips:
         raise UserError(
             f"nothing to encode in {source}: {len(found.broken)} files cannot be read, and "
             f"{len(found.left_out)} are too small or too short for a clip; give other videos, or "
             "other --frames or --resize"
         )
+    many = options.container != "files"
     settings = DatasetSettings(
         options=options,
         source=str(source.resolve()),
@@ -81,18 +89,69 @@ def prepare(
         compute_dtype=str(vae.encode_dtype).removeprefix("torch."),
         latents_mean=vae.config.latents_mean,
         latents_std=vae.config.latents_std,
-        clips="" if options.container == "files" else digest_of_clips(found.clips),
+        clips=digest_of_clips(found.clips) if many else "",
+        model=identify(checkpoint),
+        stamps=digest_of_stamps(found.clips) if many else "",
     )
     path = destination / SETTINGS
     if take_folder(path, settings, DATA_SET, DatasetSettings.differences):
         # Drops a line that a killed run left unfinished.
         write_lines(destination / FAILURES, read_failures(destination))
     files = tuple(plan_files(found.clips, options, vae.config))
-    existing = frozenset(file.name for file in files if (destination / file.name).exists())
-    return DatasetPlan(settings, files, existing, found.broken, found.left_out)
+    existing = {file.name for file in files if (destination / file.name).exists()}
+    changed: tuple[str, ...] = ()
+    if not many:
+        stale = [file for file in files if file.name in existing and is_stale(destination, file)]
+        existing -= {file.name for file in stale}
+        changed = tuple(dict.fromkeys(clip.source for file in stale for clip in file.clips))
+        remove_stale(destination, stale, {file.name for file in files})
+    return DatasetPlan(
+        settings=settings,
+        files=files,
+        existing=frozenset(existing),
+        broken=found.broken,
+        left_out=found.left_out,
+        changed=changed,
+        ignored=describe_ignored(content.ignored),
+    )
+
+
+def is_stale(folder: Path, file: LatentsFilePlan) -> bool:
+    """Whether the video of a file with one clip has changed since it was encoded.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    (planned,), (stored,) = file.clips, index_file(folder, file.name)
+    return stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)
+
+
+def remove_stale(folder: Path, stale: Sequence[LatentsFilePlan], planned: Collection[str]) -> None:
+    """Deletes the latents of videos that have changed, and the index, which names them.
+
+    Args:
+        stale: files of clips that are there and must be encoded again.
+        planned: the files that the data set has now. A video that has become shorter had more.
+    """
+    if not stale:
+        return
+    names = {file.name for file in stale}
+    sources = {clip.source for file in stale for clip in file.clips}
+    with suppress(OSError, UserError):
+        index = read_lines(folder / INDEX, IndexedClip)
+        names |= {clip.file for clip in index if clip.source in sources} - set(planned)
+    for name in (INDEX, *names):
+        (folder / name).unlink(missing_ok=True)
 
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
     """Returns a digest of the names of clips, and of what they are cut from."""
     lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in clips)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_of_stamps(clips: Sequence[Clip]) -> str:
+    """Returns a digest of the stamps of the videos of clips."""
+    stamps = (clip.entry.stamp for clip in clips)
+    lines = (f"{stamp.size} {stamp.mtime} {stamp.head}\n" for stamp in stamps)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -47,7 +47,7 @@ class LatentDataset(Dataset):
 
     Raises:
         UserError: the folder is not a data set or not complete, or ``sample`` is asked for and no
-            variance is stored. Reading a clip raises it if the latents are not there.
+            variance is stored. Reading a clip raises it if the latents are not there or not finite.
     """
 
     def __init__(self, folder: str | PathLike[str], *, sample: bool = False) -> None:
@@ -82,6 +82,11 @@ class LatentDataset(Dataset):
     def __getitem__(self, index: int) -> LatentClip:
         clip = self.clips[index]
         tensors = self._read(clip)
+        if not tensors.isfinite().all():
+            raise UserError(
+                f"the latents of {clip.name} in {self.folder / clip.file} are not finite (NaN or "
+                "infinity); delete this file, and encode again in bfloat16 or float32"
+            )
         latents = tensors[:1]
         if self.sample:
             latents = Posterior(*tensors.split(1)).sample()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.engine.digest import Stamp
 from wanvae.errors import UserError
 from wanvae.folders.failure import Failure
 
@@ -25,14 +26,17 @@ class IndexedClip:
     Attributes:
         name: name of the clip.
         source: name of the video.
-        start: seconds from the first frame of the video.
-        fps: frames per second, as a fraction like "30000/1001".
+        start: seconds from the first frame of the video to the first frame of the clip.
+        fps: frames per second, as a fraction like "30000/1001". Where the rate varies inside the
+            clip, its mean over the clip. The file has the time of each frame.
         frames: video frames of the clip.
         height: height of the frames in pixels.
         width: width of the frames in pixels.
         file: the file with the latents, relative to the folder of the data set.
         offset: first byte of the first tensor in the file. A second tensor follows it.
         shape: shape of each tensor, (z_dim, T, H, W).
+        stamp: the state of the file of the video when it was encoded; None in data sets of earlier
+            versions.
     """
 
     name: str
@@ -45,6 +49,7 @@ class IndexedClip:
     file: str
     offset: int
     shape: tuple[int, ...]
+    stamp: Stamp | None = None
 
 
 def read_failures(folder: Path) -> list[Failure]:

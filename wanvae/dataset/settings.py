@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -84,11 +84,14 @@ class DatasetSettings:
     Attributes:
         options: how to encode.
         source: the folder of videos.
-        checkpoint: SHA-256 of the weights, in hexadecimal.
+        checkpoint: SHA-256 of the file of the weights, in hexadecimal.
         compute_dtype: dtype that the model computes in.
         latents_mean: mean of each latent channel; empty means 0.
         latents_std: standard deviation of each latent channel; empty means 1.
         clips: a digest of the list of clips, where a file has many; else empty.
+        model: SHA-256 of the tensors and the config of the model; empty in data sets of earlier
+            versions, where ``checkpoint`` counts.
+        stamps: a digest of the stamps of the videos, where a file has many clips; else empty.
     """
 
     options: DatasetOptions
@@ -98,6 +101,8 @@ class DatasetSettings:
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
     clips: str = ""
+    model: str = ""
+    stamps: str = ""
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation, float32, to broadcast with ``(z_dim, T, H, W)``."""
@@ -105,18 +110,26 @@ class DatasetSettings:
 
     def differences(self, other: DatasetSettings) -> list[str]:
         """Says in words what of ``other`` is not the same."""
-        differences = describe_differences(flat(self), flat(other))
-        if self.clips != other.clips:
+        known = "model" if self.model and other.model else "checkpoint"
+        differences = describe_differences(flat(self, known), flat(other, known))
+        if self.clips != other.clips or (other.stamps and self.stamps != other.stamps):
             differences.append(
                 "videos were added, removed or changed, as only --container files allows"
             )
         return differences
 
 
-def flat(settings: DatasetSettings) -> dict[str, object]:
-    """Returns all values by name, without the digest of clips, which tells people nothing."""
-    values = to_json_dict(replace(settings, clips=""))
-    return values.pop("options") | values
+def flat(settings: DatasetSettings, known: str) -> dict[str, object]:
+    """Returns the values that tell people something, by name.
+
+    Args:
+        known: the field that identifies the model.
+    """
+    values = to_json_dict(settings)
+    model = values[known]
+    for name in ("checkpoint", "model", "clips", "stamps"):
+        del values[name]
+    return values.pop("options") | values | {"checkpoint": model}
 
 
 def read_settings(folder: Path) -> DatasetSettings:

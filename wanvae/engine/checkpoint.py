@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -129,6 +131,8 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file, complete or not at all. Tensors may be views and share memory.
 
+    The same tensors and metadata give the same bytes.
+
     Raises:
         FileError: the file cannot be written.
     """
@@ -137,12 +141,47 @@ def write_tensors(
             save_file(standalone(tensors), temporary, dict(metadata))
         except SafetensorError as error:
             raise unwritable(path, error) from error
+        sort_metadata(temporary)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sorts the metadata of a safetensors file, which the library writes in a random order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        metadata = header.pop("__metadata__", {})
+        ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise RuntimeError(f"a sorted header of {path} takes {len(text)} bytes, not {size}")
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> str:
+    """Returns a SHA-256, in hexadecimal, that identifies a model.
+
+    It depends on the names, dtypes, shapes and values of the tensors and on the config, but not on
+    the layout of a file, nor on its metadata.
+
+    Args:
+        config: what JSON can hold. Leave out what has its default, so that new fields of a config
+            do not change the digest.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"\n{name} {describe(tensor)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_pickle(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], wrapper: str | None = None
 ) -> None:
     """Writes a dict of tensors as ``torch.save`` does, complete or not at all.
+
+    The same tensors give the same bytes.
 
     Args:
         wrapper: the key of another dict around the tensors; None writes no other dict.
@@ -153,7 +192,9 @@ def write_pickle(
     with atomic_path(path) as temporary:
         try:
             content = standalone(tensors)
-            torch.save(content if wrapper is None else {wrapper: content}, temporary)
+            # Given a path, PyTorch writes its name, which is random here, into the file.
+            with temporary.open("wb") as file:
+                torch.save(content if wrapper is None else {wrapper: content}, file)
         except RuntimeError as error:
             raise unwritable(path, error) from error
 

@@ -36,6 +36,16 @@ def to_json_dict(value: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(value)))
 
 
+def changed_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance, as JSON has them, that differ from their defaults."""
+    changed, values = {}, to_json_dict(value)
+    for field in fields(value):
+        own, factory = getattr(value, field.name), field.default_factory
+        if own != (field.default if factory is MISSING else factory()):
+            changed[field.name] = changed_fields(own) if is_dataclass(own) else values[field.name]
+    return changed
+
+
 def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     """The inverse of ``to_json_dict``; fields that have defaults may be absent.
 
@@ -125,13 +135,17 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values in a JSON text, which is in UTF-8 if it comes as bytes.
+    """Returns the values in a JSON text; bytes are read as UTF-8.
 
     Raises:
-        UserError: it is no JSON, or nested so deeply that the parser gives up.
+        UserError: the bytes are not UTF-8 text, or the text is not JSON or too deeply nested.
     """
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"its metadata is no JSON: not UTF-8 text ({error}); download or save it again"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"its metadata is no JSON ({error}); download or save it again") from error
 

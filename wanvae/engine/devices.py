@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,8 +43,6 @@ def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
 def launched_processes(device: str | None) -> Iterator[PartialState]:
     """The processes that ``accelerate launch`` started, or the only one.
 
-    If one fails, the launcher terminates the others, which then raise KeyboardInterrupt.
-
     Args:
         device: the device that people asked for, if any. It decides how processes exchange data.
     """
@@ -53,11 +50,9 @@ def launched_processes(device: str | None) -> Iterator[PartialState]:
 
     # Without a GPU accelerate must be told, or it takes several processes for one.
     state = PartialState(cpu=(device or default_device()) == "cpu", timeout=PATIENCE)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield state
     finally:
-        signal.signal(signal.SIGTERM, before)
         state.destroy_process_group()
 
 

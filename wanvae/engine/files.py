@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,13 @@ from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 # The names that ``temporary_sibling`` gives.
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
+
+
+# Bytes of the longest suffix that a temporary name keeps. Writers read it, as ".safetensors".
+LONGEST_SUFFIX = 32
+# Bytes of the longest name of a file, where the system does not tell it.
+LONGEST_NAME = 255
 
 
 class FileError(UserError):
@@ -88,6 +94,31 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         raise FileError(f"{path} cannot be created: {error.strerror}") from error
 
 
+def refuse_overwriting(output: str | os.PathLike[str], inputs: Iterable[str]) -> None:
+    """Raises FileError if ``output`` is one of ``inputs``, or a file in one of them.
+
+    Links and names that differ in case are the same file if the system says so. An input may also
+    be a numbered sequence of images, like frame-%04d.png, or anything that is not a file.
+    """
+    for source in inputs:
+        if os.path.exists(source) and os.path.exists(output):
+            inside = os.path.isfile(output) and Path(output).resolve().is_relative_to(
+                Path(source).resolve()
+            )
+            same = os.path.samefile(source, output)
+        else:
+            inside, same = False, numbered(source).fullmatch(os.fspath(output)) is not None
+        if same or inside:
+            raise FileError(
+                f"{output} would be overwritten, but {source} is to be read: name another output"
+            )
+
+
+def numbered(pattern: str) -> re.Pattern[str]:
+    """Returns an expression for the names of a sequence of images, like frame-%04d.png."""
+    return re.compile(r"\d+".join(map(re.escape, re.split(r"%0?\d*d", pattern))))
+
+
 def is_nested(path: Path, other: Path) -> bool:
     """Whether one of two folders is in the other, or both are the same."""
     path, other = path.resolve(), other.resolve()
@@ -109,10 +140,35 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """An unused path in the folder of ``path``; a rename within a folder cannot fail halfway."""
+    """Returns an unused path in the folder of ``path``, with the suffix of ``path``.
+
+    A rename within a folder cannot fail halfway. The name is cut where it would be too long.
+
+    Raises:
+        FileError: the folder is missing, or the name of ``path`` itself is too long.
+    """
     if not os.path.isdir(path.parent):
         raise FileError(f"{path} cannot be written: make the directory {path.parent} first")
-    return path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
+    token = secrets.token_hex(4)
+    room = longest_name(path.parent) - len(os.fsencode(f"..{token}{suffix}"))
+    stem = os.fsencode(path.name.removesuffix(suffix))[:room].decode(errors="ignore")
+    return path.parent / f".{stem or 'file'}.{token}{suffix}"
+
+
+def longest_name(folder: Path) -> int:
+    """Returns how many bytes the name of a file in ``folder`` may have."""
+    if not hasattr(os, "pathconf"):
+        return LONGEST_NAME
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return LONGEST_NAME
 
 
 def unwritable(path: str | os.PathLike[str], error: Exception) -> FileError:

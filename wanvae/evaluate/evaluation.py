@@ -132,7 +132,11 @@ def put_together(
         records=records,
         failures=(*found.broken, *outcome.failures),
         left_out=found.left_out,
-        notes=(*lpips_notes(networks.lpips), *rfvd_notes(networks.i3d, overall[0].windows)),
+        notes=(
+            *lpips_notes(networks.lpips),
+            *rfvd_notes(networks.i3d, overall[0].windows),
+            *([("ignored, no videos or images", found.ignored)] if found.ignored else []),
+        ),
     )
 
 

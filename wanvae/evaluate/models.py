@@ -20,8 +20,7 @@ from wanvae.config import check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
-from wanvae.execution.budget import TileSize
-from wanvae.execution.sessions import require_streamable
+from wanvae.execution.limits import TileSize
 from wanvae.frames import encode_frames, pad_to_multiple
 from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
@@ -118,7 +117,7 @@ def judge_stream(
     """
     check_reconstructs(vae.config)
     for network in (vae.encoder_network(), vae.decoder_network()):
-        require_streamable(network)
+        network.require_streamable()
     share = None if max_memory is None else max_memory // 2
 
     def reconstruct(frames: Iterator[Frame], cost: Cost) -> Iterator[Tensor]:

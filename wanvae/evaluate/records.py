@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ class TrialRecord:
         fps: frames per second.
         models: figures of each model, in the order of the settings.
         video: file with the original and all models side by side; None without media.
+        head: the ``head`` of the stamp of the file; empty in evaluations of earlier versions.
     """
 
     folder: str
@@ -107,6 +109,7 @@ class TrialRecord:
     fps: float
     models: tuple[ModelRecord, ...]
     video: str | None
+    head: str = ""
 
 
 def model_record(
@@ -134,9 +137,12 @@ def model_record(
 
 
 def trial_record(
-    trial: Trial, frames: int, models: tuple[ModelRecord, ...], video: str | None
+    trial: Trial,
+    times: Sequence[float],
+    models: tuple[ModelRecord, ...],
+    video: str | None,
 ) -> TrialRecord:
-    """Returns the results of a trial with this many frames."""
+    """Returns the results of a trial with frames at these times, in seconds."""
     clip = trial.clip
     return TrialRecord(
         folder=trial.folder,
@@ -144,12 +150,13 @@ def trial_record(
         size=trial.size,
         height=clip.size[0],
         width=clip.size[1],
-        frames=frames,
+        frames=len(times),
         length=trial.length,
-        start=float(clip.start),
+        start=times[0],
         fps=float(clip.fps),
         models=models,
         video=video,
+        head=clip.entry.head,
     )
 
 
@@ -170,9 +177,14 @@ def write_record(folder: Path, record: TrialRecord, features: dict[str, Tensor])
 
 
 def read_record(trials: Path, trial: Trial) -> TrialRecord | None:
-    """Returns the results of a trial; None if it is not done, or its record is damaged."""
+    """Returns the results of a trial; None if it is not done, or its record is damaged.
+
+    Results of a file that has changed do not count.
+    """
     with suppress(OSError, UserError):
-        return read_value(trials / trial.folder / RECORD, TrialRecord)
+        record = read_value(trials / trial.folder / RECORD, TrialRecord)
+        if len({record.head, trial.clip.entry.head} - {""}) <= 1:
+            return record
     return None
 
 

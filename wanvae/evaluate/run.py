@@ -33,6 +33,7 @@ from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial, TrialList
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, raised, read_clips
+from wanvae.frames import NotFiniteError, check_finite
 from wanvae.metrics.frechet import I3D, Windows
 from wanvae.metrics.lpips import Lpips
 from wanvae.video import Frame
@@ -111,7 +112,7 @@ def run_trials(
         for trial in mine:
             try:
                 run_trial(judging, trial, found.folder, folder, bar)
-            except ClipError as error:
+            except (ClipError, NotFiniteError) as error:
                 shutil.rmtree(folder / trial.folder)
                 failures.append(Failure(trial.clip.name, trial.clip.source, str(error)))
             except OSError as error:
@@ -128,13 +129,15 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
 
     Raises:
         ClipError: the frames cannot be read.
+        NotFiniteError: latents or frames of a model are not finite.
     """
     models = judging.models
     folder = new_folder(trials, trial)
     costs = [Cost(judging.device) for _ in models]
     scores = [Scores(model.vae.config.temporal_factor, judging.lpips) for model in models]
     windows = [] if judging.i3d is None else [Windows(judging.i3d) for _ in (None, *models)]
-    count, video = 0, None
+    times: list[float] = []
+    video = None
     if trial.shown:
         video = "comparison.webp" if trial.clip.entry.is_image else "comparison.mp4"
     with (
@@ -143,13 +146,15 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
     ):
         for frame, images in in_lockstep(on_device(raised(frames), judging.device), models, costs):
             panels = frame.image, *images
-            for score, image in zip(scores, images, strict=True):
+            for model, score, image in zip(models, scores, images, strict=True):
+                what, dtype = f"the frames of {model.facts.name}", model.vae.decode_dtype
+                check_finite(image, what, dtype, "--decode-dtype")
                 score.add(frame.image, image)
             for window, panel in zip(windows, panels, strict=False):  # no windows without I3D
                 window.add(panel)
             if writer is not None:
                 writer.add(panels)
-            count += 1
+            times.append(frame.time)
             bar.update()
     worst = [
         write_worst(folder, f"worst-{number}", score.worst) if trial.shown else ()
@@ -159,7 +164,7 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
         model_record(model.facts.name, trial, score, cost, pictures)
         for model, score, cost, pictures in zip(models, scores, costs, worst, strict=True)
     )
-    write_record(folder, trial_record(trial, count, rows, video), features_of(windows))
+    write_record(folder, trial_record(trial, times, rows, video), features_of(windows))
 
 
 def comparison(path: Path, trial: Trial, judging: Judging) -> ComparisonWriter:

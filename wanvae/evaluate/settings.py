@@ -50,10 +50,12 @@ class ModelFacts:
 
     Attributes:
         name: name of the model in tables.
-        checkpoint: SHA-256 of the weights, in hexadecimal.
+        checkpoint: SHA-256 of the file of the weights, in hexadecimal.
         library: "wanvae" or "diffusers", the library that runs the model.
         encode_dtype: dtype that the model encodes in.
         decode_dtype: dtype that the model decodes in.
+        model: SHA-256 of the tensors and the config; empty in evaluations of earlier versions,
+            where ``checkpoint`` counts.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelFacts:
     library: str
     encode_dtype: str
     decode_dtype: str
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +86,22 @@ class EvaluationSettings:
 
     def differences(self, other: EvaluationSettings) -> list[str]:
         """Says in words what of ``other`` is not the same."""
-        return describe_differences(flat(self), flat(other))
+        known = all(model.model for model in (*self.models, *other.models))
+        return describe_differences(flat(self, known), flat(other, known))
 
 
-def flat(settings: EvaluationSettings) -> dict[str, Any]:
-    """Returns all values by name, with a line for each model."""
+def flat(settings: EvaluationSettings, known: bool) -> dict[str, Any]:
+    """Returns all values by name, with a line for each model.
+
+    Args:
+        known: whether ``model`` identifies the models, and not ``checkpoint``.
+    """
     values = to_json_dict(settings)
     options = values.pop("options")
     values["lpips"] = options.pop("lpips") if values["lpips"] else "left out"
     values["models"] = [
         f"{model.name} ({model.library}, {model.encode_dtype}, {model.decode_dtype}, "
-        f"{model.checkpoint[:12]})"
+        f"{(model.model if known else model.checkpoint)[:12]})"
         for model in settings.models
     ]
     return values | options

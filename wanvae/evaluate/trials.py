@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path
 from wanvae.folders.failure import Failure
-from wanvae.folders.manifest import MANIFEST, Entry, File, load_entries, probe_file, size_and_time
+from wanvae.folders.listing import MANIFEST, File, describe_ignored, size_and_time
+from wanvae.folders.manifest import Entry, MediaFolder, probe_file, read_folder
 
 # Letters of the name of a video that are kept in the name of a folder.
 LONGEST_SLUG = 60
@@ -53,12 +55,14 @@ class TrialList:
         trials: in the order of their videos.
         broken: files that cannot be read.
         left_out: files that are too short or too small for a length or size.
+        ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
     """
 
     folder: Path
     trials: tuple[Trial, ...]
     broken: tuple[Failure, ...]
     left_out: tuple[Failure, ...]
+    ignored: str
 
 
 def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
@@ -67,7 +71,8 @@ def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
     Raises:
         UserError: there is no such source, or nothing in it can be judged.
     """
-    folder, entries = find_entries(source)
+    folder, content = find_content(source)
+    entries = content.entries
     broken = [entry for entry in entries if entry.error is not None]
     usable = list(islice((entry for entry in entries if entry.error is None), options.clips))
     trials: list[Trial] = []
@@ -90,17 +95,19 @@ def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
         tuple(trials),
         tuple(failure(entry, entry.error or "") for entry in broken),
         tuple(left_out),
+        describe_ignored(content.ignored),
     )
 
 
-def find_entries(source: Path) -> tuple[Path, list[Entry]]:
-    """Returns the folder, and its videos and images, for a folder, a manifest or a file."""
+def find_content(source: Path) -> tuple[Path, MediaFolder]:
+    """Returns the folder, and what is in it, for a folder, a manifest or a file."""
     if source.name == MANIFEST:
         source = source.parent
     if source.is_file():
         file = File(source.name, *size_and_time(source))
-        return source.parent, probe_file(source.parent, file)
-    return source, load_entries(source)
+        entries = [replace(entry, other=False) for entry in probe_file(source.parent, file)]
+        return source.parent, MediaFolder(entries, Counter())
+    return source, read_folder(source)
 
 
 def make_trial(
@@ -120,6 +127,7 @@ def make_trial(
         first=(entry.frames - count) // 2,
         frames=count,
         whole=frames is None,
+        by_time=True,
         scaled=scaled,
         size=size,
     )

@@ -1,1 +1,1 @@
-"""Running a network of layers: in pieces of time, in tiles, within memory, over processes."""
+"""Running a network of layers: piece by piece in time, in tiles, within memory, on processes."""

@@ -1,7 +1,7 @@
 """Encoding and decoding video as it comes, piece by piece.
 
-A session takes pieces of any length, hands the network whole groups, and holds its state: memory
-does not grow with the length of the stream.
+A session takes pieces of any length, gives the network whole groups of frames, and holds the state
+of the network. Memory does not grow with the length of the stream.
 """
 
 from __future__ import annotations
@@ -11,99 +11,100 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.errors import UserError
-from wanvae.execution.tiling import Coding, Network, Plan
-from wanvae.nn import State, unstreamable_layers
+from wanvae.execution.flow import PushGuard
+from wanvae.execution.plan import Plan, PlanNumbers
+from wanvae.execution.run import Identity, Runner
+from wanvae.execution.tiling import Coding, CodingState
 from wanvae.posterior import Posterior
 
-# Shape of a piece but for T; plan: frames, lean, split_core, offload, tile height and width;
-# states of the layers; frames that wait for the rest of their group. None before the first piece.
-PlanNumbers: TypeAlias = "tuple[int | None, bool, bool, bool, int | None, int | None]"
-SessionState: TypeAlias = "tuple[tuple[int, ...], PlanNumbers, State, Tensor | None] | None"
+# Identity of the runner; shape (B, C, H, W) of a piece; the plan; states of the layers; frames that
+# wait for the rest of their group. None before the first piece.
+SessionState: TypeAlias = (
+    "tuple[Identity, tuple[int, ...], PlanNumbers, CodingState, Tensor | None] | None"
+)
 
 
 @dataclass(frozen=True)
 class EncodeEnd:
-    """What the end of an encoding stream gives.
+    """The end of an encoding stream.
 
     Attributes:
-        posterior: of the frames that were still waiting, or None if there were none.
-        padded_frames: how often the last frame was repeated to complete their group; the decoded
-            video has as many frames too many at its end.
+        posterior: the posterior of the frames that were still waiting; None if no frame waited.
+        padded_frames: how often the last frame was repeated to complete the last group. Drop this
+            number of frames from the end of the decoded video.
     """
 
     posterior: Posterior | None
     padded_frames: int
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a session needs to know of its model.
-
-    Attributes:
-        network: to run.
-        check: raises ValueError for a piece of the wrong shape.
-        choose: the plan for pieces of a shape.
-        start: a coding of frames of a height and width in pixels, by a plan, from a state or none.
-    """
-
-    network: Network
-    check: Callable[[Tensor], None]
-    choose: Callable[[torch.Size], Plan]
-    start: Callable[[Plan, int, int, State], Coding]
-
-
 class Session:
-    """What encoding and decoding streams have in common; it starts with the first piece.
+    """The base of encoding and decoding sessions. The stream starts with the first piece.
 
     Args:
-        state: of an earlier session, to go on from by its plan.
+        runner: the network and its limits.
+        check: raises UserError for a piece that the model cannot take.
+        state: the state of an earlier session, to continue from with the same plan.
+
+    Raises:
+        UserError: the network needs whole clips, or ``state`` belongs to another network.
     """
 
-    def __init__(self, rules: Rules, state: SessionState = None) -> None:
-        require_streamable(rules.network)
-        self._rules = rules
-        self._network = rules.network
+    def __init__(
+        self, runner: Runner, check: Callable[[Tensor], None], state: SessionState = None
+    ) -> None:
+        runner.network.require_streamable()
+        self._runner = runner
+        self._check = check
+        self._guard = PushGuard()
         self._coding: Coding | None = None
         self._waiting: Tensor | None = None
+        self._shape: tuple[int, ...] = ()
+        self._plan: Plan | None = None
         if state is not None:
-            shape, numbers, states, self._waiting = state
-            frames, lean, split_core, offload, height, width = numbers
-            tile_size = None if height is None or width is None else (height, width)
-            self._start(shape, Plan(tile_size, frames, lean, split_core, offload), states)
+            check_identity(state, runner.identity)
+            _, shape, numbers, states, self._waiting = state
+            self._start(shape, Plan.from_numbers(numbers), states)
 
     @property
     def state(self) -> SessionState:
-        """Everything needed to go on later: ``vae.stream_encode(state=session.state)``.
+        """All that is needed to continue later: ``vae.stream_encode(state=session.state)``.
 
-        Nested tuples of tensors and numbers, for ``torch.save``.
+        The state is nested tuples of tensors, numbers and text. ``torch.save`` can save it.
+
+        Raises:
+            UserError: a piece was not processed to its end.
         """
-        if self._coding is None:
+        self._guard.check()
+        if self._coding is None or self._plan is None:
             return None
-        plan = self._plan
-        height, width = plan.tile_size or (None, None)
-        numbers = plan.frames, plan.lean, plan.split_core, plan.offload, height, width
-        return self._shape, numbers, self._coding.state, self._waiting
+        identity, numbers = self._runner.identity, self._plan.numbers
+        return identity, self._shape, numbers, self._coding.state, self._waiting
 
     @property
     def plan(self) -> Plan | None:
-        """How frames are processed; None before the first piece."""
-        return None if self._coding is None else self._plan
+        """The plan that frames are processed by; None before the first piece."""
+        return self._plan
 
-    def _start(self, shape: tuple[int, ...], plan: Plan, states: State) -> Coding:
-        height, width = (side * self._network.pixels_per_input for side in shape[2:])
+    def _start(self, shape: tuple[int, ...], plan: Plan, states: CodingState | None) -> Coding:
+        self._coding = self._runner.start(shape, plan, state=states)
         self._shape, self._plan = shape, plan
-        self._coding = self._rules.start(plan, height, width, states)
         return self._coding
 
     def _begin_or_check(self, piece: Tensor) -> Coding:
-        """Start with the first piece; ValueError if a later one has another shape."""
-        self._rules.check(piece)
+        """Returns the coding of the stream; the first piece starts it.
+
+        Raises:
+            UserError: the stream is broken, or a later piece has another shape.
+        """
+        self._guard.check()
+        self._check(piece)
         shape = (*piece.shape[:2], *piece.shape[3:])
         if self._coding is None:
-            return self._start(shape, self._rules.choose(piece.shape), None)
+            return self._start(shape, self._runner.choose_plan(piece.shape, None), None)
         if shape != self._shape:
             before = (*self._shape[:2], "T", *self._shape[2:])
             raise UserError(
@@ -114,69 +115,130 @@ class Session:
 
 
 class StreamEncoder(Session):
-    """Encodes a stream of frames; made by ``WanVAE.stream_encode``. No gradients are kept."""
+    """An encoder of a stream of frames, from ``WanVAE.stream_encode``. No gradients are kept."""
+
+    def __init__(
+        self, runner: Runner, check: Callable[[Tensor], None], state: SessionState = None
+    ) -> None:
+        super().__init__(runner, check, state)
+        self._finished = False
+
+    @property
+    def state(self) -> SessionState:
+        """All that is needed to continue later: ``vae.stream_encode(state=session.state)``.
+
+        The state is nested tuples of tensors, numbers and text. ``torch.save`` can save it.
+
+        Raises:
+            UserError: a piece was not processed to its end, or the stream is finished.
+        """
+        self._require_unfinished()
+        return super().state
 
     @torch.no_grad()
     def push(self, frames: Tensor) -> Posterior | None:
-        """Add frames ``(B, C, T, H, W)``, T >= 1, in [-1, 1].
+        """Returns the posterior of the groups of frames that are complete now, or None.
 
-        Returns the posterior of the groups that are complete now, or None if there is none. The
-        first frame is a group; after it every ``temporal_factor`` frames are one (4 for Wan2.1).
+        The first frame is a group. After it every ``temporal_factor`` frames are a group (4 for
+        Wan2.1).
+
+        Args:
+            frames: ``(B, C, T, H, W)``, T >= 1, in [-1, 1].
 
         Raises:
-            ValueError: H or W is not a multiple of 8, or not that of the frames before.
+            UserError: H or W is not a multiple of 8, or differs from the frames before; the stream
+                is finished; or an earlier piece was not processed to its end.
         """
+        self._require_unfinished()
         coding = self._begin_or_check(frames)
-        if self._waiting is not None:
-            frames = torch.cat([self._waiting, frames], dim=2)
-        factor = self._network.temporal_factor
-        first = 0 if coding.started else 1
-        ready = first + (frames.shape[2] - first) // factor * factor
-        self._waiting = frames[:, :, ready:].clone() if ready < frames.shape[2] else None
-        return Posterior.from_moments(coding.run(frames[:, :, :ready])) if ready else None
+        with self._guard.pushing():
+            if self._waiting is not None:
+                frames = torch.cat([self._waiting, frames], dim=2)
+            factor = self._runner.network.temporal_factor
+            first = 0 if coding.started else 1
+            ready = first + (frames.shape[2] - first) // factor * factor
+            self._waiting = frames[:, :, ready:].clone() if ready < frames.shape[2] else None
+            return Posterior.from_moments(coding.run(frames[:, :, :ready])) if ready else None
 
     @torch.no_grad()
     def finish(self) -> EncodeEnd:
-        """Complete the last group by repeating its last frame and encode it."""
+        """Completes the last group by repeating its last frame, encodes it, and ends the stream.
+
+        A second call returns the end of an empty stream.
+
+        Raises:
+            UserError: an earlier piece was not processed to its end.
+        """
+        self._guard.check()
+        self._finished = True
         coding, frames = self._coding, self._waiting
         if coding is None or frames is None:
             return EncodeEnd(None, 0)
-        self._waiting = None
-        missing = self._network.temporal_factor - frames.shape[2]
-        tail = frames[:, :, -1:].expand(-1, -1, missing, -1, -1)
-        moments = coding.run(torch.cat([frames, tail], dim=2))
-        return EncodeEnd(Posterior.from_moments(moments), missing)
+        with self._guard.pushing():
+            self._waiting = None
+            missing = self._runner.network.temporal_factor - frames.shape[2]
+            tail = frames[:, :, -1:].expand(-1, -1, missing, -1, -1)
+            moments = coding.run(torch.cat([frames, tail], dim=2))
+            return EncodeEnd(Posterior.from_moments(moments), missing)
+
+    def _require_unfinished(self) -> None:
+        if self._finished:
+            raise UserError(
+                "this stream is finished, and its last frame may have been repeated to complete a "
+                "group: start a new one"
+            )
 
 
 class StreamDecoder(Session):
-    """Decodes a stream of latents; made by ``WanVAE.stream_decode``. No gradients are kept.
+    """A decoder of a stream of latents, from ``WanVAE.stream_decode``. No gradients are kept.
 
-    Every latent is a group of its own, so nothing ever waits.
+    Every latent is a group of its own. So no latent ever waits, and there is no ``finish``.
     """
 
-    def __init__(self, rules: Rules, state: SessionState = None, *, clamp: bool = True) -> None:
-        super().__init__(rules, state)
+    def __init__(
+        self,
+        runner: Runner,
+        check: Callable[[Tensor], None],
+        state: SessionState = None,
+        *,
+        clamp: bool = True,
+    ) -> None:
+        super().__init__(runner, check, state)
         self._clamp = clamp
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        """Decode raw latents ``(B, z_dim, T, H, W)``, T >= 1.
+        """Returns the video of raw latents ``(B, z_dim, T, H, W)``, T >= 1.
 
-        The first gives one frame, every later one ``temporal_factor`` frames (4 for Wan2.1); of
-        several processes that work together only the first gets any.
+        The first latent of a stream gives one frame, every later latent ``temporal_factor`` frames
+        (4 for Wan2.1). If several processes share the work, only the first process gets frames.
 
         Raises:
-            ValueError: H or W is not that of the latents before.
+            UserError: H or W differs from the latents before, or an earlier piece was not
+                processed to its end.
         """
-        video = self._begin_or_check(latents).run(latents)
-        return video.clamp_(-1, 1) if self._clamp else video
+        coding = self._begin_or_check(latents)
+        with self._guard.pushing():
+            video = coding.run(latents)
+            return video.clamp_(-1, 1) if self._clamp else video
 
 
-def require_streamable(network: Network) -> None:
-    """Raise ValueError if ``network`` can only process whole clips."""
-    layers = unstreamable_layers(nn.ModuleList(network.layers))
-    if layers:
+def check_identity(state: object, expected: Identity) -> None:
+    """Raises UserError if ``state`` is not the state of a session with identity ``expected``."""
+    if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[0], tuple)):
         raise UserError(
-            f"this model cannot stream, for {len(layers)} of its layers look across all of time "
-            f"(the first: {layers[0]}); use encode and decode on whole clips"
+            f"this {type(state).__name__} is not the state of a session: give the "
+            f"{expected[0]} the value of session.state, unchanged"
         )
+    found = state[0]
+    if found != expected:
+        raise UserError(
+            f"the state belongs to {describe(*found)}, but this session is {describe(*expected)}: "
+            "start a new stream, or give the state to the model that it comes from"
+        )
+
+
+def describe(role: str, model: str, dtype: str, rank: int, processes: int) -> str:
+    """Returns in words what a state belongs to."""
+    share = f", process {rank} of {processes}" if processes > 1 else ""
+    return f"the {role} of model {model} in {dtype}{share}"

@@ -1,54 +1,46 @@
-"""One video over several processes, with the result of one.
+"""Sharing one video over several processes. The result equals the result of one process.
 
-Every process runs the core of the network on whole frames. The tiles of the shell are shared out,
-balanced by their multiply-adds, and nothing is exchanged inside them: after an encoder's tiles all
-processes get the features of all tiles, once; a decoder's tiles go to the first process alone.
+Every process runs the core of the network on whole frames. The processes share the tiles of the
+shell, balanced by multiply-adds, and exchange nothing while they compute tiles. After the tiles of
+an encoder, all processes get the features of all tiles. The tiles of a decoder go only to the first
+process.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise, product
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.engine.processes import expecting_processes
-from wanvae.execution.budget import Job, Planner, lengths_along
-from wanvae.execution.flow import Flow, first_parameter, join
-from wanvae.execution.tiling import Coding, Network, Part, Plan
-from wanvae.nn import State
-from wanvae.nn.region import Region, Span, crop, whole_of
-from wanvae.nn.sequential import cropped_layers, resampled
+from wanvae.execution.cost import Costs, Workload, find_lengths_along
+from wanvae.execution.flow import join
+from wanvae.execution.network import Network, remember_by_architecture
+from wanvae.execution.plan import Plan
+from wanvae.execution.tiling import Painting
+from wanvae.nn import Streaming
+from wanvae.nn.region import Region, Span
+from wanvae.nn.sequential import count_resampled, cropped_layers
 
-# The process that decoded video goes to.
+# The rank of the process that gets decoded video.
 FIRST = 0
-# Halvings of an interval that find how much work is a fair share.
+# Halvings of an interval in the search for the work of a fair share.
 HALVINGS = 16
-
-
-class Processes(Protocol):
-    """Processes that work together: ``Accelerator`` and ``PartialState`` of accelerate are some."""
-
-    @property
-    def num_processes(self) -> int: ...
-
-    @property
-    def process_index(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Who makes what of each frame.
+    """The tiles of a frame, and which process computes each tile.
 
     Attributes:
-        tiles: of the frame in pixels.
-        owners: for each tile the rank of the process that makes it; some may have none.
+        tiles: the tiles of the frame, in pixels.
+        owners: for each tile the rank of the process that computes it. A process may have no tile.
         work: for each process the multiply-adds of its tiles, for a clip of two latents.
     """
 
@@ -57,66 +49,70 @@ class Shares:
     work: tuple[int, ...]
 
 
+@remember_by_architecture
 def share_out(network: Network, plan: Plan, height: int, width: int, processes: int) -> Shares:
-    """Tiles, no larger than planned, that so many processes are done with soonest.
+    """Returns the tiles and owners with which ``processes`` processes finish soonest.
+
+    No tile is larger than planned.
 
     Args:
-        height, width: of the frames in pixels.
+        height, width: size of the frames in pixels.
     """
     factor = network.spatial_factor
     sides = height // factor, width // factor
     largest = [side // factor for side in plan.tile_size or (height, width)]
     fewest = [-(-side // most) for side, most in zip(sides, largest, strict=True)]
-    # Where there are more tiles than processes, a few more may be shared out more evenly.
+    # If there are more tiles than processes, a few more tiles may be shared more evenly.
     most_tiles = max(processes, 2 * fewest[0] * fewest[1])
-    counts = (
+    rows, columns = (
         range(few, min(few + processes, side + 1)) for few, side in zip(fewest, sides, strict=True)
     )
-    work = Work(network, plan.split_core, height, width)
-    shares = [
-        work.shares(grid, largest, processes)
-        for grid in product(*counts)
+    work = TileWork(network, plan.split_core, height, width)
+    candidates = [
+        work.share(grid, largest, processes)
+        for grid in product(rows, columns)
         if grid[0] * grid[1] <= most_tiles
     ]
-    return min(shares, key=lambda shares: (max(shares.work), len(shares.tiles)))
+    return min(candidates, key=lambda shares: (max(shares.work), len(shares.tiles)))
 
 
-def expected_speedup(planner: Planner, job: Job, shares: Shares) -> float:
-    """How many times as fast as one process, if only multiply-adds took time."""
-    clip = replace(job, latents=2)
-    whole = planner.multiply_adds(clip, Plan(None, None))
-    (shell,) = share_out(planner.network, Plan(None, None), job.height, job.width, 1).work
+def estimate_speedup(network: Network, workload: Workload, shares: Shares) -> float:
+    """Returns how many times as fast as one process the shares are, by multiply-adds alone."""
+    clip = replace(workload, latents=2)
+    whole = Costs(network).multiply_adds(clip, Plan(None, None))
+    (shell,) = share_out(network, Plan(None, None), workload.height, workload.width, 1).work
     return whole / (whole - shell + max(shares.work))
 
 
-class Work:
-    """What tiles of a frame take.
+class TileWork:
+    """The multiply-adds of tiles of a frame.
 
     Args:
-        split_core: whether the core runs on tiles as well.
-        height, width: of the frame in pixels.
+        split_core: whether the core runs on tiles too.
+        height, width: size of the frame in pixels.
     """
 
     def __init__(self, network: Network, split_core: bool, height: int, width: int) -> None:
         self._network = network
         self._split_core = split_core
         self._sides = height, width
-        self._of_position = work_of_positions(network)
+        self._work_per_position = find_work_per_position(network)
         self._lengths = cache(self._find_lengths)
         self._spans = cache(self._find_spans)
 
-    def shares(self, grid: tuple[int, int], largest: Sequence[int], processes: int) -> Shares:
-        """A grid of rows and columns of tiles, each to the process that has least to do so far.
+    def share(self, grid: tuple[int, int], largest: Sequence[int], processes: int) -> Shares:
+        """Returns shares of a grid of tiles; each tile goes to the process with least work so far.
 
         Args:
-            largest: height and width of a tile at most, in latents.
+            grid: number of rows and of columns of tiles.
+            largest: largest height and width of a tile, in latents.
         """
         rows, columns = (
             self._spans(axis, count, most)
             for axis, (count, most) in enumerate(zip(grid, largest, strict=True))
         )
         tiles = list(product(rows, columns))
-        work = [self._of_tile(tile) for tile in tiles]
+        work = [self._count_work(tile) for tile in tiles]
         busy = [(0, rank) for rank in range(processes)]
         owners = [FIRST] * len(tiles)
         for index in sorted(range(len(tiles)), key=work.__getitem__, reverse=True):
@@ -126,20 +122,20 @@ class Work:
         loads = tuple(done for done, _ in sorted(busy, key=lambda entry: entry[1]))
         return Shares(tuple(tiles), tuple(owners), loads)
 
-    def _of_tile(self, tile: Region) -> int:
-        return self._in_all(*(self._lengths(span) for span in tile))
+    def _count_work(self, tile: Region) -> int:
+        return self._sum_work(*(self._lengths(span) for span in tile))
 
-    def _in_all(self, some: dict[nn.Module, int], others: dict[nn.Module, int]) -> int:
-        """The work of a tile that is as long along both axes."""
-        return sum(self._of_position[layer] * some[layer] * others[layer] for layer in some)
+    def _sum_work(self, some: dict[Streaming, int], others: dict[Streaming, int]) -> int:
+        """Returns the work of a tile from the lengths of each layer along both axes."""
+        return sum(self._work_per_position[layer] * some[layer] * others[layer] for layer in some)
 
-    def _find_lengths(self, span: Span) -> dict[nn.Module, int]:
-        """How much each tiled layer makes along an axis for a span in pixels."""
-        lengths = lengths_along(self._network, span, self._split_core)
-        return {layer: made for layer, (_, made) in lengths.items()}
+    def _find_lengths(self, span: Span) -> dict[Streaming, int]:
+        """Returns how many positions each tiled layer writes along an axis for a span in pixels."""
+        lengths = find_lengths_along(self._network, span, self._split_core)
+        return {layer: written for layer, (_, written) in lengths.items()}
 
     def _find_spans(self, axis: int, count: int, most: int) -> list[Span]:
-        """So many spans of an axis that take about equal work: those inside have two halos."""
+        """Returns ``count`` spans of an axis with about equal work; inner spans have two halos."""
         factor, size = self._network.spatial_factor, self._sides[axis]
         other = self._sides[1 - axis]
         across = self._lengths(Span(0, other, other))
@@ -147,33 +143,35 @@ class Work:
         @cache
         def work(start: int, stop: int) -> int:
             lengths = self._lengths(Span(start * factor, stop * factor, size))
-            return self._in_all(lengths, across)
+            return self._sum_work(lengths, across)
 
-        ends = fair_ends(size // factor, count, most, work)
+        ends = find_balanced_ends(size // factor, count, most, work)
         return [Span(a * factor, b * factor, size) for a, b in pairwise(ends)]
 
 
-def work_of_positions(network: Network) -> dict[nn.Module, int]:
-    """Multiply-adds of each layer for a position of each frame of a clip of two latents."""
+def find_work_per_position(network: Network) -> dict[Streaming, int]:
+    """Returns multiply-adds of each layer per position of a frame, for a clip of two latents."""
     work, frames = {}, 1 + network.group
     for layer in cropped_layers(network.layers):
         work[layer] = layer.multiply_adds(1, frames)
-        frames = resampled(frames, layer.time_factor(), starts=True)
+        frames = count_resampled(frames, layer.time_factor(), starts=True)
     return work
 
 
-def fair_ends(size: int, count: int, most: int, work: Callable[[int, int], int]) -> list[int]:
-    """Where so many spans begin and end that cover ``size`` and take about equal work.
+def find_balanced_ends(
+    size: int, count: int, most: int, work: Callable[[int, int], int]
+) -> list[int]:
+    """Returns the ends of ``count`` spans that cover ``size`` and take about equal work.
 
     Args:
-        most: length of a span at most; ``count`` of them suffice.
-        work: of a span from start to stop; more of longer ones.
+        most: largest length of a span; ``count`` spans of this length cover ``size``.
+        work: returns the work of a span from start to stop. Longer spans take more work.
     """
 
     def ends_within(limit: float) -> list[int] | None:
         ends = [0]
         for left in range(count - 1, -1, -1):
-            # No shorter than that the others can cover the rest, each has one position at least.
+            # The other spans must be able to cover the rest, and each span has a position or more.
             start, stop = ends[-1], max(ends[-1] + 1, size - left * most)
             last = min(start + most, size - left)
             while stop < last and work(start, stop + 1) <= limit:
@@ -189,105 +187,84 @@ def fair_ends(size: int, count: int, most: int, work: Callable[[int, int], int])
         middle = (low + high) / 2
         ends = ends_within(middle)
         low, high, best = (low, middle, ends) if ends else (middle, high, best)
+    if best is None:
+        raise ValueError(f"{count} spans of at most {most} do not cover {size}")
     return best
 
 
-class ShardedCoding(Coding):
-    """A stream of which each process makes its share of the tiles; all push the same.
+class SharedTiles:
+    """Tiles that several processes share. All processes push the same input.
 
-    The results of an encoder come in every process, those of a decoder in the first alone.
+    Every process gets the painting of an encoder. Only the first process gets the video of a
+    decoder.
 
     Args:
-        rank: of this process.
-        state: of an earlier coding of this process, with as many of them.
+        rank: the number of this process.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        plan: Plan,
-        shares: Shares,
-        rank: int,
-        latents: int | None = None,
-        state: State = None,
-        *,
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(network, plan, shares.tiles, latents, state, compiled=compiled)
+    def __init__(self, shares: Shares, rank: int) -> None:
+        self.tiles = shares.tiles
         self._owners = shares.owners
         self._rank = rank
 
-    def run(self, x: Tensor) -> Tensor:
-        """As in one process; decoded videos have no frames in any process but the first.
+    def paint(self, painting: Painting) -> Tensor | None:
+        """Returns the painting with the tiles of all processes; None if another process gets it.
 
         Raises:
-            ProcessError: another process is no longer there.
+            ProcessError: another process has ended.
         """
-        result = super().run(x)
-        if result is not None:
-            return result
-        height, width = (side * self._network.spatial_factor for side in x.shape[3:])
-        like = first_parameter(self._network.layers)
-        return like.new_empty(len(x), self._network.out_channels, 0, height, width)
+        if painting.is_video and self._rank != FIRST:
+            self._send_own(painting)
+            return None
+        for owner, (tile, flow) in zip(self._owners, painting.tiles, strict=True):
+            if owner == self._rank:
+                painting.paint(tile, flow)
+        like = painting.empty(self._find_channels(painting))
+        for owner, (tile, _) in zip(self._owners, painting.tiles, strict=True):
+            place = painting.place(tile, like)
+            if not painting.is_video:
+                self._share(place, owner)
+            elif owner != FIRST:
+                receive(place, owner)
+        return painting.whole
 
-    def _tile_by_tile(
-        self,
-        part: Part,
-        flows: Sequence[tuple[Region, Flow]],
-        pieces: Iterable[Tensor],
-        starts: bool,
-    ) -> Iterator[Tensor]:
-        pieces = list(pieces)
-        frames = self._frames_of(part, pieces, starts=starts)
-        to_first = self._network.core_first and part is self.parts[-1][0]
-        paints = self._rank == FIRST or not to_first
-        whole, kept = None, []
-        for owner, (tile, flow) in zip(self._owners, flows, strict=True):
-            if owner == self._rank and paints:
-                whole = self._paint(whole, part, frames, tile, flow, pieces)
-            elif owner == self._rank:
-                kept.append(join(self._through_tile(flow, pieces), frames))
-        if not paints:
-            for made in kept:
+    def _send_own(self, painting: Painting) -> None:
+        """Computes the tiles of this process, then sends them to the first process."""
+        computed = [
+            join(painting.compute(flow), painting.frames)
+            for owner, (_, flow) in zip(self._owners, painting.tiles, strict=True)
+            if owner == self._rank
+        ]
+        for values in computed:
+            if values is not None:
                 with expecting_processes():
-                    dist.send(made, dst=FIRST)
-            return
-        if not to_first:
-            whole = self._agreed(whole, part, frames, flows, pieces)
-        for owner, (tile, _) in zip(self._owners, flows, strict=True):
-            self._receive(crop(whole, whole_of(tile), tile), owner, to_first=to_first)
-        yield whole
+                    dist.send(values, dst=FIRST)
 
-    def _agreed(
-        self,
-        whole: Tensor | None,
-        part: Part,
-        frames: int,
-        flows: Sequence[tuple[Region, Flow]],
-        pieces: Sequence[Tensor],
-    ) -> Tensor:
-        """``whole``, and in a process that has no tile a place for those of the others."""
-        tile, flow = flows[0]
+    def _find_channels(self, painting: Painting) -> int:
+        """Returns the channels of the painting, also in a process without a tile."""
+        whole = painting.whole
+        if whole is not None and painting.is_video:
+            return whole.shape[1]
+        _, flow = painting.tiles[0]
         channels = torch.tensor(0 if whole is None else whole.shape[1], device=flow.device)
         with expecting_processes():
             dist.broadcast(channels, src=self._owners[0])
-        if whole is not None:
-            return whole
-        like = first_parameter(part.layers)
-        made = like.new_empty(len(pieces[0]), int(channels), 0, 0, 0)
-        return self._empty(made, frames, tile, part)
+        return int(channels)
 
-    def _receive(self, place: Tensor, owner: int, *, to_first: bool) -> None:
-        """Get what ``owner`` made for a part of the whole; it already has that there."""
-        if to_first and owner == FIRST:
-            return
+    def _share(self, place: Tensor, owner: int) -> None:
+        """Gives all processes the tile that ``owner`` has computed."""
         values = torch.empty_like(place, memory_format=torch.contiguous_format)
         if owner == self._rank:
             values.copy_(place)
         with expecting_processes():
-            if to_first:
-                dist.recv(values, src=owner)
-            else:
-                dist.broadcast(values, src=owner)
+            dist.broadcast(values, src=owner)
         if owner != self._rank:
             place.copy_(values)
+
+
+def receive(place: Tensor, owner: int) -> None:
+    """Gets the tile that ``owner`` has computed."""
+    values = torch.empty_like(place, memory_format=torch.contiguous_format)
+    with expecting_processes():
+        dist.recv(values, src=owner)
+    place.copy_(values)

@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
 from wanvae.engine.text import writable
-from wanvae.errors import UserError
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import Entry
 from wanvae.video.common import RATES
@@ -49,11 +48,14 @@ class Clip:
     Attributes:
         name: a unique relative path that stays inside any folder.
         entry: the video.
-        fps: frames per second of the clip.
-        first: number of the first frame, counted at ``fps``.
+        fps: frames per second: the rate that was asked for, or the mean rate of the video.
+        first: number of the first frame: of the video, or at ``fps`` if it is resampled.
         frames: number of frames; for a whole video the number in its header.
         whole: whether the clip goes to the end of the video, however many frames there are.
-        resampled: whether ``fps`` is not the rate of the video.
+        resampled: whether the clip has the frames that are shown at every 1 / ``fps`` seconds, and
+            not the frames of the video one after the other.
+        by_time: whether the clip begins with the first frame from ``start`` on, and not with the
+            frame of number ``first``. It is quicker to find.
         scaled: height and width that the frames are scaled to.
         size: height and width that the scaled frames are cropped to.
     """
@@ -65,6 +67,7 @@ class Clip:
     frames: int = 1
     whole: bool = False
     resampled: bool = False
+    by_time: bool = False
     scaled: tuple[int, int]
     size: tuple[int, int]
 
@@ -75,7 +78,7 @@ class Clip:
 
     @property
     def start(self) -> Fraction:
-        """Seconds from the first frame of the video."""
+        """Seconds from the first frame of the video, if its rate does not vary."""
         return self.first / self.fps
 
     @property
@@ -90,7 +93,7 @@ class ClipList:
 
     Attributes:
         clips: in the order of their videos.
-        broken: files that cannot be read.
+        broken: files that cannot be read, or whose clips would have names of other clips.
         left_out: videos and images that are too small or too short for a clip, one line each.
     """
 
@@ -136,27 +139,29 @@ def parse_sides(resize: str | None) -> tuple[int, ...]:
 
 
 def find_clips(entries: Iterable[Entry], cut: Cut, config: WanVAEConfig) -> ClipList:
-    """Returns the clips of videos and images for a model.
-
-    Raises:
-        UserError: two clips would have the same name.
-    """
+    """Returns the clips of videos and images for a model."""
     clips, broken, left_out = [], [], []
+    sources: dict[str, str] = {}
     for entry in entries:
         name = writable(entry.name)
         if entry.error is not None:
             broken.append(Failure(name, name, entry.error))
             continue
         found = list(cut_entry(entry, cut, config))
-        clips.extend(found)
         if not found:
             left_out.append(f"{name}: {entry.frames} frames of {entry.width}x{entry.height} pixels")
-    refuse_same_names(clips)
+        same = next((clip.name for clip in found if clip.name in sources), None)
+        if same is None:
+            clips.extend(found)
+            sources |= {clip.name: name for clip in found}
+        else:
+            why = f"it would become {same}, as {sources[same]} does; rename one of them"
+            broken.append(Failure(name, name, why))
     return ClipList(tuple(clips), tuple(broken), tuple(left_out))
 
 
 def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
-    """Yields the clips of a video or image; none if it is too short or too small."""
+    """Yields the clips of a video; none if it is too short or too small. An image is one clip."""
     scaled, size = fit(entry.height, entry.width, cut.resize, config.spatial_factor)
     if 0 in size:
         return
@@ -167,8 +172,7 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
     name = safe_path(entry.name)
     clip = partial(Clip, entry=entry, fps=fps, resampled=resampled, scaled=scaled, size=size)
     if entry.is_image:
-        if cut.frames in (None, 1):
-            yield clip(name=name)
+        yield clip(name=name)
     elif cut.frames is None:
         yield clip(name=name, frames=frames, whole=True)
     else:
@@ -178,8 +182,13 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
 
 
 def rate_of(entry: Entry) -> Fraction:
-    """Returns the frames per second of a video, as a rate that can be written."""
-    return min(max(RATES[0], Fraction(entry.fps)), RATES[1]).limit_denominator(LARGEST_DENOMINATOR)
+    """Returns the mean frames per second of a video, as a rate that can be written."""
+    return writable_rate(Fraction(entry.fps))
+
+
+def writable_rate(rate: Fraction) -> Fraction:
+    """Returns the nearest rate that every container can say."""
+    return min(max(RATES[0], rate), RATES[1]).limit_denominator(LARGEST_DENOMINATOR)
 
 
 def fit(
@@ -210,15 +219,3 @@ def safe_part(part: str) -> str:
         return part
     digest = hashlib.sha256(content).hexdigest()[:8]
     return content[:LONGEST_PART].decode(errors="ignore") + digest
-
-
-def refuse_same_names(clips: Iterable[Clip]) -> None:
-    """Raises UserError if two clips have the same name."""
-    sources: dict[str, str] = {}
-    for clip in clips:
-        if clip.name in sources:
-            raise UserError(
-                f"{sources[clip.name]} and {clip.source} would both become {clip.name}; "
-                "rename one of them"
-            )
-        sources[clip.name] = clip.source

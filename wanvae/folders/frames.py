@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -14,7 +15,7 @@ from torch import Tensor
 from wanvae.engine.memory import is_out_of_memory
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
-from wanvae.folders.manifest import Entry, reason
+from wanvae.folders.manifest import Entry, head_of, reason
 from wanvae.video import Frame, VideoError, VideoReader
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 def read_clips(
     clips: Iterable[Clip], folder: Path, temporal_factor: int
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
-    """Yields the frames of each clip in turn, with times in seconds from the clip's first frame.
+    """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
     Frames that cannot be read are replaced by one error, which ends the clip.
 
@@ -67,16 +68,42 @@ def whole_groups(frames: Iterator[Frame], size: int) -> Iterator[Frame]:
         yield from group
 
 
+@dataclass(frozen=True)
+class Damage:
+    """The place where reading a video failed. Frames after it cannot be counted.
+
+    Attributes:
+        entry: the video.
+        first: number of the first frame that cannot be read, or of a frame before it.
+        error: why.
+    """
+
+    entry: Entry
+    first: int
+    error: VideoError
+
+    def hits(self, clip: Clip) -> bool:
+        """Whether a clip needs frames from there on."""
+        counted = not (clip.resampled or clip.by_time)
+        return counted and clip.entry == self.entry and clip.first >= self.first
+
+
 class Cutter:
-    """Cuts clips out of videos. Clips in a row of one video do not open the video again."""
+    """Cuts clips out of videos. Clips in a row of one video do not open the video again.
+
+    A clip begins with the frame of its number. Frames are counted from the beginning of the video,
+    because times do not tell numbers where the rate varies.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._entry: Entry | None = None
         self._reader: VideoReader | None = None
-        # Frames at another rate than the video's, and the number of the next one.
-        self._resampled: Iterator[Frame] = iter(())
-        self._next = -1
+        # The number of the next frame; -1 if it is not known.
+        self._next = 0
+        # Frames at another rate than the video's.
+        self._resampled: Iterator[Frame] | None = None
+        self._damage: Damage | None = None
 
     def cut(self, clip: Clip) -> Iterator[Frame]:
         """Yields the frames of a clip.
@@ -84,13 +111,19 @@ class Cutter:
         Raises:
             VideoError: the frames cannot be read, or there are too few.
         """
-        reader = self._open(clip.entry)
-        count, start = 0, 0.0
-        frames = self._frames_from(reader, clip)
-        for frame in islice(frames, None if clip.whole else clip.frames):
-            start = start if count else frame.time
-            count += 1
-            yield Frame(fitted(frame.image, clip), frame.time - start)
+        damage = self._damage
+        if damage is not None and damage.hits(clip):
+            raise damage.error
+        count = 0
+        try:
+            frames = self._frames_from(self._open(clip.entry), clip)
+            for frame in islice(frames, None if clip.whole else clip.frames):
+                count += 1
+                self._next += not clip.resampled and self._next >= 0
+                yield Frame(fitted(frame.image, clip), frame.time)
+        except VideoError as error:
+            self._damage = Damage(clip.entry, clip.first + count, error)
+            raise
         if count < clip.frames and not clip.whole:
             raise VideoError(f"only {count} of its {clip.frames} frames are there")
 
@@ -99,7 +132,10 @@ class Cutter:
         if entry == self._entry and self._reader is not None:
             return self._reader
         self.close()
-        self._reader = reader = VideoReader(entry.source(self._folder), strict=True)
+        source = entry.source(self._folder)
+        if entry.head and head_of(source) not in ("", entry.head):
+            raise VideoError("it has changed since it was listed; run the command again")
+        self._reader = reader = VideoReader(source, strict=True)
         self._entry = entry
         if (reader.info.height, reader.info.width) != (entry.height, entry.width):
             raise VideoError(
@@ -109,20 +145,28 @@ class Cutter:
 
     def _frames_from(self, reader: VideoReader, clip: Clip) -> Iterator[Frame]:
         """Returns the frames of the video from the start of a clip on."""
-        if not clip.resampled:
+        if clip.resampled:
+            if self._resampled is None or clip.first != self._next:
+                self._resampled = reader.at_rate(clip.fps, clip.first)
+            self._next = clip.first + clip.frames
+            return self._resampled
+        if clip.by_time:
             if clip.first:
                 reader.seek(clip.start)
+                self._next = -1
             return reader
-        if clip.first != self._next:
-            self._resampled = reader.at_rate(clip.fps, clip.first)
-        self._next = clip.first + clip.frames
-        return self._resampled
+        if not 0 <= self._next <= clip.first:
+            self.close()
+            reader = self._open(clip.entry)
+        reader.skip(clip.first - self._next)
+        self._next = clip.first
+        return reader
 
     def close(self) -> None:
         """Closes the open video, if there is one."""
         if self._reader is not None:
             self._reader.close()
-        self._entry, self._reader, self._next = None, None, -1
+        self._entry, self._reader, self._resampled, self._next = None, None, None, 0
 
 
 def fitted(image: Tensor, clip: Clip) -> Tensor:

@@ -9,43 +9,33 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
+from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
+from wanvae.folders.listing import (
+    JOURNAL,
+    MANIFEST,
+    MEDIA_SUFFIXES,
+    File,
+    describe_ignored,
+    list_files,
+    may_be_media,
+    suffix_of,
+)
 from wanvae.folders.tars import TAR_SUFFIX, find_members
 from wanvae.video import FilePart, VideoError, probe
 
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-INDEXED_SUFFIXES = MEDIA_SUFFIXES | {TAR_SUFFIX}
-
-MANIFEST = "wanvae-manifest.jsonl"
-# What an unfinished index has found so far: one line for each file, a list of its entries.
-JOURNAL = "wanvae-manifest.partial.jsonl"
 # What a line raises that is not JSON, not text, or does not have the fields of an entry.
 NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
-
-
-class File(NamedTuple):
-    """A file on disk, with what changes when the file changes.
-
-    path: relative to the indexed folder, with "/" between its parts.
-    size: bytes.
-    mtime: time of the last change, in nanoseconds.
-    """
-
-    path: str
-    size: int
-    mtime: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +46,23 @@ class Entry:
         path: the file, relative to the indexed folder, with "/" between its parts.
         size: bytes of the file.
         mtime: time of the last change of the file, in nanoseconds.
+        head: the ``head`` of the stamp of the file, or of the member; empty if it is not known.
         member: name of the video or image inside the file, if the file is a tar.
         offset: first byte of the member in the tar.
         length: bytes of the member.
         width: pixels, as displayed.
         height: pixels, as displayed.
-        frames: as the container counts them; 1 where it does not count them.
+        frames: as the container counts them; where it does not, its packets are counted.
         fps: frames per second.
         is_image: whether it is a still image.
         error: why it cannot be used. The fields from ``width`` on then mean nothing.
+        other: whether neither its name nor its content is one of a video or image.
     """
 
     path: str
     size: int
     mtime: int
+    head: str = ""
     member: str | None = None
     offset: int = 0
     length: int = 0
@@ -79,6 +72,7 @@ class Entry:
     fps: float = 0.0
     is_image: bool = False
     error: str | None = None
+    other: bool = False
 
     @property
     def name(self) -> str:
@@ -90,6 +84,11 @@ class Entry:
         """The file that the entry is, or lies in."""
         return File(self.path, self.size, self.mtime)
 
+    @property
+    def stamp(self) -> Stamp:
+        """What changes when the video or image changes. A tar changes as a whole."""
+        return Stamp(size=self.size, mtime=self.mtime, head=self.head)
+
     def source(self, folder: Path) -> Path | FilePart:
         """Returns what to read, given the indexed folder."""
         path = folder / self.path
@@ -98,17 +97,63 @@ class Entry:
         return FilePart(path, self.member, self.offset, self.length)
 
 
-def load_entries(folder: Path) -> list[Entry]:
-    """Returns the entries of the manifest of ``folder``. Without a manifest, opens every file.
+@dataclass(frozen=True)
+class MediaFolder:
+    """The videos and images of a folder, and what else is in it.
 
-    A manifest is trusted: files that were added later are not seen until it is written again.
+    Attributes:
+        entries: videos, images and files that cannot be used, in the order of their paths.
+        ignored: how many files of each suffix are no videos, images or tars.
+    """
+
+    entries: list[Entry]
+    ignored: Counter[str]
+
+
+def load_entries(folder: Path) -> list[Entry]:
+    """Returns the entries of ``folder``, as ``read_folder`` does."""
+    return read_folder(folder).entries
+
+
+def read_folder(folder: Path) -> MediaFolder:
+    """Returns what is in ``folder``. Files that its manifest does not know as they are are opened.
+
+    Warns if there are such files, or if files of the manifest are gone.
 
     Raises:
         UserError: the manifest is damaged, or there is no such folder.
     """
+    listing = list_files(folder)
+    known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
-        return read_manifest(folder)
-    return [entry for entries in probe_files(folder, find_files(folder)) for entry in entries]
+        for entry in read_manifest(folder):
+            known.setdefault(entry.file, []).append(entry)
+        warn_of_changes(folder, listing.files, known)
+    unknown = [file for file in listing.files if file not in known]
+    known |= zip(unknown, probe_files(folder, unknown), strict=True)
+    entries = [entry for file in listing.files for entry in known[file]]
+    return without_others(entries, listing.ignored)
+
+
+def warn_of_changes(folder: Path, files: Sequence[File], known: Collection[File]) -> None:
+    """Warns if the files of a folder are not the files of its manifest."""
+    new = sum(file not in known for file in files)
+    paths = {file.path for file in files}
+    gone = len({file.path for file in known} - paths)
+    if new or gone:
+        warnings.warn(
+            f"{folder / MANIFEST} is not up to date: {new} files were added or changed, and {gone} "
+            f"are gone; the files are taken as they are now. Run wanvae index {folder} to list "
+            "them",
+            stacklevel=3,
+        )
+
+
+def without_others(entries: Iterable[Entry], ignored: Counter[str]) -> MediaFolder:
+    """Returns the entries that are videos, images or broken ones, and counts the others."""
+    entries = list(entries)
+    others = Counter(suffix_of(entry.name) for entry in entries if entry.other)
+    return MediaFolder([entry for entry in entries if not entry.other], ignored + others)
 
 
 def read_manifest(folder: Path) -> list[Entry]:
@@ -128,8 +173,8 @@ def read_manifest(folder: Path) -> list[Entry]:
             ) from error
 
 
-def write_manifest(folder: Path, *, progress: bool = False) -> list[Entry]:
-    """Indexes ``folder``, writes its manifest as a whole or not at all, and returns its entries.
+def write_manifest(folder: Path, *, progress: bool = False) -> MediaFolder:
+    """Indexes ``folder``, writes its manifest as a whole or not at all, and returns its content.
 
     Unchanged files of the manifest are not opened again, and neither are files that an interrupted
     index has found. Files that could not be read are tried again, because a disk may be back.
@@ -142,10 +187,14 @@ def write_manifest(folder: Path, *, progress: bool = False) -> list[Entry]:
             damaged.
         OSError: the manifest cannot be written.
     """
-    files = find_files(folder)
+    listing = list_files(folder)
+    files = listing.files
     if not files:
-        suffixes = ", ".join(sorted(INDEXED_SUFFIXES))
-        raise UserError(f"nothing to index in {str(folder)!r}: it has no files {suffixes}")
+        ignored = describe_ignored(listing.ignored)
+        raise UserError(
+            f"nothing to index in {str(folder)!r}: it has no videos, images or tars"
+            + (f", only {ignored}" if ignored else "")
+        )
     known = known_entries(folder)
     unknown = [file for file in files if file not in known]
     journal = folder / JOURNAL
@@ -164,11 +213,11 @@ def write_manifest(folder: Path, *, progress: bool = False) -> list[Entry]:
             "".join(json.dumps(to_json(entry)) + "\n" for entry in entries), encoding="utf-8"
         )
     journal.unlink()
-    return entries
+    return without_others(entries, listing.ignored)
 
 
 def known_entries(folder: Path) -> dict[File, list[Entry]]:
-    """Returns the entries of manifest and journal by file, without files that have an error."""
+    """Returns the entries of manifest and journal by file, without files to try again."""
     known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
         for entry in read_manifest(folder):
@@ -181,7 +230,7 @@ def known_entries(folder: Path) -> dict[File, list[Entry]]:
     return {
         file: entries
         for file, entries in known.items()
-        if all(entry.error is None for entry in entries)
+        if all(entry.error is None or entry.other for entry in entries)
     }
 
 
@@ -189,46 +238,6 @@ def to_json(entry: Entry) -> dict[str, object]:
     """Returns the fields of an entry that differ from their defaults."""
     values = {field.name: (getattr(entry, field.name), field.default) for field in fields(entry)}
     return {name: value for name, (value, default) in values.items() if value != default}
-
-
-def find_files(folder: Path) -> list[File]:
-    """Returns the videos, images and tars in ``folder`` by their names, sorted, not hidden ones.
-
-    Subfolders are searched. Links to folders are followed, so that one folder may be spread over
-    several disks. Warns of folders that cannot be searched.
-
-    Raises:
-        VideoError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise VideoError(f"no usable video in {str(folder)!r}: it is not a folder; check the path")
-    found, visited = [], set()
-    for place, folders, names in os.walk(folder, onerror=warn_of_folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = Path(place, name)
-            if path.suffix.lower() in INDEXED_SUFFIXES and not name.startswith("."):
-                found.append(File(path.relative_to(folder).as_posix(), *size_and_time(path)))
-    return sorted(found)
-
-
-def warn_of_folder(error: OSError) -> None:
-    """Warns of a folder that cannot be searched."""
-    warnings.warn(f"{error.filename} cannot be searched: {error.strerror}", stacklevel=2)
-
-
-def size_and_time(path: Path) -> tuple[int, int]:
-    """Returns bytes and the time of the last change in nanoseconds; zeros for a broken link."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
@@ -248,33 +257,45 @@ def probe_file(folder: Path, file: File) -> list[Entry]:
     """Returns the entry of a file; for a tar, the entries of its videos and images."""
     itself = Entry(path=file.path, size=file.size, mtime=file.mtime)
     path = folder / file.path
-    if path.suffix.lower() != TAR_SUFFIX:
+    if suffix_of(file.path) != TAR_SUFFIX:
         return [probed(itself, folder)]
     entries = []
     try:
-        for part in find_members(path, MEDIA_SUFFIXES):
+        for part in find_members(path, may_be_media):
             member = replace(itself, member=part.name, offset=part.offset, length=part.size)
             entries.append(probed(member, folder))
     except VideoError as error:
         entries.append(replace(itself, error=reason(error, path)))
-    return entries or [replace(itself, error="there are no videos or images in it")]
+    if all(entry.other for entry in entries):
+        entries.append(replace(itself, error="there are no videos or images in it"))
+    return entries
 
 
 def probed(entry: Entry, folder: Path) -> Entry:
     """Returns ``entry`` with the size, length and rate that its file tells, or with the error."""
     source = entry.source(folder)
+    head = head_of(source)
     try:
         info = probe(source)
     except Exception as error:  # a damaged file can raise anything
-        return replace(entry, error=reason(error, source))
+        other = suffix_of(entry.name) not in MEDIA_SUFFIXES
+        return replace(entry, head=head, error=reason(error, source), other=other)
     return replace(
         entry,
+        head=head,
         width=info.width,
         height=info.height,
         frames=info.frames or 1,
         fps=float(info.fps),
         is_image=info.is_image,
     )
+
+
+def head_of(source: Path | FilePart) -> str:
+    """Returns the ``head`` of the stamp of a video or image."""
+    if isinstance(source, FilePart):
+        return digest_of_head(source.container, source.offset, source.size)
+    return digest_of_head(source)
 
 
 def reason(error: Exception, source: Path | FilePart) -> str:

@@ -10,7 +10,7 @@ is a video or image of its own; a ``.json`` or ``.txt`` with the same key is ign
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wanvae.video import FilePart, VideoError
@@ -18,22 +18,30 @@ from wanvae.video import FilePart, VideoError
 TAR_SUFFIX = ".tar"
 
 
-def find_members(path: Path, suffixes: Collection[str]) -> Iterator[FilePart]:
-    """Yields the members of a tar whose lower-case suffix is in ``suffixes``, in their order.
+def find_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[FilePart]:
+    """Yields the members of a tar whose names are ``wanted``, in their order.
 
-    Only the headers of the members are read.
+    Only the headers of the members are read. Of members of one name only the last one counts, as
+    for programs that extract the tar.
 
     Raises:
         VideoError: the file is not an uncompressed tar, or it ends too early. Members before the
             damage are yielded first.
     """
+    found: dict[str, FilePart] = {}
+    damage = None
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                plain = member.isreg() and not member.issparse()
-                if plain and Path(member.name).suffix.lower() in suffixes:
-                    yield FilePart(path, member.name, member.offset_data, member.size)
+                if member.isreg() and not member.issparse() and wanted(member.name):
+                    found.pop(member.name, None)
+                    found[member.name] = FilePart(
+                        path, member.name, member.offset_data, member.size
+                    )
     except (tarfile.TarError, OSError) as error:
+        damage = error
+    yield from found.values()
+    if damage is not None:
         raise VideoError(
-            f"cannot read {path}: {error}; it must be an uncompressed, complete tar"
-        ) from error
+            f"cannot read {path}: {damage}; it must be an uncompressed, complete tar"
+        ) from damage

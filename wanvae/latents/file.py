@@ -1,9 +1,9 @@
 """The latents of one video in a safetensors file, written and read piece by piece.
 
 A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, and ``times`` ``(frames,)`` in seconds as
-float64. Its metadata hold the size and rate of the video. ``wanvae encode`` writes float32, not
-normalized. ``wanvae encode-dataset`` may write another dtype, ``latents`` instead of mean and
-logvar, and ``"normalized": "true"`` in the metadata.
+float64. Its metadata hold the size and rate of the video, which model encoded it, and whether the
+latents are normalized. ``wanvae encode`` writes float32, not normalized. ``wanvae encode-dataset``
+may write another dtype, ``latents`` instead of mean and logvar, and normalized latents.
 """
 
 from __future__ import annotations
@@ -85,15 +85,30 @@ class LatentsWriter:
         return self._spool.shape
 
 
-def video_metadata(shape: VideoShape, *, normalized: bool = False) -> dict[str, str]:
-    """Returns the metadata of a file of latents."""
-    metadata = {"format": FORMAT, "video": json.dumps(to_json_dict(shape))}
-    return metadata | ({"normalized": "true"} if normalized else {})
+def video_metadata(
+    shape: VideoShape, *, normalized: bool = False, model: str = ""
+) -> dict[str, str]:
+    """Returns the metadata of a file of latents.
+
+    Args:
+        model: a digest that identifies the model; empty if it is not known.
+    """
+    metadata = {
+        "format": FORMAT,
+        "video": json.dumps(to_json_dict(shape)),
+        "normalized": "true" if normalized else "false",
+    }
+    return metadata | ({"model": model} if model else {})
 
 
 @contextmanager
-def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[LatentsWriter]:
+def write_latents(
+    path: str | PathLike[str], shape: VideoShape, *, model: str = ""
+) -> Iterator[LatentsWriter]:
     """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
+
+    Args:
+        model: a digest that identifies the model; empty if it is not known.
 
     Raises:
         CheckpointError: ``path`` does not end in .safetensors, or nothing was written to it.
@@ -108,7 +123,7 @@ def write_latents(path: str | PathLike[str], shape: VideoShape) -> Iterator[Late
         if not latents.length:
             raise CheckpointError("there are no latents to write; encode at least one frame")
         with temporary.open("wb") as file:
-            latents.write_file(file, video_metadata(shape))
+            latents.write_file(file, video_metadata(shape, model=model))
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ class LatentsFile:
         width: latents along width, W.
         video: facts of the video; None for latents of another program.
         times: times of the video frames in seconds; empty for latents of another program.
-        normalized: whether the file says that its latents are normalized.
+        normalized: whether the latents are normalized; None if the file does not say.
+        model: a digest that identifies the model that encoded; empty if the file does not say.
     """
 
     channels: int
@@ -131,7 +147,8 @@ class LatentsFile:
     width: int
     video: VideoShape | None
     times: tuple[float, ...]
-    normalized: bool
+    normalized: bool | None
+    model: str
     _slices: Any
     _batched: bool
 
@@ -190,9 +207,20 @@ def describe_latents(file: safe_open) -> LatentsFile:
     if ours:
         video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
         times = check_times(file.get_tensor("times"))
-    normalized = ours and metadata.get("normalized") == "true"
     channels, length, height, width = sizes[-4:]
-    return LatentsFile(channels, length, height, width, video, times, normalized, slices, batched)
+    return LatentsFile(
+        channels=channels,
+        length=length,
+        height=height,
+        width=width,
+        video=video,
+        times=times,
+        # Files of earlier versions say it only of latents that are normalized.
+        normalized=metadata.get("normalized") == "true" if ours else None,
+        model=metadata.get("model", "") if ours else "",
+        _slices=slices,
+        _batched=batched,
+    )
 
 
 def check_times(times: Tensor) -> tuple[float, ...]:

@@ -37,7 +37,7 @@ def ssim(images: Tensor, originals: Tensor) -> float:
     """Returns mean SSIM of images ``(N, C, H, W)`` in [-1, 1]; NaN for sides under 11."""
     if min(images.shape[2:]) < SMALLEST_SSIM_SIZE:
         return math.nan
-    luminance, contrast = similarities(images, originals)
+    luminance, contrast = compare_windows(images, originals)
     return (luminance * contrast).mean().item()
 
 
@@ -47,7 +47,7 @@ def ms_ssim(images: Tensor, originals: Tensor) -> float:
         return math.nan
     product = images.new_ones(len(images))
     for scale, weight in enumerate(SCALES, 1):
-        luminance, similarity = similarities(images, originals)
+        luminance, similarity = compare_windows(images, originals)
         if scale == len(SCALES):
             similarity = luminance * similarity
         # It is negative for opposite images, and a negative number has no real power.
@@ -56,13 +56,13 @@ def ms_ssim(images: Tensor, originals: Tensor) -> float:
     return product.mean().item()
 
 
-def similarities(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
+def compare_windows(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the two factors of SSIM in each window, ``(N, C, H - 10, W - 10)``.
 
     The first factor compares luminance, the second contrast and structure.
     """
     products = images * images, originals * originals, images * originals
-    means = windowed(torch.cat([images, originals, *products])).chunk(5)
+    means = average_windows(torch.cat([images, originals, *products])).chunk(5)
     image, original, square, original_square, product = means
     mean_squares, mean_product = image**2 + original**2, image * original
     luminance = (2 * mean_product + LUMINANCE) / (mean_squares + LUMINANCE)
@@ -70,7 +70,7 @@ def similarities(images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * covariance + CONTRAST) / (variances + CONTRAST)
 
 
-def windowed(x: Tensor) -> Tensor:
+def average_windows(x: Tensor) -> Tensor:
     """Returns the weighted mean of ``(N, C, H, W)`` in each window, ``(N, C, H - 10, W - 10)``.
 
     This is not a convolution, because GPUs round the inputs of convolutions, and variances are

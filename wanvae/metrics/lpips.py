@@ -85,7 +85,7 @@ class Lpips(nn.Module):
             return self.network(output, image).flatten()
 
 
-def cached_backbone(network: LpipsNetwork) -> Path | None:
+def find_cached_backbone(network: LpipsNetwork) -> Path | None:
     """Returns the file of weights that torchvision has downloaded before, else None."""
     name, _ = BACKBONES[network]
     found = Path(torch.hub.get_dir(), "checkpoints").glob(f"{name}-*.pth")

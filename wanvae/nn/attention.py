@@ -13,15 +13,15 @@ from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.masking import mask_of
+from wanvae.nn.masking import make_mask
 from wanvae.nn.norm import RMSNorm
-from wanvae.nn.region import Region, crop_whole, whole_of
+from wanvae.nn.region import Region, crop_whole, expand_to_whole
 from wanvae.nn.residual import Residual
-from wanvae.nn.streaming import State, tensors_inside
+from wanvae.nn.streaming import State, get_tensors
 
 
 class Attention(Residual):
-    """Norm, 1-conv to queries, keys and values, attention by a subclass, 1-conv, residual.
+    """Norm, 1-conv to queries, keys and values, attention of a subclass, 1-conv, residual.
 
     Parameter names (``norm``, ``to_qkv``, ``proj``) and the zero start of ``proj`` are Wan's.
     """
@@ -34,7 +34,7 @@ class Attention(Residual):
         nn.init.zeros_(self.proj.weight)
 
     def _multiply_adds(self, positions: int, frames: int, seen: int) -> int:
-        """Multiply-adds where each query attends to ``seen`` positions."""
+        """Returns the multiply-adds if each query attends to ``seen`` positions."""
         channels = self.proj.weight.shape[0]
         convolutions = (self.to_qkv, self.proj)
         attending = 2 * positions * frames * seen * channels
@@ -57,7 +57,7 @@ class AttentionBlock(Attention):
         return crop_whole(rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), region), ()
 
     def body_input_region(self, region: Region) -> Region:
-        return whole_of(region)
+        return expand_to_whole(region)
 
     def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.body_step(x, None)[0], lengths
@@ -72,7 +72,7 @@ class AttentionBlock(Attention):
         return True
 
     def project(self, x: Tensor, channels: slice) -> Tensor:
-        """Some channels of what ``to_qkv`` gives for images ``(B, C, H, W)``."""
+        """Returns some channels of the output of ``to_qkv`` for images ``(B, C, H, W)``."""
         weight, bias = self.to_qkv.weight[channels], self.to_qkv.bias[channels]
         return kernels_for(x).convolve(x, weight, bias, (1, 1), (0, 0), (1, 1))
 
@@ -81,9 +81,10 @@ class TimeAttentionBlock(Attention):
     """Attention over time, of ``(B, C, T)``.
 
     Args:
-        causal: each frame attends to itself and earlier ones only.
-        window: with ``causal``, to the last ``window`` of them only; this bounds the memory of a
-            stream, so that without it (or without ``causal``) the block cannot stream.
+        causal: whether each frame attends only to itself and earlier frames.
+        window: with ``causal``, each frame attends only to the last ``window`` frames, its own
+            included. Without a window, or without ``causal``, the block cannot stream, because its
+            state would grow without limit.
 
     State: keys and values of the last ``window - 1`` frames.
     """
@@ -97,7 +98,7 @@ class TimeAttentionBlock(Attention):
 
     def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._queries_keys_values(x)
-        allowed = mask_of(lengths, x.shape[2])[:, None, None, :]
+        allowed = make_mask(lengths, x.shape[2])[:, None, None, :]
         if self.causal:
             allowed = allowed & self._visible(x.shape[2], 0, x.device)
         return self._mix(q, k, v, allowed), lengths
@@ -111,7 +112,7 @@ class TimeAttentionBlock(Attention):
         if not self.causal:
             return self._mix(q, k, v, None), ()
         if state is not None:
-            past_k, past_v = tensors_inside(state)
+            past_k, past_v = get_tensors(state)
             k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
         y = self._mix(q, k, v, self._visible(x.shape[2], k.shape[2] - x.shape[2], x.device))
         if self.window is None:
@@ -136,7 +137,7 @@ class TimeAttentionBlock(Attention):
         return rearrange(self.to_qkv(self.norm(x)), "b (three c) t -> three b 1 t c", three=3)
 
     def _visible(self, frames: int, past: int, device: torch.device) -> Tensor:
-        """(frames, past + frames) mask of the keys each of the new frames may attend to."""
+        """Returns a mask ``(frames, past + frames)`` of the keys that each new frame attends to."""
         query = torch.arange(past, past + frames, device=device)[:, None]
         key = torch.arange(past + frames, device=device)
         visible = key <= query

@@ -27,15 +27,16 @@ class CoderSpec:
         ndim: 1 for ``(B, C, T)``, 2 for ``(B, C, H, W)``, 3 for ``(B, C, T, H, W)``.
         dim: channels at full resolution.
         dim_mult: channels of each stage, in multiples of ``dim``; space halves between stages.
-        num_res_blocks: residual blocks a stage in the encoder; the decoder has one more.
-        attn_scales: where attention follows each residual block. The encoder counts from 1 and
-            halves, the decoder from ``1 / 2 ** (stages - 2)`` and doubles, as the official code
-            does: in a four-stage model 0.25 means 1/4 resolution there and 1/8 here.
+        num_res_blocks: residual blocks in each stage of the encoder. The decoder has one more.
+        attn_scales: scales at which attention follows each residual block. The encoder counts from
+            1 and halves; the decoder counts from ``1 / 2 ** (stages - 2)`` and doubles. This is the
+            count of the official code: in a model of four stages, 0.25 means 1/4 resolution in the
+            encoder and 1/8 resolution in the decoder.
         temporal_downsample: for each step from stage to stage, whether it also halves time.
-        attention_window: frames that attention over time looks back on (1D only; None: all).
+        attention_window: frames that attention over time sees (1D only); None is all frames.
         block: the kind, the norm and the activation of the residual blocks.
         stage_shortcuts: whether stages have a shortcut across all of their layers, as in Wan2.2
-            (3D only, without attn_scales); upsampling does not halve the channels then.
+            (3D only, without attn_scales). Then upsampling does not halve the channels.
     """
 
     ndim: int
@@ -50,24 +51,24 @@ class CoderSpec:
 
 
 class Coder(Row):
-    """What encoder and decoder have in common: layers in a row. State: one entry a layer."""
+    """The base of encoder and decoder: layers in a row. State: one entry for each layer."""
 
     def core(self) -> tuple[nn.Module, ...]:
-        """The layers around the attention at the smallest resolution, with the narrow end."""
+        """Returns the layers at the smallest resolution, from the attention to the latents."""
         raise self._unanswered("core")
 
     def shell(self) -> tuple[nn.Module, ...]:
-        """All other layers, which run at every resolution."""
+        """Returns all other layers, which run at every resolution."""
         raise self._unanswered("shell")
 
     def step(
         self, x: Tensor, state: State, region: Region | None = None, *, recompute: bool = False
     ) -> tuple[Tensor, State]:
-        """Process the next piece of a stream.
+        """Processes the next piece of a stream.
 
         Args:
-            recompute: keep only what goes from block to block, and compute the inside of the
-                blocks again in the backward pass: less memory, more time, the same gradients.
+            recompute: keep only the tensors between blocks, and compute the tensors inside blocks
+                again in the backward pass: less memory, more time, the same gradients.
         """
         return step_through(self.layers(), x, state, region, recompute=recompute)
 
@@ -79,7 +80,7 @@ class Encoder(Coder):
     the number of stages that halve time; each step from stage to stage halves space.
 
     Args:
-        patch_size: sides of the squares of positions that become channels first.
+        patch_size: side of the squares of positions that become channels before ``conv1``.
     """
 
     def __init__(
@@ -111,11 +112,11 @@ class Encoder(Coder):
 class Decoder(Coder):
     """Wan's decoder: ``conv1``, ``middle``, ``upsamples``, ``head``; the mirror of the encoder.
 
-    Each upsampling halves the channels, so all stages but the first start at half their width; with
-    ``stage_shortcuts`` none does.
+    Each upsampling halves the channels, so all stages except the first start at half their width.
+    With ``stage_shortcuts`` no upsampling halves the channels.
 
     Args:
-        unpatchify: what makes squares of positions of channels last.
+        unpatchify: the last layer, which turns channels into squares of positions; None is none.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Decoder(Coder):
         return self.conv1, *self.middle
 
     def shell(self) -> tuple[nn.Module, ...]:
-        # A last stage without a shortcut is no more than its layers, whatever their names are.
+        # The last stage may be a Sequential without a shortcut, which only has longer names.
         stages = (
             tuple(stage.get_submodule("upsamples").children())
             if isinstance(stage, Sequential)
@@ -162,7 +163,7 @@ class Decoder(Coder):
 def make_encoder_stage(
     spec: CoderSpec, in_dim: int, out_dim: int, attention: bool, temporal: bool | None
 ) -> list[nn.Module]:
-    """Layers of one resolution and the halving after them.
+    """Returns the layers of one resolution, and the layer that halves after them.
 
     Args:
         temporal: whether time is halved too; None for the last stage, which halves nothing.
@@ -179,7 +180,7 @@ def make_encoder_stage(
 def make_decoder_stage(
     spec: CoderSpec, in_dim: int, out_dim: int, attention: bool, temporal: bool | None
 ) -> list[nn.Module]:
-    """Layers of one resolution and the doubling after them.
+    """Returns the layers of one resolution, and the layer that doubles after them.
 
     Args:
         temporal: whether time is doubled too; None for the last stage, which doubles nothing.
@@ -191,7 +192,7 @@ def make_decoder_stage(
     if not spec.stage_shortcuts:
         return layers
     if temporal is None:
-        # It has no shortcut, but its names have as many parts.
+        # This stage has no shortcut, but its parameter names are as long as in the other stages.
         return [Sequential(OrderedDict(upsamples=Sequential(*layers)))]
     shortcut = DuplicateUp(in_dim, out_dim, 2 if temporal else 1, 2)
     return [ResidualStage(layers, shortcut, "upsamples")]
@@ -200,7 +201,7 @@ def make_decoder_stage(
 def make_blocks(
     spec: CoderSpec, in_dim: int, out_dim: int, blocks: int, attention: bool
 ) -> list[nn.Module]:
-    """Residual blocks of one resolution, each followed by attention if asked for."""
+    """Returns the residual blocks of one resolution, each followed by attention if wanted."""
     layers: list[nn.Module] = []
     for block in range(blocks):
         layers.append(make_block(spec.ndim, out_dim if block else in_dim, out_dim, spec.block))
@@ -218,7 +219,7 @@ def make_middle(spec: CoderSpec, dim: int) -> Sequential:
 
 
 def make_attention(spec: CoderSpec, dim: int) -> nn.Module:
-    """Attention over the positions of each frame; in 1D, where a frame has one, over time."""
+    """Returns attention over the positions of each frame; in 1D over time."""
     if spec.ndim > 1:
         return AttentionBlock(dim)
     return TimeAttentionBlock(dim, causal=spec.block.causal, window=spec.attention_window)

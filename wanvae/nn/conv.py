@@ -13,7 +13,7 @@ from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming, tensors_inside
+from wanvae.nn.streaming import State, Streaming, get_tensors
 
 LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -23,15 +23,15 @@ class CausalConv(Streaming):
 
     Each axis is padded with zeros by ``(kernel - 1) * dilation + 1 - stride``, so an axis of length
     ``n * stride`` becomes ``n``. Along time (dim 2 of 1D and 3D inputs) all zeros come before the
-    first frame; in a stream the last frames of the piece before take their place. Along space the
-    zeros are split evenly, an odd one at the end: a 3x3 stride-2 convolution pads right and bottom
-    by one, as Wan's downsampling does.
+    first frame. In a stream, the last frames of the piece before replace these zeros. Along space
+    the zeros are split evenly, and an odd zero is at the end. For example, a 3x3 convolution of
+    stride 2 pads right and bottom by one, as Wan's downsampling does.
 
     Args:
         ndim: 1 for ``(B, C, T)``, 2 for ``(B, C, H, W)``, 3 for ``(B, C, T, H, W)``.
-        kernel_size, stride, dilation: one number for all axes, or one an axis.
-        causal: with False time is padded like space (the usual "same" padding): such a layer sees
-            the future and cannot stream.
+        kernel_size, stride, dilation: one number for all axes, or one number for each axis.
+        causal: False pads time like space (the usual "same" padding). Such a layer sees the future
+            and cannot stream.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class CausalConv(Streaming):
         if ndim not in LAYERS:
             raise UserError(f"ndim must be 1, 2 or 3, not {ndim}")
         self.ndim = ndim
-        self.kernel_size = per_axis(kernel_size, ndim)
-        self.stride = per_axis(stride, ndim)
-        self.dilation = per_axis(dilation, ndim)
+        self.kernel_size = expand_to_axes(kernel_size, ndim)
+        self.stride = expand_to_axes(stride, ndim)
+        self.dilation = expand_to_axes(dilation, ndim)
         axes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
         padding = [(k - 1) * d + 1 - s for k, s, d in axes]
         if min(padding) < 0:
@@ -71,7 +71,7 @@ class CausalConv(Streaming):
         region: Region | None = None,
         pointwise: Sequence[nn.Module] = (),
     ) -> tuple[Tensor, State]:
-        """Process the next piece of a stream.
+        """Processes the next piece of a stream.
 
         Args:
             pointwise: layers that treat each position alone. They are applied to ``x`` on its way
@@ -93,7 +93,7 @@ class CausalConv(Streaming):
             joined = kernels.join(past, x, pointwise)
             y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
-        (past,) = self.start(x) if state is None else tensors_inside(state)
+        (past,) = self.start(x) if state is None else get_tensors(state)
         if past.shape[2] < self.history:
             past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
         joined = kernels.join(past, x, pointwise)
@@ -101,7 +101,7 @@ class CausalConv(Streaming):
         return y, (kernels.clone(joined[:, :, -self.history :], x.dtype),)
 
     def start(self, x: Tensor) -> tuple[Tensor]:
-        """The state before the first frame: as many zero frames as the layer looks back."""
+        """Returns the state before the first frame: as many zero frames as the layer looks back."""
         return (self._zeros(x, self.history),)
 
     def looks_across_time(self) -> bool:
@@ -113,7 +113,7 @@ class CausalConv(Streaming):
         return rows, columns
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        # A clip has zeros after its end, where it comes alone.
+        # Zeros follow the end of a clip, as they do if the clip comes alone.
         x = zero_padding(x, lengths) if self.looks_across_time() else x
         return self(x), lengths // self._time_stride
 
@@ -134,7 +134,7 @@ class CausalConv(Streaming):
         size, frames = self.weight.numel(), frames // self._time_stride
         if not self.history:
             return size * positions * frames
-        # The first frame sees the last slice of the kernel only.
+        # The first frame sees only the last slice of the kernel.
         return positions * (size // self.kernel_size[0] + size * (frames - 1))
 
     @property
@@ -142,7 +142,7 @@ class CausalConv(Streaming):
         return 1 if self.ndim == 2 else self.stride[0]
 
     def _windows(self) -> list[tuple[int, int, int]]:
-        """Extent, stride and padding at the start, along height and along width."""
+        """Returns extent, stride and padding at the start, along height and along width."""
         axes = zip(self.kernel_size, self.dilation, self.stride, self.padding, strict=True)
         return [((k - 1) * d + 1, s, before) for k, d, s, (before, _) in axes][-2:]
 
@@ -157,7 +157,7 @@ class CausalConv(Streaming):
         uniform, cuts = [], []
         axes = zip(padding, weight.shape[2:], self.stride, self.dilation, x.shape[2:], strict=True)
         for (before, after), kernel, stride, dilation, size in axes:
-            # PyTorch pads both ends alike: pad by the larger number, and cut the output.
+            # PyTorch pads both ends equally: pad by the larger number, and cut the output.
             skipped = -(-max(0, after - before) // stride)
             uniform.append(before + skipped * stride)
             cuts.append(
@@ -177,8 +177,8 @@ class CausalConv(Streaming):
         )
 
 
-def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """``value`` for each of ``ndim`` axes."""
+def expand_to_axes(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Returns one number for each of ``ndim`` axes, from one number for all or one for each."""
     values = (value,) * ndim if isinstance(value, int) else tuple(value)
     if len(values) != ndim:
         raise UserError(f"{values} has {len(values)} entries for {ndim} axes")
@@ -186,10 +186,10 @@ def per_axis(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 
 def use_channels_last(module: nn.Module) -> None:
-    """Store the weights of all convolutions in ``module`` with channels innermost.
+    """Stores the weights of all convolutions in ``module`` with channels innermost.
 
-    Values do not change. Convolutions then run, and give their outputs, in that layout, the faster
-    one on CPUs and GPUs.
+    Values do not change. Convolutions then compute and return their outputs in this layout, which
+    is faster on CPUs and GPUs.
     """
     for layer in module.modules():
         if isinstance(layer, CausalConv):

@@ -1,4 +1,4 @@
-"""Stretches of time, and how much of its input a layer needs for a stretch of its output."""
+"""Intervals of time, and which interval of its input a layer needs for its output."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Interval:
     last: float
 
     def before_convolution(self, reach: int, stride: int, before: int) -> Interval:
-        """What windows of ``reach`` frames see that begin ``before`` frames ahead of their own."""
+        """Returns the input of windows of ``reach`` frames that begin ``before`` frames earlier."""
         first, last = (end * stride - before for end in (self.first, self.last))
         return Interval(first, last + reach - 1)
 
     def divided(self, times: int, offset: int = 0) -> Interval:
-        """``(frame + offset) // times`` of both ends: what repeating frames reads."""
+        """Returns the input of repeated frames: both ends become ``(end + offset) // times``."""
         ends = (self.first, self.last)
         first, last = (end if math.isinf(end) else (end + offset) // times for end in ends)
         return Interval(first, last)
 
     def union(self, other: Interval) -> Interval:
-        """The smallest interval that holds both."""
+        """Returns the smallest interval that contains both intervals."""
         return Interval(min(self.first, other.first), max(self.last, other.last))
 
 

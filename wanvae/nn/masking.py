@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 
-def mask_of(lengths: Tensor, length: int) -> Tensor:
-    """``(B, length)``, true before ``lengths`` ``(B,)``."""
+def make_mask(lengths: Tensor, length: int) -> Tensor:
+    """Returns a mask ``(B, length)``, true for frames before ``lengths`` ``(B,)``."""
     return torch.arange(length, device=lengths.device) < lengths[:, None]
 
 
-def time_mask(x: Tensor, lengths: Tensor) -> Tensor:
-    """``mask_of`` the clips of ``x`` ``(B, C, T, ...)``, with an axis of 1 for all others."""
-    mask = mask_of(lengths, x.shape[2])
+def make_time_mask(x: Tensor, lengths: Tensor) -> Tensor:
+    """Returns a mask ``(B, 1, T, 1, ...)`` of the frames of clips ``x`` ``(B, C, T, ...)``."""
+    mask = make_mask(lengths, x.shape[2])
     return mask.view(len(mask), 1, -1, *[1] * (x.dim() - 3))
 
 
 def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
-    """``(B, C, T, ...)`` with zeros from ``lengths`` ``(B,)`` on."""
-    return torch.where(time_mask(x, lengths), x, 0)
+    """Returns clips ``(B, C, T, ...)`` with zeros from frame ``lengths`` ``(B,)`` on."""
+    return torch.where(make_time_mask(x, lengths), x, 0)

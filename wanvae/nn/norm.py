@@ -14,8 +14,8 @@ from wanvae.errors import UserError
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.kernels.precision import wide_dtype
-from wanvae.nn.masking import time_mask
-from wanvae.nn.region import Region, crop_whole, whole_of
+from wanvae.nn.masking import make_time_mask
+from wanvae.nn.region import Region, crop_whole, expand_to_whole
 from wanvae.nn.streaming import Pointwise, State, Streaming
 
 NormKind = Literal["rms", "layer", "group", "batch", "none"]
@@ -53,7 +53,7 @@ class LayerNorm(Pointwise):
 
 
 class NormOverClips(Streaming):
-    """A norm whose statistics go over whole clips, so that it is not pointwise."""
+    """A norm with statistics over whole clips, so it is not pointwise."""
 
     def time_factor(self) -> Fraction:
         return Fraction(1)
@@ -73,7 +73,7 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
         return crop_whole(nn.GroupNorm.forward(self, x), region), ()
 
     def input_region(self, region: Region) -> Region:
-        return whole_of(region)
+        return expand_to_whole(region)
 
     def looks_across_time(self) -> bool:
         return True
@@ -85,7 +85,7 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
         return ALL_TIME
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        mask = time_mask(x, lengths).unsqueeze(1)
+        mask = make_time_mask(x, lengths).unsqueeze(1)
         wide = x.to(wide_dtype(x)).unflatten(1, (self.num_groups, -1))
         axes = tuple(range(2, wide.dim()))
         values_of_frame = wide[0, 0].numel() // wide.shape[3]
@@ -99,7 +99,7 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
 
 
 class BatchNorm(NormOverClips, nn.modules.batchnorm._BatchNorm):
-    """Batch norm of any rank; in evaluation its statistics are fixed, and it streams and tiles."""
+    """Batch norm of any rank. In evaluation its statistics are fixed, so it streams and tiles."""
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         if self.looks_across_time():
@@ -129,7 +129,7 @@ class BatchNorm(NormOverClips, nn.modules.batchnorm._BatchNorm):
 
 
 def make_norm(kind: NormKind, ndim: int, dim: int, eps: float = 1e-5) -> nn.Module:
-    """A norm over ``dim`` channels of a rank ``ndim`` input; ``eps`` does not concern "rms"."""
+    """Returns a norm over ``dim`` channels for inputs of rank ``ndim``; "rms" ignores ``eps``."""
     if kind == "rms":
         return RMSNorm(ndim, dim)
     if kind == "layer":

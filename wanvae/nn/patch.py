@@ -29,7 +29,7 @@ class Patches(Streaming):
         return Fraction(1)
 
     def resamples(self) -> bool:
-        return False  # it is as fast in pieces of any length
+        return False  # pieces of any length are equally fast
 
     def multiply_adds(self, positions: int, frames: int) -> int:
         return 0

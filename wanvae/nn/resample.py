@@ -17,12 +17,12 @@ from wanvae.nn.streaming import State, Streaming
 
 
 class Resample(Streaming):
-    """Changes the size of each frame, and of time if ``temporal``.
+    """A layer that changes the size of each frame, and the number of frames if ``temporal``.
 
-    ``resample`` works on each frame alone and ``time_conv`` along time (Wan's names; ``resample.1``
-    holds the parameters of the convolution of each frame). In 1D there is no space, and the
-    convolution over space becomes a 1-conv. The first frame of a stream stands for itself:
-    resampling of time passes it through.
+    ``resample`` works on each frame alone, and ``time_conv`` along time. These are Wan's names;
+    ``resample.1`` holds the parameters of the convolution of each frame. In 1D there is no space,
+    and the convolution over space becomes a 1-conv. Resampling of time passes the first frame of a
+    stream through unchanged.
     """
 
     def __init__(self, ndim: int, conv: CausalConv) -> None:
@@ -39,7 +39,7 @@ class Resample(Streaming):
         return conv
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
-        """Resample frames ``(B, C, H, W)``, or in 1D positions ``(B, C, T)``."""
+        """Resamples frames ``(B, C, H, W)``, or in 1D positions ``(B, C, T)``."""
         raise self._unanswered("resize")
 
     def _per_frame(self, x: Tensor, region: Region | None) -> Tensor:
@@ -94,7 +94,7 @@ class Downsample(Resample):
     def multiply_adds(self, positions: int, frames: int) -> int:
         total = self.conv.multiply_adds(positions, frames)
         if self.time_conv is not None:
-            # The first frame counts as the pair that it is the end of.
+            # The first frame counts as two frames, because it stands for a pair.
             total += self.time_conv.multiply_adds(positions, frames + 1)
         return total
 
@@ -105,7 +105,7 @@ class Downsample(Resample):
 class Upsample(Resample):
     """Doubles space, and time if ``temporal``: 1 + n frames become 1 + 2n, later n become 2n.
 
-    State: the state of ``time_conv``, which never sees the first frame; it starts with zeros.
+    State: the state of ``time_conv``, which starts with zeros and never sees the first frame.
     """
 
     def __init__(self, ndim: int, in_dim: int, out_dim: int, *, temporal: bool) -> None:
@@ -156,8 +156,7 @@ class Upsample(Resample):
         y = kernels_for(images).convolve_doubled(images, self.conv.weight, self.conv.bias)
         if region is None:
             return y
-        # The input is doubled whole, with zeros all around. The zeros spoil the inner sides, which
-        # are cut off.
+        # The convolution pads zeros on all sides. Sides inside the image are wrong and are cut off.
         return crop(y, repeated(self.input_region(region), 2), region)
 
     def _double_time(self, conv: CausalConv, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -167,7 +166,7 @@ class Upsample(Resample):
 
 
 def along_time(ndim: int, size: int) -> tuple[int, ...]:
-    """A kernel or stride of ``size`` in time and 1 in space."""
+    """Returns a kernel or stride of ``size`` in time and 1 in space."""
     if ndim == 2:
         raise UserError("a 2D network has no time to resample")
     return (size,) + (1,) * (ndim - 1)

@@ -19,16 +19,16 @@ from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
 from wanvae.nn.sequential import (
     Sequential,
+    find_regions_between,
     forward_masked,
     input_interval,
     input_region,
     multiply_adds,
-    regions_between,
     space_factor,
     step_through,
     time_factor,
 )
-from wanvae.nn.streaming import State, Step, Streaming, states_inside, step_layer, streaming_layers
+from wanvae.nn.streaming import State, Step, Streaming, split_state, step_layer, streaming_layers
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -44,8 +44,8 @@ class BlockSpec:
         kind: the body (see :func:`make_block`); Wan's checkpoints need "residual".
         norm: the normalization inside it; Wan's is "rms".
         activation: the nonlinearity inside it; Wan's is "silu".
-        dropout: probability of dropping a value before the last convolution ("residual") or after
-            the body (the others).
+        dropout: probability of dropping a value: before the last convolution for "residual", after
+            the body for other kinds.
         causal: whether convolutions see only the past; needed for streaming.
         time_kernel: extent of 3-convs in time; with 1 they treat each frame alone.
     """
@@ -59,9 +59,9 @@ class BlockSpec:
 
 
 class Residual(Streaming):
-    """``y = post_activation(body(x) + shortcut(x))``: the one place where residuals are added.
+    """A residual block: ``y = post_activation(body(x) + shortcut(x))``.
 
-    A subclass answers for its body, in every method that raises NotImplementedError here.
+    A subclass implements the body: every method that raises NotImplementedError here.
     State: (state of the body, state of the shortcut).
     """
 
@@ -75,23 +75,23 @@ class Residual(Streaming):
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        """One step of the residual function alone; the result is a new tensor."""
+        """Runs one step of the body alone. The output is a new tensor."""
         raise self._unanswered("body_step")
 
     def body_input_region(self, region: Region) -> Region:
-        """``input_region`` of the residual function alone."""
+        """Returns ``input_region`` of the body alone."""
         raise self._unanswered("body_input_region")
 
     def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward_masked`` of the residual function alone; the result is a new tensor."""
+        """Computes ``forward_masked`` of the body alone. The output is a new tensor."""
         raise self._unanswered("body_forward_masked")
 
     def body_input_interval(self, interval: Interval) -> Interval:
-        """``input_interval`` of the residual function alone."""
+        """Returns ``input_interval`` of the body alone."""
         raise self._unanswered("body_input_interval")
 
     def body_multiply_adds(self, positions: int, frames: int) -> int:
-        """``multiply_adds`` of the residual function alone."""
+        """Returns ``multiply_adds`` of the body alone."""
         raise self._unanswered("body_multiply_adds")
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
@@ -100,8 +100,8 @@ class Residual(Streaming):
     def step_by(
         self, body_step: Step, x: Tensor, state: State, region: Region | None
     ) -> tuple[Tensor, State]:
-        """As ``step``, with the residual function computed by ``body_step``."""
-        body_state, shortcut_state = states_inside(state, 2)
+        """Does the same as ``step``, with ``body_step`` for the body."""
+        body_state, shortcut_state = split_state(state, 2)
         of_body = of_shortcut = x
         if region is not None:
             given = self.input_region(region)
@@ -135,7 +135,7 @@ class Residual(Streaming):
         return self.body_multiply_adds(positions, frames) + of_shortcut
 
     def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        """The residual addition; inference may write it to the memory of ``y``."""
+        """Returns ``post_activation(y + shortcut)``; inference may overwrite ``y``."""
         return self.post_activation(kernels_for(y).add(y, shortcut))
 
 
@@ -143,7 +143,7 @@ class RowResidual(Residual):
     """A residual block whose body is a row of layers; a subclass provides ``body_layers``."""
 
     def body_layers(self) -> tuple[nn.Module, ...]:
-        """The layers of the body in the order they run."""
+        """Returns the layers of the body in the order they run."""
         raise self._unanswered("body_layers")
 
     def body_step(
@@ -168,7 +168,7 @@ class SequentialResidual(RowResidual):
     """A residual block whose body is a row of layers, held as ``residual`` (Wan's name for it).
 
     Args:
-        name: what to hold the body as instead.
+        name: the name of the body, if not ``residual``.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class ResidualBlock(SequentialResidual):
                 nn.Dropout(spec.dropout),
                 make_conv(ndim, out_dim, out_dim, spec),
             ],
-            projection(ndim, in_dim, out_dim),
+            make_projection(ndim, in_dim, out_dim),
         )
 
 
@@ -228,7 +228,7 @@ class StandardBlock(SequentialResidual):
                 make_norm(spec.norm, ndim, out_dim),
                 nn.Dropout(spec.dropout),
             ],
-            projection(ndim, in_dim, out_dim),
+            make_projection(ndim, in_dim, out_dim),
             make_activation(spec.activation),
         )
 
@@ -268,11 +268,11 @@ class PreActivationBlock(SequentialResidual):
     def __init__(self, ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> None:
         super().__init__(
             [
-                *normed_conv(ndim, in_dim, out_dim, spec),
-                *normed_conv(ndim, out_dim, out_dim, spec),
+                *make_normed_conv(ndim, in_dim, out_dim, spec),
+                *make_normed_conv(ndim, out_dim, out_dim, spec),
                 nn.Dropout(spec.dropout),
             ],
-            projection(ndim, in_dim, out_dim),
+            make_projection(ndim, in_dim, out_dim),
         )
 
 
@@ -280,7 +280,7 @@ class DenseBlock(Streaming):
     """DenseNet's block: each layer sees all features before it and appends ``growth_rate`` more.
 
     Maps ``in_dim`` channels to ``in_dim + num_layers * growth_rate``, the input first. It
-    concatenates and never adds. State: one entry a layer.
+    concatenates and never adds. State: one entry for each layer.
     """
 
     def __init__(
@@ -288,15 +288,15 @@ class DenseBlock(Streaming):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            Sequential(*normed_conv(ndim, in_dim + i * growth_rate, growth_rate, spec))
+            Sequential(*make_normed_conv(ndim, in_dim + i * growth_rate, growth_rate, spec))
             for i in range(num_layers)
         )
         self.out_dim = in_dim + num_layers * growth_rate
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         layers = streaming_layers(self.layers)
-        states = states_inside(state, len(layers))
-        regions = itertools.pairwise(regions_between(layers, region))
+        states = split_state(state, len(layers))
+        regions = itertools.pairwise(find_regions_between(layers, region))
         new_states = []
         for layer, layer_state, (given, wanted) in zip(layers, states, regions, strict=True):
             feature, layer_state = layer.step(x, layer_state, wanted)
@@ -332,7 +332,7 @@ class DenseBlock(Streaming):
 
 
 class DenseResidualBlock(SequentialResidual):
-    """A :class:`DenseBlock` and a 1-conv transition to ``out_dim`` as the body of a residual."""
+    """A residual block with a :class:`DenseBlock` and a 1-conv to ``out_dim`` as its body."""
 
     def __init__(
         self,
@@ -346,7 +346,7 @@ class DenseResidualBlock(SequentialResidual):
         dense = DenseBlock(ndim, in_dim, growth_rate, num_layers, spec)
         transition = CausalConv(ndim, dense.out_dim, out_dim, 1)
         super().__init__(
-            [dense, transition, nn.Dropout(spec.dropout)], projection(ndim, in_dim, out_dim)
+            [dense, transition, nn.Dropout(spec.dropout)], make_projection(ndim, in_dim, out_dim)
         )
 
 
@@ -358,7 +358,7 @@ class ResConv1DBlock(RowResidual):
 
     Args:
         n_in: channels of input and output, ``(B, n_in, T)``.
-        n_state: channels in between.
+        n_state: channels between the two convolutions.
         causal: False gives the published "same" padding.
     """
 
@@ -388,7 +388,7 @@ class ResConv1DBlock(RowResidual):
 
 
 def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residual:
-    """The residual block that ``spec.kind`` names, from ``in_dim`` to ``out_dim`` channels.
+    """Returns the residual block ``spec.kind`` from ``in_dim`` to ``out_dim`` channels.
 
     "bottleneck" narrows to ``out_dim / 4`` channels; "dense" has two layers of ``out_dim / 2``.
     """
@@ -406,20 +406,20 @@ def make_block(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> Residua
 
 
 def make_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> CausalConv:
-    """A 3-conv."""
+    """Returns a 3-conv."""
     kernel = (3, 3) if ndim == 2 else (spec.time_kernel, 3, 3)[:ndim]
     return CausalConv(ndim, in_dim, out_dim, kernel, causal=spec.causal)
 
 
 def make_activation(kind: ActivationKind) -> nn.Module:
-    """A nonlinearity by name."""
+    """Returns a nonlinearity by name."""
     if kind not in ACTIVATIONS:
         raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {kind!r}")
     return ACTIVATIONS[kind]()
 
 
-def normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[nn.Module]:
-    """Norm, activation and a 3-conv, in this order."""
+def make_normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[nn.Module]:
+    """Returns a norm, an activation and a 3-conv, in this order."""
     return [
         make_norm(spec.norm, ndim, in_dim),
         make_activation(spec.activation),
@@ -427,6 +427,6 @@ def normed_conv(ndim: int, in_dim: int, out_dim: int, spec: BlockSpec) -> list[n
     ]
 
 
-def projection(ndim: int, in_dim: int, out_dim: int) -> nn.Module | None:
-    """A 1-conv shortcut where the channels differ, else None."""
+def make_projection(ndim: int, in_dim: int, out_dim: int) -> nn.Module | None:
+    """Returns a 1-conv as shortcut if the channels differ, else None."""
     return None if in_dim == out_dim else CausalConv(ndim, in_dim, out_dim, 1)

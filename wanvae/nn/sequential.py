@@ -1,4 +1,4 @@
-"""Layers one after another: how a row of layers runs, and the facts about the row."""
+"""Layers in a row: how a row runs, and the facts about the row."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.pointwise import apply
 from wanvae.nn.region import Region
-from wanvae.nn.streaming import State, Streaming, as_streaming, states_inside, streaming_layers
+from wanvae.nn.streaming import State, Streaming, as_streaming, split_state, streaming_layers
 
 
 class Row(Streaming):
-    """A layer that only runs others one after another. State: one entry a layer.
+    """A layer that runs inner layers one after another. State: one entry for each layer.
 
     A subclass provides ``layers``.
     """
 
     def layers(self) -> tuple[nn.Module, ...]:
-        """The layers in the order they run."""
+        """Returns the layers in the order they run."""
         raise self._unanswered("layers")
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
@@ -65,18 +65,18 @@ def step_through(
     region: Region | None = None,
     *,
     recompute: bool = False,
-) -> tuple[Tensor, State]:
-    """One step of several layers in a row; the state holds one entry a layer.
+) -> tuple[Tensor, tuple[State, ...]]:
+    """Runs one step of several layers in a row. The state has one entry for each layer.
 
-    A convolution applies the pointwise layers before it on the way to its input.
+    Each convolution applies the pointwise layers before it while it copies its input.
 
     Args:
-        recompute: keep only what goes from layer to layer, and compute the inside of the layers
-            again in the backward pass.
+        recompute: keep only the tensors between layers, and compute the tensors inside layers again
+            in the backward pass.
     """
     layers = tuple(layers)
-    states = states_inside(state, len(layers))
-    wanted = regions_between(layers, region)[1:]
+    states = split_state(state, len(layers))
+    wanted = find_regions_between(layers, region)[1:]
     pointwise: list[nn.Module] = []
     new_states = []
     for layer, layer_state, layer_region in zip(layers, states, wanted, strict=True):
@@ -98,7 +98,7 @@ def step_through(
 def forward_masked(
     layers: Iterable[nn.Module], x: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:meth:`Streaming.forward_masked` of layers in a row."""
+    """Computes :meth:`Streaming.forward_masked` of layers in a row."""
     for layer in layers:
         streaming = as_streaming(layer)
         if streaming is None:
@@ -109,16 +109,16 @@ def forward_masked(
 
 
 def input_region(layers: Iterable[nn.Module], region: Region) -> Region:
-    """What the first of some layers in a row reads for a region of the last one's output."""
+    """Returns the region that the first layer of a row reads for a region that the last writes."""
     for layer in reversed(streaming_layers(layers)):
         region = layer.input_region(region)
     return region
 
 
-def regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[Region | None]:
-    """What the first layer reads, what each next one reads, and ``region``, which the last writes.
+def find_regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[Region | None]:
+    """Returns the region that each layer of a row reads, then ``region``, which the last writes.
 
-    Where ``region`` is the whole image (None), all of them are.
+    If ``region`` is None, the whole image, all regions are None.
     """
     regions = [region]
     for layer in reversed(layers):
@@ -128,17 +128,17 @@ def regions_between(layers: Sequence[nn.Module], region: Region | None) -> list[
 
 
 def cropped_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """The layers in a row that are cropped one by one; a stage gives the layers inside it."""
+    """Returns the layers of a row that are cropped one by one; a stage gives its inner layers."""
     return tuple(chain.from_iterable(layer.cropped_layers() for layer in streaming_layers(layers)))
 
 
-def regions_of_layers(
+def trace_regions(
     layers: Iterable[nn.Module], region: Region
 ) -> Iterator[tuple[Streaming, Region, Region]]:
-    """Each of ``cropped_layers``, with the region that it reads and the region that it writes.
+    """Yields each of ``cropped_layers``, the region that it reads and the region that it writes.
 
     Args:
-        region: what the last layer writes.
+        region: the region that the last layer writes.
     """
     regions = [region]
     in_a_row = cropped_layers(layers)
@@ -149,36 +149,36 @@ def regions_of_layers(
 
 
 def input_interval(layers: Iterable[nn.Module], interval: Interval) -> Interval:
-    """The input frames of layers in a row that some frames of their output depend on."""
+    """Returns the input frames of a row that some frames of its output depend on."""
     for layer in reversed(streaming_layers(layers)):
         interval = layer.input_interval(interval)
     return interval
 
 
 def time_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Frames that leave layers in a row for each that enters, after the first."""
+    """Returns the frames of output of a row for each frame of input, after the first."""
     return math.prod((layer.time_factor() for layer in streaming_layers(layers)), start=Fraction(1))
 
 
 def space_factor(layers: Iterable[nn.Module]) -> Fraction:
-    """Positions along a side that leave layers in a row for each that enters."""
+    """Returns the positions of output of a row along a side for each position of input."""
     return math.prod(
         (layer.space_factor() for layer in streaming_layers(layers)), start=Fraction(1)
     )
 
 
-def resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
-    """How many frames come of so many; the first frame of a stream stands for itself."""
+def count_resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
+    """Returns the number of frames after resampling; the first frame of a stream stays one."""
     first = 1 if starts else 0
     return first + int((frames - first) * factor)
 
 
 def multiply_adds(layers: Iterable[nn.Module], positions: int, frames: int) -> int:
-    """:meth:`Streaming.multiply_adds` of layers in a row."""
+    """Computes :meth:`Streaming.multiply_adds` of layers in a row."""
     streaming = streaming_layers(layers)
     total = 0
     for index, layer in enumerate(streaming):
         written = int(positions / space_factor(streaming[index + 1 :]) ** 2)
         total += layer.multiply_adds(written, frames)
-        frames = resampled(frames, layer.time_factor(), starts=True)
+        frames = count_resampled(frames, layer.time_factor(), starts=True)
     return total

@@ -1,4 +1,4 @@
-"""Stages with a shortcut across all of their layers, resampling included, as Wan2.2 has them.
+"""Stages with a shortcut across all of their layers, also across resampling, as in Wan2.2.
 
 The shortcuts have no parameters: positions move into channels and back.
 """
@@ -22,10 +22,10 @@ from wanvae.nn.streaming import State, Streaming
 
 
 class ResidualStage(SequentialResidual):
-    """A row of layers, where the last one may resample, and a shortcut across the row.
+    """A row of layers, whose last layer may resample, and a shortcut across the row.
 
     Args:
-        name: what the row is called in checkpoints.
+        name: the name of the row in checkpoints.
     """
 
     def __init__(self, layers: Sequence[nn.Module], shortcut: nn.Module, name: str) -> None:
@@ -34,19 +34,19 @@ class ResidualStage(SequentialResidual):
     def recomputed_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        # Layer by layer: a whole stage at once would need most of the memory again.
+        # Layer by layer, because a whole stage at once would need most of the memory again.
         return self.step_by(partial(step_through, self.body, recompute=True), x, state, region)
 
     def cropped_layers(self) -> tuple[Streaming, ...]:
-        # Without the shortcut, which only moves values.
+        # The shortcut is left out, because it only moves values.
         return cropped_layers(self.body)
 
 
 class StageShortcut(Streaming):
-    """What both shortcuts have in common, for ``(B, C, T, H, W)``. They keep no state.
+    """The base of both shortcuts, for ``(B, C, T, H, W)``. They keep no state.
 
     Args:
-        time, space: by how much the stage resamples time, and each side of space.
+        time, space: factors by which the stage resamples time, and each side of space.
 
     Raises:
         UserError: the channels do not divide into ``in_dim`` or ``out_dim`` equal groups.
@@ -60,7 +60,7 @@ class StageShortcut(Streaming):
 
     @property
     def factors(self) -> dict[str, int]:
-        """Positions along each axis that share a place, for einops."""
+        """The factor of each axis, by its name in the patterns of einops."""
         return {"f": self.time, "p": self.space, "q": self.space}
 
     def multiply_adds(self, positions: int, frames: int) -> int:
@@ -68,10 +68,10 @@ class StageShortcut(Streaming):
 
 
 class AverageDown(StageShortcut):
-    """``time`` frames of ``space`` x ``space`` positions become one position.
+    """A shortcut that turns ``time`` frames of ``space`` x ``space`` positions into one position.
 
-    Their values, in the order channel, frame, row, column, are averaged in ``out_dim`` groups. The
-    first frame of a stream has zeros before it.
+    The values are put in the order channel, frame, row, column, and averaged in ``out_dim`` groups.
+    Zeros come before the first frame of a stream.
     """
 
     def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
@@ -103,10 +103,10 @@ class AverageDown(StageShortcut):
 
 
 class DuplicateUp(StageShortcut):
-    """One position becomes ``time`` frames of ``space`` x ``space`` positions.
+    """A shortcut that turns one position into ``time`` frames of ``space`` x ``space`` positions.
 
-    Its channels, each repeated equally often, are their values in the order channel, frame, row,
-    column. The first frame of a stream gives only the last of these ``time`` frames.
+    Each channel is repeated equally often. The repeated channels are the new values in the order
+    channel, frame, row, column. The first frame of a stream becomes only the last of these frames.
     """
 
     def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
@@ -140,7 +140,7 @@ class DuplicateUp(StageShortcut):
 
 
 def require_groups(values: int, groups: int) -> int:
-    """The size of each of ``groups`` equal groups of ``values``; UserError if there is a rest."""
+    """Returns the size of ``groups`` equal groups of ``values``; raises UserError for a rest."""
     if values % groups:
         raise UserError(
             f"the shortcut of a stage cannot make {groups} equal groups of {values} channels: "

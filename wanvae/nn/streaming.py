@@ -4,12 +4,12 @@
 of one step. State is a nested tuple of tensors that mirrors the module tree: it can be saved,
 moved, cloned, or held many times over for many streams at once.
 
-A step can also compute a part of its output only, a region of each frame: ``x`` is then the part of
-the input that ``input_region`` names, and the state belongs to this part.
+A step can also compute only a region of each output frame. Then ``x`` is the region of the input
+that ``input_region`` returns, and the state belongs to this region.
 
-Whatever else has to be known to plan, tile or mask a layer, the layer itself answers. A row of
-layers has two kinds of layers. A :class:`Streaming` layer answers. A pointwise layer
-(:func:`as_streaming` tells) treats each position alone, so that nothing needs to be asked.
+A layer itself states all other facts that planning, tiling and masking need. There are two kinds of
+layers. A :class:`Streaming` layer has a method for each fact. A pointwise layer treats each
+position alone, so its facts are known (:func:`as_streaming` tells the kinds apart).
 """
 
 from __future__ import annotations
@@ -32,86 +32,89 @@ Step: TypeAlias = "Callable[[Tensor, State, Region | None], tuple[Tensor, State]
 class Streaming(nn.Module):
     """A layer that can process its input in consecutive pieces along time (dim 2).
 
-    A subclass answers every method that raises NotImplementedError here.
+    A subclass implements every method that raises NotImplementedError here.
     """
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        """Process the next piece of a stream; ``state=None`` starts a new one.
+        """Returns the output for the next piece of a stream, and the next state.
 
         Args:
-            region: compute this part of each output frame, from ``input_region(region)`` in ``x``.
+            x: the next piece.
+            state: the state after the piece before; None starts a stream.
+            region: the region of each output frame to compute; ``x`` is then the region
+                ``input_region(region)`` of the input. None computes whole frames.
         """
         raise self._unanswered("step")
 
     def recomputed_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        """As ``step``, but the backward pass computes what is inside again.
+        """Does the same as ``step``, but the backward pass computes inner tensors again.
 
         Less memory, more time, the same dropout and gradients (Chen et al., arXiv 1604.06174).
         """
         return checkpoint(self.step, x, state, region, use_reentrant=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Process a whole input at once."""
+        """Processes a whole input at once."""
         return self.step(x, None)[0]
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Process whole clips ``(B, C, T, ...)`` of ``lengths`` ``(B,)`` frames each.
+        """Processes whole clips ``(B, C, T, ...)`` of ``lengths`` ``(B,)`` frames each.
 
-        The frames after the end of a clip are padding and may hold anything. The layer sees of each
-        clip what it sees when the clip comes alone.
+        Frames after the end of a clip are padding and may have any values. The output for each clip
+        equals the output for this clip alone.
 
         Returns:
-            The output, with anything after the end of each clip, and its lengths ``(B,)``.
+            The output, with any values after the end of each clip, and its lengths ``(B,)``.
         """
         raise self._unanswered("forward_masked")
 
     def input_region(self, region: Region) -> Region:
-        """The part of its input that the layer needs for a part of its output."""
+        """Returns the region of the input that the layer needs for a region of the output."""
         raise self._unanswered("input_region")
 
     def input_interval(self, interval: Interval) -> Interval:
-        """The frames of its input that some frames of its output depend on."""
+        """Returns the frames of the input that some frames of the output depend on."""
         raise self._unanswered("input_interval")
 
     def time_factor(self) -> Fraction:
-        """Frames of output for each frame of input, after the first frame."""
+        """Returns the frames of output for each frame of input, after the first frame."""
         raise self._unanswered("time_factor")
 
     def space_factor(self) -> Fraction:
-        """Positions of output along a side for each position of input."""
+        """Returns the positions of output along a side for each position of input."""
         raise self._unanswered("space_factor")
 
     def resamples(self) -> bool:
-        """Whether the layers before and after run at different resolutions.
+        """Returns whether the layers before and after run at different resolutions.
 
-        They then suit pieces of different length.
+        Then pieces of different lengths suit them.
         """
         return self.time_factor() != 1 or self.space_factor() != 1
 
     def multiply_adds(self, positions: int, frames: int) -> int:
-        """Multiply-adds of a stream's first ``frames`` frames of input.
+        """Returns the multiply-adds for the first ``frames`` input frames of a stream.
 
         Args:
-            positions: positions that are computed of each output frame.
+            positions: number of positions of each output frame that are computed.
         """
         raise self._unanswered("multiply_adds")
 
     def cropped_layers(self) -> tuple[Streaming, ...]:
-        """The layers inside that are cropped one by one; itself, where it is cropped as one."""
+        """Returns the inner layers that are cropped one by one, or the layer itself."""
         return (self,)
 
     def looks_across_time(self) -> bool:
-        """Whether this layer needs all of time at once, so that it cannot be fed in pieces."""
+        """Returns whether this layer needs all frames at once and cannot take pieces."""
         return False
 
     def looks_across_space(self) -> bool:
-        """Whether this layer needs whole frames, so that it cannot be fed in regions."""
+        """Returns whether this layer needs whole frames and cannot take regions."""
         return False
 
     def refuse_to_continue(self, state: State) -> None:
-        """Raise UserError where a layer that needs all of time is fed a second piece."""
+        """Raises UserError if a layer that needs all frames at once gets a second piece."""
         if state is not None:
             raise UserError(
                 f"{type(self).__name__} looks across all of time and cannot continue a stream: "
@@ -123,7 +126,7 @@ class Streaming(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """A layer that treats each position alone; a subclass has ``forward`` and nothing else."""
+    """A layer that treats each position alone. A subclass only has ``forward``."""
 
 
 # Layers of PyTorch that treat each position alone.
@@ -143,7 +146,7 @@ TORCH_POINTWISE = (
 
 
 def as_streaming(layer: nn.Module) -> Streaming | None:
-    """The layer; None if it is pointwise: :class:`Pointwise` or one of ``TORCH_POINTWISE``.
+    """Returns the layer; None if it is a :class:`Pointwise` or one of ``TORCH_POINTWISE``.
 
     Raises:
         TypeError: the layer is neither streaming nor pointwise.
@@ -159,30 +162,30 @@ def as_streaming(layer: nn.Module) -> Streaming | None:
 
 
 def streaming_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """The layers that are not pointwise."""
+    """Returns the layers that are not pointwise."""
     return tuple(streaming for layer in layers if (streaming := as_streaming(layer)) is not None)
 
 
 def step_layer(
     layer: nn.Module, x: Tensor, state: State, region: Region | None = None
 ) -> tuple[Tensor, State]:
-    """One step of a streaming or a pointwise layer."""
+    """Runs one step of a streaming or a pointwise layer."""
     streaming = as_streaming(layer)
     return (layer(x), ()) if streaming is None else streaming.step(x, state, region)
 
 
-def states_inside(state: State, count: int) -> tuple[State, ...]:
-    """The states of ``count`` layers, from the state of the layer that holds them."""
+def split_state(state: State, count: int) -> tuple[State, ...]:
+    """Returns the states of ``count`` inner layers, from the state of the layer around them."""
     return (None,) * count if state is None else cast("tuple[State, ...]", state)
 
 
-def tensors_inside(state: State) -> tuple[Tensor, ...]:
-    """The tensors that a layer keeps in its state."""
+def get_tensors(state: State) -> tuple[Tensor, ...]:
+    """Returns the tensors of the state of a layer."""
     return () if state is None else cast("tuple[Tensor, ...]", state)
 
 
 def unstreamable_layers(module: nn.Module) -> list[str]:
-    """Names of the layers inside ``module`` that cannot be fed in pieces (empty: it can stream)."""
+    """Returns names of layers in ``module`` that cannot take pieces; empty if all can stream."""
     return [
         f"{name or 'model'} ({type(layer).__name__})"
         for name, layer in module.named_modules()
@@ -191,7 +194,7 @@ def unstreamable_layers(module: nn.Module) -> list[str]:
 
 
 def needs_whole_frames(module: nn.Module) -> bool:
-    """Whether some layer inside ``module`` cannot be fed in regions."""
+    """Returns whether some layer inside ``module`` needs whole frames."""
     return any(
         isinstance(layer, Streaming) and layer.looks_across_space() for layer in module.modules()
     )

@@ -19,7 +19,7 @@ from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
 from wanvae.engine.training.evaluating import evaluating
 from wanvae.errors import UserError
-from wanvae.folders.manifest import MEDIA_SUFFIXES
+from wanvae.folders.listing import may_be_media
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import WanVAE
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
@@ -106,7 +106,8 @@ def usable_clips(config: EvaluationConfig) -> Iterator[HeldOutClip]:
         return
     folder = Path(config.folder)
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in MEDIA_SUFFIXES:
+        relative = path.relative_to(folder).as_posix()
+        if not path.is_file() or not may_be_media(relative):
             continue
         try:
             info = probe(path)
@@ -116,7 +117,7 @@ def usable_clips(config: EvaluationConfig) -> Iterator[HeldOutClip]:
             video = read_clip(path, middle(info, frames), frames)
         except VideoError:
             continue
-        yield HeldOutClip(path.relative_to(folder).as_posix(), centre_crop(video, config.size))
+        yield HeldOutClip(relative, centre_crop(video, config.size))
 
 
 def middle(info: VideoInfo, frames: int) -> float:

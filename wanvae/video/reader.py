@@ -231,6 +231,11 @@ class VideoReader:
         decoder = Decoder(self._source, packets)
         return self._timed(decoder, iter(decoder))
 
+    def skip(self, count: int) -> None:
+        """Passes over the next `count` frames, which are decoded but not converted."""
+        for _ in islice(self._frames, count):
+            pass
+
     def at_rate(self, fps: Fraction, first: int = 0) -> Iterator[Frame]:
         """The frames shown at `first / fps`, `(first + 1) / fps`, ... seconds from the first frame.
 

@@ -19,6 +19,7 @@ from av.video.reformatter import (
     VideoReformatter,
 )
 
+from wanvae.engine.files import temporary_sibling
 from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
 
 _VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -70,9 +71,7 @@ class VideoWriter:
         self._last_pts: int | None = None
         self._last_time: float | None = None
         self._reformatter = VideoReformatter()
-        self._partial = self.path.with_name(
-            f".{self.path.stem}.{os.getpid()}.partial{self.path.suffix}"
-        )
+        self._partial = temporary_sibling(self.path)
         self._container: OutputContainer | None = None
         try:
             with one_line_errors("write", self.path):

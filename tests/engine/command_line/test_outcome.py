@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.outcome import exit_status
-from wanvae.engine.command_line.program import Command, Program
+from wanvae.engine.command_line.program import Command, Listed, Program
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import NotFiniteError
@@ -47,7 +47,7 @@ def program_of(command: Command) -> Program:
         name="toy",
         version="1",
         description=None,
-        commands={"run": command},
+        commands={"run": Listed("runs", lambda: command)},
         train=lambda arguments, program: 0,
         training="nothing",
         out_of_memory="",
@@ -70,7 +70,7 @@ def test_a_fault_of_ours_shows_its_traceback_and_asks_for_a_report(capsys):
 
 
 def test_a_fault_in_a_command_of_a_program(capsys):
-    command = Command(pair_strictly, lambda parser: None, "pairs", "Pairs.")
+    command = Command(pair_strictly, lambda parser: None, "Pairs.")
     assert program_of(command).run(["run"]) == 1
     assert_fault_is_reported(capsys.readouterr().err, "toy", "'toy run'")
 
@@ -93,7 +93,7 @@ def test_a_wrong_argument_is_one_line_and_status_2(capsys):
     def run(_: Namespace) -> None:
         raise AssertionError("the arguments are wrong")
 
-    program = program_of(Command(run, add_options, "runs", "Runs."))
+    program = program_of(Command(run, add_options, "Runs."))
     for text in ("3", "x"):
         with pytest.raises(SystemExit) as stopped:
             program.run(["run", f"--even={text}"])
@@ -103,7 +103,7 @@ def test_a_wrong_argument_is_one_line_and_status_2(capsys):
 
 def test_a_config_file_that_is_no_text_is_one_line_and_status_2(capsys, tmp_path: Path):
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
-    program = program_of(Command(pair_strictly, lambda parser: None, "runs", "Runs."))
+    program = program_of(Command(pair_strictly, lambda parser: None, "Runs."))
     option = f"--config={tmp_path / 'config.yaml'}"
     for run in (
         lambda: program.run(["run", option]),

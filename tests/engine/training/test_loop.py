@@ -23,6 +23,7 @@ from torch import nn
 from tests.engine.training.toy import KillAt, Model, Noise, losses, make_task, settings
 from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
+from wanvae.engine.signals import STOP_SIGNALS
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import NotFiniteError, make_accelerator, train
 from wanvae.errors import UserError
@@ -111,7 +112,7 @@ def run_command(*command: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", STOP_SIGNALS)
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, accelerator, kind):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(make_task(), settings(whole), accelerator())

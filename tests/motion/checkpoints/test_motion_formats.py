@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ from motion.config import QuantizerConfig, ResnetConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
 from tests.motion import golden
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
+
+# Published files do not hold the mean and standard deviation of features.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no mean and standard deviation")
 
 SMALL = RVQVAEConfig(
     channels=5,
@@ -288,3 +292,21 @@ def test_a_bug_is_not_taken_for_a_bad_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a bug") as caught:
         formats.load(path)
     assert not isinstance(caught.value, CheckpointError)
+
+
+def test_a_model_without_a_normalizer_says_so(tmp_path):
+    """Published files once, when they are loaded; ``info`` says it of native files too."""
+    reference = golden.read("momask_tiny_relu_BN")
+    published = golden.save_published(reference, tmp_path / "a.tar")
+    convert = re.escape(f"motion convert {published} model.safetensors --to native --mean")
+    with pytest.warns(UserWarning, match=rf"takes and gives normalized .*{convert}") as caught:
+        model = RVQVAE.from_pretrained(published, **golden.untold(reference))
+    assert len(caught) == 1
+    native = tmp_path / "native.safetensors"
+    for statistics, notes in ((None, (formats.WITHOUT_NORMALIZER,)), (True, ())):
+        if statistics:
+            channels = model.config.channels
+            model.normalizer.set(FeatureStatistics(torch.ones(channels), torch.ones(channels)))
+        model.save_pretrained(native)
+        assert formats.load(native).notes == notes
+        RVQVAE.from_pretrained(native)

@@ -90,7 +90,7 @@ def test_without_a_root_the_rotations_are_the_same(tmp_path: Path, folder: Path)
 def test_features_of_other_programs(tmp_path: Path, folder: Path, channels: int) -> None:
     model, source = tiny_tokenizer(None, channels=channels), folder / f"{channels}.npy"
     tokenize_file(model, source, tmp_path / "t.npz")
-    assert read_tokens(tmp_path / "t.npz").origin.body is None
+    assert read_tokens(tmp_path / "t.npz").origin.actor is None
     detokenize_file(model, tmp_path / "t.npz", tmp_path / "a.npy")
     report = reconstruct_file(model, source, tmp_path / "b.npy")
     decoded = read_features(tmp_path / "a.npy")

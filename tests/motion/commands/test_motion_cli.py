@@ -19,6 +19,7 @@ from motion import cli
 from motion.features.humanml3d import write_features
 from motion.files.formats import read_motion, write_motion
 from motion.tokens import read_tokens
+from tests.commands import outputs_of
 from tests.helpers import LAUNCHER
 from tests.motion.helpers import contents, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
@@ -53,10 +54,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command that must end with ``status``; gives its stdout and stderr."""
 
     def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        assert cli.main([str(argument) for argument in arguments]) == status
-        captured = capsys.readouterr()
-        return captured.out, captured.err
+        return outputs_of(capsys, list(map(str, arguments)), status, cli.main)
 
     return run_command
 
@@ -236,6 +234,7 @@ def test_info(tmp_path: Path, files: Path, run: Run) -> None:
     assert "\norigin: not known" in run("info", files / "indices.npy")[0]
 
 
+@pytest.mark.filterwarnings("default")
 def test_published_checkpoints_and_what_they_do_not_tell(
     tmp_path: Path, files: Path, run: Run, fail: Fail
 ) -> None:
@@ -250,7 +249,11 @@ def test_published_checkpoints_and_what_they_do_not_tell(
     assert "\nnote: activation: gelu, as given\n" in out
     assert "\nnote: dilation_growth_rate: 2, 3, as given\n" in out
     assert "\nnote: reverse_dilation: False, as given\n" in out
-    run("reconstruct", files / "walk.bvh", tmp_path / "a.bvh", "--checkpoint", momask, *told)
+    _, err = run(
+        "reconstruct", files / "walk.bvh", tmp_path / "a.bvh", "--checkpoint", momask, *told
+    )
+    assert f"warning: {momask} has no mean and standard deviation" in err
+    assert "warning: the features of the motion are not normalized" in err and err.count("\n") == 2
     assert "norm is BN as given, but" in fail("info", momask, "--norm", "BN")
     reason = "it says its architecture itself; do not give activation"
     assert reason in fail("info", files / "model.safetensors", "--activation", "gelu")
@@ -452,7 +455,8 @@ def test_bad_motion(
         (np.zeros((3, 3), int), "of 3 layers of at least 1 codes, but the model has 2"),
         (np.full((3, 2), -2), "from 0, or -1 for none, not -2 to -2"),
         (np.zeros((3, 2)), "must be whole numbers, not float64 (3, 2)"),
-        (np.zeros((1, 3, 2), int), "indices must be (T, Q), none of them 0, not (1, 3, 2)"),
+        (np.zeros((4, 3, 2), int), "indices (4, 3, 2) are of 4 motions; write one file for each"),
+        (np.zeros((1, 1, 3, 2), int), "must be (T, Q), none of them 0, not (1, 1, 3, 2)"),
         (np.zeros((0, 2), int), "not (0, 2)"),
         (np.array([[Harmful()]], object), "no complete .npy file"),
     ],

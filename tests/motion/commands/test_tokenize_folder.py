@@ -1,6 +1,7 @@
 """Tokens of a folder: each file gets the tokens that it gets alone, whatever happens on the way."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from motion import RVQVAE
 from motion.commands.tokenize import FolderReport, tokenize_file, tokenize_folder
 from motion.errors import MotionError
 from motion.files.formats import write_motion
-from motion.tokens import read_tokens
+from motion.tokens import Tokens, digest_of, read_tokens, write_tokens
 from tests.motion.helpers import contents
 from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer, write_walks
 from wanvae.engine.files import FileError
@@ -77,7 +78,7 @@ def test_tokens_of_another_model_are_replaced(
 ) -> None:
     tokenize_folder(tiny_tokenizer(seed=1), folder, tmp_path / "out", ".npz", processes)
     report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
-    assert report == FolderReport(4, 0, ())
+    assert (report.written, report.kept, len(report.changed)) == (4, 0, 4)
     tokenize_folder(model, folder, tmp_path / "new", ".npz", processes)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
@@ -102,11 +103,75 @@ def test_no_file_is_written_over_another(
     for target in (folder, folder / "tokens", tmp_path, folder / ".." / "in"):
         with pytest.raises(UserError, match="must not be in"):
             tokenize_folder(model, folder, target, ".npz", processes)
-    write_motion(folder / "a.npz", WALK)
-    with pytest.raises(MotionError, match=r"a\.bvh and .*a\.npz would both become .*rename one"):
-        tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
-    os.unlink(folder / "a.npz")
     assert contents(folder) == before and os.listdir(tmp_path) == ["in"]
+
+
+def test_a_name_twice_is_a_failure_of_one_file(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    write_motion(folder / "a.npz", WALK)
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    (line,) = report.failures
+    assert line.startswith(f"{folder / 'a.npz'} would become ") and line.endswith("rename one")
+    assert report.written == 4
+    alone = tokenize_file(model, folder / "a.bvh", tmp_path / "alone.npz")
+    assert read_tokens(tmp_path / "out" / "a.npz").origin == alone.origin
+
+
+def test_an_edited_motion_file_is_tokenized_again(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    """Also if its size and its time are the same; and if it cannot be read any more."""
+    out = tmp_path / "out"
+    tokenize_folder(model, folder, out, ".npz", processes)
+    before = contents(out)
+    path = folder / "a.bvh"
+    text, status = path.read_text(), path.stat()
+    path.write_text(text.replace("0.1", "0.2", 1))
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report = tokenize_folder(model, folder, out, ".npz", processes)
+    assert report == FolderReport(1, 3, (), (str(path),))
+    tokenize_folder(model, folder, tmp_path / "new", ".npz", processes)
+    assert contents(out) == contents(tmp_path / "new") != before
+    path.write_text("no motion")
+    report = tokenize_folder(model, folder, out, ".npz", processes)
+    assert (report.kept, len(report.failures), report.changed) == (3, 1, (str(path),))
+    assert "a.npz" not in contents(out)
+
+
+def test_another_encoder_with_the_same_codebooks_is_another_model(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    other = tiny_tokenizer()
+    with torch.no_grad():
+        next(other.encoder.parameters()).add_(1.0)
+    assert digest_of(other) == digest_of(model)
+    tokenize_folder(other, folder, tmp_path / "out", ".npz", processes)
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert (report.written, report.kept) == (4, 0)
+
+
+def test_tokens_of_an_earlier_version_are_kept_and_counted(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    path = tmp_path / "out" / "a.npz"
+    tokens = read_tokens(path)
+    assert tokens.origin is not None
+    write_tokens(path, Tokens(tokens.indices, replace(tokens.origin, model="", source=None)))
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert report == FolderReport(0, 4, (), (), 1)
+
+
+def test_what_systems_leave_in_folders_is_passed_over(
+    tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
+) -> None:
+    (folder / "._a.bvh").write_bytes(b"\0\5\26\7")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "a.bvh").write_bytes(b"\0\5\26\7")
+    report = tokenize_folder(model, folder, tmp_path / "out", ".npz", processes)
+    assert report == FolderReport(4, 0, ())
 
 
 def test_folders_that_cannot_be(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import roma
@@ -126,9 +127,153 @@ def with_positions_at_the_leg(first: str, second: str) -> str:
 def test_positions_of_other_joints_replace_their_offsets(tmp_path):
     path = write(tmp_path / "a.bvh", with_positions_at_the_leg("0 -90 0", "0 -90 0"))
     assert read_bvh(path, unit=1.0).skeleton.offsets[1] == (0.0, -90.0, 0.0)
-    path = write(tmp_path / "b.bvh", with_positions_at_the_leg("0 -90 0", "0 -92 0"))
-    with pytest.warns(UserWarning, match="Left Leg moves away"):
+    path = write(tmp_path / "b.bvh", with_a_tail(with_positions_at_the_leg("0 -90 0", "0 -92 0")))
+    with pytest.warns(UserWarning, match=r"Left Leg moves .* 1 units; its mean position is taken"):
         assert read_bvh(path, unit=1.0).skeleton.offsets[1] == (0.0, -91.0, 0.0)
+
+
+def with_a_tail(text: str) -> str:
+    """The same with another joint on the root, so that the leg does not carry the person."""
+    tail = (
+        "  JOINT Tail\n  {\n    OFFSET 0 0 -1\n    CHANNELS 3 Zrotation Xrotation Yrotation\n  }\n"
+    )
+    text = text.replace("}\nMOTION", tail + "}\nMOTION")
+    return text.replace(" 60\n", " 60 0 0 0\n").replace(" 61\n", " 61 0 0 0\n")
+
+
+# A person on a root that may not move, by its joints: name, parent, OFFSET, whether it has
+# positions.
+PERSON = (
+    ("Reference", None, (0, 0, 0), True),
+    ("Armature", "Reference", (0, 2, 0), False),
+    ("Hips", "Armature", (0, 90, 0), True),
+    ("Chest", "Hips", (0, 50, 0), False),
+    ("Leg", "Hips", (0, -80, 0), False),
+)
+
+
+def write_person(
+    path: Path,
+    channels: dict[str, torch.Tensor],
+    *,
+    above: tuple[tuple[str, str | None, tuple[float, ...], bool], ...] = (),
+    hips: tuple[float, ...] = (0, 90, 0),
+) -> torch.Tensor:
+    """Writes ``PERSON`` with joints of ``above`` added; returns its joints (T, J, 3) in the world.
+
+    Args:
+        channels: (T, 6) of each joint with positions, (T, 3) of the others: positions, then
+            degrees about Z, X and Y. Joints without channels stand still.
+        hips: the OFFSET of the hips, which their positions replace.
+    """
+    joints = [*PERSON, *above]
+    frames = len(next(iter(channels.values())))
+
+    def block(name: str) -> list[str]:
+        _, parent, offset, positions = next(joint for joint in joints if joint[0] == name)
+        order.append(name)
+        offset = hips if name == "Hips" else offset
+        kinds = "6 Xposition Yposition Zposition" if positions else "3"
+        lines = [
+            f"{'JOINT' if parent else 'ROOT'} {name}",
+            "{",
+            f"OFFSET {offset[0]} {offset[1]} {offset[2]}",
+        ]
+        lines.append(f"CHANNELS {kinds} Zrotation Xrotation Yrotation")
+        inner = [joint[0] for joint in joints if joint[1] == name]
+        for child in inner:
+            lines += block(child)
+        if not inner:
+            lines += ["End Site", "{", "OFFSET 0 20 0", "}"]
+        return [*lines, "}"]
+
+    order: list[str] = []
+    lines = block("Reference")
+    values, world = [], {}
+    for name in order:
+        _, parent, offset, positions = next(joint for joint in joints if joint[0] == name)
+        given = channels.get(name, torch.zeros(frames, 6 if positions else 3)).double()
+        values.append(given)
+        place = given[:, :3] if positions else torch.tensor(offset).double().expand(frames, 3)
+        rotation = roma.euler_to_rotmat("ZXY", given[:, -3:], degrees=True)
+        if parent:
+            outer_place, outer_rotation = world[parent]
+            place = outer_place + (outer_rotation @ place[:, :, None])[:, :, 0]
+            rotation = outer_rotation @ rotation
+        world[name] = place, rotation
+    rows = torch.cat(values, dim=1).tolist()
+    timing = ["MOTION", f"Frames: {frames}", "Frame Time: 0.04"]
+    text = ["HIERARCHY", *lines, *timing, *(" ".join(map(repr, row)) for row in rows)]
+    path.write_text("\n".join(text) + "\n")
+    return torch.stack([world[name][0] for name in order], dim=1)
+
+
+def random_channels(seed: int, count: int, scale: float = 30.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(7, count, generator=generator, dtype=torch.float64).mul(scale).round(decimals=3)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), root=st.sampled_from(["still", "turned", "moves"]))
+def test_hips_that_move_on_their_own_carry_the_person(tmp_path_factory, seed, root):
+    """Every joint below the root is where the file has it, also after it is written again."""
+    path = tmp_path_factory.mktemp("bvh") / "a.bvh"
+    reference = random_channels(seed, 6)
+    if root != "moves":
+        reference = reference[:1].repeat(7, 1) * (root == "turned")
+    channels = {
+        "Reference": reference,
+        "Armature": random_channels(seed + 1, 3),
+        "Hips": random_channels(seed + 2, 6),
+        "Leg": random_channels(seed + 3, 3),
+    }
+    expected = write_person(path, channels)
+    with pytest.warns(UserWarning, match="Hips moves .*; the root Reference takes its path"):
+        clip = read_bvh(path, unit=1.0, up="y")
+    assert largest_difference(clip.pose.positions[:, 2:], expected[:, 2:]) < 1e-9
+    assert clip.skeleton.offsets[2] == (0.0, 90.0, 0.0)
+    write_bvh(path, clip)
+    again = read_bvh(path, unit=1.0, up="y")
+    assert largest_difference(again.pose.positions, clip.pose.positions) < 1e-4
+
+
+def test_a_person_beside_things_that_stand_still(tmp_path):
+    prop = (("Lamp", "Reference", (300, 0, 0), False),)
+    hips = random_channels(0, 6)
+    expected = write_person(tmp_path / "a.bvh", {"Hips": hips}, above=prop)
+    with pytest.warns(UserWarning, match="Reference takes its path, and all joints move with"):
+        clip = read_bvh(tmp_path / "a.bvh", unit=1.0, up="y")
+    assert largest_difference(clip.pose.positions[:, 2:5], expected[:, 2:5]) < 1e-9
+
+
+def test_an_offset_that_is_a_place_in_the_scene_does_not_enlarge_the_person(tmp_path):
+    hips = random_channels(0, 6) + torch.tensor([500.0, 90, 0, 0, 0, 0])
+    expected = write_person(tmp_path / "a.bvh", {"Hips": hips}, hips=(500, 90, 0))
+    with pytest.warns(UserWarning, match="takes its path"):
+        clip = read_bvh(tmp_path / "a.bvh", up="y")
+    assert clip.skeleton.unit == 0.01 and clip.skeleton.offsets[2] == (0.0, 0.0, 0.0)
+    assert largest_difference(clip.pose.positions[:, 2:], 0.01 * expected[:, 2:]) < 1e-9
+
+
+def test_bones_that_stretch_do_not_move_the_person(tmp_path):
+    """The root turns, and the hips are not its only child: the lamp stays on the root."""
+    lamp = (("Lamp", "Reference", (300, 0, 0), False),)
+    turning = random_channels(1, 6) * torch.tensor([0, 0, 0, 1, 1, 1])
+    channels = {"Reference": turning, "Hips": random_channels(0, 6)}
+    expected = write_person(tmp_path / "a.bvh", channels, above=lamp)
+    with pytest.warns(UserWarning, match="its mean position is taken"):
+        clip = read_bvh(tmp_path / "a.bvh", unit=1.0, up="y")
+    assert largest_difference(clip.pose.positions[:, -1], expected[:, -1]) < 1e-9
+
+
+def test_more_frames_than_the_header_says_are_read(tmp_path):
+    with pytest.warns(UserWarning, match="has 4 frames, but its line Frames says 2; all are read"):
+        clip = read_bvh(write(tmp_path / "a.bvh", SMALL + ROWS))
+    assert len(clip) == 4
+    expected = read_bvh(write(tmp_path / "b.bvh", (SMALL + ROWS).replace("s: 2", "s: 4")))
+    assert largest_difference(clip.rotations, expected.rotations) == 0
 
 
 @pytest.mark.parametrize(
@@ -235,7 +380,7 @@ BAD = {
         "line 19: the file has 1 of 2 frames; get it again",
     ),
     "cut in a frame": (SMALL[: SMALL.index("51 61")], "line 20: frame 1 has 7 numbers"),
-    "too many frames": (SMALL + ROWS, "line 22: the file has 4 of 2 frames"),
+    "a part of one more frame": (SMALL + "1 2 3\n", "line 21: frame 2 has 3 numbers"),
     "NaN": (SMALL.replace("21 6 31", "21 nan 31"), "line 20: number 4 of frame 1 is 'nan'"),
     "infinity": (SMALL.replace("10 1 20", "10 -inf 20"), "line 19: number 2 of frame 0 is '-inf'"),
     "word": (SMALL.replace("40 50 60", "40 5O 60"), "line 19: number 8 of frame 0 is '5O'"),

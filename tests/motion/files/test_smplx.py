@@ -81,6 +81,15 @@ def test_bodies_without_face_get_one_at_rest(tmp_path):
     assert largest_difference(clip.rotations, expected.rotations) == 0
 
 
+@pytest.mark.parametrize("gender", [b"female", np.array(["female"]), np.array([[b"female"]])])
+def test_a_gender_is_a_word_however_it_is_stored(tmp_path, gender):
+    clip = read_npz(save(tmp_path / "a.npz", arrays(gender=gender)))
+    assert clip.gender == "female"
+    write_npz(tmp_path / "b.npz", clip)
+    with np.load(tmp_path / "b.npz") as again:
+        assert again["gender"].dtype.kind == "U" and str(again["gender"]) == "female"
+
+
 def without(key: str) -> dict[str, object]:
     return {name: value for name, value in arrays().items() if name != key}
 
@@ -101,6 +110,8 @@ def without(key: str) -> dict[str, object]:
         (arrays(mocap_frame_rate=np.nan), "mocap_frame_rate is nan"),
         (arrays(mocap_frame_rate=[30, 30]), "0 axes of numbers"),
         (arrays(betas=np.zeros((2, 2))), "betas"),
+        (arrays(gender=["male", "female"]), r"gender is <U6 \(2,\); one word fits"),
+        (arrays(gender=1), r"gender is int64 \(\); one word fits"),
     ],
 )
 def test_bad_contents_say_which(tmp_path, contents, message):

@@ -9,7 +9,7 @@ from torch import nn
 from tests.helpers import randomize
 from wanvae.nn import make_norm
 from wanvae.nn.kernels import pointwise as module
-from wanvae.nn.kernels.pointwise import add_in_place, apply, apply_into, blocks
+from wanvae.nn.kernels.pointwise import add_in_place, apply, apply_into, cut_into_blocks
 
 side = st.integers(1, 7)
 shapes = st.integers(1, 3).flatmap(
@@ -34,7 +34,7 @@ def test_blocks_cover_everything_once_and_are_small(shape, limit):
     x = torch.zeros(shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CPU_BLOCK", limit)
-        cuts = list(blocks(x))
+        cuts = list(cut_into_blocks(x))
     largest = limit * torch.get_num_threads()
     # No block can be less than a row (5 axes), or a position along the third.
     smallest_cut = x.numel() // x.shape[2] // (x.shape[3] if x.dim() == 5 else 1)

@@ -82,6 +82,25 @@ def test_what_is_kept_is_limited(pool):
     assert pool.free == 0
 
 
+def test_limits_hold_until_the_last_run_that_has_one_ends(pool, monkeypatch):
+    size = 4 * mmap.PAGESIZE
+    monkeypatch.setattr(memory, "KEPT_WITHIN_LIMITS", 2 * size)
+
+    def kept() -> int:
+        views = [pool.lend(size) for _ in range(5)]
+        views.clear()
+        return pool.free
+
+    assert kept() == 5 * size
+    first, second = pool.within_limits(), pool.within_limits()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert kept() == 2 * size
+    second.__exit__(None, None, None)
+    assert kept() == 5 * size
+
+
 def test_too_much_is_a_memory_error(pool):
     with pytest.raises(MemoryError, match="cannot allocate"):
         pool.lend(2**60)

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from argparse import Action
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from logging import Logger
 from pathlib import Path
@@ -21,6 +21,7 @@ from jsonargparse import (
 )
 
 from wanvae.engine.config import renamed_options, renaming_note
+from wanvae.engine.files import refuse_overwriting
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Parser(ArgumentParser):
             parser_mode=parser_mode,
         )
         self.renamed: Mapping[str, str] = {}
+        self.inputs: list[str] = []
+        self.outputs: dict[str, Callable[[str], Iterable[Path]]] = {}
 
     def with_new_names(self, argument: str) -> str:
         """An argument of the command line with the new name of its option."""
@@ -97,6 +100,42 @@ class Parser(ArgumentParser):
 
     def add_config_option(self) -> None:
         self.add_argument("--config", action=ConfigFile, help="YAML file with any of these options")
+        self.reads("config")
+
+    def reads(self, *names: str) -> None:
+        """Declares options whose values are files or folders that the command reads."""
+        self.inputs += names
+
+    def writes(self, name: str, also: Callable[[str], Iterable[Path]] | None = None) -> None:
+        """Declares an option whose value is a file or folder that the command writes.
+
+        Args:
+            also: returns the files that the command writes besides, from the value of the option.
+        """
+        self.outputs[name] = also or (lambda _: ())
+
+    def refuse_overwriting(self, values: Namespace) -> None:
+        """Raises FileError if a file that the options ask to write is one that they ask to read."""
+        inputs = list(self._paths(values, self.inputs))
+        for name, also in self.outputs.items():
+            for path in self._paths(values, [name]):
+                for output in (path, *also(path)):
+                    refuse_overwriting(output, inputs)
+
+    def describe_files(self, values: Namespace) -> str:
+        """What a command mainly reads, and what it writes, for a message."""
+        positional = {action.dest for action in self._actions if not action.option_strings}
+        inputs = self._paths(values, [name for name in self.inputs if name in positional])
+        outputs = list(self._paths(values, self.outputs))
+        return " ".join([*inputs, *(["->", *outputs] if outputs else [])])
+
+    def _paths(self, values: Namespace, names: Iterable[str]) -> Iterator[str]:
+        """The values of options that name files."""
+        for name in names:
+            value = values.get(name)
+            for path in value if isinstance(value, list) else [value]:
+                if path is not None:
+                    yield str(path)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the usage and one line that says what is wrong; exits with status 2."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from jsonargparse import ActionYesNo
 
 from wanvae.engine.command_line.arguments import Parser
@@ -19,6 +17,6 @@ def add_progress_option(parser: Parser) -> None:
     parser.add_argument(
         "--progress",
         action=ActionYesNo(no_prefix="no-"),
-        default=sys.stderr.isatty(),
-        help="show a progress bar",
+        default=None,
+        help="show a progress bar (default: on a terminal; elsewhere one line says what is done)",
     )

@@ -6,9 +6,11 @@ import errno
 import platform
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -16,9 +18,12 @@ from tqdm import tqdm
 
 from wanvae.engine.memory import is_out_of_memory
 from wanvae.engine.processes import LOST_PROCESS, is_lost_process
+from wanvae.engine.signals import interrupted_by_signals
 from wanvae.errors import UserError
 
-INTERRUPTED = 130
+# The status after a signal is this and the number of the signal, as in shells.
+SIGNALED = 128
+INTERRUPTED = SIGNALED + signal.SIGINT
 # The system answers so to a mistake in a program, not to a missing file or a full disk.
 MISTAKES = (None, errno.EBADF, errno.EFAULT, errno.EINVAL)
 
@@ -34,30 +39,36 @@ def exit_status(
     """Runs a command and tells people what stops it.
 
     An error that is for people is one line. Any other error is a fault of this program: its
-    traceback is printed, and a line that asks to report it.
+    traceback is printed, and a line that asks to report it. SIGTERM and SIGHUP interrupt the
+    command as Ctrl-C does.
 
     Args:
         run: runs the command and returns its exit status.
         program: the name of the command in messages.
         arguments: of the command line, for the report of a fault.
-        interrupted: the message after Ctrl-C, unless the KeyboardInterrupt has one itself.
+        interrupted: the message after an interruption, unless the KeyboardInterrupt has its own.
         out_of_memory: what to try when memory runs out.
 
     Returns:
-        The status that ``run`` returns; 1 after an error; 130 after Ctrl-C.
+        The status that ``run`` returns; 1 after an error; 130 after Ctrl-C, 143 after SIGTERM,
+        129 after SIGHUP.
     """
-    try:
-        return run()
-    except KeyboardInterrupt as interruption:
-        say(program, f"interrupted; {interruption}" if interruption.args else interrupted)
-        return INTERRUPTED
-    except Exception as error:
-        message = explanation(error, out_of_memory)
-        if message is None:
-            tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
-            message = request_for_report([*program.split(), *arguments])
-        say(program, message)
-        return 1
+    with interrupted_by_signals() as caught:
+        try:
+            return run()
+        except KeyboardInterrupt as interruption:
+            message = f"interrupted; {interruption}" if interruption.args else interrupted
+            # The terminal may have closed.
+            with suppress(OSError):
+                say(program, message)
+            return SIGNALED + caught.signal
+        except Exception as error:
+            message = explanation(error, out_of_memory)
+            if message is None:
+                tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
+                message = request_for_report([*program.split(), *arguments])
+            say(program, message)
+            return 1
 
 
 def say(program: str, message: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 from jsonargparse import Namespace
 
@@ -22,14 +24,30 @@ class Command:
     Attributes:
         run: runs the command with its parsed arguments.
         add_options: declares the arguments.
-        summary: one line for the list of commands.
         description: the first lines of the help of the command.
     """
 
     run: Callable[[Namespace], None]
     add_options: Callable[[Parser], None]
-    summary: str
     description: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A subcommand in the list of commands, whose code is not imported before it is needed.
+
+    Attributes:
+        summary: one line for the list.
+        load: returns the command.
+    """
+
+    summary: str
+    load: Callable[[], Command]
+
+
+def listed(summary: str, module: str, name: str) -> Listed:
+    """Returns the entry of a command that is the object ``name`` of a module."""
+    return Listed(summary, lambda: getattr(import_module(module), name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +68,14 @@ class Program:
     name: str
     version: str
     description: str | None
-    commands: Mapping[str, Command]
+    commands: Mapping[str, Listed]
     train: Callable[[Sequence[str], str], int]
     training: str
     out_of_memory: str
 
     def make_parser(self) -> Parser:
         """The parser of all commands."""
-        parser = Parser(self.description, self.name)
-        parser.add_argument("--version", action="version", version=f"{self.name} {self.version}")
-        subcommands = parser.add_subcommands(dest="command")
-        for name, command in self.commands.items():
-            options = Parser(command.description)
-            options.add_config_option()
-            command.add_options(options)
-            subcommands.add_subcommand(name, options, help=command.summary)
-        # Only for the list of commands: training has its own parser.
-        subcommands.add_subcommand(TRAIN, Parser(None), help=self.training)
-        return parser
+        return self._join({name: parser_of(one.load()) for name, one in self.commands.items()})
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
         """Runs a command.
@@ -76,7 +84,7 @@ class Program:
             arguments: of the command line; None takes the arguments of this process.
 
         Returns:
-            0, or 1 after an error, or 130 after Ctrl-C.
+            0, or 1 after an error, or as ``exit_status`` after a signal.
 
         Raises:
             SystemExit: with status 2, after a message, if the arguments are wrong.
@@ -84,15 +92,53 @@ class Program:
         arguments = sys.argv[1:] if arguments is None else [*arguments]
         if arguments[:1] == [TRAIN]:
             return self.train(arguments[1:], f"{self.name} {TRAIN}")
-        parsed = parse(self.make_parser(), arguments)
+        # The program itself has no options with values, so the first word is the command.
+        name = next((word for word in arguments if not word.startswith("-")), "")
+        parsers, command = {}, None
+        if name in self.commands:
+            command = self.commands[name].load()
+            parsers[name] = parser_of(command)
+        values = parse(self._join(parsers), arguments)[name]
+        assert command is not None
 
         def run() -> int:
-            self.commands[parsed.command].run(parsed[parsed.command])
+            parsers[name].refuse_overwriting(values)
+            self._settle_progress(name, values, parsers[name])
+            command.run(values)
             return 0
 
         with warnings.catch_warnings():
             warnings.showwarning = self._show_warning
             return exit_status(run, self.name, arguments, out_of_memory=self.out_of_memory)
 
+    def _join(self, parsers: Mapping[str, Parser]) -> Parser:
+        """The parser of all commands, of which only some have their options."""
+        parser = Parser(self.description, self.name)
+        parser.add_argument("--version", action="version", version=f"{self.name} {self.version}")
+        subcommands = parser.add_subcommands(dest="command")
+        for name, command in self.commands.items():
+            options = parsers[name] if name in parsers else Parser(None)
+            subcommands.add_subcommand(name, options, help=command.summary)
+        # Only for the list of commands: training has its own parser.
+        subcommands.add_subcommand(TRAIN, Parser(None), help=self.training)
+        return parser
+
+    def _settle_progress(self, name: str, values: Namespace, parser: Parser) -> None:
+        """Shows progress on a terminal, unless the options say it; elsewhere says what is done."""
+        if "progress" not in values or values.progress is not None:
+            return
+        values.progress = sys.stderr.isatty()
+        # Launchers number the processes of a run.
+        if not values.progress and os.environ.get("RANK", "0") == "0":
+            say(self.name, f"{name} {parser.describe_files(values)}")
+
     def _show_warning(self, message: Warning | str, *_: object) -> None:
         say(self.name, f"warning: {message}")
+
+
+def parser_of(command: Command) -> Parser:
+    """Returns the parser of a command's options."""
+    parser = Parser(command.description)
+    parser.add_config_option()
+    command.add_options(parser)
+    return parser

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.devices import default_device
 from wanvae.engine.processes import means_over_processes
+from wanvae.engine.signals import STOP_SIGNALS, handle_signals
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
@@ -29,8 +30,6 @@ from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class NotFiniteError(UserError):
@@ -67,7 +66,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
 def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
     """Trains from the newest checkpoint of the run, or from the start.
 
-    SIGINT and SIGTERM end the run with a checkpoint after the current step.
+    SIGINT, SIGTERM and SIGHUP end the run with a checkpoint after the current step.
 
     Returns:
         Whether all steps are done; False after a signal.
@@ -217,13 +216,6 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 @contextmanager
 def stop_on_signal(accelerator: Accelerator) -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into accelerate's trigger, which all processes see together."""
-    previous = {
-        number: signal.signal(number, lambda *_: accelerator.set_trigger())
-        for number in STOP_SIGNALS
-    }
-    try:
+    """Turns signals to stop into accelerate's trigger, which all processes see together."""
+    with handle_signals(lambda *_: accelerator.set_trigger(), *STOP_SIGNALS):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,5 +1,5 @@
-"""How layers are computed: the same values, by the way that is fastest on each device.
+"""How layers are computed: the same values, by the fastest algorithm on each device.
 
-``dispatch`` has the table that says what runs where. The other files hold what the table names, one
-operation a file.
+The table in ``dispatch`` says which function runs where. Each other file holds the functions of one
+operation.
 """

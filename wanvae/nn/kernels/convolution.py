@@ -1,8 +1,8 @@
 """Convolutions of every rank, as ``torch.nn.functional.conv3d`` defines them.
 
-All take an input ``(B, C, ...)`` with one to three more axes, a weight ``(O, C, ...)``, a bias
-``(O,)`` or None, and a stride, a padding and a dilation for each axis. The output has the dtype of
-the weight, and under autocast autocast's dtype, whatever the rank.
+Every function takes an input ``(B, C, ...)`` with one to three more axes, a weight ``(O, C, ...)``,
+a bias ``(O,)`` or None, and a stride, a padding and a dilation for each axis. The output has the
+dtype of the weight, and under autocast autocast's dtype, whatever the rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wanvae.nn.kernels.matmul import convolve_by_matmul
 from wanvae.nn.kernels.precision import output_dtype
-from wanvae.nn.kernels.winograd import TIME, convolve_by_winograd, winograd_axis
+from wanvae.nn.kernels.winograd import TIME, choose_winograd_axis, convolve_by_winograd
 
 Convolve: TypeAlias = Callable[
     [Tensor, Tensor, "Tensor | None", Sequence[int], Sequence[int], Sequence[int]], Tensor
@@ -36,9 +36,9 @@ def convolve_by_pytorch(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """PyTorch's convolution; a single frame is convolved in 2D.
+    """Computes PyTorch's convolution; a single frame is convolved in 2D.
 
-    Under autocast PyTorch's rule decides: autocast's dtype is taken even where the CPU emulates it.
+    Under autocast the dtype of autocast is used, as PyTorch does, even if the CPU emulates it.
     """
     x = x.to(output_dtype(weight))
     if is_single_frame(x, weight, padding):
@@ -56,11 +56,11 @@ def convolve_by_onednn(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """As ``convolve_by_pytorch``, on CPUs, but never by PyTorch's own 3D kernel in float32.
+    """Convolves as ``convolve_by_pytorch``, but never by PyTorch's own 3D kernel in float32.
 
-    PyTorch takes that kernel for a batch of one with few channels, where it is 5 to 20 times slower
-    than oneDNN. In half types PyTorch takes oneDNN by itself. ``torch.mkldnn_convolution`` ignores
-    autocast, so it runs only where the output is float32.
+    This is for CPUs. PyTorch chooses its own kernel for a batch of one with few channels, where it
+    is 5 to 20 times slower than oneDNN. For half types PyTorch chooses oneDNN itself.
+    ``torch.mkldnn_convolution`` ignores autocast, so it runs only where the output is float32.
     """
     if (
         x.dim() == 5
@@ -72,10 +72,10 @@ def convolve_by_onednn(
 
 
 def with_fewest_multiplications(convolve: Convolve) -> Convolve:
-    """``convolve``, replaced where another algorithm is faster on CPUs; no gradients.
+    """Returns ``convolve`` with faster algorithms for CPUs where they apply; no gradients.
 
-    Winograd's algorithm in 3D and products of matrices in 1D are taken, both in float32 and
-    float64 only. All tensors must have one dtype.
+    These are Winograd's algorithm in 3D and matrix products in 1D, both only in float32 and
+    float64. All tensors must have one dtype.
     """
 
     def choose(
@@ -89,7 +89,7 @@ def with_fewest_multiplications(convolve: Convolve) -> Convolve:
         if x.dtype in EXACT_DTYPES:
             if x.dim() == 3:
                 return convolve_by_matmul(x, weight, bias, stride[0], padding[0], dilation[0])
-            axis = winograd_axis(x, weight, stride, padding, dilation)
+            axis = choose_winograd_axis(x, weight, stride, padding, dilation)
             if axis is not None:
                 return convolve_by_winograd(choose, x, weight, bias, padding, axis)
         return convolve(x, weight, bias, stride, padding, dilation)
@@ -98,5 +98,5 @@ def with_fewest_multiplications(convolve: Convolve) -> Convolve:
 
 
 def is_single_frame(x: Tensor, weight: Tensor, padding: Sequence[int]) -> bool:
-    """Whether input and kernel of a 3D convolution have one frame, so that it is a 2D one."""
+    """Returns whether a 3D convolution has one frame and no time padding, so it is 2D."""
     return x.dim() == 5 and x.shape[TIME] == weight.shape[TIME] == 1 and not padding[0]

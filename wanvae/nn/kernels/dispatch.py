@@ -1,6 +1,6 @@
-"""The one table that says what computes each operation: for whom, and on which device.
+"""The table that says which function computes each operation, by observer and device.
 
-To add an algorithm, write it to a file of its own and name it in the rows where it is faster. For
+To add an algorithm, write it in its own file and name it in the rows where it is faster. For
 example, a fused CUDA kernel for inference belongs to ``Observer.NOBODY`` and ``"cuda"``, and a
 convolution with a backward pass of its own to ``Observer.AUTOGRAD``.
 """
@@ -40,7 +40,7 @@ from wanvae.nn.kernels.rms_norm import rms_norm_by_squares, rms_norm_by_vector_n
 
 
 class Observer(Enum):
-    """Who sees the operations of a layer."""
+    """An observer of the operations of a layer: autograd, a compiler or nobody."""
 
     # Gradients are recorded: operations need a backward pass, and nothing is overwritten.
     AUTOGRAD = auto()
@@ -52,18 +52,20 @@ class Observer(Enum):
 
 @dataclass(frozen=True)
 class Kernels:
-    """What computes each operation.
+    """A function for each operation.
 
     Attributes:
         convolve: a convolution of any rank: ``(x, weight, bias, stride, padding, dilation)``.
-        convolve_doubled: a padded 3x3 convolution of images that repetition doubles first.
-        join: the input of a causal convolution: ``(past, x, pointwise)``.
-        clone: a copy ``(x, dtype)`` that does not keep the memory of ``x``.
+        convolve_doubled: a padded 3x3 convolution of images that are first doubled by repetition:
+            ``(x, weight, bias)``.
+        join: joins past and new frames to the input of a causal convolution: ``(past, x,
+            pointwise)``.
+        clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
-        attend: attention over the positions of images.
-        add: the residual addition, whose first term is a new tensor.
-        fixed_state_shapes: whether the state after one frame is filled up with zeros. Without, it
-            takes less memory; with, a compiler has fewer shapes to compile for.
+        attend: attention over the positions of images: ``(layers, images)``.
+        add: the residual addition; its first term is a new tensor and may be overwritten.
+        fixed_state_shapes: whether zeros fill the state after one frame to its full length. True
+            gives a compiler fewer shapes; False takes less memory.
     """
 
     convolve: Callable[
@@ -118,7 +120,7 @@ IN_PLACE_ON_CPU = replace(
     join=join_in_native_dtype,
 )
 
-# The memory that IN_PLACE_ON_CPU takes, for plans; values do not exist on the meta device.
+# Takes the memory of IN_PLACE_ON_CPU without values, so that plans can run on the meta device.
 MEMORY_OF_CPU = replace(
     IN_PLACE_ON_CPU,
     convolve=in_native_dtype(with_fewest_multiplications(convolve_by_pytorch)),
@@ -126,7 +128,7 @@ MEMORY_OF_CPU = replace(
     attend=allocate_in_blocks,
 )
 
-# None: every other device.
+# The key None stands for every other device.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": PYTORCH_ON_CPU,
@@ -150,13 +152,13 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
 
 
 def kernels_for(x: Tensor) -> Kernels:
-    """What computes the operations on ``x`` now."""
+    """Returns the functions that compute the operations on ``x`` now."""
     kernels = TABLE[current_observer()]
     return kernels.get(x.device.type) or kernels[None]
 
 
 def current_observer() -> Observer:
-    """Who sees the operations that run now."""
+    """Returns the observer of the operations that run now."""
     if torch.compiler.is_compiling():
         return Observer.COMPILER
     return Observer.AUTOGRAD if torch.is_grad_enabled() else Observer.NOBODY

@@ -1,6 +1,6 @@
-"""3x3 convolutions, padded by one, of images ``(B, C, H, W)`` that repetition doubles first.
+"""3x3 convolutions of images ``(B, C, H, W)`` that are first doubled by repetition.
 
-The output is ``(B, O, 2 * H, 2 * W)``.
+The convolutions pad by one. The output is ``(B, O, 2 * H, 2 * W)``.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ def convolve_doubled_by_pytorch(x: Tensor, weight: Tensor, bias: Tensor) -> Tens
 
 
 def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolves the small images, in 4/9 of the multiply-adds; no gradients.
+    """Convolves the small images with 4/9 of the multiply-adds; no gradients.
 
     Every output pixel sees only 2x2 different inputs, in four arrangements (phases). Each phase is
-    a convolution of the small images by a 2x2 kernel of sums. All tensors must have one dtype.
+    a convolution of the small images with a 2x2 kernel, which holds sums of weights. All tensors
+    must have one dtype.
     """
     batch, _, height, width = x.shape
     y = empty((batch, weight.shape[0], 2 * height, 2 * width), x.dtype, x.device)
-    # Sums in half types are rounded once, which costs a fifth of the error of the rounded weights.
+    # Sums are rounded to half types once. The error is a fifth of the error of rounded weights.
     exact = torch.promote_types(weight.dtype, torch.float32)
-    for row, row_weight in enumerate(phase_weights(weight.to(exact), dim=2)):
-        for column, kernel in enumerate(phase_weights(row_weight, dim=3)):
+    for row, row_weight in enumerate(make_phase_weights(weight.to(exact), dim=2)):
+        for column, kernel in enumerate(make_phase_weights(row_weight, dim=3)):
             kernel = kernel.to(x.dtype, memory_format=torch.channels_last)
             phase = F.conv2d(x, kernel, bias, padding=1)
             y[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
     return y
 
 
-def phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The kernels of two that even and odd outputs see instead of a kernel of three along ``dim``.
+def make_phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Returns kernels of two weights along ``dim``, for even and odd outputs, from three weights.
 
     Neighbors among doubled values are often the same value, so their weights add up.
     """

@@ -1,7 +1,7 @@
-"""The input of a causal convolution: frames of the past, then new frames through their layers.
+"""The input of a causal convolution: past frames, then new frames after pointwise layers.
 
-Tensors are ``(B, C, T, ...)``. Each ``join`` gives the layers ``pointwise`` of ``x`` behind the
-frames ``past``, if there are any.
+Tensors are ``(B, C, T, ...)``. Each function that joins applies the layers ``pointwise`` to ``x``,
+and puts the result after the frames ``past``. ``past`` may be None.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ def concatenate(past: Tensor | None, x: Tensor, pointwise: Sequence[nn.Module]) 
 
 
 def join_in_place(past: Tensor | None, x: Tensor, pointwise: Sequence[nn.Module]) -> Tensor:
-    """Writes the new frames where they are needed, in the dtype of ``x``; no gradients."""
+    """Joins without a copy of the new frames, in the dtype of ``x``; no gradients."""
     return write_joined(past, x, pointwise, x.dtype)
 
 
 def join_in_native_dtype(past: Tensor | None, x: Tensor, pointwise: Sequence[nn.Module]) -> Tensor:
-    """As ``join_in_place``, in float32 where the CPU only emulates the dtype of ``x``."""
+    """Joins as ``join_in_place``, in float32 if the CPU only emulates the dtype of ``x``."""
     return write_joined(past, x, pointwise, native_dtype(x.dtype))
 
 
 def allocate_joined(past: Tensor | None, x: Tensor, pointwise: Sequence[nn.Module]) -> Tensor:
-    """Memory for what ``join_in_native_dtype`` gives, without a value in it."""
+    """Allocates the result of ``join_in_native_dtype`` without values."""
     length = 0 if past is None else past.shape[2]
     shape = (*x.shape[:2], length + x.shape[2], *x.shape[3:])
     return empty(shape, native_dtype(x.dtype), x.device)
@@ -53,10 +53,10 @@ def write_joined(
 
 
 def clone(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy by PyTorch: a view of the last frames would keep the others in memory."""
+    """Copies by PyTorch, because a view of the last frames would keep all frames in memory."""
     return x.to(dtype, copy=True)
 
 
 def clone_to_pool(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in memory of the pool."""
+    """Copies to memory of the pool."""
     return empty(x.shape, dtype, x.device).copy_(x)

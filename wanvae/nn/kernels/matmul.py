@@ -1,8 +1,8 @@
-"""1D convolutions as products of matrices.
+"""1D convolutions as matrix products.
 
-A clip with its channels innermost is a matrix, frames by channels, and each position (tap) of a
-kernel is a matrix too. PyTorch's own convolutions bring kernels and clips into another order first,
-which takes as long as the products where clips are short.
+A clip with its channels innermost is a matrix, frames by channels. Each position (tap) of a kernel
+is a matrix too. PyTorch's own convolutions first bring kernels and clips into another order. For
+short clips this takes as long as the products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wanvae.nn.kernels.winograd_1d import choose_scheme, convolve_by_scheme, emp
 def convolve_by_matmul(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    """What ``torch.nn.functional.conv1d`` gives, for tensors of one dtype; no gradients.
+    """Returns what ``torch.nn.functional.conv1d`` returns, for one dtype; no gradients.
 
     The output has its channels innermost. ``x`` and ``weight`` are copied if they are in another
     order.
@@ -41,7 +41,7 @@ def convolve_tap_by_tap(
     padding: int,
     dilation: int,
 ) -> Tensor:
-    """A convolution of ``(B, T, C)`` by ``(O, K, C)``, ``(B, length, O)``: a product for each tap.
+    """Convolves ``(B, T, C)`` with ``(O, K, C)`` to ``(B, length, O)``, by a product for each tap.
 
     A tap is not applied where it sees padding, so nothing is padded.
     """

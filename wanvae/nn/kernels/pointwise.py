@@ -11,26 +11,26 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-# Values of a block: 512 KB in float32 for each thread of a CPU; elsewhere only memory is bounded.
+# Values of a block: 512 KB in float32 per CPU thread; on other devices this only limits memory.
 CPU_BLOCK = 2**17
 DEVICE_BLOCK = 2**26
 
 
 def apply(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Gives ``x`` to layers, one after another."""
+    """Applies layers to ``x``, one after another."""
     for layer in layers:
         x = layer(x)
     return x
 
 
 def apply_into(layers: Sequence[nn.Module], x: Tensor, out: Tensor) -> None:
-    """Writes ``x`` through layers to ``out``, which has the same shape; no gradients."""
-    for block in blocks(x):
+    """Applies layers to ``x`` and writes to ``out``, which has the same shape; no gradients."""
+    for block in cut_into_blocks(x):
         out[block].copy_(apply(layers, x[block]))
 
 
-def blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Cuts of ``(B, C, T, H, W)``, ``(B, C, H, W)`` or ``(B, C, T)`` along T and H (or T)."""
+def cut_into_blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
+    """Yields blocks of ``(B, C, T, H, W)`` along T and H, or of 3D and 4D tensors along dim 2."""
     limit = CPU_BLOCK * torch.get_num_threads() if x.device.type == "cpu" else DEVICE_BLOCK
     everything = slice(None)
     if x.dim() == 5:
@@ -47,5 +47,5 @@ def blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
 
 
 def add_in_place(x: Tensor, y: Tensor) -> Tensor:
-    """``x + y``, written to ``x`` where ``x`` has the dtype of the sum; no gradients."""
+    """Returns ``x + y``, written to ``x`` if ``x`` has the dtype of the sum; no gradients."""
     return x.add_(y) if torch.result_type(x, y) == x.dtype else x + y

@@ -1,9 +1,9 @@
 """Memory for intermediate results.
 
-Blocks of MBs come and go with every layer. The C library gives the large ones back to the system
-each time, and the next one costs a page fault for each 4 KB: a third of the time of a decoder on
-some machines. The smaller ones it keeps, with holes between them that grow as a stream goes on. So
-on CPUs large blocks come from a pool, in pages of 2 MB where the system has them.
+Blocks of several MB come and go with every layer. The C library returns large blocks to the system
+each time, and the next block costs a page fault for each 4 KB: a third of the time of a decoder on
+some machines. The C library keeps smaller blocks, with holes between them that grow during a
+stream. So on CPUs, large blocks come from a pool, in pages of 2 MB where the system has such pages.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ import mmap
 import sys
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 import torch
 from torch import Tensor
 
-# In bytes; what is smaller is left to the C library.
+# Bytes; smaller blocks come from the C library.
 SMALLEST_BLOCK = 2**20
-# A free block is taken for less than its size if no more than this fraction is wasted.
+# A free block is lent for a smaller size if at most this fraction is wasted.
 WASTE = 1 / 8
-# How much waits to be used again: where memory is no concern, and where a limit has to be kept.
+# Bytes that wait to be used again: without a memory limit, and within a memory limit.
 KEPT = 2**30
 KEPT_WITHIN_LIMITS = 2**26
 
 
 class Pool:
-    """Blocks of memory that are lent, come back when nobody uses them, and are lent again.
+    """A pool of memory blocks that are lent, come back when nobody uses them, and are lent again.
 
-    What is free and what is lent together are never more than what was lent at once at some time,
-    so the pool takes no more memory than its users do without it.
+    Free and lent memory together never exceed the most memory that was lent at once. So the pool
+    takes no more memory than its users would take without it.
 
     Attributes:
-        most_free: bytes that are kept at most.
+        most_free: the most free bytes that are kept without a memory limit.
     """
 
     def __init__(self) -> None:
         self.most_free = KEPT
-        self._free: list[mmap.mmap] = []  # the one that waits longest is first
+        self._limits = 0  # number of runs within a memory limit
+        self._free: list[mmap.mmap] = []  # the block that waits longest is first
         self._lent = 0
         self._most_lent = 0
         # Blocks come back at any time, even while this thread holds the lock.
@@ -56,10 +57,12 @@ class Pool:
             return sum(map(len, self._free))
 
     def lend(self, size: int) -> memoryview:
-        """Uninitialized memory of ``size`` bytes or a little more; it comes back by itself.
+        """Returns uninitialized memory of ``size`` bytes or a little more.
+
+        The memory comes back to the pool when nobody uses it.
 
         Raises:
-            MemoryError: the system has not that much.
+            MemoryError: the system does not have that much memory.
         """
         size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
         with self._lock:
@@ -70,8 +73,20 @@ class Pool:
         weakref.finalize(view, self._take_back, block)
         return view
 
+    @contextmanager
+    def within_limits(self) -> Iterator[None]:
+        """Keeps little free memory inside ``with``, until the last thread leaves it."""
+        with self._lock:
+            self._limits += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._limits -= 1
+            self.clear()
+
     def clear(self) -> None:
-        """Return all free memory to the system."""
+        """Returns all free memory to the system."""
         with self._lock:
             self._collect()
             self._limit(0)
@@ -90,7 +105,7 @@ class Pool:
             block = self._returned.popleft()
             self._lent -= len(block)
             self._free.append(block)
-        self._limit(self.most_free)
+        self._limit(min(self.most_free, KEPT_WITHIN_LIMITS) if self._limits else self.most_free)
 
     def _take(self, size: int) -> mmap.mmap | None:
         fitting = [block for block in self._free if size <= len(block) <= size * (1 + WASTE)]
@@ -122,10 +137,10 @@ POOL = Pool()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialized memory; of three axes or more, the second is innermost: channels.
+    """Returns an uninitialized tensor; with three axes or more, channels (dim 1) are innermost.
 
     Raises:
-        MemoryError: there is not that much.
+        MemoryError: the system does not have that much memory.
     """
     size = math.prod(shape) * dtype.itemsize
     if sys.platform != "linux" or device.type != "cpu" or size < SMALLEST_BLOCK:

@@ -1,4 +1,4 @@
-"""Which dtype a layer computes in, and which dtype its output has."""
+"""The dtype in which a layer computes, and the dtype of its output."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 Geometry = ParamSpec("Geometry")
-# An operation on an input, a weight and a bias, and on what says where the kernel is applied.
+# An operation on an input, a weight, a bias, and numbers such as stride and padding.
 Weighted = Callable[Concatenate[Tensor, Tensor, Tensor, Geometry], Tensor]
 
 
 def find_emulated_dtypes() -> frozenset[torch.dtype]:
-    """The dtypes that an x86 CPU has no instructions for.
+    """Returns the dtypes for which an x86 CPU has no instructions.
 
-    PyTorch computes in these dtypes all the same, several times slower than in float32.
+    PyTorch emulates these dtypes, several times slower than float32.
     """
     native = {
         torch.bfloat16: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
@@ -31,19 +31,19 @@ EMULATED_DTYPES = find_emulated_dtypes()
 
 
 def native_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in on the CPU: float32 where the CPU only emulates ``dtype``."""
+    """Returns the dtype to compute in on the CPU: float32 if the CPU only emulates ``dtype``."""
     return torch.float32 if dtype in EMULATED_DTYPES else dtype
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype for statistics of ``x``: float32, or float64 where ``x`` has it."""
+    """Returns the dtype for statistics of ``x``: float64 if ``x`` is float64, else float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:
-    """The dtype of autocast for a layer with this weight; None where autocast changes nothing.
+    """Returns autocast's dtype for a layer with this weight; None if autocast changes nothing.
 
-    Autocast leaves float64 alone and does not know the meta device.
+    Autocast does not change float64 and does not know the meta device.
     """
     kind = weight.device.type
     if weight.is_meta or weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
@@ -52,15 +52,15 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 
 
 def output_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of what a layer gives: autocast's dtype under autocast, else the weight's."""
+    """Returns the dtype of the output of a layer: autocast's dtype, or the dtype of the weight."""
     return autocast_dtype(weight) or weight.dtype
 
 
 def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:
-    """``operation`` for the CPU, in float32 where the CPU only emulates the dtype of the output.
+    """Returns ``operation``, computed in float32 if the CPU only emulates the output dtype.
 
-    The input, the weight and the bias reach ``operation`` in one dtype, and without autocast, which
-    would change the dtypes of single steps of an algorithm. The output has ``output_dtype``.
+    ``operation`` gets the input, the weight and the bias in one dtype, and runs without autocast,
+    because autocast would change dtypes inside an algorithm. The output has ``output_dtype``.
     """
 
     def convert_and_run(

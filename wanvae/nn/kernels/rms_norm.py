@@ -15,15 +15,16 @@ from wanvae.nn.kernels.precision import wide_dtype
 
 
 def rms_norm_by_squares(x: Tensor, gamma: Tensor) -> Tensor:
-    """By the sum of squares: its gradient is finite where all channels are zero."""
+    """Normalizes by the sum of squares; the gradient is finite if all channels are zero."""
     wide = x.to(wide_dtype(x))
     return scale(wide, inverse_norm(wide), gamma).to(x.dtype)
 
 
 def rms_norm_by_vector_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    """By a vector norm where channels are innermost; no gradients.
+    """Normalizes by a vector norm if channels are innermost; no gradients.
 
-    Where channels are not innermost, a vector norm is many times slower on CPUs.
+    If channels are not innermost, a vector norm is many times slower on CPUs, and the sum of
+    squares is used.
     """
     wide = x.to(wide_dtype(x))
     if wide.stride(1) != 1:
@@ -33,10 +34,10 @@ def rms_norm_by_vector_norm(x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """``1 / max(||x||, 1e-12)``, by the sum of squares, ``(B, 1, ...)``."""
+    """Returns ``1 / max(||x||, 1e-12)``, from the sum of squares, ``(B, 1, ...)``."""
     return x.square().sum(1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 def scale(x: Tensor, inverse: Tensor, gamma: Tensor) -> Tensor:
-    """``x`` times ``inverse``, ``1 / ||x||``, and the constant factors."""
+    """Returns ``x * inverse * sqrt(C) * gamma``, where ``inverse`` is ``1 / ||x||``."""
     return x * inverse * (math.sqrt(x.shape[1]) * gamma.to(x.dtype))

@@ -1,7 +1,7 @@
 """3D convolutions with fewer multiplications: Winograd's F(2, 3) along time or height.
 
-Lavin and Gray, arXiv 1509.09308. Along one axis two neighboring outputs take four convolutions with
-kernels of one position there, where the direct way takes six. No gradients.
+Lavin and Gray, arXiv 1509.09308. Along one axis, two neighboring outputs need four convolutions
+with kernels of one position. The direct algorithm needs six. No gradients.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.winograd_1d import FEWEST_CHANNELS
 
 TIME, HEIGHT = 2, 3
-# Values of the sums of frames that are in memory at once: 16 MB in float32.
+# Values of a strip, which holds sums of frames: 16 MB in float32.
 STRIP = 2**22
 MOST_STRIPS = 8
 
 
-def winograd_axis(
+def choose_winograd_axis(
     x: Tensor,
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> int | None:
-    """The axis along which ``convolve_by_winograd`` is faster; None if there is none."""
+    """Returns the axis along which ``convolve_by_winograd`` is faster; None if there is none."""
     if (
         weight.dim() != 5
         or padding[0] > 0
@@ -52,9 +52,9 @@ def convolve_by_winograd(
     padding: Sequence[int],
     axis: int,
 ) -> Tensor:
-    """A 3D convolution whose kernel spans three positions of ``axis``, time or height.
+    """Computes a 3D convolution with a kernel of three positions along ``axis``, time or height.
 
-    The number of outputs along ``axis`` must be even. Time is not padded, height by one at most.
+    The number of outputs along ``axis`` must be even. Time has no padding, height one at most.
     Sums and differences of inputs are computed for a strip of rows at a time, so they stay in the
     cache and take little memory. ``convolve`` convolves the strips.
     """
@@ -62,8 +62,8 @@ def convolve_by_winograd(
     axes = zip(x.shape[2:], weight.shape[2:], padding, strict=True)
     frames, out_height, out_width = (size + 2 * pad - kernel + 1 for size, kernel, pad in axes)
     y = empty((batch, weight.shape[0], frames, out_height, out_width), x.dtype, x.device)
-    kernels = transformed_weights(weight, axis)
-    rows = strip_rows(batch * channels * frames * width, out_height)
+    kernels = transform_weights(weight, axis)
+    rows = choose_strip_rows(batch * channels * frames * width, out_height)
     for start in range(0, out_height, rows):
         stop = min(start + rows, out_height)
         top, bottom = start - padding[1], stop - padding[1]
@@ -81,7 +81,7 @@ def convolve_by_winograd(
             return convolve(strip, kernel, bias, (1, 1, 1), (0, 0, padding[2]), (1, 1, 1))
 
         if x.is_meta:
-            # Only shapes are wanted: one strip shows what is in memory at once.
+            # Only memory is measured: one strip shows how much is in use at once.
             _ = by(kernels[1], bias), by(kernels[2])
             break
         add_into(strip, b, c)
@@ -98,26 +98,26 @@ def convolve_by_winograd(
     return y
 
 
-def transformed_weights(weight: Tensor, axis: int) -> list[Tensor]:
-    """The four kernels of F(2, 3), one position of ``axis`` each, from a kernel of three."""
+def transform_weights(weight: Tensor, axis: int) -> list[Tensor]:
+    """Returns the four kernels of F(2, 3), of one position along ``axis``, from three positions."""
     first, middle, last = weight.split(1, axis)
     ends = first + last
     kernels = first, (ends + middle) / 2, (ends - middle) / 2, last
     return [kernel.contiguous(memory_format=torch.channels_last_3d) for kernel in kernels]
 
 
-def strip_rows(values: int, height: int) -> int:
-    """How many of ``height`` rows to take at once, an even number; a row has ``values`` values."""
+def choose_strip_rows(values: int, height: int) -> int:
+    """Returns how many of ``height`` rows to take at once, an even number; rows have ``values``."""
     rows = max(STRIP // values, -(-height // MOST_STRIPS))
     return rows + rows % 2
 
 
-# Rows of a tensor (..., H, W), and which rows of a strip they are; the strip's others are zeros.
+# Rows of a tensor (..., H, W), and their rows in a strip. Other rows of the strip are zeros.
 Rows: TypeAlias = "tuple[Tensor, slice]"
 
 
 def pick(x: Tensor, rows: range) -> Rows:
-    """``rows`` of ``x`` as a strip, where some of them may lie above or below ``x``."""
+    """Returns ``rows`` of ``x`` for a strip. Some of the rows may lie above or below ``x``."""
     above = len(range(rows.start, min(rows.stop, 0), rows.step))
     inside = range(above, len(range(rows.start, min(rows.stop, x.shape[-2]), rows.step)))
     taken = rows[inside.start : inside.stop]
@@ -125,7 +125,7 @@ def pick(x: Tensor, rows: range) -> Rows:
 
 
 def add_into(strip: Tensor, first: Rows, second: Rows) -> None:
-    """Writes ``first + second``, both of the same rows of ``strip``, and zeros around them."""
+    """Writes ``first + second`` to their common rows of ``strip``, and zeros around them."""
     (x, place), (y, _) = first, second
     strip[..., : place.start, :] = 0
     strip[..., place.stop :, :] = 0

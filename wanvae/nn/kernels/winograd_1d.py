@@ -1,8 +1,8 @@
 """1D convolutions with fewer products, by Winograd's algorithms (Lavin and Gray, arXiv 1509.09308).
 
-A few outputs in a row are computed together. Sums and differences of the inputs that they see are
-multiplied by sums and differences of the kernel's positions (taps), and the products are added up:
-``outputs + taps - 1`` products instead of ``outputs * taps``.
+A few neighboring outputs are computed together. Sums and differences of their inputs are multiplied
+by sums and differences of the positions (taps) of the kernel, and the products are added up. This
+needs ``outputs + taps - 1`` products instead of ``outputs * taps``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from wanvae.nn.kernels.pool import empty
 
-# Below this many channels the additions cost what they save.
+# With fewer channels, the additions cost as much as they save.
 FEWEST_CHANNELS = 48
-# Values of a sum of frames that are in memory at once: 2 MB in float32.
+# Values of a sum of frames in memory at once: 2 MB in float32.
 STRIP = 2**19
 
 Inputs = tuple[Tensor, ...]
@@ -31,7 +31,7 @@ class Scheme:
     Attributes:
         outputs: how many outputs are computed together.
         taps: how many positions the kernel has.
-        cost: what adding kernels takes, in products of a frame and a tap.
+        cost: the cost of adding kernels, in products of a frame and a tap.
         transform: turns a kernel ``(O, taps, C)`` into the factors of the inputs, ``(C, O)`` each.
         write: takes inputs ``(..., C)``, these factors and a bias, and writes ``outputs`` tensors
             ``(..., O)``.
@@ -44,7 +44,7 @@ class Scheme:
     write: Callable[[Inputs, list[Tensor], Tensor, Outputs], None]
 
     def saved(self, clips: int, length: int, dilation: int) -> int:
-        """Products of a frame and a tap that the scheme saves, less what it costs to begin."""
+        """Returns how many products of a frame and a tap the scheme saves, minus ``cost``."""
         tiles = -(-length // (self.outputs * dilation)) * dilation
         return clips * (self.taps * length - (self.outputs + self.taps - 1) * tiles) - self.cost
 
@@ -52,7 +52,7 @@ class Scheme:
 def choose_scheme(
     rows: Tensor, kernel: Tensor, length: int, stride: int, dilation: int
 ) -> Scheme | None:
-    """The fastest scheme to convolve ``(B, T, C)`` by ``(O, K, C)``; None if none is faster."""
+    """Returns the fastest scheme for ``(B, T, C)`` and ``(O, K, C)``; None if none is faster."""
     out_channels, size, channels = kernel.shape
     if min(channels, out_channels) < FEWEST_CHANNELS or (stride > 1 and dilation > 1):
         return None
@@ -75,10 +75,10 @@ def convolve_by_scheme(
     padding: int,
     dilation: int,
 ) -> Tensor:
-    """A convolution of ``(B, T, C)`` by a kernel ``(O, K, C)``, where K is ``taps * stride``.
+    """Convolves ``(B, T, C)`` with a kernel ``(O, K, C)``, where K is ``taps * stride``.
 
-    Outputs that are computed together are ``dilation`` frames apart. The frames of a stride count
-    as one frame with more channels.
+    Outputs that are computed together are ``dilation`` frames apart. The ``stride`` frames of a
+    step count as one frame with more channels.
     """
     batch, frames, channels = rows.shape
     wide = stride * channels
@@ -90,7 +90,7 @@ def convolve_by_scheme(
     factors = scheme.transform(kernel.view(len(kernel), -1, wide))
     y = empty_rows(rows, tiles * scheme.outputs * dilation, len(kernel))
     outputs = y.view(batch, tiles, scheme.outputs, dilation, len(kernel))
-    for clips, some in strips(batch, tiles, dilation * wide):
+    for clips, some in cut_into_strips(batch, tiles, dilation * wide):
         here, after = blocks[clips, :-1][:, some], blocks[clips, 1:][:, some]
         inputs = (*here.unbind(2), *after[:, :, : scheme.taps - 1].unbind(2))
         scheme.write(inputs, factors, bias, outputs[clips, some].unbind(2))
@@ -98,25 +98,25 @@ def convolve_by_scheme(
 
 
 def empty_rows(like: Tensor, length: int, channels: int) -> Tensor:
-    """Uninitialized memory ``(B, length, channels)``, for the clips ``like``, ``(B, ...)``."""
+    """Returns an uninitialized ``(B, length, channels)`` for the clips ``like``, ``(B, ...)``."""
     return empty((len(like), channels, length), like.dtype, like.device).mT
 
 
-def strips(clips: int, tiles: int, values: int) -> Iterator[tuple[slice, slice]]:
-    """Small cuts of clips and of their tiles; a tile has ``values`` values."""
+def cut_into_strips(clips: int, tiles: int, values: int) -> Iterator[tuple[slice, slice]]:
+    """Yields small slices of clips and of their tiles; a tile has ``values`` values."""
     for clip in range(0, clips, some_clips := max(1, STRIP // (tiles * values))):
         for tile in range(0, tiles, some_tiles := max(1, STRIP // values)):
             yield slice(clip, clip + some_clips), slice(tile, tile + some_tiles)
 
 
 def transform_two_by_two(kernel: Tensor) -> list[Tensor]:
-    """F(2, 2)."""
+    """Transforms a kernel for F(2, 2)."""
     first, last = kernel.unbind(1)
     return [first.T, (first + last).T, last.T]
 
 
 def write_two_by_two(inputs: Inputs, factors: list[Tensor], bias: Tensor, outputs: Outputs) -> None:
-    """F(2, 2)."""
+    """Writes the outputs of F(2, 2)."""
     a, b, c = inputs
     first, both, last = factors
     sums = torch.empty_like(b, memory_format=torch.contiguous_format)
@@ -130,7 +130,7 @@ def write_two_by_two(inputs: Inputs, factors: list[Tensor], bias: Tensor, output
 
 
 def transform_two_by_three(kernel: Tensor) -> list[Tensor]:
-    """F(2, 3); the second and the third factor are twice what the algorithm has."""
+    """Transforms a kernel for F(2, 3), with the second and the third factor doubled."""
     first, middle, last = kernel.unbind(1)
     ends = first + last
     return [first.T, (ends + middle).T, ends.sub_(middle).T, last.T]
@@ -139,7 +139,7 @@ def transform_two_by_three(kernel: Tensor) -> list[Tensor]:
 def write_two_by_three(
     inputs: Inputs, factors: list[Tensor], bias: Tensor, outputs: Outputs
 ) -> None:
-    """F(2, 3)."""
+    """Writes the outputs of F(2, 3)."""
     a, b, c, d = inputs
     first, total, difference, last = factors
     sums = torch.empty_like(b, memory_format=torch.contiguous_format)
@@ -157,7 +157,7 @@ def write_two_by_three(
 
 
 def transform_four_by_three(kernel: Tensor) -> list[Tensor]:
-    """F(4, 3)."""
+    """Transforms a kernel for F(4, 3)."""
     first, middle, last = kernel.unbind(1)
     ends = first + last
     outer = torch.add(first, last, alpha=4)
@@ -175,7 +175,7 @@ def transform_four_by_three(kernel: Tensor) -> list[Tensor]:
 def write_four_by_three(
     inputs: Inputs, factors: list[Tensor], bias: Tensor, outputs: Outputs
 ) -> None:
-    """F(4, 3)."""
+    """Writes the outputs of F(4, 3)."""
     a, b, c, d, e, f = inputs
     shape = outputs[0].shape
     sums = torch.empty_like(b, memory_format=torch.contiguous_format)

@@ -1,0 +1,72 @@
+"""Signals that ask a process to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+# Ctrl-C; a scheduler or the shutdown of a machine; a terminal that closes. Windows has no SIGHUP.
+STOP_SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+# A launcher or a terminal may repeat its signal, which must not interrupt the tidying up.
+QUIET_SECONDS = 5.0
+
+
+@dataclass
+class Caught:
+    """The last signal that interrupted a block.
+
+    Attributes:
+        signal: the signal; SIGINT as long as no other signal came.
+        time: when it came, on the monotonic clock.
+    """
+
+    signal: signal.Signals = signal.SIGINT
+    time: float = float("-inf")
+
+
+@contextmanager
+def handle_signals(
+    handler: Callable[[int, FrameType | None], object], *signals: signal.Signals
+) -> Iterator[None]:
+    """Handles signals in a block. Signals that the process ignores, as after ``nohup``, stay so.
+
+    Only the main thread can handle signals: in other threads nothing changes.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in signals}
+        # None is a handler that was not installed from Python.
+        previous = {n: old for n, old in previous.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in previous:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[Caught]:
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt in a block, as SIGINT does.
+
+    So whatever tidies up after Ctrl-C also tidies up after these signals.
+    """
+    caught = Caught()
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - caught.time < QUIET_SECONDS:
+            return
+        caught.signal, caught.time = signal.Signals(number), now
+        raise KeyboardInterrupt
+
+    with handle_signals(interrupt, *(s for s in STOP_SIGNALS if s is not signal.SIGINT)):
+        yield caught

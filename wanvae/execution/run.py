@@ -1,0 +1,102 @@
+"""Running a network within limits: a whole clip, or a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from wanvae.execution.budget import choose_plan
+from wanvae.execution.compilation import Compilation
+from wanvae.execution.cost import Workload
+from wanvae.execution.flow import first_parameter
+from wanvae.execution.limits import Limits
+from wanvae.execution.network import Network
+from wanvae.execution.plan import Plan, make_tiles
+from wanvae.execution.sharding import SharedTiles, share_out
+from wanvae.execution.tiling import Coding, CodingState, LocalTiles
+
+# Role, hash of the shapes of the weights, dtype, process and number of processes.
+Identity: TypeAlias = "tuple[str, str, str, int, int]"
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A network, the limits of its runs, and how its steps are compiled.
+
+    >>> from wanvae import WanVAE, WanVAEConfig
+    >>> import torch
+    >>> vae = WanVAE(WanVAEConfig(dim=4, z_dim=2, num_res_blocks=1))
+    >>> runner = Runner(vae.decoder_network(), Limits(plan=Plan((16, 16), 2)))
+    >>> with torch.no_grad():
+    ...     runner.run(torch.zeros(1, 2, 2, 4, 4)).shape
+    torch.Size([1, 3, 5, 32, 32])
+    """
+
+    network: Network
+    limits: Limits = field(default_factory=Limits)
+    compilation: Compilation | None = None
+
+    def run(self, x: Tensor) -> Tensor:
+        """Returns the result of a whole clip ``(B, C, T, H, W)``.
+
+        Raises:
+            UserError: the limits cannot be kept.
+        """
+        latents = self.network.count_latents(x.shape[2])
+        return self.start(x.shape, self.choose_plan(x.shape, latents), latents).run(x)
+
+    def choose_plan(self, shape: Sequence[int], latents: int | None) -> Plan:
+        """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""
+        height, width = self._pixels(shape)
+        like = first_parameter(self.network.layers)
+        offloads = like.device.type != "cpu"
+        workload = Workload(shape[0], shape[1], latents, height, width, like.dtype, offloads)
+        return choose_plan(self.network, workload, self.limits)
+
+    def start(
+        self,
+        shape: Sequence[int],
+        plan: Plan,
+        latents: int | None = None,
+        state: CodingState | None = None,
+    ) -> Coding:
+        """Returns a coding of inputs of ``shape`` ``(B, C, T, H, W)`` by a plan.
+
+        Args:
+            latents: the length of the clip in latents; None is a stream.
+            state: the state of an earlier coding of the same size and plan, to continue from.
+        """
+        network, limits = self.network, self.limits
+        height, width = self._pixels(shape)
+        if limits.processes == 1:
+            exchange = LocalTiles(make_tiles(network, height, width, plan))
+        else:
+            network.require_streamable()
+            shares = share_out(network, plan, height, width, limits.processes)
+            exchange = SharedTiles(shares, limits.rank)
+        return Coding(network, plan, exchange, latents, state, self.compilation)
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of this runner. A state continues only with the same identity."""
+        network, limits = self.network, self.limits
+        shapes = [
+            (name, tuple(parameter.shape))
+            for name, parameter in nn.ModuleList(network.layers).named_parameters()
+        ]
+        return (
+            "decoder" if network.core_first else "encoder",
+            sha256(repr(shapes).encode()).hexdigest()[:8],
+            str(first_parameter(network.layers).dtype).removeprefix("torch."),
+            limits.rank,
+            limits.processes,
+        )
+
+    def _pixels(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Returns height and width of the frames in pixels."""
+        height, width = (side * self.network.pixels_per_input for side in shape[-2:])
+        return height, width

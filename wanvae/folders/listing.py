@@ -1,0 +1,145 @@
+"""The files of a folder that may be videos, images or tars, and the files that are something else.
+
+A file is tried unless its name says plainly that it is something else, because videos and images
+have many suffixes, or none.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from wanvae.engine.litter import is_litter
+from wanvae.folders.tars import TAR_SUFFIX
+from wanvae.video import VideoError
+
+VIDEOS = """
+    .3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2t .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg
+    .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m
+"""
+IMAGES = """
+    .avif .bmp .dpx .exr .heic .heif .jfif .jp2 .jpeg .jpg .jxl .pbm .pgm .png .ppm .tga .tif .tiff
+    .webp
+"""
+TEXTS = """
+    .ass .bib .c .cfg .conf .cpp .css .csv .doc .docx .h .htm .html .ini .ipynb .js .json .jsonl
+    .log .lrc .md .nfo .pdf .ps .py .rst .rtf .sh .srt .ssa .sub .svg .tex .toml .tsv .txt .vtt .xls
+    .xlsx .xml .yaml .yml
+"""
+PLAYLISTS = ".asx .ffconcat .m3u .m3u8 .mpd .pls .sdp"
+SOUNDS = ".aac .ac3 .aiff .flac .m4a .mid .mp3 .oga .ogg .opus .wav .wma"
+DATA = """
+    .arrow .bin .ckpt .db .gguf .h5 .hdf5 .idx .index .lmdb .mat .mdb .npy .npz .onnx .parquet
+    .pickle .pkl .pt .pth .safetensors .sqlite .tfrecord
+"""
+ARCHIVES_AND_PROGRAMS = """
+    .7z .bak .bz2 .dll .exe .gz .iso .md5 .pyc .rar .sha1 .sha256 .so .tbz2 .tgz .torrent .xz .zip
+    .zst
+"""
+UNFINISHED = ".aria2 .crdownload .download .part .partial .tmp"
+# Files with these suffixes are named if they cannot be read. Other files that cannot be read are
+# taken for something else.
+MEDIA_SUFFIXES = frozenset((VIDEOS + IMAGES).split())
+# Files with these suffixes are not opened: FFmpeg takes some texts for videos, and playlists name
+# other files.
+OTHER_SUFFIXES = frozenset(
+    " ".join((TEXTS, PLAYLISTS, SOUNDS, DATA, ARCHIVES_AND_PROGRAMS, UNFINISHED)).split()
+)
+MANIFEST = "wanvae-manifest.jsonl"
+# What an unfinished index has found so far: one line for each file, a list of its entries.
+JOURNAL = "wanvae-manifest.partial.jsonl"
+
+
+class File(NamedTuple):
+    """A file on disk, with what changes when the file changes.
+
+    path: relative to the folder, with "/" between its parts.
+    size: bytes.
+    mtime: time of the last change, in nanoseconds.
+    """
+
+    path: str
+    size: int
+    mtime: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder.
+
+    Attributes:
+        files: files to try, sorted by path.
+        ignored: how many files of each suffix are something else. Litter does not count.
+    """
+
+    files: list[File]
+    ignored: Counter[str]
+
+
+def list_files(folder: Path) -> Listing:
+    """Lists the files of a folder and its subfolders, except hidden ones.
+
+    Links to folders are followed, so that one folder may be spread over several disks. Warns of
+    folders that cannot be searched.
+
+    Raises:
+        VideoError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise VideoError(f"no usable video in {str(folder)!r}: it is not a folder; check the path")
+    found, visited, ignored = [], set(), Counter[str]()
+    for place, folders, names in os.walk(folder, onerror=warn_of_folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        for name in names:
+            if is_left_out(name):
+                continue
+            path = Path(place, name)
+            if suffix_of(name) in OTHER_SUFFIXES:
+                ignored[suffix_of(name)] += 1
+            else:
+                found.append(File(path.relative_to(folder).as_posix(), *size_and_time(path)))
+    return Listing(sorted(found), ignored)
+
+
+def is_left_out(path: str) -> bool:
+    """Whether a file or folder is litter, or belongs to the index of the folder."""
+    return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL)
+
+
+def may_be_media(name: str) -> bool:
+    """Whether a file has to be opened to know whether it is a video or image."""
+    return not is_left_out(name) and suffix_of(name) not in {*OTHER_SUFFIXES, TAR_SUFFIX}
+
+
+def suffix_of(name: str) -> str:
+    """Returns the suffix of a file in lower case; empty if it has none."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def describe_ignored(ignored: Counter[str]) -> str:
+    """Returns how many files of which kind were ignored, the most first; empty if none were."""
+    kinds = sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in kinds)
+
+
+def warn_of_folder(error: OSError) -> None:
+    """Warns of a folder that cannot be searched."""
+    warnings.warn(f"{error.filename} cannot be searched: {error.strerror}", stacklevel=2)
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Returns bytes and the time of the last change in nanoseconds; zeros for a broken link."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
