@@ -169,8 +169,8 @@ def test_clips_after_the_damage_fail_without_reading_on(
     path.write_bytes(content[: len(content) // 2])
     entry = Entry(path="a.mkv", size=1, mtime=1, width=40, height=24, frames=60, fps=25.0)
     clips = find_clips([entry], parse_cut(5, None, None, CONFIG), CONFIG).clips
-    opened, open_ = [], VideoReader._open
-    monkeypatch.setattr(VideoReader, "_open", lambda self: opened.append(1) or open_(self))
+    opened, open_ = [], PacketSource._open
+    monkeypatch.setattr(PacketSource, "_open", lambda self: opened.append(1) or open_(self))
     errors = {
         clip.first: str(item)
         for clip, item in read_clips(clips, tmp_path, 4)

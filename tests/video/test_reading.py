@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wanvae.folders.manifest import load_entries
 from wanvae.video import VideoError, VideoReader, probe, read_clip, read_video, write_video
 from wanvae.video.clock import increasing, on_grid
 
@@ -375,6 +376,7 @@ def test_hdr_is_told_once(tmp_path: Path, trc: int, name: str | None) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert probe(path).hdr == name
+        assert [entry.hdr for entry in load_entries(tmp_path)] == [name]
         assert not caught
         frames_of(path)
     assert [name in str(warning.message) for warning in caught] == ([True] if name else [])

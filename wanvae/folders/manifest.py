@@ -55,6 +55,7 @@ class Entry:
         frames: as the container counts them; where it does not, its packets are counted.
         fps: frames per second.
         is_image: whether it is a still image.
+        hdr: "PQ", "HLG" or "BT.2020" for colours that do not look right as SDR; None for SDR.
         error: why it cannot be used. The fields from ``width`` on then mean nothing.
         other: whether neither its name nor its content is one of a video or image.
     """
@@ -71,6 +72,7 @@ class Entry:
     frames: int = 0
     fps: float = 0.0
     is_image: bool = False
+    hdr: str | None = None
     error: str | None = None
     other: bool = False
 
@@ -288,6 +290,7 @@ def probed(entry: Entry, folder: Path) -> Entry:
         frames=info.frames or 1,
         fps=float(info.fps),
         is_image=info.is_image,
+        hdr=info.hdr,
     )
 
 
