@@ -54,7 +54,7 @@ SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tools").
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 # Names with underscores that are not ours: a folder of ComfyUI, a video.
-FOREIGN = {"custom_nodes", "carphone_pristine"}
+FOREIGN = {"custom_nodes", "carphone_pristine", "recompile_limit"}
 # Of files that a command reads or writes.
 SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".jpg", ".npz", ".safetensors", ".yaml")
 # Phrases that make a reader go back in the sentence.
