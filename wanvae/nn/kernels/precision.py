@@ -91,7 +91,7 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
     def convert_and_run(
         x: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
+        bias: Tensor,
         *args: Geometry.args,
         **kwargs: Geometry.kwargs,
     ) -> Tensor:
@@ -99,8 +99,8 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
         native = native_dtype(dtype)
         if native == dtype or autocast_dtype(weight) is not None:
             return operation(x, weight, bias, *args, **kwargs)
-        bias = bias if bias is None else bias.to(native)
-        return operation(x.to(native), weight.to(native), bias, *args, **kwargs).to(dtype)
+        y = operation(x.to(native), weight.to(native), bias.to(native), *args, **kwargs)
+        return y.to(dtype)
 
     return convert_and_run
 
