@@ -20,6 +20,7 @@ from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.hub import upload
+from wanvae.engine.tensors import check_is_tensor, parse_dtype
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
@@ -65,7 +66,7 @@ class RVQVAE(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str],
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
@@ -80,9 +81,9 @@ class RVQVAE(nn.Module):
             path: a native ``.safetensors``; a file of MoMask, T2M-GPT, MotionGPT or GestureLSM; or,
                 if this path does not exist, the ``"org/name"`` of a repository on the Hugging Face
                 Hub. Layout, widths, depths, stages and codebooks are detected.
-            dtype: dtype of encoder and decoder; None keeps the dtype of the file, or takes float32
-                if the CPU only emulates that dtype, and logs so. The normalizer and the codebooks
-                are float64 if this is float64, else float32.
+            dtype: dtype of encoder and decoder, also as text like "bfloat16"; None keeps the dtype
+                of the file, or takes float32 if the CPU only emulates that dtype, and logs so. The
+                normalizer and the codebooks are float64 if this is float64, else float32.
             device: where to put the model; None is the CPU.
             subfolder: the folder of the repository that holds the checkpoint.
             activation, norm, dilation_growth_rate, reverse_dilation: options that the tensors of
@@ -96,6 +97,7 @@ class RVQVAE(nn.Module):
             CheckpointError: the file cannot be read or downloaded, holds another model (the message
                 names the keys), or does not fit these options.
         """
+        dtype = parse_dtype(dtype)
         untold = Untold(
             activation=activation,
             norm=norm,
@@ -158,22 +160,41 @@ class RVQVAE(nn.Module):
         """Returns motion of normalized features: the inverse of ``normalize``."""
         return self.normalizer.denormalize(features.to(self.normalizer.mean))
 
-    def forward(self, motion: Tensor, lengths: Lengths | None = None) -> Reconstruction:
+    def forward(
+        self, motion: Tensor, lengths: Lengths | None = None, *, learn: bool = True
+    ) -> Reconstruction:
         """Encodes, quantizes and decodes clips ``(B, T, D)`` in their own units, for training.
 
         In training mode the quantizer learns from the clips. After the ``lengths`` ``(B,)`` frames
         of each clip, output and target are 0.
+
+        Args:
+            learn: see :meth:`~motion.quantizer.residual_vq.ResidualVQ.forward`.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
         target = self.normalize(motion)
         latents, tokens = self._latents(target, lengths)
-        quantized = self.quantizer(latents, tokens)
+        quantized = self.quantizer(latents, tokens, learn=learn)
         output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
         if lengths is not None:
             mask = make_mask(lengths, motion.shape[1])[:, :, None]
             output, target = output * mask, target * mask
         return Reconstruction(output, target, quantized)
+
+    @torch.no_grad()
+    def initialize_codebooks(self, batches: Sequence[Tensor]) -> None:
+        """Makes the codebooks from batches of clips ``(B, T, D)``, unless they are made already.
+
+        Nothing else of the model changes, such as running statistics of batches.
+        """
+        if self.quantizer.books.initialized:
+            return
+        before = [buffer.clone() for buffer in self.encoder.buffers()]
+        latents = [self._latents(self.normalize(motion), None)[0] for motion in batches]
+        for buffer, value in zip(self.encoder.buffers(), before, strict=True):
+            buffer.copy_(value)
+        self.quantizer.initialize(latents)
 
     @torch.no_grad()
     def encode(self, motion: Tensor, lengths: Lengths | None = None) -> Tensor:
@@ -253,13 +274,12 @@ class RVQVAE(nn.Module):
 
     def check_motion(self, motion: Tensor) -> None:
         """Raises UserError if ``motion`` is not a finite ``(B, T, D)`` of this model."""
+        check_is_tensor(motion, "motion")
         channels = self.config.channels
         if motion.dim() != 3 or motion.shape[2] != channels or motion.numel() == 0:
             raise UserError(
                 f"motion must be (B, T, {channels}), none of them 0, not {tuple(motion.shape)}"
             )
-        if not motion.is_floating_point():
-            raise UserError(f"motion must be floating point, not {motion.dtype}")
         if not motion.isfinite().all():
             clip, frame, channel = (~motion.isfinite()).nonzero()[0].tolist()
             raise UserError(

@@ -1,9 +1,10 @@
 """Files of tokens: the indices of one motion, and what is needed to turn them into motion again.
 
 An .npz or .safetensors file holds ``indices`` (T', Q) in the smallest integer type that fits all
-codes, and two texts: ``format``, which is "wanvae-motion-tokens", and ``motion``, the JSON of an
-:class:`Origin`. Programs that generate tokens from text write a .npy file with indices alone, of
-the shape (T', Q), (1, T', Q), (1, T') or (T',).
+codes, and texts: ``format``, which is "wanvae-motion-tokens", ``motion``, the JSON of an
+:class:`Origin`, and ``state``, which model and which state of the motion file they come from.
+Programs that generate tokens from text write a .npy file with indices alone, of the shape (T', Q),
+(1, T', Q), (1, T') or (T',).
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from wanvae.errors import UserError
 FORMAT = "wanvae-motion-tokens"
 # The key of ``Origin.actor`` in files. Programs that read files of tokens know it by this name.
 ACTOR_KEY = "body"
+# The fields of an origin that tell its state, in a text of their own.
+STATE_KEYS = ("model", "source")
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -161,18 +164,27 @@ def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
         )
     indices = tokens.indices.to(find_smallest_type(tokens.origin.codes))
     texts = {"format": FORMAT, "motion": write_origin(tokens.origin)}
+    texts |= {"state": write_state(tokens.origin)}
     WRITERS[Path(path).suffix](path, indices, texts)
 
 
 def write_origin(origin: Origin) -> str:
-    """Returns the JSON of an origin."""
-    fields = to_json_dict(origin)
+    """Returns the JSON of an origin, without its state, which earlier versions do not read."""
+    fields = {key: x for key, x in to_json_dict(origin).items() if key not in STATE_KEYS}
     return json.dumps({ACTOR_KEY if key == "actor" else key: x for key, x in fields.items()})
 
 
-def parse_origin(text: str) -> Origin:
-    """Returns the origin of a JSON; UserError if it is not valid."""
+def write_state(origin: Origin) -> str:
+    """Returns the JSON of the state of the model and of the motion file."""
+    fields = to_json_dict(origin)
+    return json.dumps({key: fields[key] for key in STATE_KEYS})
+
+
+def parse_origin(text: str, state: str = "{}") -> Origin:
+    """Returns the origin of a JSON and of its state; UserError if they are not valid."""
     fields = parse_json(text)
+    if isinstance(fields, dict) and isinstance(known := parse_json(state), dict):
+        fields |= {key: known[key] for key in STATE_KEYS if key in known}
     if isinstance(fields, dict) and ACTOR_KEY in fields:
         fields = {"actor" if key == ACTOR_KEY else key: x for key, x in fields.items()}
     return from_json_dict(Origin, fields)
@@ -190,6 +202,7 @@ def write_npz(path: str | os.PathLike[str], indices: Tensor, texts: Mapping[str,
             indices=indices.cpu().numpy(),
             format=np.array(texts["format"]),
             motion=np.array(texts["motion"]),
+            state=np.array(texts["state"]),
         )
 
 
@@ -224,7 +237,7 @@ def read_tokens(path: str | os.PathLike[str]) -> Tokens:
 
 
 def read_npz(path: Path) -> Tokens:
-    arrays = load_arrays(path, {"indices", "format", "motion"})
+    arrays = load_arrays(path, {"indices", "format", "motion", "state"})
     texts = {name: str(array) for name, array in arrays.items() if array.dtype.kind == "U"}
     if "indices" not in arrays:
         raise UserError(f"its keys are {', '.join(arrays) or 'none'}, and not indices")
@@ -293,7 +306,7 @@ def make_tokens(indices: Tensor, texts: Mapping[str, str]) -> Tokens:
     """Returns the tokens of the content of a file; UserError if it is not valid."""
     if texts.get("format") != FORMAT:
         raise UserError(f"its format is {texts.get('format', 'not said')}, not {FORMAT}")
-    origin = parse_origin(texts.get("motion", ""))
+    origin = parse_origin(texts.get("motion", ""), texts.get("state", "{}"))
     integral = indices.dtype in (*INTEGERS, torch.uint8)
     return Tokens(indices.long() if integral else indices, origin)
 

@@ -16,14 +16,14 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (see 
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Page]:
+def opened(path: Path, width: int = 1200, height: int = 900) -> Iterator[Page]:
     """A page in Chromium; fails if it asks for anything or says anything on its console."""
     complaints: list[str] = []
     with sync_playwright() as playwright:
         # What runs tests is often root in a container, where Chromium has no sandbox.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page = browser.new_page(viewport={"width": width, "height": height})
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("requestfailed", lambda request: complaints.append(request.url[:200]))

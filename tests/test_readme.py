@@ -35,6 +35,10 @@ from wanvae.engine.command_line.program import TRAIN
 
 PROGRAMS = {"wanvae": wanvae.cli.PROGRAM, "motion": motion.cli.PROGRAM}
 CONFIGS = {"wanvae": wanvae.train.run.TrainConfig, "motion": motion.train.run.TrainConfig}
+FOLDERS = {
+    "wanvae": wanvae.train.run.CONFIG_FOLDERS,
+    "motion": motion.train.run.CONFIG_FOLDERS,
+}
 # The headings of the tables in README.md that list the commands.
 TABLES = {"wanvae": "| `wanvae ...` |", "motion": "| `python -m motion ...` |"}
 TRAINING_GUIDES = {"wanvae": "wanvae/train/README.md", "motion": "motion/README.md"}
@@ -119,7 +123,7 @@ def knows(parser: ArgumentParser, arguments: Sequence[str]) -> bool:
 
 @cache
 def training_parser(package: str) -> ArgumentParser:
-    return config_parser(CONFIGS[package], "test", "")
+    return config_parser(CONFIGS[package], "test", "", FOLDERS[package])
 
 
 @cache
@@ -233,7 +237,8 @@ def leads_somewhere(guide: Guide, link: str) -> bool:
 
 def test_the_configs_are_those_of_the_tree() -> None:
     named = {Path(name).name for name in re.findall(r"[\w/]+\.yaml", TEXT)}
-    assert named == {path.name for path in Path("configs").rglob("*.yaml")}
+    # The folder of a run has a config.yaml too.
+    assert named == {"config.yaml", *(path.name for path in Path("configs").rglob("*.yaml"))}
 
 
 def test_the_tree_under_how_it_is_built() -> None:

@@ -477,7 +477,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options; exits with status 2 for a bad option."""
     names = [job.name for job in JOBS]
     dtypes = ["float32", "bfloat16", "float16"]
-    parser = argparse.ArgumentParser(prog="benchmark", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmark", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--measure-memory", type=json.loads, help=argparse.SUPPRESS)
     which = parser.add_mutually_exclusive_group()
     jobs_help = f"what to measure (default: all): {', '.join(names)}"

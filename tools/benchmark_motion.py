@@ -269,7 +269,9 @@ def report(results: Sequence[Result]) -> str:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the options; exits with status 2 for a bad option."""
     names = [job.name for job in JOBS]
-    parser = argparse.ArgumentParser(prog="benchmark motion", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmark motion", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     jobs_help = f"what to measure (default: all): {', '.join(names)}"
     parser.add_argument(
         "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=jobs_help

@@ -158,7 +158,7 @@ def report(results: Sequence[Result]) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options; exits with status 2 for a bad option."""
     names = [job.name for job in JOBS]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=", ".join(names)
     )

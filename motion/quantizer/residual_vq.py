@@ -19,6 +19,42 @@ from wanvae.nn.masking import make_mask
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Which codes the latents of a batch chose: what codebooks learn from.
+
+    Attributes:
+        rows: ``(N, C)``, the latents.
+        indices: ``(N, Q)``, the codes that they chose; -1 where a layer leaves a row as it is.
+        counts: ``(Q, K)``, how many rows chose each code.
+        sums: ``(Q, K, C)``, the sums of what the layer was given, by code.
+    """
+
+    rows: Tensor
+    indices: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How evenly codes are used.
+
+    Attributes:
+        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K.
+        code_use: ``(Q,)``, the part of the codes of each layer that were used.
+    """
+
+    perplexity: Tensor
+    code_use: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Usage:
+        """The usage of codes that were chosen ``(Q, K)`` times."""
+        shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+        return cls(torch.special.entr(shares).sum(1).exp(), (counts > 0).to(shares.dtype).mean(1))
+
+
+@dataclass(frozen=True)
 class Quantized:
     """The result of a quantizer.
 
@@ -32,6 +68,7 @@ class Quantized:
             In training mode it counts the batches of all processes.
         code_use: ``(Q,)``, the fraction of the codes of each layer that were used. In training mode
             it counts the batches of all processes.
+        choices: what ``ResidualVQ.learn`` takes; None in evaluation.
     """
 
     latents: Tensor
@@ -39,6 +76,7 @@ class Quantized:
     commitment_loss: Tensor
     perplexity: Tensor
     code_use: Tensor
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
@@ -114,22 +152,29 @@ class ResidualVQ(nn.Module):
         self.config = config
         self.books = Codebooks(config, dim)
 
-    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Quantized:
-        """Quantizes ``(B, C, T)``; latents after ``lengths`` ``(B,)`` are ignored and become 0."""
+    def forward(
+        self, latents: Tensor, lengths: Tensor | None = None, *, learn: bool = True
+    ) -> Quantized:
+        """Quantizes ``(B, C, T)``; latents after ``lengths`` ``(B,)`` are ignored and become 0.
+
+        Args:
+            learn: in training mode, learn at once. Otherwise the codebooks stay as they are, and
+                the ``choices`` of several batches can be learnt together by ``learn``.
+        """
         batch, _, length = latents.shape
         valid = None if lengths is None else make_mask(lengths, length)
         differentiated = latents.requires_grad and torch.is_grad_enabled()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             layers = self._draw_layers(batch, length, valid)
-            if self.training and not self.books.initialized:
+            if self.training and learn and not self.books.initialized:
                 self.books.initialize(rows)
             temperature = self.config.temperature if self.training else 0.0
             search = self._search(rows, layers, temperature, differentiated)
-            counts = search.counts
+            choices, usage = None, Usage.of(search.counts)
             if search.sums is not None:
-                counts = self.books.learn(rows, search.indices, counts, search.sums)
-            shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+                choices = Choices(rows, search.indices, search.counts, search.sums)
+                usage = self.learn([choices]) if learn else usage
 
         def as_latents(values: Tensor) -> Tensor:
             """Returns rows ``(N, C)`` as ``(B, C, T)``."""
@@ -143,9 +188,30 @@ class ResidualVQ(nn.Module):
             latents=quantized,
             indices=place_rows(search.indices, (batch, length), valid, NO_CODE),
             commitment_loss=loss,
-            perplexity=torch.special.entr(shares).sum(1).exp(),
-            code_use=(counts > 0).to(shares.dtype).mean(1),
+            perplexity=usage.perplexity,
+            code_use=usage.code_use,
+            choices=choices,
         )
+
+    @torch.no_grad()
+    def learn(self, batches: Sequence[Choices]) -> Usage:
+        """Moves the codebooks once by the choices of batches, as if these were one large batch.
+
+        Returns:
+            The usage of codes over these batches, of all processes together.
+        """
+        counts = self.books.learn(
+            torch.cat([choices.rows for choices in batches]),
+            torch.cat([choices.indices for choices in batches]),
+            torch.stack([choices.counts for choices in batches]).sum(0),
+            torch.stack([choices.sums for choices in batches]).sum(0),
+        )
+        return Usage.of(counts)
+
+    @torch.no_grad()
+    def initialize(self, batches: Sequence[Tensor]) -> None:
+        """Makes the codebooks from the latents ``(B, C, T)`` of batches."""
+        self.books.initialize(torch.cat([self._rows(latents, None) for latents in batches]))
 
     @torch.no_grad()
     def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Train or fine-tune a motion tokenizer.
 
-``wanvae-motion train --config configs/motion/tiny.yaml`` trains on one device. ``accelerate launch
--m motion.train`` with the same options trains on any number of devices.
+``wanvae-motion train --config tiny`` trains on one device. ``accelerate launch -m motion.train``
+with the same options trains on any number of devices.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import evaluate
 from motion.evaluate.reconstruction import reconstruct
 from motion.model import RVQVAE
+from motion.quantizer.residual_vq import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
@@ -27,6 +28,10 @@ from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import StepLosses, Task
 from wanvae.errors import UserError
+
+# Where --config finds the configs of the package by name: installed, or in a checkout.
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDERS = PACKAGE / "configs", PACKAGE.parent / "configs" / "motion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,7 @@ class MotionTraining:
             self.model = RVQVAE(config.model)
         else:
             self.model = RVQVAE.from_pretrained(config.weights)
+        self.config = config
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
         self.data = load_data(config.data, self.model.config, seed, report=report)
@@ -80,6 +86,7 @@ class MotionTraining:
 
     def task(self) -> Task:
         """Returns the task for the training loop."""
+        together = self.config.trainer.accumulate > 1
         return Task(
             model=self.model,
             samples=self.data.windows,
@@ -88,18 +95,34 @@ class MotionTraining:
             load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out else None,
+            begin_step=self.begin_step if together else None,
+            end_step=self.end_step if together else None,
+            # Weights to start from bring their own architecture.
+            config=replace(self.config, model=self.model.config),
+            describe_data=self.data.describe,
         )
 
     def losses(
         self, model: nn.Module, discriminator: nn.Module | None, motion: Tensor, step: int
     ) -> StepLosses:
         """Returns the losses of a batch, and its use of codes as means over the layers."""
-        reconstruction = model(motion)
-        figures = {
-            "perplexity": reconstruction.quantized.perplexity.mean(),
-            "code_use": reconstruction.quantized.code_use.mean(),
-        }
-        return StepLosses(self.motion_losses(reconstruction), figures)
+        at_once = self.config.trainer.accumulate == 1
+        reconstruction = model(motion, learn=at_once)
+        quantized = reconstruction.quantized
+        return StepLosses(
+            self.motion_losses(reconstruction),
+            figures_of(quantized) if at_once else {},
+            statistics=quantized.choices,
+        )
+
+    def begin_step(self, batches: Sequence[Tensor]) -> None:
+        """Makes the codebooks from all batches of the first step, as from one large batch."""
+        with self.accelerator.autocast():
+            self.model.initialize_codebooks(batches)
+
+    def end_step(self, choices: Sequence[Choices]) -> dict[str, Tensor]:
+        """Lets the codebooks learn from all batches of a step at once; returns the use of codes."""
+        return figures_of(self.model.quantizer.learn(choices))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Returns figures of the held-out motion, with all layers, in millimetres and degrees."""
@@ -129,6 +152,11 @@ class MotionTraining:
         render_grid(path, figures, recording.config.fps)
 
 
+def figures_of(used: Usage | Quantized) -> dict[str, Tensor]:
+    """Returns the use of codes, as means over the layers."""
+    return {"perplexity": used.perplexity.mean(), "code_use": used.code_use.mean()}
+
+
 def as_tokenizer(model: nn.Module) -> RVQVAE:
     """Returns the model that the training loop passes back, which is a tokenizer."""
     assert isinstance(model, RVQVAE)
@@ -152,4 +180,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "motion.train") 
     Args:
         program: the name of the command in its messages.
     """
-    return training_command(TrainConfig, run, program, __doc__ or "", arguments)
+    return training_command(TrainConfig, run, program, __doc__, arguments, CONFIG_FOLDERS)

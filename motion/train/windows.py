@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +20,7 @@ from motion.features.recording import Recording, find_files, read_recording
 from motion.features.statistics import FeatureStatistics
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.config import check
+from wanvae.engine.digest import digest_of_file
 
 # The number of files that a warning names.
 SHOWN = 10
@@ -36,6 +38,9 @@ class DataConfig:
         feature_bias: the root and the contacts of HumanML3D and KIT count so many times as much as
             other features; their standard deviations are divided by it. 1 for other motion.
     """
+
+    # The files that are trained on are compared instead: a folder can be moved.
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder"})
 
     folder: str = "data"
     window: int = 64
@@ -114,12 +119,23 @@ class MotionData:
         held_out: the held-out parts of the recordings; empty if nothing is held out.
         skeleton: the skeleton of the first recording; all recordings have the same joints.
         statistics: the statistics of the training features, for the normalizer of the model.
+        files: the files of the recordings.
+        folder: where the files lie, or the only file.
     """
 
     windows: MotionWindows
     held_out: tuple[Recording, ...]
     skeleton: Skeleton
     statistics: FeatureStatistics
+    files: tuple[Path, ...]
+    folder: Path
+
+    def describe(self) -> Iterator[str]:
+        """A line for each recording: which file it is and the SHA-256 of the file."""
+        folder = self.folder if self.folder.is_dir() else self.folder.parent
+        for path, features in zip(self.files, self.windows.recordings, strict=True):
+            name = path.relative_to(folder).as_posix()
+            yield f"{name}: {digest_of_file(path)}, {len(features)} frames"
 
 
 def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: bool) -> MotionData:
@@ -147,6 +163,8 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
         held_out=tuple(source.held_out for source in sources if source.held_out is not None),
         skeleton=sources[0].skeleton,
         statistics=find_statistics(config, model, training),
+        files=tuple(source.path for source in sources),
+        folder=Path(config.folder),
     )
 
 

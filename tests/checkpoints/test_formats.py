@@ -31,6 +31,7 @@ from wanvae.checkpoints.latent_statistics import (
 from wanvae.config import WAN22
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
 from wanvae.engine.files import FileError
+from wanvae.errors import UserError
 from wanvae.nn.kernels import precision
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -384,14 +385,44 @@ def test_qwen_image_and_older_diffusers_configs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("unknown", "named"),
+    [
+        ({"clip_output": False}, "clip_output False"),  # as in Wan2.2-TI2V-5B-Diffusers
+        ({"clip_output": True}, "clip_output True"),
+        ({"use_tiling": True, "tile_sample_min_width": 256}, "use_tiling True, tile_sample_min"),
+        ({"new_thing": None}, "new_thing None"),
+        ({"new_things": []}, "new_things "),
+        ({"scaling_factor": 1.0, "shift_factor": 0.0}, "scaling_factor 1.0, shift_factor 0.0"),
+    ],
+)
+def test_unknown_keys_that_change_nothing_are_noted(
+    tmp_path: Path, unknown: dict[str, object], named: str
+) -> None:
+    formats.save_diffusers(tmp_path / "vae", TINY, random_vae(TINY).state_dict())
+    expected = load(tmp_path / "vae").config
+    path = tmp_path / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | unknown))
+    checkpoint = load(tmp_path / "vae")
+    assert checkpoint.config == expected
+    assert any("it changes nothing" in note and named in note for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize("unknown", [{"scaling_factor": 0.18}, {"n": 0}, {"kind": "x"}])
+def test_unknown_keys_that_may_change_the_result_are_refused(unknown: dict[str, object]) -> None:
+    (name,) = unknown
+    with pytest.raises(UserError, match=f"may change the result: {name} "):
+        read_diffusers_config(wan_config(TINY) | unknown)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"is_residual": 1}, "stage_shortcuts must be bool, not 1"),
-        ({"input_channels": 3}, "unknown keys: input_channels"),
+        ({"input_channels": 3}, "keys that are not known .*: input_channels 3; delete"),
         ({"attn_scales": [0.25]}, r"attn_scales \[0.25\], but only \[\]"),
         ({"patch_size": 2}, "3 input and 3 output channels do not fit patches of 2"),
         ({"base_dim": "x"}, "dim must be int, not 'x'"),
-        ({"new_thing": 1}, "unknown keys: new_thing"),
+        ({"new_thing": 1, "off": False}, "may change the result: new_thing 1; delete"),
         ({"_class_name": "AutoencoderKL"}, "is of AutoencoderKL, not AutoencoderKLWan"),
     ],
 )

@@ -20,7 +20,7 @@ from tests.helpers import WAN22, tiny
 from wanvae import WanVAE
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.frames import encode_frames
+from wanvae.frames import NotFiniteError, encode_frames
 from wanvae.video import Frame, VideoError, VideoReader, VideoWriter, read_video, write_video
 
 LEVEL = 2 / 255  # one 8 bit level on the scale from -1 to 1
@@ -357,3 +357,68 @@ def test_the_bar_is_shown_if_asked_for(
         err = capsys.readouterr().err
         assert (count in err) == progress
         assert err.endswith("\n") if progress else not err
+
+
+# Which model, which scale, which numbers
+
+
+def saved(tmp_path: Path, name: str, vae: WanVAE) -> Path:
+    vae.save_pretrained(tmp_path / name)
+    return tmp_path / name
+
+
+def test_latents_of_another_model_are_told(
+    tmp_path: Path, vae: WanVAE, recwarn: pytest.WarningsRecorder
+) -> None:
+    ours = saved(tmp_path, "ours.safetensors", vae)
+    changed = tiny()
+    with torch.no_grad():
+        changed.conv2.bias.add_(1)
+    other = saved(tmp_path, "other.safetensors", changed)
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=ours)
+    again = saved(tmp_path, "again.safetensors", vae)
+    decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=again)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="was encoded by another model than .*other.safetensors"):
+        decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
+    encode_file(vae, make(tmp_path / "in.mkv"), latents)  # as files of earlier versions
+    decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
+
+
+def test_raw_latents_are_not_denormalized(tmp_path: Path, vae: WanVAE) -> None:
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae, make(tmp_path / "in.mkv"), latents)
+    with pytest.raises(CheckpointError, match="not normalized, as it says; leave out --normalized"):
+        decode_file(vae, latents, tmp_path / "out.mkv", normalized=True)
+    assert not (tmp_path / "out.mkv").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_refused(tmp_path: Path, vae: WanVAE, value: float) -> None:
+    latents = torch.zeros(vae.config.z_dim, 3, 3, 4)
+    latents[0, 2, 1, 1] = value
+    save_file({"latents": latents}, tmp_path / "latents.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite .* from number 2 on"):
+        decode_file(vae, tmp_path / "latents.safetensors", tmp_path / "out.mkv")
+    assert not (tmp_path / "out.mkv").exists()
+
+
+def test_numbers_that_a_model_cannot_hold_are_named(tmp_path: Path) -> None:
+    """Half precision holds at most 65504; nothing is written."""
+    source = make(tmp_path / "in.mkv")
+    vae = tiny().float()
+    with torch.no_grad():
+        vae.conv1.bias[:1] = 1e5
+    vae.to(torch.float16)
+    reason = r"the latents are not finite \(computed in float16\); use --encode-dtype bfloat16"
+    with pytest.raises(NotFiniteError, match=reason):
+        encode_file(vae, source, tmp_path / "latents.safetensors")
+    with pytest.raises(NotFiniteError, match=reason):
+        reconstruct_file(vae, source, tmp_path / "out.mkv")
+    with torch.no_grad():
+        vae.conv1.bias.zero_()
+        vae.decoder.head[2].bias.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match=r"the frames are not finite .* --decode-dtype"):
+        reconstruct_file(vae, source, tmp_path / "out.mkv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

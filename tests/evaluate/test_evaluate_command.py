@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.commands import outputs_of
@@ -256,6 +258,63 @@ def test_other_settings_are_refused(
     _, err = evaluate(tmp_path / "out", *options, status=1)
     assert "was written with other settings: " in err and message in err and err.count("\n") == 1
     assert contents(tmp_path / "out") == before
+
+
+def test_the_same_model_goes_on_and_an_edited_video_is_judged_again(
+    tmp_path: Path, files: Path, evaluate: Run
+) -> None:
+    """The file of the model is another one; size and time of the video are the same."""
+    source = tmp_path / "videos"
+    source.mkdir()
+    write_video(source / "a.bmp.png", noise(1), Fraction(1))
+    path = source / "b.ppm"
+    path.write_bytes(b"P6 40 24 255\n" + bytes(range(96)) * 30)
+    (source / "c.txt").write_text("a caption")
+    model = tmp_path / "one.safetensors"
+    content = load_file(files / "one.safetensors")
+    with safe_open(files / "one.safetensors", "pt") as file:
+        metadata = file.metadata()
+    for note in ("first", "second"):
+        save_file(content, model, {**metadata, "note": note})
+        out, _ = evaluate(tmp_path / "out", "--checkpoint", model, source=source)
+    assert "ignored, no videos or images: 1 .txt" in out
+    first = {record["name"]: record for record in results(tmp_path / "out")["records"]}
+    time = path.stat().st_mtime_ns
+    path.write_bytes(b"P6 40 24 255\n" + bytes(reversed(range(96))) * 30)
+    os.utime(path, ns=(0, time))
+    evaluate(tmp_path / "out", "--checkpoint", model, source=source)
+    second = {record["name"]: record for record in results(tmp_path / "out")["records"]}
+    assert first["a.bmp.png"] == second["a.bmp.png"]
+    assert first["b.ppm"]["models"][0]["psnr"] != second["b.ppm"]["models"][0]["psnr"]
+
+
+def test_an_evaluation_of_an_earlier_version_goes_on(tmp_path: Path, evaluate: Run) -> None:
+    """It knows models by their files, and no heads of videos."""
+    evaluate(tmp_path / "out")
+    before = results(tmp_path / "out")["records"]
+    path = tmp_path / "out" / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings["models"][0].pop("model")
+    path.write_text(json.dumps(settings))
+    for record in (tmp_path / "out" / "trials").glob("*/record.json"):
+        values = json.loads(record.read_text())
+        assert values.pop("head")
+        record.write_text(json.dumps(values))
+    evaluate(tmp_path / "out")
+    without = [{**record, "head": ""} for record in before]
+    assert [{**record, "head": ""} for record in results(tmp_path / "out")["records"]] == without
+
+
+def test_numbers_that_a_model_cannot_hold_are_failures(
+    tmp_path: Path, files: Path, evaluate: Run
+) -> None:
+    vae = tiny().float()
+    with torch.no_grad():
+        vae.conv1.bias[:1] = 1e5
+    vae.save_pretrained(tmp_path / "large.safetensors")
+    options = ["--checkpoint", tmp_path / "large.safetensors", "--encode-dtype", "float16"]
+    _, err = evaluate(tmp_path / "out", *options, status=1)
+    assert "the latents are not finite (computed in float16); use --encode-dtype" in err
 
 
 def test_what_cannot_be_done_is_one_line(

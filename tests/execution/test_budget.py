@@ -89,13 +89,17 @@ SPLIT = Plan((16, 16), 2, split_core=True)
         ("17", 17),
         ("17 B", 17),
         ("1tb", 2**40),
+        ("1GiB", 2**30),
+        ("4 gib", 2**32),
+        ("2G", 2**31),
+        (2.5e9, 2_500_000_000),
     ],
 )
 def test_memory_is_read(text, size):
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "four GB", "-1GB", "1e9", "4G B", "4 GiB", "1.GB"])
+@pytest.mark.parametrize("text", ["", "MB", "four GB", "-1GB", "1e9", "4G B", "4 iB B", "1.GB"])
 def test_what_is_no_memory_is_named(text):
     with pytest.raises(ValueError, match=re.escape(repr(text))):
         parse_memory(text)

@@ -16,6 +16,7 @@ from wanvae.folders.clips import Clip, find_clips, fit, parse_cut
 from wanvae.folders.frames import ClipError, Cutter, read_clips
 from wanvae.folders.manifest import Entry, load_entries
 from wanvae.video import VideoReader, VideoWriter, read_video, write_video
+from wanvae.video.packets import PacketSource
 
 CONFIG = WanVAEConfig()
 STEP = 0.03
@@ -168,8 +169,8 @@ def test_clips_after_the_damage_fail_without_reading_on(
     path.write_bytes(content[: len(content) // 2])
     entry = Entry(path="a.mkv", size=1, mtime=1, width=40, height=24, frames=60, fps=25.0)
     clips = find_clips([entry], parse_cut(5, None, None, CONFIG), CONFIG).clips
-    opened, open_ = [], VideoReader._open
-    monkeypatch.setattr(VideoReader, "_open", lambda self: opened.append(1) or open_(self))
+    opened, open_ = [], PacketSource._open
+    monkeypatch.setattr(PacketSource, "_open", lambda self: opened.append(1) or open_(self))
     errors = {
         clip.first: str(item)
         for clip, item in read_clips(clips, tmp_path, 4)
@@ -289,8 +290,8 @@ def test_a_video_is_opened_once_for_clips_in_a_row(
     write_video(tmp_path / "a.mp4", numbered(40), Fraction(25))
     clips = clips_of(tmp_path, frames=5)
     opened, sought = [], []
-    open_, seek = VideoReader._open, VideoReader._seek_before
-    monkeypatch.setattr(VideoReader, "_open", lambda self: opened.append(1) or open_(self))
+    open_, seek = PacketSource._open, VideoReader._seek_before
+    monkeypatch.setattr(PacketSource, "_open", lambda self: opened.append(1) or open_(self))
     monkeypatch.setattr(
         VideoReader, "_seek_before", lambda self, start: sought.append(1) or seek(self, start)
     )

@@ -136,7 +136,7 @@ def test_the_keys_of_a_file_stay() -> None:
         ({"indices": np.zeros((3, 2), bool)}, "must be whole numbers, not bool"),
         ({"indices": np.full((3, 2), 16, np.int8)}, "from 0 to 15, or -1 for none, not 16 to 16"),
         ({"indices": np.full((3, 2), -2, np.int8)}, "not -2 to -2"),
-        ({"indices": None}, "its keys are format, motion, and not indices"),
+        ({"indices": None}, "its keys are format, motion, state, and not indices"),
         ({"indices": np.array([[{}]], object)}, "no complete .npz file of plain arrays"),
         ({"format": None}, f"its format is not said, not {FORMAT}"),
         ({"format": np.array("latents")}, f"its format is latents, not {FORMAT}"),

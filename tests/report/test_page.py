@@ -143,7 +143,7 @@ def test_tables_sort_and_links_open_what_is_folded(tmp_path: Path) -> None:
     sections = [Section("All", "all", [TABLE]), Section("b", "second", [TABLE], folded=True)]
     with opened(write(tmp_path / "page.html", sections)) as page:
         names = page.locator("#all tbody td.text")
-        assert page.title() == "A page" and page.locator("nav a").all_inner_texts() == ["All"]
+        assert page.title() == "A page" and page.locator("nav a").all_inner_texts() == ["All", "b"]
         page.locator("#all th button").nth(1).click()
         assert names.all_inner_texts() == ["b <i>", "a"]
         page.locator("#all th button").nth(1).click()
@@ -280,9 +280,96 @@ def test_figures_are_never_cut_off(tmp_path: Path) -> None:
 
 @needs_browser
 def test_what_was_not_seen_is_printed(tmp_path: Path) -> None:
-    far = [Section("Far", "far", [*[TABLE] * 30, figures()]), Section("a", "a", [figures()])]
+    """Figures, videos and pictures far down the page are drawn before anybody prints it."""
+    green = panels((-0.8, 0.6, -0.8), (-0.8, 0.6, -0.8), frames=2)
+    write_video(tmp_path / "pair.mp4", green, fps=Fraction(8), crf=4)
+    write_video(tmp_path / "pair.png", green[:, :1], fps=Fraction(1))
+    parts = [
+        figures(),
+        Comparison(tmp_path / "pair.mp4", ["original", "model"], 8.0),
+        Pictures([Picture(tmp_path / "pair.png", "a picture")], 1),
+        Curves("PSNR", "frame", "dB", {"model": [1.0, 2.0]}),
+    ]
+    far = Section("Far", "far", [*[TABLE] * 30, *parts])
     folded = Section("Folded", "folded", [figures()], folded=True)
-    with opened(write(tmp_path / "page.html", [*far, folded])) as page:
-        assert page.locator("output").count() == 0
-        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    with opened(write(tmp_path / "page.html", [far, folded])) as page:
+        expect(page.locator(".comparison output")).to_contain_text("frame 0,")
+        assert page.evaluate("scrollY") == 0
+        page.emulate_media(media="print")
+        assert not page.locator("nav").is_visible()
         assert page.locator("output").count() == 2
+        assert page.locator(".curves path").count() == 1
+        assert page.locator("#far img").evaluate(
+            "image => image.complete && image.naturalWidth > 0"
+        )
+        for canvas in page.locator("#far canvas").all():
+            assert canvas.evaluate(
+                "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
+                ".data.some((value) => value > 0)"
+            )
+        page.emulate_media(media="screen")
+        page.locator("summary").click()
+        expect(page.locator("#folded output")).to_contain_text("frame 0,")
+
+
+@needs_browser
+def test_a_value_between_gaps_is_a_dot(tmp_path: Path) -> None:
+    lines = {"a": [None, 3.0, None, 1.0, 2.0, None, None, 4.0], "b": [1.0, 2.0, 3.0, None]}
+    curves = Curves("t", "x", "y", lines)
+    with opened(write(tmp_path / "page.html", [Section("a", "a", [curves])])) as page:
+        assert page.locator(".curves circle").count() == 2
+
+
+@needs_browser
+def test_a_phone_shows_everything(tmp_path: Path) -> None:
+    """Nothing is off the screen, labels can be read, and the menu leads to every clip."""
+    name = "Wan2.1_VAE_finetuned_step_00012345.safetensors"
+    frames = panels((0.8, -0.8, -0.8), (-0.8, 0.6, -0.8), frames=4, side=256)
+    write_video(tmp_path / "pair.mp4", frames, fps=Fraction(8))
+    write_video(tmp_path / "pair.png", frames[:, :1], fps=Fraction(1))
+    table = Table(
+        [Column("clip"), *(Column(f"{metric} (dB)") for metric in range(9))],
+        [Row([f"{name}-{row}", *map(float, range(9))]) for row in range(3)],
+    )
+    parts = [
+        Comparison(tmp_path / "pair.mp4", ["original", name], 8.0),
+        Curves("PSNR", "frame", "PSNR (dB)", {name: [20.0 + i for i in range(200)]}),
+        Pictures([Picture(tmp_path / "pair.png", f"frame 1, {name}")] * 3, 3, name),
+        figures(),
+    ]
+    clips = [
+        Section(f"{name}, clip {n}", f"clip-{n}", parts, f"{name}: {name}", folded=n > 0)
+        for n in range(20)
+    ]
+    path = tmp_path / "page.html"
+    write_page(
+        path,
+        title=name,
+        facts={"model": name},
+        sections=[Section("Summary", "summary", [table]), *clips],
+    )
+    with opened(path, width=390, height=844) as page:
+        expect(page.locator("#clip-0 .comparison output")).to_contain_text("frame 0,")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        off_screen = """() => [...document.querySelectorAll("body *")].filter(
+            (part) => part.getBoundingClientRect().right > innerWidth + 1 && !part.closest(".table")
+        ).map((part) => part.outerHTML.slice(0, 80))"""
+        assert page.evaluate(off_screen) == []
+        sizes = """() => [...document.querySelectorAll("svg text")].map((text) =>
+            parseFloat(getComputedStyle(text).fontSize)
+            * Math.hypot(text.getScreenCTM().a, text.getScreenCTM().b))"""
+        assert min(page.evaluate(sizes)) >= 11
+        # Labels of figures are drawn: their height in pixels of the screen.
+        canvas = page.locator("#clip-0 .figures canvas")
+        height = canvas.evaluate(
+            "canvas => parseFloat(canvas.getContext('2d').font) * canvas.clientWidth / canvas.width"
+        )
+        assert height >= 11
+        menu = page.locator("nav a")
+        assert menu.all_inner_texts() == ["Summary", *(f"{name}, clip {n}" for n in range(20))]
+        assert page.locator("nav").bounding_box()["height"] < 0.15 * 844
+        menu.last.click()
+        expect(page.locator("#clip-19 .comparison output")).to_contain_text("frame 0,")
+        box = page.locator("#clip-19 h2").bounding_box()
+        assert page.locator("nav").bounding_box()["height"] <= box["y"] < 844
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -262,8 +262,8 @@ def test_a_video_that_became_smaller_is_replaced(folder, tmp_path):
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
     write_manifest(tmp_path)
-    write_video(tmp_path / "b.mp4", torch.zeros(3, FRAMES, 8, 8), Fraction(25))
     samples = clips(tmp_path)
+    write_video(tmp_path / "b.mp4", torch.zeros(3, FRAMES, 8, 8), Fraction(25))
     with pytest.warns(UserWarning, match=r"b\.mp4 could not be used: it has become smaller"):
         assert {samples[number].shape for number in range(10)} == {(3, 3, 16, 16)}
 

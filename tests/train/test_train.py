@@ -133,6 +133,35 @@ def test_wanvae_train_is_the_same_command(folder, tmp_path, capsys):
     assert "\nwanvae train: no usable video in" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsys):
+    """A finished run of another architecture does not end well with the old model."""
+    run = tmp_path / "run"
+    assert main(options(folder, run, 1)) == 0
+    for changes, said in (
+        (["--model.dim=8"], "model.dim is 4, not 8"),
+        (["--model.activation=relu"], "model.activation is 'silu', not 'relu'"),
+        (["--loss.kl=1"], "loss.kl is 1e-07, not 1.0"),
+        (["--data.flip=false"], "data.flip is True, not False"),
+    ):
+        assert main([*options(folder, run, 1), *changes]) == 1
+        assert said in capsys.readouterr().err
+    moved = folder.rename(tmp_path / "moved")
+    assert main([*options(moved, run, 2), "--gradient_checkpointing=true"]) == 0
+    shutil.copy(moved / "waves.mp4", moved / "more.mp4")
+    assert main(options(moved, run, 3)) == 1
+    assert "the training data are 1 entries" in capsys.readouterr().err
+
+
+def test_weights_to_start_from_bring_their_architecture_to_the_record(folder, tmp_path, capsys):
+    weights = tmp_path / "vae.safetensors"
+    tiny(num_res_blocks=2).float().save_pretrained(weights)
+    arguments = [*options(folder, tmp_path / "run", 1), f"--weights={weights}"]
+    assert main(arguments) == 0
+    tiny(num_res_blocks=1).float().save_pretrained(weights)
+    assert main(arguments) == 1
+    assert "model.num_res_blocks is 2, not 1" in capsys.readouterr().err
+
+
 def test_the_command_of_the_readme_trains(folder, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
     command += ["-m", "wanvae.train", *options(folder, tmp_path / "run", 2)]

@@ -46,6 +46,24 @@ FACTORS = {
     "scale_factor_temporal": "temporal_factor",
     "scale_factor_spatial": "spatial_factor",
 }
+# Keys of a config.json that change no result: how to save memory, and what this package does too.
+NO_EFFECT = frozenset(
+    {
+        "clip_output",
+        "force_upcast",
+        "sample_size",
+        "tile_sample_min_height",
+        "tile_sample_min_width",
+        "tile_sample_stride_height",
+        "tile_sample_stride_width",
+        "use_slicing",
+        "use_tiling",
+    }
+)
+# Values that ask for nothing, whatever the key is.
+NOTHING: tuple[object, ...] = (None, False, "", [], {})
+# Values of keys that scale latents, which do not scale them.
+NEUTRAL = {"scaling_factor": 1, "shift_factor": 0}
 WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
 CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
 
@@ -156,13 +174,11 @@ def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tup
     """Returns the architecture in the content of a config.json, and notes on what was assumed.
 
     Raises:
-        UserError: a key is unknown, or a value is not supported.
+        UserError: an unknown key may change the result, or a value is not supported.
     """
     fields = FIELDS | CLASSES[content["_class_name"]]
     known = fields.keys() | FACTORS.keys() | {"attn_scales"}
-    unknown = sorted(key for key in content if key not in known and not key.startswith("_"))
-    if unknown:
-        raise UserError(f"{DIFFUSERS_CONFIG} has unknown keys: {', '.join(unknown)}")
+    ignored = note_on_unknown_keys({k: v for k, v in content.items() if k not in known})
     if content.get("attn_scales"):  # diffusers ignores them in its decoder
         raise UserError(
             f"{DIFFUSERS_CONFIG} has attn_scales {content['attn_scales']!r}, but only [] is "
@@ -173,12 +189,39 @@ def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tup
     config = architecture_of(content["_class_name"], values)
     if not statistics:
         config, note = with_known_statistics(config)
-        return config, (note,)
+        return config, (note, *ignored)
     # diffusers writes its defaults for 16 channels, whatever z_dim is.
     if any(isinstance(s, list) and len(s) != config.z_dim for s in statistics.values()):
         note = f"{NO_STATISTICS} ({DIFFUSERS_CONFIG} has them for another number of channels)"
-        return config, (note,)
-    return from_json_dict(WanVAEConfig, to_json_dict(config) | statistics), ()
+        return config, (note, *ignored)
+    return from_json_dict(WanVAEConfig, to_json_dict(config) | statistics), ignored
+
+
+def note_on_unknown_keys(unknown: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a note on the keys of a config.json that are ignored, if there are any.
+
+    Keys that begin with "_" are about the file itself, so they need no note.
+
+    Raises:
+        UserError: a key may change the result.
+    """
+    asked = {key: value for key, value in unknown.items() if not key.startswith("_")}
+    refused = [f"{key} {value!r}" for key, value in asked.items() if not has_no_effect(key, value)]
+    if refused:
+        raise UserError(
+            f"{DIFFUSERS_CONFIG} has keys that are not known here and may change the result: "
+            f"{', '.join(refused)}; delete those that do not"
+        )
+    named = ", ".join(f"{key} {value!r}" for key, value in asked.items())
+    return (f"ignored in {DIFFUSERS_CONFIG}, because it changes nothing: {named}",) if named else ()
+
+
+def has_no_effect(key: str, value: object) -> bool:
+    """Returns whether an unknown key of a config.json changes no result."""
+    neutral = key in NEUTRAL and value == NEUTRAL[key]
+    # 0 equals False, but is a value.
+    nothing = any(value == one and type(value) is type(one) for one in NOTHING)
+    return key in NO_EFFECT or neutral or nothing
 
 
 def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:

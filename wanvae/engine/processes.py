@@ -69,6 +69,8 @@ def means_over_processes(
         figures: scalars by name; the names are the same in all processes.
         device: where the processes exchange tensors.
     """
+    if not figures:
+        return {}
     local = [
         torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures.values()
     ]

@@ -366,17 +366,20 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def parse_memory(memory: Memory) -> int:
-    """Returns the bytes of a text such as "700MB" or "4.5 GB" (1 KB is 1024); a number is bytes.
+    """Returns the bytes of a text such as "700MB" or "4.5 GiB"; a number is bytes.
+
+    GB and GiB are the same here: 1024 MB.
 
     Raises:
         UserError: the text cannot be read.
     """
     if isinstance(memory, int):
         return memory
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B)?\s*", memory.upper())
+    text = str(memory).upper()
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?\s*", text)
     if match is None:
         raise UserError(f"cannot read {memory!r} as memory: write a number and KB, MB or GB")
-    return int(float(match[1]) * UNITS[match[2] or "B"])
+    return int(float(match[1]) * UNITS[f"{match[2]}B"])
 
 
 def show_memory(size: int) -> str:

@@ -33,7 +33,6 @@ from wanvae.folders.listing import (
 )
 from wanvae.folders.tars import TAR_SUFFIX, find_members
 from wanvae.video import FilePart, VideoError, probe
-from wanvae.video.packets import count_frames
 
 # What a line raises that is not JSON, not text, or does not have the fields of an entry.
 NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
@@ -56,6 +55,7 @@ class Entry:
         frames: as the container counts them; where it does not, its packets are counted.
         fps: frames per second.
         is_image: whether it is a still image.
+        hdr: "PQ", "HLG" or "BT.2020" for colours that do not look right as SDR; None for SDR.
         error: why it cannot be used. The fields from ``width`` on then mean nothing.
         other: whether neither its name nor its content is one of a video or image.
     """
@@ -72,6 +72,7 @@ class Entry:
     frames: int = 0
     fps: float = 0.0
     is_image: bool = False
+    hdr: str | None = None
     error: str | None = None
     other: bool = False
 
@@ -278,7 +279,6 @@ def probed(entry: Entry, folder: Path) -> Entry:
     head = head_of(source)
     try:
         info = probe(source)
-        frames = count_frames(source, info.frames) if info.estimated else info.frames
     except Exception as error:  # a damaged file can raise anything
         other = suffix_of(entry.name) not in MEDIA_SUFFIXES
         return replace(entry, head=head, error=reason(error, source), other=other)
@@ -287,9 +287,10 @@ def probed(entry: Entry, folder: Path) -> Entry:
         head=head,
         width=info.width,
         height=info.height,
-        frames=frames or 1,
+        frames=info.frames or 1,
         fps=float(info.fps),
         is_image=info.is_image,
+        hdr=info.hdr,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +70,9 @@ class DataConfig:
         flip: mirror half of the crops.
     """
 
+    # The files that are trained on are compared instead: a folder can be moved.
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder"})
+
     folder: str = "data"
     frames: int = 5
     size: int = 128
@@ -130,6 +134,13 @@ class VideoCrops(Dataset):
             self._held, self._clip = wanted, self.read_clip(*wanted)
         random = np.random.default_rng([self.seed, 0, number])
         return random_crop(self._clip, self.buckets[bucket], self.config, random)
+
+    def describe(self) -> Iterator[str]:
+        """A line for each video or image that is used: which it is and how large."""
+        for index in np.unique(np.concatenate(self.usable)):
+            entry = self.entries[index]
+            size = entry.size if entry.member is None else entry.length
+            yield f"{entry.name}: {size} bytes, {entry.frames} x {entry.width} x {entry.height}"
 
     def bucket_of(self, number: int) -> int:
         """Index of the bucket of a sample, the same for all samples of a step."""

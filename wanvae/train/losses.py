@@ -8,7 +8,7 @@ computes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class LossConfig:
         lpips_weights: file of torchvision's weights of that network, for use without internet.
         gan: the discriminator.
     """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"lpips_weights"})
 
     l1: float = 1.0
     l1_reduction: Reduction = "sum"
@@ -176,6 +178,9 @@ def pixel_errors(output: Tensor, video: Tensor, config: LossConfig) -> Tensor:
 
 
 def peak_signal_to_noise(output: Tensor, video: Tensor) -> Tensor:
-    """PSNR in dB of a video against the original, both in [-1, 1]; a scalar."""
-    error = (output.clamp(-1, 1).float() - video.float()).square().mean()
-    return 10 * torch.log10(4 / error)
+    """PSNR in dB of clips ``(B, C, T, H, W)`` in [-1, 1] against the originals; a scalar.
+
+    It is the mean over the clips, so that it does not depend on how clips are put into batches.
+    """
+    error = (output.clamp(-1, 1).float() - video.float()).square().flatten(1).mean(1)
+    return (10 * torch.log10(4 / error)).mean()

@@ -1,7 +1,7 @@
 """Train or fine-tune a video VAE.
 
-``wanvae train --config configs/video/tiny.yaml`` trains on one device, and
-``accelerate launch -m wanvae.train`` with the same options on any number of devices.
+``wanvae train --config tiny`` trains on one device, and ``accelerate launch -m wanvae.train`` with
+the same options on any number of devices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +42,9 @@ from wanvae.train.initialize import inflate, start_as_image_model
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.video import write_video
 
+# Where --config finds the configs of the package by name: installed, or in a checkout.
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDERS = PACKAGE / "configs" / "video", PACKAGE.parent / "configs" / "video"
 # How many of the held-out clips a picture shows.
 PREVIEWED_CLIPS = 4
 
@@ -65,6 +68,8 @@ class TrainConfig:
         freeze_encoder: train the decoder alone. Latents stay the same, so diffusion models that
             generate them keep working. The decoder learns from the mode of the latents.
     """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
 
     model: WanVAEConfig = field(default_factory=WanVAEConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -105,15 +110,19 @@ class VideoTraining:
         """What to train."""
         trainer = self.config.trainer
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
+        samples = VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step)
         return Task(
             model=self.vae,
-            samples=VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step),
+            samples=samples,
             losses=self.losses,
             save_weights=lambda model, path: model.save_pretrained(path),
             load_weights=load_in_place,
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
+            # Weights to start from bring their own architecture.
+            config=replace(self.config, model=self.vae.config),
+            describe_data=samples.describe,
         )
 
     def losses(
@@ -202,4 +211,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") 
         arguments: of the command line; None takes the arguments of this process.
         program: the name of the command in messages.
     """
-    return training_command(TrainConfig, run, program, __doc__, arguments)
+    return training_command(TrainConfig, run, program, __doc__, arguments, CONFIG_FOLDERS)

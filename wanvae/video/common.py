@@ -1,6 +1,7 @@
 """The common parts of reading and writing video files."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,20 @@ def reason(error: Exception) -> str:
     if isinstance(error, InvalidDataError):
         return "it is not a video or image that FFmpeg can read, or it is damaged or cut short"
     return getattr(error, "strerror", None) or str(error)
+
+
+class Notices:
+    """Warns of facts about one file, each once."""
+
+    def __init__(self, path: Source) -> None:
+        self._path = path
+        self._told: set[str] = set()
+
+    def tell(self, sentence: str, once: str | None = None) -> None:
+        """Warns of something about the file, once for each sentence, or for each name ``once``."""
+        if (once or sentence) not in self._told:
+            self._told.add(once or sentence)
+            warnings.warn(f"{self._path}: {sentence}", stacklevel=2)
 
 
 @contextmanager

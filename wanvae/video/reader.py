@@ -4,28 +4,35 @@ Colours are converted as the tags of the file say, times are the times in the fi
 frames are in memory at a time.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
 
 import av
 import numpy as np
 import torch
-from av.error import FFmpegError
-from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
-from av.video.stream import VideoStream
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    VideoReformatter,
+)
 
-from wanvae.video.common import INTERPOLATION, Source, VideoError, address, one_line_errors, reason
+from wanvae.video.clock import increasing, on_grid
+from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
+from wanvae.video.decoder import Decoder
+from wanvae.video.orientation import orientation_of
+from wanvae.video.packets import PacketSource, count_frames
 
-_DEFAULT_RATE = Fraction(25)
-_ALLOWED_SHORTFALL = 0.5  # seconds; containers round or pad their durations
+_ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their durations
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
 _UNTAGGED_MATRICES = (0, 2, 3)
+_HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
+# How far an average rate may be from the rate of the header before the header is not believed.
+_RATE_TOLERANCE = Fraction(1, 50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,8 @@ class VideoInfo:
         frames: the count in the container, or an estimate from its duration; None if the file has
             neither. Good for a progress bar, not for the size of an array.
         is_image: whether the file is a still image.
-        estimated: whether the container does not count its frames, so that `frames` is not exact.
+        hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
+            "BT.2020"; None for SDR.
     """
 
     width: int
@@ -47,7 +55,7 @@ class VideoInfo:
     fps: Fraction
     frames: int | None
     is_image: bool
-    estimated: bool = False
+    hdr: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,18 @@ class VideoReader:
     """Iterates once over the frames of a video or image file, decoding as it goes.
 
     It reads any container and pixel format that FFmpeg reads, from a file or a part of a file.
-    Frames are upright: rotation metadata (video or EXIF) is applied, but mirroring looks like
-    rotation. Alpha is dropped. Times are the timestamps of the file, or frame number / fps without
-    timestamps, and always increase. A damaged or incomplete file ends at its last good frame with a
-    UserWarning; if `strict`, with a VideoError.
+    Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
+    says. Alpha is dropped. HDR is read as if it were SDR, with a UserWarning.
+
+    Times are the timestamps of the file, or frame number / fps without timestamps, and always
+    increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
+    the file restarts or jumps, times go on at the rate of the stream, with a UserWarning. A
+    timestamp that is not between its neighbours becomes their middle.
+
+    A damaged or incomplete file ends at its last good frame with a UserWarning; if `strict`, with a
+    VideoError. The first frame that FFmpeg marks as corrupt is damage. Frames before the first
+    keyframe, as in a recording that begins in the middle, are left out with a UserWarning. A stream
+    that changes its size is scaled to the first size, with a UserWarning.
 
     Raises VideoError if the file cannot be opened or not one frame of it can be decoded.
     """
@@ -75,148 +91,145 @@ class VideoReader:
     def __init__(self, path: Source, *, strict: bool = False) -> None:
         self.path = path
         self._strict = strict
-        self._open()
+        # Not a method of the reader: in a circle, decoders would live on into forked processes.
+        self._notices = Notices(path)
+        self._source = PacketSource(path, self._notices)
         try:
             self._start()
         except BaseException:
             self.close()
             raise
 
-    def _open(self) -> None:
-        with one_line_errors("read", self.path):
-            # Metadata in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(address(self.path), metadata_errors="replace")
-        stream = self._container.streams.best("video")
-        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-            self.close()
-            raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
-        stream.thread_type = "AUTO"
-        self._stream = stream
-        self._tick = stream.time_base or Fraction(1, av.time_base)
-
     def _start(self) -> None:
-        """Decode the first frame, the only sure source of the size."""
+        """Decodes the first frame, the only sure source of the size."""
         self._reformatter = VideoReformatter()
-        self._damage: str | None = None
-        self._reached: Fraction | None = None  # time of the last frame that was decoded
-        frames = self._raw_frames()
+        self._reached: Fraction | None = None  # time of the last frame that was given
+        self._origin: int | None = None  # timestamp of the first frame
+        packets = self._source.from_start()
+        first_packet = list(islice(packets, 1))
+        decoder = Decoder(self._source, chain(first_packet, packets))
+        frames = iter(decoder)
         first = next(frames, None)
         if first is None:
-            reason = self._damage or "it is empty; encode it again"
+            reason = decoder.damage or "it is empty; encode it again"
             raise VideoError(f"cannot read {self.path}: no frame could be decoded ({reason})")
-        self._origin: int | None = first.pts
+        self._origin = decoder.timestamp(first)
+        if not self._source.has_display_times and self._origin is not None:
+            self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
+        self._orientation = orientation_of(first)
         self.info = self._describe(first)
-        self._frames = self._timed(chain([first], frames))
+        self._frames = self._timed(decoder, chain([first], frames))
 
     def _describe(self, first: av.VideoFrame) -> VideoInfo:
-        name = self._container.format.name
-        if name == "image2" or name.endswith("_pipe"):
-            fps, frames, is_image, estimated = Fraction(1), 1, True, False
+        if self._source.is_image:
+            fps, frames = Fraction(1), 1
         else:
-            fps, is_image = self._rate(), False
-            duration = self._duration()
-            if duration is not None and "matroska" in name:
-                # Counted from time 0, at which the first frame need not be.
-                duration -= (self._origin or 0) * self._tick
+            fps = self._source.rate(self._origin is not None)
+            duration = self._source.duration(self._origin)
             estimate = None if duration is None else max(1, round(duration * fps))
-            frames, estimated = self._stream.frames or estimate, not self._stream.frames
-        sideways = round(first.rotation / 90) % 2 == 1
-        width, height = self._coded_size[::-1] if sideways else self._coded_size
+            frames = self._source.stream.frames or estimate
+        turned = self._orientation.transposed
+        width, height = self._coded_size[::-1] if turned else self._coded_size
         return VideoInfo(
             width=width,
             height=height,
             fps=fps,
             frames=frames,
-            is_image=is_image,
-            estimated=estimated,
+            is_image=self._source.is_image,
+            hdr=_hdr(first),
         )
 
-    def _rate(self) -> Fraction:
-        rates = [self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate]
-        if self._origin is None:
-            # There is nothing to average, and FFmpeg reports 25. Its guess reads the header.
-            rates = rates[1:]
-        return next((rate for rate in rates if rate), _DEFAULT_RATE)
+    def _timed(
+        self, decoder: Decoder, frames: Iterable[av.VideoFrame]
+    ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Frames with their times in seconds. Tells of missing frames, before or after them."""
+        source, tick = self._source, self._source.tick
+        furthest = Fraction(0)  # of the times in the file, which may be far off
 
-    def _duration(self) -> Fraction | None:
-        """The duration of this stream in seconds that the container says; None if it does not."""
-        if self._stream.duration:
-            return self._stream.duration * self._tick
-        # The container gives the duration of its longest stream, which may be another one.
-        if self._container.duration and len(self._container.streams) == 1:
-            return Fraction(self._container.duration, av.time_base)
-        return None
+        def read_times() -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
+            nonlocal furthest
+            for frame in frames:
+                time = self._time(decoder.timestamp(frame))
+                furthest = max(furthest, time or furthest)
+                yield time, frame
 
-    def _raw_frames(self) -> Iterator[av.VideoFrame]:
-        """Frames as decoded. After damage, the frames still in the decoder, then no more."""
-        try:
-            for frame in self._container.decode(self._stream):
-                if isinstance(frame, av.VideoFrame):
-                    yield frame
-        except FFmpegError as error:
-            self._damage = reason(error)
-            with suppress(FFmpegError):
-                yield from self._stream.decode(None)
-
-    def _timed(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        """Frames with their times in seconds. Warns after the last frame if frames are missing."""
-        time, length = None, 0
-        for frame in frames:
-            time = self._reached = self._time(frame, time)
+        last, length = None, 0
+        for time, frame in increasing(read_times(), 1 / self.info.fps):
+            if last is None and decoder.lost is not None:
+                self._tell_damage(f"{decoder.lost}; frames before {float(time):.2f} s")
+            exact = on_grid(time, source.grid, tick)
+            last = self._reached = exact if last is None or exact > last else time
             length = frame.duration or 0
-            yield time, frame
-        if time is None:
+            self._check_size(frame, last)
+            yield last, frame
+        if last is None:
             return
-        if self._damage is None and self._origin is not None and not self.info.is_image:
-            end = (self._origin + length) * self._tick + time
-            missing = (self._duration() or end) - end
-            if missing > max(_ALLOWED_SHORTFALL, 1 / self.info.fps):
-                self._damage = f"it ends {float(missing):.1f} s early"
-        if self._damage is not None:
-            damage = f"damaged or cut short: {self._damage}; frames after {float(time):.2f} s are"
-            if self._strict:
-                raise VideoError(f"cannot read {self.path}: it is {damage} missing")
-            warnings.warn(f"{self.path} is {damage} missing", stacklevel=2)
+        damage, duration = decoder.damage, source.duration(self._origin)
+        if damage is None and duration is not None and not self.info.is_image:
+            missing = duration - length * tick - max(last, furthest)
+            if missing > self._allowed_shortfall():
+                damage = f"it ends {float(missing):.1f} s early"
+        if damage is not None:
+            self._tell_damage(f"{damage}; frames after {float(last):.2f} s")
 
-    def _time(self, frame: av.VideoFrame, previous: Fraction | None) -> Fraction:
-        if frame.pts is None or self._origin is None:
-            return Fraction(0) if previous is None else previous + 1 / self.info.fps
-        tick = self._tick
-        time = (frame.pts - self._origin) * tick
-        # A repeated or backward timestamp moves on by one tick, so that times always increase.
-        return time if previous is None or time > previous else previous + tick
+    def _time(self, timestamp: int | None) -> Fraction | None:
+        """Seconds from the first frame, as the file says."""
+        if timestamp is None or self._origin is None:
+            return None
+        return (timestamp - self._origin) * self._source.tick
+
+    def _allowed_shortfall(self) -> Fraction:
+        """Seconds that may be missing at the end of a whole file."""
+        if self._source.counts_frames:
+            return 2 / self.info.fps
+        return max(Fraction(_ALLOWED_SHORTFALL), 1 / self.info.fps)
+
+    def _check_size(self, frame: av.VideoFrame, time: Fraction) -> None:
+        if (frame.width, frame.height) != self._coded_size:
+            first, now = "{}x{}".format(*self._coded_size), f"{frame.width}x{frame.height}"
+            self._notices.tell(
+                f"its size changes from {first} to {now} at {float(time):.2f} s; these frames are "
+                f"scaled to {first}",
+                once="size",
+            )
+
+    def _tell_damage(self, what: str) -> None:
+        """Raises VideoError if the reader is strict, and warns otherwise."""
+        damage = f"damaged or cut short: {what} are missing"
+        if self._strict:
+            raise VideoError(f"cannot read {self.path}: it is {damage}")
+        self._notices.tell(f"it is {damage}")
 
     def seek(self, start: float | Fraction) -> None:
         """Continues with the first frame at or after `start` seconds from the first frame.
 
-        Decoding goes on if `start` is near, or resumes at a keyframe before it. Only a file without
-        timestamps is decoded from its beginning. Raises VideoError if the container cannot seek.
+        It is the frame that reading through gives. Decoding goes on if `start` is near, or resumes
+        at a keyframe before it. Containers whose times are not sure after a jump, such as MPEG
+        streams, are read from their beginning, but decoded only from the keyframe on. A file
+        without timestamps is decoded from its beginning.
         """
         wanted = Fraction(start)
         # Timestamps are rounded to ticks, which may be as coarse as the frames themselves.
-        earliest = wanted - min(self._tick, 1 / (2 * self.info.fps))
+        earliest = wanted - min(self._source.tick, 1 / (2 * self.info.fps))
         if self._reached is None or not self._reached < earliest <= self._reached + _NEAR:
             self._seek_before(wanted)
         self._frames = dropwhile(lambda timed: timed[0] < earliest, self._frames)
 
     def _seek_before(self, start: Fraction) -> None:
         """Continues with a frame at or before `start` seconds from the first frame."""
-        tick, back = self._tick, Fraction(0)
-        while self._origin is not None and back < start:
-            target = self._origin + int((start - back) / tick)
-            with one_line_errors("seek in", self.path):
-                self._container.seek(target, stream=self._stream)
-            frames = self._timed(self._raw_frames())
-            first = list(islice(frames, 1))
-            if first and first[0][0] <= start:
-                self._frames = chain(first, frames)
-                break
-            back = 2 * back + 1  # some containers land on a keyframe shown only after `start`
-        else:
-            self._container.close()
-            self._open()
-            self._frames = self._timed(self._raw_frames())
+        if self._origin is not None and start > 0:
+            for packets in self._source.before(self._origin + int(start / self._source.tick)):
+                frames = self._timed_from(packets)
+                first = list(islice(frames, 1))
+                if first and first[0][0] <= start:
+                    self._frames = chain(first, frames)
+                    return
+        self._frames = self._timed_from(self._source.from_start())
+
+    def _timed_from(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        decoder = Decoder(self._source, packets)
+        return self._timed(decoder, iter(decoder))
 
     def skip(self, count: int) -> None:
         """Passes over the next `count` frames, which are decoded but not converted."""
@@ -232,7 +245,7 @@ class VideoReader:
         if first:
             self._seek_before(first / fps)
         # Timestamps are rounded to ticks, which may be as coarse as the frames themselves.
-        rounding = min(self._tick / 2, 1 / (8 * self.info.fps))
+        rounding = min(self._source.tick / 2, 1 / (8 * self.info.fps))
         shown, number, end = None, first, Fraction(0)
         for time, frame in self._frames:
             while shown is not None and number / fps < time - rounding:
@@ -258,6 +271,11 @@ class VideoReader:
             # take it; the still image formats are defined with BT.601.
             high = frame.height >= 720 and not self.info.is_image
             frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
+        if self.info.hdr is not None:
+            self._notices.tell(
+                f"it is HDR or has wide colours ({self.info.hdr}), and is read as if it were SDR, "
+                "so its colours look gray; convert it to SDR (tone mapping) first"
+            )
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
@@ -270,12 +288,12 @@ class VideoReader:
         black, white = _levels(frame)
         pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
         image = ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
-        return torch.rot90(image, round(frame.rotation / 90), dims=(1, 2)).contiguous()
+        return self._orientation.apply(image).contiguous()
 
     def close(self) -> None:
         """Closes the file; no more frames follow."""
         self._frames = iter(())
-        self._container.close()
+        self._source.close()
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -285,9 +303,29 @@ class VideoReader:
 
 
 def probe(path: Source) -> VideoInfo:
-    """What the file says about its video; raises VideoError as VideoReader does."""
+    """What a file says about its video, with an exact number of frames.
+
+    Reads the whole file, without decoding it, unless its header counts its frames, as in MP4 and
+    AVI. For a file that is cut short, the number is the one that its header promises, so that
+    reading it tells of the damage. Raises VideoError as VideoReader does.
+    """
     with VideoReader(path) as reader:
-        return reader.info
+        info = reader.info
+        if info.is_image or reader._source.counts_frames:
+            return info
+        promised, allowed = reader._source.duration(reader._origin), reader._allowed_shortfall()
+    count, seconds = count_frames(path)
+    cut_short = promised is not None and promised - seconds - 1 / info.fps > allowed
+    return info if cut_short or not count else _counted(info, count, seconds)
+
+
+def _counted(info: VideoInfo, frames: int, seconds: Fraction) -> VideoInfo:
+    """Returns ``info`` with a count of frames, whose first and last are so far apart."""
+    fps = info.fps
+    average = (frames - 1) / seconds if seconds else fps
+    if abs(average / fps - 1) > _RATE_TOLERANCE:
+        fps = average.limit_denominator(1001)
+    return replace(info, frames=frames, fps=fps)
 
 
 def read_video(path: Source) -> tuple[torch.Tensor, VideoInfo]:
@@ -319,6 +357,13 @@ def read_clip(path: Source, start: float, frames: int, stride: int = 1) -> torch
             f"only {len(images)} are there; start earlier or ask for fewer"
         )
     return torch.stack(images, dim=1)
+
+
+def _hdr(frame: av.VideoFrame) -> str | None:
+    """Returns why a frame does not look right as SDR, as its tags say; None for SDR."""
+    if frame.color_trc in _HDR_TRANSFERS:
+        return _HDR_TRANSFERS[frame.color_trc]
+    return "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else None
 
 
 def _bits(frame: av.VideoFrame) -> int:

@@ -98,7 +98,8 @@ def test_a_wrong_argument_is_one_line_and_status_2(capsys):
         with pytest.raises(SystemExit) as stopped:
             program.run(["run", f"--even={text}"])
         assert stopped.value.code == 2
-        assert capsys.readouterr().err.splitlines()[-1].endswith(f"invalid even value: {text!r}")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"invalid even value: {text!r} (see toy run --help)")
 
 
 def test_a_config_file_that_is_no_text_is_one_line_and_status_2(capsys, tmp_path: Path):

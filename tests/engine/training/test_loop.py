@@ -357,6 +357,10 @@ def test_plots_the_log_and_tells_the_tracker(tmp_path, accelerator, monkeypatch)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     (events,) = (tmp_path / "tensorboard").glob("events*")
     assert b"gradient_norm" in events.read_bytes()
+    # A run that goes on has its options there already.
+    assert train(make_task(), replace(config, steps=9), accelerator(config))
+    (options,) = (tmp_path / "tensorboard").rglob("hparams.yml")
+    assert "learning_rate: 0.1" in options.read_text()
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):

@@ -167,6 +167,46 @@ def test_two_processes_hold_the_codebooks_of_one_with_twice_the_batch(folder, tm
         torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("initialization", ["kmeans", "samples"])
+def test_accumulated_batches_give_the_codebooks_of_a_large_one(folder, tmp_path, initialization):
+    """And the same log, in which the use of codes is over the whole step."""
+    changes = [*PLAIN, f"--model.quantizer.initialization={initialization}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(options(folder, whole, 5, *changes, "--trainer.batch_size=8")) == 0
+    reset()
+    changes += ["--trainer.batch_size=4", "--trainer.accumulate=2"]
+    assert main(options(folder, parts, 5, *changes)) == 0
+    found = tensors_of(parts)
+    for name, tensor in tensors_of(whole).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    for one, other in zip(lines_of(whole), lines_of(parts), strict=True):
+        for name in ("loss", "perplexity", "code_use"):
+            if name in one:
+                assert other[name] == pytest.approx(one[name], rel=1e-3)
+
+
+def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsys):
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(folder, data)
+    assert main(options(data, run, 1)) == 0
+    for changes, said in (
+        (["--model.resnet.width=32"], "model.resnet.width is 16, not 32"),
+        (["--model.quantizer.decay=0.5"], "model.quantizer.decay is 0.99, not 0.5"),
+        (["--data.window=32"], "data.window is 16, not 32"),
+    ):
+        reset()
+        assert main(options(data, run, 1, *changes)) == 1
+        assert said in capsys.readouterr().err
+    moved = data.rename(tmp_path / "moved")
+    reset()
+    assert main(options(moved, run, 2)) == 0
+    # Another motion in a file of the same name and length.
+    write_motion(moved / "walk.npz", walk(240)[120:])
+    reset()
+    assert main(options(moved, run, 3)) == 1
+    assert "the training data are 1 entries" in capsys.readouterr().err
+
+
 def run_command(*command: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -8,6 +8,7 @@ import sys
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -39,17 +40,22 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 class ConfigFile(ActionConfigFile):
-    """``--config file.yaml``, in which options may have their old names."""
+    """``--config file.yaml``, in which options may have their old names.
+
+    ``--config tiny`` takes ``tiny.yaml`` of the package, if there is no file of the given name.
+    """
 
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         if isinstance(parser, Parser):
-            value = parser.with_new_names_in(value)
+            value = parser.with_new_names_in(parser.find_config(value))
         ActionConfigFile.apply_config(parser, cfg, dest, value)
 
 
 class Parser(ArgumentParser):
     """A parser whose options may come from ``--config file.yaml`` too.
+
+    Options have to be written out: ``--learning_rat`` does not stand for ``--learning_rate``.
 
     jsonargparse gives ``exit_on_error``, ``logger`` and ``parser_mode`` to the parsers of this
     class that it creates for lists of dataclasses.
@@ -71,10 +77,28 @@ class Parser(ArgumentParser):
             exit_on_error=exit_on_error,
             logger=logger,
             parser_mode=parser_mode,
+            allow_abbrev=False,
         )
         self.renamed: Mapping[str, str] = {}
+        self.packaged_configs: Mapping[str, Path] = {}
         self.inputs: list[str] = []
         self.outputs: dict[str, Callable[[str], Iterable[Path]]] = {}
+
+    def find_config(self, config: str) -> str:
+        """The path of the packaged config that ``config`` names; anything else stays as it is.
+
+        Raises:
+            SystemExit: with status 2, if ``config`` can only be a name and nothing has the name.
+        """
+        path = self.packaged_configs.get(config.removesuffix(".yaml"))
+        if not self.packaged_configs or Path(config).exists():
+            return config
+        if path is None and re.fullmatch(r"[\w./-]+", config):
+            names = ", ".join(self.packaged_configs)
+            self.error(
+                f"--config: there is no file {config}; the configs of the package are {names}"
+            )
+        return config if path is None else str(path)
 
     def with_new_names(self, argument: str) -> str:
         """An argument of the command line with the new name of its option."""
@@ -99,7 +123,11 @@ class Parser(ArgumentParser):
         print(f"{self.prog}: {renaming_note({old: self.renamed[old]})}", file=sys.stderr)
 
     def add_config_option(self) -> None:
-        self.add_argument("--config", action=ConfigFile, help="YAML file with any of these options")
+        named = ", ".join(self.packaged_configs)
+        names = f", or the name of a config of the package: {named}" if named else ""
+        self.add_argument(
+            "--config", action=ConfigFile, help=f"YAML file with any of these options{names}"
+        )
         self.reads("config")
 
     def reads(self, *names: str) -> None:
@@ -138,12 +166,21 @@ class Parser(ArgumentParser):
                     yield str(path)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the usage and one line that says what is wrong; exits with status 2."""
+        """Prints one line that says what is wrong; exits with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        parser.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        text = " ".join(message.split()) + parser.suggestion(message)
+        # jsonargparse calls a subcommand "wanvae [options] encode".
+        program, of_command = (each.prog.replace(" [options]", "") for each in (self, parser))
+        self.exit(2, f"{program}: error: {text} (see {of_command} --help)\n")
+
+    def suggestion(self, message: str) -> str:
+        """The option that an unknown option of an error message may stand for."""
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+        known = [name for action in self._actions for name in action.option_strings]
+        near = get_close_matches(unknown[1], known, n=1) if unknown else []
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 def rename(values: Any, old: str, new: str) -> bool:
@@ -170,17 +207,30 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> Namespace:
         parser.error(f"a config file must be text in UTF-8: {error}")
 
 
-def config_parser(cls: type, program: str, description: str | None) -> Parser:
+def find_packaged_configs(folders: Sequence[Path]) -> dict[str, Path]:
+    """The YAML files of the first of some folders that exists, by their names without suffix."""
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def config_parser(
+    cls: type, program: str, description: str | None, config_folders: Sequence[Path] = ()
+) -> Parser:
     """The parser of ``parse_config``."""
     parser = Parser(description, program)
     parser.renamed = renamed_options(cls)
+    parser.packaged_configs = find_packaged_configs(config_folders)
     parser.add_config_option()
     parser.add_class_arguments(cls, None)
     return parser
 
 
 def parse_config(
-    cls: type[T], program: str, description: str | None, arguments: Sequence[str] | None
+    cls: type[T],
+    program: str,
+    description: str | None,
+    arguments: Sequence[str] | None,
+    config_folders: Sequence[Path] = (),
 ) -> T:
     """A ``cls`` from ``--config file.yaml`` and overrides like ``--model.dim 32``.
 
@@ -189,11 +239,12 @@ def parse_config(
         program: the name of the command in messages.
         description: the first lines of the help.
         arguments: of the command line; None takes the arguments of this process.
+        config_folders: where the package may have its configs, which ``--config`` takes by name.
 
     Raises:
         SystemExit: with status 2, after a message, for an unknown key or an impossible value.
     """
-    parser = config_parser(cls, program, description)
+    parser = config_parser(cls, program, description, config_folders)
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = parse(parser, [parser.with_new_names(argument) for argument in arguments])
     try:

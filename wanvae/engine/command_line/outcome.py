@@ -9,8 +9,9 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -36,7 +37,7 @@ def exit_status(
     interrupted: str = "interrupted; nothing was written",
     out_of_memory: str = "use less of it",
 ) -> int:
-    """Runs a command and tells people what stops it.
+    """Runs a command and tells people what stops it, and what it warns of.
 
     An error that is for people is one line. Any other error is a fault of this program: its
     traceback is printed, and a line that asks to report it. SIGTERM and SIGHUP interrupt the
@@ -53,7 +54,7 @@ def exit_status(
         The status that ``run`` returns; 1 after an error; 130 after Ctrl-C, 143 after SIGTERM,
         129 after SIGHUP.
     """
-    with interrupted_by_signals() as caught:
+    with interrupted_by_signals() as caught, telling_warnings(program):
         try:
             return run()
         except KeyboardInterrupt as interruption:
@@ -69,6 +70,21 @@ def exit_status(
                 message = request_for_report([*program.split(), *arguments])
             say(program, message)
             return 1
+
+
+@contextmanager
+def telling_warnings(program: str) -> Iterator[None]:
+    """Prints each warning as people need it: without the file and the line of code it comes from.
+
+    Processes that load data and are forked in the block do the same.
+    """
+
+    def show(message: Warning | str, *_: object) -> None:
+        tqdm.write(f"{program}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def say(program: str, message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -107,9 +106,7 @@ class Program:
             command.run(values)
             return 0
 
-        with warnings.catch_warnings():
-            warnings.showwarning = self._show_warning
-            return exit_status(run, self.name, arguments, out_of_memory=self.out_of_memory)
+        return exit_status(run, self.name, arguments, out_of_memory=self.out_of_memory)
 
     def _join(self, parsers: Mapping[str, Parser]) -> Parser:
         """The parser of all commands, of which only some have their options."""
@@ -131,9 +128,6 @@ class Program:
         # Launchers number the processes of a run.
         if not values.progress and os.environ.get("RANK", "0") == "0":
             say(self.name, f"{name} {parser.describe_files(values)}")
-
-    def _show_warning(self, message: Warning | str, *_: object) -> None:
-        say(self.name, f"warning: {message}")
 
 
 def parser_of(command: Command) -> Parser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.command_line.arguments import parse_config
@@ -22,6 +23,7 @@ def training_command(
     program: str,
     description: str | None,
     arguments: Sequence[str] | None,
+    config_folders: Sequence[Path] = (),
 ) -> int:
     """Parses a config and trains; returns 0, or 130 if interrupted, or 1 after an error.
 
@@ -31,10 +33,11 @@ def training_command(
         program: the name of the command in messages.
         description: the first lines of the help.
         arguments: of the command line; None takes the arguments of this process.
+        config_folders: where the package may have its configs, which ``--config`` takes by name.
     """
     keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else [*arguments]
-    config = parse_config(cls, program, description, arguments)
+    config = parse_config(cls, program, description, arguments, config_folders)
     return exit_status(
         lambda: 0 if run(config) else INTERRUPTED,
         program,

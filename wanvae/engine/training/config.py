@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from wanvae.engine.config import check
 
@@ -14,9 +14,11 @@ class TrainerConfig:
     """How to train any model.
 
     Attributes:
-        run: folder of the run: checkpoints, log.jsonl, loss.png, previews and, at the end,
-            model.safetensors. A run that has checkpoints goes on from the newest. Several machines
-            need a folder on a disk that all of them share.
+        run: folder of the run: config.yaml, run.json, checkpoints, log.jsonl, loss.png, previews
+            and, at the end, model.safetensors. A run that has checkpoints goes on from the newest;
+            what its result depends on must be the same, or it is refused. The steps may change, and
+            what only concerns speed, log, checkpoints and processes. Several machines need a folder
+            on a disk that all of them share.
         steps: optimizer steps.
         batch_size: samples at once on each process.
         accumulate: batches of one step on each process; their gradients are averaged.
@@ -40,12 +42,32 @@ class TrainerConfig:
         best: the figure of the evaluation that chooses the best checkpoint.
         best_is: whether the best figure is the highest or the lowest.
         preview_every: steps between previews.
-        log_every: steps between lines in log.jsonl.
+        log_every: steps between lines in log.jsonl. A line has the means over the steps since the
+            line before, on all processes, without skipped steps.
         tracker: also log for TensorBoard, to tensorboard in the folder of the run.
         compile: run the model through torch.compile; needs a C++ compiler.
         workers: processes that load data, for each process that trains.
         seed: of weights, samples and noise.
     """
+
+    # What may be another when a run goes on. That accumulate fits the processes is checked apart.
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "run",
+            "steps",
+            "accumulate",
+            "find_unused_parameters",
+            "most_skipped_steps",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "evaluate_every",
+            "preview_every",
+            "log_every",
+            "tracker",
+            "compile",
+            "workers",
+        }
+    )
 
     run: str = "runs/latest"
     steps: int = 100_000

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,22 +27,47 @@ from wanvae.errors import UserError
 CIRCUMSTANCES = {"step", "seconds", "steps_per_second", "memory_gb", "learning_rate", "skipped"}
 
 
+class Means:
+    """Means of scalars over steps, kept on their device so that no step waits for them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds the scalars of a step. Each step may have others."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, Tensor]:
+        """Returns the mean of each scalar over the steps that had it, and starts anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self.__init__()
+        return means
+
+
 class Log:
     """Progress bar, ``run/log.jsonl`` and ``run/loss.png``, on the main process only.
 
     Args:
         run: the folder of the run.
         steps: how many steps the whole run has.
-        every: how many steps lie between two lines.
         step: how many steps are done. Lines of later steps, from before the run stopped, are
             dropped.
+        options: of the run by name, for the tracker; None if it has them already.
     """
 
     def __init__(
-        self, run: Path, steps: int, every: int, step: int, accelerator: Accelerator
+        self,
+        run: Path,
+        steps: int,
+        step: int,
+        accelerator: Accelerator,
+        options: Mapping[str, bool | int | float | str] | None = None,
     ) -> None:
         self.path = run / "log.jsonl"
-        self.every = every
         self.accelerator = accelerator
         self.bar = tqdm(
             total=steps,
@@ -53,28 +78,35 @@ class Log:
         )
         self.started = self.last_time = time.monotonic()
         self.last_step = step
-        if accelerator.is_main_process:
-            run.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                write_lines(self.path, read_lines(self.path, step))
-        accelerator.init_trackers("tensorboard")
+        self.means = Means()
+        if accelerator.is_main_process and self.path.exists():
+            write_lines(self.path, read_lines(self.path, step))
+        accelerator.init_trackers("tensorboard", None if options is None else dict(options))
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+        with suppress(OSError):
+            self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    def update(self, progress: Progress, learning_rate: float, values: dict[str, Tensor]) -> None:
-        """Counts a step; if it is time, reports its scalars, averaged over the processes."""
-        self.bar.update()
-        if progress.step % self.every:
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Counts a step with its scalars. A skipped step has none."""
+        # A run whose terminal has closed still has to save its last step.
+        with suppress(OSError):
+            self.bar.update()
+        self.means.add(values)
+
+    def write_means(self, progress: Progress, learning_rate: float) -> None:
+        """Reports the means of the scalars over the processes and the steps since the last line."""
+        steps = progress.step - self.last_step
+        if steps == 0:
             return
-        figures = means_over_processes(values, self.accelerator.device)
+        figures = means_over_processes(self.means.take(), self.accelerator.device)
         now = time.monotonic()
-        speed = (progress.step - self.last_step) / max(now - self.last_time, 1e-9)
+        speed = steps / max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = progress.step, now
         memory = peak_memory(self.accelerator.device) / 1e9
         self.bar.set_postfix({**rounded(figures), "GB": f"{memory:.1f}"}, refresh=False)
@@ -97,7 +129,8 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if self.accelerator.is_main_process:
-            self.bar.write(text, file=sys.stderr)
+            with suppress(OSError):
+                self.bar.write(text, file=sys.stderr)
 
     def plot(self) -> None:
         """Plots log.jsonl so far, if matplotlib is installed."""
@@ -145,7 +178,7 @@ def plot_lines(lines: list[dict[str, float]], path: Path) -> None:
     figure.subplots_adjust(left=0.1, right=0.95, top=0.98, bottom=0.03, hspace=0.4)
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points, strict=True))
+        axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None)
         axes.set_title(name, fontsize="small")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:

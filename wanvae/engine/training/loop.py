@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.devices import default_device
-from wanvae.engine.processes import means_over_processes
+from wanvae.engine.locking import locked
+from wanvae.engine.processes import means_over_processes, run_on_first_process
 from wanvae.engine.signals import STOP_SIGNALS, handle_signals
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
 from wanvae.engine.training.log import Log
 from wanvae.engine.training.optimization import Optimization
+from wanvae.engine.training.record import flat_options, keep_record, make_record
 from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
@@ -72,11 +74,18 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
         Whether all steps are done; False after a signal.
 
     Raises:
-        UserError: the task and the config do not fit.
+        UserError: the task and the config do not fit; another process trains in the folder; or the
+            run was started with something else that its result depends on.
         NotFiniteError: more steps in a row are skipped than ``config`` allows.
         CheckpointError: a checkpoint cannot be written or read.
     """
     check_task(task, config, accelerator)
+    with locked_run(Path(config.run), accelerator):
+        return train_in_folder(task, config, accelerator)
+
+
+def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
+    """As ``train``, in a folder that no other run writes to."""
     run = Path(config.run)
     average = None
     if config.ema_decay > 0:
@@ -84,9 +93,12 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
     judged = task.model if average is None else average.module
     optimization = Optimization(task, config, accelerator)
     checkpoints = Checkpoints(run, config.keep_checkpoints, task, average, accelerator)
+    keep_record_of(task, config, checkpoints, accelerator)
     progress = checkpoints.load_newest()
     batches = load_batches(task.samples, config, accelerator, progress.step)
-    log = Log(run, config.steps, config.log_every, progress.step, accelerator)
+    options = flat_options(task.config or config) if progress.step == 0 else None
+    log = Log(run, config.steps, progress.step, accelerator, options)
+    stop = False
     with log, closing(batches), stop_on_signal(accelerator):
         for parts in batches:
             values, finite = optimization.step(parts, progress.step)
@@ -95,18 +107,81 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
                 report_skipped(progress, values, config, log)
             elif average is not None:
                 average.update_parameters(task.model)
-            log.update(progress, config.learning_rate * config.schedule(progress.step - 1), values)
+            log.update(values if finite else {})
+            rate = config.learning_rate * config.schedule(progress.step - 1)
+            if config.due(progress.step, config.log_every):
+                log.write_means(progress, rate)
             best = judge(task, judged, progress, config, log, accelerator)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
                 checkpoints.save(progress)
+                # So a run that goes on from here has all means of the steps after it.
+                log.write_means(progress, rate)
                 log.plot()
             if stop:
                 break
     done = progress.step >= config.steps
     if done and accelerator.is_main_process:
         task.save_weights(judged, run / WEIGHTS)
+    if accelerator.is_main_process:
+        # The terminal may have closed, which is one way to stop a run.
+        with suppress(OSError):
+            print(outcome(run, config, progress, checkpoints), flush=True)
     return done
+
+
+@contextmanager
+def locked_run(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keeps other processes than those of this run out of its folder, until the block ends.
+
+    Raises:
+        LockedError: another process trains in the folder.
+        SystemExit: so it is, in the processes besides the first.
+    """
+    with ExitStack() as held:
+
+        def lock() -> None:
+            run.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(run))
+
+        run_on_first_process(lock)
+        yield
+
+
+def keep_record_of(
+    task: Task, config: TrainerConfig, checkpoints: Checkpoints, accelerator: Accelerator
+) -> None:
+    """Checks that a run goes on as what it was started as, and keeps what it is.
+
+    Raises:
+        UserError: the run was started with something else that its result depends on.
+        SystemExit: so it is, in the processes besides the first.
+    """
+
+    def keep() -> None:
+        record = make_record(task.describe_data(), config.accumulate * accelerator.num_processes)
+        goes_on = bool(checkpoints.complete())
+        note = keep_record(Path(config.run), task.config or config, record, goes_on=goes_on)
+        if note:
+            accelerator.print(note)
+
+    run_on_first_process(keep)
+
+
+def outcome(run: Path, config: TrainerConfig, progress: Progress, checkpoints: Checkpoints) -> str:
+    """One line on how a run ended and where its model is."""
+    if progress.step < config.steps:
+        return (
+            f"stopped after step {progress.step} of {config.steps}, which is saved in "
+            f"{checkpoints.path(progress.step)}; run the same command again to go on"
+        )
+    line = f"{run / WEIGHTS}: the model after {progress.step} steps"
+    if progress.best_step is None:
+        return line
+    return (
+        f"{line}; the best checkpoint, {config.best} {progress.best_score:.5g}, is "
+        f"{checkpoints.path(progress.best_step)}"
+    )
 
 
 def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:

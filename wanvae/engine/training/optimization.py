@@ -112,21 +112,32 @@ class Optimization:
             discriminator: as accelerate wraps it; None if it does not take part.
         """
         values: dict[str, Tensor] = {}
+        statistics = []
+        if self.task.begin_step is not None:
+            self._seed(step, 0)
+            self.task.begin_step(parts)
         for part, batch in enumerate(parts):
-            place = part * self.accelerator.num_processes + self.accelerator.process_index
-            torch.manual_seed(place_seed(self.config.seed, step, place))
+            self._seed(step, part)
             # Processes average their gradients once, with the gradients of the last part.
             alone = part + 1 < len(parts)
-            found = self._add_gradients_of_batch(discriminator, batch, step, alone)
+            found, of_batch = self._add_gradients_of_batch(discriminator, batch, step, alone)
+            statistics.append(of_batch)
             for name, value in found.items():
                 share = value.detach().float() / len(parts)
                 values[name] = values[name] + share if name in values else share
+        if self.task.end_step is not None:
+            values |= self.task.end_step(statistics)
         return values
+
+    def _seed(self, step: int, part: int) -> None:
+        """Seeds all that is random in a batch, which this process has in a part of a step."""
+        place = part * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed(place_seed(self.config.seed, step, place))
 
     def _add_gradients_of_batch(
         self, discriminator: nn.Module | None, batch: Any, step: int, alone: bool
-    ) -> dict[str, Tensor]:
-        """Adds the gradients of one batch; returns its losses and figures.
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Adds the gradients of one batch; returns its losses and figures, and its statistics.
 
         Args:
             discriminator: as for all batches.
@@ -140,7 +151,7 @@ class Optimization:
             with apart(discriminator, alone, accelerator):
                 of_task = task.discriminator.losses(discriminator, losses.output, batch, step)
                 values |= self._backward(of_task, "discriminator_loss")
-        return values
+        return values, losses.statistics
 
     def _backward(self, losses: StepLosses, name: str) -> dict[str, Tensor]:
         """Adds the gradients of ``losses``; returns them by name, with their total as ``name``."""

@@ -96,7 +96,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written, as on a full disk. The others stay as they are.
         """
-        final = self._path(progress.step)
+        final = self.path(progress.step)
         partial = partial_of(final)
         try:
             if self.accelerator.is_main_process:
@@ -119,7 +119,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             complete = self.complete()
             for old in complete[: -self.keep]:
-                if progress.best_step is None or old != self._path(progress.best_step):
+                if progress.best_step is None or old != self.path(progress.best_step):
                     remove(old)
 
     def load_newest(self) -> Progress:
@@ -155,7 +155,8 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"))
 
-    def _path(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint after ``step`` steps."""
         return self.folder / f"step-{step:08d}"
 
     def _save_models(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class StepLosses:
         terms: scalars by name, each a mean over the batch. Their sum is minimized.
         figures: more scalars by name, only to report.
         output: what the discriminator judges, if there is one.
+        statistics: what ``Task.end_step`` gets of this batch.
     """
 
     terms: dict[str, Tensor]
     figures: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
+    statistics: Any = None
 
     def total(self) -> Tensor:
         """The sum of the terms, a float32 scalar."""
@@ -68,6 +73,13 @@ class Task:
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
+        begin_step: gets the batches of a step on this process, before their losses.
+        end_step: gets the statistics of these batches, after their losses; returns more figures by
+            name. A step that is not finite puts the buffers of the model back afterwards.
+        config: all options of the run, which its folder keeps; the options of the loop are among
+            them. None: there are no others.
+        describe_data: gives a line for each file or clip that is trained on, which tells whether it
+            is the same when the run goes on.
     """
 
     model: nn.Module
@@ -78,3 +90,7 @@ class Task:
     discriminator: Discriminator | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
     preview: Callable[[Any, Path], None] | None = None
+    begin_step: Callable[[Sequence[Any]], None] | None = None
+    end_step: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
+    config: DataclassInstance | None = None
+    describe_data: Callable[[], Iterable[str]] = tuple

@@ -82,10 +82,10 @@ def output_dtype(weight: Tensor) -> torch.dtype:
 
 
 def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geometry]:
-    """``operation`` in float32 where the CPU only emulates the dtype of the weights.
+    """Returns ``operation``, computed in float32 if the CPU only emulates the dtype of the weights.
 
-    It can be trained through, and PyTorch has not every backward pass in every half type. Under
-    autocast autocast's dtype is taken even where the CPU emulates it, which is PyTorch's rule.
+    Gradients pass through it, because PyTorch lacks some backward passes in half types. Under
+    autocast, ``operation`` runs in the dtype of autocast, even if the CPU emulates that dtype.
     """
 
     def convert_and_run(
@@ -99,8 +99,8 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
         native = native_dtype(dtype)
         if native == dtype or autocast_dtype(weight) is not None:
             return operation(x, weight, bias, *args, **kwargs)
-        y = operation(x.to(native), weight.to(native), bias.to(native), *args, **kwargs)
-        return y.to(dtype)
+        x, weight, bias = x.to(native), weight.to(native), bias.to(native)
+        return operation(x, weight, bias, *args, **kwargs).to(dtype)
 
     return convert_and_run
 

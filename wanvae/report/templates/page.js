@@ -41,20 +41,13 @@ function onFrame(part, hear) {
   });
 }
 
-// Each part begins to work when it is first seen, be it on paper.
-function whenSeen(selector, start) {
-  const waiting = new Set(document.querySelectorAll(selector));
-  const begin = (part) => {
-    watcher.unobserve(part);
-    if (waiting.delete(part)) start(part);
-  };
-  const watcher = new IntersectionObserver((entries) => {
-    entries.filter((each) => each.isIntersecting).forEach((each) => begin(each.target));
-  }, {rootMargin: "200px"});
-  waiting.forEach((part) => watcher.observe(part));
-  addEventListener("beforeprint", () => {
-    [...waiting].filter((part) => !part.closest("details:not([open])")).forEach(begin);
-  });
+// Each part begins to work at once, so that it is there on paper too; what is folded when it opens.
+function whenOpen(selector, start) {
+  for (const part of document.querySelectorAll(selector)) {
+    const folded = part.closest("details:not([open])");
+    if (folded) folded.addEventListener("toggle", () => start(part), {once: true});
+    else start(part);
+  }
 }
 
 // Tables
@@ -100,11 +93,14 @@ function curves(part) {
   const length = Math.max(...names.map((name) => lines[name].length));
   const at = (index) => x === null ? index : x[index];
   const values = names.flatMap((name) => lines[name]).filter((value) => value !== null);
+  // On a narrow screen the drawing is narrower, not smaller, so that its labels can be read.
+  const breadth = Math.min(760, Math.max(280, svg.clientWidth));
+  svg.setAttribute("viewBox", `0 0 ${breadth} 260`);
   if (!values.length) {
-    shape(svg, "text", {x: 380, y: 130, "text-anchor": "middle"}, "no values");
+    shape(svg, "text", {x: breadth / 2, y: 130, "text-anchor": "middle"}, "no values");
     return;
   }
-  const [left, right, top, bottom] = [56, 744, 14, 222];
+  const [left, right, top, bottom] = [56, breadth - 16, 14, 222];
   const extent = (all, zero) => {
     // Not spread over arguments, of which there may be too many.
     let low = all.reduce((a, b) => Math.min(a, b)), high = all.reduce((a, b) => Math.max(a, b));
@@ -123,7 +119,8 @@ function curves(part) {
   }
   // Of frames, layers and the like there are no halves.
   const whole = x === null || x.every(Number.isInteger);
-  const most = whole ? Math.min(8, at(length - 1) - at(0)) : 8;
+  const room = Math.max(3, Math.round(breadth / 95));
+  const most = whole ? Math.min(room, at(length - 1) - at(0)) : room;
   for (const value of length > 1 ? ticks(xLow, xHigh, most) : [xLow]) {
     shape(svg, "text", {x: px(value), y: bottom + 16, "text-anchor": "middle"}, shown(value));
   }
@@ -135,15 +132,16 @@ function curves(part) {
     lines[name].forEach((value, i) => {
       if (value !== null) {
         path += `${lifted ? "M" : "L"}${px(at(i)).toFixed(1)} ${py(value).toFixed(1)}`;
-        if (markers || length === 1) {
+        const alone = [lines[name][i - 1], lines[name][i + 1]].every((near) => near == null);
+        if (markers || alone) {
           shape(svg, "circle", {cx: px(at(i)), cy: py(value), r: 3.5, style: `fill: ${colour(firstColour + index)}`});
         }
       }
       lifted = value === null;
     });
     // All but the last are wider, so that they show under lines that lie on them.
-    const breadth = index < names.length - 1 ? 3.4 : 1.6;
-    shape(svg, "path", {d: path, style: `stroke: ${colour(firstColour + index)}; stroke-width: ${breadth}`});
+    const stroke = index < names.length - 1 ? 3.4 : 1.6;
+    shape(svg, "path", {d: path, style: `stroke: ${colour(firstColour + index)}; stroke-width: ${stroke}`});
   });
 
   const cursor = shape(svg, "line", {class: "cursor", y1: top, y2: bottom, visibility: "hidden"});
@@ -171,7 +169,7 @@ function curves(part) {
   };
   const under = (event) => {
     const box = svg.getBoundingClientRect();
-    const across = (event.clientX - box.left) / box.width * 760;
+    const across = (event.clientX - box.left) / box.width * breadth;
     return nearest(xLow + (across - left) / (right - left) * (xHigh - xLow));
   };
   let current = null;
@@ -371,6 +369,8 @@ function figures(part) {
   const draw = () => {
     const style = getComputedStyle(part);
     const visible = labels.map((_, index) => index).filter((index) => boxes[index].checked);
+    // A narrow screen shows the canvas small: labels and lines are larger there.
+    const pixel = canvas.width / (canvas.clientWidth || canvas.width);
     const room = canvas.width / (apart.checked ? Math.max(visible.length, 1) : 1);
     const width = reach + (apart.checked ? 0 : Math.max(0, ...visible.map((figure) => drifts[figure])));
     const scale = zoom * Math.min(0.82 * canvas.height / Math.max(ceiling - floor, 2 * reach), 0.46 * room / width);
@@ -401,7 +401,7 @@ function figures(part) {
       context.globalAlpha = apart.checked ? 1 : 0.8;
       for (const [from, to] of bones) {
         const [a, b] = [places[from], places[to]];
-        context.lineWidth = Math.hypot(a[0] - b[0], a[1] - b[1]) > 0.07 * scale ? 6 : 2.5;
+        context.lineWidth = Math.hypot(a[0] - b[0], a[1] - b[1]) > 0.07 * scale ? Math.max(6, 3 * pixel) : Math.max(2.5, 1.2 * pixel);
         context.beginPath();
         context.moveTo(a[0], a[1]);
         context.lineTo(b[0], b[1]);
@@ -410,9 +410,9 @@ function figures(part) {
       context.globalAlpha = 1;
       if (apart.checked) {
         context.fillStyle = style.getPropertyValue("--faint");
-        context.font = "22px system-ui, sans-serif";
+        context.font = `${Math.max(22, 13 * pixel)}px system-ui, sans-serif`;
         context.textAlign = "center";
-        context.fillText(labels[figure], canvas.width / 2 + offset, canvas.height - 14);
+        context.fillText(labels[figure], canvas.width / 2 + offset, canvas.height - 14, 0.96 * room);
       }
     });
   };
@@ -468,7 +468,7 @@ function figures(part) {
 // The page
 
 const nav = document.querySelector("nav");
-for (const section of document.querySelectorAll("section.section")) {
+for (const section of document.querySelectorAll(".section")) {
   nav.append(element("a", {href: `#${section.id}`, textContent: section.querySelector("h2").textContent}));
 }
 // A link to a section that is folded opens it.
@@ -481,6 +481,6 @@ const openTarget = () => {
 addEventListener("hashchange", openTarget);
 openTarget();
 document.querySelectorAll("table").forEach(sortable);
-whenSeen(".curves", curves);
-whenSeen(".comparison", comparison);
-whenSeen(".figures", figures);
+whenOpen(".curves", curves);
+whenOpen(".comparison", comparison);
+whenOpen(".figures", figures);

@@ -1,0 +1,399 @@
+"""Frames of real files: sought, joined, damaged, mirrored, without a duration."""
+
+import gc
+import struct
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wanvae.folders.manifest import load_entries
+from wanvae.video import VideoError, VideoReader, probe, read_clip, read_video, write_video
+from wanvae.video.clock import increasing, on_grid
+
+BITS, BAR, HEIGHT = 8, 16, 64
+RATE = 25
+X264 = {"x264-params": "log-level=none"}
+
+
+def picture(number: int, size: tuple[int, int] = (BITS * BAR, HEIGHT)) -> av.VideoFrame:
+    """A frame that shows its number as black and white bars."""
+    bars = [235 if number >> bit & 1 else 20 for bit in range(BITS)]
+    row = np.repeat(np.array(bars, np.uint8), BAR)
+    pixels = np.broadcast_to(row[None, :, None], (HEIGHT, row.size, 3))
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width=size[0], height=size[1])
+
+
+def number_of(image: torch.Tensor) -> int:
+    """The number that an image (3, H, W) shows."""
+    levels = image.mean(dim=(0, 1)).view(BITS, BAR)[:, 4:-4].mean(1)
+    return sum(1 << bit for bit, level in enumerate(levels) if level > 0)
+
+
+def encode(
+    path: Path,
+    codec: str,
+    times: Sequence[int] = range(60),
+    *,
+    options: dict[str, str] | None = None,
+    flags: dict[str, str] | None = None,
+    rate: int = RATE,
+    scale: int = 1,
+    trc: int | None = None,
+) -> Path:
+    """Writes numbered frames at `times`, in units of 1 / (rate * scale) seconds."""
+    with av.open(str(path), "w", options=flags or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = BITS * BAR, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate * scale)
+        if trc is not None:
+            stream.codec_context.color_trc = trc
+        for number, time in enumerate(times):
+            frame = picture(number).reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, rate * scale)
+            if trc is not None:
+                frame.color_trc = trc
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def frames_of(path: Path, strict: bool = False) -> list[tuple[int, float]]:
+    """The numbers and times of the frames of a file."""
+    with VideoReader(path, strict=strict) as reader:
+        return [(number_of(frame.image), frame.time) for frame in reader]
+
+
+# Any seek gives the frame that reading through gives
+
+KINDS = [
+    ("mp4", "libx264", {"bf": "2"}),
+    ("mp4", "libx264", {"bf": "3", "x264-params": "log-level=none:open-gop=1:b-pyramid=normal"}),
+    ("mkv", "libx264", {"bf": "2"}),
+    ("mkv", "mpeg4", {"bf": "2"}),
+    ("mkv", "mpeg2video", {"bf": "2"}),
+    ("avi", "libx264", {"bf": "2"}),
+    ("avi", "mpeg4", {"bf": "2"}),
+    ("avi", "mpeg4", {"bf": "0"}),
+    ("mpg", "mpeg2video", {"bf": "2", "b": "40000"}),
+    ("mpg", "mpeg1video", {"bf": "2", "b": "60000"}),
+    ("ts", "libx264", {"bf": "3"}),
+    ("ts", "mpeg2video", {"bf": "2"}),
+    ("flv", "libx264", {"bf": "2"}),
+    ("webm", "libvpx", {}),
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "options"), KINDS)
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    distance=st.sampled_from([1, 10, 12, 250]),
+    late=st.sampled_from([0, 7]),
+    starts=st.lists(st.integers(0, 55), min_size=4, max_size=8),
+)
+def test_a_seek_gives_what_reading_through_gives(
+    tmp_path: Path,
+    suffix: str,
+    codec: str,
+    options: dict[str, str],
+    distance: int,
+    late: int,
+    starts: list[int],
+) -> None:
+    late = 0 if suffix == "avi" else late  # AVI has no times
+    path, options = tmp_path / f"a.{suffix}", {**options, "g": str(distance)}
+    if codec == "libx264":
+        options = {**X264, **options}
+    encode(path, codec, range(late, late + 60), options=options)
+    through = frames_of(path)
+    assert [number for number, _ in through] == list(range(60))
+    # FFmpeg guesses the times of frames that share a packet of an MPEG program stream.
+    rounding = 1.001 / RATE if suffix == "mpg" else 1e-9
+    expected = [n / RATE for n in range(60)]
+    assert [time for _, time in through] == pytest.approx(expected, abs=rounding)
+    assert probe(path).frames == 60
+    with VideoReader(path) as reader:
+        for start in starts:
+            clip = read_clip(path, through[start][1], 3)
+            assert [number_of(image) for image in clip.unbind(1)] == [start, start + 1, start + 2]
+            reader.seek(through[start][1] if suffix == "mpg" else Fraction(start, RATE))
+            frame = next(reader)
+            assert (number_of(frame.image), frame.time) == through[start]
+
+
+# Times
+
+
+@given(
+    times=st.lists(
+        st.one_of(st.none(), st.integers(0, 50).map(lambda n: Fraction(n, 25))), max_size=20
+    )
+)
+def test_times_always_increase_and_good_times_stay(times: list[Fraction | None]) -> None:
+    found = list(increasing(((time, n) for n, time in enumerate(times)), Fraction(1, 25)))
+    assert [number for _, number in found] == list(range(len(times)))
+    assert all(a < b for (a, _), (b, _) in pairwise(found))
+    good = [time for time in times if time is not None]
+    if len(good) == len(times) and all(a < b for a, b in pairwise(good)):
+        assert [time for time, _ in found] == good
+
+
+@pytest.mark.parametrize("rate", [Fraction(24), Fraction(30), Fraction(24000, 1001), Fraction(60)])
+def test_times_in_milliseconds_become_those_of_the_rate(tmp_path: Path, rate: Fraction) -> None:
+    path = tmp_path / "a.mkv"
+    write_video(path, torch.zeros(3, 70, 16, 16), rate)
+    with VideoReader(path) as reader:
+        assert reader.info.fps == rate
+        assert [frame.time for frame in reader] == [float(n / rate) for n in range(70)]
+
+
+def test_times_that_are_not_of_the_rate_stay() -> None:
+    tick = Fraction(1, 1000)
+    assert on_grid(Fraction(40, 1000), Fraction(30), tick) == Fraction(40, 1000)
+    assert on_grid(Fraction(33, 1000), Fraction(30), tick) == Fraction(1, 30)
+    assert on_grid(Fraction(33, 1000), Fraction(500), tick) == Fraction(33, 1000)
+
+
+@pytest.mark.parametrize("suffix", ["mpg", "ts"])
+def test_joined_recordings_go_on(tmp_path: Path, suffix: str) -> None:
+    codec = "mpeg2video" if suffix == "mpg" else "libx264"
+    path = encode(tmp_path / f"a.{suffix}", codec, range(24), options={"bf": "2", "g": "10"})
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.warns(UserWarning, match="clock restarts or jumps") as caught:
+        found = frames_of(path, strict=True)
+    assert len(caught) == 1
+    assert [number for number, _ in found] == [*range(24), *range(24)]
+    assert [time for _, time in found] == pytest.approx([n / RATE for n in range(48)])
+    assert probe(path).frames == 48
+    with pytest.warns(UserWarning, match="clock"), VideoReader(path) as reader:
+        assert len(list(reader.at_rate(Fraction(RATE)))) == 48
+    with pytest.warns(UserWarning, match="clock"):
+        clip = read_clip(path, 40 / RATE, 3)
+    assert [number_of(image) for image in clip.unbind(1)] == [16, 17, 18]
+
+
+@pytest.mark.parametrize("bframes", ["0", "2"])
+def test_one_time_that_is_far_off_moves_one_frame(tmp_path: Path, bframes: str) -> None:
+    encode(tmp_path / "a.mkv", "libx264", options={**X264, "bf": bframes})
+    path = tmp_path / "spike.mkv"
+    with av.open(str(tmp_path / "a.mkv")) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.stream, packet.dts = stream, number
+            if packet.pts == 1200:
+                packet.pts = 21_000
+            target.mux(packet)
+    found = frames_of(path)
+    assert [number for number, _ in found] == list(range(60))
+    assert [time for _, time in found] == pytest.approx([n / RATE for n in range(60)], abs=1e-9)
+
+
+def test_a_pause_stays(tmp_path: Path) -> None:
+    times = [*range(10), *range(500, 510)]
+    found = frames_of(encode(tmp_path / "a.mkv", "libx264", times, options=X264))
+    assert [time for _, time in found] == pytest.approx([n / RATE for n in times])
+
+
+def test_a_change_of_size_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.mjpeg"
+    with path.open("wb") as file:
+        for number in range(6):
+            frame = picture(number, (BITS * BAR, HEIGHT) if number < 3 else (64, 32))
+            with av.open(str(tmp_path / "one.jpg"), "w", format="image2") as container:
+                stream = container.add_stream("mjpeg")
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuvj444p"
+                container.mux(stream.encode(frame.reformat(format="yuvj444p")))
+                container.mux(stream.encode(None))
+            file.write((tmp_path / "one.jpg").read_bytes())
+    with pytest.warns(UserWarning, match="size changes from 128x64 to 64x32 at 0.1") as caught:
+        found = frames_of(path)
+    assert len(caught) == 1
+    assert [number for number, _ in found] == list(range(6))
+
+
+# Length
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libx264"])
+def test_frames_are_counted_where_the_header_does_not(tmp_path: Path, codec: str) -> None:
+    suffix = "webm" if codec == "libvpx" else "mkv"
+    path = encode(tmp_path / f"a.{suffix}", codec, flags={"live": "1"})
+    with VideoReader(path) as reader:
+        assert reader.info.frames is None
+    assert probe(path).frames == 60
+
+
+def test_the_average_rate_is_of_all_frames(tmp_path: Path) -> None:
+    times = [*range(30), *(30 + 10 * n for n in range(30))]
+    info = probe(encode(tmp_path / "a.mkv", "libx264", times, options=X264))
+    assert info.frames == 60
+    assert float(info.fps) == pytest.approx(59 / (times[-1] / RATE), rel=1e-3)
+
+
+# Damage
+
+
+def noisy(path: Path, codec: str, options: dict[str, str]) -> Path:
+    """60 frames of noise, so that each takes many bytes."""
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(60):
+            pixels = random.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def zero_the_middle(content: bytes) -> bytes:
+    begin, end = len(content) * 2 // 5, len(content) * 3 // 5
+    return content[:begin] + bytes(end - begin) + content[end:]
+
+
+def first_part(content: bytes) -> bytes:
+    return content[: len(content) * 3 // 5]
+
+
+@pytest.mark.parametrize("damage", [zero_the_middle, first_part])
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mkv", "libx264"), ("mp4", "libx264"), ("avi", "mpeg4"), ("ts", "libx264")],
+)
+def test_broken_frames_are_no_frames(tmp_path: Path, suffix: str, codec: str, damage) -> None:
+    if (suffix, damage) in (("mp4", first_part), ("ts", first_part)):
+        pytest.skip("an MP4 without its index is no video; a TS that ends is a whole TS")
+    options = {"g": "250", "bf": "0", **(X264 if codec == "libx264" else {})}
+    whole = noisy(tmp_path / f"whole.{suffix}", codec, options)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(damage(whole.read_bytes()))
+    with pytest.warns(UserWarning, match="damaged or cut short") as caught:
+        found = read_video(path)[0]
+    assert len(caught) == 1
+    original = read_video(whole)[0]
+    assert 15 <= found.shape[1] <= 40
+    assert torch.equal(found, original[:, : found.shape[1]])
+    with pytest.raises(VideoError, match="damaged or cut short"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames_of_strict(path)
+
+
+def frames_of_strict(path: Path) -> Iterator[torch.Tensor]:
+    with VideoReader(path, strict=True) as reader:
+        return [frame.image for frame in reader]
+
+
+def test_a_file_that_is_cut_short_promises_what_its_header_does(tmp_path: Path) -> None:
+    path = noisy(tmp_path / "a.mkv", "libx264", X264)
+    path.write_bytes(first_part(path.read_bytes()))
+    assert probe(path).frames == 60
+
+
+def test_a_recording_that_begins_between_keyframes(tmp_path: Path) -> None:
+    gop = {"bf": "0", "g": "20", "sc_threshold": "0"}
+    path = encode(tmp_path / "a.ts", "libx264", options={**X264, **gop})
+    with av.open(str(path)) as source, av.open(str(tmp_path / "b.ts"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    with pytest.warns(UserWarning, match="begins between keyframes"):
+        found = frames_of(tmp_path / "b.ts", strict=True)
+    assert [number for number, _ in found] == list(range(20, 60))
+    assert found[0][1] == 0
+
+
+# Orientation and colours
+
+UPRIGHT = {
+    1: lambda image: image,
+    2: lambda image: image.flip(-1),
+    3: lambda image: image.flip(-1, -2),
+    4: lambda image: image.flip(-2),
+    5: lambda image: image.mT,
+    6: lambda image: image.mT.flip(-1),
+    7: lambda image: image.mT.flip(-1, -2),
+    8: lambda image: image.mT.flip(-2),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_all_orientations_of_exif(tmp_path: Path, orientation: int) -> None:
+    image = torch.rand(3, 1, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image = image.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    write_video(tmp_path / "a.jpg", image, Fraction(1))
+    jpeg = (tmp_path / "a.jpg").read_bytes()
+    # One TIFF entry: tag 0x112 (orientation), a short.
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\0\0" + tiff
+    header = b"\xff\xe1" + struct.pack(">H", len(segment) + 2)
+    (tmp_path / "b.jpg").write_bytes(jpeg[:2] + header + segment + jpeg[2:])
+    expected = UPRIGHT[orientation](read_video(tmp_path / "a.jpg")[0])
+    found, info = read_video(tmp_path / "b.jpg")
+    assert (info.height, info.width) == expected.shape[2:]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_display_matrices_that_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+    path = tmp_path / "a.mp4"
+    image = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image = image.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    pixels = ((image.permute(1, 2, 0) + 1) * 127.5).byte().contiguous().numpy()
+    for name, turned in (("plain.mp4", False), ("a.mp4", True)):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("libx264", rate=RATE, options=X264)
+            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv444p"
+            if turned:
+                stream.set_display_rotation(degrees, hflip=mirrored)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv444p")))
+            container.mux(stream.encode(None))
+    expected = torch.rot90(read_video(tmp_path / "plain.mp4")[0], degrees // 90, dims=(2, 3))
+    found = read_video(path)[0]
+    assert torch.equal(found, expected.flip(-1) if mirrored else expected)
+
+
+@pytest.mark.parametrize(("trc", "name"), [(16, "PQ"), (18, "HLG"), (1, None)])
+def test_hdr_is_told_once(tmp_path: Path, trc: int, name: str | None) -> None:
+    path = encode(tmp_path / "a.mp4", "libx264", range(5), options=X264, trc=trc)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert probe(path).hdr == name
+        assert [entry.hdr for entry in load_entries(tmp_path)] == [name]
+        assert not caught
+        frames_of(path)
+    assert [name in str(warning.message) for warning in caught] == ([True] if name else [])
+
+
+@pytest.mark.parametrize("at_rate", [False, True])
+def test_a_closed_reader_is_freed_at_once(tmp_path: Path, at_rate: bool) -> None:
+    """Threads of a decoder that the garbage collector frees in a forked process hang there."""
+    path = encode(tmp_path / "a.mp4", "libx264", range(5), options=X264)
+    gc.collect()
+    gc.disable()
+    try:
+        reader = VideoReader(path)
+        next(reader.at_rate(Fraction(10)) if at_rate else reader)
+        source = weakref.ref(reader._source)
+        reader.close()
+        del reader
+        assert source() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,38 @@
+"""Tensors and dtypes as people give them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wanvae.errors import UserError
+
+FLOATING = ("float32", "bfloat16", "float16", "float64")
+
+
+def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Returns a floating point dtype that is given as such, or as text like "bfloat16".
+
+    Raises:
+        UserError: it is neither.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is None:
+        return None
+    if not isinstance(dtype, torch.dtype | str) or name not in FLOATING:
+        raise UserError(f"dtype must be one of {', '.join(FLOATING)}, not {dtype!r}")
+    return getattr(torch, name)
+
+
+def check_is_tensor(x: object, name: str) -> None:
+    """Raises UserError, with what to do, if ``x`` is not a floating point tensor."""
+    kind = type(x).__name__
+    if not isinstance(x, Tensor):
+        hint = f"give {name} as a torch.Tensor"
+        if kind == "ndarray":
+            hint = f"give torch.from_numpy({name})"
+        elif hasattr(x, "mode") and hasattr(x, "sample"):
+            hint = "give its mode() or sample()"
+        raise UserError(f"{name} must be a tensor, not {kind}: {hint}")
+    if not x.is_floating_point():
+        raise UserError(f"{name} must be floating point, not {x.dtype}")
