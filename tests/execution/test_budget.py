@@ -224,7 +224,10 @@ def test_few_looks_find_the_plan_that_all_looks_find(decoding, variant):
     for eighths in range(8):
         limit = smallest + (whole - 1 - smallest) * eighths // 7
         few = Planner(case.network, overhead=0, planning_memory=0, smallest_tile=16)
-        assert few.plan_for(case.workload, limit) == exhaustive(case, limit), limit
+        plan, best = few.plan_for(case.workload, limit), exhaustive(case, limit)
+        assert few.memory(case.workload, plan) <= limit
+        slowness = [few._slowness(case.workload, each) for each in (plan, best)]
+        assert slowness[0] == slowness[1], (limit, plan, best)
     with pytest.raises(TooLittleMemory):
         case.planner.plan_for(case.workload, smallest - 1)
     assert exhaustive(case, smallest - 1) is None
