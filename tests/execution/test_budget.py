@@ -258,8 +258,9 @@ def test_a_plan_for_large_frames_takes_few_looks(monkeypatch, decoding):
 
     monkeypatch.setattr(planner, "_memory", look)
     whole = planner.memory(case.workload, Plan(None, 2))
+    limit = (smallest_of(planner, case.workload) + whole) // 2
     looks.clear()
-    planner.plan_for(case.workload, whole // 2)
+    planner.plan_for(case.workload, limit)
     assert len(list(dict.fromkeys(looks))) <= 16
 
 
@@ -270,7 +271,7 @@ def test_a_look_at_the_full_size_takes_few_operations():
     workload = Workload(1, 16, 21, 720, 1280, torch.float32)
     with Operations() as operations:
         planner.memory(workload, Plan((240, 432), 2))
-    assert operations.count < 12_000  # 53,000 while values were computed that nobody needs
+    assert operations.count < 15_000  # 53,000 while values were computed that nobody needs
 
 
 def test_plenty_is_the_default_plan():
