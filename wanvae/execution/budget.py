@@ -170,7 +170,13 @@ class Planner:
 
     def _plans_to_try(self, workload: Workload, plans: list[Plan]) -> list[Plan]:
         """Returns the plans of a kind to try, in order of their tiles, the smallest first."""
-        plans = sorted(plans, key=lambda plan: self.costs.largest_area(workload, plan))
+        frame = workload.height, workload.width
+
+        def order(plan: Plan) -> tuple[int, int]:
+            """Where halos reach the sides of the frame, the tile itself decides."""
+            return self.costs.largest_area(workload, plan), math.prod(plan.tile_size or frame)
+
+        plans = sorted(plans, key=order)
         every = math.ceil(len(plans) / STREAM_LOOKS) if self._needs_all(workload, plans) else 1
         return plans[::every]
 
