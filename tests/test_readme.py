@@ -54,7 +54,7 @@ SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tools").
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 # Names with underscores that are not ours: a folder of ComfyUI, a video.
-FOREIGN = {"custom_nodes", "carphone_pristine"}
+FOREIGN = {"custom_nodes", "carphone_pristine", "recompile_limit"}
 # Of files that a command reads or writes.
 SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".jpg", ".npz", ".safetensors", ".yaml")
 # Phrases that make a reader go back in the sentence.
@@ -298,15 +298,14 @@ def is_known_after_a_dot(before: str, name: str) -> bool:
 def things() -> dict[str, tuple[object, ...]]:
     """What names before a dot stand for in the text."""
     vae, tokenizer = small_model(), tiny_tokenizer(None, channels=263)
-    encoder = vae.stream_encode()
     return {
         "vae": (vae, vae.as_diffusers()),
         "WanVAE": (vae,),
         "model": (tokenizer,),
         "RVQVAE": (tokenizer,),
-        "encoder": (encoder,),
+        "encoder": (vae.stream_encode(),),
         "decoder": (vae.stream_decode(),),
-        "end": (encoder.finish(),),
+        "end": (vae.stream_encode().finish(),),
         "posterior": (Posterior(torch.zeros(1), torch.zeros(1)),),
     }
 
