@@ -353,7 +353,8 @@ def test_motion_from_python(folder: Path) -> None:
     tiny_tokenizer(None, channels=263).save_pretrained("tiny.safetensors")
     convert_checkpoint("tiny.safetensors", "net_best_fid.tar", MotionLayout.MOMASK)
     clips = torch.randn(2, 30, 263, generator=torch.Generator().manual_seed(0))
-    names = run_python("motion from Python", motion=clips, lengths=[30, 21])
+    with pytest.warns(UserWarning, match="has no mean and standard deviation"):
+        names = run_python("motion from Python", motion=clips, lengths=[30, 21])
     assert names["indices"].shape == (2, 8, 2) and (names["indices"][1, 6:] == -1).all()
     assert names["motion"].shape == clips.shape
     again = RVQVAE.from_pretrained("model.safetensors")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from motion.networks.receptive import effective_kernel
 from motion.networks.resnet import Resnet1D
 from tools.comparing import count_parameters, find_nearest, find_widths_around
-from wanvae.nn import CausalConv, Sequential
+from wanvae.nn import CausalConv, Sequential, State, Streaming
+from wanvae.nn.region import Region
 
 BackboneKind = Literal["resnet1d", "cnn", "lstm", "transformer"]
 
@@ -32,7 +33,22 @@ def make_cnn(width: int, depth: int) -> Sequential:
     return Sequential(*layers)
 
 
-class LSTMBody(nn.Module):
+class ClipBody(Streaming):
+    """A body that needs a whole clip ``(B, C, T)`` at once, so it cannot stream."""
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        self.refuse_to_continue(state)
+        return self.process(x), ()
+
+    def process(self, x: Tensor) -> Tensor:
+        """Returns the output for whole clips."""
+        raise NotImplementedError(f"{type(self).__name__} has no process")
+
+    def looks_across_time(self) -> bool:
+        return True
+
+
+class LSTMBody(ClipBody):
     """An LSTM in both directions, and a linear layer back to ``width`` channels."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -40,11 +56,11 @@ class LSTMBody(nn.Module):
         self.lstm = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
         self.out = nn.Linear(2 * hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def process(self, x: Tensor) -> Tensor:
         return self.out(self.lstm(x.mT)[0]).mT
 
 
-class TransformerBody(nn.Module):
+class TransformerBody(ClipBody):
     """A Transformer layer, norms first, that looks at all of time (Vaswani et al., 1706.03762).
 
     Sines and cosines encode positions. ``hidden`` is the width of its feed-forward network.
@@ -56,7 +72,7 @@ class TransformerBody(nn.Module):
             width, HEADS, hidden, dropout=0.0, batch_first=True, norm_first=True
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def process(self, x: Tensor) -> Tensor:
         return self.layer(x.mT + make_waves(x.shape[2], x.shape[1]).to(x)).mT
 
 

@@ -72,6 +72,7 @@ from wanvae.metrics.images import psnr
 from wanvae.nn import use_channels_last
 from wanvae.nn.norm import NormKind
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec, make_block
+from wanvae.nn.streaming import Pointwise
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.held_out import EvaluationConfig, HeldOutClip, evaluate, usable_clips
 from wanvae.train.initialize import start_as_image_model
@@ -177,7 +178,7 @@ QUICK = replace(
 )
 
 
-class NoShortcut(nn.Module):
+class NoShortcut(Pointwise):
     """A shortcut that adds nothing to the body of a residual block."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,14 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.config import WanVAEConfig
-from wanvae.errors import UserError
 from wanvae.execution.sessions import StreamEncoder
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
-
-
-class NotFiniteError(UserError):
-    """A model gives NaN or infinity. The message says in which dtype, and which would do."""
 
 
 def encode_frames(
@@ -37,7 +32,7 @@ def encode_frames(
         seen: is called with each frame once it is read.
 
     Raises:
-        NotFiniteError: latents are not finite.
+        NotFiniteError: frames or latents are not finite.
     """
     frames = iter(frames)
     count = 1
@@ -51,34 +46,10 @@ def encode_frames(
         assert plan is not None and plan.frames is not None
         count = max(1, plan.frames // config.temporal_factor) * config.temporal_factor
         if posterior is not None:
-            yield finite_posterior(posterior)
+            yield posterior
     end = encoder.finish()
     if end.posterior is not None:
-        yield finite_posterior(end.posterior)
-
-
-def finite_posterior(posterior: Posterior) -> Posterior:
-    """Returns the posterior; raises NotFiniteError if its values are not finite."""
-    for tensor in (posterior.mean, posterior.logvar):
-        check_finite(tensor, "the latents", posterior.mean.dtype, "--encode-dtype")
-    return posterior
-
-
-def check_finite(tensor: Tensor, what: str, dtype: torch.dtype, option: str) -> None:
-    """Raises NotFiniteError if values that a model gives are NaN or infinite.
-
-    Args:
-        what: what the values are, a plural.
-        dtype: the dtype that the model computes in.
-        option: the option that sets the dtype.
-    """
-    if tensor.isfinite().all():
-        return
-    remedy = f"use {option} bfloat16 or float32, which hold larger numbers"
-    if dtype != torch.float16:
-        remedy = "the checkpoint may be damaged, or not made for such videos"
-    name = str(dtype).removeprefix("torch.")
-    raise NotFiniteError(f"{what} are not finite (computed in {name}); {remedy}")
+        yield end.posterior
 
 
 def pad_to_multiple(video: Tensor, factor: int) -> Tensor:

@@ -441,7 +441,7 @@ def test_warnings_are_one_line(tmp_path: Path, files: Path, run: Run, progress: 
     assert " frames, PSNR" in out
     lines = [line for line in err.replace("\r", "\n").split("\n") if "warning" in line]
     assert len(lines) == 1
-    assert lines[0].startswith(f"wanvae: warning: {tmp_path / 'a.mkv'} is damaged or cut short")
+    assert lines[0].startswith(f"wanvae: warning: {tmp_path / 'a.mkv'}: it is damaged or cut short")
     assert ("frame/s" in err) == (progress == "--progress")
 
 

@@ -20,7 +20,8 @@ from tests.helpers import WAN22, tiny
 from wanvae import WanVAE
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.frames import NotFiniteError, encode_frames
+from wanvae.engine.finite import NotFiniteError
+from wanvae.frames import encode_frames
 from wanvae.video import Frame, VideoError, VideoReader, VideoWriter, read_video, write_video
 
 LEVEL = 2 / 255  # one 8 bit level on the scale from -1 to 1
@@ -411,7 +412,7 @@ def test_numbers_that_a_model_cannot_hold_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         vae.conv1.bias[:1] = 1e5
     vae.to(torch.float16)
-    reason = r"the latents are not finite \(computed in float16\); use --encode-dtype bfloat16"
+    reason = r"not finite \(NaN or infinite\) in float16: encode in bfloat16"
     with pytest.raises(NotFiniteError, match=reason):
         encode_file(vae, source, tmp_path / "latents.safetensors")
     with pytest.raises(NotFiniteError, match=reason):
@@ -419,6 +420,6 @@ def test_numbers_that_a_model_cannot_hold_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         vae.conv1.bias.zero_()
         vae.decoder.head[2].bias.fill_(float("nan"))
-    with pytest.raises(NotFiniteError, match=r"the frames are not finite .* --decode-dtype"):
+    with pytest.raises(NotFiniteError, match=r"not finite .* in float16: decode in bfloat16"):
         reconstruct_file(vae, source, tmp_path / "out.mkv")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]

@@ -726,7 +726,7 @@ def test_latents_that_are_not_finite_are_failures(tmp_path: Path, files: Path, r
     vae.save_pretrained(tmp_path / "large.safetensors")
     model = ["--checkpoint", tmp_path / "large.safetensors", "--encode-dtype"]
     out, _ = run(tmp_path / "half", *model, "float16", source=source, status=1)
-    reason = "the latents are not finite (computed in float16); use --encode-dtype bfloat16 or"
+    reason = "not finite (NaN or infinite) in float16: encode in bfloat16"
     assert "3 failed" in out and out.count(reason) == 3
     assert not list((tmp_path / "half").rglob("*.safetensors"))
     assert "0 failed" in run(tmp_path / "whole", *model, "float32", source=source)[0]

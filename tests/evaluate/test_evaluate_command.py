@@ -314,7 +314,7 @@ def test_numbers_that_a_model_cannot_hold_are_failures(
     vae.save_pretrained(tmp_path / "large.safetensors")
     options = ["--checkpoint", tmp_path / "large.safetensors", "--encode-dtype", "float16"]
     _, err = evaluate(tmp_path / "out", *options, status=1)
-    assert "the latents are not finite (computed in float16); use --encode-dtype" in err
+    assert "not finite (NaN or infinite) in float16: encode in bfloat16" in err
 
 
 def test_what_cannot_be_done_is_one_line(

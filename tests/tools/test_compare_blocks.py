@@ -147,7 +147,7 @@ def test_an_interrupt_keeps_what_is_done(
         (["--rates", "nan"], "--rates must be positive, not nan"),
         (["--videos", "some"], "--videos and --held-out go together"),
         (["--report"], "name one with --json"),
-        (["--plot", "no/such"], "--plot no/such is no folder"),
+        (["--plot", "no/such"], "--plot no/such is not a folder"),
         (["--only", "nothing"], "invalid choice: 'nothing'"),
     ],
 )

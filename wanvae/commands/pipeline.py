@@ -30,7 +30,7 @@ from wanvae.engine.checkpoint import CheckpointError
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
 from wanvae.execution.sharding import FIRST
-from wanvae.frames import check_finite, encode_frames
+from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import WanVAE
@@ -119,7 +119,6 @@ def reconstruct_file(
             for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
-                check_finite(decoded, "the frames", vae.decode_dtype, "--decode-dtype")
                 if writer is None:
                     waiting.clear()
                     continue
@@ -260,7 +259,6 @@ def decode_file(
             if normalized or latents.normalized:
                 pieces = map(vae.denormalize, pieces)
             for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
-                check_finite(decoded, "the frames", vae.decode_dtype, "--decode-dtype")
                 decoded = decoded[0, :, : frames - done, :height, :width]
                 count = decoded.shape[1]
                 if count and writer is not None:

@@ -26,6 +26,7 @@ from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.json_files import append_line, write_lines
 from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.engine.sharing import neighbouring_share, progress_bar
@@ -34,7 +35,7 @@ from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
 from wanvae.folders.listing import MANIFEST
-from wanvae.frames import NotFiniteError, encode_frames
+from wanvae.frames import encode_frames
 from wanvae.latents.spool import LatentsSpool
 from wanvae.model import WanVAE
 from wanvae.posterior import LOGVAR_RANGE, Posterior

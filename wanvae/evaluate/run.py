@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
+from wanvae.engine.finite import NotFiniteError, advice, is_finite
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import balanced_share, progress_bar
 from wanvae.evaluate.media import ComparisonWriter, write_worst
@@ -33,7 +34,6 @@ from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial, TrialList
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, raised, read_clips
-from wanvae.frames import NotFiniteError, check_finite
 from wanvae.metrics.frechet import I3D, Windows
 from wanvae.metrics.lpips import Lpips
 from wanvae.video import Frame
@@ -147,8 +147,9 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
         for frame, images in in_lockstep(on_device(raised(frames), judging.device), models, costs):
             panels = frame.image, *images
             for model, score, image in zip(models, scores, images, strict=True):
-                what, dtype = f"the frames of {model.facts.name}", model.vae.decode_dtype
-                check_finite(image, what, dtype, "--decode-dtype")
+                if not is_finite(image):
+                    remedy = advice(model.vae.decode_dtype, "decode")
+                    raise NotFiniteError(f"frames of {model.facts.name} are not finite: {remedy}")
                 score.add(frame.image, image)
             for window, panel in zip(windows, panels, strict=False):  # no windows without I3D
                 window.add(panel)

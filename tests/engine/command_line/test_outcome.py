@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.outcome import exit_status
 from wanvae.engine.command_line.program import Command, Listed, Program
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
-from wanvae.engine.training.loop import NotFiniteError
 from wanvae.errors import UserError
 
 

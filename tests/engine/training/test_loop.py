@@ -23,9 +23,10 @@ from torch import nn
 from tests.engine.training.toy import KillAt, Model, Noise, losses, make_task, settings
 from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.signals import STOP_SIGNALS
 from wanvae.engine.training.config import TrainerConfig
-from wanvae.engine.training.loop import NotFiniteError, make_accelerator, train
+from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_matplotlib")

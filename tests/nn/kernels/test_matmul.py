@@ -135,7 +135,7 @@ def test_strips_cover_all_tiles_once_and_are_small(clips, tiles, values, strip):
     seen = torch.zeros(clips, tiles)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd_1d, "STRIP", strip)
-        for cut in winograd_1d.strips(clips, tiles, values):
+        for cut in winograd_1d.cut_into_strips(clips, tiles, values):
             seen[cut] += 1
             assert seen[cut].numel() * values <= max(strip, values)
     assert torch.equal(seen, torch.ones(clips, tiles))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.devices import default_device
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked
 from wanvae.engine.processes import means_over_processes, run_on_first_process
 from wanvae.engine.signals import STOP_SIGNALS, handle_signals
@@ -32,10 +33,6 @@ from wanvae.engine.training.record import flat_options, keep_record, make_record
 from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
-
-
-class NotFiniteError(UserError):
-    """The loss or its gradient is infinite or NaN in too many steps in a row."""
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
