@@ -298,15 +298,14 @@ def is_known_after_a_dot(before: str, name: str) -> bool:
 def things() -> dict[str, tuple[object, ...]]:
     """What names before a dot stand for in the text."""
     vae, tokenizer = small_model(), tiny_tokenizer(None, channels=263)
-    encoder = vae.stream_encode()
     return {
         "vae": (vae, vae.as_diffusers()),
         "WanVAE": (vae,),
         "model": (tokenizer,),
         "RVQVAE": (tokenizer,),
-        "encoder": (encoder,),
+        "encoder": (vae.stream_encode(),),
         "decoder": (vae.stream_decode(),),
-        "end": (encoder.finish(),),
+        "end": (vae.stream_encode().finish(),),
         "posterior": (Posterior(torch.zeros(1), torch.zeros(1)),),
     }
 

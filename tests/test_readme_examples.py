@@ -268,6 +268,7 @@ def test_the_hub(folder: Path, vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> 
             raise EntryNotFoundError(name)
         return str(path)
 
+    monkeypatch.setattr("wanvae.engine.hub.find_obstacle", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, exist_ok: None)
     monkeypatch.setattr(huggingface_hub, "upload_file", uploaded.update)

@@ -13,6 +13,7 @@ from motion.commands.options import add_model_options, load_model
 from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.humanml3d import read_features, recover_positions, skeleton_of
 from motion.features.recording import read_recording
+from motion.features.units import warn_of_drawn_units
 from motion.files.formats import read_motion
 from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, Figure, render
@@ -68,6 +69,7 @@ def read_figure(path: str | os.PathLike[str]) -> tuple[Figure, float]:
         clip = read_motion(path)
         return Figure.of_clip(clip), clip.fps
     features = read_features(path)
+    warn_of_drawn_units(features)
     channels = features.shape[1]
     figure = Figure.of_joints(recover_positions(features), skeleton_of(channels))
     return figure, PUBLISHED_FEATURES[channels][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -55,13 +56,45 @@ def warn_of_units(recording: Recording, normalizer: Normalizer, *, shown: bool) 
             "are not normalized",
             stacklevel=1,
         )
-    if not own and normalizer.is_set and are_in_own_units(denormalize(features, normalizer)):
+    if recording.clip is None and are_normalized_already(features, normalizer):
+        warn_of_normalizing_twice()
+
+
+def warn_of_training_units(recordings: Iterable[Tensor], normalizer: Normalizer) -> None:
+    """Warns once if features (T, D) to train on are certainly normalized already.
+
+    Args:
+        recordings: features of HumanML3D or KIT.
+        normalizer: the normalizer of the model that is trained.
+    """
+    if any(are_normalized_already(features, normalizer) for features in recordings):
+        warn_of_normalizing_twice()
+
+
+def warn_of_drawn_units(features: Tensor) -> None:
+    """Warns if features (T, D) that are drawn without a model seem to be normalized."""
+    if not are_in_own_units(features):
         warnings.warn(
-            "the features of the motion are normalized already, and the model normalizes them "
-            "again, so the result is wrong: use the features as they are before they are "
-            "normalized",
+            "the features of the motion seem to be normalized, because their rotations do not have "
+            "length 1. If they are, the picture is wrong: use the features as they are before they "
+            "are normalized. Features that a model generated may look normalized, too",
             stacklevel=1,
         )
+
+
+def warn_of_normalizing_twice() -> None:
+    warnings.warn(
+        "the features of the motion are normalized already, and the model normalizes them again, "
+        "so the result is wrong: use the features as they are before they are normalized",
+        stacklevel=1,
+    )
+
+
+def are_normalized_already(features: Tensor, normalizer: Normalizer) -> bool:
+    """Whether features (T, D) are in their own units only once they are denormalized."""
+    if not normalizer.is_set or are_in_own_units(features):
+        return False
+    return are_in_own_units(denormalize(features, normalizer))
 
 
 def denormalize(features: Tensor, normalizer: Normalizer) -> Tensor:

@@ -18,6 +18,7 @@ from motion.checkpoints import formats
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import evaluate
 from motion.evaluate.reconstruction import reconstruct
+from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
 from motion.quantizer.residual_vq import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
@@ -82,6 +83,8 @@ class MotionTraining:
         self.data = load_data(config.data, self.model.config, seed, report=report)
         if not self.model.normalizer.is_set:
             self.model.normalizer.set(self.data.statistics)
+        if report and self.model.config.features is None:
+            warn_of_training_units(self.data.windows.recordings, self.model.normalizer)
         self.motion_losses = MotionLosses(config.loss, self.model, self.data.skeleton)
 
     def task(self) -> Task:

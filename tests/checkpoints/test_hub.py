@@ -35,6 +35,12 @@ class FakeHub:
     failure: Exception | None = None
     asked: list[str] = field(default_factory=list)
 
+    def head(self, url: str, *, timeout: float) -> None:
+        """Of the client that asks whether the Hub is there."""
+        assert url.startswith("https://") and timeout <= 10
+        if self.offline:
+            raise OSError("Name or service not known. And more")
+
     def download(
         self, repository: str, name: str, *, subfolder: str | None, local_files_only: bool
     ) -> str:
@@ -74,6 +80,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
     monkeypatch.setattr(huggingface_hub, "create_repo", fake.create)
     monkeypatch.setattr(huggingface_hub, "upload_file", fake.upload)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: fake)
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -138,13 +145,22 @@ def test_what_was_downloaded_is_used_offline(hub: FakeHub, vae: WanVAE, tmp_path
     hub.offline = True
     hub.cached = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
     assert_same(vae, WanVAE.from_pretrained("org/name"))
-    # The network is tried once.
-    assert [name for name in hub.asked if "cached" not in name] == [NATIVE_FILE]
+    # A download would try again for half a minute before it says so.
+    assert [name for name in hub.asked if "cached" not in name] == []
 
 
 def test_offline_with_nothing_downloaded(hub: FakeHub) -> None:
     hub.offline = True
-    with pytest.raises(CheckpointError, match=r"^org/name is not a local path.* cannot be reached"):
+    with pytest.raises(CheckpointError, match=r"^the path org/name does not exist, ") as caught:
+        WanVAE.from_pretrained("org/name")
+    assert "could not be asked for one (Name or service not known); check" in str(caught.value)
+    assert [name for name in hub.asked if "cached" not in name] == []
+
+
+def test_a_connection_that_is_lost_between_two_files(hub: FakeHub, vae: WanVAE) -> None:
+    vae.save_pretrained(hub.root / NATIVE_FILE)
+    hub.failure = LocalEntryNotFoundError("no connection")
+    with pytest.raises(CheckpointError, match=r"could not be asked for one \(the connection was l"):
         WanVAE.from_pretrained("org/name")
 
 

@@ -104,6 +104,30 @@ def test_encode_and_decode(tmp_path: Path, files: Path, run: Run) -> None:
     assert (video.shape, info.fps) == ((3, 7, 22, 30), 25)
 
 
+@pytest.mark.filterwarnings("default:.*frames per second are assumed")
+def test_numbered_images(tmp_path: Path, files: Path, run: Run, fail: Fail) -> None:
+    video, _ = read_video(files / "a.mp4")
+    for number, image in enumerate(video.unbind(1)):
+        write_video(tmp_path / f"{number:05}.png", image[:, None], Fraction(1))
+    source, target, latents = (tmp_path / name for name in ("%05d.png", "b.mp4", "l.safetensors"))
+    model = ["--checkpoint", files / "vae.safetensors"]
+    out, err = run("reconstruct", source, target, "--fps", "12", *model)
+    assert (": 7 frames, " in out, err) == (True, "")
+    run("encode", source, latents, "--fps", "30000/1001", *model)
+    for written, rate in ((target, Fraction(12)), (tmp_path / "c.mp4", Fraction(30000, 1001))):
+        if written != target:
+            run("decode", latents, written, *model)
+        found, info = read_video(written)
+        assert (found.shape, info.fps) == ((3, 7, 22, 30), rate)
+    _, err = run("reconstruct", source, target, *model)
+    assert err.count("\n") == 1 and "25 frames per second are assumed" in err
+    assert read_video(target)[1].fps == 25
+    err = fail("encode", files / "a.mp4", latents, "--fps", "12", *model)
+    assert "a.mp4 is a video file, and cannot be read at 12 frames per second" in err
+    assert "must be a rate" in fail("encode", source, latents, "--fps", "fast", *model)
+    assert "would be overwritten" in fail("reconstruct", source, tmp_path / "00001.png", *model)
+
+
 def test_decode_latents_of_another_program(tmp_path: Path, files: Path, run: Run) -> None:
     arguments = [files / "a.safetensors", tmp_path / "b.mp4", "--normalized", "--fps", "30000/1001"]
     out, _ = run("decode", *arguments, "--checkpoint", files / "vae.safetensors")

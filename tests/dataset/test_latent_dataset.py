@@ -14,6 +14,7 @@ from tests.commands import without_notice
 from tests.helpers import tiny
 from wanvae import LatentDataset, WanVAE, cli
 from wanvae.dataset.reader import LatentClip
+from wanvae.errors import UserError
 from wanvae.video import read_video, write_video
 
 CONTAINERS = ["files", "tar", "safetensors"]
@@ -125,6 +126,11 @@ def test_workers_load_batches(files: Path, encode: Encode, container: str) -> No
 
 
 # What cannot be read
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the folder .*missing does not exist; check the path$"):
+        LatentDataset(tmp_path / "missing")
 
 
 def test_no_data_set(tmp_path: Path) -> None:

@@ -397,3 +397,82 @@ def test_a_closed_reader_is_freed_at_once(tmp_path: Path, at_rate: bool) -> None
         assert source() is None
     finally:
         gc.enable()
+
+
+# Numbered images
+
+
+def write_numbered(folder: Path, count: int, suffix: str = ".png") -> str:
+    """Writes so many pictures that show their number, and returns their pattern."""
+    for number in range(count):
+        image = torch.from_numpy(picture(number).to_ndarray(format="rgb24")).permute(2, 0, 1)
+        write_video(folder / f"{number:05}{suffix}", image[:, None] / 127.5 - 1, Fraction(1))
+    return str(folder / f"%05d{suffix}")
+
+
+@pytest.mark.parametrize("rate", ["12", "24000/1001", "0.5"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_numbered_images_are_a_video_of_the_rate_that_is_given(
+    tmp_path: Path, rate: str, suffix: str
+) -> None:
+    fps = Fraction(rate)
+    with VideoReader(write_numbered(tmp_path, 7, suffix), strict=True, fps=fps) as reader:
+        assert (reader.info.fps, reader.info.frames, reader.info.is_image) == (fps, 7, False)
+        frames = list(reader)
+        assert [number_of(frame.image) for frame in frames] == list(range(7))
+        assert [frame.time for frame in frames] == [float(number / fps) for number in range(7)]
+        reader.seek(4 / fps)
+        assert number_of(next(reader).image) == 4
+
+
+def test_numbered_images_without_a_rate_are_said_to_have_25(tmp_path: Path) -> None:
+    pattern = write_numbered(tmp_path, 3)
+    with pytest.warns(UserWarning) as caught:
+        video, info = read_video(pattern)
+    (warning,) = caught
+    assert "no frame rate; 25 frames per second are assumed" in str(warning.message)
+    assert (info.fps, info.frames, video.shape[1], info.is_image) == (25, 3, 3, False)
+
+
+def test_a_single_image_stays_a_still_image(tmp_path: Path) -> None:
+    pattern = write_numbered(tmp_path, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in (pattern, tmp_path / "00000.png"):
+            assert probe(path).is_image and probe(path).frames == 1
+    write_numbered(tmp_path, 3)
+    assert probe(tmp_path / "00001.png").is_image
+
+
+def test_colours_of_large_numbered_images_are_those_of_one_image(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = (torch.rand(3, 1, 90, 4, generator=generator) * 2 - 1).repeat_interleave(8, dim=2)
+    for number in range(2):
+        write_video(tmp_path / f"{number}.jpg", image, Fraction(1))
+    video, _ = read_video(tmp_path / "%d.jpg", fps=Fraction(5))
+    still, _ = read_video(tmp_path / "0.jpg")
+    assert torch.equal(video[:, :1], still)
+
+
+@pytest.mark.parametrize("name", ["00000.png", "%05d.png", "video.mkv"])
+def test_only_numbered_images_take_a_rate(tmp_path: Path, name: str) -> None:
+    write_numbered(tmp_path, 1)
+    encode(tmp_path / "video.mkv", "libx264", range(5), options=X264)
+    with pytest.raises(VideoError, match=r"cannot be read at 12 frames per second: leave out fps"):
+        VideoReader(tmp_path / name, fps=Fraction(12))
+
+
+@pytest.mark.parametrize(
+    ("gap", "message"),
+    [
+        (1, "1 of its 5 images are read, because the numbers of the others are not"),
+        # FFmpeg looks past a gap in some places, and finds it only in reading.
+        (3, "cut short: No such file or directory; frames after 0.40 s are missing"),
+    ],
+)
+def test_numbered_images_after_a_gap_are_told(tmp_path: Path, gap: int, message: str) -> None:
+    pattern = write_numbered(tmp_path, 6)
+    (tmp_path / f"{gap:05}.png").unlink()
+    fps = None if gap == 1 else Fraction(5)
+    with pytest.warns(UserWarning, match=message), VideoReader(pattern, fps=fps) as reader:
+        assert len(list(reader)) == gap

@@ -70,6 +70,7 @@ def reconstruct_file(
     crf: int = 18,
     start: float = 0.0,
     duration: float | None = None,
+    fps: Fraction | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -83,6 +84,8 @@ def reconstruct_file(
         crf: quality of the written video, 0 (best) to 51.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
+        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+            them.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -100,7 +103,7 @@ def reconstruct_file(
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with open_excerpt(source, start, duration) as excerpt:
+    with open_excerpt(source, start, duration, fps) as excerpt:
         info = excerpt.info
         waiting: deque[Frame] = deque()
         # Encoder and decoder work at the same time, so each gets half of the memory.
@@ -146,6 +149,7 @@ def encode_file(
     checkpoint: str | PathLike[str] | None = None,
     start: float = 0.0,
     duration: float | None = None,
+    fps: Fraction | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -157,6 +161,8 @@ def encode_file(
         checkpoint: where the model comes from. The file then says which model encoded it.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
+        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+            them.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -172,7 +178,7 @@ def encode_file(
     """
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
-    with open_excerpt(source, start, duration) as excerpt:
+    with open_excerpt(source, start, duration, fps) as excerpt:
         info = excerpt.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
@@ -278,9 +284,12 @@ class Excerpt:
 
 @contextmanager
 def open_excerpt(
-    source: str | PathLike[str], start: float, duration: float | None
+    source: str | PathLike[str], start: float, duration: float | None, fps: Fraction | None = None
 ) -> Iterator[Excerpt]:
     """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
+
+    Args:
+        fps: frames per second of numbered images.
 
     Raises:
         VideoError: ``source`` cannot be read, or has no frame there, or the times are wrong.
@@ -290,7 +299,7 @@ def open_excerpt(
             f"cannot read {source} from {start} s for {duration} s: the start must be 0 or more, "
             "the duration more than 0"
         )
-    with VideoReader(source) as reader:
+    with VideoReader(source, fps=fps) as reader:
         if start > 0:
             reader.seek(start)
         first = next(reader, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from jsonargparse import Namespace
@@ -18,7 +19,7 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.video.rate import parse_rate
 
-VIDEO_HELP = "video or image to read; anything FFmpeg reads"
+VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
 OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
 
 
@@ -26,6 +27,7 @@ def reconstruct(arguments: Namespace) -> None:
     """Encodes and decodes a video, and prints how close the result is."""
     source = arguments.input or demo_clip()
     demo = arguments.input is None
+    fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
         report = reconstruct_file(
             vae,
@@ -35,6 +37,7 @@ def reconstruct(arguments: Namespace) -> None:
             crf=arguments.crf,
             start=arguments.start,
             duration=arguments.duration,
+            fps=fps,
             shard=processes,
             **common_options(arguments),
         )
@@ -49,6 +52,7 @@ def reconstruct(arguments: Namespace) -> None:
 
 def encode(arguments: Namespace) -> None:
     """Encodes a video to a file of latents."""
+    fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
         shape = encode_file(
             vae,
@@ -57,6 +61,7 @@ def encode(arguments: Namespace) -> None:
             checkpoint=checkpoint_of(arguments),
             start=arguments.start,
             duration=arguments.duration,
+            fps=fps,
             shard=processes,
             **common_options(arguments),
         )
@@ -66,7 +71,7 @@ def encode(arguments: Namespace) -> None:
 
 def decode(arguments: Namespace) -> None:
     """Decodes a file of latents to a video."""
-    fps = None if arguments.fps is None else parse_rate(arguments.fps)
+    fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
         frames = decode_file(
             vae,
@@ -88,18 +93,28 @@ def common_options(arguments: Namespace) -> dict[str, Any]:
     return {name: arguments[name] for name in ("tile_size", "max_memory", "progress")}
 
 
+def rate_of(arguments: Namespace) -> Fraction | None:
+    """Returns the rate of ``--fps``; None without it."""
+    return None if arguments.fps is None else parse_rate(arguments.fps)
+
+
 def add_quality_option(parser: Parser) -> None:
     """Declares ``--crf``."""
     parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
 
 
 def add_time_options(parser: Parser) -> None:
-    """Declares ``--start`` and ``--duration``."""
+    """Declares ``--start``, ``--duration`` and ``--fps``."""
     parser.add_argument(
         "--start", type=float, default=0.0, help="start of the part to take, in seconds"
     )
     parser.add_argument(
         "--duration", type=float, help="length of the part to take, in seconds (default: all)"
+    )
+    parser.add_argument(
+        "--fps",
+        help="frames per second of numbered images, like 25 or 30000/1001 (default: 25); video "
+        "files have their own",
     )
 
 

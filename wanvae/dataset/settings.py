@@ -136,8 +136,10 @@ def read_settings(folder: Path) -> DatasetSettings:
     """Returns the settings of a data set.
 
     Raises:
-        UserError: ``folder`` is not a data set of this version.
+        UserError: ``folder`` does not exist, or is not a data set of this version.
     """
+    if not folder.exists():
+        raise UserError(f"the folder {folder} does not exist; check the path")
     try:
         return output_folder.read_settings(folder / SETTINGS, DatasetSettings, DATA_SET)
     except FileNotFoundError:

@@ -61,7 +61,8 @@ def download(repository: str, subfolder: str | None, stored: HubFiles) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     folders = stored.folders if subfolder is None else (subfolder,)
-    unreachable = False
+    obstacle = find_obstacle()
+    unreachable = obstacle is not None
     for folder, names in product(folders, stored.checkpoints):
         try:
             files = [fetch(repository, folder, name, cached=unreachable) for name in names]
@@ -73,8 +74,9 @@ def download(repository: str, subfolder: str | None, stored: HubFiles) -> Path:
             return files[0] if len(files) == 1 else files[0].parent
     if unreachable:
         raise CheckpointError(
-            f"{repository} is not a local path, and was not downloaded before; "
-            "the Hugging Face Hub cannot be reached: check the path or the network"
+            f"the path {repository} does not exist, no repository of this name was downloaded "
+            "before, and the Hugging Face Hub could not be asked for one "
+            f"({obstacle or 'the connection was lost'}); check the path or the network"
         )
     wanted = ", ".join(" with ".join(names) for names in stored.checkpoints)
     raise CheckpointError(
@@ -82,6 +84,21 @@ def download(repository: str, subfolder: str | None, stored: HubFiles) -> Path:
         f"{' or '.join(folder or 'its root' for folder in folders)} ({wanted}); "
         "name the subfolder that holds one"
     )
+
+
+def find_obstacle() -> str | None:
+    """Returns why the Hub cannot be reached; None if it answers.
+
+    It is asked once. A download would try again for half a minute and longer.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # errors of the network have no class in common
+        return first_sentence(error)
+    return None
 
 
 def fetch(repository: str, folder: str, name: str, *, cached: bool) -> Path:

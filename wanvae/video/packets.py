@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain, islice
 from math import inf
+from os import PathLike
 
 import av
 from av import Packet
@@ -16,8 +18,9 @@ from av.format import Flags
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from wanvae.engine.files import numbered
 from wanvae.video.clock import Clock
-from wanvae.video.common import Notices, Source, VideoError, address, one_line_errors
+from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
 
 _DEFAULT_RATE = Fraction(25)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
@@ -39,6 +42,7 @@ class PacketSource:
 
     Args:
         notices: tells what must be told about the file; None tells nothing.
+        fps: frames per second of numbered images, which have no rate; None takes 25.
 
     Attributes:
         stream: the video, for its decoder.
@@ -46,20 +50,41 @@ class PacketSource:
         key_lead: ticks from the time of the packet of a keyframe to the time of its frame.
 
     Raises:
-        VideoError: the file cannot be opened, or has no video.
+        VideoError: the file cannot be opened, or has no video, or ``fps`` is given for another
+            file than several numbered images.
     """
 
-    def __init__(self, path: Source, notices: Notices | None = None) -> None:
+    def __init__(
+        self, path: Source, notices: Notices | None = None, fps: Fraction | None = None
+    ) -> None:
         self.path = path
+        self._fps = fps
         self.key_lead = 0
         self._notices = notices
         self._fresh = True
         self._open()
+        if self.kind == "image2" and not isinstance(path, FilePart):
+            self._tell_of_gaps(path)
+        if self.is_numbered and fps is None:
+            self._tell(
+                f"numbered images have no frame rate; {_DEFAULT_RATE} frames per second are "
+                "assumed, name another rate with --fps (in Python, with fps)"
+            )
+        if fps is not None and not self.is_numbered:
+            self.close()
+            raise VideoError(
+                f"{path} is {'a still image' if self.is_image else 'a video file'}, and cannot be "
+                f"read at {fps} frames per second: leave out fps, which is only for several "
+                "numbered images like frames/%05d.png"
+            )
 
     def _open(self) -> None:
+        options = {} if self._fps is None else {"framerate": str(self._fps)}
         with one_line_errors("read", self.path):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(address(self.path), metadata_errors="replace")
+            self._container = av.open(
+                address(self.path), metadata_errors="replace", options=options
+            )
         stream = self._container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self.close()
@@ -76,6 +101,16 @@ class PacketSource:
     @property
     def is_image(self) -> bool:
         """Whether the file is a still image."""
+        return self.is_of_images and not self.is_numbered
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether this is several numbered image files, like frames/%05d.png."""
+        return self.kind == "image2" and (self.stream.duration or 0) > 1
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether frames have the formats of image files."""
         return self.kind == "image2" or self.kind.endswith("_pipe")
 
     @property
@@ -220,6 +255,17 @@ class PacketSource:
             if size > _MOST_WAITING or (packet.dts is not None and packet.dts > time):
                 break
         return chain(waiting, packets)
+
+    def _tell_of_gaps(self, pattern: str | PathLike[str]) -> None:
+        """Tells of numbered images after a gap in their numbers, which FFmpeg does not read."""
+        folder, name = os.path.split(address(pattern))
+        there = sum(map(bool, map(numbered(name).fullmatch, os.listdir(folder))))
+        read = self.stream.duration or 1
+        if there > read:
+            self._tell(
+                f"{read} of its {there} images are read, because the numbers of the others are not "
+                "the next ones; rename them"
+            )
 
     def _tell(self, sentence: str) -> None:
         if self._notices is not None:

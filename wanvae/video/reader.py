@@ -70,6 +70,8 @@ class VideoReader:
     """Iterates once over the frames of a video or image file, decoding as it goes.
 
     It reads any container and pixel format that FFmpeg reads, from a file or a part of a file.
+    Several numbered images, like "frames/%05d.png", are a video of `fps` frames per second. Without
+    `fps` it is 25, with a UserWarning. A single image is a still image.
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
     says. Alpha is dropped. HDR is read as if it were SDR, with a UserWarning.
 
@@ -83,17 +85,18 @@ class VideoReader:
     keyframe, as in a recording that begins in the middle, are left out with a UserWarning. A stream
     that changes its size is scaled to the first size, with a UserWarning.
 
-    Raises VideoError if the file cannot be opened or not one frame of it can be decoded.
+    Raises VideoError if the file cannot be opened or not one frame of it can be decoded, or if
+    `fps` is given for another file than several numbered images.
     """
 
     info: VideoInfo
 
-    def __init__(self, path: Source, *, strict: bool = False) -> None:
+    def __init__(self, path: Source, *, strict: bool = False, fps: Fraction | None = None) -> None:
         self.path = path
         self._strict = strict
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
-        self._source = PacketSource(path, self._notices)
+        self._source = PacketSource(path, self._notices, fps)
         try:
             self._start()
         except BaseException:
@@ -269,7 +272,7 @@ class VideoReader:
         if not frame.format.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
             # Untagged video is by custom BT.709 when high definition and BT.601 below, as players
             # take it; the still image formats are defined with BT.601.
-            high = frame.height >= 720 and not self.info.is_image
+            high = frame.height >= 720 and not self._source.is_of_images
             frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
         if self.info.hdr is not None:
             self._notices.tell(
@@ -328,9 +331,12 @@ def _counted(info: VideoInfo, frames: int, seconds: Fraction) -> VideoInfo:
     return replace(info, frames=frames, fps=fps)
 
 
-def read_video(path: Source) -> tuple[torch.Tensor, VideoInfo]:
-    """All frames (3, T, H, W), float32 RGB in [-1, 1], and the info; raises as VideoReader."""
-    with VideoReader(path) as reader:
+def read_video(path: Source, *, fps: Fraction | None = None) -> tuple[torch.Tensor, VideoInfo]:
+    """All frames (3, T, H, W), float32 RGB in [-1, 1], and the info; raises as VideoReader.
+
+    `fps` is for numbered images, as in VideoReader.
+    """
+    with VideoReader(path, fps=fps) as reader:
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
 

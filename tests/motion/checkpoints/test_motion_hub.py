@@ -31,6 +31,7 @@ def hub(tmp_path, monkeypatch) -> Path:
         assert repo_id == "org/name"
         (root / path_in_repo).write_bytes(path_or_fileobj.read_bytes())
 
+    monkeypatch.setattr("wanvae.engine.hub.find_obstacle", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, exist_ok: None)
     monkeypatch.setattr(huggingface_hub, "upload_file", upload)

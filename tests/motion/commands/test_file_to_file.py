@@ -14,7 +14,7 @@ from motion.commands.reconstruct import reconstruct_file
 from motion.commands.render import read_figure, render_file
 from motion.commands.tokenize import tokenize_file
 from motion.errors import MotionError
-from motion.features.humanml3d import read_features, write_features
+from motion.features.humanml3d import read_features, rotation_channels, write_features
 from motion.features.recording import read_recording
 from motion.features.rotations import extract_features
 from motion.files.formats import read_motion, write_motion
@@ -51,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for channels in (263, 251):
         generator = torch.Generator().manual_seed(channels)
         features = torch.randn(41, channels, generator=generator) * 0.1
+        place = rotation_channels(channels)
+        vectors = features[:, place].unflatten(1, (-1, 3))
+        features[:, place] = (vectors / vectors.norm(dim=-1, keepdim=True)).flatten(1)
         write_features(folder / f"{channels}.npy", features)
     return folder
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import roma
 import torch
@@ -21,6 +22,8 @@ from motion.features.humanml3d import rotation_channels, write_features
 from motion.features.rotations import to_rot6d
 from motion.features.statistics import FeatureStatistics
 from motion.features.units import are_in_own_units
+from motion.train.run import MotionTraining, TrainConfig
+from motion.train.windows import DataConfig
 from tests.motion.small_tokenizers import tiny_tokenizer, write_walks
 
 NOT_NORMALIZED = "are not normalized, and the model has no mean"
@@ -117,3 +120,40 @@ def test_motion_files_are_never_normalized(
     set_normalizer(model, None)
     (text,) = texts_of(WORKS[name], model, file, tmp_path / "out2", processes)
     assert NOT_NORMALIZED in text
+
+
+@pytest.mark.parametrize("channels", [263, 251])
+def test_training_says_once_that_features_are_normalized_already(
+    tmp_path: Path, processes: PartialState, channels: int
+) -> None:
+    own = own_features(channels, 0, frames=80)
+    statistics = FeatureStatistics.fit([own])
+    np.save(tmp_path / "Mean.npy", statistics.mean.numpy())
+    np.save(tmp_path / "Std.npy", statistics.std.numpy())
+    folder = tmp_path / "new_joint_vecs"
+    folder.mkdir()
+    model = tiny_tokenizer(None, channels=channels).config
+    config = TrainConfig(model=model, data=DataConfig(folder=str(tmp_path)))
+    for features, expected in ((own, []), ((own - statistics.mean) / statistics.std, [TWICE])):
+        for name in ("a.npy", "b.npy"):
+            write_features(folder / name, features)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            MotionTraining(config, processes)
+        assert len(caught) == len(expected)
+        assert all(TWICE in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("channels", [263, 251])
+def test_drawing_without_a_model_says_that_features_seem_normalized(
+    tmp_path: Path, channels: int
+) -> None:
+    own = own_features(channels, 0)
+    statistics = FeatureStatistics.fit([own])
+    write_features(tmp_path / "a.npy", (own - statistics.mean) / statistics.std)
+    with pytest.warns(UserWarning, match="seem to be normalized, because their rotations"):
+        render_file(tmp_path / "a.npy", tmp_path / "a.png")
+    write_features(tmp_path / "a.npy", own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        render_file(tmp_path / "a.npy", tmp_path / "a.png")
