@@ -238,8 +238,8 @@ def render_video(
     camera = Camera.fit(figures, fps, width, height)
     rate = Fraction(fps).limit_denominator(1001)
     with (
-        VideoWriter(path, width=width * len(figures), height=height, fps=rate) as writer,
         tqdm(range(frames), unit="frame", disable=not progress) as bar,
+        VideoWriter(path, width=width * len(figures), height=height, fps=rate) as writer,
     ):
         for frame in bar:
             panels = [draw_panel(figure, camera, frame) for figure in figures]

@@ -282,7 +282,7 @@ def test_a_budget_too_small_for_a_stream_is_enough_for_tile_after_tile(
     tmp_path: Path, files: Path, run: Run, fail: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner = partial(Planner, overhead=0, planning_memory=0, smallest_tile=16)
-    monkeypatch.setattr("wanvae.commands.plan.Planner", planner)
+    monkeypatch.setattr("wanvae.execution.budget.Planner", planner)
     latents = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, tmp_path / "l.safetensors")
     command = "decode", tmp_path / "l.safetensors"

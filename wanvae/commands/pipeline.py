@@ -112,8 +112,8 @@ def reconstruct_file(
         decoder = vae.stream_decode(tile_size=tile_size, max_memory=share, shard=shard)
         width = 2 * info.width if side_by_side else info.width
         with (
-            open_writer(destination, first, width, info.height, info.fps, crf) as writer,
             show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
+            open_writer(destination, first, width, info.height, info.fps, crf) as writer,
             limit_shared_by(2),
         ):
             for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
@@ -252,8 +252,8 @@ def decode_file(
         times = latents.times if fps is None else ()
         done, first = 0, is_first(shard)
         with (
-            open_writer(destination, first, width, height, fps or rate, crf) as writer,
             show_progress(range(latents.length), latents.length, progress and first) as starts,
+            open_writer(destination, first, width, height, fps or rate, crf) as writer,
         ):
             pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized or latents.normalized:
