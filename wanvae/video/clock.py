@@ -1,4 +1,4 @@
-"""The times of packets and frames, continued where those of the file restart, jump or repeat."""
+"""Times of packets and frames. They go on where times in the file restart, jump or repeat."""
 
 from __future__ import annotations
 

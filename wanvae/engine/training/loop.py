@@ -129,7 +129,7 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
 
 @contextmanager
 def locked_run(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keeps other processes than those of this run out of its folder, until the block ends.
+    """Keeps the processes of other runs out of the folder of this run until the block ends.
 
     Raises:
         LockedError: another process trains in the folder.
