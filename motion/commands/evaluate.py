@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -16,6 +17,7 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.files import make_directory
+from wanvae.engine.locking import locked_by_run
 
 
 def add_options(parser: Parser) -> None:
@@ -52,17 +54,20 @@ def run(arguments: Namespace) -> None:
     limits = FigureLimits(files=arguments.figures, frames=arguments.figure_frames)
     check(limits.files >= 0, "--figures", limits.files, "at least 0")
     check(limits.frames >= 1, "--figure-frames", limits.frames, "at least 1")
-    if arguments.output is not None:
-        make_directory(arguments.output)
-    with launched_processes(arguments.device) as processes:
-        model = load_model(arguments, device_of(processes))
-        evaluation = evaluate_folder(
-            model, arguments.input, processes, window=window, progress=progress
-        )
-        if not processes.is_main_process:
-            return
-    if arguments.output is not None:
-        write_report(arguments, model, evaluation, limits)
+    with ExitStack() as held:
+        if arguments.output is not None:
+            make_directory(arguments.output)
+        with launched_processes(arguments.device) as processes:
+            if arguments.output is not None:
+                held.enter_context(locked_by_run(Path(arguments.output)))
+            model = load_model(arguments, device_of(processes))
+            evaluation = evaluate_folder(
+                model, arguments.input, processes, window=window, progress=progress
+            )
+            if not processes.is_main_process:
+                return
+        if arguments.output is not None:
+            write_report(arguments, model, evaluation, limits)
     for line in make_table(evaluation.whole):
         print(line)
     report_failures(evaluation.failures, len(evaluation.files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory
+from wanvae.engine.locking import locked_by_run
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -186,11 +188,28 @@ def tokenize_folder(
 
     Raises:
         MotionError: there are no motion files.
-        UserError: one folder is inside the other.
+        UserError: one folder is inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
     """
     targets, same = plan_targets(Path(source), Path(destination), suffix, model.config)
     make_directory(destination)
+    with locked_by_run(Path(destination)):
+        return write_targets(model, targets, same, processes, progress=progress)
+
+
+def write_targets(
+    model: RVQVAE,
+    targets: Mapping[Path, Path],
+    same: Sequence[str],
+    processes: PartialState,
+    *,
+    progress: bool,
+) -> FolderReport:
+    """Writes the tokens of motion files, as ``tokenize_folder`` does.
+
+    Args:
+        targets, same: what ``plan_targets`` returns.
+    """
     digest, identity = digest_of(model), identify(model)
     written, kept, unknown = 0, 0, 0
     failures = list(same) if processes.is_main_process else []

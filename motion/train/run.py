@@ -166,19 +166,19 @@ def as_tokenizer(model: nn.Module) -> RVQVAE:
     return model
 
 
-def run(config: TrainConfig) -> bool:
-    """Trains as ``config`` says. Returns whether all steps are done."""
+def run(config: TrainConfig) -> None:
+    """Trains as ``config`` says."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = MotionTraining(config, accelerator).task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
         trainer = replace(trainer, best="mpjpe", best_is="lowest")
-    return train(task, trainer, accelerator)
+    train(task, trainer, accelerator)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "motion.train") -> int:
-    """Runs the command. Returns 0 if training is complete, 130 if interrupted, 1 on an error.
+    """Trains; returns 0, or 1 after an error, or 128 and the number of a signal that ended it.
 
     Args:
         program: the name of the command in its messages.

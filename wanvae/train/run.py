@@ -172,15 +172,15 @@ def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
     return lpips(*videos).mean()
 
 
-def run(config: TrainConfig) -> bool:
-    """Trains as ``config`` says; returns whether all steps are done."""
+def run(config: TrainConfig) -> None:
+    """Trains as ``config`` says."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = VideoTraining(config, first_model(config), accelerator).task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
         trainer = replace(trainer, best="psnr")
-    return train(task, trainer, accelerator)
+    train(task, trainer, accelerator)
 
 
 def first_model(config: TrainConfig) -> WanVAE:
@@ -205,7 +205,7 @@ def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:
-    """Trains; returns 0, or 130 if interrupted, or 1 after an error.
+    """Trains; returns 0, or 1 after an error, or 128 and the number of a signal that ended it.
 
     Args:
         arguments: of the command line; None takes the arguments of this process.
