@@ -22,6 +22,7 @@ from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
 from motion.quantizer.residual_vq import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
+from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from wanvae.engine.training.command import training_command
@@ -77,6 +78,8 @@ class MotionTraining:
             self.model = RVQVAE(config.model)
         else:
             self.model = RVQVAE.from_pretrained(config.weights)
+        # Before the data set the normalizer of a checkpoint that has none.
+        self.start = "" if config.weights is None else identify(self.model)
         self.config = config
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
@@ -102,6 +105,7 @@ class MotionTraining:
             end_step=self.end_step if together else None,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.model.config),
+            identify_start=lambda: self.start,
             describe_data=self.data.describe,
         )
 

@@ -162,6 +162,27 @@ def test_weights_to_start_from_bring_their_architecture_to_the_record(folder, tm
     assert "model.num_res_blocks is 2, not 1" in capsys.readouterr().err
 
 
+def test_other_weights_to_start_from_are_refused_and_the_same_in_another_file_are_not(
+    folder, tmp_path, capsys
+):
+    weights, moved = tmp_path / "vae.safetensors", tmp_path / "moved.safetensors"
+    vae = tiny().float()
+    vae.save_pretrained(weights)
+
+    def train(path: Path, steps: int) -> int:
+        return main([*options(folder, tmp_path / "run", steps), f"--weights={path}"])
+
+    assert train(weights, 1) == 0
+    shutil.copy(weights, moved)
+    assert train(moved, 2) == 0
+    with torch.no_grad():
+        vae.conv1.bias[0] += 1
+    vae.save_pretrained(moved)
+    capsys.readouterr()
+    assert train(moved, 3) == 1
+    assert f"weights is '{moved}' (digest " in capsys.readouterr().err
+
+
 def test_the_command_of_the_readme_trains(folder, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
     command += ["-m", "wanvae.train", *options(folder, tmp_path / "run", 2)]

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
+from wanvae.checkpoints.formats import identify
 from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
@@ -108,7 +109,7 @@ class VideoTraining:
 
     def task(self) -> Task:
         """What to train."""
-        trainer = self.config.trainer
+        trainer, weights = self.config.trainer, self.config.weights
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
         samples = VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step)
         return Task(
@@ -122,6 +123,7 @@ class VideoTraining:
             preview=self.preview if self.held_out else None,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.vae.config),
+            identify_start=None if weights is None else partial(identify, weights),
             describe_data=samples.describe,
         )
 

@@ -59,6 +59,7 @@ class Layer:
 class Whole:
     """All options of a run, as a program has them."""
 
+    weights: str | None = None
     layers: tuple[Layer, ...] = ()
     layer: Layer | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -202,6 +203,33 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_is_not_checked(
     assert len(lines) == 1 and str(tmp_path) in lines[0]
     with pytest.raises(UserError, match=r"trainer\.seed is 3, not 0"):
         start(task_of(config), config)
+
+
+def test_a_record_of_an_earlier_version_knows_the_name_of_the_weights(
+    tmp_path: Path, start: Callable
+) -> None:
+    config = settings(tmp_path, steps=1)
+
+    def begin(name: str, digest: str) -> None:
+        start(replace(task_of(config, weights=name), identify_start=lambda: digest), config)
+
+    begin("a", "1" * 64)
+    begin("b", "1" * 64)
+    with pytest.raises(
+        UserError, match=r"weights is 'b' \(digest 11111111\), not 'b' \(digest 2{8}"
+    ):
+        begin("b", "2" * 64)
+    with pytest.raises(
+        UserError, match=r"weights is 'b' \(digest 1{8}\), not None \(digest none\)"
+    ):
+        start(task_of(config), config)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["start"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="weights is 'b', not 'a'"):
+        begin("a", "1" * 64)
+    begin("b", "2" * 64)
+    assert json.loads((tmp_path / "run.json").read_text())["start"] == "2" * 64
 
 
 @pytest.mark.parametrize("text", ["", "[", "trainer: {seed: x}", "unknown: 1"])

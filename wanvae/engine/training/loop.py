@@ -145,7 +145,9 @@ def keep_record_of(
     """
 
     def keep() -> None:
-        record = make_record(task.describe_data(), config.accumulate * accelerator.num_processes)
+        batches = config.accumulate * accelerator.num_processes
+        start = "" if task.identify_start is None else task.identify_start()
+        record = make_record(task.describe_data(), batches, start)
         goes_on = bool(checkpoints.complete())
         note = keep_record(Path(config.run), task.config or config, record, goes_on=goes_on)
         if note:
