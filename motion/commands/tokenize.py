@@ -29,7 +29,7 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import stamp_of
-from wanvae.engine.files import make_directory
+from wanvae.engine.files import make_directory, refuse_overwriting
 from wanvae.engine.locking import locked_by_run
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
@@ -119,8 +119,9 @@ def tokenize_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source``.
     """
+    refuse_overwriting(destination, [source])
     tokens = read_tokenized(model, identify(model), Path(source))
     write_tokens(destination, tokens)
     return tokens
