@@ -7,7 +7,13 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from motion.commands.options import MOTION_HELP, add_model_options, load_model, report_failures
+from motion.commands.options import (
+    MOTION_HELP,
+    add_model_options,
+    load_model,
+    print_ignored,
+    report_failures,
+)
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import make_table, write_figures
@@ -70,6 +76,7 @@ def run(arguments: Namespace) -> None:
             write_report(arguments, model, evaluation, limits)
     for line in make_table(evaluation.whole):
         print(line)
+    print_ignored(evaluation.ignored)
     report_failures(evaluation.failures, len(evaluation.files))
 
 

@@ -48,7 +48,8 @@ class TrainConfig:
         loss: the weights of the loss terms.
         trainer: the training loop. It takes no average of the weights (``ema_decay`` is 0).
         weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
-            it has a normalizer, the normalizer stays.
+            it has a normalizer, the normalizer stays. A run goes on only with the same weights, in
+            whatever file.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -84,6 +85,10 @@ class MotionTraining:
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
         self.data = load_data(config.data, self.model.config, seed, report=report)
+        if self.data.ignored:
+            accelerator.print(
+                f"{config.data.folder}: ignored, no motion files: {self.data.ignored}"
+            )
         if not self.model.normalizer.is_set:
             self.model.normalizer.set(self.data.statistics)
         if report and self.model.config.features is None:

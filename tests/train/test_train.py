@@ -146,7 +146,9 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
         assert main([*options(folder, run, 1), *changes]) == 1
         assert said in capsys.readouterr().err
     moved = folder.rename(tmp_path / "moved")
+    (moved / "notes.txt").write_text("no video")
     assert main([*options(moved, run, 2), "--gradient_checkpointing=true"]) == 0
+    assert f"{moved}: ignored, no videos or images: 1 .txt\n" in capsys.readouterr().out
     shutil.copy(moved / "waves.mp4", moved / "more.mp4")
     assert main(options(moved, run, 3)) == 1
     assert "the training data are 1 entries" in capsys.readouterr().err

@@ -15,11 +15,11 @@ from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import read_lines, write_lines
+from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
-from wanvae.folders.listing import describe_ignored
 from wanvae.folders.manifest import read_folder
 from wanvae.model import WanVAE
 

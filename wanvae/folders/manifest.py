@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
+from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.locking import locked
 from wanvae.errors import UserError
 from wanvae.folders.listing import (
@@ -28,10 +29,8 @@ from wanvae.folders.listing import (
     MEDIA_SUFFIXES,
     File,
     Listing,
-    describe_ignored,
     list_files,
     may_be_media,
-    suffix_of,
 )
 from wanvae.folders.tars import TAR_SUFFIX, find_members
 from wanvae.video import FilePart, VideoError, probe

@@ -65,7 +65,8 @@ class TrainConfig:
             gradients: a fraction of the memory, a sixth more time, the same result.
         weights: checkpoint to start from, of any layout. Its architecture replaces ``model``,
             except ``model.ndim``: if this is 3, an image model is inflated to a video model.
-            Without weights the model starts as wanvae.train.initialize says.
+            Without weights the model starts as wanvae.train.initialize says. A run goes on only
+            with the same weights, in whatever file.
         freeze_encoder: train the decoder alone. Latents stay the same, so diffusion models that
             generate them keep working. The decoder learns from the mode of the latents.
     """
@@ -105,13 +106,26 @@ class VideoTraining:
         self.video_losses = VideoLosses(config.loss, accelerator.device)
         self.held_out: list[HeldOutClip] = []
         if config.evaluation.folder is not None:
-            self.held_out = read_held_out(config.evaluation, vae.config)
+            found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
+            self.say_ignored(config.evaluation.folder, found.ignored)
+            self.held_out = found.clips
+
+    def say_ignored(self, folder: str, ignored: str) -> None:
+        """Says, in the first process, how many files of a folder are ignored, if any are."""
+        if ignored:
+            self.accelerator.print(f"{folder}: ignored, no videos or images: {ignored}")
 
     def task(self) -> Task:
         """What to train."""
         trainer, weights = self.config.trainer, self.config.weights
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
-        samples = VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step)
+        samples = VideoCrops(
+            self.config.data,
+            trainer.seed,
+            samples_per_step=samples_per_step,
+            report=self.accelerator.is_main_process,
+        )
+        self.say_ignored(self.config.data.folder, samples.ignored)
         return Task(
             model=self.vae,
             samples=samples,

@@ -132,10 +132,14 @@ def test_a_folder(tmp_path: Path, files: Path, run: Run) -> None:
     command = "tokenize", folder, tmp_path / "out", *model(files), "--format", "safetensors"
     line = f"{folder} -> {tmp_path / 'out'}: "
     assert run(*command) == (f"{line}2 files of tokens written, 0 were there\n", "")
-    assert run(*command) == (f"{line}0 files of tokens written, 2 were there\n", "")
+    (folder / "notes.txt").write_text("no motion")
+    (folder / "a.mp4").write_bytes(b"")
+    ignored = "ignored, no motion files: 1 .mp4, 1 .txt\n"
+    assert run(*command) == (f"{line}0 files of tokens written, 2 were there\n{ignored}", "")
+    assert ignored in run("evaluate", folder, *model(files))[0]
     (folder / "c.bvh").write_text("no motion")
     out, err = run(*command, status=1)
-    first, second = out.splitlines()
+    first, _, second = out.splitlines()
     assert first == f"{line}0 files of tokens written, 2 were there"
     assert second.startswith(f"left out: {folder / 'c.bvh'}, line 1: ")
     assert err == "wanvae-motion: 1 of 3 files cannot be read\n"

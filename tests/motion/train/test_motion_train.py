@@ -199,8 +199,11 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
         assert main(options(data, run, 1, *changes)) == 1
         assert said in capsys.readouterr().err
     moved = data.rename(tmp_path / "moved")
+    (moved / "notes.txt").write_text("no motion")
     reset()
+    capsys.readouterr()
     assert main(options(moved, run, 2)) == 0
+    assert f"{moved}: ignored, no motion files: 1 .txt\n" in capsys.readouterr().out
     # Another motion in a file of the same name and length.
     write_motion(moved / "walk.npz", walk(240)[120:])
     reset()
