@@ -82,7 +82,7 @@ def test_clips_are_from_the_middle_of_each_usable_file(folder, vae):
         "small.mp4",
         "text.mp4",
     ]
-    assert found.ignored == "1 .srt, 1 .tar, 1 without suffix"
+    assert found.ignored == "1 without suffix, 1 .srt, 1 .tar"
     assert [clip.video.shape[1] for clip in clips] == [5, 1, 5, 5]
     whole, _ = read_video(folder / "a.mp4")
     assert torch.equal(clips[0].video, whole[:, 3:8, 4:20, 12:28])
