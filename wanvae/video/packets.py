@@ -16,10 +16,12 @@ from av import Packet
 from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wanvae.engine.files import numbered
 from wanvae.video.clock import Clock
+from wanvae.video.codec import decoder_of
 from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
 
 _DEFAULT_RATE = Fraction(25)
@@ -45,7 +47,8 @@ class PacketSource:
         fps: frames per second of numbered images, which have no rate; None takes 25.
 
     Attributes:
-        stream: the video, for its decoder.
+        stream: the video.
+        decoder: decodes its packets.
         tick: seconds of one unit of timestamps.
         key_lead: ticks from the time of the packet of a keyframe to the time of its frame.
 
@@ -89,8 +92,8 @@ class PacketSource:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self.close()
             raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
-        stream.thread_type = "AUTO"
         self.stream = stream
+        self.decoder = decoder_of(stream)
         self.tick = stream.time_base or Fraction(1, av.time_base)
 
     @property
@@ -181,6 +184,20 @@ class PacketSource:
             return packet.pts
         return None if packet.dts is None else packet.dts + self.key_lead
 
+    def with_rotation(self, frame: VideoFrame, packet: Packet) -> VideoFrame:
+        """Returns the first frame as FFmpeg's own decoder gives it, with the tags of the container.
+
+        Args:
+            frame: the first frame.
+            packet: the first packet.
+        """
+        own = self.stream.codec_context
+        if self.decoder is own:
+            return frame
+        with suppress(FFmpegError):
+            return next(iter([*own.decode(packet), *own.decode(None)]), frame)
+        return frame
+
     def from_start(self) -> Iterator[Packet]:
         """All packets, from the first keyframe on. The last packet is empty."""
         if not self._fresh:
@@ -234,6 +251,7 @@ class PacketSource:
             with suppress(FFmpegError):
                 self._fresh = False
                 self._container.seek(time - back, stream=self.stream)
+                self.decoder.flush_buffers()
                 packets = self._continued()
                 # Some containers land on a keyframe shown only after the time.
                 first = next((packet for packet in packets if packet.is_keyframe), None)
@@ -289,7 +307,7 @@ def count_frames(path: Source) -> tuple[int, Fraction]:
     try:
         with suppress(FFmpegError):  # what follows cannot be read
             for packet in source.from_start():
-                if packet.size and not packet.is_discard and not _is_hidden(packet):
+                if not is_hidden(packet):
                     count += 1
                     time = packet.pts if source.has_display_times else packet.dts
                     times.extend([] if time is None else [time])
@@ -298,8 +316,13 @@ def count_frames(path: Source) -> tuple[int, Fraction]:
     return count, (max(times) - min(times)) * source.tick if times else Fraction(0)
 
 
-def _is_hidden(packet: Packet) -> bool:
-    """Whether a packet has a frame that is only there for others, as in VP8."""
+def is_hidden(packet: Packet) -> bool:
+    """Whether a packet has no frame to show: it is empty, or its frame is only there for others.
+
+    VP8 has such frames.
+    """
+    if not packet.size or packet.is_discard:
+        return True
     return packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
 
 

@@ -120,7 +120,7 @@ class VideoReader:
         if not self._source.has_display_times and self._origin is not None:
             self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
-        self._orientation = orientation_of(first)
+        self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
         self.info = self._describe(first)
         self._frames = self._timed(decoder, chain([first], frames))
 
