@@ -402,9 +402,9 @@ def test_a_closed_reader_is_freed_at_once(tmp_path: Path, at_rate: bool) -> None
 # Numbered images
 
 
-def write_numbered(folder: Path, count: int, suffix: str = ".png") -> str:
+def write_numbered(folder: Path, count: int, suffix: str = ".png", first: int = 0) -> str:
     """Writes so many pictures that show their number, and returns their pattern."""
-    for number in range(count):
+    for number in range(first, first + count):
         image = torch.from_numpy(picture(number).to_ndarray(format="rgb24")).permute(2, 0, 1)
         write_video(folder / f"{number:05}{suffix}", image[:, None] / 127.5 - 1, Fraction(1))
     return str(folder / f"%05d{suffix}")
@@ -462,17 +462,45 @@ def test_only_numbered_images_take_a_rate(tmp_path: Path, name: str) -> None:
         VideoReader(tmp_path / name, fps=Fraction(12))
 
 
-@pytest.mark.parametrize(
-    ("gap", "message"),
-    [
-        (1, "1 of its 5 images are read, because the numbers of the others are not"),
-        # FFmpeg looks past a gap in some places, and finds it only in reading.
-        (3, "cut short: No such file or directory; frames after 0.40 s are missing"),
-    ],
-)
-def test_numbered_images_after_a_gap_are_told(tmp_path: Path, gap: int, message: str) -> None:
-    pattern = write_numbered(tmp_path, 6)
-    (tmp_path / f"{gap:05}.png").unlink()
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_numbered_images_after_a_gap_are_told(tmp_path: Path, first: int, gap: int) -> None:
+    pattern = write_numbered(tmp_path, 6, first=first)
+    (tmp_path / f"{first + gap:05}.png").unlink()
     fps = None if gap == 1 else Fraction(5)
-    with pytest.warns(UserWarning, match=message), VideoReader(pattern, fps=fps) as reader:
-        assert len(list(reader)) == gap
+    message = f"number {first + gap} of its images is missing, so {gap} of its 5 images are read"
+    with (
+        pytest.warns(UserWarning, match=message) as caught,
+        VideoReader(pattern, fps=fps) as reader,
+    ):
+        assert [number_of(frame.image) for frame in reader] == list(range(first, first + gap))
+        assert reader.info.frames == gap
+    assert len(caught) == 1
+    with pytest.raises(VideoError, match=message):
+        VideoReader(pattern, fps=fps, strict=True)
+
+
+@pytest.mark.parametrize("first", [5, 86399])
+def test_numbered_images_begin_at_any_number(tmp_path: Path, first: int) -> None:
+    pattern, fps = write_numbered(tmp_path, 4, first=first), Fraction(12)
+    numbers = [number % 256 for number in range(first, first + 4)]
+    video, info = read_video(pattern, fps=fps)
+    assert [number_of(image) for image in video.unbind(1)] == numbers
+    assert info == probe(pattern, fps=fps)
+    assert (info.fps, info.frames) == (12, 4)
+    clip = read_clip(pattern, 1 / 12, 2, fps=fps)
+    assert [number_of(image) for image in clip.unbind(1)] == numbers[1:3]
+
+
+def test_numbers_of_another_width_are_of_another_sequence(tmp_path: Path) -> None:
+    for name in ("1", "2", "003", "004", "0005", "12"):
+        write_video(tmp_path / f"{name}.png", torch.zeros(3, 1, 16, 16), Fraction(1))
+    with pytest.warns(UserWarning, match="number 3 of its images is missing, so 2 of its 3"):
+        assert probe(tmp_path / "%d.png", fps=Fraction(5)).frames == 2
+    assert probe(tmp_path / "%03d.png", fps=Fraction(5)).frames == 2
+
+
+def test_a_percent_sign_in_a_name_is_no_pattern(tmp_path: Path) -> None:
+    write_video(tmp_path / "50%done.png", torch.zeros(3, 1, 16, 16), Fraction(1))
+    assert probe(tmp_path / "50%done.png").is_image
+    assert [entry.error for entry in load_entries(tmp_path)] == [None]

@@ -9,7 +9,6 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, islice
 from math import inf
-from os import PathLike
 
 import av
 from av import Packet
@@ -19,10 +18,10 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from wanvae.engine.files import numbered
 from wanvae.video.clock import Clock
 from wanvae.video.codec import decoder_of
 from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
+from wanvae.video.numbered import find_images
 
 _DEFAULT_RATE = Fraction(25)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
@@ -62,12 +61,11 @@ class PacketSource:
     ) -> None:
         self.path = path
         self._fps = fps
+        self._images = find_images(path)
         self.key_lead = 0
         self._notices = notices
         self._fresh = True
         self._open()
-        if self.kind == "image2" and not isinstance(path, FilePart):
-            self._tell_of_gaps(path)
         if self.is_numbered and fps is None:
             self._tell(
                 f"numbered images have no frame rate; {_DEFAULT_RATE} frames per second are "
@@ -83,6 +81,10 @@ class PacketSource:
 
     def _open(self) -> None:
         options = {} if self._fps is None else {"framerate": str(self._fps)}
+        if self._images is not None:
+            options["start_number"] = str(self._images.first)
+        elif not isinstance(self.path, FilePart) and os.path.exists(self.path):
+            options["pattern_type"] = "none"  # a "%" in its name is no pattern
         with one_line_errors("read", self.path):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._container = av.open(
@@ -109,7 +111,12 @@ class PacketSource:
     @property
     def is_numbered(self) -> bool:
         """Whether this is several numbered image files, like frames/%05d.png."""
-        return self.kind == "image2" and (self.stream.duration or 0) > 1
+        return self.kind == "image2" and self._images is not None and self._images.length > 1
+
+    @property
+    def gap(self) -> str | None:
+        """Which numbered images are not read; None if all are."""
+        return self._images.gap if self.kind == "image2" and self._images is not None else None
 
     @property
     def is_of_images(self) -> bool:
@@ -124,7 +131,8 @@ class PacketSource:
     @property
     def counts_frames(self) -> bool:
         """Whether the container has a count of its frames that can be relied on."""
-        return bool(self.stream.frames) and ("mov" in self.kind or self.kind == "avi")
+        counts = "mov" in self.kind or self.kind == "avi"
+        return self.is_numbered or (counts and bool(self.stream.frames))
 
     @property
     def seeks_exactly(self) -> bool:
@@ -163,6 +171,8 @@ class PacketSource:
         Args:
             origin: the timestamp of the first frame.
         """
+        if self.is_numbered and self._images is not None:
+            return self._images.length * self.tick
         if self.stream.duration:
             start = self.stream.start_time
             if origin is None or start is None or not self.has_display_times:
@@ -223,7 +233,11 @@ class PacketSource:
         restarts = Flags.ts_discont in Flags(self._container.format.flags)
         gap = _LONGEST_PAUSE / self.tick if restarts else inf
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
-        for packet in self._container.demux(self.stream):
+        packets = self._container.demux(self.stream)
+        if self._images is not None and self.is_numbered:
+            # FFmpeg does not see all gaps, and would look for the missing files.
+            packets = chain(islice(packets, self._images.length), [Packet()])
+        for packet in packets:
             if clock.adjust(packet):
                 self._tell(
                     "its clock restarts or jumps, as where recordings are joined; times go on at "
@@ -273,17 +287,6 @@ class PacketSource:
             if size > _MOST_WAITING or (packet.dts is not None and packet.dts > time):
                 break
         return chain(waiting, packets)
-
-    def _tell_of_gaps(self, pattern: str | PathLike[str]) -> None:
-        """Tells of numbered images after a gap in their numbers, which FFmpeg does not read."""
-        folder, name = os.path.split(address(pattern))
-        there = sum(map(bool, map(numbered(name).fullmatch, os.listdir(folder))))
-        read = self.stream.duration or 1
-        if there > read:
-            self._tell(
-                f"{read} of its {there} images are read, because the numbers of the others are not "
-                "the next ones; rename them"
-            )
 
     def _tell(self, sentence: str) -> None:
         if self._notices is not None:

@@ -71,7 +71,8 @@ class VideoReader:
 
     It reads any container and pixel format that FFmpeg reads, from a file or a part of a file.
     Several numbered images, like "frames/%05d.png", are a video of `fps` frames per second. Without
-    `fps` it is 25, with a UserWarning. A single image is a still image.
+    `fps` it is 25, with a UserWarning. They begin at their lowest number, and end where a number is
+    missing, with a UserWarning; if `strict`, a VideoError. A single image is a still image.
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
     says. Alpha is dropped. HDR is read as if it were SDR, with a UserWarning.
 
@@ -105,6 +106,10 @@ class VideoReader:
 
     def _start(self) -> None:
         """Decodes the first frame, the only sure source of the size."""
+        if self._source.gap is not None:
+            if self._strict:
+                raise VideoError(f"cannot read {self.path}: {self._source.gap}; rename the others")
+            self._notices.tell(f"{self._source.gap}; rename the others")
         self._reformatter = VideoReformatter()
         self._reached: Fraction | None = None  # time of the last frame that was given
         self._origin: int | None = None  # timestamp of the first frame
@@ -305,14 +310,15 @@ class VideoReader:
         self.close()
 
 
-def probe(path: Source) -> VideoInfo:
+def probe(path: Source, *, fps: Fraction | None = None) -> VideoInfo:
     """What a file says about its video, with an exact number of frames.
 
     Reads the whole file, without decoding it, unless its header counts its frames, as in MP4 and
     AVI. For a file that is cut short, the number is the one that its header promises, so that
-    reading it tells of the damage. Raises VideoError as VideoReader does.
+    reading it tells of the damage. `fps` is for numbered images, as in VideoReader. Raises
+    VideoError as VideoReader does.
     """
-    with VideoReader(path) as reader:
+    with VideoReader(path, fps=fps) as reader:
         info = reader.info
         if info.is_image or reader._source.counts_frames:
             return info
@@ -340,8 +346,12 @@ def read_video(path: Source, *, fps: Fraction | None = None) -> tuple[torch.Tens
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
 
-def read_clip(path: Source, start: float, frames: int, stride: int = 1) -> torch.Tensor:
+def read_clip(
+    path: Source, start: float, frames: int, stride: int = 1, *, fps: Fraction | None = None
+) -> torch.Tensor:
     """`frames` frames (3, T, H, W) in [-1, 1]: every `stride`-th from `start` seconds on.
+
+    `fps` is for numbered images, as in VideoReader.
 
     Seeks to the keyframe before `start` and decodes forward from there. Raises VideoError if the
     file cannot be read or holds fewer frames than that.
@@ -351,7 +361,7 @@ def read_clip(path: Source, start: float, frames: int, stride: int = 1) -> torch
             f"cannot read {path}: start {start} must be 0 or more, "
             f"frames {frames} and stride {stride} 1 or more"
         )
-    with VideoReader(path) as reader:
+    with VideoReader(path, fps=fps) as reader:
         if start > 0:
             reader.seek(start)
         # Frames between the wanted ones are decoded but not converted.
