@@ -300,6 +300,10 @@ def open_excerpt(
             "the duration more than 0"
         )
     with VideoReader(source, fps=fps) as reader:
+        if reader.info.beside:
+            warnings.warn(
+                f"{source}: its {' and '.join(reader.info.beside)} are left out", stacklevel=3
+            )
         if start > 0:
             reader.seek(start)
         first = next(reader, None)

@@ -23,6 +23,8 @@ from wanvae.video.codec import decoder_of
 from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
 from wanvae.video.numbered import find_images
 
+_BESIDE = {"audio": "sound", "subtitle": "subtitles"}
+_HEIF_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
 _DEFAULT_RATE = Fraction(25)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
 _LONGEST_PAUSE = 10
@@ -94,6 +96,12 @@ class PacketSource:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self.close()
             raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
+        if stream.disposition & Disposition.dependent:
+            self.close()
+            raise VideoError(
+                f"cannot read {self.path}: it is a picture of several tiles, as cameras write "
+                "HEIC; convert it to JPEG or PNG first"
+            )
         self.stream = stream
         self.decoder = decoder_of(stream)
         self.tick = stream.time_base or Fraction(1, av.time_base)
@@ -109,6 +117,12 @@ class PacketSource:
         return self.is_of_images and not self.is_numbered
 
     @property
+    def is_heif(self) -> bool:
+        """Whether the file is a still image in a container of videos: AVIF or HEIC."""
+        brand = self._container.metadata.get("major_brand", "")
+        return "mov" in self.kind and brand in _HEIF_BRANDS and not self.stream.duration
+
+    @property
     def is_numbered(self) -> bool:
         """Whether this is several numbered image files, like frames/%05d.png."""
         return self.kind == "image2" and self._images is not None and self._images.length > 1
@@ -121,7 +135,24 @@ class PacketSource:
     @property
     def is_of_images(self) -> bool:
         """Whether frames have the formats of image files."""
-        return self.kind == "image2" or self.kind.endswith("_pipe")
+        return self.kind == "image2" or self.kind.endswith("_pipe") or self.is_heif
+
+    @property
+    def pictures(self) -> int:
+        """How many videos there are, without cover pictures."""
+        pictures = self._container.streams.video
+        return sum(not stream.disposition & Disposition.attached_pic for stream in pictures)
+
+    @property
+    def drops_alpha(self) -> bool:
+        """Whether there is transparency that the decoder leaves out, as in WebM."""
+        return self.decoder.name == "vp8" and self.stream.metadata.get("alpha_mode") == "1"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What there is beside the video: "sound", "subtitles"."""
+        kinds = {stream.type for stream in self._container.streams}
+        return tuple(name for kind, name in _BESIDE.items() if kind in kinds)
 
     @property
     def has_display_times(self) -> bool:
