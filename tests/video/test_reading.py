@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from wanvae.folders.manifest import load_entries
 from wanvae.video import VideoError, VideoReader, probe, read_clip, read_video, write_video
 from wanvae.video.clock import increasing, on_grid
+from wanvae.video.decoder import Withheld
 
 BITS, BAR, HEIGHT = 8, 16, 64
 RATE = 25
@@ -91,6 +92,7 @@ KINDS = [
     ("ts", "mpeg2video", {"bf": "2"}),
     ("flv", "libx264", {"bf": "2"}),
     ("webm", "libvpx", {}),
+    ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
 ]
 
 
@@ -246,16 +248,16 @@ def test_the_average_rate_is_of_all_frames(tmp_path: Path) -> None:
 # Damage
 
 
-def noisy(path: Path, codec: str, options: dict[str, str]) -> Path:
+def noisy(path: Path, codec: str, options: dict[str, str], pixel_format: str = "yuv420p") -> Path:
     """60 frames of noise, so that each takes many bytes."""
     random = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE, options=options)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pixel_format
         for _ in range(60):
             pixels = random.integers(0, 255, (64, 96, 3), dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
-            container.mux(stream.encode(frame))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=pixel_format)))
         container.mux(stream.encode(None))
     return path
 
@@ -295,6 +297,77 @@ def test_broken_frames_are_no_frames(tmp_path: Path, suffix: str, codec: str, da
 def frames_of_strict(path: Path) -> Iterator[torch.Tensor]:
     with VideoReader(path, strict=True) as reader:
         return [frame.image for frame in reader]
+
+
+def damaged_copies(whole: Path, count: int) -> Iterator[Path]:
+    """Copies of a video of which one byte, or some, are others."""
+    random = np.random.default_rng(0)
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    content = np.frombuffer(whole.read_bytes(), np.uint8)
+    for _ in range(count):
+        packet = packets[random.integers(2, len(packets) - 1)]
+        assert packet.pos is not None
+        copy, at = content.copy(), packet.pos + packet.size // 2
+        damage = copy[at : at + random.integers(1, 100)]
+        damage ^= random.integers(1, 256, damage.size, dtype=np.uint8)
+        path = whole.with_name(f"damaged{whole.suffix}")
+        path.write_bytes(copy.tobytes())
+        yield path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixel_format"),
+    [
+        ("webm", "libvpx-vp9", "yuv420p"),
+        ("wmv", "wmv2", "yuv420p"),
+        ("avi", "msmpeg4", "yuv420p"),
+        ("avi", "mjpeg", "yuvj420p"),
+        ("mov", "png", "rgb24"),
+    ],
+)
+def test_damage_inside_a_frame_is_told(
+    tmp_path: Path, suffix: str, codec: str, pixel_format: str
+) -> None:
+    """Each codec tells of most damage, and no frame from behind the damage is given."""
+    options = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else {}
+    whole = noisy(tmp_path / f"whole.{suffix}", codec, options, pixel_format)
+    with VideoReader(whole, strict=True) as reader:
+        original = [(frame.time, frame.image) for frame in reader]
+    seen = 0
+    for path in damaged_copies(whole, 8):
+        with warnings.catch_warnings(record=True) as caught, VideoReader(path) as reader:
+            warnings.simplefilter("always")
+            found = [(frame.time, frame.image) for frame in reader]
+        if not caught:
+            continue
+        seen += 1
+        assert "damaged or cut short" in str(caught[0].message)
+        assert len(found) < len(original)
+        assert [time for time, _ in found] == [time for time, _ in original[: len(found)]]
+        same = [torch.equal(a, b) for (_, a), (_, b) in zip(found, original, strict=False)]
+        assert all(same[:-1])
+        with pytest.raises(VideoError, match="damaged or cut short"):
+            frames_of_strict(path)
+    assert seen >= 6
+
+
+@pytest.mark.parametrize(("lost", "found"), [(0, None), (1, None), (2, 23), (9, 29)])
+def test_frames_that_the_decoder_passes_over_are_damage(
+    tmp_path: Path, lost: int, found: int | None
+) -> None:
+    """A second field has no frame, so one packet without a frame is no sign."""
+    path = encode(tmp_path / "a.mkv", "libx264", options={**X264, "bf": "2", "g": "24"})
+    withheld, missing = Withheld(), []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            withheld.expect(packet)
+            for frame in packet.decode():
+                number = round(frame.time * RATE)
+                if not 20 <= number < 20 + lost and withheld.come_before(frame):
+                    missing.append(number)
+    assert missing == ([] if found is None else [found])
+    assert withheld.is_known and not withheld.come_last()
 
 
 def test_a_file_that_is_cut_short_promises_what_its_header_does(tmp_path: Path) -> None:

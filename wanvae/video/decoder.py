@@ -92,7 +92,9 @@ class Decoder:
                 self._failure = reason(error)
                 return []
             self.damage = reason(error)
-            return self._finish()
+            # Some threads have finished frames that follow the one that failed.
+            self._withheld.allowed = 0
+            return self._finish() if self._withheld.is_known else []
 
     def _finish(self) -> list[av.VideoFrame]:
         """The frames that are still in the decoder."""
@@ -128,14 +130,20 @@ class Withheld:
     Frames that are shown before the keyframe that precedes them in the file may be passed over:
     where recordings are joined, they need frames of another recording. So may single frames, which
     are also the second fields of frames.
+
+    Attributes:
+        allowed: how many frames in a row may be passed over.
+        is_known: whether packets have the times of their frames. Nothing is found elsewhere.
     """
 
     def __init__(self) -> None:
+        self.allowed = _MOST_WITHHELD
+        self.is_known = True
         # For the time of each packet whose frame is not there yet, whether it may be passed over.
         self._due: dict[int, bool] = {}
+        self._doubtful: list[int] = []
         self._key: int | None = None
         self._last: int | None = None
-        self._known = True
 
     def expect(self, packet: Packet) -> None:
         """Notes a packet that the decoder is given."""
@@ -146,25 +154,31 @@ class Withheld:
         self._due[packet.pts] = self._key is None or packet.pts < self._key
 
     def come_before(self, frame: av.VideoFrame) -> bool:
-        """Whether frames are missing between the last frame and this one.
-
-        Nothing is known if frames have other times than packets.
-        """
+        """Whether frames are missing between the last frame and this one."""
         time, last = frame.pts, self._last
-        self._known = self._known and time is not None and time in self._due
-        if not self._known or time is None:
+        self.is_known = self.is_known and time is not None and time in self._due
+        if not self.is_known or time is None:
             return False
         self._last = time
         before = list(takewhile(lambda due: due != time, self._due))  # in the order of packets
-        passed = [due for due in before if due < time]
-        missing = [due for due in passed if not self._due[due] and last is not None and due > last]
-        for due in (time, *passed):
-            del self._due[due]
-        return len(missing) > _MOST_WITHHELD
+        missing = [due for due in before if self._is_missed(due, last, time)]
+        if last is not None and time > last:
+            missing += self._doubtful
+        # Packets after this one whose frames come next after all, if this time is far off.
+        missed = [due for due in self._due if self._is_missed(due, last, time)]
+        self._doubtful = [due for due in missed if due not in missing]
+        for due in {time, *missing, *(due for due in before if due < time)}:
+            self._due.pop(due, None)
+        return len(missing) > self.allowed
+
+    def _is_missed(self, due: int, last: int | None, time: int) -> bool:
+        """Whether a frame that must be shown has its time between two others."""
+        return last is not None and last < due < time and not self._due[due]
 
     def come_last(self) -> bool:
         """Whether frames are missing after the last frame, at the end of the packets."""
         last = self._last
-        if not self._known or last is None:
+        if not self.is_known or last is None:
             return False
-        return sum(t > last and not optional for t, optional in self._due.items()) > _MOST_WITHHELD
+        later = sum(due > last and not optional for due, optional in self._due.items())
+        return later + len(self._doubtful) > self.allowed
