@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wanvae.cli import main
 from wanvae.folders.manifest import load_entries
 from wanvae.video import VideoError, VideoReader, probe, read_clip, read_video, write_video
 from wanvae.video.clock import increasing, on_grid
@@ -444,12 +445,16 @@ def test_display_matrices_that_mirror(tmp_path: Path, degrees: int, mirrored: bo
 
 
 @pytest.mark.parametrize(("trc", "name"), [(16, "PQ"), (18, "HLG"), (1, None)])
-def test_hdr_is_told_once(tmp_path: Path, trc: int, name: str | None) -> None:
+def test_hdr_is_told_once(
+    tmp_path: Path, trc: int, name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = encode(tmp_path / "a.mp4", "libx264", range(5), options=X264, trc=trc)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert probe(path).hdr == name
         assert [entry.hdr for entry in load_entries(tmp_path)] == [name]
+        assert main(["index", str(tmp_path)]) == 0
+        assert ("1 are HDR or have wide colours" in capsys.readouterr().out) == bool(name)
         assert not caught
         frames_of(path)
     assert [name in str(warning.message) for warning in caught] == ([True] if name else [])
