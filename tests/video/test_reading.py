@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from wanvae.cli import main
 from wanvae.folders.manifest import load_entries
 from wanvae.video import VideoError, VideoReader, probe, read_clip, read_video, write_video
 from wanvae.video.clock import increasing, on_grid
+from wanvae.video.codec import decoder_of
 from wanvae.video.decoder import Withheld
 
 BITS, BAR, HEIGHT = 8, 16, 64
@@ -353,6 +355,16 @@ def test_damage_inside_a_frame_is_told(
     assert seen >= 6
 
 
+@pytest.mark.parametrize(
+    ("pixel_format", "name"),
+    [("yuv420p", "libvpx-vp9"), ("yuv444p", "libvpx-vp9"), ("yuv420p10le", "vp9")],
+)
+def test_deep_vp9_keeps_the_decoder_that_every_build_has(pixel_format: str, name: str) -> None:
+    context = av.CodecContext.create("vp9", "r")
+    context.width, context.height, context.pix_fmt = 16, 16, pixel_format
+    assert decoder_of(SimpleNamespace(codec_context=context)).name == name
+
+
 @pytest.mark.parametrize(("lost", "found"), [(0, None), (1, None), (2, 23), (9, 29)])
 def test_frames_that_the_decoder_passes_over_are_damage(
     tmp_path: Path, lost: int, found: int | None
@@ -425,15 +437,20 @@ def test_all_orientations_of_exif(tmp_path: Path, orientation: int) -> None:
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_display_matrices_that_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_display_matrices_that_mirror(
+    tmp_path: Path, degrees: int, mirrored: bool, codec: str
+) -> None:
     path = tmp_path / "a.mp4"
     image = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     image = image.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    image = image[:, :31, :61]  # an odd size, too
     pixels = ((image.permute(1, 2, 0) + 1) * 127.5).byte().contiguous().numpy()
+    options = X264 if codec == "libx264" else {"lossless": "1"}
     for name, turned in (("plain.mp4", False), ("a.mp4", True)):
         with av.open(str(tmp_path / name), "w") as container:
-            stream = container.add_stream("libx264", rate=RATE, options=X264)
-            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv444p"
+            stream = container.add_stream(codec, rate=RATE, options=options)
+            stream.width, stream.height, stream.pix_fmt = 61, 31, "yuv444p"
             if turned:
                 stream.set_display_rotation(degrees, hflip=mirrored)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -445,10 +462,17 @@ def test_display_matrices_that_mirror(tmp_path: Path, degrees: int, mirrored: bo
 
 
 @pytest.mark.parametrize(("trc", "name"), [(16, "PQ"), (18, "HLG"), (1, None)])
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
 def test_hdr_is_told_once(
-    tmp_path: Path, trc: int, name: str | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    suffix: str,
+    codec: str,
+    trc: int,
+    name: str | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = encode(tmp_path / "a.mp4", "libx264", range(5), options=X264, trc=trc)
+    options = X264 if codec == "libx264" else {}
+    path = encode(tmp_path / f"a.{suffix}", codec, range(5), options=options, trc=trc)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert probe(path).hdr == name

@@ -23,6 +23,9 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     own.thread_type = "AUTO"
     if own.name in _LENIENT:
         own.options = _ERRORS_END
+    layout = own.format
+    if layout is None or any(part.bits > 8 for part in layout.components):
+        return own  # builds of libvpx may be for 8 bits only
     try:
         stricter = av.CodecContext.create(_STRICTER[own.name], "r")
     except (KeyError, UnknownCodecError):  # not every build of FFmpeg has the library
