@@ -91,7 +91,7 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
     def convert_and_run(
         x: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         *args: Geometry.args,
         **kwargs: Geometry.kwargs,
     ) -> Tensor:
@@ -99,7 +99,8 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
         native = native_dtype(dtype)
         if native == dtype or autocast_dtype(weight) is not None:
             return operation(x, weight, bias, *args, **kwargs)
-        x, weight, bias = x.to(native), weight.to(native), bias.to(native)
+        x, weight = x.to(native), weight.to(native)
+        bias = None if bias is None else bias.to(native)
         return operation(x, weight, bias, *args, **kwargs).to(dtype)
 
     return convert_and_run
@@ -115,7 +116,7 @@ def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:
     def convert_and_run(
         x: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         *args: Geometry.args,
         **kwargs: Geometry.kwargs,
     ) -> Tensor:
