@@ -30,6 +30,7 @@ from wanvae.checkpoints.diffusers_layout import (
 )
 from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
+from wanvae.checkpoints.tiny import infer_tiny_config, is_tiny, with_network_latents
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -44,11 +45,17 @@ from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
+from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
+# What the metadata of a native checkpoint say it is, and the class of its config.
+NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
+    "wanvae": WanVAEConfig,
+    "wanvae-tiny": TinyVAEConfig,
+}
 INFERRED = "architecture: inferred from the names and shapes of the tensors"
 
 
@@ -57,6 +64,7 @@ class Layout(Enum):
 
     NATIVE = "native"
     WAN = "wan"
+    TINY = "taehv"
     DIFFUSERS = "diffusers"
     QWEN_IMAGE = "qwen-image"
 
@@ -72,7 +80,7 @@ class Checkpoint:
         notes: what was assumed, for people; one sentence each.
     """
 
-    config: WanVAEConfig
+    config: WanVAEConfig | TinyVAEConfig
     tensors: dict[str, Tensor]
     layout: Layout
     notes: tuple[str, ...]
@@ -108,6 +116,10 @@ def load_file(path: Path) -> Checkpoint:
         notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
         return Checkpoint(config, file.tensors, layout, notes)
     tensors = file.tensors
+    if layout is Layout.TINY:
+        config, statistics = infer_tiny_config(tensors)
+        config, latents = with_network_latents(config, tensors, path)
+        return Checkpoint(config, tensors, layout, (INFERRED, statistics, latents))
     if layout is Layout.DIFFUSERS:
         tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
     config, note = with_known_statistics(infer_config(tensors))
@@ -174,9 +186,11 @@ def detect_layout(file: TensorFile) -> Layout:
     Raises:
         UserError: the layout is unknown.
     """
-    if file.metadata.get("format") == "wanvae":
+    if file.metadata.get("format") in NATIVE_FORMATS:
         return Layout.NATIVE
     names = file.tensors
+    if is_tiny(names):
+        return Layout.TINY
     if any_name(names, r"encoder\.downsamples\.\d+\.(downsamples\.\d+\.)?(residual|resample)\."):
         return Layout.WAN
     pattern = r"encoder\.down_blocks\.\d+\.(resnets\.\d+\.)?(norm\d\.gamma|resample\.)"
@@ -195,13 +209,16 @@ def any_name(names: Iterable[str], pattern: str) -> bool:
     return any(re.match(pattern, name) for name in names)
 
 
-def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
+def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAEConfig:
     """Returns the config in the metadata of a native checkpoint."""
-    return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
+    kind = NATIVE_FORMATS[metadata["format"]]
+    return from_json_dict(kind, parse_json(metadata.get("config", "")))
 
 
 def save_native(
-    path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+    path: str | PathLike[str],
+    config: WanVAEConfig | TinyVAEConfig,
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Writes a native checkpoint: official names, and the config in the metadata.
 
@@ -210,7 +227,8 @@ def save_native(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".safetensors")
-    metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
+    (name,) = (name for name, kind in NATIVE_FORMATS.items() if isinstance(config, kind))
+    metadata = {"format": name, "config": json.dumps(to_json_dict(config))}
     write_tensors(path, tensors, metadata)
 
 

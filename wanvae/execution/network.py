@@ -10,7 +10,6 @@ from functools import wraps
 from itertools import chain, groupby
 from typing import Concatenate, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from wanvae.errors import UserError

@@ -200,7 +200,11 @@ class Coding:
     def run(self, x: Tensor, *more: Tensor) -> Tensor:
         """Processes the next whole groups of frames, and returns the whole result.
 
-        The frames of ``more`` follow the frames of ``x``; together they are whole groups. If several processes share a decoder, only the first process gets frames.
+        If several processes share a decoder, only the first process gets frames.
+
+        Args:
+            x: the next frames.
+            more: frames after them. All frames together are whole groups.
 
         Raises:
             UserError: an earlier push was not completed.

@@ -68,7 +68,7 @@ class CausalConv(Streaming):
 
     @property
     def kernel(self) -> Tensor:
-        """The weight as the convolution takes it: ``(O, C, ...)`` with an axis for each axis of the input."""
+        """The weight as the convolution takes it, ``(O, C, ...)``."""
         return self.weight
 
     def step(

@@ -82,9 +82,7 @@ class FlatConv(CausalConv):
         bias: bool = True,
     ) -> None:
         strides = (frames if pooled else 1, stride, stride)
-        super().__init__(
-            3, in_channels, out_channels, (frames, size, size), strides, bias=bias
-        )
+        super().__init__(3, in_channels, out_channels, (frames, size, size), strides, bias=bias)
         self.padding = [(after, before) for before, after in self.padding]
         self.pooled = pooled
         by_time = self.weight.data
@@ -174,6 +172,9 @@ class TimeGrow(Sequential):
             # The first channels are the earliest frame. Channels stay innermost.
             y = rearrange(y, "b (f c) t h w -> b (t f) h w c", f=self.frames).movedim(-1, 1)
         return (y if state is not None else y[:, :, self.skipped :]), new_state
+
+    def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), lengths * self.frames - self.skipped
 
     def input_interval(self, interval: Interval) -> Interval:
         return interval.divided(self.frames, offset=self.skipped)
