@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wanvae import WanVAE, WanVAEConfig
+from wanvae import TinyVAE, TinyVAEConfig, WanVAE, WanVAEConfig
 
 # What makes a small model one of the kind of Wan2.2.
 WAN22 = {"stage_shortcuts": True, "patch_size": 2, "decoder_dim": 6}
@@ -24,6 +24,25 @@ def randomize(module: nn.Module) -> None:
 
 def tiny(**changes: object) -> WanVAE:
     vae = WanVAE(WanVAEConfig(**{"dim": 4, "z_dim": 2, "num_res_blocks": 1, **changes}))
+    randomize(vae)
+    return vae.double().eval()
+
+
+def tiny_autoencoder(**changes: object) -> TinyVAE:
+    """A TAEHV of few channels, whose latents have statistics that matter."""
+    z_dim = changes.get("z_dim", 4)
+    config = TinyVAEConfig(
+        **{
+            "z_dim": z_dim,
+            "encoder_dim": 4,
+            "decoder_dims": (6, 4, 4, 2),
+            "blocks": 2,
+            "latents_mean": tuple(0.5 - 0.25 * i for i in range(z_dim)),
+            "latents_std": tuple(0.5 + 0.5 * i for i in range(z_dim)),
+            **changes,
+        }
+    )
+    vae = TinyVAE(config)
     randomize(vae)
     return vae.double().eval()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import statistics_like
-from wanvae.config import VideoConfig, check_length, check_size
+from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.finite import check_input, check_result
 from wanvae.engine.hub import upload
 from wanvae.engine.tensors import check_is_tensor
@@ -23,8 +23,9 @@ from wanvae.execution.network import Network
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.posterior import Posterior
+from wanvae.tiny_config import TinyVAEConfig
 
-ConfigT = TypeVar("ConfigT", bound=VideoConfig)
+ConfigT = TypeVar("ConfigT", WanVAEConfig, TinyVAEConfig)
 
 
 class VideoAutoencoder(nn.Module, Generic[ConfigT]):
@@ -51,7 +52,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         raise NotImplementedError(f"{type(self).__name__} has no decoder_network")
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:
-        """Returns the modules that encode."""
+        """Returns the modules that encode; none if the model only decodes."""
         raise NotImplementedError(f"{type(self).__name__} has no encoding_modules")
 
     def decoding_modules(self) -> tuple[nn.Module, ...]:
@@ -61,7 +62,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     @property
     def encode_dtype(self) -> torch.dtype:
         """The dtype of the parameters that encode; videos are converted to this dtype."""
-        return first_parameter(self.encoding_modules()).dtype
+        return first_parameter(self.encoding_modules() or self.decoding_modules()).dtype
 
     @property
     def decode_dtype(self) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -257,6 +257,25 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
 
-def make_model(config: WanVAEConfig | TinyVAEConfig) -> WanVAE | TinyVAE:
+# What ``WanVAE.from_pretrained`` returns.
+AnyVAE: TypeAlias = "WanVAE | TinyVAE"
+
+
+def make_model(config: WanVAEConfig | TinyVAEConfig) -> AnyVAE:
     """Returns a new model of the kind that ``config`` describes."""
     return TinyVAE(config) if isinstance(config, TinyVAEConfig) else WanVAE(config)
+
+
+def require_wan_vae(vae: AnyVAE, path: object, purpose: str) -> WanVAE:
+    """Returns ``vae``; raises UserError if it is a tiny autoencoder, which is for previews.
+
+    Args:
+        path: where the model comes from.
+        purpose: what the model is for.
+    """
+    if isinstance(vae, TinyVAE):
+        raise UserError(
+            f"{path} is a tiny autoencoder, which is for previews; {purpose} needs the Wan VAE "
+            "whose latents it shares"
+        )
+    return vae

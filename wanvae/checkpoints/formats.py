@@ -244,9 +244,19 @@ def save_wan(
         CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
         FileError: ``path`` cannot be written.
     """
-    require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
     require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    save_bare(path, tensors)
+
+
+def save_bare(path: str | PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors alone, without a config, to a ``.pth`` or ``.safetensors``.
+
+    Raises:
+        CheckpointError: ``path`` has another suffix.
+        FileError: ``path`` cannot be written.
+    """
+    require_suffix(path, ".pth", ".safetensors")
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:

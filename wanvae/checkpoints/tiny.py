@@ -58,8 +58,8 @@ def infer_tiny_config(tensors: Mapping[str, Tensor]) -> tuple[TinyVAEConfig, str
     channels = shape_of(tensors, f"decoder.{last_index(tensors, 'decoder')}.weight")[0]
     if z_dim not in FAMILIES:
         raise UserError(
-            f"this tiny autoencoder has latents of {z_dim} channels, so it belongs to another model "
-            "than Wan: those of Wan2.1 have 16, those of Wan2.2 have 48"
+            f"this tiny autoencoder has latents of {z_dim} channels, so it belongs to another "
+            "model than Wan: those of Wan2.1 have 16, those of Wan2.2 have 48"
         )
     family, mean, std = FAMILIES[z_dim]
     grows = tuple(factor_of(tensors, f"decoder.{index}", 0) for index in layers)
@@ -81,7 +81,7 @@ def infer_tiny_config(tensors: Mapping[str, Tensor]) -> tuple[TinyVAEConfig, str
         latents_std=std,
     )
     note = (
-        f"latent statistics: taken from {family}, because the latents of this tiny autoencoder have "
+        f"latent statistics: taken from {family}, because this tiny autoencoder has latents of "
         f"{z_dim} channels"
     )
     return config, note

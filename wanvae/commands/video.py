@@ -17,6 +17,8 @@ from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.errors import UserError
+from wanvae.tiny import TinyVAE
 from wanvae.video.rate import parse_rate
 
 VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
@@ -72,12 +74,17 @@ def encode(arguments: Namespace) -> None:
 def decode(arguments: Namespace) -> None:
     """Decodes a file of latents to a video."""
     fps = rate_of(arguments)
+    arguments = with_preview(arguments)
     with model_to_share(arguments) as (vae, processes):
+        tiny = isinstance(vae, TinyVAE)
+        if arguments.preview is not None and not tiny:
+            raise UserError(f"{arguments.preview} is no tiny autoencoder: name it as --checkpoint")
         frames = decode_file(
             vae,
             arguments.input,
             arguments.output,
-            checkpoint=checkpoint_of(arguments),
+            # Another model than a tiny autoencoder has encoded the latents, as it should.
+            checkpoint=None if tiny else checkpoint_of(arguments),
             normalized=arguments.normalized,
             fps=fps,
             crf=arguments.crf,
@@ -86,6 +93,21 @@ def decode(arguments: Namespace) -> None:
         )
     if frames:
         print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+
+
+def with_preview(arguments: Namespace) -> Namespace:
+    """Returns options with ``--preview`` as the checkpoint, if it is given.
+
+    Raises:
+        UserError: ``--checkpoint`` is given too.
+    """
+    if arguments.preview is None:
+        return arguments
+    if arguments.checkpoint is not None:
+        raise UserError("--preview decodes instead of --checkpoint: give one of them")
+    arguments = arguments.clone()
+    arguments.checkpoint = arguments.preview
+    return arguments
 
 
 def common_options(arguments: Namespace) -> dict[str, Any]:
@@ -162,6 +184,12 @@ def add_decode_options(parser: Parser) -> None:
         "--fps",
         help="frames per second, like 25 or 30000/1001 (default: as encoded, else 16)",
     )
+    parser.add_argument(
+        "--preview",
+        metavar="TAE",
+        help="decode with this tiny autoencoder instead, like taew2_1.pth: much faster, less exact",
+    )
+    parser.reads("preview")
     add_quality_option(parser)
     add_model_options(parser)
     add_shard_option(parser)

@@ -7,6 +7,7 @@ holds only a few frames of each resolution and the states of the layers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,9 +200,10 @@ class Flow:
 
     def _through(self, index: int, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         stage = self._stages[index]
-        if stage.frames is not None:
-            starts = self._states[stage.layers[0]] is None
-            pieces = regroup(pieces, stage.frames, stage.first if starts else stage.frames)
+        starts = self._states[stage.layers[0]] is None
+        frames = sys.maxsize if stage.frames is None else stage.frames
+        first = stage.first if starts and stage.frames is not None else frames
+        pieces = regroup(pieces, frames, first)
         for piece in pieces:
             self._processed[index] += piece.shape[2]
             # Pieces move to the device here, so that a long video need not fit on the device.
