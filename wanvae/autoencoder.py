@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from typing import Any, Generic, TypeVar
 
@@ -36,12 +37,14 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     Attributes:
         config: the architecture, and the statistics of the latents.
         compilation: how steps are compiled; None runs layer by layer.
+        assumed_statistics: what ``normalize`` warns of the first time that it is called.
     """
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
         self.compilation: Compilation | None = None
+        self.assumed_statistics: str | None = None
 
     def encoder_network(self) -> Network:
         """Returns the layers from video to moments: mean and logvar of raw latents."""
@@ -227,13 +230,13 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     def normalize(self, latents: Tensor) -> Tensor:
         """Returns latents for diffusion models: ``(raw latents - mean) / std`` per channel."""
         check_is_tensor(latents, "latents")
-        mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+        mean, std = self._statistics_like(latents)
         return (latents - mean) / std
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """Returns raw latents of normalized latents: the inverse of ``normalize``."""
         check_is_tensor(latents, "latents")
-        mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+        mean, std = self._statistics_like(latents)
         return latents * std + mean
 
     def check_video(self, video: Tensor) -> None:
@@ -249,6 +252,19 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     def check_latents(self, latents: Tensor) -> None:
         """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
+
+    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        self._warn_of_statistics()
+        return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+
+    def _warn_of_statistics(self) -> None:
+        assumed, self.assumed_statistics = self.assumed_statistics, None
+        if assumed is not None:
+            warnings.warn(
+                f"{assumed}; if that is wrong, say which with latent_statistics=... or "
+                "--latent-statistics",
+                stacklevel=4,
+            )
 
     def _runner(self, network: Network, limits: Limits) -> Runner:
         return Runner(network, limits, self.compilation)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints import formats
+from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
@@ -78,6 +79,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
+        key: str | None = None,
+        latent_statistics: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
         decode_dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -96,6 +99,11 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
                 CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
+            key: what is before the names of the tensors of the model, like "vae.", in a file that
+                holds several models.
+            latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
+                latents_std. None takes the statistics of the file, or those that its architecture
+                tells; if these are only assumed, ``normalize`` warns once.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
             decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
                 decoded videos have smaller errors than encoded latents.
@@ -110,9 +118,16 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             raise UserError("dtype and torch_dtype are the same: give one of them")
         dtype = parse_dtype(torch_dtype if dtype is None else dtype)
         encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
-        loaded = formats.load(path, subfolder)
+        source = source_of(path)
+        source = Source(
+            source.path,
+            source.key if key is None else key,
+            source.latent_statistics if latent_statistics is None else latent_statistics,
+        )
+        loaded = formats.load(source, subfolder)
         with torch.device("meta"):
             vae = make_model(loaded.config)
+        vae.assumed_statistics = loaded.assumed
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")

@@ -14,12 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wanvae.checkpoints.finding import Family
 from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD, WAN22_MEAN, WAN22_STD
 from wanvae.errors import UserError
 from wanvae.tiny_config import LatentScale, TinyVAEConfig
 
-# Layers that make one frame of several, or several of one. Only these models have them.
-MARK = re.compile(r"(encoder|decoder)\.\d+\.conv\.weight")
+TINY = Family(
+    "a tiny autoencoder (TAEHV)",
+    # Layers that make one frame of several, or several of one.
+    re.compile(r"(encoder|decoder)\.\d+\.conv\.weight"),
+    ("encoder.", "decoder."),
+)
 # Layers of the larger decoders.
 SUPER_MARK = re.compile(r"decoder\.\d+\.conv\.3\.weight")
 # The channels of the latents of Wan2.1 and Wan2.2, and their statistics.
@@ -27,11 +32,6 @@ FAMILIES = {
     16: ("Wan2.1", WAN21_MEAN, WAN21_STD),
     48: ("Wan2.2", WAN22_MEAN, WAN22_STD),
 }
-
-
-def is_tiny(names: Iterable[str]) -> bool:
-    """Returns whether tensors with these names are a tiny autoencoder."""
-    return any(MARK.fullmatch(name) for name in names)
 
 
 def infer_tiny_config(tensors: Mapping[str, Tensor]) -> tuple[TinyVAEConfig, str]:

@@ -69,7 +69,7 @@ def convert(
     checkpoint = load_complete(source)
     config, tensors = checkpoint.config, checkpoint.tensors
     if dtype is not None:
-        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        tensors = tensors.to(dtype)
     if target is Layout.NATIVE:
         formats.save_native(destination, config, tensors)
     elif isinstance(config, TinyVAEConfig):

@@ -18,6 +18,7 @@ from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.errors import UserError
+from wanvae.model import AnyVAE
 from wanvae.tiny import TinyVAE
 from wanvae.video.rate import parse_rate
 
@@ -31,6 +32,7 @@ def reconstruct(arguments: Namespace) -> None:
     demo = arguments.input is None
     fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
+        tell_of_tiny(arguments, vae)
         report = reconstruct_file(
             vae,
             source,
@@ -56,6 +58,7 @@ def encode(arguments: Namespace) -> None:
     """Encodes a video to a file of latents."""
     fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
+        tell_of_tiny(arguments, vae)
         shape = encode_file(
             vae,
             arguments.input,
@@ -79,11 +82,12 @@ def decode(arguments: Namespace) -> None:
         tiny = isinstance(vae, TinyVAE)
         if arguments.preview is not None and not tiny:
             raise UserError(f"{arguments.preview} is no tiny autoencoder: name it as --checkpoint")
+        tell_of_tiny(arguments, vae)
         frames = decode_file(
             vae,
             arguments.input,
             arguments.output,
-            # Another model than a tiny autoencoder has encoded the latents, as it should.
+            # Latents for a tiny autoencoder come from another model, as they should.
             checkpoint=None if tiny else checkpoint_of(arguments),
             normalized=arguments.normalized,
             fps=fps,
@@ -93,6 +97,17 @@ def decode(arguments: Namespace) -> None:
         )
     if frames:
         print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+
+
+def tell_of_tiny(arguments: Namespace, vae: AnyVAE) -> None:
+    """Prints how a tiny autoencoder itself has latents, because its file may not tell for sure."""
+    if isinstance(vae, TinyVAE) and arguments.tiny_latents is None:
+        kind = vae.config.network_latents
+        other = "raw" if kind == "normalized" else "normalized"
+        print(
+            f"{arguments.checkpoint}: its network is taken to have {kind} latents; if colours are "
+            f"wrong, add --tiny-latents {other}"
+        )
 
 
 def with_preview(arguments: Namespace) -> Namespace:
