@@ -157,7 +157,6 @@ def test_a_decoder_alone_decodes(tmp_path):
     weights = {k: v for k, v in vae.state_dict().items() if k.startswith("decoder.")}
     save_file(weights, tmp_path / "taew.safetensors")
     loaded = WanVAE.from_pretrained(tmp_path / "taew.safetensors")
-    loaded.config.latents_mean  # noqa: B018
     latents = torch.randn(1, 16, 2, 2, 2)
     expected = copy.copy(vae)
     expected.config = loaded.config
@@ -204,8 +203,8 @@ def latents_of(*shape):
 @torch.no_grad()
 def test_tiles_and_steps_give_the_whole(variant, batch, latents, size, tile, frames):
     vae = tiny_autoencoder(**variant)
-    x = clip(vae, latents, *size, batch=batch), latents_of(batch, 4, latents, *size)
-    for network, x in zip((vae.encoder_network(), vae.decoder_network()), x, strict=True):
+    inputs = clip(vae, latents, *size, batch=batch), latents_of(batch, 4, latents, *size)
+    for network, x in zip((vae.encoder_network(), vae.decoder_network()), inputs, strict=True):
         whole = Runner(network, Limits(plan=Plan(None, None))).run(x)
         for plan in (Plan(None, frames), Plan(sides(vae, *tile), frames)):
             y = Runner(network, Limits(plan=plan)).run(x)

@@ -46,7 +46,9 @@ def numbered(frames):
 @given(lengths=lengths_of_pieces, frames=st.integers(1, 8), starts=st.booleans())
 def test_pieces_are_regrouped(lengths, frames, starts):
     video = numbered(sum(lengths))
-    pieces = list(regroup(video.split(lengths, dim=2) if lengths else [], frames, 1 if starts else frames))
+    pieces = list(
+        regroup(video.split(lengths, dim=2) if lengths else [], frames, 1 if starts else frames)
+    )
     made = [piece.shape[2] for piece in pieces]
     assert sum(made) == sum(lengths)
     assert min(made, default=1) > 0

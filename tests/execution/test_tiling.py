@@ -21,7 +21,7 @@ from wanvae.execution.sessions import StreamDecoder
 from wanvae.execution.tiling import cut_stages
 from wanvae.nn import AttentionBlock
 from wanvae.nn.region import Span
-from wanvae.nn.sequential import count_output, time_factor
+from wanvae.nn.sequential import count_output
 
 VARIANTS = [
     {},

@@ -32,7 +32,6 @@ def reconstruct(arguments: Namespace) -> None:
     demo = arguments.input is None
     fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
-        tell_of_tiny(arguments, vae)
         report = reconstruct_file(
             vae,
             source,
@@ -52,13 +51,13 @@ def reconstruct(arguments: Namespace) -> None:
             f"compression {report.compression:.1f}x, "
             f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
         )
+        tell_of_tiny(arguments, vae)
 
 
 def encode(arguments: Namespace) -> None:
     """Encodes a video to a file of latents."""
     fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
-        tell_of_tiny(arguments, vae)
         shape = encode_file(
             vae,
             arguments.input,
@@ -72,6 +71,7 @@ def encode(arguments: Namespace) -> None:
         )
     if shape is not None:
         print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
+        tell_of_tiny(arguments, vae)
 
 
 def decode(arguments: Namespace) -> None:
@@ -82,7 +82,6 @@ def decode(arguments: Namespace) -> None:
         tiny = isinstance(vae, TinyVAE)
         if arguments.preview is not None and not tiny:
             raise UserError(f"{arguments.preview} is no tiny autoencoder: name it as --checkpoint")
-        tell_of_tiny(arguments, vae)
         frames = decode_file(
             vae,
             arguments.input,
@@ -97,6 +96,7 @@ def decode(arguments: Namespace) -> None:
         )
     if frames:
         print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+        tell_of_tiny(arguments, vae)
 
 
 def tell_of_tiny(arguments: Namespace, vae: AnyVAE) -> None:
