@@ -29,7 +29,7 @@ def tiny(**changes: object) -> WanVAE:
 
 
 def tiny_autoencoder(**changes: object) -> TinyVAE:
-    """A TAEHV of few channels, whose latents have statistics that matter."""
+    """A TAEHV of few channels, whose videos have contrast and whose latents have statistics."""
     z_dim = changes.get("z_dim", 4)
     config = TinyVAEConfig(
         **{
@@ -43,7 +43,11 @@ def tiny_autoencoder(**changes: object) -> TinyVAE:
         }
     )
     vae = TinyVAE(config)
-    randomize(vae)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in vae.parameters():
+        scale = 0.3 if parameter.dim() == 1 else 0.9 / parameter[0].numel() ** 0.5
+        parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+    vae.decoder[-1].weight.data *= 10
     return vae.double().eval()
 
 

@@ -261,7 +261,7 @@ def test_a_stream_goes_on_from_its_state():
     latents = latents_of(1, 4, 3, 2, 2)
     decoder = vae.stream_decode(clamp=False)
     start = decoder.push(latents[:, :, :2])
-    assert start.min() < -1 or start.max() > 1
+    assert start.std() > 0.1 and start.abs().max() > 1  # not clamped
     size = [tensor.numel() for tensor in tensors_in(decoder.state[3])]
     assert sum(size) < latents.numel() * 64
     end = vae.stream_decode(decoder.state, clamp=False).push(latents[:, :, 2:])
