@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.checkpoints import formats
-from wanvae.checkpoints.hub import WAN_VAE
+from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.finite import check_input, check_result
@@ -225,7 +225,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         """
         formats.save_native(path, self.config, self.state_dict())
         if push_to_hub is not None:
-            upload(path, push_to_hub, WAN_VAE)
+            upload(path, push_to_hub, stored_files())
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Returns latents for diffusion models: ``(raw latents - mean) / std`` per channel."""

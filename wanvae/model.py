@@ -79,6 +79,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
+        variant: str | None = None,
         key: str | None = None,
         latent_statistics: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
@@ -99,6 +100,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
                 CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
+            variant: the variant of a diffusers folder, like "fp16"; None takes the plain files, or
+                the only variant.
             key: what is before the names of the tensors of the model, like "vae.", in a file that
                 holds several models.
             latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
@@ -123,6 +126,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             source.path,
             source.key if key is None else key,
             source.latent_statistics if latent_statistics is None else latent_statistics,
+            source.variant if variant is None else variant,
         )
         loaded = formats.load(source, subfolder)
         with torch.device("meta"):
