@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import WanVAEConfig, check_reconstructs
+from wanvae.config import VideoConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import refuse_overwriting
 from wanvae.execution.budget import TooLittleMemory, parse_memory
@@ -34,7 +34,7 @@ from wanvae.execution.sharding import FIRST
 from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class ReconstructionReport:
 
 
 def reconstruct_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -145,7 +145,7 @@ def reconstruct_file(
 
 
 def encode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -204,7 +204,7 @@ def encode_file(
 
 
 def decode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -345,7 +345,7 @@ def is_first(shard: Processes | None) -> bool:
 
 
 def decode_pieces(
-    vae: WanVAE,
+    vae: AnyVAE,
     pieces: Iterable[Tensor],
     tile_size: TileSize | None,
     max_memory: Memory | None,
@@ -369,7 +369,7 @@ def decode_pieces(
     yield from map(decoder.push, pieces)
 
 
-def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
+def check_origin(latents: LatentsFile, config: VideoConfig, source: str | PathLike[str]) -> None:
     """Raises CheckpointError if the latents of the file ``source`` do not fit the model."""
     if latents.channels != config.z_dim:
         raise CheckpointError(

@@ -27,7 +27,7 @@ from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips
-from wanvae.model import WanVAE
+from wanvae.model import WanVAE, require_wan_vae
 from wanvae.nn import use_channels_last
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
@@ -214,7 +214,7 @@ def first_model(config: TrainConfig) -> WanVAE:
 
 def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
     """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
-    vae = WanVAE.from_pretrained(path, torch.float32)
+    vae = require_wan_vae(WanVAE.from_pretrained(path, torch.float32), path, "training")
     if ndim < vae.config.ndim:
         raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
     return inflate(vae) if ndim > vae.config.ndim else vae
