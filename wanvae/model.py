@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints import formats
+from wanvae.checkpoints.diffusers_layout import QWEN_IMAGE_CLASS, WAN_CLASS, DiffusersClass
+from wanvae.checkpoints.formats import Layout
 from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
@@ -70,6 +72,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
+        # The class that the checkpoint has in diffusers.
+        self.diffusers_class: DiffusersClass = WAN_CLASS
 
     @classmethod
     def from_pretrained(
@@ -132,6 +136,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         with torch.device("meta"):
             vae = make_model(loaded.config)
         vae.assumed_statistics = loaded.assumed
+        if isinstance(vae, WanVAE) and loaded.layout is Layout.QWEN_IMAGE:
+            vae.diffusers_class = QWEN_IMAGE_CLASS
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
@@ -153,17 +159,25 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
-    def as_diffusers(self) -> DiffusersVAE:
-        """Returns this model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
+    def as_diffusers(self, class_name: DiffusersClass | None = None) -> DiffusersVAE:
+        """Returns this model as the ``vae`` of a diffusers pipeline.
+
+        It is an object of diffusers' own class with the parameters of this model, not copies of
+        them. Its ``encode`` and ``decode`` run this model.
+
+        Args:
+            class_name: the class of diffusers; None is the class of the checkpoint, and
+                "AutoencoderKLWan" for checkpoints that do not tell.
 
         Raises:
             ImportError: diffusers is not installed.
+            UserError: ``class_name`` is unknown, or the class cannot express this architecture.
         """
         if find_spec("diffusers") is None:
             raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
-        from wanvae.diffusers_adapter import DiffusersVAE
+        from wanvae.diffusers_adapter import make_diffusers_vae
 
-        return DiffusersVAE(self)
+        return make_diffusers_vae(self, class_name or self.diffusers_class)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:
         return self.conv1, self.encoder

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
@@ -62,7 +62,10 @@ NO_EFFECT = frozenset(
 NOTHING: tuple[object, ...] = (None, False, "", [], {})
 # Values of keys that scale latents, which do not scale them.
 NEUTRAL = {"scaling_factor": 1, "shift_factor": 0}
-WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
+# The classes of diffusers that a model may have there.
+DiffusersClass = Literal["AutoencoderKLWan", "AutoencoderKLQwenImage"]
+WAN_CLASS: DiffusersClass = "AutoencoderKLWan"
+QWEN_IMAGE_CLASS: DiffusersClass = "AutoencoderKLQwenImage"
 CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
 
 # Names inside a layer, official and in diffusers.

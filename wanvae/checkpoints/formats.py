@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from os import PathLike
@@ -18,6 +18,8 @@ from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
+    WAN_CLASS,
+    DiffusersClass,
     count_stages_and_blocks,
     diffusers_names,
     from_diffusers,
@@ -365,12 +367,8 @@ def save_diffusers(
         CheckpointError: diffusers has no such architecture.
         FileError: ``directory`` holds something else, or cannot be written.
     """
-    names = (*BLOCK_FIELDS, "attn_scales")
-    require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
-    content = wan_config(config)
-    read, _ = read_diffusers_config(content)
-    require_equal(config, read, Layout.DIFFUSERS, PIXEL_FIELDS)
-    write_directory(directory, config, content, tensors)
+    refuse_differences(Layout.DIFFUSERS, diffusers_differences(config, WAN_CLASS))
+    write_directory(directory, config, wan_config(config), tensors)
 
 
 def save_qwen_image(
@@ -382,10 +380,7 @@ def save_qwen_image(
         CheckpointError: as for ``save_diffusers``, or the architecture differs from Wan2.1 in more
             than sizes and the number of channels of the video.
     """
-    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
-    require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
-    alike = replace(config, out_channels=config.in_channels)
-    require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))
+    refuse_differences(Layout.QWEN_IMAGE, diffusers_differences(config, QWEN_IMAGE_CLASS))
     write_directory(directory, config, qwen_image_config(config), tensors)
 
 
@@ -443,10 +438,35 @@ def require_equal(
     config: WanVAEConfig, possible: WanVAEConfig, layout: Layout, names: Iterable[str]
 ) -> None:
     """Raises CheckpointError if a layout cannot store one of the fields ``names`` of ``config``."""
+    refuse_differences(layout, differences(config, possible, names))
+
+
+def refuse_differences(layout: Layout, differences: Iterable[str]) -> None:
+    """Raises CheckpointError for the first difference, if there is one."""
+    for difference in differences:
+        raise CheckpointError(
+            f"the {layout.value} layout has no {difference}; use the {Layout.NATIVE.value} layout"
+        )
+
+
+def differences(
+    config: WanVAEConfig, possible: WanVAEConfig, names: Iterable[str]
+) -> Iterator[str]:
+    """Yields the fields ``names`` in which ``config`` differs from what is possible, for people."""
     for name in names:
         value, needed = getattr(config, name), getattr(possible, name)
         if value != needed:
-            raise CheckpointError(
-                f"the {layout.value} layout has no {name} {value!r}, only {needed!r}; "
-                f"use the {Layout.NATIVE.value} layout"
-            )
+            yield f"{name} {value!r}, only {needed!r}"
+
+
+def diffusers_differences(config: WanVAEConfig, class_name: DiffusersClass) -> Iterator[str]:
+    """Yields what a class of diffusers cannot express of an architecture, for people."""
+    yield from differences(config, WanVAEConfig(), (*BLOCK_FIELDS, "attn_scales"))
+    if class_name == QWEN_IMAGE_CLASS:
+        names = (*PIXEL_FIELDS, "decoder_dim", "stage_shortcuts")
+        yield from differences(config, WanVAEConfig(), names)
+        alike = replace(config, out_channels=config.in_channels)
+        yield from differences(config, alike, ("out_channels",))
+    else:
+        read, _ = read_diffusers_config(wan_config(config))
+        yield from differences(config, read, PIXEL_FIELDS)
