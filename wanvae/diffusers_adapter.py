@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import Tensor, nn
@@ -164,9 +166,7 @@ class Bridge:
             max_memory: text like "4GB", or bytes. Steps and tiles are chosen to fit this limit,
                 and the tile size is not used.
         """
-        theirs = self._theirs
-        type(theirs).enable_tiling(
-            theirs,
+        self._own("enable_tiling")(
             tile_sample_min_height,
             tile_sample_min_width,
             tile_sample_stride_height,
@@ -181,10 +181,9 @@ class Bridge:
             x: a video ``(B, C, T, H, W)`` in [-1, 1]. Of a T that is not 1 + 4n, the last frames
                 are dropped, with a warning.
         """
-        theirs = self._theirs
         if self._must_run_theirs(x, ENCODING):
-            return type(theirs)._encode(theirs, self._in_dtype(x, ENCODING))
-        return self._encode(x, tiled=theirs.use_tiling)
+            return self._own("_encode")(self._in_dtype(x, ENCODING))
+        return self._encode(x, tiled=self._theirs.use_tiling)
 
     def tiled_encode(self, x: Tensor) -> Tensor:
         """Returns what ``encode`` returns, computed in tiles.
@@ -192,10 +191,9 @@ class Bridge:
         Args:
             x: as for ``encode``, or already in patches, as diffusers has it here.
         """
-        theirs = self._theirs
         in_patches = x.shape[1] != self.ours.config.in_channels
         if in_patches or self._must_run_theirs(x, ENCODING):
-            return type(theirs).tiled_encode(theirs, self._in_dtype(x, ENCODING))
+            return self._own("tiled_encode")(self._in_dtype(x, ENCODING))
         return self._encode(x, tiled=True)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
@@ -205,17 +203,16 @@ class Bridge:
             ``sample``, the video ``(B, C, 1 + 4n, 8H, 8W)``; a tuple of it without
             ``return_dict``.
         """
-        theirs = self._theirs
         if self._must_run_theirs(z, DECODING):
-            (video,) = type(theirs)._decode(theirs, self._in_dtype(z, DECODING), return_dict=False)
+            (video,) = self._own("_decode")(self._in_dtype(z, DECODING), return_dict=False)
             return self._output(self._upscaled(video), return_dict)
-        return self._output(self._decode(z, tiled=theirs.use_tiling), return_dict)
+        return self._output(self._decode(z, tiled=self._theirs.use_tiling), return_dict)
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Returns what ``decode`` returns, computed in tiles."""
-        theirs = self._theirs
         if self._must_run_theirs(z, DECODING):
-            return type(theirs).tiled_decode(theirs, self._in_dtype(z, DECODING), return_dict)
+            (video,) = self._own("tiled_decode")(self._in_dtype(z, DECODING), return_dict=False)
+            return self._output(self._upscaled(video), return_dict)
         return self._output(self._decode(z, tiled=True), return_dict)
 
     @property
@@ -223,6 +220,10 @@ class Bridge:
         theirs = self._reference()
         assert theirs is not None, "the VAE of diffusers owns this bridge"
         return theirs
+
+    def _own(self, name: str) -> Callable[..., Any]:
+        """Returns a method of the class of diffusers, which the object has replaced by ours."""
+        return partial(getattr(type(self._theirs), name), self._theirs)
 
     def _encode(self, x: Tensor, *, tiled: bool) -> Tensor:
         ours = self.ours
