@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain, product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wanvae.errors import UserError
 from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import join
 from wanvae.execution.limits import Limits, Memory
+from wanvae.execution.meter import MemoryMeter
 from wanvae.execution.network import Network, remember_by_architecture
 from wanvae.execution.plan import Plan, make_default_plan, make_tiles
 from wanvae.execution.tiling import Coding, LocalTiles
@@ -245,8 +243,9 @@ class Planner:
     def _state_sizes(self, workload: Workload, plan: Plan, tiles: Sequence[Region]) -> list[int]:
         """Returns the bytes of the states that the tiled layers keep for each tile."""
         coding = Coding(self.network, plan, LocalTiles(tiles))
-        for _ in coding.push([self._input(workload, 1 + 2)]):
-            pass
+        with MemoryMeter(()):  # for its shortcuts
+            for _ in coding.push([self._input(workload, 1 + 2)]):
+                pass
         flows = zip(*(flows for part, flows in coding.parts if not part.whole), strict=True)
         return [
             sum(leaf.nbytes for leaf in tree_leaves([flow.state for _, flow in of_tile]))
@@ -336,39 +335,6 @@ def extrapolate_cost(cost: Callable[[int], int], latents: int, plan: Plan) -> in
         return cost(latents)
     of_short = cost(short)
     return of_short + (cost(longer) - of_short) * (latents - short) // at_once
-
-
-class MemoryMeter(TorchDispatchMode):
-    """A meter of the memory of all tensors that exist inside ``with``, except the given tensors."""
-
-    def __init__(self, given: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.peak = self._current = 0
-        # By identity: no other storage can have it while this one exists.
-        self._given = {id(storage): storage for storage in map(Tensor.untyped_storage, given)}
-        self._counted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in [result] if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._given or key in self._counted:
-            return
-
-        def release(_: weakref.ref[torch.UntypedStorage]) -> None:
-            del self._counted[key]
-            self._current -= size
-
-        self._counted[key] = weakref.ref(storage, release)
-        self._current += size
-        self.peak = max(self.peak, self._current)
 
 
 def parse_memory(memory: Memory) -> int:
