@@ -129,7 +129,9 @@ class Costs:
         spans = cut_into_spans(side, tile, self._network.spatial_factor)
         lengths = {span: self.lengths(span, split_core) for span in spans}
         largest = max(spans, key=lambda span: sum(map(sum, lengths[span].values())))
-        written = {layer: sum(each[layer][1] for each in lengths.values()) for layer in lengths[largest]}
+        written = {
+            layer: sum(each[layer][1] for each in lengths.values()) for layer in lengths[largest]
+        }
         return Axis(largest, lengths[largest], written)
 
     def _find_whole_frames(
@@ -175,9 +177,7 @@ def find_halo(network: Network, split_core: bool) -> int:
     return halo
 
 
-def find_lengths_along(
-    network: Network, span: Span, split_core: bool
-) -> Lengths:
+def find_lengths_along(network: Network, span: Span, split_core: bool) -> Lengths:
     """Returns how many positions each tiled layer reads and writes for a span in pixels."""
     lengths: Lengths = {}
     for part in network.parts(split_core=split_core):

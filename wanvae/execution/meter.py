@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+R = TypeVar("R")
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -31,7 +33,7 @@ class MemoryMeter(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         shortcut = SHORTCUTS.get(function)
-        if shortcut is not None and tree_leaves(args)[0].is_meta:
+        if shortcut is not None and tree_leaves(args[0])[0].is_meta:
             result = shortcut(*args, **(kwargs or {}))
         else:
             result = function(*args, **(kwargs or {}))
@@ -39,6 +41,18 @@ class MemoryMeter(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
         return result
+
+    def measure(self, run: Callable[[], R]) -> tuple[R, int]:
+        """Returns what ``run`` returns, and how many bytes it takes at most."""
+        before, start = self.peak, self._current
+        self.peak = start
+        result = run()
+        taken, self.peak = self.peak - start, max(before, self.peak)
+        return result, taken
+
+    def count_for_now(self, size: int) -> None:
+        """Counts ``size`` bytes that are taken, and freed at once."""
+        self.peak = max(self.peak, self._current + size)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()

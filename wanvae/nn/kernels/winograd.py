@@ -137,7 +137,7 @@ def find_output_size(
 
 
 def find_rows_of_strip(axis: int, top: int, bottom: int, kernel_height: int) -> range:
-    """Returns the rows of the input that rows of a strip stand for, the first of several if several.
+    """Returns the first row of the input that each row of a strip is computed from.
 
     Along time, the strip has a row for each row that the kernel sees. Along height, it has a row
     for each pair of rows of the output.
