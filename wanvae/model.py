@@ -26,7 +26,7 @@ from wanvae.execution.network import Network, make_network
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
-from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
+from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -120,19 +120,13 @@ class WanVAE(nn.Module):
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
-        emulated = set()
-        for asked, network, projection in (
-            (encode_dtype or dtype, vae.encoder, vae.conv1),
-            (decode_dtype or dtype, vae.decoder, vae.conv2),
-        ):
-            stored = projection.weight.dtype
-            if asked is None and default_dtype(stored, target) != stored:
-                asked = default_dtype(stored, target)
-                emulated.add(stored)
-            for module in (network, projection):
-                module.to(device=target, dtype=asked)
-        for stored in emulated:
-            tell_of_emulation(path, stored)
+        parts = ((vae.encoder, vae.conv1), (vae.decoder, vae.conv2))
+        asked = (encode_dtype or dtype, decode_dtype or dtype)
+        stored = (vae.encode_dtype, vae.decode_dtype)
+        chosen = choose_dtypes(path, zip(stored, asked, strict=True), target)
+        for modules, chosen_dtype in zip(parts, chosen, strict=True):
+            for module in modules:
+                module.to(device=target, dtype=chosen_dtype)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 

@@ -29,6 +29,7 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -131,11 +132,16 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path) -> Tokens:
         identity: what ``identify`` returns for the model.
 
     Raises:
-        MotionError: the file cannot be read, or does not have the features of the model.
+        MotionError: the file cannot be read or does not have the features of the model, or the
+            model overflows.
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    tokens = tokenize(model, read_recording(path, model.config))
+    recording = read_recording(path, model.config)
+    try:
+        tokens = tokenize(model, recording)
+    except NotFiniteError as error:
+        raise MotionError(f"{path}: {error}") from error
     # ``tokenize`` sets an origin.
     assert tokens.origin is not None
     return replace(tokens, origin=replace(tokens.origin, model=identity, source=stamp))
