@@ -8,20 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.json_files import read_json
+from wanvae.engine.stored_tensors import StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
-DIFFUSERS_PICKLE = "diffusion_pytorch_model.bin"
 # Our fields by their names in the config.json of every diffusers class.
 FIELDS = {
     "base_dim": "dim",
@@ -79,6 +77,18 @@ ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
 RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
 ENDS = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
 STATISTICS = ("latents_mean", "latents_std")
+
+
+def weight_names(variant: str | None = None) -> Iterator[str]:
+    """Yields the names that the file of weights may have, or the index of its parts.
+
+    Args:
+        variant: like "fp16"; None is the plain model.
+    """
+    ending = f".{variant}" if variant else ""
+    for kind in ("safetensors", "bin"):
+        yield f"diffusion_pytorch_model{ending}.{kind}"
+        yield f"diffusion_pytorch_model.{kind}.index{ending}.json"
 
 
 def diffusers_names(stages: int, blocks: int, nested: bool = False) -> dict[str, str]:
@@ -153,7 +163,7 @@ def has_nested_stages(names: Iterable[str]) -> bool:
     return any(name.startswith("encoder.down_blocks.0.resnets.") for name in names)
 
 
-def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> dict[str, Tensor]:
+def from_diffusers(tensors: StoredTensors, stages: int, blocks: int) -> StoredTensors:
     """Returns ``tensors`` with official names.
 
     Raises:
@@ -167,7 +177,7 @@ def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> d
             f"{len(unknown)} tensors do not belong in a diffusers model of {stages} stages with "
             f"{blocks} residual blocks each: {first_few(unknown)}"
         )
-    return {official[name]: tensor for name, tensor in tensors.items()}
+    return tensors.renamed({official[name]: name for name in tensors})
 
 
 def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from os import PathLike
@@ -17,7 +16,6 @@ from torch import Tensor
 from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
-    DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
     count_stages_and_blocks,
@@ -28,20 +26,36 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
-from wanvae.checkpoints.hub import WAN_VAE
-from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
+from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
+from wanvae.checkpoints.finding import (
+    DIFFUSERS,
+    WAN,
+    Candidate,
+    Family,
+    choose,
+    find_candidates,
+)
+from wanvae.checkpoints.hub import stored_files
+from wanvae.checkpoints.latent_statistics import (
+    NO_STATISTICS,
+    STATISTICS_NOTE,
+    asked_statistics,
+    known_statistics,
+    with_statistics,
+)
+from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
-    TensorFile,
     digest_of_tensors,
-    read_tensors,
+    open_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
+from wanvae.engine.stored_tensors import StoredFile, StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
@@ -70,60 +84,161 @@ class Checkpoint:
         tensors: tensors by their official names, not yet checked against the architecture.
         layout: the layout of the file or directory.
         notes: what was assumed, for people; one sentence each.
+        assumed: the note on the latent statistics, if nothing says that they are right.
     """
 
     config: WanVAEConfig
-    tensors: dict[str, Tensor]
+    tensors: StoredTensors
     layout: Layout
     notes: tuple[str, ...]
+    assumed: str | None = None
 
 
 def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     """Reads a checkpoint, and detects its layout and architecture.
 
+    Tensors are read when somebody asks for them.
+
     Args:
         path: a native ``.safetensors``; a ``.pth`` or ``.safetensors`` with official names; a file
             with diffusers names; a diffusers directory, or a directory with one called ``vae``; or
-            the ``"org/name"`` of a repository of the Hugging Face Hub.
+            the ``"org/name"`` of a repository of the Hugging Face Hub. A ``Source`` also says which
+            model of the file is meant.
         subfolder: the folder in ``path`` that holds the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has another layout.
     """
-    path = local_checkpoint(path, WAN_VAE, subfolder)
+    source = source_of(path)
+    path = local_checkpoint(source.path, stored_files(source.variant), subfolder)
     try:
-        return load_directory(path) if isdir(path) else load_file(path)
+        checkpoint = load_path(path, source)
+        if source.latent_statistics is None:
+            return checkpoint
+        return with_asked_statistics(checkpoint, source.latent_statistics)
     except CheckpointError:
         raise
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_file(path: Path) -> Checkpoint:
-    """Reads a checkpoint from a file."""
-    file = read_tensors(path)
-    layout = detect_layout(file)
-    if layout is Layout.NATIVE:
+def load_file(path: Path, key: str | None = None) -> Checkpoint:
+    """Reads a checkpoint from a file.
+
+    Args:
+        key: as for ``Source``.
+    """
+    file = open_tensors(path)
+    if file.metadata.get("format") == "wanvae":
+        refuse_key(key)
         config = read_native_config(file.metadata)
         notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
-        return Checkpoint(config, file.tensors, layout, notes)
-    tensors = file.tensors
-    if layout is Layout.DIFFUSERS:
-        tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
-    config, note = with_known_statistics(infer_config(tensors))
-    return Checkpoint(config, tensors, layout, (INFERRED, note))
+        return Checkpoint(config, file.tensors, Layout.NATIVE, notes)
+    candidates = find_candidates(file.tensors, tuple(READERS))
+    if not candidates:
+        raise no_layout(file.tensors)
+    candidate = choose(candidates, file.tensors, key)
+    tensors = file.tensors.renamed(
+        {n.removeprefix(candidate.prefix): n for n in file.tensors if candidate.owns(n)}
+    )
+    checkpoint = READERS[candidate.family](tensors)
+    return replace(checkpoint, notes=(*notes_on_place(candidate, file), *checkpoint.notes))
 
 
-def load_directory(path: Path) -> Checkpoint:
-    """Reads a checkpoint from a diffusers directory, or from the directory ``vae`` in it."""
-    directory = diffusers_directory(path)
-    content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
+def refuse_key(key: str | None) -> None:
+    """Raises UserError if somebody names a key of a checkpoint that holds one model."""
+    if key:
+        raise UserError(f"it holds one model, so there is no key {key!r} to choose; leave it out")
+
+
+def with_asked_statistics(checkpoint: Checkpoint, asked: str | PathLike[str]) -> Checkpoint:
+    """Returns a checkpoint with the latent statistics that somebody names."""
+    statistics = asked_statistics(asked, checkpoint.config)
+    others = tuple(n for n in checkpoint.notes if not n.startswith(STATISTICS_NOTE))
+    config = with_statistics(checkpoint.config, statistics)
+    return replace(checkpoint, config=config, notes=(*others, statistics.note), assumed=None)
+
+
+def read_official(tensors: StoredTensors) -> Checkpoint:
+    """Reads tensors with official names, without a config."""
+    config = infer_config(tensors.outline)
+    statistics = known_statistics(config)
+    return Checkpoint(
+        with_statistics(config, statistics),
+        tensors,
+        Layout.WAN,
+        (INFERRED, statistics.note),
+        statistics.note if statistics.assumed else None,
+    )
+
+
+def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
+    """Reads tensors with the names of diffusers, without a config."""
+    tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
+    return replace(read_official(tensors), layout=Layout.DIFFUSERS)
+
+
+# Families of models, and what reads the tensors of each, without the prefix of their names.
+READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
+    WAN: read_official,
+    DIFFUSERS: read_bare_diffusers,
+}
+
+
+def notes_on_place(candidate: Candidate, file: StoredFile) -> tuple[str, ...]:
+    """Returns notes on where in a file the model is, and on what else is there."""
+    others = [n for n in file.tensors if not candidate.owns(n)] + list(file.ignored)
+    notes = []
+    if candidate.prefix:
+        notes.append(f"names: without {candidate.prefix}, which is before all of them")
+    if others:
+        count = f"{len(others)} {'entry' if len(others) == 1 else 'entries'}"
+        notes.append(f"not read, because not of the model: {count}: {first_few(others)}")
+    return tuple(notes)
+
+
+def no_layout(names: Iterable[str]) -> UserError:
+    """Returns the error for tensors of no known layout."""
+    return UserError(
+        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
+        "native (.safetensors written by wanvae), "
+        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
+        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
+    )
+
+
+def load_path(path: Path, source: Source) -> Checkpoint:
+    """Reads a checkpoint from a file or a directory."""
+    if not isdir(path):
+        refuse_variant(source.variant)
+        return load_file(path, source.key)
+    config_file = find_config(path)
+    if config_file is None:
+        refuse_variant(source.variant)
+        weights = find_single_file(path)
+        checkpoint = load_file(weights.file, source.key)
+    else:
+        refuse_key(source.key)
+        config, notes, layout = read_diffusers(config_file)
+        weights = find_weights(config_file.parent, source.variant)
+        tensors = open_tensors(weights.file).tensors
+        tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
+        checkpoint = Checkpoint(config, tensors, layout, notes)
+    return replace(checkpoint, notes=(*weights.notes, *checkpoint.notes))
+
+
+def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], Layout]:
+    """Returns config, notes and layout of the diffusers model that a config.json describes."""
+    content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
     qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
-    tensors = read_tensors(weights_file(directory)).tensors
-    tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
-    return Checkpoint(config, tensors, layout, notes)
+    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+
+
+def refuse_variant(variant: str | None) -> None:
+    """Raises UserError if somebody names a variant of what is no diffusers model."""
+    if variant is not None:
+        raise UserError(f"only diffusers models have variants like {variant!r}; leave it out")
 
 
 def identify(path: str | PathLike[str]) -> str:
@@ -138,61 +253,21 @@ def identify(path: str | PathLike[str]) -> str:
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
-def diffusers_directory(path: Path) -> Path:
-    """Returns the directory of a diffusers model: ``path``, or the directory ``vae`` in it."""
-    for directory in (path, path / "vae"):
-        if (directory / DIFFUSERS_CONFIG).is_file():
-            return directory
-    raise CheckpointError(
-        f"{path} is not a diffusers model, because it holds neither {DIFFUSERS_CONFIG} nor "
-        f"vae/{DIFFUSERS_CONFIG}; name a checkpoint file instead"
-    )
-
-
 def weights_file(path: str | PathLike[str]) -> Path:
     """Returns the file with the tensors of a checkpoint: ``path``, or a file in this directory.
 
     Raises:
-        CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
-            that cannot be downloaded.
+        CheckpointError: ``path`` is a directory without a complete model, or a repository that
+            cannot be downloaded.
     """
-    path = local_checkpoint(path, WAN_VAE)
+    source = source_of(path)
+    path = local_checkpoint(source.path, stored_files(source.variant))
     if not isdir(path):
         return path
-    directory = diffusers_directory(path)
-    for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_PICKLE):
-        if (directory / name).exists():
-            return directory / name
-    raise CheckpointError(
-        f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
-    )
-
-
-def detect_layout(file: TensorFile) -> Layout:
-    """Returns the layout of a file, from its metadata and names.
-
-    Raises:
-        UserError: the layout is unknown.
-    """
-    if file.metadata.get("format") == "wanvae":
-        return Layout.NATIVE
-    names = file.tensors
-    if any_name(names, r"encoder\.downsamples\.\d+\.(downsamples\.\d+\.)?(residual|resample)\."):
-        return Layout.WAN
-    pattern = r"encoder\.down_blocks\.\d+\.(resnets\.\d+\.)?(norm\d\.gamma|resample\.)"
-    if any_name(names, pattern):
-        return Layout.DIFFUSERS
-    raise UserError(
-        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
-        "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
-    )
-
-
-def any_name(names: Iterable[str], pattern: str) -> bool:
-    """Returns whether a name begins with a regular expression."""
-    return any(re.match(pattern, name) for name in names)
+    config_file = find_config(path)
+    if config_file is None:
+        return find_single_file(path).file
+    return find_weights(config_file.parent, source.variant).file
 
 
 def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
