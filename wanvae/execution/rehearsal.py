@@ -34,7 +34,7 @@ class Form:
     def of(cls, x: Tensor) -> Form:
         """Returns the form of a tensor."""
         size = x.untyped_storage().nbytes() // x.itemsize
-        return cls(tuple(x.shape), x.stride(), x.storage_offset(), size, x.dtype)
+        return cls(tuple(x.shape), x.stride(), int(x.storage_offset()), size, x.dtype)
 
     def allocate(self) -> Tensor:
         """Returns a tensor of this form on the meta device."""
