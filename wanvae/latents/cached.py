@@ -90,6 +90,15 @@ class CachedClip:
         """The name of the program, for people."""
         return FORMATS[self.format].program
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether the latents may as well be a batch of images, and are taken as a video."""
+        return (
+            not FORMATS[self.format].ordered
+            and self.axes == "CTHW"
+            and (self.shape[0] == self.shape[1])
+        )
+
     def load(self) -> Tensor:
         """Returns the latents ``(z_dim, T, H, W)`` as they are stored.
 
@@ -240,9 +249,7 @@ def find_in(path: Path) -> tuple[Format | None, Sequence[Found]]:
     return None, ()
 
 
-def split(
-    path: Path, kind: Format, found: Found, channels: int | None
-) -> Iterator[CachedClip]:
+def split(path: Path, kind: Format, found: Found, channels: int | None) -> Iterator[CachedClip]:
     """Yields the clips of a tensor."""
     axes = found.axes or axes_of(found.shape, channels)
     if len(axes) != len(found.shape) or 0 in found.shape:
@@ -250,8 +257,8 @@ def split(
     own = channels_of(found.shape, axes)
     if channels not in (None, own):
         raise UserError(
-            f"it has latents of {whose(own)}, but this model has {channels}; decode them with the "
-            "checkpoint that encoded them"
+            f"it has latents of {own} channels, but this model has {channels}{whose(own)}; use the "
+            "model that encoded them"
         )
     name = found.name or (path.name if path.is_dir() else path.stem)
     for number in range(clips_in(found.shape, axes)):
@@ -278,9 +285,7 @@ def pick(path: Path, clips: Sequence[CachedClip], name: str | None) -> CachedCli
         return chosen[0]
     names = first_few([clip.name for clip in clips])
     if name is None:
-        raise CheckpointError(
-            f"{path} holds {len(clips)} clips; choose one with --entry: {names}"
-        )
+        raise CheckpointError(f"{path} holds {len(clips)} clips; choose one with --entry: {names}")
     raise CheckpointError(f"{path} holds no clip {name!r}; choose one with --entry: {names}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from wanvae.latents.cached import CachedClip, find_cache, is_own, pick
 from wanvae.latents.file import LatentsFile, read_latents
+
+LOGGER = logging.getLogger("wanvae")
 
 
 @contextmanager
@@ -32,6 +35,8 @@ def open_latents(
             yield latents
         return
     clip = pick(path, find_cache(path, channels).clips, entry)
+    if clip.ambiguous:
+        LOGGER.warning("%s: its latents are read as a video (z_dim, T, H, W), not as images", path)
     yield latents_of(clip)
 
 

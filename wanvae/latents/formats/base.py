@@ -76,22 +76,26 @@ class Format:
         program: the name of the program, for people.
         scale: the scale that it stores; None if it stores both, or if nobody knows.
         find: returns the latents in the content of a file, none if it is of another format.
+        ordered: whether the format tells the order of the axes.
     """
 
     name: str
     program: str
     scale: Scale | None
     find: Callable[[Any], Sequence[Found]]
+    ordered: bool = True
 
 
 def axes_of(shape: tuple[int, ...], channels: int | None) -> Axes:
     """Returns the order of the axes of latents of which only the shape is known.
 
+    Four axes are a video, unless only the second one has the size of the channels.
+
     Args:
         channels: channels of the model; None if they are not known.
 
     Raises:
-        UserError: there is no such order, or there are two.
+        UserError: there is no such order.
     """
     if len(shape) == 5:
         return "BCTHW"
@@ -101,16 +105,7 @@ def axes_of(shape: tuple[int, ...], channels: int | None) -> Axes:
         raise UserError(
             f"latents must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {list(shape)}"
         )
-    if channels is None or (shape[0] == channels != shape[1]):
-        return "CTHW"
-    if shape[1] == channels != shape[0]:
-        return "BCHW"
-    if shape[0] == channels:
-        raise UserError(
-            f"latents {list(shape)} may be a video (z_dim, T, H, W) or {channels} images "
-            f"(B, z_dim, H, W); save a video as {[1, *shape]}"
-        )
-    return "CTHW"
+    return "BCHW" if shape[1] == channels != shape[0] else "CTHW"
 
 
 def channels_of(shape: tuple[int, ...], axes: Axes) -> int:
@@ -137,9 +132,9 @@ def as_clip(latents: Tensor, axes: Axes, number: int) -> Tensor:
 
 
 def whose(channels: int) -> str:
-    """Says in words whose latents have so many channels."""
+    """Says in words whose latents have so many channels; empty if nobody's are known to have."""
     family = FAMILIES.get(channels)
-    return f"{channels} channels" + (f", as those of {family} have" if family else "")
+    return f" ({channels} channels are those of {family})" if family else ""
 
 
 def refuse_others(name: str, ours: Sequence[str], of: str) -> None:

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 MAGIC = b"PAR1"
 BYTES, SHAPE, DTYPE = "vae_latent_bytes", "vae_latent_shape", "vae_latent_dtype"
 NAME = "id"
-DTYPES = {
-    name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
-}
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 # How many times larger than its file a column of latents may be. Latents hardly compress.
 LARGEST_GROWTH = 20
 

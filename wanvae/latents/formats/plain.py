@@ -51,5 +51,5 @@ def find_in_header(header: Header) -> list[Found]:
     return [] if name is None else [Found(name, header.shapes[name])]
 
 
-PLAIN_PICKLE = Format("pt", "another program", None, find_in_pickle)
-PLAIN_SAFETENSORS = Format("safetensors", "another program", None, find_in_header)
+PLAIN_PICKLE = Format("pt", "another program", None, find_in_pickle, ordered=False)
+PLAIN_SAFETENSORS = Format("safetensors", "another program", None, find_in_header, ordered=False)

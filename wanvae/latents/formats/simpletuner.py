@@ -24,4 +24,4 @@ def find(content: Pickle) -> list[Found]:
     return [Found("", tuple(latents.shape))]
 
 
-SIMPLETUNER = Format("simpletuner", "SimpleTuner", "normalized", find)
+SIMPLETUNER = Format("simpletuner", "SimpleTuner", "normalized", find, ordered=False)
