@@ -61,6 +61,10 @@ LARGEST_GROWTH = 20
 BLOCK = 2**20
 
 
+class NoLatentsError(CheckpointError):
+    """A file or folder holds no latents of a known program."""
+
+
 @dataclass(frozen=True, slots=True)
 class CachedClip:
     """A clip that another program cached, and where it is.
@@ -176,7 +180,7 @@ def find_cache(path: Path, channels: int | None) -> Cache:
         clips += found
     if not clips:
         held = f"; its files hold other things: {dict(others)}" if others else ""
-        raise CheckpointError(f"{path} holds no latents of a known program{held}; check the path")
+        raise NoLatentsError(f"{path} holds no latents of a known program{held}; check the path")
     if path.is_dir():
         clips = [replace(clip, name=name_in(path, clip)) for clip in clips]
     return Cache(tuple(with_unique_names(clips)), others)

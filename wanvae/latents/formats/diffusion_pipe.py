@@ -2,8 +2,8 @@
 
 A shard holds what ``torch.save`` wrote of each clip, one after the other: a dict with ``latents``
 ``(C, T, H, W)``, normalized, and ``image_spec``, the tar and path of the video. The database, of
-SQLite, has a table ``items`` with shard and number of each clip, and a table ``shard_N`` with offset
-and size of each clip in a shard.
+SQLite, has a table ``items`` with shard and number of each clip, and a table ``shard_N`` with
+offset and size of each clip in a shard.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Latents that people save themselves: a tensor in a ``.pt`` or ``.safetensors`` file.
 
-Pipelines of diffusers give normalized latents with ``output_type="latent"``; encoders give raw ones.
+Pipelines of diffusers give normalized latents with ``output_type="latent"``, encoders raw ones.
 """
 
 from __future__ import annotations

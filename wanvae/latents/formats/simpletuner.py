@@ -1,7 +1,7 @@
 """Latents as SimpleTuner caches them: ``SHA256.pt``, a tensor that ``torch.save`` wrote.
 
-The tensor is ``(C, T, H, W)`` and normalized. The name of the file is the SHA-256 of the name of the
-video without its suffix.
+The tensor is ``(C, T, H, W)`` and normalized. The name of the file is the SHA-256 of the name of
+the video without its suffix.
 """
 
 from __future__ import annotations
