@@ -58,6 +58,8 @@ class CachedLatents:
         cache = find_cache(path, None if config is None else config.z_dim)
         self.clips = list(cache.clips)
         self._path = path
+        if any(clip.ambiguous for clip in cache.clips):
+            LOGGER.warning("%s: latents are read as videos (z_dim, T, H, W), not as images", path)
         if cache.others:
             count = sum(cache.others.values())
             LOGGER.warning("%s: %d files hold other things and are left out", path, count)

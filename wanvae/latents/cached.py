@@ -39,6 +39,7 @@ from wanvae.latents.formats.base import (
     Format,
     Found,
     Header,
+    OtherLatentsError,
     as_clip,
     axes_of,
     channels_of,
@@ -247,6 +248,8 @@ def find_in(path: Path) -> tuple[Format | None, Sequence[Found]]:
         content, formats = Pickle(path, read_pickle(path)), PICKLE_FORMATS
     else:
         content, formats = read_header(path), SAFETENSORS_FORMATS
+        if content.metadata.get("format") == FORMAT:
+            raise UserError("it is a file of wanvae without its data set: decode it by itself")
     for kind in formats:
         if found := kind.find(content):
             return kind, found
@@ -260,9 +263,9 @@ def split(path: Path, kind: Format, found: Found, channels: int | None) -> Itera
         raise UserError(f"its latents must be {tuple(axes)}, not {list(found.shape)}")
     own = channels_of(found.shape, axes)
     if channels not in (None, own):
-        raise UserError(
-            f"it has latents of {own} channels, but this model has {channels}{whose(own)}; use the "
-            "model that encoded them"
+        raise OtherLatentsError(
+            f"{path} has latents of {own} channels, but this model has {channels}{whose(own)}; use "
+            "the checkpoint that encoded them"
         )
     name = found.name or (path.name if path.is_dir() else path.stem)
     for number in range(clips_in(found.shape, axes)):

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.errors import UserError
 from wanvae.latents.scale import Scale
 
 # The order of the axes of stored latents: batch, channels, time, height, width.
@@ -27,6 +26,8 @@ FAMILIES = {
     64: "Qwen-Image 2.1",
     128: "LTX-Video",
 }
+# Channels of the latents of Wan2.1 and Qwen-Image, and of Wan2.2.
+OURS = (16, 48)
 
 
 class OtherLatentsError(CheckpointError):
@@ -87,25 +88,19 @@ class Format:
 
 
 def axes_of(shape: tuple[int, ...], channels: int | None) -> Axes:
-    """Returns the order of the axes of latents of which only the shape is known.
+    """Returns the order of the axes of latents of which only the shape is known, with 3 to 5 axes.
 
     Four axes are a video, unless only the second one has the size of the channels.
 
     Args:
-        channels: channels of the model; None if they are not known.
-
-    Raises:
-        UserError: there is no such order.
+        channels: channels of the model; None if they are not known, and are those of Wan.
     """
     if len(shape) == 5:
         return "BCTHW"
     if len(shape) == 3:
         return "CHW"
-    if len(shape) != 4:
-        raise UserError(
-            f"latents must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {list(shape)}"
-        )
-    return "BCHW" if shape[1] == channels != shape[0] else "CTHW"
+    possible = OURS if channels is None else (channels,)
+    return "BCHW" if shape[1] in possible and shape[0] not in possible else "CTHW"
 
 
 def channels_of(shape: tuple[int, ...], axes: Axes) -> int:

@@ -9,21 +9,27 @@ offset and size of each clip in a shard.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePath
 from tempfile import NamedTemporaryFile
+from typing import IO
 
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import atomic_path
 from wanvae.engine.pickles import load_pickle
 from wanvae.errors import UserError
 from wanvae.latents.formats.base import Format, Found
+from wanvae.latents.formats.layout import ClipFacts, Layout, write_archive
+from wanvae.latents.spool import LatentsSpool
 
 DATABASE = "metadata.db"
 # The key of the latents of a clip, and of the tar and path of its video.
 LATENTS, SOURCE = "latents", "image_spec"
+# What identifies the list of videos of a cache that this package writes.
+FINGERPRINT = "wanvae"
 # Bytes that are copied at once.
 BLOCK = 2**20
 
@@ -150,3 +156,49 @@ def load(folder: Path, place: str) -> Tensor:
 
 
 DIFFUSION_PIPE = Format("diffusion-pipe", "diffusion-pipe", "normalized", find)
+
+
+def file_name(facts: ClipFacts) -> str:
+    """Returns the path of the file of a clip without number and suffix: a folder for each size."""
+    height, width = facts.size
+    return f"cache_{width}x{height}x{facts.frames}/latents/shard_"
+
+
+def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -> None:
+    """Writes what is stored of a clip."""
+    item = {LATENTS: spool.tensor(), SOURCE: list(facts.location), "mask": None, "caption": []}
+    write_archive(file, item, record)
+
+
+def write_database(folder: Path, shards: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+    """Writes the database of a folder.
+
+    Args:
+        shards: offset and size of each clip, by the number of the shard.
+    """
+    with atomic_path(folder / DATABASE) as temporary:
+        temporary.unlink()
+        with closing(sqlite3.connect(temporary)) as database, database:
+            database.execute("CREATE TABLE fingerprint(value)")
+            database.execute("INSERT INTO fingerprint VALUES(?)", (FINGERPRINT,))
+            database.execute("CREATE TABLE items(shard, shard_index)")
+            for shard, places in shards.items():
+                database.execute(f"CREATE TABLE shard_{shard}(offset, size)")
+                database.executemany(f"INSERT INTO shard_{shard} VALUES(?, ?)", places)
+                items = ((shard, number) for number in range(len(places)))
+                database.executemany("INSERT INTO items VALUES(?, ?)", items)
+
+
+DIFFUSION_PIPE_LAYOUT = Layout(
+    name="diffusion-pipe",
+    program="diffusion-pipe",
+    scale="normalized",
+    store="mean",
+    dtype="bfloat16",
+    file_name=file_name,
+    write=write,
+    one_clip=True,
+    shards=True,
+    note="diffusion-pipe deletes a cache that does not have the fingerprint and the order of its "
+    f"own list of videos; this one has the fingerprint {FINGERPRINT!r} and the order of the folder",
+)

@@ -14,6 +14,8 @@ from wanvae.latents.formats.base import Format, Found, Header
 
 # What people call the tensor.
 NAMES = ("latents", "latent", "samples")
+# Axes of an image, of a video or a batch of images, and of a batch of videos.
+DIMENSIONS = (3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ def find_in_pickle(content: Pickle) -> list[Found]:
     """Returns the latents of a clip, or of several."""
     for place in ("", *NAMES):
         latents = tensor_in(content.value, place)
-        if isinstance(latents, Tensor):
+        if isinstance(latents, Tensor) and latents.dim() in DIMENSIONS:
             return [Found(place, tuple(latents.shape))]
     return []
 
 
 def find_in_header(header: Header) -> list[Found]:
     """Returns the latents of a clip, or of several."""
-    name = next((name for name in NAMES if name in header.shapes), None)
-    return [] if name is None else [Found(name, header.shapes[name])]
+    names = [name for name in NAMES if len(header.shapes.get(name, ())) in DIMENSIONS]
+    return [Found(name, header.shapes[name]) for name in names[:1]]
 
 
 PLAIN_PICKLE = Format("pt", "another program", None, find_in_pickle, ordered=False)
