@@ -102,7 +102,10 @@ def fastvideo(folder: Path, latents: Tensor, *more: Tensor) -> Path:
 def comfyui(folder: Path, latents: Tensor) -> Path:
     """Of ComfyUI."""
     path = folder / "ComfyUI_00001_.latent"
-    tensors = {"latent_tensor": latents[None].contiguous(), "latent_format_version_0": torch.empty(0)}
+    tensors = {
+        "latent_tensor": latents[None].contiguous(),
+        "latent_format_version_0": torch.empty(0),
+    }
     save_file(tensors, path, {"prompt": "{}"})
     return path
 
@@ -155,6 +158,6 @@ def natural(channels: int = 16, length: int = 3, height: int = 8, width: int = 8
 
 def raw(latents: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Raw latents of normalized ones."""
-    return latents * torch.tensor(std)[:, None, None, None] + (
-        torch.tensor(mean)[:, None, None, None]
+    return (
+        latents * torch.tensor(std)[:, None, None, None] + (torch.tensor(mean)[:, None, None, None])
     )

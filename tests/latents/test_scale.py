@@ -66,9 +66,11 @@ def test_values_that_fit_neither_are_refused(latents: Tensor, reason: str) -> No
 
 def test_values_that_contradict_the_program_are_refused() -> None:
     latents = raw(natural(), WAN21_MEAN, WAN21_STD)
-    with pytest.raises(UserError, match=r"musubi-tuner stores normalized .* values look raw \(mean"):
+    with pytest.raises(
+        UserError, match=r"musubi-tuner stores normalized .* values look raw \(mean"
+    ):
         choose_scale("normalized", "musubi-tuner", [latents], WAN21_MEAN, WAN21_STD, "--scale")
-    with pytest.raises(UserError, match="FastVideo stores raw latents, .* look normalized"):
+    with pytest.raises(UserError, match=r"FastVideo stores raw latents, .* look normalized"):
         choose_scale("raw", "FastVideo", [natural()], WAN21_MEAN, WAN21_STD, "--scale")
 
 
@@ -76,7 +78,9 @@ def test_what_a_program_stores_counts_where_the_values_do_not_tell() -> None:
     choice = choose_scale(
         "normalized", "musubi-tuner", [torch.zeros(16, 1, 2, 2)], WAN21_MEAN, WAN21_STD, "--scale"
     )
-    assert choice.scale == "normalized" and choice.reason == "normalized, as musubi-tuner stores them"
+    assert (
+        choice.scale == "normalized" and choice.reason == "normalized, as musubi-tuner stores them"
+    )
 
 
 def test_a_model_without_statistics_has_one_scale() -> None:
