@@ -4,6 +4,7 @@ import gzip
 import io
 import pickle
 import sqlite3
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -209,7 +210,7 @@ def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
 
 def test_parquet_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fastvideo(tmp_path, LATENTS)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(path, r"a Parquet file, which needs pyarrow: pip install 'wanvae\[parquet\]'")
 
 
