@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.engine.pickles import load_pickle
+from wanvae.engine.pickles import ZIP_MAGIC, load_pickle
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 from wanvae.latents.file import FORMAT, readable
@@ -53,7 +53,6 @@ from wanvae.latents.scale import Scale
 # Files of a folder that may hold latents.
 SUFFIXES = {".safetensors", ".latent", ".pt", ".pth", ".parquet"}
 GZIP_MAGIC = b"\x1f\x8b"
-ZIP_MAGIC = b"PK\x03\x04"
 # How pickles begin, and files of torch.save that are no archives.
 PICKLE_MAGIC = b"\x80"
 # How many times larger than its file a packed tensor may be. Latents hardly compress.
