@@ -17,7 +17,9 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from tests.helpers import WAN22, tiny
+from tests.latents.caches import PROGRAMS, Write, comfyui, natural
 from wanvae import WanVAE
+from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
@@ -425,3 +427,47 @@ def test_numbers_that_a_model_cannot_hold_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match=r"not finite .* in float16: decode in bfloat16"):
         reconstruct_file(vae, source, tmp_path / "out.mkv")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+# Caches of other programs
+
+
+@pytest.fixture(scope="module")
+def wan() -> WanVAE:
+    """A small model with the latents of Wan2.1."""
+    return lively(z_dim=16, latents_mean=WAN21_MEAN, latents_std=WAN21_STD)
+
+
+@pytest.mark.parametrize("write", PROGRAMS)
+def test_caches_of_other_programs(
+    tmp_path: Path, wan: WanVAE, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    normalized = natural(length=3)
+    latents = wan.denormalize(normalized[None])
+    path = write(tmp_path, latents[0] if PROGRAMS[write] == "raw" else normalized)
+    assert decode_file(wan, path, tmp_path / "a.mkv", crf=0) == 9
+    write_video(tmp_path / "b.mkv", wan.decode(latents)[0], Fraction(16), crf=0)
+    expected, decoded = (read_video(tmp_path / name)[0] for name in ("b.mkv", "a.mkv"))
+    assert (decoded - expected).abs().mean() < 1 / 255
+    assert f"{path}: its latents are {PROGRAMS[write] or 'normalized'}, as " in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_scale_that_nothing_tells_is_refused(tmp_path: Path, wan: WanVAE) -> None:
+    path = comfyui(tmp_path, torch.ones(16, 2, 8, 8))
+    with pytest.raises(CheckpointError, match=r"do not tell .* say --scale raw or --scale norm"):
+        decode_file(wan, path, tmp_path / "a.mkv")
+    path = comfyui(tmp_path, natural(length=2)[:, :, :2, :2])
+    with pytest.raises(CheckpointError, match="of only 8 positions"):
+        decode_file(wan, path, tmp_path / "a.mkv")
+    assert decode_file(wan, path, tmp_path / "a.mkv", scale="normalized") == 5
+
+
+def test_a_scale_that_is_forced_counts(
+    tmp_path: Path, wan: WanVAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = comfyui(tmp_path, natural(length=1))
+    decode_file(wan, path, tmp_path / "a.png", scale="raw")
+    expected = wan.decode(natural(length=1)[None])[0]
+    assert (read_video(tmp_path / "a.png")[0] - expected).abs().max() < 4 / 255
+    assert caplog.text == ""

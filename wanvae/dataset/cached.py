@@ -11,13 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wanvae.checkpoints.latent_statistics import (
-    WAN21_MEAN,
-    WAN21_STD,
-    WAN22_MEAN,
-    WAN22_STD,
-    statistics_like,
-)
+from wanvae.checkpoints.latent_statistics import PUBLISHED, statistics_like
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.clip import LatentClip
 from wanvae.errors import UserError
@@ -29,11 +23,8 @@ LOGGER = logging.getLogger("wanvae")
 # Clips of a program, and latent frames of each, that are looked at to tell the scale.
 MEASURED_CLIPS = 16
 MEASURED_FRAMES = 8
-# The model, mean and deviation of latents by their channels.
-PUBLISHED = {
-    len(WAN21_MEAN): ("Wan2.1", WAN21_MEAN, WAN21_STD),
-    len(WAN22_MEAN): ("Wan2.2", WAN22_MEAN, WAN22_STD),
-}
+# Published models by the channels of their latents.
+MODELS = {model.config.z_dim: model for model in PUBLISHED}
 
 
 class CachedLatents:
@@ -74,21 +65,21 @@ class CachedLatents:
         if config is not None:
             return config.latents_mean, config.latents_std
         (channels, *more) = sorted({clip.shape[0] for clip in self.clips})
-        if more or channels not in PUBLISHED:
+        if more or channels not in MODELS:
             counts = " and ".join(map(str, [channels, *more]))
             raise UserError(
                 f"{self._path} has latents of {counts} channels{whose(channels)}; name the model "
                 "that encoded them: config=vae.config"
             )
-        model, mean, std = PUBLISHED[channels]
+        model = MODELS[channels]
         LOGGER.warning(
             "%s: its latents are taken as those of %s, because they have %d channels; config= "
             "names another model",
             self._path,
-            model,
+            model.name,
             channels,
         )
-        return mean, std
+        return model.mean, model.std
 
     def _find_scale(self, clips: Sequence[CachedClip]) -> Scale:
         """Returns the scale of clips of one format, and logs it."""

@@ -37,6 +37,7 @@ from wanvae.latents.formats.layout import (
     Layout,
     read_archive_record,
 )
+from wanvae.latents.scale import has_statistics
 from wanvae.video.rate import parse_rate
 
 SHARD_SUFFIX = ".bin"
@@ -76,11 +77,18 @@ def facts_of(clip: Clip, options: DatasetOptions, config: WanVAEConfig, folder: 
 # Planning
 
 
-def choose_clips(clips: Sequence[Clip], layout: Layout) -> tuple[list[Clip], list[str]]:
-    """Returns the clips that a layout can hold, and notes for people about the others."""
+def choose_clips(
+    clips: Sequence[Clip], layout: Layout, config: WanVAEConfig
+) -> tuple[list[Clip], list[str]]:
+    """Returns the clips that a layout can hold, and notes for people about what it cannot hold."""
     notes = [f"{layout.program} stores no variance of the latents and no times of the frames"]
     if layout.note:
         notes.append(layout.note)
+    statistics = has_statistics(config.latents_mean, config.latents_std)
+    if layout.scale == "normalized" and not statistics:
+        notes.append(
+            "the model has no latent statistics, so its latents are normalized as they are"
+        )
     if not layout.one_clip:
         return list(clips), notes
     first: dict[str, Clip] = {}

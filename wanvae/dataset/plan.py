@@ -94,7 +94,7 @@ def prepare(
     else:
         architecture = layout.architecture_of(options.architecture, vae.config.z_dim)
         options = replace(options, architecture=architecture)
-        clips, notes = layouts.choose_clips(found.clips, layout)
+        clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
     many = options.many
     settings = DatasetSettings(
