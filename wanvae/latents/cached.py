@@ -24,7 +24,7 @@ from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.pickles import ZIP_MAGIC, load_pickle
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
-from wanvae.latents.file import FORMAT, readable
+from wanvae.latents.common import FORMAT, readable
 from wanvae.latents.formats import (
     DIFFUSION_PIPE,
     FASTVIDEO,

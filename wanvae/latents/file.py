@@ -19,21 +19,19 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
+from wanvae.latents.common import FORMAT, OTHER_NAME, readable
 from wanvae.latents.spool import LatentsSpool
 from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.posterior import Posterior
 from wanvae.video.rate import parse_rate
 
-FORMAT = "wanvae-latents"
-# The only tensor in files without a variance, and in files that people save themselves.
-OTHER_NAME = "latents"
 # More seconds than any video has.
 LONGEST = 1e9
 
@@ -172,22 +170,6 @@ def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
         with readable(path):
             latents = describe_latents(file)
         yield latents
-
-
-@contextmanager
-def readable(path: str | PathLike[str]) -> Iterator[None]:
-    """Turns errors in reading latents from ``path`` into a CheckpointError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; check the path") from None
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError, UserError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as latents: {error}; encode it again, or give a safetensors "
-            f"file with a tensor {OTHER_NAME!r}"
-        ) from error
 
 
 def describe_latents(file: safe_open) -> LatentsFile:
