@@ -21,9 +21,10 @@ Scale = Literal["raw", "normalized"]
 # Positions (T x H x W) below which deviations are too uncertain.
 FEWEST_POSITIONS = 64
 # The largest mean squared difference of latents that fit, in units of the deviation, see ``Fit``.
-LARGEST_DIFFERENCE = 1.0
-# How many times further from the latents the other scale must be.
+LARGEST_DIFFERENCE = 2.0
+# How many times further from the latents the other scale must be, and its pattern.
 MARGIN = 1.5
+PATTERN_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def has_statistics(means: Sequence[float], stds: Sequence[float]) -> bool:
     return any(mean != 0 for mean in means) or any(std != 1 for std in stds)
 
 
+def has_pattern(stds: Sequence[float]) -> bool:
+    """Whether the deviations of raw latents differ between channels."""
+    return len(set(stds)) > 1
+
+
 def find_scale(
     found: ChannelStatistics, means: Sequence[float], stds: Sequence[float]
 ) -> Scale | None:
@@ -92,7 +98,7 @@ def find_scale(
         found.positions >= FEWEST_POSITIONS
         and near.difference <= LARGEST_DIFFERENCE
         and far.difference >= MARGIN * near.difference
-        and near.pattern <= far.pattern + 1e-6
+        and (not has_pattern(stds) or far.pattern >= PATTERN_MARGIN * near.pattern)
     )
     return best if told else None
 
