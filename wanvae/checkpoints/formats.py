@@ -16,7 +16,6 @@ from torch import Tensor
 from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
-    DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
     count_stages_and_blocks,
@@ -27,6 +26,7 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
+from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
 from wanvae.checkpoints.finding import (
     DIFFUSERS,
     WAN,
@@ -35,7 +35,7 @@ from wanvae.checkpoints.finding import (
     choose,
     find_candidates,
 )
-from wanvae.checkpoints.hub import WAN_VAE
+from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import (
     NO_STATISTICS,
     STATISTICS_NOTE,
@@ -43,7 +43,8 @@ from wanvae.checkpoints.latent_statistics import (
     known_statistics,
     with_statistics,
 )
-from wanvae.checkpoints.source import source_of
+from wanvae.checkpoints.source import Source, source_of
+from wanvae.checkpoints.tiny import TINY, infer_tiny_config, with_network_latents
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -58,11 +59,17 @@ from wanvae.engine.hub import local_checkpoint
 from wanvae.engine.stored_tensors import StoredFile, StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
+from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
+# What the metadata of a native checkpoint say it is, and the class of its config.
+NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
+    "wanvae": WanVAEConfig,
+    "wanvae-tiny": TinyVAEConfig,
+}
 INFERRED = "architecture: inferred from the names and shapes of the tensors"
 
 
@@ -71,6 +78,7 @@ class Layout(Enum):
 
     NATIVE = "native"
     WAN = "wan"
+    TINY = "taehv"
     DIFFUSERS = "diffusers"
     QWEN_IMAGE = "qwen-image"
 
@@ -87,7 +95,7 @@ class Checkpoint:
         assumed: the note on the latent statistics, if nothing says that they are right.
     """
 
-    config: WanVAEConfig
+    config: WanVAEConfig | TinyVAEConfig
     tensors: StoredTensors
     layout: Layout
     notes: tuple[str, ...]
@@ -110,13 +118,9 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
         CheckpointError: the checkpoint cannot be read, or has another layout.
     """
     source = source_of(path)
-    path = local_checkpoint(source.path, WAN_VAE, subfolder)
+    path = local_checkpoint(source.path, stored_files(source.variant), subfolder)
     try:
-        if isdir(path):
-            refuse_key(source.key)
-            checkpoint = load_directory(path)
-        else:
-            checkpoint = load_file(path, source.key)
+        checkpoint = load_path(path, source)
         if source.latent_statistics is None:
             return checkpoint
         return with_asked_statistics(checkpoint, source.latent_statistics)
@@ -133,7 +137,7 @@ def load_file(path: Path, key: str | None = None) -> Checkpoint:
         key: as for ``Source``.
     """
     file = open_tensors(path)
-    if file.metadata.get("format") == "wanvae":
+    if file.metadata.get("format") in NATIVE_FORMATS:
         refuse_key(key)
         config = read_native_config(file.metadata)
         notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
@@ -146,6 +150,8 @@ def load_file(path: Path, key: str | None = None) -> Checkpoint:
         {n.removeprefix(candidate.prefix): n for n in file.tensors if candidate.owns(n)}
     )
     checkpoint = READERS[candidate.family](tensors)
+    if isinstance(checkpoint.config, TinyVAEConfig):
+        checkpoint = with_told_latents(checkpoint, checkpoint.config, path)
     return replace(checkpoint, notes=(*notes_on_place(candidate, file), *checkpoint.notes))
 
 
@@ -182,10 +188,28 @@ def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
     return replace(read_official(tensors), layout=Layout.DIFFUSERS)
 
 
+def read_tiny(tensors: StoredTensors) -> Checkpoint:
+    """Reads a tiny autoencoder with its published names."""
+    config, note = infer_tiny_config(tensors.outline)
+    return Checkpoint(config, tensors, Layout.TINY, (INFERRED, note))
+
+
+def with_told_latents(checkpoint: Checkpoint, config: TinyVAEConfig, path: Path) -> Checkpoint:
+    """Returns the checkpoint of a tiny autoencoder with how its network has latents.
+
+    The name of the file tells so, and whose latents they are, or the dtype tells so.
+    """
+    config, note = with_network_latents(config, checkpoint.tensors.outline, path)
+    # Tiny autoencoders of other models have 16 channels too.
+    assumed = None if "taew" in path.name.lower() else "; ".join([*checkpoint.notes[1:], note])
+    return replace(checkpoint, config=config, notes=(*checkpoint.notes, note), assumed=assumed)
+
+
 # Families of models, and what reads the tensors of each, without the prefix of their names.
 READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
     WAN: read_official,
     DIFFUSERS: read_bare_diffusers,
+    TINY: read_tiny,
 }
 
 
@@ -206,21 +230,44 @@ def no_layout(names: Iterable[str]) -> UserError:
     return UserError(
         f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
         "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
+        "wan (encoder.downsamples.0.residual.0.gamma, ...), "
+        "diffusers (encoder.down_blocks.0.norm1.gamma, ...) and "
+        "taehv (decoder.7.conv.weight, ...)"
     )
 
 
-def load_directory(path: Path) -> Checkpoint:
-    """Reads a checkpoint from a diffusers directory, or from the directory ``vae`` in it."""
-    directory = diffusers_directory(path)
-    content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
+def load_path(path: Path, source: Source) -> Checkpoint:
+    """Reads a checkpoint from a file or a directory."""
+    if not isdir(path):
+        refuse_variant(source.variant)
+        return load_file(path, source.key)
+    config_file = find_config(path)
+    if config_file is None:
+        refuse_variant(source.variant)
+        weights = find_single_file(path)
+        checkpoint = load_file(weights.file, source.key)
+    else:
+        refuse_key(source.key)
+        config, notes, layout = read_diffusers(config_file)
+        weights = find_weights(config_file.parent, source.variant)
+        tensors = open_tensors(weights.file).tensors
+        tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
+        checkpoint = Checkpoint(config, tensors, layout, notes)
+    return replace(checkpoint, notes=(*weights.notes, *checkpoint.notes))
+
+
+def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], Layout]:
+    """Returns config, notes and layout of the diffusers model that a config.json describes."""
+    content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
     qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
-    tensors = open_tensors(weights_file(directory)).tensors
-    tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
-    return Checkpoint(config, tensors, layout, notes)
+    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+
+
+def refuse_variant(variant: str | None) -> None:
+    """Raises UserError if somebody names a variant of what is no diffusers model."""
+    if variant is not None:
+        raise UserError(f"only diffusers models have variants like {variant!r}; leave it out")
 
 
 def identify(path: str | PathLike[str]) -> str:
@@ -235,43 +282,33 @@ def identify(path: str | PathLike[str]) -> str:
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
-def diffusers_directory(path: Path) -> Path:
-    """Returns the directory of a diffusers model: ``path``, or the directory ``vae`` in it."""
-    for directory in (path, path / "vae"):
-        if (directory / DIFFUSERS_CONFIG).is_file():
-            return directory
-    raise CheckpointError(
-        f"{path} is not a diffusers model, because it holds neither {DIFFUSERS_CONFIG} nor "
-        f"vae/{DIFFUSERS_CONFIG}; name a checkpoint file instead"
-    )
-
-
 def weights_file(path: str | PathLike[str]) -> Path:
     """Returns the file with the tensors of a checkpoint: ``path``, or a file in this directory.
 
     Raises:
-        CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
-            that cannot be downloaded.
+        CheckpointError: ``path`` is a directory without a complete model, or a repository that
+            cannot be downloaded.
     """
-    path = local_checkpoint(source_of(path).path, WAN_VAE)
+    source = source_of(path)
+    path = local_checkpoint(source.path, stored_files(source.variant))
     if not isdir(path):
         return path
-    directory = diffusers_directory(path)
-    for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_PICKLE):
-        if (directory / name).exists():
-            return directory / name
-    raise CheckpointError(
-        f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
-    )
+    config_file = find_config(path)
+    if config_file is None:
+        return find_single_file(path).file
+    return find_weights(config_file.parent, source.variant).file
 
 
-def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
+def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAEConfig:
     """Returns the config in the metadata of a native checkpoint."""
-    return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
+    kind = NATIVE_FORMATS[metadata["format"]]
+    return from_json_dict(kind, parse_json(metadata.get("config", "")))
 
 
 def save_native(
-    path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+    path: str | PathLike[str],
+    config: WanVAEConfig | TinyVAEConfig,
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Writes a native checkpoint: official names, and the config in the metadata.
 
@@ -280,7 +317,8 @@ def save_native(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".safetensors")
-    metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
+    (name,) = (name for name, kind in NATIVE_FORMATS.items() if isinstance(config, kind))
+    metadata = {"format": name, "config": json.dumps(to_json_dict(config))}
     write_tensors(path, tensors, metadata)
 
 
@@ -296,9 +334,19 @@ def save_wan(
         CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
         FileError: ``path`` cannot be written.
     """
-    require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
     require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    save_bare(path, tensors)
+
+
+def save_bare(path: str | PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors alone, without a config, to a ``.pth`` or ``.safetensors``.
+
+    Raises:
+        CheckpointError: ``path`` has another suffix.
+        FileError: ``path`` cannot be written.
+    """
+    require_suffix(path, ".pth", ".safetensors")
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:

@@ -26,8 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import WanVAEConfig, check_reconstructs
+from wanvae.config import VideoConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import refuse_overwriting
 from wanvae.errors import UserError
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
@@ -37,7 +38,7 @@ from wanvae.latents.file import LatentsFile, VideoShape, write_latents
 from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class ReconstructionReport:
 
 
 def reconstruct_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -102,10 +103,12 @@ def reconstruct_file(
         The results in the first process; None in the others.
 
     Raises:
+        FileError: ``destination`` is ``source``.
         VideoError: a file cannot be read or written, or has no frame from ``start`` on.
         UserError: the model cannot stream, or decodes other videos than it encodes.
         NotFiniteError: latents or frames are not finite.
     """
+    refuse_overwriting(destination, [source])
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
@@ -149,7 +152,7 @@ def reconstruct_file(
 
 
 def encode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -180,9 +183,10 @@ def encode_file(
 
     Raises:
         VideoError: ``source`` cannot be read, or has no frame from ``start`` on.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source`` or ``checkpoint``.
         NotFiniteError: the latents are not finite.
     """
+    refuse_overwriting(destination, [source, checkpoint])
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
     with open_excerpt(source, start, duration, fps) as excerpt:
@@ -207,7 +211,7 @@ def encode_file(
 
 
 def decode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -245,9 +249,11 @@ def decode_file(
         CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
             not finite or whose values do not tell their scale, holds several clips although
             ``entry`` is None, or says that its latents have another scale than ``scale``.
+        FileError: ``destination`` is ``source`` or ``checkpoint``.
         VideoError: ``destination`` cannot be written.
         NotFiniteError: the decoded frames are not finite.
     """
+    refuse_overwriting(destination, [source, checkpoint])
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
@@ -310,6 +316,9 @@ def open_excerpt(
             "the duration more than 0"
         )
     with VideoReader(source, fps=fps) as reader:
+        if beside := reader.info.beside:
+            verb = "is" if beside == ("sound",) else "are"
+            warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
         if start > 0:
             reader.seek(start)
         first = next(reader, None)
@@ -346,7 +355,7 @@ def is_first(shard: Processes | None) -> bool:
 
 
 def decode_pieces(
-    vae: WanVAE,
+    vae: AnyVAE,
     pieces: Iterable[Tensor],
     tile_size: TileSize | None,
     max_memory: Memory | None,
@@ -370,7 +379,7 @@ def decode_pieces(
     yield from map(decoder.push, pieces)
 
 
-def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
+def check_origin(latents: LatentsFile, config: VideoConfig, source: str | PathLike[str]) -> None:
     """Raises CheckpointError if the latents of the file ``source`` do not fit the model."""
     if latents.channels != config.z_dim:
         raise CheckpointError(
@@ -393,7 +402,7 @@ def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathL
 
 def find_normalized(
     latents: LatentsFile,
-    config: WanVAEConfig,
+    config: VideoConfig,
     scale: Scale | None,
     source: str | PathLike[str],
     told: bool,

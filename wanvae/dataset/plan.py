@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,11 +17,11 @@ from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetS
 from wanvae.dataset.stored import LatentsFilePlan
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import read_lines, write_lines
+from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
-from wanvae.folders.listing import describe_ignored
 from wanvae.folders.manifest import read_folder
 from wanvae.latents.formats.layout import Layout
 from wanvae.model import WanVAE
@@ -68,12 +68,13 @@ def prepare(
     source: Path,
     destination: Path,
     options: DatasetOptions,
+    held: ExitStack,
 ) -> DatasetPlan:
-    """Plans the files of a data set, and takes the folder for it.
+    """Plans the files of a data set, and takes the folder for it until ``held`` is closed.
 
     Raises:
         UserError: there is nothing to encode, the options do not fit the model, or the folder
-            belongs to other settings.
+            belongs to other settings or another job works in it.
         FileError: the folder cannot be written.
     """
     refuse_nested(source, destination)
@@ -109,7 +110,7 @@ def prepare(
         stamps=digest_of_stamps(clips) if many else "",
     )
     path = destination / SETTINGS
-    if take_folder(path, settings, DATA_SET, DatasetSettings.differences):
+    if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held):
         # Drops a line that a killed run left unfinished.
         write_lines(destination / FAILURES, read_failures(destination))
     existing = {file.name for file in files if (destination / file.name).exists()}
