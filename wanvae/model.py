@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
@@ -15,12 +17,12 @@ from wanvae.checkpoints import formats
 from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import WanVAEConfig, check_length, check_size
+from wanvae.config import WanVAEConfig, check_has, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.engine.finite import check_input, check_result
 from wanvae.engine.hub import upload
-from wanvae.engine.tensors import check_is_tensor, parse_dtype
+from wanvae.engine.tensors import check_is_tensor, parse_dtype, widest
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
@@ -30,6 +32,8 @@ from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.posterior import Posterior
+
+LOGGER = logging.getLogger("wanvae")
 
 if TYPE_CHECKING:
     from wanvae.diffusers_adapter import DiffusersVAE
@@ -70,12 +74,16 @@ class WanVAE(nn.Module):
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(
-            config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
-        )
-        self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
-        self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
+        if config.half != "decoder":
+            self.encoder = Encoder(
+                config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
+            )
+            self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
+        if config.half != "encoder":
+            self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
+            self.decoder = Decoder(
+                config.decoder, config.z_dim, config.out_channels, config.unpatchify
+            )
         self.compilation: Compilation | None = None
         # What ``normalize`` warns of the first time that it is called.
         self.assumed_statistics: str | None = None
@@ -131,7 +139,9 @@ class WanVAE(nn.Module):
             source.key if key is None else key,
             source.latent_statistics if latent_statistics is None else latent_statistics,
         )
-        loaded = formats.load(source, subfolder)
+        loaded = formats.load(source, subfolder, dtype=widest(encode_dtype, decode_dtype, dtype))
+        for change in loaded.changes:
+            LOGGER.warning("%s: %s", path, change)
         with torch.device("meta"):
             vae = cls(loaded.config)
         vae.assumed_statistics = loaded.assumed
@@ -139,16 +149,18 @@ class WanVAE(nn.Module):
         use_channels_last(vae)
         target = torch.device(device or "cpu")
         emulated = set()
-        for asked, network, projection in (
-            (encode_dtype or dtype, vae.encoder, vae.conv1),
-            (decode_dtype or dtype, vae.decoder, vae.conv2),
+        for asked, modules in (
+            (encode_dtype or dtype, vae.encoding_modules()),
+            (decode_dtype or dtype, vae.decoding_modules()),
         ):
-            stored = projection.weight.dtype
+            if not modules:
+                continue
+            stored = widest_dtype(modules)
             if asked is None and default_dtype(stored, target) != stored:
                 asked = default_dtype(stored, target)
                 emulated.add(stored)
-            for module in (network, projection):
-                module.to(device=target, dtype=asked)
+            for module in modules:
+                module.to(device=target, dtype=asked or stored)
         for stored in emulated:
             tell_of_emulation(path, stored)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
@@ -180,22 +192,33 @@ class WanVAE(nn.Module):
             raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
         from wanvae.diffusers_adapter import DiffusersVAE
 
+        self._warn_of_statistics(stacklevel=3)
         return DiffusersVAE(self)
 
     @property
     def encode_dtype(self) -> torch.dtype:
         """The dtype of the parameters that encode; videos are converted to this dtype."""
-        return self.conv1.weight.dtype
+        modules = self.encoding_modules() or self.decoding_modules()
+        return modules[-1].get_parameter("weight").dtype
 
     @property
     def decode_dtype(self) -> torch.dtype:
         """The dtype of the parameters that decode; latents are converted to this dtype."""
-        return self.conv2.weight.dtype
+        modules = self.decoding_modules() or self.encoding_modules()
+        return modules[-1].get_parameter("weight").dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters; inputs are moved to this device."""
-        return self.conv1.weight.device
+        return next(self.parameters()).device
+
+    def encoding_modules(self) -> tuple[nn.Module, ...]:
+        """Returns the modules with parameters that encode; none in a decoder alone."""
+        return () if self.config.half == "decoder" else (self.encoder, self.conv1)
+
+    def decoding_modules(self) -> tuple[nn.Module, ...]:
+        """Returns the modules with parameters that decode; none in an encoder alone."""
+        return () if self.config.half == "encoder" else (self.decoder, self.conv2)
 
     def forward(self, video: Tensor, *, recompute: bool = False) -> Reconstruction:
         """Encodes and decodes a whole clip for training. Each layer runs once over all of time.
@@ -207,6 +230,7 @@ class WanVAE(nn.Module):
             recompute: keep only the tensors between blocks for the backward pass, and compute the
                 tensors inside blocks again: less memory, more time, the same gradients.
         """
+        check_has(self.config, "decoder")
         self.check_clip(video)
         video = video.to(self.device, self.encode_dtype)
         frozen = self.encoder_is_frozen
@@ -229,7 +253,7 @@ class WanVAE(nn.Module):
         mode and runs without gradients. The decoder gets the mode of the posterior, as it does
         after training, because noise would only blur its results.
         """
-        for module in (self.encoder, self.conv1):
+        for module in self.encoding_modules():
             module.requires_grad_(False)
         self.train(self.training)
 
@@ -238,14 +262,15 @@ class WanVAE(nn.Module):
         """Whether all parameters that encode are frozen."""
         return not any(
             parameter.requires_grad
-            for module in (self.encoder, self.conv1)
+            for module in self.encoding_modules()
             for parameter in module.parameters()
         )
 
     def train(self, mode: bool = True) -> WanVAE:
         """Sets training or evaluation mode. A frozen encoder stays in evaluation mode."""
         super().train(mode)
-        self.encoder.train(mode and not self.encoder_is_frozen)
+        for module in self.encoding_modules():
+            module.train(mode and not self.encoder_is_frozen)
         return self
 
     @torch.no_grad()
@@ -383,7 +408,8 @@ class WanVAE(nn.Module):
         return self.compilation is not None
 
     def encoder_network(self) -> Network:
-        """Returns the layers from video to moments."""
+        """Returns the layers from video to moments; UserError if this is a decoder alone."""
+        check_has(self.config, "encoder")
         return make_network(
             core=(*self.encoder.core(), self.conv1),
             shell=self.encoder.shell(),
@@ -395,7 +421,8 @@ class WanVAE(nn.Module):
         )
 
     def decoder_network(self) -> Network:
-        """Returns the layers from latents to video."""
+        """Returns the layers from latents to video; UserError if this is an encoder alone."""
+        check_has(self.config, "decoder")
         return make_network(
             core=(self.conv2, *self.decoder.core()),
             shell=self.decoder.shell(),
@@ -430,6 +457,7 @@ class WanVAE(nn.Module):
             state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
+        check_has(self.config, "encoder")
         features, state = self.encoder.step(video, state, recompute=recompute)
         return self.conv1(features), state
 
@@ -445,10 +473,12 @@ class WanVAE(nn.Module):
             state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
+        check_has(self.config, "decoder")
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
     def check_video(self, video: Tensor) -> None:
         """Raises UserError if ``video`` is not a ``(B, C, T, H, W)`` that this model can encode."""
+        check_has(self.config, "encoder")
         self._check_tensor(video, "video", self.config.in_channels)
         check_size(self.config, *video.shape[3:])
 
@@ -459,19 +489,20 @@ class WanVAE(nn.Module):
 
     def check_latents(self, latents: Tensor) -> None:
         """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
+        check_has(self.config, "decoder")
         self._check_tensor(latents, "latents", self.config.z_dim)
 
     def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self._warn_of_statistics()
+        self._warn_of_statistics(stacklevel=4)
         return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
 
-    def _warn_of_statistics(self) -> None:
+    def _warn_of_statistics(self, stacklevel: int) -> None:
         assumed, self.assumed_statistics = self.assumed_statistics, None
         if assumed is not None:
             warnings.warn(
                 f"{assumed}; if that is wrong, say which with latent_statistics=... or "
                 "--latent-statistics",
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def _runner(self, network: Network, limits: Limits) -> Runner:
@@ -483,3 +514,14 @@ class WanVAE(nn.Module):
             raise UserError(
                 f"{name} must be (B, {channels}, T, H, W), none of them 0, not {tuple(x.shape)}"
             )
+
+
+def widest_dtype(modules: Iterable[nn.Module]) -> torch.dtype:
+    """Returns the dtype that holds every parameter of some modules.
+
+    A model computes in one dtype, also if its file has several.
+    """
+    dtype = widest(*(p.dtype for module in modules for p in module.parameters()))
+    if dtype is None:
+        raise RuntimeError("a model without parameters has no dtype")
+    return dtype

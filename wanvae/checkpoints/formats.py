@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from os import PathLike
 from os.path import isdir
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wanvae.checkpoints.architecture import infer_config
+from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
-    count_stages_and_blocks,
     diffusers_names,
     from_diffusers,
     qwen_image_config,
@@ -27,24 +27,17 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
-from wanvae.checkpoints.finding import (
-    DIFFUSERS,
-    WAN,
-    Candidate,
-    Family,
-    choose,
-    find_candidates,
-)
 from wanvae.checkpoints.hub import WAN_VAE
-from wanvae.checkpoints.latent_statistics import (
-    NO_STATISTICS,
-    STATISTICS_NOTE,
-    asked_statistics,
-    known_statistics,
-    with_statistics,
+from wanvae.checkpoints.latent_statistics import asked_statistics
+from wanvae.checkpoints.model_file import (
+    check_growth,
+    load_file,
+    refuse_key,
+    replace_statistics,
 )
+from wanvae.checkpoints.precision import storage_kinds, widen
 from wanvae.checkpoints.source import source_of
-from wanvae.config import WanVAEConfig
+from wanvae.config import COUNTS, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     digest_of_tensors,
@@ -52,49 +45,24 @@ from wanvae.engine.checkpoint import (
     write_pickle,
     write_tensors,
 )
-from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.config import changed_fields, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
-from wanvae.engine.stored_tensors import StoredFile, StoredTensors
-from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 # Fields that only the native layout stores.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+HALF_FIELDS = ("half",)
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
-INFERRED = "architecture: inferred from the names and shapes of the tensors"
 
 
-class Layout(Enum):
-    """How a checkpoint names its tensors and stores its architecture."""
-
-    NATIVE = "native"
-    WAN = "wan"
-    DIFFUSERS = "diffusers"
-    QWEN_IMAGE = "qwen-image"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint of any layout.
-
-    Attributes:
-        config: the architecture.
-        tensors: tensors by their official names, not yet checked against the architecture.
-        layout: the layout of the file or directory.
-        notes: what was assumed, for people; one sentence each.
-        assumed: the note on the latent statistics, if nothing says that they are right.
-    """
-
-    config: WanVAEConfig
-    tensors: StoredTensors
-    layout: Layout
-    notes: tuple[str, ...]
-    assumed: str | None = None
-
-
-def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
+def load(
+    path: str | PathLike[str],
+    subfolder: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Checkpoint:
     """Reads a checkpoint, and detects its layout and architecture.
 
     Tensors are read when somebody asks for them.
@@ -105,6 +73,8 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
             the ``"org/name"`` of a repository of the Hugging Face Hub. A ``Source`` also says which
             model of the file is meant.
         subfolder: the folder in ``path`` that holds the checkpoint.
+        dtype: the dtype of the tensors if some are stored in float8, scaled or quantized; None
+            takes bfloat16 for these files. Other files keep their dtypes.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has another layout.
@@ -114,113 +84,49 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     try:
         if isdir(path):
             refuse_key(source.key)
-            checkpoint = load_directory(path)
+            checkpoint = load_directory(path, dtype)
         else:
-            checkpoint = load_file(path, source.key)
+            checkpoint = load_file(path, source.key, dtype)
+        check_claims(checkpoint)
         if source.latent_statistics is None:
             return checkpoint
-        return with_asked_statistics(checkpoint, source.latent_statistics)
+        asked = asked_statistics(source.latent_statistics, checkpoint.config)
+        return replace_statistics(checkpoint, asked)
     except CheckpointError:
         raise
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_file(path: Path, key: str | None = None) -> Checkpoint:
-    """Reads a checkpoint from a file.
-
-    Args:
-        key: as for ``Source``.
-    """
-    file = open_tensors(path)
-    if file.metadata.get("format") == "wanvae":
-        refuse_key(key)
-        config = read_native_config(file.metadata)
-        notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
-        return Checkpoint(config, file.tensors, Layout.NATIVE, notes)
-    candidates = find_candidates(file.tensors, tuple(READERS))
-    if not candidates:
-        raise no_layout(file.tensors)
-    candidate = choose(candidates, file.tensors, key)
-    tensors = file.tensors.renamed(
-        {n.removeprefix(candidate.prefix): n for n in file.tensors if candidate.owns(n)}
-    )
-    checkpoint = READERS[candidate.family](tensors)
-    return replace(checkpoint, notes=(*notes_on_place(candidate, file), *checkpoint.notes))
-
-
-def refuse_key(key: str | None) -> None:
-    """Raises UserError if somebody names a key of a checkpoint that holds one model."""
-    if key:
-        raise UserError(f"it holds one model, so there is no key {key!r} to choose; leave it out")
-
-
-def with_asked_statistics(checkpoint: Checkpoint, asked: str | PathLike[str]) -> Checkpoint:
-    """Returns a checkpoint with the latent statistics that somebody names."""
-    statistics = asked_statistics(asked, checkpoint.config)
-    others = tuple(n for n in checkpoint.notes if not n.startswith(STATISTICS_NOTE))
-    config = with_statistics(checkpoint.config, statistics)
-    return replace(checkpoint, config=config, notes=(*others, statistics.note), assumed=None)
-
-
-def read_official(tensors: StoredTensors) -> Checkpoint:
-    """Reads tensors with official names, without a config."""
-    config = infer_config(tensors.outline)
-    statistics = known_statistics(config)
-    return Checkpoint(
-        with_statistics(config, statistics),
-        tensors,
-        Layout.WAN,
-        (INFERRED, statistics.note),
-        statistics.note if statistics.assumed else None,
-    )
-
-
-def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
-    """Reads tensors with the names of diffusers, without a config."""
-    tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
-    return replace(read_official(tensors), layout=Layout.DIFFUSERS)
-
-
-# Families of models, and what reads the tensors of each, without the prefix of their names.
-READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
-    WAN: read_official,
-    DIFFUSERS: read_bare_diffusers,
-}
-
-
-def notes_on_place(candidate: Candidate, file: StoredFile) -> tuple[str, ...]:
-    """Returns notes on where in a file the model is, and on what else is there."""
-    others = [n for n in file.tensors if not candidate.owns(n)] + list(file.ignored)
-    notes = []
-    if candidate.prefix:
-        notes.append(f"names: without {candidate.prefix}, which is before all of them")
-    if others:
-        count = f"{len(others)} {'entry' if len(others) == 1 else 'entries'}"
-        notes.append(f"not read, because not of the model: {count}: {first_few(others)}")
-    return tuple(notes)
-
-
-def no_layout(names: Iterable[str]) -> UserError:
-    """Returns the error for tensors of no known layout."""
-    return UserError(
-        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
-        "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
-    )
-
-
-def load_directory(path: Path) -> Checkpoint:
+def load_directory(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
     """Reads a checkpoint from a diffusers directory, or from the directory ``vae`` in it."""
     directory = diffusers_directory(path)
     content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
     config, notes = read_diffusers_config(content)
     qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
     layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
-    tensors = open_tensors(weights_file(directory)).tensors
+    file = open_tensors(weights_file(directory))
+    check_growth(file.tensors, file.size)
+    tensors, precision = widen(file.tensors, file.quantized, dtype)
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
-    return Checkpoint(config, tensors, layout, notes)
+    storage = Storage(file.container, storage_kinds(file.tensors, file.quantized))
+    return Checkpoint(config, tensors, layout, (*precision, *notes), storage, precision)
+
+
+def check_claims(checkpoint: Checkpoint) -> None:
+    """Raises UserError if a config is of a model with more layers or channels than its tensors.
+
+    Called before the model is built, because that could take all memory.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    values = sum(tensor.numel() for tensor in tensors.outline.values())
+    layers = len(config.dim_mult) * config.num_res_blocks
+    widest = max(getattr(config, name) for name in COUNTS)
+    if layers > len(tensors) or max(widest, *config.dim_mult) > values:
+        raise UserError(
+            f"its config is of a model with {layers} residual blocks and up to {widest} channels, "
+            f"but it holds {len(tensors)} tensors of {values} values"
+        )
 
 
 def identify(path: str | PathLike[str]) -> str:
@@ -263,11 +169,6 @@ def weights_file(path: str | PathLike[str]) -> Path:
     raise CheckpointError(
         f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
     )
-
-
-def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
-    """Returns the config in the metadata of a native checkpoint."""
-    return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
 
 
 def save_native(
@@ -317,7 +218,7 @@ def save_diffusers(
         CheckpointError: diffusers has no such architecture.
         FileError: ``directory`` holds something else, or cannot be written.
     """
-    names = (*BLOCK_FIELDS, "attn_scales")
+    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales")
     require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
     content = wan_config(config)
     read, _ = read_diffusers_config(content)
@@ -334,7 +235,14 @@ def save_qwen_image(
         CheckpointError: as for ``save_diffusers``, or the architecture differs from Wan2.1 in more
             than sizes and the number of channels of the video.
     """
-    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
+    names = (
+        *BLOCK_FIELDS,
+        *HALF_FIELDS,
+        *PIXEL_FIELDS,
+        "attn_scales",
+        "decoder_dim",
+        "stage_shortcuts",
+    )
     require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
     alike = replace(config, out_channels=config.in_channels)
     require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
 from wanvae.commands.convert import convert, load_complete
 from wanvae.commands.options import DTYPES, add_source_options, checkpoint_of, source_of_options
+from wanvae.config import Half
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
@@ -22,7 +25,10 @@ def info(arguments: Namespace) -> None:
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in outline})
     config = checkpoint.config
     print(f"{path}: {checkpoint.layout.value} layout")
+    print(f"stored: {checkpoint.storage}")
     print(f"parameters: {count:,} in {len(checkpoint.tensors)} tensors, {', '.join(dtypes)}")
+    if config.half is not None:
+        print(f"half: the {config.half} alone")
     print(
         f"compression: {config.temporal_factor}x{config.spatial_factor}x{config.spatial_factor}, "
         f"{config.z_dim} channels{', an image model' if config.ndim == 2 else ''}"
@@ -42,7 +48,9 @@ def convert_checkpoint(arguments: Namespace) -> None:
     """Writes a checkpoint in another layout."""
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     source = source_of_options(arguments, arguments.source)
-    report = convert(source, arguments.destination, Layout(arguments.to), dtype)
+    report = convert(
+        source, arguments.destination, Layout(arguments.to), dtype, only=arguments.only
+    )
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"
@@ -74,8 +82,11 @@ def add_convert_options(parser: Parser) -> None:
     add_source_options(parser)
     layouts = [layout.value for layout in Layout]
     parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
+    parser.add_argument("--only", choices=get_args(Half), help="write this half of the model alone")
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="dtype of the tensors (default: unchanged)"
+        "--dtype",
+        choices=list(DTYPES),
+        help="dtype of the tensors (default: unchanged, but bfloat16 for float8 and quantized ones)",
     )
 
 

@@ -33,7 +33,12 @@ def plan(arguments: Namespace) -> None:
     offloads = (arguments.device or default_device()) != "cpu"
     with torch.device("meta"):
         vae = WanVAE(config).to(DTYPES[arguments.dtype])
-    for task, network in (("encode", vae.encoder_network()), ("decode", vae.decoder_network())):
+    networks = []
+    if config.half != "decoder":
+        networks.append(("encode", vae.encoder_network()))
+    if config.half != "encoder":
+        networks.append(("decode", vae.decoder_network()))
+    for task, network in networks:
         decoding = network.core_first
         channels = config.z_dim if decoding else config.in_channels
         scale = config.upscale_factor if decoding else 1

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wanvae.engine.files import atomic_path, unwritable
+from wanvae.engine.gguf_file import GGUF_MAGIC, open_gguf
 from wanvae.engine.pickles import LEGACY_MAGIC, ZIP_MAGIC, load_pickle, open_pickle
 from wanvae.engine.safetensors_file import open_safetensors
 from wanvae.engine.stored_tensors import CheckpointError, StoredFile, StoredTensors, damaged
@@ -61,13 +62,15 @@ def opener_of(path: Path, head: bytes) -> Callable[[Path], StoredFile]:
     Raises:
         CheckpointError: no checkpoint begins like this.
     """
+    if head.startswith(GGUF_MAGIC):
+        return open_gguf
     if head[8:9] == b"{":
         return open_safetensors
     if head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
         return open_pickle
     raise CheckpointError(
-        f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors or "
-        "torch.save does; download or save it again"
+        f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors, torch.save "
+        "or GGUF does; download or save it again"
     )
 
 

@@ -79,6 +79,18 @@ class StoredTensors(Mapping[str, Tensor]):
         return self.changed(dict.fromkeys(floating, dtype), lambda _, tensor: tensor.to(dtype))
 
 
+def outline_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns a tensor without memory that tells a shape and a dtype.
+
+    Raises:
+        ValueError: no tensor can have such a shape.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"no tensor can have the shape {shape}") from error
+
+
 def stored(tensors: Mapping[str, Tensor]) -> StoredTensors:
     """Returns tensors that are in memory, or mapped there, as stored tensors."""
     return StoredTensors(tensors, tensors.__getitem__)
@@ -94,6 +106,7 @@ class StoredFile:
         metadata: the texts in a safetensors file; empty for others.
         ignored: the names of what is no tensor, or of no known dtype.
         size: bytes of the file.
+        quantized: the names of the types of quantized tensors, which are read in float32.
     """
 
     tensors: StoredTensors
@@ -101,6 +114,7 @@ class StoredFile:
     metadata: dict[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     size: int = 0
+    quantized: dict[str, str] = field(default_factory=dict)
 
 
 def damaged(path: Path, error: Exception | str) -> CheckpointError:
