@@ -122,15 +122,15 @@ KINDS = (
         group="diffusion",
     ),
     Kind(
-        "a transformer of Qwen-Image or another diffusion model",
-        r"transformer_blocks\.0\.attn\.(add_q_proj|to_q)\.weight"
-        r"|transformer_blocks\.0\.attn1\.to_q\.weight|joint_blocks\.0\.x_block\.attn\.qkv\.weight",
-        group="diffusion",
-    ),
-    Kind(
         "a UNet of Stable Diffusion, the diffusion model and not its VAE",
         r"input_blocks\.0\.0\.weight|down_blocks\.\d\.attentions\.0\.transformer_blocks\.0\.attn1"
         r"\.to_q\.weight",
+        group="diffusion",
+    ),
+    Kind(
+        "a transformer of Qwen-Image or another diffusion model",
+        r"transformer_blocks\.0\.attn\.(add_q_proj|to_q)\.weight"
+        r"|transformer_blocks\.0\.attn1\.to_q\.weight|joint_blocks\.0\.x_block\.attn\.qkv\.weight",
         group="diffusion",
     ),
     # Text and image encoders.

@@ -244,7 +244,9 @@ def load_tensors(
         CheckpointError: as ``check_tensors``.
     """
     check_tensors(module, tensors, source)
-    module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    shared = not isinstance(tensors, StoredTensors) or tensors.shared
+    copies = {name: tensor.clone() if shared else tensor for name, tensor in tensors.items()}
+    module.load_state_dict(copies, assign=True)
 
 
 def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:

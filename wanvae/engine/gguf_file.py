@@ -203,6 +203,8 @@ def read_entries(header: HeaderReader) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for _ in range(tensors):
         name = header.text()
+        if name in found:
+            raise ValueError(f"two tensors are called {name!r}")
         axes = int(header.number("<I"))
         if axes > MOST_AXES:
             raise ValueError(f"the tensor {name} has {axes} axes")

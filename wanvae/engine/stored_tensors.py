@@ -25,10 +25,14 @@ class StoredTensors(Mapping[str, Tensor]):
     Args:
         outline: a tensor for each name that tells its shape and dtype, like one on the meta device.
         read: returns the tensor of a name, on the CPU.
+        shared: whether what ``read`` returns may be in memory of others, like a mapped file.
     """
 
-    def __init__(self, outline: Mapping[str, Tensor], read: Read) -> None:
+    def __init__(
+        self, outline: Mapping[str, Tensor], read: Read, *, shared: bool = False
+    ) -> None:
         self.outline = dict(outline)
+        self.shared = shared
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -49,7 +53,9 @@ class StoredTensors(Mapping[str, Tensor]):
             names: the present name of each tensor by its new name.
         """
         return StoredTensors(
-            {new: self.outline[old] for new, old in names.items()}, lambda new: self[names[new]]
+            {new: self.outline[old] for new, old in names.items()},
+            lambda new: self[names[new]],
+            shared=self.shared,
         )
 
     def under(self, prefix: str) -> StoredTensors:
@@ -70,7 +76,9 @@ class StoredTensors(Mapping[str, Tensor]):
             for name, tensor in self.outline.items()
         }
         return StoredTensors(
-            outline, lambda name: change(name, self[name]) if name in dtypes else self[name]
+            outline,
+            lambda name: change(name, self[name]) if name in dtypes else self[name],
+            shared=self.shared,
         )
 
     def to(self, dtype: torch.dtype) -> StoredTensors:
@@ -93,7 +101,7 @@ def outline_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def stored(tensors: Mapping[str, Tensor]) -> StoredTensors:
     """Returns tensors that are in memory, or mapped there, as stored tensors."""
-    return StoredTensors(tensors, tensors.__getitem__)
+    return StoredTensors(tensors, tensors.__getitem__, shared=True)
 
 
 @dataclass(frozen=True)
