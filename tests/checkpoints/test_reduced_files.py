@@ -27,7 +27,7 @@ from wanvae.checkpoints.latent_statistics import (
 )
 from wanvae.commands.convert import convert
 from wanvae.config import WAN22
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.checkpoint import CheckpointError, open_tensors
 from wanvae.errors import UserError
 from wanvae.nn.kernels import precision
 
@@ -300,7 +300,7 @@ def test_a_half_works_alone(tmp_path: Path, name: str, layout: str) -> None:
         whole = written(tmp_path / "whole.safetensors", tensors)
         convert(whole, tmp_path / "diffusers", formats.Layout.DIFFUSERS)
         file = tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors"
-        tensors = dict(formats.open_tensors(file).tensors)
+        tensors = dict(open_tensors(file).tensors)
     projections = {"encoder": ("conv1.", "quant_conv."), "decoder": ("conv2.", "post_quant_conv.")}
     halves = {
         half: written(

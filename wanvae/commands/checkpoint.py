@@ -25,16 +25,14 @@ def info(arguments: Namespace) -> None:
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in outline})
     config = checkpoint.config
     print(f"{path}: {checkpoint.layout.value} layout")
-    print(f"stored: {checkpoint.storage}")
     print(f"parameters: {count:,} in {len(checkpoint.tensors)} tensors, {', '.join(dtypes)}")
-    if config.half is not None:
-        print(f"half: the {config.half} alone")
     print(
         f"compression: {config.temporal_factor}x{config.spatial_factor}x{config.spatial_factor}, "
         f"{config.z_dim} channels{', an image model' if config.ndim == 2 else ''}"
     )
     for name, value in to_json_dict(config).items():
         print(f"{name}: {value}")
+    print(f"stored: {checkpoint.storage}")
     for note in checkpoint.notes:
         print(f"note: {note}")
     for dtype in emulated_among(tensor.dtype for tensor in outline):
@@ -86,7 +84,7 @@ def add_convert_options(parser: Parser) -> None:
     parser.add_argument(
         "--dtype",
         choices=list(DTYPES),
-        help="dtype of the tensors (default: unchanged, but bfloat16 for float8 and quantized ones)",
+        help="dtype of the tensors (default: unchanged, but bfloat16 for float8 and quantized)",
     )
 
 

@@ -28,9 +28,7 @@ class StoredTensors(Mapping[str, Tensor]):
         shared: whether what ``read`` returns may be in memory of others, like a mapped file.
     """
 
-    def __init__(
-        self, outline: Mapping[str, Tensor], read: Read, *, shared: bool = False
-    ) -> None:
+    def __init__(self, outline: Mapping[str, Tensor], read: Read, *, shared: bool = False) -> None:
         self.outline = dict(outline)
         self.shared = shared
         self._read = read
