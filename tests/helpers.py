@@ -1,6 +1,9 @@
 """Small models, videos and files for tests."""
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -8,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wanvae import WanVAE, WanVAEConfig
+from wanvae import TinyVAE, TinyVAEConfig, WanVAE, WanVAEConfig
 
 # What makes a small model one of the kind of Wan2.2.
 WAN22 = {"stage_shortcuts": True, "patch_size": 2, "decoder_dim": 6}
@@ -25,6 +28,29 @@ def randomize(module: nn.Module) -> None:
 def tiny(**changes: object) -> WanVAE:
     vae = WanVAE(WanVAEConfig(**{"dim": 4, "z_dim": 2, "num_res_blocks": 1, **changes}))
     randomize(vae)
+    return vae.double().eval()
+
+
+def tiny_autoencoder(**changes: object) -> TinyVAE:
+    """A TAEHV of few channels, whose videos have contrast and whose latents have statistics."""
+    z_dim = changes.get("z_dim", 4)
+    config = TinyVAEConfig(
+        **{
+            "z_dim": z_dim,
+            "encoder_dim": 4,
+            "decoder_dims": (6, 4, 4, 2),
+            "blocks": 2,
+            "latents_mean": tuple(0.5 - 0.25 * i for i in range(z_dim)),
+            "latents_std": tuple(0.5 + 0.5 * i for i in range(z_dim)),
+            **changes,
+        }
+    )
+    vae = TinyVAE(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in vae.parameters():
+        scale = 0.3 if parameter.dim() == 1 else 0.9 / parameter[0].numel() ** 0.5
+        parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+    vae.decoder[-1].weight.data *= 10
     return vae.double().eval()
 
 
@@ -70,3 +96,22 @@ LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
 def launched(*arguments: object) -> list[str]:
     """The command that runs ``wanvae`` with these arguments in two processes."""
     return [*LAUNCHER, "-m", "wanvae", *map(str, arguments)]
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Locks a folder as another process does that works in it."""
+    program = (
+        "import fcntl, sys\n"
+        "with open(sys.argv[1], 'a+') as file:\n"
+        "    fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "    print('process 1 on there', file=file, flush=True)\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", program, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        yield
+        other.communicate()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from wanvae.engine.config import check, check_option
 from wanvae.errors import UserError
@@ -19,6 +19,43 @@ COUNTS = (
     *("dim", "z_dim", "num_res_blocks", "in_channels", "out_channels"),
     *("patch_size", "upscale_factor"),
 )
+
+
+class VideoConfig(Protocol):
+    """What the config of every video autoencoder tells of its videos and latents.
+
+    The names mean the same as in ``WanVAEConfig``.
+    """
+
+    @property
+    def z_dim(self) -> int: ...
+
+    @property
+    def half(self) -> Half | None: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def out_channels(self) -> int: ...
+
+    @property
+    def temporal_factor(self) -> int: ...
+
+    @property
+    def spatial_factor(self) -> int: ...
+
+    @property
+    def decoded_spatial_factor(self) -> int: ...
+
+    @property
+    def upscale_factor(self) -> int: ...
+
+    @property
+    def latents_mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def latents_std(self) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +216,7 @@ class WanVAEConfig:
 WAN22 = WanVAEConfig(dim=160, decoder_dim=256, z_dim=48, stage_shortcuts=True, patch_size=2)
 
 
-def check_size(config: WanVAEConfig, height: int, width: int) -> None:
+def check_size(config: VideoConfig, height: int, width: int) -> None:
     """Raises UserError if a model cannot encode frames of this size in pixels."""
     factor = config.spatial_factor
     if height < 1 or width < 1 or height % factor or width % factor:
@@ -191,7 +228,7 @@ def check_size(config: WanVAEConfig, height: int, width: int) -> None:
         )
 
 
-def check_length(config: WanVAEConfig, frames: int) -> None:
+def check_length(config: VideoConfig, frames: int) -> None:
     """Raises UserError if a model cannot encode a clip of so many frames."""
     factor = config.temporal_factor
     if frames < 1 or (frames - 1) % factor:
@@ -202,7 +239,7 @@ def check_length(config: WanVAEConfig, frames: int) -> None:
         )
 
 
-def check_has(config: WanVAEConfig, half: Half) -> None:
+def check_has(config: VideoConfig, half: Half) -> None:
     """Raises UserError if a model has only the other half."""
     if config.half not in (None, half):
         verbs = {"encoder": "encode", "decoder": "decode"}
@@ -212,7 +249,7 @@ def check_has(config: WanVAEConfig, half: Half) -> None:
         )
 
 
-def check_reconstructs(config: WanVAEConfig) -> None:
+def check_reconstructs(config: VideoConfig) -> None:
     """Raises UserError if a model does not return videos in the form that it takes."""
     check_has(config, "encoder")
     check_has(config, "decoder")

@@ -8,6 +8,7 @@ from enum import Enum
 
 from wanvae.config import WanVAEConfig
 from wanvae.engine.stored_tensors import StoredTensors
+from wanvae.tiny_config import TinyVAEConfig
 
 
 class Layout(Enum):
@@ -15,6 +16,7 @@ class Layout(Enum):
 
     NATIVE = "native"
     WAN = "wan"
+    TINY = "taehv"
     DIFFUSERS = "diffusers"
     QWEN_IMAGE = "qwen-image"
 
@@ -54,7 +56,7 @@ class Checkpoint:
         assumed: the note on the latent statistics, if nothing says that they are right.
     """
 
-    config: WanVAEConfig
+    config: WanVAEConfig | TinyVAEConfig
     tensors: StoredTensors
     layout: Layout
     notes: tuple[str, ...]

@@ -104,7 +104,7 @@ KINDS = (
     Kind("a Flux.2 VAE: 2D, 32 channels", r"decoder\.conv_in\.weight", 4, 32, group="VAE"),
     Kind("a 2D VAE of an image model", r"(en|de)coder\.conv_in\.weight", axes=4, group="VAE"),
     Kind(
-        "a tiny autoencoder (TAESD or TAEHV)",
+        "a tiny autoencoder of an image model (TAESD)",
         r"taesd_(en|de)coder\.\d+\.weight|encoder\.0\.weight|decoder\.1\.weight",
         axes=4,
         group="VAE",
@@ -191,6 +191,7 @@ def refusal(tensors: Mapping[str, Tensor]) -> UserError:
     return UserError(
         f"no layout of a Wan VAE has tensors like {first_few(list(tensors))}; known are "
         "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
+        "wan (encoder.downsamples.0.residual.0.gamma, ...), "
+        "diffusers (encoder.down_blocks.0.norm1.gamma, ...) and "
+        "taehv (decoder.7.conv.weight, ...)"
     )

@@ -17,7 +17,6 @@ from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
-    DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
     diffusers_names,
@@ -27,16 +26,18 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
-from wanvae.checkpoints.hub import WAN_VAE
+from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
+from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import asked_statistics
 from wanvae.checkpoints.model_file import (
+    NATIVE_FORMATS,
     check_growth,
     load_file,
     refuse_key,
     replace_statistics,
 )
 from wanvae.checkpoints.precision import storage_kinds, widen
-from wanvae.checkpoints.source import source_of
+from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import COUNTS, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -49,6 +50,7 @@ from wanvae.engine.config import changed_fields, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
 from wanvae.errors import UserError
+from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
@@ -80,13 +82,9 @@ def load(
         CheckpointError: the checkpoint cannot be read, or has another layout.
     """
     source = source_of(path)
-    path = local_checkpoint(source.path, WAN_VAE, subfolder)
+    path = local_checkpoint(source.path, stored_files(source.variant), subfolder)
     try:
-        if isdir(path):
-            refuse_key(source.key)
-            checkpoint = load_directory(path, dtype)
-        else:
-            checkpoint = load_file(path, source.key, dtype)
+        checkpoint = load_path(path, source, dtype)
         check_claims(checkpoint)
         if source.latent_statistics is None:
             return checkpoint
@@ -98,19 +96,41 @@ def load(
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_directory(path: Path, dtype: torch.dtype | None = None) -> Checkpoint:
-    """Reads a checkpoint from a diffusers directory, or from the directory ``vae`` in it."""
-    directory = diffusers_directory(path)
-    content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
+def load_path(path: Path, source: Source, dtype: torch.dtype | None) -> Checkpoint:
+    """Reads a checkpoint from a file or a directory."""
+    if not isdir(path):
+        refuse_variant(source.variant)
+        return load_file(path, source.key, dtype)
+    config_file = find_config(path)
+    if config_file is None:
+        refuse_variant(source.variant)
+        weights = find_single_file(path)
+        checkpoint = load_file(weights.file, source.key, dtype)
+    else:
+        refuse_key(source.key)
+        weights = find_weights(config_file.parent, source.variant)
+        checkpoint = load_diffusers(config_file, weights.file, dtype)
+    return replace(checkpoint, notes=(*weights.notes, *checkpoint.notes))
+
+
+def load_diffusers(config_file: Path, weights: Path, dtype: torch.dtype | None) -> Checkpoint:
+    """Reads a diffusers model from its config.json and its weights."""
+    content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
     qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
     layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
-    file = open_tensors(weights_file(directory))
+    file = open_tensors(weights)
     check_growth(file.tensors, file.size)
     tensors, precision = widen(file.tensors, file.quantized, dtype)
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
     storage = Storage(file.container, storage_kinds(file.tensors, file.quantized))
     return Checkpoint(config, tensors, layout, (*precision, *notes), storage, precision)
+
+
+def refuse_variant(variant: str | None) -> None:
+    """Raises UserError if somebody names a variant of what is no diffusers model."""
+    if variant is not None:
+        raise UserError(f"only diffusers models have variants like {variant!r}; leave it out")
 
 
 def check_claims(checkpoint: Checkpoint) -> None:
@@ -120,9 +140,13 @@ def check_claims(checkpoint: Checkpoint) -> None:
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     values = sum(tensor.numel() for tensor in tensors.outline.values())
-    layers = len(config.dim_mult) * config.num_res_blocks
-    widest = max(getattr(config, name) for name in COUNTS)
-    if layers > len(tensors) or max(widest, *config.dim_mult) > values:
+    if isinstance(config, TinyVAEConfig):
+        layers = len(config.grows) * config.blocks
+        widest = max(config.z_dim, config.channels, *config.decoder_dims, config.encoder_dim or 0)
+    else:
+        layers = len(config.dim_mult) * config.num_res_blocks
+        widest = max(*(getattr(config, name) for name in COUNTS), *config.dim_mult)
+    if layers > len(tensors) or widest > values:
         raise UserError(
             f"its config is of a model with {layers} residual blocks and up to {widest} channels, "
             f"but it holds {len(tensors)} tensors of {values} values"
@@ -141,38 +165,27 @@ def identify(path: str | PathLike[str]) -> str:
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
-def diffusers_directory(path: Path) -> Path:
-    """Returns the directory of a diffusers model: ``path``, or the directory ``vae`` in it."""
-    for directory in (path, path / "vae"):
-        if (directory / DIFFUSERS_CONFIG).is_file():
-            return directory
-    raise CheckpointError(
-        f"{path} is not a diffusers model, because it holds neither {DIFFUSERS_CONFIG} nor "
-        f"vae/{DIFFUSERS_CONFIG}; name a checkpoint file instead"
-    )
-
-
 def weights_file(path: str | PathLike[str]) -> Path:
     """Returns the file with the tensors of a checkpoint: ``path``, or a file in this directory.
 
     Raises:
-        CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
-            that cannot be downloaded.
+        CheckpointError: ``path`` is a directory without a complete model, or a repository that
+            cannot be downloaded.
     """
-    path = local_checkpoint(source_of(path).path, WAN_VAE)
+    source = source_of(path)
+    path = local_checkpoint(source.path, stored_files(source.variant))
     if not isdir(path):
         return path
-    directory = diffusers_directory(path)
-    for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_PICKLE):
-        if (directory / name).exists():
-            return directory / name
-    raise CheckpointError(
-        f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
-    )
+    config_file = find_config(path)
+    if config_file is None:
+        return find_single_file(path).file
+    return find_weights(config_file.parent, source.variant).file
 
 
 def save_native(
-    path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+    path: str | PathLike[str],
+    config: WanVAEConfig | TinyVAEConfig,
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Writes a native checkpoint: official names, and the config in the metadata.
 
@@ -181,7 +194,8 @@ def save_native(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".safetensors")
-    metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
+    (name,) = (name for name, kind in NATIVE_FORMATS.items() if isinstance(config, kind))
+    metadata = {"format": name, "config": json.dumps(to_json_dict(config))}
     write_tensors(path, tensors, metadata)
 
 
@@ -197,9 +211,19 @@ def save_wan(
         CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
         FileError: ``path`` cannot be written.
     """
-    require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
     require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    save_bare(path, tensors)
+
+
+def save_bare(path: str | PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors alone, without a config, to a ``.pth`` or ``.safetensors``.
+
+    Raises:
+        CheckpointError: ``path`` has another suffix.
+        FileError: ``path`` cannot be written.
+    """
+    require_suffix(path, ".pth", ".safetensors")
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:

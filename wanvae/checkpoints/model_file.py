@@ -28,14 +28,21 @@ from wanvae.checkpoints.latent_statistics import (
     with_statistics,
 )
 from wanvae.checkpoints.precision import storage_kinds, widen
+from wanvae.checkpoints.tiny import TINY, infer_tiny_config, with_network_latents
 from wanvae.config import Half, WanVAEConfig
 from wanvae.engine.checkpoint import open_tensors
 from wanvae.engine.config import from_json_dict, parse_json
 from wanvae.engine.stored_tensors import StoredFile, StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
+from wanvae.tiny_config import TinyVAEConfig
 
 INFERRED = "architecture: inferred from the names and shapes of the tensors"
+# What the metadata of a native checkpoint say it is, and the class of its config.
+NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
+    "wanvae": WanVAEConfig,
+    "wanvae-tiny": TinyVAEConfig,
+}
 # Beginnings of the names that belong to the other half of a model.
 OTHER_ROOTS: Mapping[Half, str] = {"encoder": "conv2.", "decoder": "conv1."}
 # The largest part of a model in its file: quantized tensors grow, and tensors may share memory.
@@ -55,7 +62,7 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
         UserError: it holds no model, or several.
     """
     file = open_tensors(path)
-    if file.metadata.get("format") == "wanvae":
+    if file.metadata.get("format") in NATIVE_FORMATS:
         return load_native(file, key)
     candidates = find_candidates(file.tensors, tuple(READERS))
     if not candidates:
@@ -67,6 +74,8 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
     quantized = {n: file.quantized[old] for n, old in owned.items() if old in file.quantized}
     tensors, precision = widen(stored, quantized, dtype)
     checkpoint = READERS[candidate.family](tensors)
+    if isinstance(checkpoint.config, TinyVAEConfig):
+        checkpoint = with_told_latents(checkpoint, checkpoint.config, stored, path)
     statistics, names = find_statistics(file.tensors, candidate.prefix, checkpoint.config.z_dim)
     if statistics is not None:
         checkpoint = replace_statistics(checkpoint, statistics)
@@ -88,9 +97,10 @@ def load_native(file: StoredFile, key: str | None) -> Checkpoint:
     return Checkpoint(config, file.tensors, Layout.NATIVE, notes, storage)
 
 
-def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
+def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAEConfig:
     """Returns the config in the metadata of a native checkpoint."""
-    return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
+    kind = NATIVE_FORMATS[metadata["format"]]
+    return from_json_dict(kind, parse_json(metadata.get("config", "")))
 
 
 def read_official(tensors: StoredTensors) -> Checkpoint:
@@ -113,10 +123,33 @@ def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
     return replace(read_official(tensors), layout=Layout.DIFFUSERS)
 
 
+def read_tiny(tensors: StoredTensors) -> Checkpoint:
+    """Reads a tiny autoencoder with its published names."""
+    config, note = infer_tiny_config(tensors.outline)
+    return Checkpoint(config, tensors, Layout.TINY, (INFERRED, note))
+
+
+def with_told_latents(
+    checkpoint: Checkpoint, config: TinyVAEConfig, stored: StoredTensors, path: Path
+) -> Checkpoint:
+    """Returns the checkpoint of a tiny autoencoder with how its network has latents.
+
+    The name of the file tells so, and whose latents they are, or the dtype tells so.
+
+    Args:
+        stored: the tensors as the file has them.
+    """
+    config, note = with_network_latents(config, stored.outline, path)
+    # Tiny autoencoders of other models have 16 channels too.
+    assumed = None if "taew" in path.name.lower() else "; ".join([*checkpoint.notes[1:], note])
+    return replace(checkpoint, config=config, notes=(*checkpoint.notes, note), assumed=assumed)
+
+
 # Families of models, and what reads the tensors of each, without the prefix of their names.
 READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
     WAN: read_official,
     DIFFUSERS: read_bare_diffusers,
+    TINY: read_tiny,
 }
 
 

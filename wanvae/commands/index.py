@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_progress_option
 from wanvae.engine.command_line.program import Command
-from wanvae.folders.listing import MANIFEST, describe_ignored
+from wanvae.engine.litter import describe_ignored
+from wanvae.folders.listing import MANIFEST
 from wanvae.folders.manifest import write_manifest
 
 
@@ -29,6 +30,8 @@ def index(arguments: Namespace) -> None:
     )
     if content.ignored:
         print(f"ignored, no videos or images: {describe_ignored(content.ignored)}")
+    if hdr := sum(entry.hdr is not None for entry in entries):
+        print(f"{hdr} are HDR or have wide colours: read as if they were SDR, they look gray")
     for entry in broken:
         print(f"cannot read {entry.name}: {entry.error}")
 

@@ -25,15 +25,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import WanVAEConfig, check_reconstructs
+from wanvae.config import VideoConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import refuse_overwriting
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
 from wanvae.execution.sharding import FIRST
 from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class ReconstructionReport:
 
 
 def reconstruct_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -95,10 +96,12 @@ def reconstruct_file(
         The results in the first process; None in the others.
 
     Raises:
+        FileError: ``destination`` is ``source``.
         VideoError: a file cannot be read or written, or has no frame from ``start`` on.
         UserError: the model cannot stream, or decodes other videos than it encodes.
         NotFiniteError: latents or frames are not finite.
     """
+    refuse_overwriting(destination, [source])
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
@@ -142,7 +145,7 @@ def reconstruct_file(
 
 
 def encode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -173,9 +176,10 @@ def encode_file(
 
     Raises:
         VideoError: ``source`` cannot be read, or has no frame from ``start`` on.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source`` or ``checkpoint``.
         NotFiniteError: the latents are not finite.
     """
+    refuse_overwriting(destination, [source, checkpoint])
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
     with open_excerpt(source, start, duration, fps) as excerpt:
@@ -200,7 +204,7 @@ def encode_file(
 
 
 def decode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -235,9 +239,11 @@ def decode_file(
     Raises:
         CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
             not finite, or says that they are not normalized although ``normalized`` is set.
+        FileError: ``destination`` is ``source`` or ``checkpoint``.
         VideoError: ``destination`` cannot be written.
         NotFiniteError: the decoded frames are not finite.
     """
+    refuse_overwriting(destination, [source, checkpoint])
     with read_latents(source) as latents:
         check_origin(latents, vae.config, source)
         check_scale(latents, normalized, source)
@@ -300,6 +306,9 @@ def open_excerpt(
             "the duration more than 0"
         )
     with VideoReader(source, fps=fps) as reader:
+        if beside := reader.info.beside:
+            verb = "is" if beside == ("sound",) else "are"
+            warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
         if start > 0:
             reader.seek(start)
         first = next(reader, None)
@@ -336,7 +345,7 @@ def is_first(shard: Processes | None) -> bool:
 
 
 def decode_pieces(
-    vae: WanVAE,
+    vae: AnyVAE,
     pieces: Iterable[Tensor],
     tile_size: TileSize | None,
     max_memory: Memory | None,
@@ -360,7 +369,7 @@ def decode_pieces(
     yield from map(decoder.push, pieces)
 
 
-def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
+def check_origin(latents: LatentsFile, config: VideoConfig, source: str | PathLike[str]) -> None:
     """Raises CheckpointError if the latents of the file ``source`` do not fit the model."""
     if latents.channels != config.z_dim:
         raise CheckpointError(

@@ -18,9 +18,10 @@ from wanvae.errors import UserError
 from wanvae.execution.budget import Planner, TooLittleMemory, show_memory
 from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
+from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan
 from wanvae.execution.sharding import estimate_speedup, share_out
-from wanvae.model import WanVAE
+from wanvae.model import make_model
 
 
 def plan(arguments: Namespace) -> None:
@@ -32,13 +33,13 @@ def plan(arguments: Namespace) -> None:
     limits = Limits(arguments.tile_size, arguments.max_memory)
     offloads = (arguments.device or default_device()) != "cpu"
     with torch.device("meta"):
-        vae = WanVAE(config).to(DTYPES[arguments.dtype])
-    networks = []
-    if config.half != "decoder":
-        networks.append(("encode", vae.encoder_network()))
-    if config.half != "encoder":
-        networks.append(("decode", vae.decoder_network()))
-    for task, network in networks:
+        vae = make_model(config).to(DTYPES[arguments.dtype])
+    networks: dict[str, Network] = {}
+    if vae.encoding_modules():
+        networks["encode"] = vae.encoder_network()
+    if vae.decoding_modules():
+        networks["decode"] = vae.decoder_network()
+    for task, network in networks.items():
         decoding = network.core_first
         channels = config.z_dim if decoding else config.in_channels
         scale = config.upscale_factor if decoding else 1

@@ -18,6 +18,7 @@ from wanvae.engine.files import atomic_path, unwritable
 from wanvae.engine.gguf_file import GGUF_MAGIC, open_gguf
 from wanvae.engine.pickles import LEGACY_MAGIC, ZIP_MAGIC, load_pickle, open_pickle
 from wanvae.engine.safetensors_file import open_safetensors
+from wanvae.engine.split_file import is_index, open_split_file
 from wanvae.engine.stored_tensors import CheckpointError, StoredFile, StoredTensors, damaged
 from wanvae.engine.text import first_few
 
@@ -45,6 +46,8 @@ def open_tensors(path: str | os.PathLike[str]) -> StoredFile:
         CheckpointError: the file is missing, cannot be read, or holds no tensors.
     """
     path = Path(path)
+    if is_index(path):
+        return open_split_file(path, open_tensors)
     head = read_head(path)
     opener = opener_of(path, head)
     try:

@@ -22,7 +22,7 @@ from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.execution.limits import TileSize
 from wanvae.frames import encode_frames, pad_to_multiple
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE, WanVAE
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
 
@@ -100,12 +100,12 @@ class Judged:
     """
 
     facts: ModelFacts
-    vae: WanVAE
+    vae: AnyVAE
     reconstruct: Reconstruct
 
 
 def judge_stream(
-    vae: WanVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
+    vae: AnyVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
 ) -> Judged:
     """Returns our model. Its memory does not grow with the length of a clip.
 
