@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from wanvae.checkpoints.formats import identify, weights_file
+from wanvae.config import check_has
 from wanvae.dataset import layouts
 from wanvae.dataset.files import index_file, plan_files
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
@@ -77,6 +78,7 @@ def prepare(
             belongs to other settings or another job works in it.
         FileError: the folder cannot be written.
     """
+    check_has(vae.config, "encoder")
     refuse_nested(source, destination)
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
     content = read_folder(source)
