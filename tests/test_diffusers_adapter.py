@@ -397,6 +397,9 @@ def test_a_model_that_upscales_gives_large_videos_in_both_ways() -> None:
         adapter.decoder.register_forward_hook(lambda *_: None)
         with pytest.warns(UserWarning, match="decoder has a hook"):
             assert largest_difference(adapter.decode(latents).sample, expected) < CLOSE
+        adapter.enable_tiling(16, 16, 8, 8)  # tiles of diffusers are blended
+        assert adapter.decode(latents).sample.shape == adapter.tiled_decode(latents)[0].shape
+        assert adapter.decode(latents).sample.shape == expected.shape
 
 
 def test_from_pipe_takes_it_over(ours: WanVAE) -> None:
@@ -667,3 +670,10 @@ def test_torch_compile_takes_the_code_of_diffusers() -> None:
         compiled = torch.compile(adapter.decode, backend="eager", fullgraph=True)
         expected = theirs.decode(latents).sample
         assert largest_difference(compiled(latents).sample, expected) < CLOSE
+
+
+def test_a_model_on_no_device_takes_the_weights_that_diffusers_loads() -> None:
+    _, theirs = twins()
+    adapter = tiny(z_dim=CHANNELS).to("meta").as_diffusers()
+    adapter.load_state_dict(theirs.state_dict(), assign=True)
+    assert largest_difference(adapter(VIDEO).sample, theirs(VIDEO).sample) < CLOSE

@@ -53,15 +53,6 @@ class VAE(Protocol):
     config: WanVAEConfig
     training: bool
 
-    @property
-    def encode_dtype(self) -> torch.dtype: ...
-
-    @property
-    def decode_dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
     def encode(
         self, video: Tensor, *, tile_size: TileSize | None, max_memory: Memory | None
     ) -> Posterior: ...
@@ -230,7 +221,7 @@ class Bridge:
         ours.check_video(x)
         x = self._whole_groups(x)
         if self._keeps_gradients(x, ENCODING, tiled):
-            return ours.encode_step(x.to(ours.device, ours.encode_dtype), None)[0]
+            return ours.encode_step(self._like_parameters(x, ENCODING), None)[0]
         posterior = ours.encode(x, **self._limits(tiled, ours.config.spatial_factor))
         return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
@@ -238,7 +229,7 @@ class Bridge:
         ours = self.ours
         if self._keeps_gradients(z, DECODING, tiled):
             ours.check_latents(z)
-            video, _ = ours.decode_step(z.to(ours.device, ours.decode_dtype), None)
+            video, _ = ours.decode_step(self._like_parameters(z, DECODING), None)
             return video.clamp(-1, 1)
         return ours.decode(z, **self._limits(tiled, ours.config.decoded_spatial_factor))
 
@@ -270,8 +261,7 @@ class Bridge:
         """Returns whether autograd records this call."""
         if not torch.is_grad_enabled():
             return False
-        parameters = (p for _, layer in self._layers(parts) for p in layer.parameters())
-        if not (x.requires_grad or any(p.requires_grad for p in parameters)):
+        if not (x.requires_grad or any(p.requires_grad for p in self._parameters(parts))):
             return False
         if tiled:
             self._tell(
@@ -309,8 +299,17 @@ class Bridge:
             return "dropout is active in training mode"
         factor = config.spatial_factor
         if "encoder" in parts and any(side % factor for side in x.shape[3:]):
-            return f"{x.shape[3]}x{x.shape[4]} is not a multiple of {factor}"
+            return f"{'x'.join(map(str, x.shape[3:]))} is not a multiple of {factor}"
         return None
+
+    def _parameters(self, parts: Iterable[str]) -> Iterator[nn.Parameter]:
+        for part in parts:
+            yield from self._theirs.get_submodule(part).parameters()
+
+    def _like_parameters(self, x: Tensor, parts: Iterable[str]) -> Tensor:
+        """Returns ``x`` on the device and in the dtype of the parameters."""
+        parameter = next(self._parameters(parts))
+        return x.to(parameter.device, parameter.dtype)
 
     def _layers(self, parts: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
         for part in parts:
@@ -325,13 +324,15 @@ class Bridge:
                     twin.register_parameter(leaf, parameter)
 
     def _in_dtype(self, x: Tensor, parts: tuple[str, str]) -> Tensor:
-        """Returns ``x`` in the dtype that these parts compute in; ours may differ in dtype."""
+        """Returns ``x`` in the dtype that these parts compute in; encoder and decoder may differ."""
         return x.to(get_parameter_dtype(self._theirs.get_submodule(parts[0])))
 
     def _upscaled(self, video: Tensor) -> Tensor:
-        """Returns a video of diffusers with the pixels of a larger video no longer in channels."""
-        factor = self.ours.config.upscale_factor
-        return Unpatchify(factor, rows_first=True)(video) if factor > 1 else video
+        """Returns a video of diffusers without the pixels of a larger video in its channels."""
+        config = self.ours.config
+        if video.shape[1] == config.out_channels:
+            return video
+        return Unpatchify(config.upscale_factor, rows_first=True)(video)
 
     def _output(self, video: Tensor, return_dict: bool) -> DecoderOutput | tuple[Tensor]:
         return DecoderOutput(sample=video) if return_dict else (video,)
