@@ -38,7 +38,7 @@ class WanVAEConfig:
         out_channels: channels of the decoded video.
         decoder_dim: channels of the decoder at full resolution; None means dim.
         stage_shortcuts: whether each stage has a shortcut, without parameters, across all of its
-            layers, as in Wan2.2. Needs ndim 3 and no attn_scales.
+            layers, as in Wan2.2. Needs no attn_scales.
         patch_size: side of the squares of pixels that become the channels of one position; 2 in
             Wan2.2.
         upscale_factor: how many times larger the decoded video is along height and width; 2 for
@@ -50,7 +50,8 @@ class WanVAEConfig:
         ndim: 3 for a video model, 2 for an image model. An image model has the same layers, but
             its kernels have no extent in time and nothing resamples time, so each frame stands
             alone (unless norm is "group"). Its temporal_downsample describes the video model that
-            it can be inflated to.
+            it can be inflated to. With stage_shortcuts each frame is processed as that video model
+            processes the first frame of a video, as in Qwen-Image 2.1.
         latents_mean: mean of each latent channel, for normalize; empty means 0.
         latents_std: standard deviation of each latent channel, for normalize; empty means 1.
 
@@ -108,7 +109,6 @@ class WanVAEConfig:
         check(width is None or width >= 1, "decoder_dim", width, "at least 1")
         if self.stage_shortcuts:
             check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
-            check(self.ndim == 3, "ndim", self.ndim, "3 with stage_shortcuts")
         if self.patch_size > 1:
             check(self.upscale_factor == 1, "upscale_factor", self.upscale_factor, "1 with patches")
 
@@ -125,7 +125,7 @@ class WanVAEConfig:
     @property
     def temporal_factor(self) -> int:
         """Frames per latent after the first: 4 for the official model, 1 for an image model."""
-        return 2 ** sum(self.coder.temporal_downsample)
+        return 2 ** sum(self.temporal_downsample) if self.ndim == 3 else 1
 
     @property
     def coder(self) -> CoderSpec:
@@ -138,12 +138,15 @@ class WanVAEConfig:
             time_kernel=3 if self.ndim == 3 else 1,
         )
         steps = self.temporal_downsample
+        if self.ndim == 2 and not self.stage_shortcuts:
+            steps = (False,) * len(steps)
         return CoderSpec(
             ndim=3,
             dim=self.dim,
             dim_mult=self.dim_mult,
             num_res_blocks=self.num_res_blocks,
-            temporal_downsample=steps if self.ndim == 3 else (False,) * len(steps),
+            temporal_downsample=steps,
+            frames_alone=self.ndim == 2,
             attn_scales=self.attn_scales,
             block=block,
             stage_shortcuts=self.stage_shortcuts,
