@@ -37,6 +37,8 @@ class WanVAEConfig:
         in_channels: channels of the video to encode.
         out_channels: channels of the decoded video.
         decoder_dim: channels of the decoder at full resolution; None means dim.
+        alpha_decoder: whether a second decoder of the same layers decodes alpha, the last of the
+            out_channels, from the same latents, as in Wan-Alpha. Alpha is not premultiplied.
         stage_shortcuts: whether each stage has a shortcut, without parameters, across all of its
             layers, as in Wan2.2. Needs no attn_scales.
         patch_size: side of the squares of pixels that become the channels of one position; 2 in
@@ -69,6 +71,7 @@ class WanVAEConfig:
     in_channels: int = 3
     out_channels: int = 3
     decoder_dim: int | None = None
+    alpha_decoder: bool = False
     stage_shortcuts: bool = False
     patch_size: int = 1
     upscale_factor: int = 1
@@ -109,6 +112,9 @@ class WanVAEConfig:
         check(width is None or width >= 1, "decoder_dim", width, "at least 1")
         if self.stage_shortcuts:
             check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
+        if self.alpha_decoder:
+            expected = "2 or more with alpha_decoder: colour and alpha"
+            check(self.out_channels > 1, "out_channels", self.out_channels, expected)
         if self.patch_size > 1:
             check(self.upscale_factor == 1, "upscale_factor", self.upscale_factor, "1 with patches")
 

@@ -25,7 +25,7 @@ from wanvae.execution.limits import Limits, Memory, Processes, TileSize
 from wanvae.execution.network import Network, make_network
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
-from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.nn import AlphaDecoder, CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.posterior import Posterior
 
@@ -73,7 +73,8 @@ class WanVAE(nn.Module):
         )
         self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
+        decoder = AlphaDecoder if config.alpha_decoder else Decoder
+        self.decoder = decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
         self.compilation: Compilation | None = None
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import wraps
@@ -17,6 +17,7 @@ from torch import nn
 from wanvae.errors import UserError
 from wanvae.nn import Streaming, needs_whole_frames, unstreamable_layers
 from wanvae.nn.sequential import count_resampled, space_factor
+from wanvae.nn.streaming import require_streaming
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,16 +143,6 @@ def make_network(
     return Network(
         core, shell, core_first, out_channels, spatial_factor, temporal_factor, architecture
     )
-
-
-def require_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """Returns the layers; raises TypeError if one is not ``Streaming``."""
-    streaming = []
-    for layer in layers:
-        if not isinstance(layer, Streaming):
-            raise TypeError(f"{type(layer).__name__} is not Streaming, so a network cannot run it")
-        streaming.append(layer)
-    return tuple(streaming)
 
 
 def copy_to_meta(tensor: torch.Tensor) -> torch.Tensor:
