@@ -74,9 +74,7 @@ class Downsample(Resample):
     State: the last frame after the spatial convolution.
     """
 
-    def __init__(
-        self, ndim: int, dim: int, *, temporal: bool, frames_alone: bool = False
-    ) -> None:
+    def __init__(self, ndim: int, dim: int, *, temporal: bool, frames_alone: bool = False) -> None:
         kernel, stride = (1, 1) if ndim == 1 else (3, 2)
         super().__init__(ndim, CausalConv(min(ndim, 2), dim, dim, kernel, stride))
         if temporal and frames_alone:

@@ -82,7 +82,7 @@ class Decoder:
 
     def _decode(self, packet: Packet) -> list[av.VideoFrame]:
         try:
-            return _pictures(packet.decode())
+            return self._source.decode(packet)
         except FFmpegError as error:
             if not self._begun and packet.size:
                 self._failure = reason(error)
@@ -93,7 +93,7 @@ class Decoder:
     def _finish(self) -> list[av.VideoFrame]:
         """The frames that are still in the decoder."""
         with suppress(FFmpegError):
-            return _pictures(self._source.stream.decode(None))
+            return self._source.decode(None)
         return []
 
     def _good(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -111,7 +111,3 @@ class Decoder:
                 if time != key:
                     self.lost = self._failure
             yield frame
-
-
-def _pictures(frames: list) -> list[av.VideoFrame]:
-    return [frame for frame in frames if isinstance(frame, av.VideoFrame)]

@@ -12,7 +12,7 @@ from math import inf
 from os import PathLike
 
 import av
-from av import Packet
+from av import CodecContext, Packet
 from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
@@ -29,6 +29,8 @@ _LONGEST_PAUSE = 10
 _LONGEST_LEAD = 1000
 # Frames from a keyframe to the first frame that is wanted, where times of keyframes may be guessed.
 _MARGIN = 8
+# Decoders of alpha that is a second picture, by the name of the usual decoder.
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Bytes of packets that wait until it is known whether there is a later keyframe that will do.
 _MOST_WAITING = 64 * 2**20
 
@@ -43,9 +45,10 @@ class PacketSource:
     Args:
         notices: tells what must be told about the file; None tells nothing.
         fps: frames per second of numbered images, which have no rate; None takes 25.
+        alpha: whether alpha is decoded, where a decoder can also leave it out.
 
     Attributes:
-        stream: the video, for its decoder.
+        stream: the video.
         tick: seconds of one unit of timestamps.
         key_lead: ticks from the time of the packet of a keyframe to the time of its frame.
 
@@ -55,10 +58,16 @@ class PacketSource:
     """
 
     def __init__(
-        self, path: Source, notices: Notices | None = None, fps: Fraction | None = None
+        self,
+        path: Source,
+        notices: Notices | None = None,
+        fps: Fraction | None = None,
+        *,
+        alpha: bool = False,
     ) -> None:
         self.path = path
         self._fps = fps
+        self._alpha = alpha
         self.key_lead = 0
         self._notices = notices
         self._fresh = True
@@ -91,7 +100,21 @@ class PacketSource:
             raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
         stream.thread_type = "AUTO"
         self.stream = stream
+        self._decoder: CodecContext = stream.codec_context
+        if self._alpha and self.has_alpha_beside:
+            # FFmpeg's own decoders of VP8 and VP9 do not see the second picture, which is alpha.
+            self._decoder = av.CodecContext.create(_WITH_ALPHA[stream.codec_context.name], "r")
         self.tick = stream.time_base or Fraction(1, av.time_base)
+
+    @property
+    def has_alpha_beside(self) -> bool:
+        """Whether the file says that alpha is a second picture beside each packet, as in WebM."""
+        known = self.stream.codec_context.name in _WITH_ALPHA
+        return known and self.stream.metadata.get("alpha_mode") == "1"
+
+    def decode(self, packet: Packet | None) -> list[av.VideoFrame]:
+        """Returns the pictures that come out of a packet; None gives those that still wait."""
+        return [f for f in self._decoder.decode(packet) if isinstance(f, av.VideoFrame)]
 
     @property
     def kind(self) -> str:
@@ -234,6 +257,7 @@ class PacketSource:
             with suppress(FFmpegError):
                 self._fresh = False
                 self._container.seek(time - back, stream=self.stream)
+                self._decoder.flush_buffers()
                 packets = self._continued()
                 # Some containers land on a keyframe shown only after the time.
                 first = next((packet for packet in packets if packet.is_keyframe), None)

@@ -48,6 +48,7 @@ class VideoInfo:
         is_image: whether the file is a still image.
         hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
             "BT.2020"; None for SDR.
+        has_alpha: whether pictures have alpha, also if it is not read.
     """
 
     width: int
@@ -56,11 +57,15 @@ class VideoInfo:
     frames: int | None
     is_image: bool
     hdr: str | None = None
+    has_alpha: bool = False
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture: `image` (3, H, W) float32 RGB in [-1, 1], `time` in seconds from the first."""
+    """One picture: `image` (3, H, W) float32 RGB in [-1, 1], `time` in seconds from the first.
+
+    With alpha the image is (4, H, W), RGBA, from -1, transparent, to 1, opaque.
+    """
 
     image: torch.Tensor
     time: float
@@ -73,7 +78,9 @@ class VideoReader:
     Several numbered images, like "frames/%05d.png", are a video of `fps` frames per second. Without
     `fps` it is 25, with a UserWarning. A single image is a still image.
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
-    says. Alpha is dropped. HDR is read as if it were SDR, with a UserWarning.
+    says. Alpha is dropped, except with `alpha`: then pictures are RGBA, and opaque where the file
+    has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as if it
+    were SDR, with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -91,12 +98,20 @@ class VideoReader:
 
     info: VideoInfo
 
-    def __init__(self, path: Source, *, strict: bool = False, fps: Fraction | None = None) -> None:
+    def __init__(
+        self,
+        path: Source,
+        *,
+        strict: bool = False,
+        fps: Fraction | None = None,
+        alpha: bool = False,
+    ) -> None:
         self.path = path
         self._strict = strict
+        self._alpha = alpha
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
-        self._source = PacketSource(path, self._notices, fps)
+        self._source = PacketSource(path, self._notices, fps, alpha=alpha)
         try:
             self._start()
         except BaseException:
@@ -141,6 +156,7 @@ class VideoReader:
             frames=frames,
             is_image=self._source.is_image,
             hdr=_hdr(first),
+            has_alpha=self._source.has_alpha_beside or _has_alpha(first),
         )
 
     def _timed(
@@ -268,7 +284,7 @@ class VideoReader:
         return Frame(self._image(frame), float(time))
 
     def _image(self, frame: av.VideoFrame) -> torch.Tensor:
-        """(3, H, W) RGB in [-1, 1], upright and of the size in `info`."""
+        """(3, H, W) RGB in [-1, 1], or (4, H, W) RGBA, upright and of the size in `info`."""
         if not frame.format.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
             # Untagged video is by custom BT.709 when high definition and BT.601 below, as players
             # take it; the still image formats are defined with BT.601.
@@ -280,17 +296,22 @@ class VideoReader:
                 "so its colours look gray; convert it to SDR (tone mapping) first"
             )
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
+        with_alpha = self._alpha and _has_alpha(frame)
+        formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
-                format="rgb24" if _bits(frame) == 8 else "rgb48le",
+                format=formats[_bits(frame) > 8],
                 interpolation=INTERPOLATION,
             )
-        black, white = _levels(frame)
         pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
-        image = ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
+        image = _scale(pixels[:3], *_levels(frame))
+        if self._alpha:
+            opaque = image.new_ones(1, *image.shape[1:])
+            alpha = _scale(pixels[3:], 0, _full_range(frame)) if with_alpha else opaque
+            image = torch.cat([image, alpha])
         return self._orientation.apply(image).contiguous()
 
     def close(self) -> None:
@@ -331,27 +352,32 @@ def _counted(info: VideoInfo, frames: int, seconds: Fraction) -> VideoInfo:
     return replace(info, frames=frames, fps=fps)
 
 
-def read_video(path: Source, *, fps: Fraction | None = None) -> tuple[torch.Tensor, VideoInfo]:
+def read_video(
+    path: Source, *, fps: Fraction | None = None, alpha: bool = False
+) -> tuple[torch.Tensor, VideoInfo]:
     """All frames (3, T, H, W), float32 RGB in [-1, 1], and the info; raises as VideoReader.
 
-    `fps` is for numbered images, as in VideoReader.
+    `fps` is for numbered images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
     """
-    with VideoReader(path, fps=fps) as reader:
+    with VideoReader(path, fps=fps, alpha=alpha) as reader:
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
 
-def read_clip(path: Source, start: float, frames: int, stride: int = 1) -> torch.Tensor:
+def read_clip(
+    path: Source, start: float, frames: int, stride: int = 1, *, alpha: bool = False
+) -> torch.Tensor:
     """`frames` frames (3, T, H, W) in [-1, 1]: every `stride`-th from `start` seconds on.
 
-    Seeks to the keyframe before `start` and decodes forward from there. Raises VideoError if the
-    file cannot be read or holds fewer frames than that.
+    With `alpha` they are RGBA, (4, T, H, W). Seeks to the keyframe before `start` and decodes
+    forward from there. Raises VideoError if the file cannot be read or holds fewer frames than
+    that.
     """
     if start < 0 or frames < 1 or stride < 1:
         raise VideoError(
             f"cannot read {path}: start {start} must be 0 or more, "
             f"frames {frames} and stride {stride} 1 or more"
         )
-    with VideoReader(path) as reader:
+    with VideoReader(path, alpha=alpha) as reader:
         if start > 0:
             reader.seek(start)
         # Frames between the wanted ones are decoded but not converted.
@@ -377,6 +403,25 @@ def _bits(frame: av.VideoFrame) -> int:
     return min(max(8, *(component.bits for component in frame.format.components)), 16)
 
 
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    """Whether a frame has alpha, or a palette, which may have it."""
+    alpha = any(component.is_alpha for component in frame.format.components)
+    return alpha or frame.format.name == "pal8"
+
+
+def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
+    """Scales levels to [-1, 1]."""
+    return ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
+
+
+def _full_range(frame: av.VideoFrame) -> int:
+    """The highest level after swscale copies a full range to 8 or 16 bit; it shifts deep YUV up."""
+    bits = _bits(frame)
+    if bits == 8:
+        return 255
+    return 65535 if frame.format.is_rgb else (2**bits - 1) << (16 - bits)
+
+
 def _levels(frame: av.VideoFrame) -> tuple[int, int]:
     """The levels of black and white after swscale converts this frame to rgb24 or rgb48."""
     bits = _bits(frame)
@@ -384,11 +429,7 @@ def _levels(frame: av.VideoFrame) -> tuple[int, int]:
     gray = frame.format.name.startswith("gray")
     if gray and frame.color_range == ColorRange.MPEG:
         return 16 * unit, 235 * unit  # gray is copied as if it were always full range
-    if bits == 8:
-        return 0, 255
-    if frame.format.is_rgb:
-        return 0, 65535
     # Deep YUV and gray are shifted up, not stretched: white stays short of 65535.
-    if gray or frame.color_range == ColorRange.JPEG:
-        return 0, (2**bits - 1) << (16 - bits)
+    if bits == 8 or frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
+        return 0, _full_range(frame)
     return 0, 255 * unit
