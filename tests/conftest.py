@@ -1,12 +1,21 @@
 """For all tests: one thread a process, no time limits, and Ctrl-C that is heard."""
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # pytest-xdist runs a process on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.hub_server import HubServer
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -14,3 +23,17 @@ settings.load_profile("patient")
 # Shells let what they start in the background ignore it, which processes under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A server that answers as the Hugging Face Hub does; the test runs in an empty folder."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import point_at, serve
+
+    with serve(tmp_path / "hub") as server:
+        point_at(server.address, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        yield server

@@ -53,8 +53,11 @@ PATH = re.compile(r"(?<![\w./-])(?:configs|motion|tests|tools|wanvae)/[\w/.-]*\w
 SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tools").glob("*.py"))
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
-# Names with underscores that are not ours: a folder of ComfyUI, a video.
-FOREIGN = {"custom_nodes", "carphone_pristine", "recompile_limit"}
+# Names with underscores that are not ours: a folder of ComfyUI, a video, names of other libraries.
+FOREIGN = {
+    *("custom_nodes", "carphone_pristine", "recompile_limit"),
+    *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "huggingface_hub"),
+}
 # Of files that a command reads or writes.
 SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".jpg", ".npz", ".safetensors", ".yaml")
 # Phrases that make a reader go back in the sentence.

@@ -1,20 +1,18 @@
-"""Checkpoints of the Hugging Face Hub, whose calls are replaced by ones that know a folder."""
+"""Checkpoints on the Hugging Face Hub: a small server on this machine answers as the Hub does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tests.helpers import tiny
+from tests.hub_server import HubServer, point_at
 from wanvae import WanVAE
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.formats import Layout, weights_file
@@ -22,67 +20,10 @@ from wanvae.checkpoints.hub import NATIVE_FILE
 from wanvae.cli import main
 from wanvae.commands.convert import convert
 from wanvae.engine.checkpoint import CheckpointError
-from wanvae.engine.hub import is_repository
+from wanvae.engine.hub import HubAddress, parse_address
 
-
-@dataclass
-class FakeHub:
-    """One repository, ``org/name``; ``cached`` names files that are there without a network."""
-
-    root: Path
-    offline: bool = False
-    cached: tuple[str, ...] = ()
-    failure: Exception | None = None
-    asked: list[str] = field(default_factory=list)
-
-    def head(self, url: str, *, timeout: float) -> None:
-        """Of the client that asks whether the Hub is there."""
-        assert url.startswith("https://") and timeout <= 10
-        if self.offline:
-            raise OSError("Name or service not known. And more")
-
-    def download(
-        self, repository: str, name: str, *, subfolder: str | None, local_files_only: bool
-    ) -> str:
-        name = f"{subfolder}/{name}" if subfolder else name
-        self.asked.append(f"{name} (cached)" if local_files_only else name)
-        if self.failure is not None:
-            raise self.failure
-        if repository != "org/name":
-            raise FakeMissing("404 Client Error. (Request ID: x)\n\nRepository Not Found")
-        if (self.offline or local_files_only) and name not in self.cached:
-            raise LocalEntryNotFoundError("no connection")
-        if not (self.root / name).exists():
-            raise EntryNotFoundError("404")
-        return str(self.root / name)
-
-    def create(self, repository: str, *, exist_ok: bool) -> None:
-        assert exist_ok
-        if self.failure is not None:
-            raise self.failure
-
-    def upload(self, *, path_or_fileobj: Path, path_in_repo: str, repo_id: str) -> None:
-        assert repo_id == "org/name"
-        (self.root / path_in_repo).write_bytes(path_or_fileobj.read_bytes())
-
-
-class FakeMissing(RepositoryNotFoundError):
-    """One without the response of a server."""
-
-    def __init__(self, message: str) -> None:
-        Exception.__init__(self, message)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    fake = FakeHub(tmp_path / "hub")
-    fake.root.mkdir()
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
-    monkeypatch.setattr(huggingface_hub, "create_repo", fake.create)
-    monkeypatch.setattr(huggingface_hub, "upload_file", fake.upload)
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: fake)
-    monkeypatch.chdir(tmp_path)
-    return fake
+# A port that nobody listens to.
+UNREACHABLE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -96,115 +37,229 @@ def assert_same(vae: WanVAE, other: WanVAE) -> None:
     assert all(torch.equal(expected[n], tensor) for n, tensor in other.state_dict().items())
 
 
-def test_what_is_pushed_is_loaded(hub: FakeHub, vae: WanVAE, tmp_path: Path) -> None:
+def write_diffusers(vae: WanVAE, folder: Path) -> None:
+    native = folder.parent / "vae.safetensors"
+    vae.save_pretrained(native)
+    convert(native, folder, Layout.DIFFUSERS)
+    native.unlink()
+
+
+def test_what_is_pushed_is_loaded(hub: HubServer, vae: WanVAE, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path / "vae.safetensors", push_to_hub="org/name")
-    assert [path.name for path in hub.root.iterdir()] == [NATIVE_FILE]
+    assert [path.name for path in hub.repository("org/name").iterdir()] == [NATIVE_FILE]
     assert_same(vae, WanVAE.from_pretrained("org/name"))
-    assert hub.asked == [NATIVE_FILE]
-    assert weights_file("org/name") == hub.root / NATIVE_FILE
+    assert set(hub.asked) == {f"org/name/{NATIVE_FILE}"}
+    assert weights_file("org/name").read_bytes() == (tmp_path / "vae.safetensors").read_bytes()
 
 
-def test_nothing_is_pushed_unless_asked(hub: FakeHub, vae: WanVAE, tmp_path: Path) -> None:
+def test_nothing_is_pushed_unless_asked(hub: HubServer, vae: WanVAE, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path / "vae.safetensors")
-    assert list(hub.root.iterdir()) == []
+    assert not hub.root.exists()
 
 
 @pytest.mark.parametrize(
     ("folder", "subfolder"), [("", None), ("vae", None), ("vae", "vae"), ("a/b", "a/b")]
 )
-def test_diffusers_models(
-    hub: FakeHub, vae: WanVAE, tmp_path: Path, folder: str, subfolder: str | None
-) -> None:
-    (hub.root / folder).parent.mkdir(exist_ok=True)
-    vae.save_pretrained(tmp_path / "vae.safetensors")
-    convert(tmp_path / "vae.safetensors", hub.root / folder, Layout.DIFFUSERS)
+def test_diffusers_models(hub: HubServer, vae: WanVAE, folder: str, subfolder: str | None) -> None:
+    place = hub.root / "org" / "name" / folder
+    place.parent.mkdir(parents=True)
+    write_diffusers(vae, place)
     assert_same(vae, WanVAE.from_pretrained("org/name", subfolder=subfolder))
-    expected = f"{folder}/config.json" if folder else "config.json"
-    assert expected in hub.asked
+    if folder:
+        assert_same(vae, WanVAE.from_pretrained(f"org/name/{folder}"))
 
 
-def test_official_files(hub: FakeHub, vae: WanVAE) -> None:
-    formats.save_wan(hub.root / "Wan2.1_VAE.pth", vae.config, vae.state_dict())
-    (hub.root / "config.json").write_text("{}")  # of the transformer beside it
+def test_official_files(hub: HubServer, vae: WanVAE) -> None:
+    folder = hub.repository("org/name")
+    formats.save_wan(folder / "Wan2.1_VAE.pth", vae.config, vae.state_dict())
+    (folder / "config.json").write_text("{}")  # the config of the transformer beside it
     assert_same(vae, WanVAE.from_pretrained("org/name"))
-    assert "config.json" not in hub.asked
+    assert "org/name/config.json" not in hub.asked
 
 
-def test_subfolders_of_local_directories(hub: FakeHub, vae: WanVAE, tmp_path: Path) -> None:
-    vae.save_pretrained(tmp_path / "vae.safetensors")
-    (tmp_path / "org" / "name").mkdir(parents=True)
-    convert(tmp_path / "vae.safetensors", tmp_path / "org" / "name" / "other", Layout.DIFFUSERS)
-    for path in ("org/name", tmp_path / "org" / "name"):
-        assert_same(vae, WanVAE.from_pretrained(path, subfolder="other"))
+PLACES = (
+    "org/name@v2/split_files/vae/some vae.safetensors",
+    "hf://org/name@v2/split_files/vae/some vae.safetensors",
+    "{address}/org/name/blob/v2/split_files/vae/some%20vae.safetensors",
+    "{address}/org/name/resolve/v2/split_files/vae/some%20vae.safetensors?download=true",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_file_of_any_name_in_a_revision(hub: HubServer, vae: WanVAE, place: str) -> None:
+    hub.repository("org/name")
+    folder = hub.repository("org/name@v2") / "split_files" / "vae"
+    folder.mkdir(parents=True)
+    formats.save_wan(folder / "some vae.safetensors", vae.config, vae.state_dict())
+    assert_same(vae, WanVAE.from_pretrained(place.format(address=hub.address)))
+    assert set(hub.asked) == {"org/name/split_files/vae/some vae.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("org/name", HubAddress("org/name")),
+        ("org/name/", HubAddress("org/name")),
+        ("org/name.v1-x@v1.0", HubAddress("org/name.v1-x", "v1.0")),
+        ("org/name/vae", HubAddress("org/name", None, "vae")),
+        ("org/name@refs/pr/1/vae", HubAddress("org/name", "refs/pr/1", "vae")),
+        ("org/name@refs%2Fpr%2F1/vae", HubAddress("org/name", "refs/pr/1", "vae")),
+        ("org/vae.safetensors", HubAddress("org/vae.safetensors")),
+        ("https://huggingface.co/org/name", HubAddress("org/name")),
+        ("https://hf.co/org/name/", HubAddress("org/name")),
+        ("https://huggingface.co/org/name/tree/main/vae", HubAddress("org/name", None, "vae")),
+        ("https://huggingface.co/org/name/tree/v2", HubAddress("org/name", "v2")),
+        (
+            "https://huggingface.co/org/name/blob/refs%2Fpr%2F1/a/b.pth",
+            HubAddress("org/name", "refs/pr/1", "a/b.pth"),
+        ),
+    ],
+)
+def test_addresses(text: str, address: HubAddress) -> None:
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("https://example.com/org/name/blob/main/vae.pth", "https://huggingface.co/name"),
+        *("https://huggingface.co/org/name/discussions/1", "http://org"),
+    ],
+)
+def test_web_addresses_of_something_else(hub: HubServer, text: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is no address of a model on the Hugging Face Hub"):
+        WanVAE.from_pretrained(text)
     assert hub.asked == []
 
 
-def test_what_was_downloaded_is_used_offline(hub: FakeHub, vae: WanVAE, tmp_path: Path) -> None:
-    vae.save_pretrained(tmp_path / "vae.safetensors")
-    convert(tmp_path / "vae.safetensors", hub.root / "vae", Layout.DIFFUSERS)
-    hub.offline = True
-    hub.cached = ("vae/config.json", "vae/diffusion_pytorch_model.safetensors")
-    assert_same(vae, WanVAE.from_pretrained("org/name"))
-    # A download would try again for half a minute before it says so.
-    assert [name for name in hub.asked if "cached" not in name] == []
+def test_local_paths_win(hub: HubServer, vae: WanVAE, tmp_path: Path) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    write_diffusers(vae, tmp_path / "org" / "name" / "other")
+    vae.save_pretrained(tmp_path / "org" / "vae.safetensors")
+    for path in ("org/name", tmp_path / "org" / "name"):
+        assert_same(vae, WanVAE.from_pretrained(path, subfolder="other"))
+    for path in ("org/name/other", "org/vae.safetensors"):
+        assert_same(vae, WanVAE.from_pretrained(path))
+    assert hub.asked == []
 
 
-def test_offline_with_nothing_downloaded(hub: FakeHub) -> None:
-    hub.offline = True
-    with pytest.raises(CheckpointError, match=r"^the path org/name does not exist, ") as caught:
+def test_what_was_downloaded_is_used_offline(
+    hub: HubServer, vae: WanVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_diffusers(vae, hub.repository("org/name") / "vae")
+    places = ("org/name", "org/name/vae", "org/name/vae/diffusion_pytorch_model.safetensors")
+    for place in places:
+        assert_same(vae, WanVAE.from_pretrained(place))
+    point_at(UNREACHABLE, monkeypatch)
+    asked = list(hub.asked)
+    for place in places:
+        assert_same(vae, WanVAE.from_pretrained(place))
+    assert hub.asked == asked
+
+
+@pytest.mark.parametrize("place", ["org/name", "org/name/vae.safetensors", "org/name@v2/vae"])
+def test_offline_with_nothing_downloaded(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    point_at(UNREACHABLE, monkeypatch)
+    with pytest.raises(CheckpointError) as caught:
+        WanVAE.from_pretrained(place)
+    assert str(caught.value).startswith(f"the path {place} does not exist, no repository")
+    assert str(caught.value).endswith("Connection refused); check the path or the network")
+
+
+def test_a_connection_that_is_lost_between_two_files(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no connection") from OSError("the line is cut. Try again")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lose)
+    with pytest.raises(CheckpointError, match=r"could not be asked for one \(the line is cut\);"):
         WanVAE.from_pretrained("org/name")
-    assert "could not be asked for one (Name or service not known); check" in str(caught.value)
-    assert [name for name in hub.asked if "cached" not in name] == []
 
 
-def test_a_connection_that_is_lost_between_two_files(hub: FakeHub, vae: WanVAE) -> None:
-    vae.save_pretrained(hub.root / NATIVE_FILE)
-    hub.failure = LocalEntryNotFoundError("no connection")
-    with pytest.raises(CheckpointError, match=r"could not be asked for one \(the connection was l"):
+@pytest.mark.parametrize("place", ["org/other", "org/other/vae.pth", "runs/vae.safetensors"])
+def test_an_unknown_repository(hub: HubServer, place: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        WanVAE.from_pretrained(place)
+    assert str(caught.value).startswith(f"{place} is neither a local path nor a place in a repos")
+    assert len(set(hub.asked)) == 1
+
+
+def test_an_unknown_revision(hub: HubServer) -> None:
+    hub.repository("org/name")
+    with pytest.raises(CheckpointError, match=r"^org/name has no revision v3; name one"):
+        WanVAE.from_pretrained("org/name@v3/vae.safetensors")
+
+
+def test_a_repository_without_a_vae(hub: HubServer) -> None:
+    folder = hub.repository("org/name")
+    for path, subfolder, place in (
+        ("org/name", None, "its root or vae"),
+        ("org/name", "other", "other"),
+        ("org/name/a.pth", None, "its root"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            WanVAE.from_pretrained(path, subfolder=subfolder)
+        assert str(caught.value).startswith(f"org/name has no Wan VAE in {place} (")
+        assert str(caught.value).endswith("it has no weight files that this program reads")
+    (folder / "vae").mkdir()
+    (folder / "vae" / "some.safetensors").write_bytes(b"")
+    (folder / "readme.md").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"it has org/name/vae/some.safetensors; name the"):
         WanVAE.from_pretrained("org/name")
 
 
-def test_an_unknown_repository(hub: FakeHub) -> None:
-    with pytest.raises(CheckpointError, match=r"^org/other is neither a local path nor a repos"):
-        WanVAE.from_pretrained("org/other")
-    assert len(hub.asked) == 1
-
-
-def test_a_repository_without_a_vae(hub: FakeHub) -> None:
-    with pytest.raises(CheckpointError, match=r"^org/name has no Wan VAE in its root or vae \("):
+def test_failures_are_one_line(hub: HubServer, vae: WanVAE, tmp_path: Path) -> None:
+    vae.save_pretrained(hub.repository("org/name") / NATIVE_FILE)
+    hub.broken = True
+    with pytest.raises(CheckpointError, match=r"org/name cannot be downloaded \(") as caught:
         WanVAE.from_pretrained("org/name")
-    with pytest.raises(CheckpointError, match=r"^org/name has no Wan VAE in other \("):
-        WanVAE.from_pretrained("org/name", subfolder="other")
-
-
-def test_failures_are_one_line(hub: FakeHub, vae: WanVAE, tmp_path: Path) -> None:
-    hub.failure = RuntimeError("The disk is full. And more\nabout it")
-    with pytest.raises(CheckpointError, match=r"org/name cannot be downloaded \(The disk is full"):
-        WanVAE.from_pretrained("org/name")
-    with pytest.raises(CheckpointError, match=r"cannot be uploaded to org/name \(The disk") as it:
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"cannot be uploaded to org/name \(") as caught:
         vae.save_pretrained(tmp_path / "vae.safetensors", push_to_hub="org/name")
-    assert "\n" not in str(it.value) and (tmp_path / "vae.safetensors").exists()
+    assert "\n" not in str(caught.value) and (tmp_path / "vae.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("vae", "a/b/c", "./vae", "../vae", "/vae", "~/vae", "org\\vae", "", "a/"),
-        *("org/vae.safetensors", "org/vae.pth", Path("org/name")),
+        *("vae", "vae.safetensors", "./vae", "../vae", "a/../b/c", "/vae", "~/vae", "org\\vae", ""),
+        *("a/", "a//b", Path("org/name")),
     ],
 )
-def test_local_paths_ask_nobody(hub: FakeHub, path: str | Path) -> None:
-    assert not is_repository(path)
+def test_local_paths_ask_nobody(hub: HubServer, path: str | Path) -> None:
+    assert parse_address(path) is None
     with pytest.raises(CheckpointError):
         WanVAE.from_pretrained(path)
     assert hub.asked == []
 
 
-def test_the_command_line_takes_names(
-    hub: FakeHub, vae: WanVAE, capsys: pytest.CaptureFixture[str]
+def test_the_command_line_takes_addresses(
+    hub: HubServer, vae: WanVAE, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vae.save_pretrained(hub.root / NATIVE_FILE)
-    assert main(["info", "org/name"]) == 0
-    assert capsys.readouterr().out.startswith("org/name: native layout")
+    vae.save_pretrained(hub.repository("org/name") / "some.safetensors")
+    assert main(["info", "org/name/some.safetensors"]) == 0
+    assert capsys.readouterr().out.startswith("org/name/some.safetensors: native layout")
     assert main(["info", "org/other"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_server_that_the_environment_names(hub: HubServer, vae: WanVAE, tmp_path: Path) -> None:
+    vae.save_pretrained(hub.repository("org/name") / "some.safetensors")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "wanvae",
+            "info",
+            f"{hub.address}/org/name/blob/main/some.safetensors",
+        ],
+        env={**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "native layout" in done.stdout
