@@ -12,6 +12,8 @@ from wanvae.nn.norm import NormKind
 from wanvae.nn.patch import Unpatchify
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
 
+# Channels of a video without alpha, and with alpha.
+RGB, RGBA = 3, 4
 # Fields that are at least 1.
 COUNTS = (
     *("dim", "z_dim", "num_res_blocks", "in_channels", "out_channels"),
@@ -127,6 +129,16 @@ class WanVAEConfig:
     def decoded_spatial_factor(self) -> int:
         """Decoded pixels per latent along height and width."""
         return self.spatial_factor * self.upscale_factor
+
+    @property
+    def encodes_alpha(self) -> bool:
+        """Whether videos to encode are RGBA."""
+        return self.in_channels == RGBA
+
+    @property
+    def decodes_alpha(self) -> bool:
+        """Whether decoded videos are RGBA."""
+        return self.out_channels == RGBA
 
     @property
     def temporal_factor(self) -> int:

@@ -20,7 +20,10 @@ from wanvae.engine.command_line.program import Command
 from wanvae.video.rate import parse_rate
 
 VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
-OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
+OUTPUT_HELP = (
+    "file to write: .mp4, .mkv, .mov, .webm, .apng; .png, .jpg, .webp for one frame, or numbered "
+    "images (frames/%05d.png); with alpha: .webm, .mov, .apng, .png"
+)
 
 
 def reconstruct(arguments: Namespace) -> None:
@@ -79,6 +82,7 @@ def decode(arguments: Namespace) -> None:
             arguments.output,
             checkpoint=checkpoint_of(arguments),
             normalized=arguments.normalized,
+            drop_alpha=arguments.drop_alpha,
             fps=fps,
             crf=arguments.crf,
             shard=processes,
@@ -100,7 +104,9 @@ def rate_of(arguments: Namespace) -> Fraction | None:
 
 def add_quality_option(parser: Parser) -> None:
     """Declares ``--crf``."""
-    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument(
+        "--crf", type=int, default=18, help="quality of H.264 and VP9, 0 (best) to 51"
+    )
 
 
 def add_time_options(parser: Parser) -> None:
@@ -157,6 +163,11 @@ def add_decode_options(parser: Parser) -> None:
         "--normalized",
         action="store_true",
         help="the latents come from a diffusion model and are normalized: denormalize them first",
+    )
+    parser.add_argument(
+        "--drop-alpha",
+        action="store_true",
+        help="write colours alone if the model decodes alpha, as .mp4 needs",
     )
     parser.add_argument(
         "--fps",

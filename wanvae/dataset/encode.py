@@ -153,7 +153,9 @@ def encode_dataset(
     # Neighbours, so that the clips of one video mostly go to one process, which need not seek.
     files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
     clips = [clip for file in files for clip in file.clips]
-    frames = ahead(read_clips(clips, source, vae.config.temporal_factor), FRAMES_AHEAD)
+    config = vae.config
+    read = read_clips(clips, source, config.temporal_factor, alpha=config.encodes_alpha)
+    frames = ahead(read, FRAMES_AHEAD)
     pieces = encode_clips(vae, frames, tile_size, max_memory)
     with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
         work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)

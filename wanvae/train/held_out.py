@@ -91,7 +91,7 @@ def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[HeldOut
     """
     check_size(model, config.size, config.size)
     check_length(model, config.frames)
-    clips = list(islice(usable_clips(config), config.clips))
+    clips = list(islice(usable_clips(config, model.encodes_alpha), config.clips))
     if not clips:
         raise UserError(
             f"no usable file in the evaluation folder {config.folder!r}: it needs videos of "
@@ -100,8 +100,12 @@ def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[HeldOut
     return clips
 
 
-def usable_clips(config: EvaluationConfig) -> Iterator[HeldOutClip]:
-    """A clip of each file of the folder that is large and long enough, sorted by name."""
+def usable_clips(config: EvaluationConfig, alpha: bool) -> Iterator[HeldOutClip]:
+    """A clip of each file of the folder that is large and long enough, sorted by name.
+
+    Args:
+        alpha: whether clips are RGBA, or RGB.
+    """
     if config.folder is None:
         return
     folder = Path(config.folder)
@@ -114,7 +118,7 @@ def usable_clips(config: EvaluationConfig) -> Iterator[HeldOutClip]:
             frames = 1 if info.is_image else config.frames
             if min(info.height, info.width) < config.size:
                 continue
-            video = read_clip(path, middle(info, frames), frames)
+            video = read_clip(path, middle(info, frames), frames, alpha=alpha)
         except VideoError:
             continue
         yield HeldOutClip(relative, centre_crop(video, config.size))

@@ -110,7 +110,12 @@ class VideoTraining:
         """What to train."""
         trainer = self.config.trainer
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
-        samples = VideoCrops(self.config.data, trainer.seed, samples_per_step=samples_per_step)
+        samples = VideoCrops(
+            self.config.data,
+            trainer.seed,
+            samples_per_step=samples_per_step,
+            alpha=self.vae.config.encodes_alpha,
+        )
         return Task(
             model=self.vae,
             samples=samples,
