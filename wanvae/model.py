@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.hub import WAN_VAE
 from wanvae.checkpoints.latent_statistics import statistics_like
+from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
@@ -76,6 +78,8 @@ class WanVAE(nn.Module):
         decoder = AlphaDecoder if config.alpha_decoder else Decoder
         self.decoder = decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
         self.compilation: Compilation | None = None
+        # What ``normalize`` warns of the first time that it is called.
+        self.assumed_statistics: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -85,6 +89,8 @@ class WanVAE(nn.Module):
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
+        key: str | None = None,
+        latent_statistics: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
         decode_dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -101,6 +107,11 @@ class WanVAE(nn.Module):
                 CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
+            key: what is before the names of the tensors of the model, like "vae.", in a file that
+                holds several models.
+            latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
+                latents_std. None takes the statistics of the file, or those that its architecture
+                tells; if these are only assumed, ``normalize`` warns once.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
             decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
                 decoded videos have smaller errors than encoded latents.
@@ -115,9 +126,16 @@ class WanVAE(nn.Module):
             raise UserError("dtype and torch_dtype are the same: give one of them")
         dtype = parse_dtype(torch_dtype if dtype is None else dtype)
         encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
-        loaded = formats.load(path, subfolder)
+        source = source_of(path)
+        source = Source(
+            source.path,
+            source.key if key is None else key,
+            source.latent_statistics if latent_statistics is None else latent_statistics,
+        )
+        loaded = formats.load(source, subfolder)
         with torch.device("meta"):
             vae = cls(loaded.config)
+        vae.assumed_statistics = loaded.assumed
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
@@ -392,13 +410,13 @@ class WanVAE(nn.Module):
     def normalize(self, latents: Tensor) -> Tensor:
         """Returns latents for diffusion models: ``(raw latents - mean) / std`` per channel."""
         check_is_tensor(latents, "latents")
-        mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+        mean, std = self._statistics_like(latents)
         return (latents - mean) / std
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """Returns raw latents of normalized latents: the inverse of ``normalize``."""
         check_is_tensor(latents, "latents")
-        mean, std = statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+        mean, std = self._statistics_like(latents)
         return latents * std + mean
 
     def encode_step(
@@ -443,6 +461,19 @@ class WanVAE(nn.Module):
     def check_latents(self, latents: Tensor) -> None:
         """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
+
+    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        self._warn_of_statistics()
+        return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+
+    def _warn_of_statistics(self) -> None:
+        assumed, self.assumed_statistics = self.assumed_statistics, None
+        if assumed is not None:
+            warnings.warn(
+                f"{assumed}; if that is wrong, say which with latent_statistics=... or "
+                "--latent-statistics",
+                stacklevel=4,
+            )
 
     def _runner(self, network: Network, limits: Limits) -> Runner:
         return Runner(network, limits, self.compilation)

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.json_files import read_json
+from wanvae.engine.stored_tensors import StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
@@ -153,7 +152,7 @@ def has_nested_stages(names: Iterable[str]) -> bool:
     return any(name.startswith("encoder.down_blocks.0.resnets.") for name in names)
 
 
-def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> dict[str, Tensor]:
+def from_diffusers(tensors: StoredTensors, stages: int, blocks: int) -> StoredTensors:
     """Returns ``tensors`` with official names.
 
     Raises:
@@ -167,7 +166,7 @@ def from_diffusers(tensors: Mapping[str, Tensor], stages: int, blocks: int) -> d
             f"{len(unknown)} tensors do not belong in a diffusers model of {stages} stages with "
             f"{blocks} residual blocks each: {first_few(unknown)}"
         )
-    return {official[name]: tensor for name, tensor in tensors.items()}
+    return tensors.renamed({official[name]: name for name in tensors})
 
 
 def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:

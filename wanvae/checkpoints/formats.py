@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from os import PathLike
@@ -28,20 +27,35 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
+from wanvae.checkpoints.finding import (
+    DIFFUSERS,
+    WAN,
+    Candidate,
+    Family,
+    choose,
+    find_candidates,
+)
 from wanvae.checkpoints.hub import WAN_VAE
-from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
+from wanvae.checkpoints.latent_statistics import (
+    NO_STATISTICS,
+    STATISTICS_NOTE,
+    asked_statistics,
+    known_statistics,
+    with_statistics,
+)
+from wanvae.checkpoints.source import source_of
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
-    TensorFile,
     digest_of_tensors,
-    read_tensors,
+    open_tensors,
     write_pickle,
     write_tensors,
 )
 from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
+from wanvae.engine.stored_tensors import StoredFile, StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
@@ -70,48 +84,131 @@ class Checkpoint:
         tensors: tensors by their official names, not yet checked against the architecture.
         layout: the layout of the file or directory.
         notes: what was assumed, for people; one sentence each.
+        assumed: the note on the latent statistics, if nothing says that they are right.
     """
 
     config: WanVAEConfig
-    tensors: dict[str, Tensor]
+    tensors: StoredTensors
     layout: Layout
     notes: tuple[str, ...]
+    assumed: str | None = None
 
 
 def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     """Reads a checkpoint, and detects its layout and architecture.
 
+    Tensors are read when somebody asks for them.
+
     Args:
         path: a native ``.safetensors``; a ``.pth`` or ``.safetensors`` with official names; a file
             with diffusers names; a diffusers directory, or a directory with one called ``vae``; or
-            the ``"org/name"`` of a repository of the Hugging Face Hub.
+            the ``"org/name"`` of a repository of the Hugging Face Hub. A ``Source`` also says which
+            model of the file is meant.
         subfolder: the folder in ``path`` that holds the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has another layout.
     """
-    path = local_checkpoint(path, WAN_VAE, subfolder)
+    source = source_of(path)
+    path = local_checkpoint(source.path, WAN_VAE, subfolder)
     try:
-        return load_directory(path) if isdir(path) else load_file(path)
+        if isdir(path):
+            refuse_key(source.key)
+            checkpoint = load_directory(path)
+        else:
+            checkpoint = load_file(path, source.key)
+        if source.latent_statistics is None:
+            return checkpoint
+        return with_asked_statistics(checkpoint, source.latent_statistics)
     except CheckpointError:
         raise
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_file(path: Path) -> Checkpoint:
-    """Reads a checkpoint from a file."""
-    file = read_tensors(path)
-    layout = detect_layout(file)
-    if layout is Layout.NATIVE:
+def load_file(path: Path, key: str | None = None) -> Checkpoint:
+    """Reads a checkpoint from a file.
+
+    Args:
+        key: as for ``Source``.
+    """
+    file = open_tensors(path)
+    if file.metadata.get("format") == "wanvae":
+        refuse_key(key)
         config = read_native_config(file.metadata)
         notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
-        return Checkpoint(config, file.tensors, layout, notes)
-    tensors = file.tensors
-    if layout is Layout.DIFFUSERS:
-        tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
-    config, note = with_known_statistics(infer_config(tensors))
-    return Checkpoint(config, tensors, layout, (INFERRED, note))
+        return Checkpoint(config, file.tensors, Layout.NATIVE, notes)
+    candidates = find_candidates(file.tensors, tuple(READERS))
+    if not candidates:
+        raise no_layout(file.tensors)
+    candidate = choose(candidates, file.tensors, key)
+    tensors = file.tensors.renamed(
+        {n.removeprefix(candidate.prefix): n for n in file.tensors if candidate.owns(n)}
+    )
+    checkpoint = READERS[candidate.family](tensors)
+    return replace(checkpoint, notes=(*notes_on_place(candidate, file), *checkpoint.notes))
+
+
+def refuse_key(key: str | None) -> None:
+    """Raises UserError if somebody names a key of a checkpoint that holds one model."""
+    if key:
+        raise UserError(f"it holds one model, so there is no key {key!r} to choose; leave it out")
+
+
+def with_asked_statistics(checkpoint: Checkpoint, asked: str | PathLike[str]) -> Checkpoint:
+    """Returns a checkpoint with the latent statistics that somebody names."""
+    statistics = asked_statistics(asked, checkpoint.config)
+    others = tuple(n for n in checkpoint.notes if not n.startswith(STATISTICS_NOTE))
+    config = with_statistics(checkpoint.config, statistics)
+    return replace(checkpoint, config=config, notes=(*others, statistics.note), assumed=None)
+
+
+def read_official(tensors: StoredTensors) -> Checkpoint:
+    """Reads tensors with official names, without a config."""
+    config = infer_config(tensors.outline)
+    statistics = known_statistics(config)
+    return Checkpoint(
+        with_statistics(config, statistics),
+        tensors,
+        Layout.WAN,
+        (INFERRED, statistics.note),
+        statistics.note if statistics.assumed else None,
+    )
+
+
+def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
+    """Reads tensors with the names of diffusers, without a config."""
+    tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
+    return replace(read_official(tensors), layout=Layout.DIFFUSERS)
+
+
+# Families of models, and what reads the tensors of each, without the prefix of their names.
+READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
+    WAN: read_official,
+    DIFFUSERS: read_bare_diffusers,
+}
+
+
+def notes_on_place(candidate: Candidate, file: StoredFile) -> tuple[str, ...]:
+    """Returns notes on where in a file the model is, and on what else is there."""
+    others = [n for n in file.tensors if not candidate.owns(n)] + list(file.ignored)
+    notes = []
+    if candidate.prefix:
+        notes.append(f"names: without {candidate.prefix}, which is before all of them")
+    if others:
+        count = f"{len(others)} {'entry' if len(others) == 1 else 'entries'}"
+        notes.append(f"not read, because not of the model: {count}: {first_few(others)}")
+    return tuple(notes)
+
+
+def no_layout(names: Iterable[str]) -> UserError:
+    """Returns the error for tensors of no known layout."""
+    return UserError(
+        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
+        "native (.safetensors written by wanvae), "
+        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
+        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
+    )
 
 
 def load_directory(path: Path) -> Checkpoint:
@@ -121,7 +218,7 @@ def load_directory(path: Path) -> Checkpoint:
     config, notes = read_diffusers_config(content)
     qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
     layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
-    tensors = read_tensors(weights_file(directory)).tensors
+    tensors = open_tensors(weights_file(directory)).tensors
     tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
     return Checkpoint(config, tensors, layout, notes)
 
@@ -156,7 +253,7 @@ def weights_file(path: str | PathLike[str]) -> Path:
         CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
             that cannot be downloaded.
     """
-    path = local_checkpoint(path, WAN_VAE)
+    path = local_checkpoint(source_of(path).path, WAN_VAE)
     if not isdir(path):
         return path
     directory = diffusers_directory(path)
@@ -166,33 +263,6 @@ def weights_file(path: str | PathLike[str]) -> Path:
     raise CheckpointError(
         f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
     )
-
-
-def detect_layout(file: TensorFile) -> Layout:
-    """Returns the layout of a file, from its metadata and names.
-
-    Raises:
-        UserError: the layout is unknown.
-    """
-    if file.metadata.get("format") == "wanvae":
-        return Layout.NATIVE
-    names = file.tensors
-    if any_name(names, r"encoder\.downsamples\.\d+\.(downsamples\.\d+\.)?(residual|resample)\."):
-        return Layout.WAN
-    pattern = r"encoder\.down_blocks\.\d+\.(resnets\.\d+\.)?(norm\d\.gamma|resample\.)"
-    if any_name(names, pattern):
-        return Layout.DIFFUSERS
-    raise UserError(
-        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
-        "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
-    )
-
-
-def any_name(names: Iterable[str], pattern: str) -> bool:
-    """Returns whether a name begins with a regular expression."""
-    return any(re.match(pattern, name) for name in names)
 
 
 def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:

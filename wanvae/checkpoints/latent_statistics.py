@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from pathlib import Path
 
 from torch import Tensor
 
 from wanvae.config import WAN22, WanVAEConfig
+from wanvae.engine.json_files import read_json
+from wanvae.errors import UserError
 
 WAN21_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -34,26 +38,151 @@ WAN22_STD = (
     *(0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
 )
 
+# The beginning of each note on statistics.
+STATISTICS_NOTE = "latent statistics: "
 OFFICIAL_STATISTICS = "latent statistics: taken from Wan2.1, because the architecture is the same"
 WAN22_STATISTICS = "latent statistics: taken from Wan2.2, because the architecture is the same"
 NO_STATISTICS = "latent statistics: none, so mean 0 and standard deviation 1"
+# The fields of a config in which models with the same latents may differ.
+FREE_FIELDS = ("dim", "decoder_dim", "in_channels", "out_channels", "upscale_factor", "dropout")
+STATISTICS_FIELDS = ("latents_mean", "latents_std")
 
 
-# Models with the latents of Wan2.1: Wan2.1 and Qwen-Image, with transparency, with upscaling.
-WAN21_FAMILY = (
-    WanVAEConfig(),
-    WanVAEConfig(in_channels=4, out_channels=4),
-    WanVAEConfig(upscale_factor=2),
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel of latents.
+
+    Attributes:
+        mean: means; empty is 0.
+        std: standard deviations; empty is 1.
+        note: where they come from, for people.
+        assumed: whether nothing in the file says that they are right.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model whose latents other models share.
+
+    Attributes:
+        name: what people call it.
+        config: its architecture.
+        mean: means of its latents.
+        std: standard deviations of its latents.
+        pixels: in_channels, out_channels and upscale_factor of published models with its latents.
+    """
+
+    name: str
+    config: WanVAEConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pixels: tuple[tuple[int, int, int], ...]
+
+
+PUBLISHED = (
+    # Also Qwen-Image, with transparency, and with upscaling.
+    Published("Wan2.1", WanVAEConfig(), WAN21_MEAN, WAN21_STD, ((3, 3, 1), (4, 4, 1), (3, 3, 2))),
+    Published("Wan2.2", WAN22, WAN22_MEAN, WAN22_STD, ((3, 3, 1),)),
 )
+
+
+def known_statistics(config: WanVAEConfig) -> Statistics:
+    """Returns the statistics of the published model with the same latents, for a file without any.
+
+    Models of the same topology at any width share the latents of a published model, because
+    smaller models are distilled from it. Then the statistics are assumed.
+    """
+    for published in PUBLISHED:
+        if topology(config) != topology(published.config):
+            continue
+        pixels = config.in_channels, config.out_channels, config.upscale_factor
+        if widths(config) == widths(published.config) and pixels in published.pixels:
+            note = f"latent statistics: taken from {published.name}, because the architecture is "
+            return Statistics(published.mean, published.std, f"{note}the same")
+        note = (
+            f"latent statistics: assumed to be the statistics of {published.name}, because the "
+            "architecture differs only in width and in the channels of the video"
+        )
+        return Statistics(published.mean, published.std, note, assumed=True)
+    return Statistics((), (), NO_STATISTICS, assumed=True)
+
+
+def topology(config: WanVAEConfig) -> dict[str, object]:
+    """Returns the fields that models with the same latents have in common."""
+    free = (*FREE_FIELDS, *STATISTICS_FIELDS)
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in free}
+
+
+def widths(config: WanVAEConfig) -> tuple[int, int]:
+    """Returns the channels of encoder and decoder at full resolution."""
+    return config.dim, config.decoder_dim or config.dim
 
 
 def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:
     """Returns ``config`` with the statistics of its published model, if any, and a note."""
-    if config == WAN22:
-        return replace(config, latents_mean=WAN22_MEAN, latents_std=WAN22_STD), WAN22_STATISTICS
-    if config in WAN21_FAMILY:
-        return replace(config, latents_mean=WAN21_MEAN, latents_std=WAN21_STD), OFFICIAL_STATISTICS
-    return config, NO_STATISTICS
+    statistics = known_statistics(config)
+    return with_statistics(config, statistics), statistics.note
+
+
+def with_statistics(config: WanVAEConfig, statistics: Statistics) -> WanVAEConfig:
+    """Returns ``config`` with these statistics."""
+    return replace(config, latents_mean=statistics.mean, latents_std=statistics.std)
+
+
+def asked_statistics(asked: str | PathLike[str], config: WanVAEConfig) -> Statistics:
+    """Returns the statistics that somebody names.
+
+    Args:
+        asked: "none", the name of a published model in any case, or a JSON file with latents_mean
+            and latents_std, like the config.json of diffusers.
+        config: the architecture that they are for.
+
+    Raises:
+        UserError: there are no such statistics, or they have another number of channels.
+    """
+    name = str(asked).lower()
+    if name == "none":
+        note = "latent statistics: mean 0 and standard deviation 1, as asked for"
+        return Statistics((), (), note)
+    for published in PUBLISHED:
+        if name == published.name.lower():
+            mean, std = published.mean, published.std
+            break
+    else:
+        mean, std = read_statistics(Path(asked))
+    if not len(mean) == len(std) == config.z_dim:
+        raise UserError(
+            f"the latent statistics of {asked} are {len(mean)} means and {len(std)} standard "
+            f"deviations, but the model has {config.z_dim} channels of latents"
+        )
+    return Statistics(mean, std, f"latent statistics: of {asked}, as asked for")
+
+
+def read_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the means and standard deviations in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold them.
+    """
+    names = ", ".join(["none", *(published.name.lower() for published in PUBLISHED)])
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise UserError(
+            f"latent statistics must be {names} or a JSON file with latents_mean and latents_std, "
+            f"but {path} cannot be read: {error.strerror}"
+        ) from error
+    values = [content.get(n) if isinstance(content, dict) else None for n in STATISTICS_FIELDS]
+    for value in values:
+        if not isinstance(value, list) or not all(type(n) in (int, float) for n in value):
+            raise UserError(f"{path} must hold latents_mean and latents_std, lists of numbers")
+    mean, std = (tuple(map(float, value)) for value in values if value is not None)
+    return mean, std
 
 
 def statistics_like(

@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
 from wanvae.commands.convert import convert, load_complete
-from wanvae.commands.options import DTYPES, checkpoint_of
+from wanvae.commands.options import DTYPES, add_source_options, checkpoint_of, source_of_options
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
@@ -17,8 +17,9 @@ def info(arguments: Namespace) -> None:
     """Prints what a checkpoint is."""
     path = checkpoint_of(arguments)
     checkpoint = load_complete(path)
-    count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
+    outline = checkpoint.tensors.outline.values()
+    count = sum(tensor.numel() for tensor in outline)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in outline})
     config = checkpoint.config
     print(f"{path}: {checkpoint.layout.value} layout")
     print(f"parameters: {count:,} in {len(checkpoint.tensors)} tensors, {', '.join(dtypes)}")
@@ -30,7 +31,7 @@ def info(arguments: Namespace) -> None:
         print(f"{name}: {value}")
     for note in checkpoint.notes:
         print(f"note: {note}")
-    for dtype in emulated_among(tensor.dtype for tensor in checkpoint.tensors.values()):
+    for dtype in emulated_among(tensor.dtype for tensor in outline):
         print(
             f"note: this CPU only emulates {dtype}: on it float32 is computed, unless a dtype is "
             "asked for"
@@ -40,7 +41,8 @@ def info(arguments: Namespace) -> None:
 def convert_checkpoint(arguments: Namespace) -> None:
     """Writes a checkpoint in another layout."""
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
-    report = convert(arguments.source, arguments.destination, Layout(arguments.to), dtype)
+    source = source_of_options(arguments, arguments.source)
+    report = convert(source, arguments.destination, Layout(arguments.to), dtype)
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"
@@ -57,6 +59,7 @@ def add_info_options(parser: Parser) -> None:
         help="checkpoint of any layout (default: the small model of this package)",
     )
     parser.reads("checkpoint")
+    add_source_options(parser)
 
 
 def add_convert_options(parser: Parser) -> None:
@@ -68,6 +71,7 @@ def add_convert_options(parser: Parser) -> None:
     )
     parser.reads("source")
     parser.writes("destination", files_in_diffusers_directory)
+    add_source_options(parser)
     layouts = [layout.value for layout in Layout]
     parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
     parser.add_argument(

@@ -67,7 +67,7 @@ def convert(
     checkpoint = load_complete(source)
     config, tensors = checkpoint.config, checkpoint.tensors
     if dtype is not None:
-        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        tensors = tensors.to(dtype)
     WRITERS[target](destination, config, tensors)
     # Diffusers renames every tensor.
     changed = (checkpoint.layout in RENAMING) != (target in RENAMING)

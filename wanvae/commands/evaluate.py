@@ -11,7 +11,7 @@ import torch
 from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import identify, weights_file
-from wanvae.commands.options import add_model_options, load_model
+from wanvae.commands.options import add_model_options, load_model, source_of_options
 from wanvae.commands.output import print_some
 from wanvae.commands.pipeline import limit_shared_by
 from wanvae.demo import demo_weights
@@ -73,7 +73,8 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
     if arguments.max_memory is not None:
         share = parse_memory(arguments.max_memory) // len(checkpoints)
     models = []
-    for name, checkpoint in zip(names_of(checkpoints), checkpoints, strict=True):
+    for name, path in zip(names_of(checkpoints), checkpoints, strict=True):
+        checkpoint = source_of_options(arguments, path)
         vae = load_model(arguments, checkpoint, default_device)
         digests = digest_of_file(weights_file(checkpoint)), identify(checkpoint)
         facts = facts_of(vae, name, digests, "wanvae")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from jsonargparse import Namespace
 
+from wanvae.checkpoints.source import Source
 from wanvae.demo import demo_weights
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_device_option, add_progress_option
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(arguments: Namespace, checkpoint: str | Path, default: str | None = None) -> WanVAE:
+def load_model(arguments: Namespace, checkpoint: Source, default: str | None = None) -> WanVAE:
     """Returns the model of a checkpoint, on the device of the options or on the default device."""
     device = arguments.device or default or default_device()
     dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
@@ -59,9 +60,28 @@ def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState 
     yield load_model(arguments, checkpoint_of(arguments)), None
 
 
-def checkpoint_of(arguments: Namespace) -> str | Path:
+def checkpoint_of(arguments: Namespace) -> Source:
     """Returns the checkpoint of the options, or the small model of this package."""
-    return arguments.checkpoint or demo_weights()
+    return source_of_options(arguments, arguments.checkpoint or demo_weights())
+
+
+def source_of_options(arguments: Namespace, path: str | Path) -> Source:
+    """Returns a checkpoint with what the options say about it."""
+    return Source(path, arguments.key, arguments.latent_statistics)
+
+
+def add_source_options(parser: Parser) -> None:
+    """Declares ``--key`` and ``--latent-statistics``."""
+    parser.add_argument(
+        "--key",
+        help="what is before the names of the tensors of the model, like vae., in a file that "
+        "holds several models",
+    )
+    parser.add_argument(
+        "--latent-statistics",
+        help="mean and standard deviation of the latents: none, wan2.1, wan2.2, or a JSON file "
+        "with latents_mean and latents_std (default: of the file, or as its architecture tells)",
+    )
 
 
 def add_model_options(parser: Parser, *, several: bool = False) -> None:
@@ -73,6 +93,7 @@ def add_model_options(parser: Parser, *, several: bool = False) -> None:
         "(default: the small model of this package)",
     )
     parser.reads("checkpoint")
+    add_source_options(parser)
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="dtype to compute in"
     )

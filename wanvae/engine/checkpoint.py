@@ -5,27 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wanvae.engine.files import FileError, atomic_path, unwritable
-from wanvae.engine.text import first_few, first_sentence
-
-ZIP_MAGIC = b"PK\x03\x04"
-# How torch.save began its files before it wrote zip archives.
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-
-
-class CheckpointError(FileError):
-    """A checkpoint cannot be read or used. The message says what to do."""
+from wanvae.engine.files import atomic_path, unwritable
+from wanvae.engine.pickles import LEGACY_MAGIC, ZIP_MAGIC, load_pickle, open_pickle
+from wanvae.engine.safetensors_file import open_safetensors
+from wanvae.engine.stored_tensors import CheckpointError, StoredFile, StoredTensors, damaged
+from wanvae.engine.text import first_few
 
 
 @dataclass(frozen=True)
@@ -40,6 +33,62 @@ class TensorFile:
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+
+
+def open_tensors(path: str | os.PathLike[str]) -> StoredFile:
+    """Opens a file of named tensors of any kind; the content decides which.
+
+    Tensors are read when somebody asks for them. Objects other than tensors are never unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, cannot be read, or holds no tensors.
+    """
+    path = Path(path)
+    head = read_head(path)
+    opener = opener_of(path, head)
+    try:
+        file = opener(path)
+    except OSError as error:
+        raise damaged(path, error) from error
+    if not file.tensors:
+        raise CheckpointError(f"{path} holds no tensors; save it again")
+    return file
+
+
+def opener_of(path: Path, head: bytes) -> Callable[[Path], StoredFile]:
+    """Returns the function that opens files with such first bytes.
+
+    Raises:
+        CheckpointError: no checkpoint begins like this.
+    """
+    if head[8:9] == b"{":
+        return open_safetensors
+    if head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
+        return open_pickle
+    raise CheckpointError(
+        f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors or "
+        "torch.save does; download or save it again"
+    )
+
+
+def read_head(path: Path) -> bytes:
+    """Returns the first bytes of a file.
+
+    Raises:
+        CheckpointError: the file is missing, empty, or cannot be read.
+    """
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(LEGACY_MAGIC))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty; download or save it again")
+    return head
 
 
 def read_tensors(
@@ -57,55 +106,25 @@ def read_tensors(
         CheckpointError: the file is missing, cannot be read, or holds anything else.
     """
     path = Path(path)
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(LEGACY_MAGIC))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if not head:
-        raise CheckpointError(f"{path} is empty; download or save it again")
-    if head[8:9] == b"{":
-        file = read_safetensors(path)
-    elif head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
-        file = TensorFile(read_pickle(path, wrappers, zipped=head.startswith(ZIP_MAGIC)))
-    else:
-        raise CheckpointError(
-            f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors or "
-            "torch.save does; download or save it again"
-        )
-    if not file.tensors:
-        raise CheckpointError(f"{path} holds no tensors; save it again")
-    return file
+    head = read_head(path)
+    if opener_of(path, head) is open_pickle:
+        file = TensorFile(named_tensors(path, load_pickle(path), wrappers))
+        if not file.tensors:
+            raise CheckpointError(f"{path} holds no tensors; save it again")
+        return file
+    opened = open_tensors(path)
+    return TensorFile(dict(opened.tensors), opened.metadata)
 
 
-def read_safetensors(path: Path) -> TensorFile:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return TensorFile(tensors, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise damaged(path, error) from error
+def named_tensors(path: Path, content: object, wrappers: Sequence[str]) -> dict[str, Tensor]:
+    """Returns the tensors in the content of a pickle, which must hold nothing else.
 
+    Args:
+        wrappers: as for ``read_tensors``.
 
-def read_pickle(path: Path, wrappers: Sequence[str], *, zipped: bool) -> dict[str, Tensor]:
-    # Only zip archives can be mapped, and only by path, which must not look like safetensors.
-    mapped = zipped and path.suffix != ".safetensors"
-    try:
-        with path.open("rb") as file:
-            source = path if mapped else file
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged pickle can raise anything
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and forbidden:
-            raise CheckpointError(
-                f"{path} holds objects that are not tensors ({forbidden[1]}) and was not loaded; "
-                "nothing of it was run. Save its tensors alone, best as .safetensors"
-            ) from error
-        raise damaged(path, error) from error
+    Raises:
+        CheckpointError: it holds something else.
+    """
     if isinstance(content, dict):
         wrapped = (content[key] for key in wrappers if isinstance(content.get(key), dict))
         content = next(wrapped, content)
@@ -118,12 +137,6 @@ def read_pickle(path: Path, wrappers: Sequence[str], *, zipped: bool) -> dict[st
                 f"{path} holds {type(value).__name__} under {name!r}; save named tensors alone"
             )
     return {name: tensor.detach() for name, tensor in content.items()}
-
-
-def damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged or incomplete ({first_sentence(error)}); download or save it again"
-    )
 
 
 def write_tensors(
@@ -252,6 +265,7 @@ def check_tensors(
             where the module has floating point. The message names the first few of each.
     """
     expected = module.state_dict()
+    tensors = tensors.outline if isinstance(tensors, StoredTensors) else tensors
     unfit = [
         f"{name} is {describe(tensor)}, not {describe(expected[name])}"
         for name, tensor in tensors.items()

@@ -1,0 +1,109 @@
+"""Named tensors of a file, each read when somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wanvae.engine.files import FileError
+from wanvae.engine.text import first_sentence
+
+Read = Callable[[str], Tensor]
+
+
+class CheckpointError(FileError):
+    """A checkpoint cannot be read or used. The message says what to do."""
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors by name. Asking for one reads it.
+
+    Args:
+        outline: a tensor for each name that tells its shape and dtype, like one on the meta device.
+        read: returns the tensor of a name, on the CPU.
+    """
+
+    def __init__(self, outline: Mapping[str, Tensor], read: Read) -> None:
+        self.outline = dict(outline)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.outline:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outline)
+
+    def __len__(self) -> int:
+        return len(self.outline)
+
+    def renamed(self, names: Mapping[str, str]) -> StoredTensors:
+        """Returns some of these tensors by new names.
+
+        Args:
+            names: the present name of each tensor by its new name.
+        """
+        return StoredTensors(
+            {new: self.outline[old] for new, old in names.items()}, lambda new: self[names[new]]
+        )
+
+    def under(self, prefix: str) -> StoredTensors:
+        """Returns the tensors whose names begin with ``prefix``, by the rest of their names."""
+        return self.renamed({n.removeprefix(prefix): n for n in self if n.startswith(prefix)})
+
+    def changed(
+        self, dtypes: Mapping[str, torch.dtype], change: Callable[[str, Tensor], Tensor]
+    ) -> StoredTensors:
+        """Returns these tensors, some of them changed to another dtype.
+
+        Args:
+            dtypes: the new dtype of each tensor that changes.
+            change: returns the changed tensor of a name.
+        """
+        outline = {
+            name: tensor.to("meta", dtypes.get(name)) if name in dtypes else tensor
+            for name, tensor in self.outline.items()
+        }
+        return StoredTensors(
+            outline, lambda name: change(name, self[name]) if name in dtypes else self[name]
+        )
+
+    def to(self, dtype: torch.dtype) -> StoredTensors:
+        """Returns these tensors with all floating point tensors in another dtype."""
+        floating = [name for name, tensor in self.outline.items() if tensor.is_floating_point()]
+        return self.changed(dict.fromkeys(floating, dtype), lambda _, tensor: tensor.to(dtype))
+
+
+def stored(tensors: Mapping[str, Tensor]) -> StoredTensors:
+    """Returns tensors that are in memory, or mapped there, as stored tensors."""
+    return StoredTensors(tensors, tensors.__getitem__)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An open file of named tensors.
+
+    Attributes:
+        tensors: by name. Tensors in dicts of a pickle have names with dots.
+        container: the kind of file, for people.
+        metadata: the texts in a safetensors file; empty for others.
+        ignored: the names of what is no tensor, or of no known dtype.
+        size: bytes of the file.
+    """
+
+    tensors: StoredTensors
+    container: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    size: int = 0
+
+
+def damaged(path: Path, error: Exception | str) -> CheckpointError:
+    """Returns the error for a file that cannot be read as what it is."""
+    reason = error if isinstance(error, str) else first_sentence(error)
+    return CheckpointError(f"{path} is damaged or incomplete ({reason}); download or save it again")
