@@ -126,7 +126,8 @@ def test_an_rgba_model_is_trained_on_transparent_videos_and_images(tmp_path):
     vae = WanVAE.from_pretrained(run / "model.safetensors")
     assert (vae.config.in_channels, vae.config.out_channels) == (4, 4)
     assert vae.encoder.conv1.weight.shape[1] == 4
-    crops = VideoCrops(DataConfig(folder=str(folder), size=16), 0, samples_per_step=1, alpha=True)
+    data = DataConfig(folder=str(folder), frames=1, size=16)
+    crops = VideoCrops(data, 0, samples_per_step=1, alpha=True)
     alphas = torch.stack([crops[number][3] for number in range(30)])
     assert (alphas == 1).flatten(1).all(1).any() and (alphas < 0).flatten(1).any(1).any()
 
