@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.checkpoints import formats
-from wanvae.checkpoints.hub import WAN_VAE
+from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig, check_length, check_size
@@ -89,6 +89,7 @@ class WanVAE(nn.Module):
         device: torch.device | str | None = None,
         *,
         subfolder: str | None = None,
+        variant: str | None = None,
         key: str | None = None,
         latent_statistics: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
@@ -107,6 +108,8 @@ class WanVAE(nn.Module):
                 CPUs), and logs so.
             device: device of the parameters; None is the CPU.
             subfolder: the folder in ``path`` that holds the checkpoint.
+            variant: the variant of a diffusers folder, like "fp16"; None takes the plain files, or
+                the only variant.
             key: what is before the names of the tensors of the model, like "vae.", in a file that
                 holds several models.
             latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
@@ -131,6 +134,7 @@ class WanVAE(nn.Module):
             source.path,
             source.key if key is None else key,
             source.latent_statistics if latent_statistics is None else latent_statistics,
+            source.variant if variant is None else variant,
         )
         loaded = formats.load(source, subfolder)
         with torch.device("meta"):
@@ -169,7 +173,7 @@ class WanVAE(nn.Module):
         """
         formats.save_native(path, self.config, self.state_dict())
         if push_to_hub is not None:
-            upload(path, push_to_hub, WAN_VAE)
+            upload(path, push_to_hub, stored_files())
 
     def as_diffusers(self) -> DiffusersVAE:
         """Returns this model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.

@@ -175,6 +175,7 @@ def test_a_connection_that_is_lost_between_two_files(
     def lose(*_: object, **__: object) -> str:
         raise LocalEntryNotFoundError("no connection") from OSError("the line is cut. Try again")
 
+    (hub.repository("org/name") / NATIVE_FILE).write_bytes(b"")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lose)
     with pytest.raises(CheckpointError, match=r"could not be asked for one \(the line is cut\);"):
         WanVAE.from_pretrained("org/name")
@@ -185,7 +186,7 @@ def test_an_unknown_repository(hub: HubServer, place: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         WanVAE.from_pretrained(place)
     assert str(caught.value).startswith(f"{place} is neither a local path nor a place in a repos")
-    assert len(set(hub.asked)) == 1
+    assert len(set(hub.asked)) <= 1
 
 
 def test_an_unknown_revision(hub: HubServer) -> None:
@@ -196,20 +197,22 @@ def test_an_unknown_revision(hub: HubServer) -> None:
 
 def test_a_repository_without_a_vae(hub: HubServer) -> None:
     folder = hub.repository("org/name")
-    for path, subfolder, place in (
-        ("org/name", None, "its root or vae"),
-        ("org/name", "other", "other"),
-        ("org/name/a.pth", None, "its root"),
+    for path, subfolder, missing in (
+        ("org/name", None, "Wan VAE in its root or vae"),
+        ("org/name", "other", "Wan VAE in other"),
+        ("org/name/a.pth", None, "file a.pth"),
     ):
         with pytest.raises(CheckpointError) as caught:
             WanVAE.from_pretrained(path, subfolder=subfolder)
-        assert str(caught.value).startswith(f"org/name has no Wan VAE in {place} (")
-        assert str(caught.value).endswith("it has no weight files that this program reads")
+        assert str(caught.value) == (
+            f"org/name has no {missing}; it has no weight files that this program reads"
+        )
     (folder / "vae").mkdir()
     (folder / "vae" / "some.safetensors").write_bytes(b"")
     (folder / "readme.md").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"it has org/name/vae/some.safetensors; name the"):
-        WanVAE.from_pretrained("org/name")
+    for path in ("org/name", "org/name/vae/same.safetensors"):
+        with pytest.raises(CheckpointError, match=r"; it has org/name/vae/some.safetensors; name "):
+            WanVAE.from_pretrained(path)
 
 
 def test_failures_are_one_line(hub: HubServer, vae: WanVAE, tmp_path: Path) -> None:

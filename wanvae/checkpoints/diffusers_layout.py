@@ -20,7 +20,6 @@ from wanvae.errors import UserError
 
 DIFFUSERS_CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
-DIFFUSERS_PICKLE = "diffusion_pytorch_model.bin"
 # Our fields by their names in the config.json of every diffusers class.
 FIELDS = {
     "base_dim": "dim",
@@ -78,6 +77,18 @@ ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
 RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
 ENDS = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
 STATISTICS = ("latents_mean", "latents_std")
+
+
+def weight_names(variant: str | None = None) -> Iterator[str]:
+    """Yields the names that the file of weights may have, or the index of its parts.
+
+    Args:
+        variant: like "fp16"; None is the plain model.
+    """
+    ending = f".{variant}" if variant else ""
+    for kind in ("safetensors", "bin"):
+        yield f"diffusion_pytorch_model{ending}.{kind}"
+        yield f"diffusion_pytorch_model.{kind}.index{ending}.json"
 
 
 def diffusers_names(stages: int, blocks: int, nested: bool = False) -> dict[str, str]:

@@ -16,7 +16,6 @@ from torch import Tensor
 from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
-    DIFFUSERS_PICKLE,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
     count_stages_and_blocks,
@@ -27,6 +26,7 @@ from wanvae.checkpoints.diffusers_layout import (
     read_diffusers_json,
     wan_config,
 )
+from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
 from wanvae.checkpoints.finding import (
     DIFFUSERS,
     WAN,
@@ -35,7 +35,7 @@ from wanvae.checkpoints.finding import (
     choose,
     find_candidates,
 )
-from wanvae.checkpoints.hub import WAN_VAE
+from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import (
     NO_STATISTICS,
     STATISTICS_NOTE,
@@ -43,7 +43,7 @@ from wanvae.checkpoints.latent_statistics import (
     known_statistics,
     with_statistics,
 )
-from wanvae.checkpoints.source import source_of
+from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -110,13 +110,9 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
         CheckpointError: the checkpoint cannot be read, or has another layout.
     """
     source = source_of(path)
-    path = local_checkpoint(source.path, WAN_VAE, subfolder)
+    path = local_checkpoint(source.path, stored_files(source.variant), subfolder)
     try:
-        if isdir(path):
-            refuse_key(source.key)
-            checkpoint = load_directory(path)
-        else:
-            checkpoint = load_file(path, source.key)
+        checkpoint = load_path(path, source)
         if source.latent_statistics is None:
             return checkpoint
         return with_asked_statistics(checkpoint, source.latent_statistics)
@@ -211,16 +207,38 @@ def no_layout(names: Iterable[str]) -> UserError:
     )
 
 
-def load_directory(path: Path) -> Checkpoint:
-    """Reads a checkpoint from a diffusers directory, or from the directory ``vae`` in it."""
-    directory = diffusers_directory(path)
-    content = read_diffusers_json(directory / DIFFUSERS_CONFIG)
+def load_path(path: Path, source: Source) -> Checkpoint:
+    """Reads a checkpoint from a file or a directory."""
+    if not isdir(path):
+        refuse_variant(source.variant)
+        return load_file(path, source.key)
+    config_file = find_config(path)
+    if config_file is None:
+        refuse_variant(source.variant)
+        weights = find_single_file(path)
+        checkpoint = load_file(weights.file, source.key)
+    else:
+        refuse_key(source.key)
+        config, notes, layout = read_diffusers(config_file)
+        weights = find_weights(config_file.parent, source.variant)
+        tensors = open_tensors(weights.file).tensors
+        tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
+        checkpoint = Checkpoint(config, tensors, layout, notes)
+    return replace(checkpoint, notes=(*weights.notes, *checkpoint.notes))
+
+
+def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], Layout]:
+    """Returns config, notes and layout of the diffusers model that a config.json describes."""
+    content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
     qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    layout = Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
-    tensors = open_tensors(weights_file(directory)).tensors
-    tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
-    return Checkpoint(config, tensors, layout, notes)
+    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+
+
+def refuse_variant(variant: str | None) -> None:
+    """Raises UserError if somebody names a variant of what is no diffusers model."""
+    if variant is not None:
+        raise UserError(f"only diffusers models have variants like {variant!r}; leave it out")
 
 
 def identify(path: str | PathLike[str]) -> str:
@@ -235,34 +253,21 @@ def identify(path: str | PathLike[str]) -> str:
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
-def diffusers_directory(path: Path) -> Path:
-    """Returns the directory of a diffusers model: ``path``, or the directory ``vae`` in it."""
-    for directory in (path, path / "vae"):
-        if (directory / DIFFUSERS_CONFIG).is_file():
-            return directory
-    raise CheckpointError(
-        f"{path} is not a diffusers model, because it holds neither {DIFFUSERS_CONFIG} nor "
-        f"vae/{DIFFUSERS_CONFIG}; name a checkpoint file instead"
-    )
-
-
 def weights_file(path: str | PathLike[str]) -> Path:
     """Returns the file with the tensors of a checkpoint: ``path``, or a file in this directory.
 
     Raises:
-        CheckpointError: ``path`` is a directory without a complete diffusers model, or a repository
-            that cannot be downloaded.
+        CheckpointError: ``path`` is a directory without a complete model, or a repository that
+            cannot be downloaded.
     """
-    path = local_checkpoint(source_of(path).path, WAN_VAE)
+    source = source_of(path)
+    path = local_checkpoint(source.path, stored_files(source.variant))
     if not isdir(path):
         return path
-    directory = diffusers_directory(path)
-    for name in (DIFFUSERS_WEIGHTS, DIFFUSERS_PICKLE):
-        if (directory / name).exists():
-            return directory / name
-    raise CheckpointError(
-        f"{directory} holds neither {DIFFUSERS_WEIGHTS} nor {DIFFUSERS_PICKLE}; download it again"
-    )
+    config_file = find_config(path)
+    if config_file is None:
+        return find_single_file(path).file
+    return find_weights(config_file.parent, source.variant).file
 
 
 def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:

@@ -17,11 +17,14 @@ class Source(os.PathLike[str]):
         latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
             latents_std; None takes the statistics of the file, or those that its architecture
             tells.
+        variant: the variant of a diffusers directory, like "fp16"; None takes the plain files, or
+            the only variant.
     """
 
     path: str | os.PathLike[str]
     key: str | None = None
     latent_statistics: str | os.PathLike[str] | None = None
+    variant: str | None = None
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)

@@ -67,15 +67,20 @@ def checkpoint_of(arguments: Namespace) -> Source:
 
 def source_of_options(arguments: Namespace, path: str | Path) -> Source:
     """Returns a checkpoint with what the options say about it."""
-    return Source(path, arguments.key, arguments.latent_statistics)
+    return Source(path, arguments.key, arguments.latent_statistics, arguments.variant)
 
 
 def add_source_options(parser: Parser) -> None:
-    """Declares ``--key`` and ``--latent-statistics``."""
+    """Declares what says which model of a checkpoint is meant."""
     parser.add_argument(
         "--key",
         help="what is before the names of the tensors of the model, like vae., in a file that "
         "holds several models",
+    )
+    parser.add_argument(
+        "--variant",
+        help="variant of a diffusers folder, like fp16 (default: the plain files, or the only "
+        "variant)",
     )
     parser.add_argument(
         "--latent-statistics",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wanvae.engine.files import atomic_path, unwritable
 from wanvae.engine.pickles import LEGACY_MAGIC, ZIP_MAGIC, load_pickle, open_pickle
 from wanvae.engine.safetensors_file import open_safetensors
+from wanvae.engine.split_file import is_index, open_split_file
 from wanvae.engine.stored_tensors import CheckpointError, StoredFile, StoredTensors, damaged
 from wanvae.engine.text import first_few
 
@@ -44,6 +45,8 @@ def open_tensors(path: str | os.PathLike[str]) -> StoredFile:
         CheckpointError: the file is missing, cannot be read, or holds no tensors.
     """
     path = Path(path)
+    if is_index(path):
+        return open_split_file(path, open_tensors)
     head = read_head(path)
     opener = opener_of(path, head)
     try:

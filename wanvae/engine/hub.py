@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from posixpath import join, split
+from posixpath import dirname, join
 from urllib.parse import unquote, urlsplit
 
-from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.split_file import is_index, parts_of
+from wanvae.engine.stored_tensors import CheckpointError
 from wanvae.engine.text import first_few, first_sentence
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
@@ -123,62 +126,80 @@ def parse_web_address(address: str) -> HubAddress:
 
 
 def download(address: HubAddress, subfolder: str | None, stored: HubFiles) -> Path:
-    """Returns the checkpoint at an address: a file, or a diffusers directory."""
-    place = join(address.path, subfolder or "").rstrip("/")
-    if place.endswith(SUFFIXES):
-        folder, name = split(place)
-        return find_checkpoint(address, (folder,), ((name,),), stored.model)
-    folders = (place,) if place else stored.folders
-    return find_checkpoint(address, folders, stored.checkpoints, stored.model)
-
-
-def find_checkpoint(
-    address: HubAddress,
-    folders: tuple[str, ...],
-    checkpoints: tuple[tuple[str, ...], ...],
-    model: str,
-) -> Path:
-    """Returns the first of ``checkpoints`` in the first of ``folders`` of a repository."""
+    """Returns the checkpoint at an address: a file, or a directory of files."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    place = join(address.path, subfolder or "").rstrip("/")
     obstacle = find_obstacle()
-    unreachable = obstacle is not None
-    for folder, names in product(folders, checkpoints):
+    named = place.endswith(SUFFIXES)
+    held = None if named or obstacle else list_files(address)
+    folders = (place,) if place else stored.folders
+    choices = [(place,)] if named else find_checkpoints(folders, stored, held)
+    for names in choices:
         try:
-            files = [fetch(address, join(folder, name), cached=unreachable) for name in names]
+            return fetch_all(address, names, cached=obstacle is not None)
         except LocalEntryNotFoundError as error:
-            unreachable = True  # files that were downloaded before are still there
             obstacle = obstacle or first_sentence(error.__cause__ or error)
         except EntryNotFoundError:
             continue
-        else:
-            return files[0] if len(files) == 1 else files[0].parent
-    if unreachable:
+    if obstacle is not None:
         raise CheckpointError(
             f"the path {address} does not exist, no repository of this name was downloaded "
             "before, and the Hugging Face Hub could not be asked for one "
             f"({obstacle}); check the path or the network"
         )
-    wanted = ", ".join(" with ".join(names) for names in checkpoints)
-    places = " or ".join(folder or "its root" for folder in folders)
-    raise CheckpointError(
-        f"{address.repository} has no {model} in {places} ({wanted}); {list_weights(address)}"
-    )
+    missing = f"file {place}" if named else f"{stored.model} in {describe_folders(folders)}"
+    held = list_files(address) if held is None else held
+    raise CheckpointError(f"{address.repository} has no {missing}; {list_weights(address, held)}")
 
 
-def list_weights(address: HubAddress) -> str:
+def find_checkpoints(
+    folders: tuple[str, ...], stored: HubFiles, held: Sequence[str] | None
+) -> Iterator[tuple[str, ...]]:
+    """Yields the files of each checkpoint that a repository may hold.
+
+    Args:
+        held: all files of the repository; None if they are not known.
+    """
+    for folder, names in product(folders, stored.checkpoints):
+        paths = tuple(join(folder, name) for name in names)
+        if held is None or set(paths) <= set(held):
+            yield paths
+
+
+def describe_folders(folders: tuple[str, ...]) -> str:
+    """Returns folders of a repository for people."""
+    return " or ".join(folder or "its root" for folder in folders)
+
+
+def list_weights(address: HubAddress, held: Sequence[str]) -> str:
     """Returns what a person may name instead: the weight files that a repository has."""
-    import huggingface_hub
-
-    try:
-        files = huggingface_hub.list_repo_files(address.repository, revision=address.revision)
-    except Exception:  # errors of the network have no class in common
-        files = []
     root = replace(address, path="")
-    weights = [f"{root}/{name}" for name in files if name.endswith(SUFFIXES)]
+    weights = [f"{root}/{name}" for name in held if name.endswith(SUFFIXES)]
     if not weights:
         return "it has no weight files that this program reads"
     return f"it has {first_few(weights)}; name the file that holds one"
+
+
+def list_files(address: HubAddress) -> list[str]:
+    """Returns the paths of all files of a repository."""
+    import huggingface_hub
+
+    with plain_errors(address, "the list of files"):
+        return huggingface_hub.list_repo_files(address.repository, revision=address.revision)
+
+
+def fetch_all(address: HubAddress, names: Sequence[str], *, cached: bool) -> Path:
+    """Returns the file of a checkpoint, or the directory of its files.
+
+    An index of files brings these files, too.
+    """
+    files = [fetch(address, name, cached=cached) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if is_index(file):
+            for part in sorted(set(parts_of(file).values())):
+                fetch(address, join(dirname(name), part), cached=cached)
+    return files[0] if len(files) == 1 else files[0].parent
 
 
 def find_obstacle() -> str | None:
@@ -199,22 +220,32 @@ def find_obstacle() -> str | None:
 def fetch(address: HubAddress, name: str, *, cached: bool) -> Path:
     """Returns a file of a repository. With ``cached``, nothing is downloaded."""
     import huggingface_hub
+
+    with plain_errors(address, name):
+        file = huggingface_hub.hf_hub_download(
+            address.repository, name, revision=address.revision, local_files_only=cached
+        )
+    return Path(file)
+
+
+@contextmanager
+def plain_errors(address: HubAddress, wanted: str) -> Iterator[None]:
+    """Turns errors of huggingface_hub into a CheckpointError, except a file that is not there."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    repository, revision = address.repository, address.revision
+    repository = address.repository
     try:
-        file = huggingface_hub.hf_hub_download(
-            repository, name, revision=revision, local_files_only=cached
-        )
+        yield
     except EntryNotFoundError:
         raise
     except RevisionNotFoundError as error:
         raise CheckpointError(
-            f"{repository} has no revision {revision}; name one of its branches, tags or commits"
+            f"{repository} has no revision {address.revision}; name one of its branches, tags or "
+            "commits"
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
@@ -223,9 +254,8 @@ def fetch(address: HubAddress, name: str, *, cached: bool) -> Path:
         ) from error
     except Exception as error:  # errors of the network have no class in common
         raise CheckpointError(
-            f"{name} of {repository} cannot be downloaded ({first_sentence(error)}); try again"
+            f"{wanted} of {repository} cannot be downloaded ({first_sentence(error)}); try again"
         ) from error
-    return Path(file)
 
 
 def upload(path: str | PathLike[str], repository: str, stored: HubFiles) -> None:
