@@ -25,7 +25,7 @@ COUNTS = (
 class WanVAEConfig:
     """Architecture of a :class:`~wanvae.WanVAE`. The defaults are the official Wan2.1 model.
 
-    ``WAN22`` is the config of Wan2.2.
+    ``WAN22`` is the config of Wan2.2, ``QWEN_IMAGE_21`` the config of Qwen-Image 2.1.
 
     Attributes:
         dim: channels at full resolution.
@@ -184,6 +184,16 @@ class WanVAEConfig:
 
 
 WAN22 = WanVAEConfig(dim=160, decoder_dim=256, z_dim=48, stage_shortcuts=True, patch_size=2)
+QWEN_IMAGE_21 = WanVAEConfig(
+    decoder_dim=144,
+    z_dim=64,
+    dim_mult=(1, 2, 4, 8, 8),
+    temporal_downsample=(False, True, True, True),
+    in_channels=RGBA,
+    out_channels=RGBA,
+    stage_shortcuts=True,
+    ndim=2,
+)
 
 
 def check_size(config: WanVAEConfig, height: int, width: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import statistics_like
+from wanvae.checkpoints.pair import join_alpha
 from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.checkpoint import load_tensors
@@ -92,6 +93,7 @@ class WanVAE(nn.Module):
         variant: str | None = None,
         key: str | None = None,
         latent_statistics: str | PathLike[str] | None = None,
+        alpha: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
         decode_dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -115,6 +117,8 @@ class WanVAE(nn.Module):
             latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
                 latents_std. None takes the statistics of the file, or those that its architecture
                 tells; if these are only assumed, ``normalize`` warns once.
+            alpha: a checkpoint whose decoder decodes alpha from the same latents, as in Wan-Alpha.
+                The model then encodes RGB and decodes RGBA.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
             decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
                 decoded videos have smaller errors than encoded latents.
@@ -137,6 +141,8 @@ class WanVAE(nn.Module):
             source.variant if variant is None else variant,
         )
         loaded = formats.load(source, subfolder)
+        if alpha is not None:
+            loaded = join_alpha(loaded, formats.load(alpha), alpha)
         with torch.device("meta"):
             vae = cls(loaded.config)
         vae.assumed_statistics = loaded.assumed

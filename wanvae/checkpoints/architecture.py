@@ -13,6 +13,8 @@ from wanvae.errors import UserError
 
 # Side of the patches of published models.
 PATCH = 2
+# Channels of videos: RGB and RGBA.
+PIXELS = (3, 4)
 
 
 @dataclass
@@ -36,8 +38,10 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     """Infers the architecture from tensors with official names. Other fields keep their defaults.
 
     Only the tensors that tell the architecture are read; ``check_tensors`` checks all of them.
-    A model with stage shortcuts has patches of 2x2 pixels if its channels are multiples of 4. Any
-    other model whose decoder returns four times the channels of the video upscales by 2.
+    A model whose kernels have no extent in time is an image model. A model with stage shortcuts has
+    patches of 2x2 pixels if its layers read and write as many channels as such patches of RGB or
+    RGBA have. Any other model whose decoder returns four times the channels of the video upscales
+    by 2.
 
     Raises:
         UserError: a tensor that tells the architecture is missing or has an impossible shape; the
@@ -53,7 +57,8 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     multiples = [stage_width(tensors, stage, dim, "encoder.conv1.weight") for stage in encoder]
     # The last stage of the decoder mirrors the first stage of the encoder.
     decoder_dim = stage_width(tensors, decoder[-1], multiples[0], "dim_mult")
-    patched = nested and first % PATCH**2 == last % PATCH**2 == 0
+    images = kernel_in_time(tensors, "decoder.head.2.weight") == 1
+    patch_size = patch_of(first, last, images=images) if nested else 1
     scales = {0.5**i for i, stage in enumerate(encoder) if stage.attention}
     scales |= {2.0 ** (i + 2 - len(decoder)) for i, stage in enumerate(decoder) if stage.attention}
     config = WanVAEConfig(
@@ -65,8 +70,33 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         temporal_downsample=tuple(stage.temporal for stage in encoder[:-1]),
         decoder_dim=None if decoder_dim == dim else decoder_dim,
         stage_shortcuts=nested,
+        ndim=2 if images else 3,
     )
-    return replace(config, **channel_fields(first, last, PATCH if patched else 1))
+    return replace(config, **channel_fields(first, last, patch_size))
+
+
+def patch_of(*channels: int, images: bool) -> int:
+    """Returns the side of the patches of a model with stage shortcuts.
+
+    Args:
+        channels: channels that the first layer reads and that the last layer writes, or one of
+            both.
+        images: whether it is an image model.
+
+    Raises:
+        UserError: the channels fit several sides.
+    """
+    if all(count in [PATCH**2 * pixels for pixels in PIXELS] for count in channels):
+        return PATCH
+    # Qwen-Image 2.1 is an image model of RGBA. No image model of gray patches is known.
+    rgba = images and set(channels) == {4}
+    if rgba or any(count % PATCH**2 for count in channels):
+        return 1
+    raise UserError(
+        f"its layers for pixels have {' and '.join(map(str, channels))} channels, which may be "
+        "channels of pixels or of patches of 2x2 pixels, and nothing in the file tells which; "
+        "convert it from a native or a diffusers checkpoint, which do"
+    )
 
 
 def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
@@ -133,6 +163,12 @@ def read_stages(names: Iterable[str], row: str) -> list[StageFacts]:
         else:
             stages[-1].attention = True
     return stages
+
+
+def kernel_in_time(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Returns the extent in time of the kernel of the 3D convolution with the weight ``name``."""
+    conv_channels(tensors, name)
+    return tensors[name].shape[2]
 
 
 def conv_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:

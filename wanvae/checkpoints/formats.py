@@ -17,14 +17,19 @@ from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_WEIGHTS,
+    QWEN_IMAGE_21_CLASS,
     QWEN_IMAGE_CLASS,
+    WAN_CLASS,
     count_stages_and_blocks,
     diffusers_names,
     from_diffusers,
+    qwen_image_21_config,
     qwen_image_config,
     read_diffusers_config,
     read_diffusers_json,
     wan_config,
+    with_axis_of_time,
+    without_axis_of_time,
 )
 from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
 from wanvae.checkpoints.finding import (
@@ -44,7 +49,7 @@ from wanvae.checkpoints.latent_statistics import (
     with_statistics,
 )
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import WanVAEConfig
+from wanvae.config import QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     digest_of_tensors,
@@ -60,7 +65,7 @@ from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 # Fields that only the native layout stores.
-BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+BLOCK_FIELDS = ("block", "norm", "activation", "alpha_decoder")
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
 INFERRED = "architecture: inferred from the names and shapes of the tensors"
@@ -73,6 +78,14 @@ class Layout(Enum):
     WAN = "wan"
     DIFFUSERS = "diffusers"
     QWEN_IMAGE = "qwen-image"
+    QWEN_IMAGE_21 = "qwen-image-2.1"
+
+
+CLASS_LAYOUTS = {
+    WAN_CLASS: Layout.DIFFUSERS,
+    QWEN_IMAGE_CLASS: Layout.QWEN_IMAGE,
+    QWEN_IMAGE_21_CLASS: Layout.QWEN_IMAGE_21,
+}
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,7 @@ def with_asked_statistics(checkpoint: Checkpoint, asked: str | PathLike[str]) ->
 
 def read_official(tensors: StoredTensors) -> Checkpoint:
     """Reads tensors with official names, without a config."""
+    tensors = with_axis_of_time(tensors)
     config = infer_config(tensors.outline)
     statistics = known_statistics(config)
     return Checkpoint(
@@ -231,8 +245,7 @@ def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], La
     """Returns config, notes and layout of the diffusers model that a config.json describes."""
     content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
-    qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+    return config, notes, CLASS_LAYOUTS[content["_class_name"]]
 
 
 def refuse_variant(variant: str | None) -> None:
@@ -303,7 +316,7 @@ def save_wan(
     """
     require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
-    require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    require_equal(config, infer_config(tensors), Layout.WAN, (*PIXEL_FIELDS, "ndim"))
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:
@@ -322,7 +335,7 @@ def save_diffusers(
         CheckpointError: diffusers has no such architecture.
         FileError: ``directory`` holds something else, or cannot be written.
     """
-    names = (*BLOCK_FIELDS, "attn_scales")
+    names = (*BLOCK_FIELDS, "attn_scales", "ndim")
     require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
     content = wan_config(config)
     read, _ = read_diffusers_config(content)
@@ -339,11 +352,25 @@ def save_qwen_image(
         CheckpointError: as for ``save_diffusers``, or the architecture differs from Wan2.1 in more
             than sizes and the number of channels of the video.
     """
-    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
+    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts", "ndim")
     require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
     alike = replace(config, out_channels=config.in_channels)
     require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))
     write_directory(directory, config, qwen_image_config(config), tensors)
+
+
+def save_qwen_image_21(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Writes a directory for ``AutoencoderKLQwenImage21``, as ``save_diffusers`` does.
+
+    Raises:
+        CheckpointError: as for ``save_diffusers``, or it is no image model with stage shortcuts.
+    """
+    names = (*BLOCK_FIELDS, "attn_scales", "ndim", "stage_shortcuts", "upscale_factor")
+    require_equal(config, QWEN_IMAGE_21, Layout.QWEN_IMAGE_21, names)
+    content = qwen_image_21_config(config)
+    write_directory(directory, config, content, without_axis_of_time(tensors))
 
 
 def write_directory(

@@ -42,7 +42,14 @@ def convert_checkpoint(arguments: Namespace) -> None:
     """Writes a checkpoint in another layout."""
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     source = source_of_options(arguments, arguments.source)
-    report = convert(source, arguments.destination, Layout(arguments.to), dtype)
+    report = convert(
+        source,
+        arguments.destination,
+        Layout(arguments.to),
+        dtype,
+        alpha=arguments.alpha,
+        lora=arguments.lora,
+    )
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"
@@ -73,7 +80,19 @@ def add_convert_options(parser: Parser) -> None:
     parser.writes("destination", files_in_diffusers_directory)
     add_source_options(parser)
     layouts = [layout.value for layout in Layout]
-    parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
+    parser.add_argument(
+        "--to", choices=layouts, default=Layout.NATIVE.value, help="layout to write"
+    )
+    parser.add_argument(
+        "--alpha",
+        help="checkpoint whose decoder decodes alpha from the same latents (Wan-Alpha); the "
+        "result decodes RGBA",
+    )
+    parser.add_argument(
+        "--lora",
+        help="LoRA to merge into the model, like Wan-Alpha-VAE.bin; its base is the source",
+    )
+    parser.reads("alpha", "lora")
     parser.add_argument(
         "--dtype", choices=list(DTYPES), help="dtype of the tensors (default: unchanged)"
     )

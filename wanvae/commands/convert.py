@@ -13,6 +13,8 @@ from wanvae.checkpoints import formats
 from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.formats import Checkpoint, Layout
 from wanvae.checkpoints.latent_statistics import with_known_statistics
+from wanvae.checkpoints.lora import merge_lora
+from wanvae.checkpoints.pair import join_alpha
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.model import WanVAE
@@ -22,9 +24,10 @@ WRITERS = {
     Layout.WAN: formats.save_wan,
     Layout.DIFFUSERS: formats.save_diffusers,
     Layout.QWEN_IMAGE: formats.save_qwen_image,
+    Layout.QWEN_IMAGE_21: formats.save_qwen_image_21,
 }
 # Layouts in which tensors do not have their official names.
-RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE)
+RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE, Layout.QWEN_IMAGE_21)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ def convert(
     destination: str | PathLike[str],
     target: Layout,
     dtype: torch.dtype | None = None,
+    *,
+    alpha: str | PathLike[str] | None = None,
+    lora: str | PathLike[str] | None = None,
 ) -> ConversionReport:
     """Writes the checkpoint ``source``, of any layout, to ``destination`` in the ``target`` layout.
 
@@ -58,6 +64,9 @@ def convert(
         destination: ``.safetensors`` for native, ``.pth`` or ``.safetensors`` for wan, a directory
             for diffusers and qwen-image. It may be ``source`` itself.
         dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor.
+        alpha: checkpoint whose decoder decodes alpha from the same latents, as in Wan-Alpha. None
+            is no alpha.
+        lora: file of a LoRA to merge into the model. None is no LoRA.
 
     Raises:
         CheckpointError: ``source`` cannot be read or is not a complete model, or the layout cannot
@@ -65,6 +74,10 @@ def convert(
         FileError: ``destination`` cannot be written.
     """
     checkpoint = load_complete(source)
+    if alpha is not None:
+        checkpoint = join_alpha(checkpoint, load_complete(alpha), alpha)
+    if lora is not None:
+        checkpoint = merge_lora(checkpoint, lora)
     config, tensors = checkpoint.config, checkpoint.tensors
     if dtype is not None:
         tensors = tensors.to(dtype)
