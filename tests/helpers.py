@@ -1,6 +1,9 @@
 """Small models, videos and files for tests."""
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -84,3 +87,22 @@ LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
 def launched(*arguments: object) -> list[str]:
     """The command that runs ``wanvae`` with these arguments in two processes."""
     return [*LAUNCHER, "-m", "wanvae", *map(str, arguments)]
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Locks a folder as another process does that works in it."""
+    program = (
+        "import fcntl, sys\n"
+        "with open(sys.argv[1], 'a+') as file:\n"
+        "    fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "    print('process 1 on there', file=file, flush=True)\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", program, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        yield
+        other.communicate()

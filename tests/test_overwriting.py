@@ -1,4 +1,5 @@
-"""An output that is an input is refused before work begins, by all commands of both programs."""
+"""An output that is an input is refused before work begins: by all commands of both programs, by
+functions that read one file and write another, and by the tools."""
 
 from __future__ import annotations
 
@@ -7,11 +8,20 @@ from argparse import Action, _StoreAction
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 import motion.cli
 import wanvae.cli
+from motion.commands.convert import convert_motion
+from motion.commands.detokenize import detokenize_file
+from motion.commands.reconstruct import reconstruct_file as reconstruct_motion
+from motion.commands.render import render_file
+from motion.commands.tokenize import tokenize_file
+from tools import benchmark, compare_backbones, compare_blocks
+from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.command_line.arguments import ConfigFile, Parser
 from wanvae.engine.command_line.program import parser_of
 from wanvae.engine.files import FileError, refuse_overwriting
@@ -19,10 +29,12 @@ from wanvae.engine.files import FileError, refuse_overwriting
 PROGRAMS = {"wanvae": wanvae.cli.PROGRAM, "motion": motion.cli.PROGRAM}
 COMMANDS = [(program, name) for program in PROGRAMS for name in PROGRAMS[program].commands]
 # Options of text that name no file.
-NO_FILES = {"device", "fps", "max_memory", "resize", "shard_size"}
+NO_FILES = {"device", "fps", "key", "max_memory", "resize", "shard_size", "variant"}
 # What else a command needs.
 REQUIRED = {"convert": ["--to", "native"]}
 CONTENT = b"precious"
+# A model that is never used.
+NONE: Any = None
 
 # Other names of the file ``a`` in the folder ``folder``, which is the current one.
 NAMES: dict[str, Callable[[Path], str]] = {
@@ -152,3 +164,68 @@ def test_files_that_a_layout_writes_besides(
         assert motion.cli.main([*convert, "--mean", str(path), "--std", str(path)]) == 1
     assert capsys.readouterr().err.count("would be overwritten") == 3
     assert all(path.read_bytes() == CONTENT for path in (weights, *statistics))
+
+
+# Functions that read one file and write another. The model is not needed before the refusal.
+FUNCTIONS: dict[str, Callable[[Path, str], object]] = {
+    "reconstruct": lambda source, output: reconstruct_file(NONE, source, output),
+    "encode": lambda source, output: encode_file(NONE, source, output),
+    "encode, checkpoint": lambda source, output: encode_file(
+        NONE, "other.mp4", output, checkpoint=source
+    ),
+    "decode": lambda source, output: decode_file(NONE, source, output),
+    "decode, checkpoint": lambda source, output: decode_file(
+        NONE, "other.safetensors", output, checkpoint=source
+    ),
+    "convert_motion": lambda source, output: convert_motion(source, output),
+    "tokenize": lambda source, output: tokenize_file(NONE, source, output),
+    "detokenize": lambda source, output: detokenize_file(NONE, source, output),
+    "detokenize, skeleton": lambda source, output: detokenize_file(
+        NONE, "other.npz", output, skeleton=source
+    ),
+    "reconstruct motion": lambda source, output: reconstruct_motion(NONE, source, output),
+    "render": lambda source, output: render_file(source, output),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_function_overwrites_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.bvh"
+    path.write_bytes(CONTENT)
+    with pytest.raises(FileError, match=r"\./a\.bvh would be overwritten"):
+        FUNCTIONS[name](path, "./a.bvh")
+    assert path.read_bytes() == CONTENT and os.listdir(tmp_path) == ["a.bvh"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        (compare_blocks, ["--json", "./walk.npz", "--motion", "walk.npz"]),
+        (compare_blocks, ["--json", "videos/a.mp4", "--videos", "videos", "--held-out", "a"]),
+        (compare_blocks, ["--plot", "videos", "--videos", "videos", "--held-out", "a"]),
+        (compare_blocks, ["--json", "new/block_gradients.png", "--plot", "new"]),
+        (compare_backbones, ["--plot", "plots", "--motion", "plots/backbones.png"]),
+        (benchmark, ["--sweep", "--json", "new.png", "--plot", "./new.png"]),
+    ],
+)
+def test_no_tool_overwrites_what_it_reads_or_wrote(
+    tool: ModuleType,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = ["walk.npz", "videos/a.mp4", "videos/block_training.png", "plots/backbones.png"]
+    for folder in ("videos", "plots", "new"):
+        Path(folder).mkdir()
+    for file in files:
+        Path(file).write_bytes(CONTENT)
+    with pytest.raises(SystemExit) as end:
+        tool.main(arguments)
+    assert end.value.code == 2
+    assert "name another output" in capsys.readouterr().err
+    assert all(Path(file).read_bytes() == CONTENT for file in files)

@@ -39,8 +39,8 @@ from tools import benchmark_motion
 from tools.measuring import (
     BenchmarkError,
     add_options,
-    check_file,
     check_options,
+    check_outputs,
     describe,
     exit_status,
     format_table,
@@ -495,7 +495,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="image of a sweep, .png for example")
     options = parser.parse_args(arguments)
     check_options(parser, options)
-    check_file(parser, options.plot)
+    check_outputs(parser, [options.plot], [options.json])
     if options.plot and not options.sweep:
         parser.error("--plot draws a sweep: add --sweep")
     if options.device == "cuda" and not torch.cuda.is_available():

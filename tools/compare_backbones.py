@@ -77,6 +77,8 @@ from wanvae.engine.training.config import TrainerConfig
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# The file that --plot writes.
+PICTURE = "backbones.png"
 PARTS = ("costs", "lengths", "training", "recall")
 BACKBONES: tuple[BackboneKind, ...] = get_args(BackboneKind)
 REFERENCE: BackboneKind = "resnet1d"
@@ -351,7 +353,7 @@ def plot(folder: Path, results: Results, size: Size) -> None:
         draw(axes)
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
-    save(figure, folder / "backbones.png")
+    save(figure, folder / PICTURE)
 
 
 def draw_recall(axes: Axes, errors: Mapping[str, Mapping[int, float]], size: Size) -> None:
@@ -431,7 +433,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="learning rate of the task that needs a long view (default: 3e-3)",
     )
     options = parser.parse_args(arguments)
-    check_options(parser, options)
+    check_options(parser, options, [PICTURE])
     return options
 
 

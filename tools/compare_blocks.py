@@ -82,6 +82,8 @@ from wanvae.train.run import TrainConfig, VideoTraining
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# The files that --plot writes.
+PICTURES = ("block_training.png", "block_gradients.png")
 PARTS = ("costs", "video", "motion", "gradients")
 # Each variant, and the block of the library that it consists of.
 VARIANTS: dict[str, BlockKind] = {
@@ -492,9 +494,9 @@ def make_gradient_table(gradients: Values) -> str:
 def plot(folder: Path, results: Results) -> None:
     """Writes block_training.png and block_gradients.png, if their results exist."""
     if results.part("video") and results.part("motion") and results.part("costs"):
-        save(plot_training(results), folder / "block_training.png")
+        save(plot_training(results), folder / PICTURES[0])
     if results.part("gradients"):
-        save(plot_gradients(results.part("gradients")[()]), folder / "block_gradients.png")
+        save(plot_gradients(results.part("gradients")[()]), folder / PICTURES[1])
 
 
 def plot_training(results: Results) -> Figure:
@@ -552,7 +554,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.videos is None) != (options.held_out is None):
         parser.error("--videos and --held-out go together")
-    check_options(parser, options)
+    check_options(parser, options, PICTURES, options.videos)
     return options
 
 

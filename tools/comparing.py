@@ -26,7 +26,7 @@ from motion.train.windows import DataConfig
 from tools.benchmark import count_attention_flops
 from tools.measuring import (
     BenchmarkError,
-    check_file,
+    check_outputs,
     describe,
     measure_peak_memory,
     time_call,
@@ -360,8 +360,18 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str], rates: st
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="folder for images")
 
 
-def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Fills in options that depend on ``--quick``; exits with status 2 for a bad option."""
+def check_options(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    pictures: Sequence[str],
+    videos: Path | None = None,
+) -> None:
+    """Fills in options that depend on ``--quick``; exits with status 2 for a bad option.
+
+    Args:
+        pictures: the names of the files that ``--plot`` writes.
+        videos: a folder that is read besides ``--motion``.
+    """
     for name, usual, quick in (("steps", 200, 4), ("seeds", 3, 1), ("rounds", 7, 2)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
@@ -370,9 +380,10 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     for rate in options.rates:
         if not 0 < rate < math.inf:
             parser.error(f"--rates must be positive, not {rate}")
-    check_file(parser, options.json)
     if options.plot and not options.plot.is_dir():
         parser.error(f"--plot {options.plot} is not a folder: create it first")
+    plots = [options.plot / name for name in pictures] if options.plot else []
+    check_outputs(parser, [options.json, *plots], [options.motion, videos])
     if options.report and not (options.json and options.json.exists()):
         parser.error("--report shows the results of a file: name one with --json")
 

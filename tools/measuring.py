@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.engine.command_line import outcome
-from wanvae.engine.files import atomic_path
+from wanvae.engine.files import FileError, atomic_path, refuse_overwriting
 from wanvae.errors import UserError
 from wanvae.nn.kernels.pool import POOL
 
@@ -49,13 +49,31 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--repeats must be positive, not {options.repeats}")
     if not 0 < options.size_scale < math.inf:
         parser.error(f"--size-scale must be positive, not {options.size_scale}")
-    check_file(parser, options.json)
+    check_outputs(parser, [options.json])
 
 
-def check_file(parser: argparse.ArgumentParser, path: Path | None) -> None:
-    """Exits with status 2 if no file can be written as ``path``; None is no file."""
-    if path and (path.is_dir() or not path.parent.is_dir()):
-        parser.error(f"{path} cannot be written: name a file in a directory that exists")
+def check_outputs(
+    parser: argparse.ArgumentParser,
+    outputs: Iterable[Path | None],
+    inputs: Iterable[Path | None] = (),
+) -> None:
+    """Exits with status 2 if an output cannot be written, is an input, or is named twice.
+
+    Args:
+        outputs: files to write; None is no file.
+        inputs: files and folders that are read; None is none.
+    """
+    read = list(inputs)
+    for path in filter(None, outputs):
+        if path.is_dir() or not path.parent.is_dir():
+            parser.error(f"{path} cannot be written: name a file in a directory that exists")
+        if path.resolve() in [other.resolve() for other in read if other]:
+            parser.error(f"{path} is to be read or written twice: name another output")
+        try:
+            refuse_overwriting(path, read)
+        except FileError as error:
+            parser.error(str(error))
+        read.append(path)
 
 
 def require(*packages: str) -> None:

@@ -25,6 +25,7 @@ from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.files import refuse_overwriting
 from wanvae.errors import UserError
 
 WRITERS = {Layout.NATIVE: formats.save_native, Layout.MOMASK: formats.save_momask}
@@ -127,7 +128,8 @@ def convert_checkpoint(
 
     Args:
         source: the checkpoint to read.
-        destination: ``.safetensors`` for native, ``.tar`` or ``.pth`` for momask.
+        destination: ``.safetensors`` for native, ``.tar`` or ``.pth`` for momask. It may be
+            ``source`` itself.
         untold: what to assume where the tensors of ``source`` do not tell it.
         statistics: the mean and standard deviation that the features of the model are normalized
             with, if the file of ``source`` does not hold them.
@@ -211,8 +213,9 @@ def convert_motion(
 
     Raises:
         MotionError: ``source`` cannot be read, or the format of ``destination`` cannot hold it.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source``.
     """
+    refuse_overwriting(destination, [source])
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
         raise MotionError(f"{destination} must end as {source} does, to go there and back")
     clip = read_motion(source)

@@ -24,6 +24,7 @@ from motion.skeleton.tree import Skeleton
 from motion.tokens import Tokens, check_tokens, read_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.files import refuse_overwriting
 
 
 def add_options(parser: Parser) -> None:
@@ -131,8 +132,9 @@ def detokenize_file(
 
     Raises:
         MotionError: ``source`` does not hold tokens of ``model``, or the skeleton does not fit.
-        FileError, VideoError: ``destination`` cannot be written.
+        FileError, VideoError: ``destination`` cannot be written, or is ``source`` or ``skeleton``.
     """
+    refuse_overwriting(destination, [source, skeleton])
     motion_suffixes = suffixes_of(model.config)
     require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)
     tokens = read_tokens(source)

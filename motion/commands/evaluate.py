@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from jsonargparse import Namespace
 
-from motion.commands.options import MOTION_HELP, add_model_options, load_model, report_failures
+from motion.commands.options import (
+    MOTION_HELP,
+    add_model_options,
+    load_model,
+    print_ignored,
+    report_failures,
+)
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import make_table, write_figures
@@ -16,6 +23,7 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.files import make_directory
+from wanvae.engine.locking import locked_by_run
 
 
 def add_options(parser: Parser) -> None:
@@ -52,19 +60,23 @@ def run(arguments: Namespace) -> None:
     limits = FigureLimits(files=arguments.figures, frames=arguments.figure_frames)
     check(limits.files >= 0, "--figures", limits.files, "at least 0")
     check(limits.frames >= 1, "--figure-frames", limits.frames, "at least 1")
-    if arguments.output is not None:
-        make_directory(arguments.output)
-    with launched_processes(arguments.device) as processes:
-        model = load_model(arguments, device_of(processes))
-        evaluation = evaluate_folder(
-            model, arguments.input, processes, window=window, progress=progress
-        )
-        if not processes.is_main_process:
-            return
-    if arguments.output is not None:
-        write_report(arguments, model, evaluation, limits)
+    with ExitStack() as held:
+        if arguments.output is not None:
+            make_directory(arguments.output)
+        with launched_processes(arguments.device) as processes:
+            if arguments.output is not None:
+                held.enter_context(locked_by_run(Path(arguments.output)))
+            model = load_model(arguments, device_of(processes))
+            evaluation = evaluate_folder(
+                model, arguments.input, processes, window=window, progress=progress
+            )
+            if not processes.is_main_process:
+                return
+        if arguments.output is not None:
+            write_report(arguments, model, evaluation, limits)
     for line in make_table(evaluation.whole):
         print(line)
+    print_ignored(evaluation.ignored)
     report_failures(evaluation.failures, len(evaluation.files))
 
 

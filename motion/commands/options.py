@@ -102,6 +102,12 @@ def load_model(arguments: Namespace, default: str | None = None) -> RVQVAE:
     )
 
 
+def print_ignored(ignored: str) -> None:
+    """Prints how many files of a folder were passed over, if any were."""
+    if ignored:
+        print(f"ignored, no motion files: {ignored}")
+
+
 def report_failures(failures: Sequence[str], others: int) -> None:
     """Prints which files were left out.
 

@@ -16,6 +16,7 @@ from motion.metrics import mpjpe, rotation_error
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.files import refuse_overwriting
 
 
 def add_options(parser: Parser) -> None:
@@ -77,8 +78,9 @@ def reconstruct_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source``.
     """
+    refuse_overwriting(destination, [source])
     require_suffix(destination, *suffixes_of(model.config))
     recording = read_recording(source, model.config)
     indices, features = reconstruct(model, recording, layers)

@@ -19,6 +19,7 @@ from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, Figure, render
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.files import refuse_overwriting
 
 
 def add_options(parser: Parser) -> None:
@@ -50,8 +51,9 @@ def render_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        FileError, VideoError: ``destination`` cannot be written.
+        FileError, VideoError: ``destination`` cannot be written, or is ``source``.
     """
+    refuse_overwriting(destination, [source])
     require_suffix(destination, *FIGURE_SUFFIXES)
     if model is None:
         figure, fps = read_figure(source)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from motion.commands.options import MOTION_HELP, add_model_options, load_model, report_failures
+from motion.commands.options import (
+    MOTION_HELP,
+    add_model_options,
+    load_model,
+    print_ignored,
+    report_failures,
+)
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording
@@ -28,7 +35,8 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import stamp_of
-from wanvae.engine.files import make_directory
+from wanvae.engine.files import make_directory, refuse_overwriting
+from wanvae.engine.locking import locked_by_run
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -77,6 +85,7 @@ def run(arguments: Namespace) -> None:
         if processes.is_main_process:
             counts = f"{report.written} files of tokens written, {report.kept} were there"
             print(f"{source} -> {target}: {counts}")
+            print_ignored(report.ignored)
             for file in report.changed:
                 print(f"tokenized again, because the file or the checkpoint has changed: {file}")
             if report.unknown:
@@ -117,8 +126,9 @@ def tokenize_file(
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source``.
     """
+    refuse_overwriting(destination, [source])
     tokens = read_tokenized(model, identify(model), Path(source))
     write_tokens(destination, tokens)
     return tokens
@@ -152,6 +162,7 @@ class FolderReport:
         changed: motion files whose tokens were there, but of another state of the file or of
             another model, sorted.
         unknown: the number of kept files of tokens that do not tell these states.
+        ignored: how many files of the folder are no motion files, by suffix; or empty.
     """
 
     written: int
@@ -159,6 +170,7 @@ class FolderReport:
     failures: tuple[str, ...]
     changed: tuple[str, ...] = ()
     unknown: int = 0
+    ignored: str = ""
 
 
 def tokenize_folder(
@@ -186,16 +198,24 @@ def tokenize_folder(
 
     Raises:
         MotionError: there are no motion files.
-        UserError: one folder is inside the other.
+        UserError: one folder is inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
     """
-    targets, same = plan_targets(Path(source), Path(destination), suffix, model.config)
+    plan = plan_targets(Path(source), Path(destination), suffix, model.config)
     make_directory(destination)
+    with locked_by_run(Path(destination)):
+        return write_targets(model, plan, processes, progress=progress)
+
+
+def write_targets(
+    model: RVQVAE, plan: FolderPlan, processes: PartialState, *, progress: bool
+) -> FolderReport:
+    """Writes the tokens of motion files, as ``tokenize_folder`` says."""
     digest, identity = digest_of(model), identify(model)
     written, kept, unknown = 0, 0, 0
-    failures = list(same) if processes.is_main_process else []
+    failures = list(plan.failures) if processes.is_main_process else []
     changed: list[str] = []
-    for target, file in share_files(list(targets.items()), processes, progress=progress):
+    for target, file in share_files(list(plan.targets.items()), processes, progress=progress):
         origin = find_origin(target)
         if origin is not None:
             if is_up_to_date(origin, digest, identity, file):
@@ -214,13 +234,27 @@ def tokenize_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_tokens(target, tokens)
         written += 1
-    return gather_reports(FolderReport(written, kept, tuple(failures), tuple(changed), unknown))
+    own = FolderReport(written, kept, tuple(failures), tuple(changed), unknown, plan.ignored)
+    return gather_reports(own)
 
 
-def plan_targets(
-    source: Path, destination: Path, suffix: str, config: RVQVAEConfig
-) -> tuple[dict[Path, Path], list[str]]:
-    """Returns the motion file of each file of tokens to write, and a line for each file too many.
+@dataclass(frozen=True)
+class FolderPlan:
+    """The files of tokens of a folder, the same in all processes.
+
+    Attributes:
+        targets: the motion file of each file of tokens to write.
+        failures: a line for each motion file whose tokens would be in a file of another one.
+        ignored: how many files of the folder are no motion files, by suffix; or empty.
+    """
+
+    targets: Mapping[Path, Path]
+    failures: Sequence[str]
+    ignored: str
+
+
+def plan_targets(source: Path, destination: Path, suffix: str, config: RVQVAEConfig) -> FolderPlan:
+    """Plans the files of tokens of a folder.
 
     Raises:
         MotionError: there are no motion files.
@@ -229,13 +263,14 @@ def plan_targets(
     refuse_nested(source, destination)
     targets: dict[Path, Path] = {}
     same = []
-    for file in find_files(source, config):
+    found = find_files(source, config)
+    for file in found.paths:
         target = (destination / file.relative_to(source)).with_suffix(suffix)
         if target in targets:
             same.append(f"{file} would become {target}, as {targets[target]} does; rename one")
         else:
             targets[target] = file
-    return targets, same
+    return FolderPlan(targets, same, found.ignored)
 
 
 def find_origin(path: Path) -> Origin | None:
@@ -265,6 +300,7 @@ def gather_reports(report: FolderReport) -> FolderReport:
         failures=tuple(sorted(line for report in reports for line in report.failures)),
         changed=tuple(sorted(file for report in reports for file in report.changed)),
         unknown=sum(report.unknown for report in reports),
+        ignored=report.ignored,
     )
 
 

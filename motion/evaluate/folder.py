@@ -56,6 +56,7 @@ class FolderEvaluation:
         whole: the sums over all frames of all files.
         files: the files that were evaluated, sorted by path.
         failures: a line for each file that was left out, sorted by path.
+        ignored: how many files of the folder are no motion files, by suffix; or empty.
     """
 
     source: str
@@ -63,6 +64,7 @@ class FolderEvaluation:
     whole: MotionEvaluation
     files: tuple[FileEvaluation, ...]
     failures: tuple[str, ...]
+    ignored: str = ""
 
 
 def evaluate_folder(
@@ -92,22 +94,22 @@ def evaluate_folder(
     files: list[FileEvaluation] = []
     failures: list[tuple[Path, str]] = []
     skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
+    found = find_files(source, model.config)
 
     def evaluations() -> Iterator[MotionEvaluation]:
-        paths = find_files(source, model.config)
-        for path in share_files(paths, processes, progress=progress):
+        for path in share_files(found.paths, processes, progress=progress):
             try:
                 recording = read_recording(path, model.config)
                 warn_of_units(recording, model.normalizer, shown=True)
-                found = measure(model, recording, window=window)
+                measured = measure(model, recording, window=window)
             except (UserError, OSError) as error:
                 failures.append((path, writable(str(error))))
                 continue
             inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
             # The names are kept once, not for each file.
-            names = skeletons.setdefault(found.joint_names, found.joint_names)
-            files.append(FileEvaluation(path, writable(inner), names, found.summary))
-            yield found
+            names = skeletons.setdefault(measured.joint_names, measured.joint_names)
+            files.append(FileEvaluation(path, writable(inner), names, measured.summary))
+            yield measured
 
     sums = add_up_processes(add_up(evaluations()))
     gathered = gather_objects((files, failures))
@@ -130,4 +132,5 @@ def evaluate_folder(
         whole=sums[names],
         files=tuple(file for file in files if file.joint_names == names),
         failures=tuple(line for _, line in sorted(failures)),
+        ignored=found.ignored,
     )

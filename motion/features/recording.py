@@ -8,6 +8,7 @@ be turned into positions of joints.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
-from wanvae.engine.litter import is_litter
+from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
 
 
 class Joints(NamedTuple):
@@ -106,8 +107,21 @@ def suffixes_of(config: RVQVAEConfig) -> tuple[str, ...]:
     return (".npy",) if config.features is None else tuple(READERS)
 
 
-def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]:
-    """Finds the motion files of a folder and its subfolders, sorted. A file is returned alone.
+@dataclass(frozen=True)
+class MotionFiles:
+    """The motion files of a folder.
+
+    Attributes:
+        paths: the motion files, sorted.
+        ignored: how many files of the folder are of another kind, by suffix; empty if none are.
+    """
+
+    paths: list[Path]
+    ignored: str = ""
+
+
+def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFiles:
+    """Finds the motion files of a folder and its subfolders. A file is returned alone.
 
     Hidden files, and what systems leave in folders, are passed over.
 
@@ -118,24 +132,25 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> list[Path]
     """
     path = Path(path)
     if path.is_file():
-        return [path]
+        return MotionFiles([path])
     if not path.is_dir():
         raise MotionError(f"{path} does not exist; check the path")
     suffixes = suffixes_of(config)
     folder = humanml3d.find_features_folder(path) if config.features is None else path
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in suffixes
-        and file.name not in humanml3d.STATISTICS
-        and not is_litter(file.relative_to(folder).as_posix())
-        and file.is_file()
-    )
-    if not files:
+    found, ignored = [], Counter[str]()
+    for file in sorted(folder.rglob("*")):
+        passed = is_litter(file.relative_to(folder).as_posix())
+        if passed or file.name in humanml3d.STATISTICS or not file.is_file():
+            continue
+        if suffix_of(file.name) in suffixes:
+            found.append(file)
+        else:
+            ignored[suffix_of(file.name)] += 1
+    if not found:
         raise MotionError(
             f"{path} has no {' or '.join(suffixes)} files; name the folder of the data"
         )
-    return files
+    return MotionFiles(found, describe_ignored(ignored))
 
 
 def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Recording:

@@ -22,6 +22,7 @@ from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
 from motion.quantizer.residual_vq import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
+from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from wanvae.engine.training.command import training_command
@@ -47,7 +48,8 @@ class TrainConfig:
         loss: the weights of the loss terms.
         trainer: the training loop. It takes no average of the weights (``ema_decay`` is 0).
         weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
-            it has a normalizer, the normalizer stays.
+            it has a normalizer, the normalizer stays. A run goes on only with the same weights, in
+            whatever file.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -77,10 +79,16 @@ class MotionTraining:
             self.model = RVQVAE(config.model)
         else:
             self.model = RVQVAE.from_pretrained(config.weights)
+        # Before the data set the normalizer of a checkpoint that has none.
+        self.start = "" if config.weights is None else identify(self.model)
         self.config = config
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
         self.data = load_data(config.data, self.model.config, seed, report=report)
+        if self.data.ignored:
+            accelerator.print(
+                f"{config.data.folder}: ignored, no motion files: {self.data.ignored}"
+            )
         if not self.model.normalizer.is_set:
             self.model.normalizer.set(self.data.statistics)
         if report and self.model.config.features is None:
@@ -102,6 +110,7 @@ class MotionTraining:
             end_step=self.end_step if together else None,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.model.config),
+            identify_start=lambda: self.start,
             describe_data=self.data.describe,
         )
 
@@ -166,19 +175,19 @@ def as_tokenizer(model: nn.Module) -> RVQVAE:
     return model
 
 
-def run(config: TrainConfig) -> bool:
-    """Trains as ``config`` says. Returns whether all steps are done."""
+def run(config: TrainConfig) -> None:
+    """Trains as ``config`` says."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = MotionTraining(config, accelerator).task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
         trainer = replace(trainer, best="mpjpe", best_is="lowest")
-    return train(task, trainer, accelerator)
+    train(task, trainer, accelerator)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "motion.train") -> int:
-    """Runs the command. Returns 0 if training is complete, 130 if interrupted, 1 on an error.
+    """Trains; returns 0, or 1 after an error, or 128 and the number of a signal that ended it.
 
     Args:
         program: the name of the command in its messages.

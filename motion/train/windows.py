@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,7 @@ from motion.features.statistics import FeatureStatistics
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.config import check
 from wanvae.engine.digest import digest_of_file
-
-# The number of files that a warning names.
-SHOWN = 10
+from wanvae.engine.training.notices import warn_about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +118,7 @@ class MotionData:
         statistics: the statistics of the training features, for the normalizer of the model.
         files: the files of the recordings.
         folder: where the files lie, or the only file.
+        ignored: how many other files lie there, by suffix; or empty.
     """
 
     windows: MotionWindows
@@ -129,6 +127,7 @@ class MotionData:
     statistics: FeatureStatistics
     files: tuple[Path, ...]
     folder: Path
+    ignored: str = ""
 
     def describe(self) -> Iterator[str]:
         """A line for each recording: which file it is and the SHA-256 of the file."""
@@ -154,7 +153,8 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
     if model.features is not None:
         bias = config.feature_bias
         check(bias == 1, "feature_bias", bias, "1 for features other than HumanML3D's and KIT's")
-    sources = read_sources(config, model, report)
+    found = find_files(config.folder, model)
+    sources = read_sources(found.paths, config, model, report)
     check_joints(sources)
     sources = drop_short(sources, config, report)
     training = [source.training for source in sources]
@@ -165,16 +165,18 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
         statistics=find_statistics(config, model, training),
         files=tuple(source.path for source in sources),
         folder=Path(config.folder),
+        ignored=found.ignored,
     )
 
 
-def read_sources(config: DataConfig, model: RVQVAEConfig, report: bool) -> list[SplitRecording]:
+def read_sources(
+    files: Sequence[Path], config: DataConfig, model: RVQVAEConfig, report: bool
+) -> list[SplitRecording]:
     """Reads the recordings of a folder, except files that cannot be read.
 
     Raises:
         MotionError: no file can be read.
     """
-    files = find_files(config.folder, model)
     sources, broken = [], []
     for path in tqdm(files, "reading", unit="file", leave=False, disable=not report):
         try:
@@ -222,13 +224,6 @@ def drop_short(
             f"{len(short)} recordings in {folder!r} have no {window} frames to train on", lines
         )
     return usable
-
-
-def warn_about(problem: str, lines: Sequence[str]) -> None:
-    """Warns of what is left out, and why."""
-    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    message = [f"{problem}; they are left out:", *lines[:SHOWN], *more]
-    warnings.warn("\n  ".join(message), stacklevel=2)
 
 
 def find_statistics(

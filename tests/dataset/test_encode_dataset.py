@@ -24,7 +24,7 @@ from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from tests.commands import outputs_of, without_notice
-from tests.helpers import launched, tiny
+from tests.helpers import launched, occupied, tiny
 from wanvae import WanVAE, cli
 from wanvae.dataset import encode
 from wanvae.dataset.files import index_file
@@ -773,3 +773,12 @@ def test_a_file_without_latents_is_damaged(tmp_path: Path) -> None:
     save_file({"times": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
     with pytest.raises(UserError, match=r"is damaged .*; delete it"):
         index_file(tmp_path, "a.safetensors")
+
+
+def test_two_jobs_do_not_write_one_data_set(tmp_path: Path, run: Run) -> None:
+    with occupied(tmp_path / "out"):
+        _, err = run(tmp_path / "out", status=1)
+    assert err.startswith(f"wanvae: another process works in {tmp_path / 'out'} (process 1 on ")
+    assert not contents(tmp_path / "out").keys() - {".lock"}
+    run(tmp_path / "out")
+    assert ".lock" not in contents(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,12 +20,16 @@ class Recipe:
 
 
 def take(folder: Path, recipe: Recipe) -> bool:
-    return take_folder(
-        folder / "recipe.json",
-        recipe,
-        "a soup",
-        lambda ours, theirs: describe_differences(asdict(ours), asdict(theirs)),
-    )
+    with ExitStack() as held:
+        started = take_folder(
+            folder / "recipe.json",
+            recipe,
+            "a soup",
+            lambda ours, theirs: describe_differences(asdict(ours), asdict(theirs)),
+            held,
+        )
+        assert (folder / ".lock").exists()
+    return started
 
 
 def test_a_new_folder_is_taken_and_the_same_settings_go_on(tmp_path: Path) -> None:

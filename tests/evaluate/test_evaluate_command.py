@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.commands import outputs_of
-from tests.helpers import launched, tiny
+from tests.helpers import launched, occupied, tiny
 from tests.metrics.test_frechet import Stand, save
 from wanvae import WanVAE, cli
 from wanvae.commands import evaluate as evaluate_command
@@ -376,3 +376,10 @@ def test_an_interruption_says_how_to_go_on(
     _, err = evaluate(tmp_path / "out", status=130)
     kept = "clips that were judged are kept; run it again to go on from there"
     assert err == f"wanvae: interrupted; {kept}\n"
+
+
+def test_two_jobs_do_not_write_one_evaluation(tmp_path: Path, evaluate: Run) -> None:
+    with occupied(tmp_path / "out"):
+        _, err = evaluate(tmp_path / "out", status=1)
+    assert err.startswith(f"wanvae: another process works in {tmp_path / 'out'} (process 1 on ")
+    assert not contents(tmp_path / "out").keys() - {".lock"}

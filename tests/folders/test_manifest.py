@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests.commands import outputs_of
+from tests.helpers import occupied
 from wanvae.cli import main
+from wanvae.errors import UserError
 from wanvae.folders.listing import JOURNAL, MANIFEST
 from wanvae.folders.manifest import (
     load_entries,
@@ -284,3 +286,9 @@ def test_an_unexpected_failure_of_a_probe_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("wanvae.folders.manifest.probe", stumble)
     (entry,) = write_manifest(tmp_path / "data").entries
     assert entry.error == "TypeError: one argument is missing"
+
+
+def test_two_processes_do_not_index_one_folder(folder: Path) -> None:
+    with occupied(folder), pytest.raises(UserError, match="another process works in"):
+        write_manifest(folder)
+    assert not (folder / MANIFEST).exists() and not (folder / JOURNAL).exists()

@@ -3,6 +3,8 @@
 import re
 import sys
 import warnings
+from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.video.test_reading import encode
 from wanvae.engine.command_line.arguments import parse_config
-from wanvae.folders.manifest import write_manifest
+from wanvae.folders.manifest import MediaFolder, write_manifest
 from wanvae.train.crops import BucketConfig, DataConfig, VideoCrops
 from wanvae.train.run import TrainConfig
 from wanvae.video import VideoError, read_clip, write_video
@@ -167,6 +170,7 @@ def test_broken_and_small_files_are_left_out_and_counted(folder, tmp_path):
     (message,) = [str(warning.message) for warning in caught]
     names = [line.split(":")[0].strip() for line in message.splitlines()[1:]]
     assert names == ["text.mp4", "short.mp4", "small.mp4"]
+    assert samples.ignored == "1 .txt"
     assert [samples.entries[index].path for index in samples.usable[0]] == ["good.mp4"]
 
 
@@ -336,3 +340,39 @@ def test_impossible_buckets_are_refused_by_name():
         BucketConfig(frames=1, height=8, width=0)
     with pytest.raises(ValueError, match="weight must be above 0, not -1"):
         BucketConfig(frames=1, height=8, width=8, weight=-1)
+
+
+def test_hdr_is_told_once_for_all_files_before_the_first_sample(tmp_path, monkeypatch):
+    """Of an index of an earlier version, which does not know, by the first clip of each file."""
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        encode(tmp_path / name, "libx264", range(FRAMES), trc=16 if name != "c.mp4" else None)
+    with pytest.warns(UserWarning, match="2 files in .* are HDR .* gray; convert them") as caught:
+        samples = clips(tmp_path)
+        drawn = [samples[number] for number in range(9)]
+    assert len(caught) == 1 and len(drawn) == 9
+    assert str(caught[0].message).splitlines()[1:] == ["  a.mp4: PQ", "  b.mp4: PQ"]
+    before = [replace(entry, hdr=None) for entry in samples.entries]
+    content = MediaFolder(before, Counter())
+    monkeypatch.setattr("wanvae.train.crops.read_folder", lambda folder: content)
+    with pytest.warns(UserWarning) as caught:
+        samples = clips(tmp_path)
+        drawn = [samples[number] for number in range(20)]
+    told = sorted(str(warning.message).split(": ")[0] for warning in caught)
+    assert told == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_reader_warns_of_is_told_once_a_file(folder, monkeypatch, capfd, workers):
+    def warning_reader(source: Path, *arguments: object) -> torch.Tensor:
+        warnings.warn(f"{source}: its size changes", stacklevel=1)
+        return read_clip(source, *arguments)
+
+    monkeypatch.setattr("wanvae.train.crops.read_clip", warning_reader)
+    with warnings.catch_warnings():
+        # By workers too, whose warnings pytest does not see.
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr, flush=True)
+        loader = DataLoader(clips(folder), batch_size=4, sampler=range(40), num_workers=workers)
+        assert len(list(loader)) == 10
+    told = sorted(re.findall(r"\w+\.\w+: its size changes", capfd.readouterr().err))
+    assert told == ["a.mp4: its size changes", "b.mkv: its size changes"]

@@ -31,7 +31,7 @@ from wanvae.train.held_out import EvaluationConfig, evaluate, read_held_out
 weights, folder, results = sys.argv[1:]
 accelerator = Accelerator(cpu=True)
 vae = WanVAE.from_pretrained(weights)
-clips = read_held_out(EvaluationConfig(folder=folder, frames=5, size=16), vae.config)
+clips = read_held_out(EvaluationConfig(folder=folder, frames=5, size=16), vae.config).clips
 result = evaluate(vae, clips, accelerator=accelerator)
 content = json.dumps({"rows": result.rows, "means": result.means})
 Path(results, f"{accelerator.process_index}.json").write_text(content)
@@ -52,7 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "short.mp4", video[:, :4], Fraction(25))
     write_video(folder / "small.mp4", video[:, :, :12], Fraction(25))
     (folder / "text.mp4").write_text("no video")
-    (folder / "text.txt").write_text("no video")
+    (folder / "text.srt").write_text("no video")
+    (folder / "LICENSE").write_text("no video either")
+    (folder / "more.tar").write_bytes(b"")
     return folder
 
 
@@ -67,15 +69,27 @@ def vae() -> WanVAE:
 
 
 def test_clips_are_from_the_middle_of_each_usable_file(folder, vae):
-    clips = read_held_out(config(folder), vae.config)
+    with pytest.warns(UserWarning) as caught:
+        found = read_held_out(config(folder), vae.config)
+    clips = found.clips
     assert [clip.name for clip in clips] == ["a.mp4", "b.png", "d.mp4", "inside/c.mkv"]
+    (message,) = [str(warning.message).splitlines() for warning in caught]
+    assert (
+        message[0].startswith("3 files in ") and "cannot be evaluated; they are left" in message[0]
+    )
+    assert [line.split(":")[0].strip() for line in message[1:]] == [
+        "short.mp4",
+        "small.mp4",
+        "text.mp4",
+    ]
+    assert found.ignored == "1 without suffix, 1 .srt, 1 .tar"
     assert [clip.video.shape[1] for clip in clips] == [5, 1, 5, 5]
     whole, _ = read_video(folder / "a.mp4")
     assert torch.equal(clips[0].video, whole[:, 3:8, 4:20, 12:28])
 
 
 def test_only_as_many_files_as_asked_for(folder, vae):
-    clips = read_held_out(config(folder, clips=2), vae.config)
+    clips = read_held_out(config(folder, clips=2), vae.config).clips
     assert [clip.name for clip in clips] == ["a.mp4", "b.png"]
 
 
@@ -99,7 +113,7 @@ def test_an_impossible_setting_is_named(name):
 
 
 def test_rows_and_means(folder, vae):
-    clips = read_held_out(config(folder), vae.config)
+    clips = read_held_out(config(folder), vae.config, report=False).clips
     vae.train()  # dropout must not matter
     result = evaluate(vae, clips, {"psnr": psnr, "ssim": ssim, "largest": largest_error})
     assert vae.training
@@ -128,7 +142,7 @@ def test_two_processes_share_the_clips(folder, vae, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    expected = evaluate(vae, read_held_out(config(folder), vae.config))
+    expected = evaluate(vae, read_held_out(config(folder), vae.config, report=False).clips)
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert list(result["rows"]) == list(expected.rows)

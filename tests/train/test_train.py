@@ -180,7 +180,9 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
         assert main([*options(folder, run, 1), *changes]) == 1
         assert said in capsys.readouterr().err
     moved = folder.rename(tmp_path / "moved")
+    (moved / "notes.txt").write_text("no video")
     assert main([*options(moved, run, 2), "--gradient_checkpointing=true"]) == 0
+    assert f"{moved}: ignored, no videos or images: 1 .txt\n" in capsys.readouterr().out
     shutil.copy(moved / "waves.mp4", moved / "more.mp4")
     assert main(options(moved, run, 3)) == 1
     assert "the training data are 1 entries" in capsys.readouterr().err
@@ -194,6 +196,27 @@ def test_weights_to_start_from_bring_their_architecture_to_the_record(folder, tm
     tiny(num_res_blocks=1).float().save_pretrained(weights)
     assert main(arguments) == 1
     assert "model.num_res_blocks is 2, not 1" in capsys.readouterr().err
+
+
+def test_other_weights_to_start_from_are_refused_and_the_same_in_another_file_are_not(
+    folder, tmp_path, capsys
+):
+    weights, moved = tmp_path / "vae.safetensors", tmp_path / "moved.safetensors"
+    vae = tiny().float()
+    vae.save_pretrained(weights)
+
+    def train(path: Path, steps: int) -> int:
+        return main([*options(folder, tmp_path / "run", steps), f"--weights={path}"])
+
+    assert train(weights, 1) == 0
+    shutil.copy(weights, moved)
+    assert train(moved, 2) == 0
+    with torch.no_grad():
+        vae.conv1.bias[0] += 1
+    vae.save_pretrained(moved)
+    capsys.readouterr()
+    assert train(moved, 3) == 1
+    assert f"weights is '{moved}' (digest " in capsys.readouterr().err
 
 
 def test_the_command_of_the_readme_trains(folder, tmp_path):

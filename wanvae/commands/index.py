@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_progress_option
 from wanvae.engine.command_line.program import Command
-from wanvae.folders.listing import MANIFEST, describe_ignored
+from wanvae.engine.litter import describe_ignored
+from wanvae.folders.listing import MANIFEST
 from wanvae.folders.manifest import write_manifest
 
 

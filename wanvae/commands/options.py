@@ -87,6 +87,7 @@ def add_source_options(parser: Parser) -> None:
         help="mean and standard deviation of the latents: none, wan2.1, wan2.2, or a JSON file "
         "with latents_mean and latents_std (default: of the file, or as its architecture tells)",
     )
+    parser.reads("latent_statistics")
 
 
 def add_model_options(parser: Parser, *, several: bool = False) -> None:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from wanvae.checkpoints.formats import identify
 from wanvae.config import RGB, RGBA, WanVAEConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.files import refuse_overwriting
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
 from wanvae.execution.sharding import FIRST
@@ -95,10 +96,12 @@ def reconstruct_file(
         The results in the first process; None in the others.
 
     Raises:
+        FileError: ``destination`` is ``source``.
         VideoError: a file cannot be read or written, or has no frame from ``start`` on.
         UserError: the model cannot stream, or decodes other videos than it encodes.
         NotFiniteError: latents or frames are not finite.
     """
+    refuse_overwriting(destination, [source])
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
@@ -175,9 +178,10 @@ def encode_file(
 
     Raises:
         VideoError: ``source`` cannot be read, or has no frame from ``start`` on.
-        FileError: ``destination`` cannot be written.
+        FileError: ``destination`` cannot be written, or is ``source`` or ``checkpoint``.
         NotFiniteError: the latents are not finite.
     """
+    refuse_overwriting(destination, [source, checkpoint])
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
     with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
@@ -240,9 +244,11 @@ def decode_file(
     Raises:
         CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
             not finite, or says that they are not normalized although ``normalized`` is set.
+        FileError: ``destination`` is ``source`` or ``checkpoint``.
         VideoError: ``destination`` cannot be written.
         NotFiniteError: the decoded frames are not finite.
     """
+    refuse_overwriting(destination, [source, checkpoint])
     with read_latents(source) as latents:
         check_origin(latents, vae.config, source)
         check_scale(latents, normalized, source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from os import PathLike
@@ -140,14 +140,41 @@ def encode_dataset(
         The results of all processes in the first process; None in the others.
 
     Raises:
-        UserError: there is nothing to encode, ``options`` do not fit the model or the folder, or
-            one folder lies inside the other.
+        UserError: there is nothing to encode, ``options`` do not fit the model or the folder, one
+            folder lies inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
     """
     source, destination = Path(source), Path(destination)
     if source.name == MANIFEST:
         source = source.parent
-    plan = run_on_first_process(lambda: prepare(vae, checkpoint, source, destination, options))
+    with ExitStack() as held:
+        plan = run_on_first_process(
+            lambda: prepare(vae, checkpoint, source, destination, options, held)
+        )
+        return carry_out(
+            plan,
+            vae,
+            source,
+            destination,
+            processes,
+            tile_size=tile_size,
+            max_memory=max_memory,
+            progress=progress,
+        )
+
+
+def carry_out(
+    plan: DatasetPlan,
+    vae: WanVAE,
+    source: Path,
+    destination: Path,
+    processes: PartialState,
+    *,
+    tile_size: TileSize | None,
+    max_memory: Memory | None,
+    progress: bool,
+) -> DatasetReport | None:
+    """Encodes what is missing, as ``encode_dataset`` says, in the folder that ``prepare`` took."""
     started = time.perf_counter()
     rank, ranks = processes.process_index, processes.num_processes
     # Neighbours, so that the clips of one video mostly go to one process, which need not seek.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,11 +15,11 @@ from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import read_lines, write_lines
+from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
-from wanvae.folders.listing import describe_ignored
 from wanvae.folders.manifest import read_folder
 from wanvae.model import WanVAE
 
@@ -63,12 +63,13 @@ def prepare(
     source: Path,
     destination: Path,
     options: DatasetOptions,
+    held: ExitStack,
 ) -> DatasetPlan:
-    """Plans the files of a data set, and takes the folder for it.
+    """Plans the files of a data set, and takes the folder for it until ``held`` is closed.
 
     Raises:
         UserError: there is nothing to encode, the options do not fit the model, or the folder
-            belongs to other settings.
+            belongs to other settings or another job works in it.
         FileError: the folder cannot be written.
     """
     refuse_nested(source, destination)
@@ -94,7 +95,7 @@ def prepare(
         stamps=digest_of_stamps(found.clips) if many else "",
     )
     path = destination / SETTINGS
-    if take_folder(path, settings, DATA_SET, DatasetSettings.differences):
+    if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held):
         # Drops a line that a killed run left unfinished.
         write_lines(destination / FAILURES, read_failures(destination))
     files = tuple(plan_files(found.clips, options, vae.config))

@@ -95,13 +95,15 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         raise FileError(f"{path} cannot be created: {error.strerror}") from error
 
 
-def refuse_overwriting(output: str | os.PathLike[str], inputs: Iterable[str]) -> None:
+def refuse_overwriting(
+    output: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str] | None]
+) -> None:
     """Raises FileError if ``output`` is one of ``inputs``, or a file in one of them.
 
     Links and names that differ in case are the same file if the system says so. An input may also
-    be a numbered sequence of images, like frame-%04d.png, or anything that is not a file.
+    be a numbered sequence of images, like frame-%04d.png, or anything that is not a file, or None.
     """
-    for source in inputs:
+    for source in (os.fspath(source) for source in inputs if source is not None):
         if os.path.exists(source) and os.path.exists(output):
             inside = os.path.isfile(output) and Path(output).resolve().is_relative_to(
                 Path(source).resolve()

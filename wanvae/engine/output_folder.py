@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.files import is_nested, make_directory, remove_temporaries
 from wanvae.engine.json_files import read_value, write_value
+from wanvae.engine.locking import locked
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,25 +19,31 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def take_folder(
-    path: Path, settings: T, what: str, differences: Callable[[T, T], list[str]]
+    path: Path, settings: T, what: str, differences: Callable[[T, T], list[str]], held: ExitStack
 ) -> bool:
     """Takes the folder of ``path`` for a job: a new folder, or one of the same job.
+
+    Other jobs are kept out of the folder until ``held`` is closed. One process of the job calls
+    this function.
 
     Args:
         path: the settings file in the folder. A new folder gets it.
         settings: a dataclass with everything that the results depend on.
         what: what the folder holds, for messages, such as "a data set".
         differences: says in words what of the second settings is not the same as in the first.
+        held: gets the lock of the folder.
 
     Returns:
         Whether the job was started before. Temporary files that it left are then removed.
 
     Raises:
         UserError: the folder is of other settings, or holds other files.
+        LockedError: another job works in the folder.
         FileError: the folder cannot be written.
     """
     folder = path.parent
     make_directory(folder)
+    held.enter_context(locked(folder))
     if not path.exists():
         if any(not file.name.startswith(".") for file in folder.iterdir()):
             raise UserError(f"{folder} has other files in it; name a new folder")

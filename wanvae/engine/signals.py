@@ -14,8 +14,22 @@ from types import FrameType
 STOP_SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+# The status of a process after a signal is this and the number of the signal, as in shells.
+SIGNALED = 128
 # A launcher or a terminal may repeat its signal, which must not interrupt the tidying up.
 QUIET_SECONDS = 5.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended a job, after it kept what is done. The message says how to go on.
+
+    Attributes:
+        signal: the signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -70,7 +71,7 @@ def evaluate(
 
     Raises:
         UserError: there is nothing to judge, no clip can be read, or ``output`` holds something
-            else or lies in ``source``.
+            else, lies in ``source``, or another job works in it.
         FileError: a file cannot be written.
     """
     source, output = Path(source), Path(output)
@@ -81,36 +82,41 @@ def evaluate(
         lpips=isinstance(networks.lpips, Lpips),
         i3d=None if networks.i3d is None else digest_of_file(networks.i3d.path),
     )
-    found = run_on_first_process(lambda: prepare(source, output, options, settings))
-    judging = Judging(
-        models=models,
-        lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,
-        i3d=networks.i3d,
-        media_seconds=options.media_seconds,
-        device=models[0].vae.device,
-    )
-    outcome = run_trials(judging, found, output, processes, progress=progress)
-    if outcome is None:
-        return None
-    if not outcome.records:
-        raise UserError(
-            f"not one of {len(found.trials)} clips could be read to its end (the first: "
-            f"{outcome.failures[0].name}: {outcome.failures[0].reason})"
+    with ExitStack() as held:
+        found = run_on_first_process(lambda: prepare(source, output, options, settings, held))
+        judging = Judging(
+            models=models,
+            lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,
+            i3d=networks.i3d,
+            media_seconds=options.media_seconds,
+            device=models[0].vae.device,
         )
-    evaluation = put_together(settings, found, outcome, output, networks)
-    write_evaluation(output, evaluation)
-    write_report(output, output / TRIALS, evaluation, facts_of(evaluation, judging.device))
-    return evaluation
+        outcome = run_trials(judging, found, output, processes, progress=progress)
+        if outcome is None:
+            return None
+        if not outcome.records:
+            raise UserError(
+                f"not one of {len(found.trials)} clips could be read to its end (the first: "
+                f"{outcome.failures[0].name}: {outcome.failures[0].reason})"
+            )
+        evaluation = put_together(settings, found, outcome, output, networks)
+        write_evaluation(output, evaluation)
+        write_report(output, output / TRIALS, evaluation, facts_of(evaluation, judging.device))
+        return evaluation
 
 
 def prepare(
-    source: Path, output: Path, options: EvaluationOptions, settings: EvaluationSettings
+    source: Path,
+    output: Path,
+    options: EvaluationOptions,
+    settings: EvaluationSettings,
+    held: ExitStack,
 ) -> TrialList:
-    """Finds the trials, and takes the folder for them."""
+    """Finds the trials, and takes the folder for them until ``held`` is closed."""
     if source.is_dir():
         refuse_nested(source, output)
     found = find_trials(source, options)
-    take_folder(output / SETTINGS, settings, EVALUATION, EvaluationSettings.differences)
+    take_folder(output / SETTINGS, settings, EVALUATION, EvaluationSettings.differences, held)
     return found
 
 

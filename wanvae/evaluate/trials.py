@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
+from wanvae.engine.litter import describe_ignored
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path
 from wanvae.folders.failure import Failure
-from wanvae.folders.listing import MANIFEST, File, describe_ignored, size_and_time
+from wanvae.folders.listing import MANIFEST, File, size_and_time
 from wanvae.folders.manifest import Entry, MediaFolder, probe_file, read_folder
 
 # Letters of the name of a video that are kept in the name of a folder.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from wanvae.engine.litter import is_litter
+from wanvae.engine.litter import is_litter, suffix_of
 from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.video import VideoError
 
@@ -118,17 +118,6 @@ def is_left_out(path: str) -> bool:
 def may_be_media(name: str) -> bool:
     """Whether a file has to be opened to know whether it is a video or image."""
     return not is_left_out(name) and suffix_of(name) not in {*OTHER_SUFFIXES, TAR_SUFFIX}
-
-
-def suffix_of(name: str) -> str:
-    """Returns the suffix of a file in lower case; empty if it has none."""
-    return PurePosixPath(name).suffix.lower()
-
-
-def describe_ignored(ignored: Counter[str]) -> str:
-    """Returns how many files of which kind were ignored, the most first; empty if none were."""
-    kinds = sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0]))
-    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in kinds)
 
 
 def warn_of_folder(error: OSError) -> None:

@@ -20,16 +20,17 @@ from tqdm import tqdm
 
 from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
+from wanvae.engine.litter import describe_ignored, suffix_of
+from wanvae.engine.locking import locked
 from wanvae.errors import UserError
 from wanvae.folders.listing import (
     JOURNAL,
     MANIFEST,
     MEDIA_SUFFIXES,
     File,
-    describe_ignored,
+    Listing,
     list_files,
     may_be_media,
-    suffix_of,
 )
 from wanvae.folders.tars import TAR_SUFFIX, find_members
 from wanvae.video import FilePart, VideoError, probe
@@ -185,19 +186,24 @@ def write_manifest(folder: Path, *, progress: bool = False) -> MediaFolder:
         progress: show a progress bar on stderr.
 
     Raises:
-        UserError: there is no such folder, it has no videos, images or tars, or its manifest is
-            damaged.
+        UserError: there is no such folder, it has no videos, images or tars, its manifest is
+            damaged, or another process indexes it.
         OSError: the manifest cannot be written.
     """
     listing = list_files(folder)
-    files = listing.files
-    if not files:
+    if not listing.files:
         ignored = describe_ignored(listing.ignored)
         raise UserError(
             f"nothing to index in {str(folder)!r}: it has no videos, images or tars"
             + (f", only {ignored}" if ignored else "")
         )
-    known = known_entries(folder)
+    with locked(folder):
+        return index_files(folder, listing, progress=progress)
+
+
+def index_files(folder: Path, listing: Listing, *, progress: bool) -> MediaFolder:
+    """Writes the manifest of the files of a folder, as ``write_manifest`` says."""
+    files, known = listing.files, known_entries(folder)
     unknown = [file for file in files if file not in known]
     journal = folder / JOURNAL
     with journal.open("a", encoding="utf-8") as lines:

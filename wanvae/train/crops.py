@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wanvae.engine.config import check
-from wanvae.folders.manifest import Entry, load_entries, reason
-from wanvae.video import VideoError, read_clip
+from wanvae.engine.litter import describe_ignored
+from wanvae.engine.training.notices import warn_about
+from wanvae.folders.manifest import Entry, read_folder, reason
+from wanvae.video import HdrWarning, VideoError, read_clip
 
 # How many files in a row may fail before something else must be wrong.
 MOST_FAILURES = 100
-# How many of the files that are left out a warning names.
-SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +103,16 @@ class VideoCrops(Dataset):
     processes sees the same samples, and a run that resumes only needs the number of samples used.
 
     Another file, drawn in the same way, replaces a file that cannot be read. One warning names the
-    file, however many workers meet it. Other parts of the file are used if they can be read.
+    file, however many workers meet it. Other parts of the file are used if they can be read. What
+    the reader warns of in a clip that is used, such as damage, is told once for the file too.
 
     Args:
         samples_per_step: on all processes together.
         alpha: whether crops are RGBA, opaque where a file has no alpha, or RGB.
+        report: warn of files that are left out, and of HDR. One process of a run should.
+
+    Attributes:
+        ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
 
     Raises:
         VideoError: nothing in the folder is large and long enough for one of the shapes; or, for a
@@ -115,7 +120,13 @@ class VideoCrops(Dataset):
     """
 
     def __init__(
-        self, config: DataConfig, seed: int, *, samples_per_step: int, alpha: bool = False
+        self,
+        config: DataConfig,
+        seed: int,
+        *,
+        samples_per_step: int,
+        alpha: bool = False,
+        report: bool = True,
     ) -> None:
         self.config = config
         self.alpha = alpha
@@ -124,10 +135,15 @@ class VideoCrops(Dataset):
         self.buckets = config.shapes
         weights = np.array([bucket.weight for bucket in self.buckets])
         self._shares = weights / weights.sum()
-        self.entries = load_entries(Path(config.folder))
-        self.usable = find_usable(self.entries, config)
+        content = read_folder(Path(config.folder))
+        self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
+        self.usable = find_usable(self.entries, config, report)
+        if report:
+            warn_of_hdr([self.entries[i] for i in np.unique(np.concatenate(self.usable))], config)
         # In shared memory: a file that one worker has named is not named by another.
-        self._named = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
+        self._named, self._told = torch.zeros(
+            2, len(self.entries), dtype=torch.bool
+        ).share_memory_()
         self._held = -1, -1
         self._clip = torch.empty(0)
 
@@ -162,7 +178,7 @@ class VideoCrops(Dataset):
             stride = int(random.integers(*stride_range(entry, shape, self.config), endpoint=True))
             start = random.integers(entry.frames - (shape.frames - 1) * stride)
             try:
-                return self.read(entry, start / entry.fps, shape, stride)
+                return self.read(index, start / entry.fps, shape, stride)
             except Exception as error:  # a damaged file can raise anything
                 failure = error
                 self.name_once(index, error)
@@ -171,15 +187,25 @@ class VideoCrops(Dataset):
             f"last: {failure}; is the folder still there?"
         ) from failure
 
-    def read(self, entry: Entry, start: float, shape: BucketConfig, stride: int) -> Tensor:
-        source = entry.source(Path(self.config.folder))
-        with warnings.catch_warnings():
-            # A file that ends early is only of interest if frames of this clip are missing.
-            warnings.simplefilter("ignore")
+    def read(self, index: int, start: float, shape: BucketConfig, stride: int) -> Tensor:
+        source = self.entries[index].source(Path(self.config.folder))
+        with warnings.catch_warnings(record=True) as notices:
+            warnings.simplefilter("always")
             clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
         if clip.shape[2] < shape.height or clip.shape[3] < shape.width:
             raise VideoError("it has become smaller since it was indexed")
+        self.tell_once(index, notices)
         return clip
+
+    def tell_once(self, index: int, notices: Sequence[warnings.WarningMessage]) -> None:
+        """Warns of what the reader has warned of, the first time that it does so for a file."""
+        if self.entries[index].hdr is not None:  # which is told before the first sample
+            notices = [notice for notice in notices if notice.category is not HdrWarning]
+        if not notices or self._told[index]:
+            return
+        self._told[index] = True
+        for notice in notices:
+            warnings.warn(notice.message, stacklevel=2)
 
     def name_once(self, index: int, error: Exception) -> None:
         if self._named[index]:
@@ -218,10 +244,13 @@ def random_crop(
     return crop.contiguous()
 
 
-def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray]:
+def find_usable(
+    entries: Sequence[Entry], config: DataConfig, report: bool = True
+) -> list[np.ndarray]:
     """For each bucket, the positions of the entries that are large and long enough for it.
 
-    Warns once of the entries that no bucket can use.
+    Args:
+        report: warn of the entries that no bucket can use.
 
     Raises:
         VideoError: a bucket can use nothing.
@@ -233,7 +262,8 @@ def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray
     used = np.zeros(len(entries), dtype=bool)
     for positions in usable:
         used[positions] = True
-    warn_of([entry for entry, known in zip(entries, used, strict=True) if not known], config)
+    if report:
+        warn_of([entry for entry, known in zip(entries, used, strict=True) if not known], config)
     for shape, positions in zip(config.shapes, usable, strict=True):
         if not len(positions):
             raise VideoError(
@@ -263,11 +293,20 @@ def warn_of(unusable: Sequence[Entry], config: DataConfig) -> None:
         for entry in unusable
         if entry.error is None
     ]
-    lines = [
+    warn_about(
         f"{len(broken)} files in {config.folder!r} cannot be read and {len(small)} are smaller or "
-        "shorter than every clip; they are left out:",
-        *[*broken, *small][:SHOWN],
-    ]
-    if len(unusable) > SHOWN:
-        lines.append(f"and {len(unusable) - SHOWN} more; wanvae index lists what cannot be read")
-    warnings.warn("\n  ".join(lines), stacklevel=2)
+        "shorter than every clip",
+        [*broken, *small],
+    )
+
+
+def warn_of_hdr(used: Sequence[Entry], config: DataConfig) -> None:
+    """Warns how many files are HDR, and which."""
+    found = [f"{entry.name}: {entry.hdr}" for entry in used if entry.hdr is not None]
+    if found:
+        warn_about(
+            f"{len(found)} files in {config.folder!r} are HDR or have wide colours",
+            found,
+            "they are read as if they were SDR, so their colours look gray; convert them to SDR "
+            "(tone mapping) first",
+        )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from wanvae.config import WanVAEConfig, check_length, check_size
 from wanvae.engine.config import check
+from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
-from wanvae.folders.listing import may_be_media
+from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
+from wanvae.folders.manifest import reason
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import WanVAE
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
@@ -78,29 +82,61 @@ class HeldOutScores:
     means: dict[str, float]
 
 
-def read_held_out(config: EvaluationConfig, model: WanVAEConfig) -> list[HeldOutClip]:
+@dataclass(frozen=True)
+class HeldOutFolder:
+    """What is used of an evaluation folder.
+
+    Attributes:
+        clips: a clip of each file that is used, sorted by name.
+        ignored: how many files are no videos or images, by suffix; or empty.
+    """
+
+    clips: list[HeldOutClip]
+    ignored: str
+
+
+def read_held_out(
+    config: EvaluationConfig, model: WanVAEConfig, *, report: bool = True
+) -> HeldOutFolder:
     """The clips that ``config`` describes, the same each time.
 
     Files that cannot be read, or are too small or short, are left out.
 
     Args:
         model: the config of the model that encodes the clips.
+        report: warn of files that are left out. One process of a run should.
 
     Raises:
         UserError: the model cannot encode clips of this shape, or the folder holds none.
     """
     check_size(model, config.size, config.size)
     check_length(model, config.frames)
-    clips = list(islice(usable_clips(config, model.encodes_alpha), config.clips))
+    if config.folder is None:
+        raise UserError("there is no evaluation folder; name one as evaluation.folder")
+    folder = Path(config.folder)
+    listing = list_held_out(folder)
+    clips, left_out, others = [], [], Counter[str]()
+    for file in listing.files:
+        if len(clips) == config.clips:
+            break
+        try:
+            clips.append(read_file(folder, file.path, config, model.encodes_alpha))
+        except VideoError as error:
+            if suffix_of(file.path) in MEDIA_SUFFIXES:
+                left_out.append(f"{file.path}: {reason(error, folder / file.path)}")
+            else:
+                others[suffix_of(file.path)] += 1
     if not clips:
         raise UserError(
             f"no usable file in the evaluation folder {config.folder!r}: it needs videos of "
             f"{config.size} pixels or more and {config.frames} frames or more, or such images"
         )
-    return clips
+    if left_out and report:
+        warn_about(f"{len(left_out)} files in {config.folder!r} cannot be evaluated", left_out)
+    return HeldOutFolder(clips, describe_ignored(listing.ignored + others))
 
 
-def usable_clips(config: EvaluationConfig, alpha: bool) -> Iterator[HeldOutClip]:
+def usable_clips(config: EvaluationConfig, alpha: bool = False) -> Iterator[HeldOutClip]:
     """A clip of each file of the folder that is large and long enough, sorted by name.
 
     Args:
@@ -109,19 +145,36 @@ def usable_clips(config: EvaluationConfig, alpha: bool) -> Iterator[HeldOutClip]
     if config.folder is None:
         return
     folder = Path(config.folder)
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        if not path.is_file() or not may_be_media(relative):
-            continue
-        try:
-            info = probe(path)
-            frames = 1 if info.is_image else config.frames
-            if min(info.height, info.width) < config.size:
-                continue
-            video = read_clip(path, middle(info, frames), frames, alpha=alpha)
-        except VideoError:
-            continue
-        yield HeldOutClip(relative, centre_crop(video, config.size))
+    for file in list_held_out(folder).files:
+        with suppress(VideoError):
+            yield read_file(folder, file.path, config, alpha)
+
+
+def list_held_out(folder: Path) -> Listing:
+    """The files of a folder that may be videos or images, sorted. Tars are not read.
+
+    Raises:
+        VideoError: there is no such folder.
+    """
+    listing = list_files(folder)
+    files = [file for file in listing.files if may_be_media(file.path)]
+    tars = Counter(suffix_of(file.path) for file in set(listing.files) - set(files))
+    return Listing(sorted(files, key=lambda file: Path(file.path)), listing.ignored + tars)
+
+
+def read_file(folder: Path, name: str, config: EvaluationConfig, alpha: bool) -> HeldOutClip:
+    """The clip of a file of the folder; VideoError if it cannot be read, or is too small.
+
+    Args:
+        alpha: whether the clip is RGBA, or RGB.
+    """
+    path = folder / name
+    info = probe(path)
+    if min(info.height, info.width) < config.size:
+        raise VideoError(f"it has {info.width}x{info.height} pixels, too few")
+    frames = 1 if info.is_image else config.frames
+    video = read_clip(path, middle(info, frames), frames, alpha=alpha)
+    return HeldOutClip(name, centre_crop(video, config.size))
 
 
 def middle(info: VideoInfo, frames: int) -> float:

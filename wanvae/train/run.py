@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
+from wanvae.checkpoints.formats import identify
 from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
@@ -64,7 +65,8 @@ class TrainConfig:
             gradients: a fraction of the memory, a sixth more time, the same result.
         weights: checkpoint to start from, of any layout. Its architecture replaces ``model``,
             except ``model.ndim``: if this is 3, an image model is inflated to a video model.
-            Without weights the model starts as wanvae.train.initialize says.
+            Without weights the model starts as wanvae.train.initialize says. A run goes on only
+            with the same weights, in whatever file.
         freeze_encoder: train the decoder alone. Latents stay the same, so diffusion models that
             generate them keep working. The decoder learns from the mode of the latents.
     """
@@ -104,18 +106,27 @@ class VideoTraining:
         self.video_losses = VideoLosses(config.loss, accelerator.device)
         self.held_out: list[HeldOutClip] = []
         if config.evaluation.folder is not None:
-            self.held_out = read_held_out(config.evaluation, vae.config)
+            found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
+            self.say_ignored(config.evaluation.folder, found.ignored)
+            self.held_out = found.clips
+
+    def say_ignored(self, folder: str, ignored: str) -> None:
+        """Says, in the first process, how many files of a folder are ignored, if any are."""
+        if ignored:
+            self.accelerator.print(f"{folder}: ignored, no videos or images: {ignored}")
 
     def task(self) -> Task:
         """What to train."""
-        trainer = self.config.trainer
+        trainer, weights = self.config.trainer, self.config.weights
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
         samples = VideoCrops(
             self.config.data,
             trainer.seed,
             samples_per_step=samples_per_step,
             alpha=self.vae.config.encodes_alpha,
+            report=self.accelerator.is_main_process,
         )
+        self.say_ignored(self.config.data.folder, samples.ignored)
         return Task(
             model=self.vae,
             samples=samples,
@@ -127,6 +138,7 @@ class VideoTraining:
             preview=self.preview if self.held_out else None,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.vae.config),
+            identify_start=None if weights is None else partial(identify, weights),
             describe_data=samples.describe,
         )
 
@@ -177,15 +189,15 @@ def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
     return lpips(*videos).mean()
 
 
-def run(config: TrainConfig) -> bool:
-    """Trains as ``config`` says; returns whether all steps are done."""
+def run(config: TrainConfig) -> None:
+    """Trains as ``config`` says."""
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = VideoTraining(config, first_model(config), accelerator).task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
         trainer = replace(trainer, best="psnr")
-    return train(task, trainer, accelerator)
+    train(task, trainer, accelerator)
 
 
 def first_model(config: TrainConfig) -> WanVAE:
@@ -210,7 +222,7 @@ def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:
-    """Trains; returns 0, or 130 if interrupted, or 1 after an error.
+    """Trains; returns 0, or 1 after an error, or 128 and the number of a signal that ended it.
 
     Args:
         arguments: of the command line; None takes the arguments of this process.

@@ -1,12 +1,13 @@
 """Video and image files in and out, through PyAV (FFmpeg)."""
 
-from wanvae.video.common import FilePart, VideoError
+from wanvae.video.common import FilePart, HdrWarning, VideoError
 from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
 from wanvae.video.writer import VideoWriter, write_video
 
 __all__ = [
     "FilePart",
     "Frame",
+    "HdrWarning",
     "VideoError",
     "VideoInfo",
     "VideoReader",

@@ -26,6 +26,10 @@ class VideoError(UserError):
     """A video file cannot be read or written. The message says which file and why in one line."""
 
 
+class HdrWarning(UserWarning):
+    """A video is HDR, or has wide colours, and is read as if it were SDR."""
+
+
 @dataclass(frozen=True)
 class FilePart:
     """A video or image inside a larger file, such as an uncompressed tar.
@@ -72,11 +76,13 @@ class Notices:
         self._path = path
         self._told: set[str] = set()
 
-    def tell(self, sentence: str, once: str | None = None) -> None:
+    def tell(
+        self, sentence: str, once: str | None = None, kind: type[UserWarning] = UserWarning
+    ) -> None:
         """Warns of something about the file, once for each sentence, or for each name ``once``."""
         if (once or sentence) not in self._told:
             self._told.add(once or sentence)
-            warnings.warn(f"{self._path}: {sentence}", stacklevel=2)
+            warnings.warn(f"{self._path}: {sentence}", kind, stacklevel=2)
 
 
 @contextmanager

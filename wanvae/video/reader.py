@@ -21,7 +21,14 @@ from av.video.reformatter import (
 )
 
 from wanvae.video.clock import increasing, on_grid
-from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
+from wanvae.video.common import (
+    INTERPOLATION,
+    HdrWarning,
+    Notices,
+    Source,
+    VideoError,
+    one_line_errors,
+)
 from wanvae.video.decoder import Decoder
 from wanvae.video.orientation import orientation_of
 from wanvae.video.packets import PacketSource, count_frames
@@ -80,7 +87,7 @@ class VideoReader:
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
     says. Alpha is dropped, except with `alpha`: then pictures are RGBA, and opaque where the file
     has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as if it
-    were SDR, with a UserWarning.
+    were SDR, with a HdrWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -293,7 +300,8 @@ class VideoReader:
         if self.info.hdr is not None:
             self._notices.tell(
                 f"it is HDR or has wide colours ({self.info.hdr}), and is read as if it were SDR, "
-                "so its colours look gray; convert it to SDR (tone mapping) first"
+                "so its colours look gray; convert it to SDR (tone mapping) first",
+                kind=HdrWarning,
             )
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
         with_alpha = self._alpha and _has_alpha(frame)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.engine.training.test_loop import Broken, log_lines
 from tests.engine.training.test_record import start, without_matplotlib  # noqa: F401 - fixtures
 from tests.engine.training.toy import KillAt, make_task, settings
+from wanvae.engine.signals import Interrupted
 from wanvae.engine.training.log import Means, plot_lines
 
 CIRCUMSTANCES = {"seconds", "steps_per_second", "memory_gb"}
@@ -66,8 +67,9 @@ def test_skipped_steps_are_in_no_mean(tmp_path: Path, start) -> None:  # noqa: F
 def test_a_run_that_was_stopped_logs_all_steps(tmp_path: Path, start) -> None:  # noqa: F811
     start(make_task(), settings(tmp_path / "each"))
     config = settings(tmp_path / "cut", log_every=4)
-    assert not start(make_task(KillAt(4, signal.SIGINT)), config)
-    assert start(make_task(), config)
+    with pytest.raises(Interrupted):
+        start(make_task(KillAt(4, signal.SIGINT)), config)
+    start(make_task(), config)
     losses = [line["loss"] for line in log_lines(tmp_path / "each")]
     total, before = 0.0, 0
     for line in log_lines(tmp_path / "cut"):

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from tests.engine.training.toy import KillAt, Model, Noise, losses, make_task, s
 from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
 from wanvae.engine.finite import NotFiniteError
-from wanvae.engine.signals import STOP_SIGNALS
+from wanvae.engine.signals import STOP_SIGNALS, Interrupted
+from wanvae.engine.training import loop
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.errors import UserError
@@ -116,10 +118,11 @@ def run_command(*command: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("kind", STOP_SIGNALS)
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, accelerator, kind):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train(make_task(), settings(whole), accelerator())
-    assert not train(make_task(KillAt(10, kind)), settings(stopped), accelerator())
+    train(make_task(), settings(whole), accelerator())
+    with pytest.raises(Interrupted):
+        train(make_task(KillAt(10, kind)), settings(stopped), accelerator())
     assert not (stopped / "model.safetensors").exists()
-    assert train(make_task(), settings(stopped), accelerator())
+    train(make_task(), settings(stopped), accelerator())
     assert_equal(final_weights(whole), final_weights(stopped))
 
 
@@ -133,13 +136,14 @@ def test_no_process_that_loads_data_outlives_a_run(tmp_path, accelerator):
     gc.disable()
     try:
         task = replace(make_task(), losses=stop)
-        assert not train(task, settings(tmp_path, workers=2), accelerator())
+        with pytest.raises(Interrupted):
+            train(task, settings(tmp_path, workers=2), accelerator())
         assert not multiprocessing.active_children()
     finally:
         gc.enable()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", STOP_SIGNALS)
 def test_a_run_stops_cleanly_when_its_whole_group_is_told_to(tmp_path, kind):
     """As a terminal or a scheduler does, with the processes that load data."""
     config = settings(tmp_path, steps=10**6, checkpoint_every=10**6, workers=2)
@@ -155,9 +159,43 @@ def test_a_run_stops_cleanly_when_its_whole_group_is_told_to(tmp_path, kind):
         time.sleep(0.05)
     os.killpg(run.pid, kind)
     _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130, errors
+    assert run.returncode == 128 + kind, errors
+    saved, step = newest(tmp_path), log_lines(tmp_path)[-1]["step"]
+    assert saved.name == f"step-{step:08d}"
+    assert errors.splitlines()[-1] == (
+        f"toy: interrupted; {kind.name} ended the run after step {step} of 1000000, which is saved "
+        f"in {saved}; run the same command again to go on"
+    )
     assert "Traceback" not in errors
-    assert newest(tmp_path).name == f"step-{log_lines(tmp_path)[-1]['step']:08d}"
+
+
+@pytest.mark.parametrize("others", [[0], [signal.SIGTERM, 0]])
+def test_processes_of_a_run_end_with_one_status(monkeypatch, others):
+    """Whichever of them received the signal; the first one says what happened."""
+    received = [] if any(others) else [signal.SIGTERM]
+    gathered = [torch.tensor([number]) for number in others]
+    monkeypatch.setattr(loop, "gather_from_processes", lambda own: [own, *gathered])
+    for first, ending in ((True, Interrupted), (False, SystemExit)):
+        process = SimpleNamespace(device=torch.device("cpu"), is_main_process=first)
+        with pytest.raises(ending) as end:
+            loop.end_by_signal(received, "step 1 of 2", Path("saved"), process)
+        if first:
+            assert end.value.signal is signal.SIGTERM
+        else:
+            assert end.value.code == 143
+
+
+def test_a_signal_after_the_last_step_does_not_undo_it(tmp_path, accelerator):
+    """The model is written, and the run is complete."""
+
+    def save(model, path):
+        if path.parent == tmp_path:
+            os.kill(os.getpid(), signal.SIGTERM)
+        make_task().save_weights(model, path)
+
+    config = settings(tmp_path, steps=1, checkpoint_every=9)
+    train(replace(make_task(), save_weights=save), config, accelerator())
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator):
@@ -359,7 +397,7 @@ def test_plots_the_log_and_tells_the_tracker(tmp_path, accelerator, monkeypatch)
     (events,) = (tmp_path / "tensorboard").glob("events*")
     assert b"gradient_norm" in events.read_bytes()
     # A run that goes on has its options there already.
-    assert train(make_task(), replace(config, steps=9), accelerator(config))
+    train(make_task(), replace(config, steps=9), accelerator(config))
     (options,) = (tmp_path / "tensorboard").rglob("hparams.yml")
     assert "learning_rate: 0.1" in options.read_text()
 
@@ -399,7 +437,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, accelerator):
     task = make_task(Broken(4 * 4), discriminator_from=2)
     # Running statistics of the forward pass are no exception.
     task.model.layers.insert(0, nn.BatchNorm1d(4))
-    assert train(task, config, accelerator())
+    train(task, config, accelerator())
     before, after, later = sorted((tmp_path / "checkpoints").iterdir())[3:6]
     for name in ("model", "ema", "discriminator"):
         tensors = read_tensors(before / f"{name}.safetensors").tensors
@@ -455,7 +493,7 @@ def test_a_full_disk_is_one_line_and_leaves_older_checkpoints(tmp_path, accelera
     assert "GB free on its disk: make room" in message
     assert "\n" not in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
-    assert train(make_task(), config, accelerator())
+    train(make_task(), config, accelerator())
 
 
 def test_the_first_error_is_told_where_the_disk_of_the_checkpoints_is_gone(tmp_path, accelerator):

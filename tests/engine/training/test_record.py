@@ -23,6 +23,7 @@ from tests.engine.training.toy import KillAt, make_task, settings
 from tests.helpers import LAUNCHER
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.engine.locking import locked
+from wanvae.engine.signals import Interrupted
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import train
 from wanvae.engine.training.record import decisive_options, flat_options
@@ -58,6 +59,7 @@ class Layer:
 class Whole:
     """All options of a run, as a program has them."""
 
+    weights: str | None = None
     layers: tuple[Layer, ...] = ()
     layer: Layer | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -70,13 +72,13 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., bool]]:
+def start() -> Iterator[Callable[..., None]]:
     """Trains as a new process does."""
 
-    def run(task: Task, config: TrainerConfig) -> bool:
+    def run(task: Task, config: TrainerConfig) -> None:
         AcceleratorState._reset_state()
         PartialState._reset_state()
-        return train(task, config, Accelerator(cpu=True))
+        train(task, config, Accelerator(cpu=True))
 
     yield run
     AcceleratorState._reset_state()
@@ -120,7 +122,7 @@ def test_what_changes_the_result_is_refused_by_name(
     with pytest.raises(UserError, match=rf"started with something else: .*{message}"):
         start(task, other)
     assert final_weights(tmp_path).keys() == before
-    assert start(task_of(config), config)
+    start(task_of(config), config)
 
 
 def test_another_model_other_data_and_other_steps_are_refused(
@@ -169,7 +171,7 @@ def test_what_leaves_the_result_alone_may_change(tmp_path: Path, start: Callable
     assert changes.keys() == TrainerConfig.MAY_CHANGE - {"run", "accumulate", "compile"}
     (tmp_path / "a").rename(tmp_path / "b")
     other = replace(config, run=str(tmp_path / "b"), **changes)
-    assert start(task_of(other), other)
+    start(task_of(other), other)
     assert newest(tmp_path / "b").name == "step-00000004"
     kept = parse_config(Whole, "test", None, [f"--config={tmp_path / 'b' / 'config.yaml'}"])
     assert kept.trainer == other
@@ -184,7 +186,7 @@ def test_before_the_first_checkpoint_anything_may_change(tmp_path: Path, start: 
     with pytest.raises(ZeroDivisionError):
         start(replace(task_of(config), losses=failing), config)
     other = replace(config, seed=1)
-    assert start(task_of(other), other)
+    start(task_of(other), other)
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_is_not_checked(
@@ -196,11 +198,38 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_is_not_checked(
     (tmp_path / "run.json").unlink()
     capsys.readouterr()
     other = replace(config, seed=3)
-    assert start(task_of(other), other)
+    start(task_of(other), other)
     lines = [line for line in capsys.readouterr().out.splitlines() if "cannot be checked" in line]
     assert len(lines) == 1 and str(tmp_path) in lines[0]
     with pytest.raises(UserError, match=r"trainer\.seed is 3, not 0"):
         start(task_of(config), config)
+
+
+def test_a_record_of_an_earlier_version_knows_the_name_of_the_weights(
+    tmp_path: Path, start: Callable
+) -> None:
+    config = settings(tmp_path, steps=1)
+
+    def begin(name: str, digest: str) -> None:
+        start(replace(task_of(config, weights=name), identify_start=lambda: digest), config)
+
+    begin("a", "1" * 64)
+    begin("b", "1" * 64)
+    with pytest.raises(
+        UserError, match=r"weights is 'b' \(digest 11111111\), not 'b' \(digest 2{8}"
+    ):
+        begin("b", "2" * 64)
+    with pytest.raises(
+        UserError, match=r"weights is 'b' \(digest 1{8}\), not None \(digest none\)"
+    ):
+        start(task_of(config), config)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["start"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="weights is 'b', not 'a'"):
+        begin("a", "1" * 64)
+    begin("b", "2" * 64)
+    assert json.loads((tmp_path / "run.json").read_text())["start"] == "2" * 64
 
 
 @pytest.mark.parametrize("text", ["", "[", "trainer: {seed: x}", "unknown: 1"])
@@ -231,15 +260,18 @@ def test_a_run_says_how_it_ended_and_where_its_model_is(
     tmp_path: Path, start: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path)
-    assert not start(make_task(KillAt(10, signal.SIGINT)), config)
-    said = capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(Interrupted) as interruption:
+        start(make_task(KillAt(10, signal.SIGINT)), config)
     stopped = newest(tmp_path)
-    assert said.startswith(f"stopped after step {int(stopped.name[5:])} of 8, which is saved in ")
-    assert str(stopped) in said and said.endswith("run the same command again to go on")
-    assert start(make_task(), config)
+    assert str(interruption.value) == (
+        f"SIGINT ended the run after step {int(stopped.name[5:])} of 8, which is saved in "
+        f"{stopped}; run the same command again to go on"
+    )
+    capsys.readouterr()
+    start(make_task(), config)
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == f"{tmp_path / 'model.safetensors'}: the model after 8 steps"
-    assert start(make_task(), config)
+    start(make_task(), config)
     assert capsys.readouterr().out.splitlines()[-1] == said
 
 
@@ -290,5 +322,5 @@ def test_no_process_of_a_second_run_starts_in_a_folder_in_use(tmp_path: Path) ->
         second = toy(settings(tmp_path), *LAUNCHER[1:], processes=2)
         _, errors = second.communicate(timeout=200)
     assert second.returncode != 0
-    assert "LockedError: another process works in" in errors
+    assert "toy: another process works in" in errors
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "log.jsonl").exists()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wanvae.engine.checkpoint import load_in_place, write_tensors
+from wanvae.engine.command_line.outcome import exit_status
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import Discriminator, StepLosses, Task
@@ -106,7 +107,12 @@ def main(
         raise RuntimeError(f"started {accelerator.num_processes} processes, not {processes}")
     samples = None if kill_at is None else KillAt(kill_at, signal.SIGKILL)
     task = make_task(samples, dropout=dropout, discriminator_from=discriminator_from)
-    return 0 if train(task, trainer, accelerator) else 130
+
+    def run() -> int:
+        train(task, trainer, accelerator)
+        return 0
+
+    return exit_status(run, "toy", [])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from motion.features.humanml3d import write_features
 from motion.files.formats import read_motion, write_motion
 from motion.tokens import read_tokens
 from tests.commands import outputs_of
-from tests.helpers import LAUNCHER
+from tests.helpers import LAUNCHER, occupied
 from tests.motion.helpers import contents, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer
 from wanvae.engine.checkpoint import write_pickle
@@ -132,10 +132,14 @@ def test_a_folder(tmp_path: Path, files: Path, run: Run) -> None:
     command = "tokenize", folder, tmp_path / "out", *model(files), "--format", "safetensors"
     line = f"{folder} -> {tmp_path / 'out'}: "
     assert run(*command) == (f"{line}2 files of tokens written, 0 were there\n", "")
-    assert run(*command) == (f"{line}0 files of tokens written, 2 were there\n", "")
+    (folder / "notes.txt").write_text("no motion")
+    (folder / "a.mp4").write_bytes(b"")
+    ignored = "ignored, no motion files: 1 .mp4, 1 .txt\n"
+    assert run(*command) == (f"{line}0 files of tokens written, 2 were there\n{ignored}", "")
+    assert ignored in run("evaluate", folder, *model(files))[0]
     (folder / "c.bvh").write_text("no motion")
     out, err = run(*command, status=1)
-    first, second = out.splitlines()
+    first, _, second = out.splitlines()
     assert first == f"{line}0 files of tokens written, 2 were there"
     assert second.startswith(f"left out: {folder / 'c.bvh'}, line 1: ")
     assert err == "wanvae-motion: 1 of 3 files cannot be read\n"
@@ -617,3 +621,17 @@ def test_ctrl_c_leaves_complete_files(tmp_path: Path, files: Path, run: Run) -> 
     assert 0 < len(done) < 300 and all(name.endswith(".npz") for name in done)
     assert all(read_tokens(target / name).origin for name in done)
     assert not [name for name in done if name.startswith(".")]
+
+
+@pytest.mark.parametrize("command", ["tokenize", "evaluate"])
+def test_two_jobs_do_not_write_one_folder(
+    tmp_path: Path, files: Path, fail: Fail, command: str
+) -> None:
+    target = tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    write_motion(tmp_path / "in" / "a.bvh", WALK)
+    option = ["--output"] if command == "evaluate" else []
+    with occupied(target):
+        err = fail(command, tmp_path / "in", *option, target, *model(files))
+    assert f"another process works in {target} (process 1 on there)" in err
+    assert set(os.listdir(target)) <= {".lock"}

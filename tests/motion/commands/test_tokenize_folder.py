@@ -14,20 +14,9 @@ from motion.errors import MotionError
 from motion.files.formats import write_motion
 from motion.tokens import Tokens, digest_of, read_tokens, write_tokens
 from tests.motion.helpers import contents
-from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer, write_walks
+from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer
 from wanvae.engine.files import FileError
 from wanvae.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def model() -> RVQVAE:
-    return tiny_tokenizer()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_walks(tmp_path / "in")
-    return tmp_path / "in"
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

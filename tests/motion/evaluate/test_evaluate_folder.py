@@ -15,18 +15,7 @@ from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.features.recording import read_recording
 from motion.files.formats import write_motion
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
-from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer, write_walks
-
-
-@pytest.fixture(scope="module")
-def model() -> RVQVAE:
-    return tiny_tokenizer()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_walks(tmp_path / "in")
-    return tmp_path / "in"
+from tests.motion.small_tokenizers import WALK, WALKS
 
 
 def test_an_evaluation_is_that_of_the_files(

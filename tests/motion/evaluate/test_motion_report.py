@@ -16,17 +16,12 @@ from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import as_json, make_table, sort_joints, write_figures
 from motion.files.formats import write_motion
 from tests.motion.evaluate.evaluations import evaluation, folder_evaluation
-from tests.motion.small_tokenizers import WALK, tiny_tokenizer
+from tests.motion.small_tokenizers import WALK
 from tests.pages import needs_browser, opened
 from wanvae.engine.files import FileError
 
 HOSTILE = """a"b</script><script>console.log('ran')</script>,&
 .bvh"""
-
-
-@pytest.fixture(scope="module")
-def model() -> RVQVAE:
-    return tiny_tokenizer()
 
 
 def walks(folder: Path, *names: str) -> FolderEvaluation:

@@ -43,11 +43,13 @@ def test_files_are_found_by_the_kind_of_model(tmp_path):
         (tmp_path / name).touch()
 
     def names(config):
-        return [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path, config)]
+        return [
+            path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path, config).paths
+        ]
 
     assert names(config_of()) == ["b.bvh", "in/a.NPZ"]
     assert names(RVQVAEConfig()) == ["in/c.npy"]
-    assert find_files(tmp_path / "d.txt", config_of()) == [tmp_path / "d.txt"]
+    assert find_files(tmp_path / "d.txt", config_of()).paths == [tmp_path / "d.txt"]
     (tmp_path / "new_joint_vecs").mkdir()
     (tmp_path / "new_joint_vecs" / "e.npy").touch()
     assert names(RVQVAEConfig()) == ["new_joint_vecs/e.npy"]

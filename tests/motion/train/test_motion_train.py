@@ -20,6 +20,7 @@ from motion.skeleton.sample import walk
 from motion.train.run import TrainConfig, main
 from tests.helpers import LAUNCHER
 from tests.motion import two_ranks
+from tests.motion.small_tokenizers import saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import read_tensors
 from wanvae.video import probe
 
@@ -198,13 +199,30 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
         assert main(options(data, run, 1, *changes)) == 1
         assert said in capsys.readouterr().err
     moved = data.rename(tmp_path / "moved")
+    (moved / "notes.txt").write_text("no motion")
     reset()
+    capsys.readouterr()
     assert main(options(moved, run, 2)) == 0
+    assert f"{moved}: ignored, no motion files: 1 .txt\n" in capsys.readouterr().out
     # Another motion in a file of the same name and length.
     write_motion(moved / "walk.npz", walk(240)[120:])
     reset()
     assert main(options(moved, run, 3)) == 1
     assert "the training data are 1 entries" in capsys.readouterr().err
+
+
+def test_other_weights_to_start_from_are_refused(folder, tmp_path, capsys):
+    weights, run = tmp_path / "start.safetensors", tmp_path / "run"
+    saved_tokenizer(weights)
+    assert main(options(folder, run, 1, f"--weights={weights}")) == 0
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    reset()
+    assert main(options(folder, run, 2, f"--weights={moved}")) == 0
+    tiny_tokenizer(seed=1).save_pretrained(moved)
+    reset()
+    capsys.readouterr()
+    assert main(options(folder, run, 3, f"--weights={moved}")) == 1
+    assert f"weights is '{moved}' (digest " in capsys.readouterr().err
 
 
 def run_command(*command: str) -> None:

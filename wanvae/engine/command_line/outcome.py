@@ -6,7 +6,6 @@ import errno
 import platform
 import re
 import shlex
-import signal
 import sys
 import traceback
 import warnings
@@ -19,12 +18,9 @@ from tqdm import tqdm
 
 from wanvae.engine.memory import is_out_of_memory
 from wanvae.engine.processes import LOST_PROCESS, is_lost_process
-from wanvae.engine.signals import interrupted_by_signals
+from wanvae.engine.signals import SIGNALED, Interrupted, interrupted_by_signals
 from wanvae.errors import UserError
 
-# The status after a signal is this and the number of the signal, as in shells.
-SIGNALED = 128
-INTERRUPTED = SIGNALED + signal.SIGINT
 # The system answers so to a mistake in a program, not to a missing file or a full disk.
 MISTAKES = (None, errno.EBADF, errno.EFAULT, errno.EINVAL)
 
@@ -59,10 +55,11 @@ def exit_status(
             return run()
         except KeyboardInterrupt as interruption:
             message = f"interrupted; {interruption}" if interruption.args else interrupted
+            told = interruption if isinstance(interruption, Interrupted) else caught
             # The terminal may have closed.
             with suppress(OSError):
                 say(program, message)
-            return SIGNALED + caught.signal
+            return SIGNALED + told.signal
         except Exception as error:
             message = explanation(error, out_of_memory)
             if message is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.command_line.arguments import parse_config
-from wanvae.engine.command_line.outcome import INTERRUPTED, exit_status
+from wanvae.engine.command_line.outcome import exit_status
 from wanvae.engine.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ T = TypeVar("T", bound="DataclassInstance")
 
 def training_command(
     cls: type[T],
-    run: Callable[[T], bool],
+    run: Callable[[T], None],
     program: str,
     description: str | None,
     arguments: Sequence[str] | None,
     config_folders: Sequence[Path] = (),
 ) -> int:
-    """Parses a config and trains; returns 0, or 130 if interrupted, or 1 after an error.
+    """Parses a config and trains; returns the status, as ``exit_status`` does.
 
     Args:
         cls: the config, a dataclass; see ``parse_config``.
-        run: trains as a config says; returns whether all steps are done.
+        run: trains as a config says, to the last step.
         program: the name of the command in messages.
         description: the first lines of the help.
         arguments: of the command line; None takes the arguments of this process.
@@ -38,8 +38,13 @@ def training_command(
     keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else [*arguments]
     config = parse_config(cls, program, description, arguments, config_folders)
+
+    def run_to_end() -> int:
+        run(config)
+        return 0
+
     return exit_status(
-        lambda: 0 if run(config) else INTERRUPTED,
+        run_to_end,
         program,
         arguments,
         interrupted="interrupted before the first step",

@@ -8,12 +8,14 @@ the same values as a run that never stopped.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
@@ -21,9 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.devices import default_device
 from wanvae.engine.finite import NotFiniteError
-from wanvae.engine.locking import locked
-from wanvae.engine.processes import means_over_processes, run_on_first_process
-from wanvae.engine.signals import STOP_SIGNALS, handle_signals
+from wanvae.engine.locking import locked_by_run
+from wanvae.engine.processes import (
+    gather_from_processes,
+    means_over_processes,
+    run_on_first_process,
+)
+from wanvae.engine.signals import SIGNALED, STOP_SIGNALS, Interrupted, handle_signals
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
@@ -62,26 +68,26 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
         ) from error
 
 
-def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
-    """Trains from the newest checkpoint of the run, or from the start.
-
-    SIGINT, SIGTERM and SIGHUP end the run with a checkpoint after the current step.
-
-    Returns:
-        Whether all steps are done; False after a signal.
+def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
+    """Trains from the newest checkpoint of the run, or from the start, to the last step.
 
     Raises:
+        Interrupted: SIGINT, SIGTERM or SIGHUP ended the run with a checkpoint after a step before
+            the last one.
+        SystemExit: so it is, in the processes besides the first, with the status of the signal.
         UserError: the task and the config do not fit; another process trains in the folder; or the
             run was started with something else that its result depends on.
         NotFiniteError: more steps in a row are skipped than ``config`` allows.
         CheckpointError: a checkpoint cannot be written or read.
     """
     check_task(task, config, accelerator)
-    with locked_run(Path(config.run), accelerator):
-        return train_in_folder(task, config, accelerator)
+    run = Path(config.run)
+    run_on_first_process(lambda: run.mkdir(parents=True, exist_ok=True))
+    with locked_by_run(run):
+        train_in_folder(task, config, accelerator)
 
 
-def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator) -> bool:
+def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
     """As ``train``, in a folder that no other run writes to."""
     run = Path(config.run)
     average = None
@@ -95,8 +101,7 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
     batches = load_batches(task.samples, config, accelerator, progress.step)
     options = flat_options(task.config or config) if progress.step == 0 else None
     log = Log(run, config.steps, progress.step, accelerator, options)
-    stop = False
-    with log, closing(batches), stop_on_signal(accelerator):
+    with stop_on_signal(accelerator) as received, log, closing(batches):
         for parts in batches:
             values, finite = optimization.step(parts, progress.step)
             progress.count_step(skipped=not finite)
@@ -117,32 +122,16 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
                 log.plot()
             if stop:
                 break
-    done = progress.step >= config.steps
-    if done and accelerator.is_main_process:
-        task.save_weights(judged, run / WEIGHTS)
+        done = progress.step >= config.steps
+        if done and accelerator.is_main_process:
+            task.save_weights(judged, run / WEIGHTS)
+    if not done:
+        saved = checkpoints.path(progress.step)
+        end_by_signal(received, f"step {progress.step} of {config.steps}", saved, accelerator)
     if accelerator.is_main_process:
-        # The terminal may have closed, which is one way to stop a run.
+        # The terminal may have closed.
         with suppress(OSError):
             print(outcome(run, config, progress, checkpoints), flush=True)
-    return done
-
-
-@contextmanager
-def locked_run(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keeps the processes of other runs out of the folder of this run until the block ends.
-
-    Raises:
-        LockedError: another process trains in the folder.
-        SystemExit: so it is, in the processes besides the first.
-    """
-    with ExitStack() as held:
-
-        def lock() -> None:
-            run.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(run))
-
-        run_on_first_process(lock)
-        yield
 
 
 def keep_record_of(
@@ -156,7 +145,9 @@ def keep_record_of(
     """
 
     def keep() -> None:
-        record = make_record(task.describe_data(), config.accumulate * accelerator.num_processes)
+        batches = config.accumulate * accelerator.num_processes
+        start = "" if task.identify_start is None else task.identify_start()
+        record = make_record(task.describe_data(), batches, start)
         goes_on = bool(checkpoints.complete())
         note = keep_record(Path(config.run), task.config or config, record, goes_on=goes_on)
         if note:
@@ -166,12 +157,7 @@ def keep_record_of(
 
 
 def outcome(run: Path, config: TrainerConfig, progress: Progress, checkpoints: Checkpoints) -> str:
-    """One line on how a run ended and where its model is."""
-    if progress.step < config.steps:
-        return (
-            f"stopped after step {progress.step} of {config.steps}, which is saved in "
-            f"{checkpoints.path(progress.step)}; run the same command again to go on"
-        )
+    """One line on where the model of a complete run is."""
     line = f"{run / WEIGHTS}: the model after {progress.step} steps"
     if progress.best_step is None:
         return line
@@ -287,7 +273,41 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 
 @contextmanager
-def stop_on_signal(accelerator: Accelerator) -> Iterator[None]:
-    """Turns signals to stop into accelerate's trigger, which all processes see together."""
-    with handle_signals(lambda *_: accelerator.set_trigger(), *STOP_SIGNALS):
-        yield
+def stop_on_signal(accelerator: Accelerator) -> Iterator[list[signal.Signals]]:
+    """Turns signals to stop into accelerate's trigger, which all processes see together.
+
+    Gives the signals that this process has received, in their order.
+    """
+    received: list[signal.Signals] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        accelerator.set_trigger()
+
+    with handle_signals(stop, *STOP_SIGNALS):
+        yield received
+
+
+def end_by_signal(
+    received: Sequence[signal.Signals], step: str, saved: Path, accelerator: Accelerator
+) -> NoReturn:
+    """Ends all processes of a run with the status of one signal, whichever of them received it.
+
+    Args:
+        received: by this process.
+        step: the last step that is done, for the message.
+        saved: its checkpoint.
+
+    Raises:
+        Interrupted: in the first process.
+        SystemExit: in the others.
+    """
+    own = torch.tensor([*received[:1], 0][:1], device=accelerator.device)
+    number = signal.Signals(int(torch.cat(gather_from_processes(own)).max()))
+    if not accelerator.is_main_process:
+        raise SystemExit(SIGNALED + number)
+    raise Interrupted(
+        f"{number.name} ended the run after {step}, which is saved in {saved}; run the same "
+        "command again to go on",
+        number,
+    )

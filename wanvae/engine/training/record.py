@@ -27,6 +27,8 @@ T = TypeVar("T", bound="DataclassInstance")
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
+# The option that names the checkpoint to start from. Not its name but its content must stay.
+START = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Record:
         batches_per_step: on all processes together.
         data_count: how many files or clips the training data are.
         data_digest: SHA-256 of what names and describes each of them.
+        start: a digest of the tensors and the config of the checkpoint that the model starts from;
+            empty if it is a new model; None in runs of earlier versions, which do not tell.
     """
 
     command: str
@@ -46,14 +50,16 @@ class Record:
     batches_per_step: int
     data_count: int
     data_digest: str
+    start: str | None = None
 
 
-def make_record(data: Iterable[str], batches_per_step: int) -> Record:
+def make_record(data: Iterable[str], batches_per_step: int, start: str) -> Record:
     """The record of this process.
 
     Args:
         data: a line for each file or clip of the training data, in their order.
         batches_per_step: on all processes together.
+        start: a digest of the checkpoint that the model starts from; empty if it is a new model.
     """
     digest, count = hashlib.sha256(), 0
     for line in data:
@@ -65,6 +71,7 @@ def make_record(data: Iterable[str], batches_per_step: int) -> Record:
         batches_per_step=batches_per_step,
         data_count=count,
         data_digest=digest.hexdigest(),
+        start=start,
     )
 
 
@@ -121,10 +128,17 @@ def find_changes(run: Path, config: DataclassInstance, record: Record) -> list[s
             "to go on without a check that the settings are the same"
         ) from error
     ours, theirs = decisive_options(config), decisive_options(before)
-    names = [*ours, *(name for name in theirs if name not in ours)]
+    # Records of earlier versions have the name only.
+    checked = () if started.start is None else (START,)
+    names = [name for name in {**ours, **theirs} if name not in checked]
     changes = describe_differences(
         {name: ours.get(name) for name in names}, {name: theirs.get(name) for name in names}
     )
+    if started.start is not None and started.start != record.start:
+        changes.append(
+            f"{START} is {theirs.get(START)!r} (digest {(started.start or 'none')[:8]}), not "
+            f"{ours.get(START)!r} (digest {(record.start or 'none')[:8]})"
+        )
     if started.batches_per_step != record.batches_per_step:
         changes.append(
             f"batches in a step (trainer.accumulate x processes) are {started.batches_per_step}, "

@@ -78,6 +78,8 @@ class Task:
             name. A step that is not finite puts the buffers of the model back afterwards.
         config: all options of the run, which its folder keeps; the options of the loop are among
             them. None: there are no others.
+        identify_start: gives a digest of the checkpoint that the model starts from, which tells
+            whether it is the same when the run goes on. None: a new model.
         describe_data: gives a line for each file or clip that is trained on, which tells whether it
             is the same when the run goes on.
     """
@@ -93,4 +95,5 @@ class Task:
     begin_step: Callable[[Sequence[Any]], None] | None = None
     end_step: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
     config: DataclassInstance | None = None
+    identify_start: Callable[[], str] | None = None
     describe_data: Callable[[], Iterable[str]] = tuple
