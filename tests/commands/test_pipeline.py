@@ -7,6 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -423,3 +425,25 @@ def test_numbers_that_a_model_cannot_hold_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match=r"not finite .* in float16: decode in bfloat16"):
         reconstruct_file(vae, source, tmp_path / "out.mkv")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+def test_sound_that_is_left_out_is_told(tmp_path: Path, vae: WanVAE) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"x264-params": "log-level=none"})
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for _ in range(5):
+            pixels = np.zeros((32, 32, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(video.encode(frame.reformat(format="yuv420p")))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "mono")
+        samples.rate = 8000
+        container.mux(sound.encode(samples))
+        for stream in (video, sound):
+            container.mux(stream.encode(None))
+    for convert, name in ((reconstruct_file, "b.mkv"), (encode_file, "b.safetensors")):
+        with pytest.warns(UserWarning, match="a.mkv: its sound is left out") as caught:
+            convert(vae, path, tmp_path / name)
+        assert len(caught) == 1
+    assert read_video(path)[1].beside == ("sound",)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,9 +17,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wanvae.cli import main
 from wanvae.folders.manifest import load_entries
 from wanvae.video import VideoError, VideoReader, probe, read_clip, read_video, write_video
 from wanvae.video.clock import increasing, on_grid
+from wanvae.video.codec import decoder_of
+from wanvae.video.decoder import Withheld
 
 BITS, BAR, HEIGHT = 8, 16, 64
 RATE = 25
@@ -91,6 +95,7 @@ KINDS = [
     ("ts", "mpeg2video", {"bf": "2"}),
     ("flv", "libx264", {"bf": "2"}),
     ("webm", "libvpx", {}),
+    ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
 ]
 
 
@@ -246,16 +251,16 @@ def test_the_average_rate_is_of_all_frames(tmp_path: Path) -> None:
 # Damage
 
 
-def noisy(path: Path, codec: str, options: dict[str, str]) -> Path:
+def noisy(path: Path, codec: str, options: dict[str, str], pixel_format: str = "yuv420p") -> Path:
     """60 frames of noise, so that each takes many bytes."""
     random = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE, options=options)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pixel_format
         for _ in range(60):
             pixels = random.integers(0, 255, (64, 96, 3), dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
-            container.mux(stream.encode(frame))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=pixel_format)))
         container.mux(stream.encode(None))
     return path
 
@@ -295,6 +300,87 @@ def test_broken_frames_are_no_frames(tmp_path: Path, suffix: str, codec: str, da
 def frames_of_strict(path: Path) -> Iterator[torch.Tensor]:
     with VideoReader(path, strict=True) as reader:
         return [frame.image for frame in reader]
+
+
+def damaged_copies(whole: Path, count: int) -> Iterator[Path]:
+    """Copies of a video of which one byte, or some, are others."""
+    random = np.random.default_rng(0)
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    content = np.frombuffer(whole.read_bytes(), np.uint8)
+    for _ in range(count):
+        packet = packets[random.integers(2, len(packets) - 1)]
+        assert packet.pos is not None
+        copy, at = content.copy(), packet.pos + packet.size // 2
+        damage = copy[at : at + random.integers(1, 100)]
+        damage ^= random.integers(1, 256, damage.size, dtype=np.uint8)
+        path = whole.with_name(f"damaged{whole.suffix}")
+        path.write_bytes(copy.tobytes())
+        yield path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixel_format"),
+    [
+        ("webm", "libvpx-vp9", "yuv420p"),
+        ("wmv", "wmv2", "yuv420p"),
+        ("avi", "msmpeg4", "yuv420p"),
+        ("avi", "mjpeg", "yuvj420p"),
+        ("mov", "png", "rgb24"),
+    ],
+)
+def test_damage_inside_a_frame_is_told(
+    tmp_path: Path, suffix: str, codec: str, pixel_format: str
+) -> None:
+    """Each codec tells of most damage, and no frame from behind the damage is given."""
+    options = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else {}
+    whole = noisy(tmp_path / f"whole.{suffix}", codec, options, pixel_format)
+    with VideoReader(whole, strict=True) as reader:
+        original = [(frame.time, frame.image) for frame in reader]
+    seen = 0
+    for path in damaged_copies(whole, 8):
+        with warnings.catch_warnings(record=True) as caught, VideoReader(path) as reader:
+            warnings.simplefilter("always")
+            found = [(frame.time, frame.image) for frame in reader]
+        if not caught:
+            continue
+        seen += 1
+        assert "damaged or cut short" in str(caught[0].message)
+        assert len(found) < len(original)
+        assert [time for time, _ in found] == [time for time, _ in original[: len(found)]]
+        same = [torch.equal(a, b) for (_, a), (_, b) in zip(found, original, strict=False)]
+        assert all(same[:-1])
+        with pytest.raises(VideoError, match="damaged or cut short"):
+            frames_of_strict(path)
+    assert seen >= 6
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "name"),
+    [("yuv420p", "libvpx-vp9"), ("yuv444p", "libvpx-vp9"), ("yuv420p10le", "vp9")],
+)
+def test_deep_vp9_keeps_the_decoder_that_every_build_has(pixel_format: str, name: str) -> None:
+    context = av.CodecContext.create("vp9", "r")
+    context.width, context.height, context.pix_fmt = 16, 16, pixel_format
+    assert decoder_of(SimpleNamespace(codec_context=context)).name == name
+
+
+@pytest.mark.parametrize(("lost", "found"), [(0, None), (1, None), (2, 23), (9, 29)])
+def test_frames_that_the_decoder_passes_over_are_damage(
+    tmp_path: Path, lost: int, found: int | None
+) -> None:
+    """A second field has no frame, so one packet without a frame is no sign."""
+    path = encode(tmp_path / "a.mkv", "libx264", options={**X264, "bf": "2", "g": "24"})
+    withheld, missing = Withheld(), []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            withheld.expect(packet)
+            for frame in packet.decode():
+                number = round(frame.time * RATE)
+                if not 20 <= number < 20 + lost and withheld.come_before(frame):
+                    missing.append(number)
+    assert missing == ([] if found is None else [found])
+    assert withheld.is_known and not withheld.come_last()
 
 
 def test_a_file_that_is_cut_short_promises_what_its_header_does(tmp_path: Path) -> None:
@@ -351,15 +437,20 @@ def test_all_orientations_of_exif(tmp_path: Path, orientation: int) -> None:
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_display_matrices_that_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_display_matrices_that_mirror(
+    tmp_path: Path, degrees: int, mirrored: bool, codec: str
+) -> None:
     path = tmp_path / "a.mp4"
     image = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     image = image.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    image = image[:, :31, :61]  # an odd size, too
     pixels = ((image.permute(1, 2, 0) + 1) * 127.5).byte().contiguous().numpy()
+    options = X264 if codec == "libx264" else {"lossless": "1"}
     for name, turned in (("plain.mp4", False), ("a.mp4", True)):
         with av.open(str(tmp_path / name), "w") as container:
-            stream = container.add_stream("libx264", rate=RATE, options=X264)
-            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv444p"
+            stream = container.add_stream(codec, rate=RATE, options=options)
+            stream.width, stream.height, stream.pix_fmt = 61, 31, "yuv444p"
             if turned:
                 stream.set_display_rotation(degrees, hflip=mirrored)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -371,12 +462,23 @@ def test_display_matrices_that_mirror(tmp_path: Path, degrees: int, mirrored: bo
 
 
 @pytest.mark.parametrize(("trc", "name"), [(16, "PQ"), (18, "HLG"), (1, None)])
-def test_hdr_is_told_once(tmp_path: Path, trc: int, name: str | None) -> None:
-    path = encode(tmp_path / "a.mp4", "libx264", range(5), options=X264, trc=trc)
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
+def test_hdr_is_told_once(
+    tmp_path: Path,
+    suffix: str,
+    codec: str,
+    trc: int,
+    name: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = X264 if codec == "libx264" else {}
+    path = encode(tmp_path / f"a.{suffix}", codec, range(5), options=options, trc=trc)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert probe(path).hdr == name
         assert [entry.hdr for entry in load_entries(tmp_path)] == [name]
+        assert main(["index", str(tmp_path)]) == 0
+        assert ("1 are HDR or have wide colours" in capsys.readouterr().out) == bool(name)
         assert not caught
         frames_of(path)
     assert [name in str(warning.message) for warning in caught] == ([True] if name else [])
@@ -402,9 +504,9 @@ def test_a_closed_reader_is_freed_at_once(tmp_path: Path, at_rate: bool) -> None
 # Numbered images
 
 
-def write_numbered(folder: Path, count: int, suffix: str = ".png") -> str:
+def write_numbered(folder: Path, count: int, suffix: str = ".png", first: int = 0) -> str:
     """Writes so many pictures that show their number, and returns their pattern."""
-    for number in range(count):
+    for number in range(first, first + count):
         image = torch.from_numpy(picture(number).to_ndarray(format="rgb24")).permute(2, 0, 1)
         write_video(folder / f"{number:05}{suffix}", image[:, None] / 127.5 - 1, Fraction(1))
     return str(folder / f"%05d{suffix}")
@@ -462,17 +564,45 @@ def test_only_numbered_images_take_a_rate(tmp_path: Path, name: str) -> None:
         VideoReader(tmp_path / name, fps=Fraction(12))
 
 
-@pytest.mark.parametrize(
-    ("gap", "message"),
-    [
-        (1, "1 of its 5 images are read, because the numbers of the others are not"),
-        # FFmpeg looks past a gap in some places, and finds it only in reading.
-        (3, "cut short: No such file or directory; frames after 0.40 s are missing"),
-    ],
-)
-def test_numbered_images_after_a_gap_are_told(tmp_path: Path, gap: int, message: str) -> None:
-    pattern = write_numbered(tmp_path, 6)
-    (tmp_path / f"{gap:05}.png").unlink()
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_numbered_images_after_a_gap_are_told(tmp_path: Path, first: int, gap: int) -> None:
+    pattern = write_numbered(tmp_path, 6, first=first)
+    (tmp_path / f"{first + gap:05}.png").unlink()
     fps = None if gap == 1 else Fraction(5)
-    with pytest.warns(UserWarning, match=message), VideoReader(pattern, fps=fps) as reader:
-        assert len(list(reader)) == gap
+    message = f"number {first + gap} of its images is missing, so {gap} of its 5 images are read"
+    with (
+        pytest.warns(UserWarning, match=message) as caught,
+        VideoReader(pattern, fps=fps) as reader,
+    ):
+        assert [number_of(frame.image) for frame in reader] == list(range(first, first + gap))
+        assert reader.info.frames == gap
+    assert len(caught) == 1
+    with pytest.raises(VideoError, match=message):
+        VideoReader(pattern, fps=fps, strict=True)
+
+
+@pytest.mark.parametrize("first", [5, 86399])
+def test_numbered_images_begin_at_any_number(tmp_path: Path, first: int) -> None:
+    pattern, fps = write_numbered(tmp_path, 4, first=first), Fraction(12)
+    numbers = [number % 256 for number in range(first, first + 4)]
+    video, info = read_video(pattern, fps=fps)
+    assert [number_of(image) for image in video.unbind(1)] == numbers
+    assert info == probe(pattern, fps=fps)
+    assert (info.fps, info.frames) == (12, 4)
+    clip = read_clip(pattern, 1 / 12, 2, fps=fps)
+    assert [number_of(image) for image in clip.unbind(1)] == numbers[1:3]
+
+
+def test_numbers_of_another_width_are_of_another_sequence(tmp_path: Path) -> None:
+    for name in ("1", "2", "003", "004", "0005", "12"):
+        write_video(tmp_path / f"{name}.png", torch.zeros(3, 1, 16, 16), Fraction(1))
+    with pytest.warns(UserWarning, match="number 3 of its images is missing, so 2 of its 3"):
+        assert probe(tmp_path / "%d.png", fps=Fraction(5)).frames == 2
+    assert probe(tmp_path / "%03d.png", fps=Fraction(5)).frames == 2
+
+
+def test_a_percent_sign_in_a_name_is_no_pattern(tmp_path: Path) -> None:
+    write_video(tmp_path / "50%done.png", torch.zeros(3, 1, 16, 16), Fraction(1))
+    assert probe(tmp_path / "50%done.png").is_image
+    assert [entry.error for entry in load_entries(tmp_path)] == [None]

@@ -318,6 +318,9 @@ def open_excerpt(
             "the duration more than 0"
         )
     with VideoReader(source, fps=fps, alpha=config.encodes_alpha) as reader:
+        if beside := reader.info.beside:
+            verb = "is" if beside == ("sound",) else "are"
+            warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
         if start > 0:
             reader.seek(start)
         first = next(reader, None)

@@ -9,19 +9,22 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, islice
 from math import inf
-from os import PathLike
 
 import av
-from av import CodecContext, Packet
+from av import Packet
 from av.error import FFmpegError
 from av.format import Flags
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from wanvae.engine.files import numbered
 from wanvae.video.clock import Clock
+from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
 from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
+from wanvae.video.numbered import find_images
 
+_BESIDE = {"audio": "sound", "subtitle": "subtitles"}
+_HEIF_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
 _DEFAULT_RATE = Fraction(25)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
 _LONGEST_PAUSE = 10
@@ -29,8 +32,6 @@ _LONGEST_PAUSE = 10
 _LONGEST_LEAD = 1000
 # Frames from a keyframe to the first frame that is wanted, where times of keyframes may be guessed.
 _MARGIN = 8
-# Decoders of alpha that is a second picture, by the name of the usual decoder.
-_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Bytes of packets that wait until it is known whether there is a later keyframe that will do.
 _MOST_WAITING = 64 * 2**20
 
@@ -49,6 +50,7 @@ class PacketSource:
 
     Attributes:
         stream: the video.
+        decoder: decodes its packets.
         tick: seconds of one unit of timestamps.
         key_lead: ticks from the time of the packet of a keyframe to the time of its frame.
 
@@ -68,12 +70,11 @@ class PacketSource:
         self.path = path
         self._fps = fps
         self._alpha = alpha
+        self._images = find_images(path)
         self.key_lead = 0
         self._notices = notices
         self._fresh = True
         self._open()
-        if self.kind == "image2" and not isinstance(path, FilePart):
-            self._tell_of_gaps(path)
         if self.is_numbered and fps is None:
             self._tell(
                 f"numbered images have no frame rate; {_DEFAULT_RATE} frames per second are "
@@ -89,6 +90,10 @@ class PacketSource:
 
     def _open(self) -> None:
         options = {} if self._fps is None else {"framerate": str(self._fps)}
+        if self._images is not None:
+            options["start_number"] = str(self._images.first)
+        elif not isinstance(self.path, FilePart) and os.path.exists(self.path):
+            options["pattern_type"] = "none"  # a "%" in its name is no pattern
         with one_line_errors("read", self.path):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._container = av.open(
@@ -98,23 +103,15 @@ class PacketSource:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self.close()
             raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
-        stream.thread_type = "AUTO"
+        if stream.disposition & Disposition.dependent:
+            self.close()
+            raise VideoError(
+                f"cannot read {self.path}: it is a picture of several tiles, as cameras write "
+                "HEIC; convert it to JPEG or PNG first"
+            )
         self.stream = stream
-        self._decoder: CodecContext = stream.codec_context
-        if self._alpha and self.has_alpha_beside:
-            # FFmpeg's own decoders of VP8 and VP9 do not see the second picture, which is alpha.
-            self._decoder = av.CodecContext.create(_WITH_ALPHA[stream.codec_context.name], "r")
+        self.decoder = decoder_of(stream, alpha=self._alpha)
         self.tick = stream.time_base or Fraction(1, av.time_base)
-
-    @property
-    def has_alpha_beside(self) -> bool:
-        """Whether the file says that alpha is a second picture beside each packet, as in WebM."""
-        known = self.stream.codec_context.name in _WITH_ALPHA
-        return known and self.stream.metadata.get("alpha_mode") == "1"
-
-    def decode(self, packet: Packet | None) -> list[av.VideoFrame]:
-        """Returns the pictures that come out of a packet; None gives those that still wait."""
-        return [f for f in self._decoder.decode(packet) if isinstance(f, av.VideoFrame)]
 
     @property
     def kind(self) -> str:
@@ -127,14 +124,42 @@ class PacketSource:
         return self.is_of_images and not self.is_numbered
 
     @property
+    def is_heif(self) -> bool:
+        """Whether the file is a still image in a container of videos: AVIF or HEIC."""
+        brand = self._container.metadata.get("major_brand", "")
+        return "mov" in self.kind and brand in _HEIF_BRANDS and not self.stream.duration
+
+    @property
     def is_numbered(self) -> bool:
         """Whether this is several numbered image files, like frames/%05d.png."""
-        return self.kind == "image2" and (self.stream.duration or 0) > 1
+        return self.kind == "image2" and self._images is not None and self._images.length > 1
+
+    @property
+    def gap(self) -> str | None:
+        """Which numbered images are not read; None if all are."""
+        return self._images.gap if self.kind == "image2" and self._images is not None else None
 
     @property
     def is_of_images(self) -> bool:
         """Whether frames have the formats of image files."""
-        return self.kind == "image2" or self.kind.endswith("_pipe")
+        return self.kind == "image2" or self.kind.endswith("_pipe") or self.is_heif
+
+    @property
+    def pictures(self) -> int:
+        """How many videos there are, without cover pictures."""
+        pictures = self._container.streams.video
+        return sum(not stream.disposition & Disposition.attached_pic for stream in pictures)
+
+    @property
+    def drops_alpha(self) -> bool:
+        """Whether there is transparency that the decoder leaves out, as in WebM."""
+        return self.decoder.name in OWN_DECODERS and has_alpha_beside(self.stream)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What there is beside the video: "sound", "subtitles"."""
+        kinds = {stream.type for stream in self._container.streams}
+        return tuple(name for kind, name in _BESIDE.items() if kind in kinds)
 
     @property
     def has_display_times(self) -> bool:
@@ -144,7 +169,8 @@ class PacketSource:
     @property
     def counts_frames(self) -> bool:
         """Whether the container has a count of its frames that can be relied on."""
-        return bool(self.stream.frames) and ("mov" in self.kind or self.kind == "avi")
+        counts = "mov" in self.kind or self.kind == "avi"
+        return self.is_numbered or (counts and bool(self.stream.frames))
 
     @property
     def seeks_exactly(self) -> bool:
@@ -183,6 +209,8 @@ class PacketSource:
         Args:
             origin: the timestamp of the first frame.
         """
+        if self.is_numbered and self._images is not None:
+            return self._images.length * self.tick
         if self.stream.duration:
             start = self.stream.start_time
             if origin is None or start is None or not self.has_display_times:
@@ -203,6 +231,20 @@ class PacketSource:
         if self.has_display_times:
             return packet.pts
         return None if packet.dts is None else packet.dts + self.key_lead
+
+    def with_rotation(self, frame: VideoFrame, packet: Packet) -> VideoFrame:
+        """Returns the first frame as FFmpeg's own decoder gives it, with the tags of the container.
+
+        Args:
+            frame: the first frame.
+            packet: the first packet.
+        """
+        own = self.stream.codec_context
+        if self.decoder is own:
+            return frame
+        with suppress(FFmpegError):
+            return next(iter([*own.decode(packet), *own.decode(None)]), frame)
+        return frame
 
     def from_start(self) -> Iterator[Packet]:
         """All packets, from the first keyframe on. The last packet is empty."""
@@ -229,7 +271,11 @@ class PacketSource:
         restarts = Flags.ts_discont in Flags(self._container.format.flags)
         gap = _LONGEST_PAUSE / self.tick if restarts else inf
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
-        for packet in self._container.demux(self.stream):
+        packets = self._container.demux(self.stream)
+        if self._images is not None and self.is_numbered:
+            # FFmpeg does not see all gaps, and would look for the missing files.
+            packets = chain(islice(packets, self._images.length), [Packet()])
+        for packet in packets:
             if clock.adjust(packet):
                 self._tell(
                     "its clock restarts or jumps, as where recordings are joined; times go on at "
@@ -257,7 +303,7 @@ class PacketSource:
             with suppress(FFmpegError):
                 self._fresh = False
                 self._container.seek(time - back, stream=self.stream)
-                self._decoder.flush_buffers()
+                self.decoder.flush_buffers()
                 packets = self._continued()
                 # Some containers land on a keyframe shown only after the time.
                 first = next((packet for packet in packets if packet.is_keyframe), None)
@@ -279,17 +325,6 @@ class PacketSource:
             if size > _MOST_WAITING or (packet.dts is not None and packet.dts > time):
                 break
         return chain(waiting, packets)
-
-    def _tell_of_gaps(self, pattern: str | PathLike[str]) -> None:
-        """Tells of numbered images after a gap in their numbers, which FFmpeg does not read."""
-        folder, name = os.path.split(address(pattern))
-        there = sum(map(bool, map(numbered(name).fullmatch, os.listdir(folder))))
-        read = self.stream.duration or 1
-        if there > read:
-            self._tell(
-                f"{read} of its {there} images are read, because the numbers of the others are not "
-                "the next ones; rename them"
-            )
 
     def _tell(self, sentence: str) -> None:
         if self._notices is not None:
@@ -313,7 +348,7 @@ def count_frames(path: Source) -> tuple[int, Fraction]:
     try:
         with suppress(FFmpegError):  # what follows cannot be read
             for packet in source.from_start():
-                if packet.size and not packet.is_discard and not _is_hidden(packet):
+                if not is_hidden(packet):
                     count += 1
                     time = packet.pts if source.has_display_times else packet.dts
                     times.extend([] if time is None else [time])
@@ -322,8 +357,13 @@ def count_frames(path: Source) -> tuple[int, Fraction]:
     return count, (max(times) - min(times)) * source.tick if times else Fraction(0)
 
 
-def _is_hidden(packet: Packet) -> bool:
-    """Whether a packet has a frame that is only there for others, as in VP8."""
+def is_hidden(packet: Packet) -> bool:
+    """Whether a packet has no frame to show: it is empty, or its frame is only there for others.
+
+    VP8 has such frames.
+    """
+    if not packet.size or packet.is_discard:
+        return True
     return packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
 
 

@@ -13,23 +13,15 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import (
-    ColorPrimaries,
     ColorRange,
     Colorspace,
-    ColorTrc,
     VideoReformatter,
 )
 
 from wanvae.video.clock import increasing, on_grid
-from wanvae.video.common import (
-    INTERPOLATION,
-    HdrWarning,
-    Notices,
-    Source,
-    VideoError,
-    one_line_errors,
-)
+from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
 from wanvae.video.decoder import Decoder
+from wanvae.video.losses import Losses, has_alpha, hdr_of
 from wanvae.video.orientation import orientation_of
 from wanvae.video.packets import PacketSource, count_frames
 
@@ -37,7 +29,6 @@ _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their duration
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
 _UNTAGGED_MATRICES = (0, 2, 3)
-_HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 # How far an average rate may be from the rate of the header before the header is not believed.
 _RATE_TOLERANCE = Fraction(1, 50)
 
@@ -56,6 +47,7 @@ class VideoInfo:
         hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
             "BT.2020"; None for SDR.
         has_alpha: whether pictures have alpha, also if it is not read.
+        beside: what the file holds beside its video: "sound", "subtitles".
     """
 
     width: int
@@ -65,6 +57,7 @@ class VideoInfo:
     is_image: bool
     hdr: str | None = None
     has_alpha: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,11 +76,13 @@ class VideoReader:
 
     It reads any container and pixel format that FFmpeg reads, from a file or a part of a file.
     Several numbered images, like "frames/%05d.png", are a video of `fps` frames per second. Without
-    `fps` it is 25, with a UserWarning. A single image is a still image.
+    `fps` it is 25, with a UserWarning. They begin at their lowest number, and end where a number is
+    missing, with a UserWarning; if `strict`, a VideoError. A single image is a still image.
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
-    says. Alpha is dropped, except with `alpha`: then pictures are RGBA, and opaque where the file
-    has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as if it
-    were SDR, with a HdrWarning.
+    says. Transparency is left out, except with `alpha`: then pictures are RGBA, and opaque where
+    the file has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as
+    if it were SDR, interlaced frames and pixels that are not square stay as they are, and one of
+    several videos is read: each with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -95,9 +90,10 @@ class VideoReader:
     timestamp that is not between its neighbours becomes their middle.
 
     A damaged or incomplete file ends at its last good frame with a UserWarning; if `strict`, with a
-    VideoError. The first frame that FFmpeg marks as corrupt is damage. Frames before the first
-    keyframe, as in a recording that begins in the middle, are left out with a UserWarning. A stream
-    that changes its size is scaled to the first size, with a UserWarning.
+    VideoError. Damage is an error of the decoder, a frame that it marks as corrupt, or frames that
+    it passes over. Not all damage is seen; the guide says how much for each codec. Frames before
+    the first keyframe, as in a recording that begins in the middle, are left out with a
+    UserWarning. A stream that changes its size is scaled to the first size, with a UserWarning.
 
     Raises VideoError if the file cannot be opened or not one frame of it can be decoded, or if
     `fps` is given for another file than several numbered images.
@@ -119,6 +115,7 @@ class VideoReader:
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
         self._source = PacketSource(path, self._notices, fps, alpha=alpha)
+        self._losses = Losses(self._source, self._notices, alpha=alpha)
         try:
             self._start()
         except BaseException:
@@ -127,6 +124,10 @@ class VideoReader:
 
     def _start(self) -> None:
         """Decodes the first frame, the only sure source of the size."""
+        if self._source.gap is not None:
+            if self._strict:
+                raise VideoError(f"cannot read {self.path}: {self._source.gap}; rename the others")
+            self._notices.tell(f"{self._source.gap}; rename the others")
         self._reformatter = VideoReformatter()
         self._reached: Fraction | None = None  # time of the last frame that was given
         self._origin: int | None = None  # timestamp of the first frame
@@ -142,7 +143,7 @@ class VideoReader:
         if not self._source.has_display_times and self._origin is not None:
             self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
-        self._orientation = orientation_of(first)
+        self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
         self.info = self._describe(first)
         self._frames = self._timed(decoder, chain([first], frames))
 
@@ -162,8 +163,9 @@ class VideoReader:
             fps=fps,
             frames=frames,
             is_image=self._source.is_image,
-            hdr=_hdr(first),
-            has_alpha=self._source.has_alpha_beside or _has_alpha(first),
+            hdr=hdr_of(first),
+            has_alpha=self._source.drops_alpha or has_alpha(first),
+            beside=self._source.beside,
         )
 
     def _timed(
@@ -297,14 +299,9 @@ class VideoReader:
             # take it; the still image formats are defined with BT.601.
             high = frame.height >= 720 and not self._source.is_of_images
             frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
-        if self.info.hdr is not None:
-            self._notices.tell(
-                f"it is HDR or has wide colours ({self.info.hdr}), and is read as if it were SDR, "
-                "so its colours look gray; convert it to SDR (tone mapping) first",
-                kind=HdrWarning,
-            )
+        self._losses.tell(frame)
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
-        with_alpha = self._alpha and _has_alpha(frame)
+        with_alpha = self._alpha and has_alpha(frame)
         formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
@@ -334,14 +331,15 @@ class VideoReader:
         self.close()
 
 
-def probe(path: Source) -> VideoInfo:
+def probe(path: Source, *, fps: Fraction | None = None) -> VideoInfo:
     """What a file says about its video, with an exact number of frames.
 
     Reads the whole file, without decoding it, unless its header counts its frames, as in MP4 and
     AVI. For a file that is cut short, the number is the one that its header promises, so that
-    reading it tells of the damage. Raises VideoError as VideoReader does.
+    reading it tells of the damage. `fps` is for numbered images, as in VideoReader. Raises
+    VideoError as VideoReader does.
     """
-    with VideoReader(path) as reader:
+    with VideoReader(path, fps=fps) as reader:
         info = reader.info
         if info.is_image or reader._source.counts_frames:
             return info
@@ -372,20 +370,27 @@ def read_video(
 
 
 def read_clip(
-    path: Source, start: float, frames: int, stride: int = 1, *, alpha: bool = False
+    path: Source,
+    start: float,
+    frames: int,
+    stride: int = 1,
+    *,
+    fps: Fraction | None = None,
+    alpha: bool = False,
 ) -> torch.Tensor:
     """`frames` frames (3, T, H, W) in [-1, 1]: every `stride`-th from `start` seconds on.
 
-    With `alpha` they are RGBA, (4, T, H, W). Seeks to the keyframe before `start` and decodes
-    forward from there. Raises VideoError if the file cannot be read or holds fewer frames than
-    that.
+    `fps` is for numbered images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
+
+    Seeks to the keyframe before `start` and decodes forward from there. Raises VideoError if the
+    file cannot be read or holds fewer frames than that.
     """
     if start < 0 or frames < 1 or stride < 1:
         raise VideoError(
             f"cannot read {path}: start {start} must be 0 or more, "
             f"frames {frames} and stride {stride} 1 or more"
         )
-    with VideoReader(path, alpha=alpha) as reader:
+    with VideoReader(path, fps=fps, alpha=alpha) as reader:
         if start > 0:
             reader.seek(start)
         # Frames between the wanted ones are decoded but not converted.
@@ -399,22 +404,9 @@ def read_clip(
     return torch.stack(images, dim=1)
 
 
-def _hdr(frame: av.VideoFrame) -> str | None:
-    """Returns why a frame does not look right as SDR, as its tags say; None for SDR."""
-    if frame.color_trc in _HDR_TRANSFERS:
-        return _HDR_TRANSFERS[frame.color_trc]
-    return "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else None
-
-
 def _bits(frame: av.VideoFrame) -> int:
     """Bits per sample, 8 to 16: swscale does not distinguish fewer or more."""
     return min(max(8, *(component.bits for component in frame.format.components)), 16)
-
-
-def _has_alpha(frame: av.VideoFrame) -> bool:
-    """Whether a frame has alpha, or a palette, which may have it."""
-    alpha = any(component.is_alpha for component in frame.format.components)
-    return alpha or frame.format.name == "pal8"
 
 
 def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
