@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wanvae import WanVAE, WanVAEConfig
+from wanvae import TinyVAE, TinyVAEConfig, WanVAE, WanVAEConfig
 
 # What makes a small model one of the kind of Wan2.2.
 WAN22 = {"stage_shortcuts": True, "patch_size": 2, "decoder_dim": 6}
@@ -40,6 +40,29 @@ def randomize(module: nn.Module) -> None:
 def tiny(**changes: object) -> WanVAE:
     vae = WanVAE(WanVAEConfig(**{"dim": 4, "z_dim": 2, "num_res_blocks": 1, **changes}))
     randomize(vae)
+    return vae.double().eval()
+
+
+def tiny_autoencoder(**changes: object) -> TinyVAE:
+    """A TAEHV of few channels, whose videos have contrast and whose latents have statistics."""
+    z_dim = changes.get("z_dim", 4)
+    config = TinyVAEConfig(
+        **{
+            "z_dim": z_dim,
+            "encoder_dim": 4,
+            "decoder_dims": (6, 4, 4, 2),
+            "blocks": 2,
+            "latents_mean": tuple(0.5 - 0.25 * i for i in range(z_dim)),
+            "latents_std": tuple(0.5 + 0.5 * i for i in range(z_dim)),
+            **changes,
+        }
+    )
+    vae = TinyVAE(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in vae.parameters():
+        scale = 0.3 if parameter.dim() == 1 else 0.9 / parameter[0].numel() ** 0.5
+        parameter.data = scale * torch.randn(parameter.shape, generator=generator)
+    vae.decoder[-1].weight.data *= 10
     return vae.double().eval()
 
 

@@ -53,8 +53,10 @@ PATH = re.compile(r"(?<![\w./-])(?:configs|motion|tests|tools|wanvae)/[\w/.-]*\w
 SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tools").glob("*.py"))
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
-# Names with underscores that are not ours: a folder of ComfyUI, a video, names of other libraries.
+# Names with underscores that are not ours: folders of ComfyUI, a video, models, names of other
+# libraries.
 FOREIGN = {
+    *("taew2_1", "taew2_2", "lighttaew2_1", "lighttaew2_2"),
     *("custom_nodes", "carphone_pristine", "recompile_limit"),
     *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "huggingface_hub"),
 }

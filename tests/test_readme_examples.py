@@ -33,12 +33,12 @@ from motion import RVQVAE
 from motion.checkpoints.formats import Layout as MotionLayout
 from motion.commands.convert import convert_checkpoint
 from motion.config import WanConfig
-from tests.helpers import random_video
+from tests.helpers import random_video, tiny_autoencoder
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, ROOT, call_of
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
 from tests.two_devices import DEVICES, run_example
-from wanvae import WanVAE, WanVAEConfig
+from wanvae import TinyVAE, WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
 from wanvae.video import probe
@@ -151,6 +151,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand_ins")
     (folder / "configs").symlink_to(ROOT / "configs")
     write_official(small_model(), folder / "Wan2.1_VAE.pth")
+    torch.save(tiny_autoencoder(z_dim=16).float().state_dict(), folder / "taew2_1.pth")
     write_waves(folder / "in.mp4", 71, 32, 32, fps=1)
     for name in ("my_videos/a.mp4", "my_videos/b.mp4", "held_out_videos/c.mp4"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -224,6 +225,21 @@ def test_a_stream_that_is_saved(folder: Path, vae: WanVAE, latents: Tensor) -> N
     again = run_python("save and continue a stream", vae=vae, decoder=decoder)["decoder"]
     assert again is not decoder
     assert_close(torch.cat([shown, again.push(rest)], dim=2), vae.decode(latents))
+
+
+def test_a_preview(folder: Path, video: Tensor, latents: Tensor) -> None:
+    normalized = torch.randn_like(latents)
+    names = run_python(
+        "a preview",
+        WanVAE=WanVAE,
+        video=video,
+        latents=latents,
+        latents_of_a_diffusion_model=normalized,
+    )
+    preview = names["preview"]
+    assert isinstance(preview, TinyVAE)
+    assert_close(names["rough"], preview.decode(preview.denormalize(normalized)))
+    assert names["rough"].shape == video.shape and names["rough_latents"].shape == latents.shape
 
 
 def test_gradients(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
@@ -303,7 +319,7 @@ def test_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_line(folder: Path, run: Run) -> None:
     run_bash("the command line", run, {"wanvae train": TWO_STEPS})
-    assert probe("out.mp4").frames == 71
+    assert probe("out.mp4").frames == probe("rough.mp4").frames == 71
     assert {path.name for path in Path("vae").iterdir()} >= {"config.json"}
     assert Path("runs/tiny/model.safetensors").exists()
     assert Path("latents/dataset.json").exists()

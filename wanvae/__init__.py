@@ -4,7 +4,18 @@ from wanvae.config import WanVAEConfig
 from wanvae.dataset.reader import LatentDataset
 from wanvae.model import Reconstruction, WanVAE
 from wanvae.posterior import Posterior
+from wanvae.tiny import TinyVAE
+from wanvae.tiny_config import TinyVAEConfig
 
 __version__ = "0.1.0"
 
-__all__ = ["LatentDataset", "Posterior", "Reconstruction", "WanVAE", "WanVAEConfig", "__version__"]
+__all__ = [
+    "LatentDataset",
+    "Posterior",
+    "Reconstruction",
+    "TinyVAE",
+    "TinyVAEConfig",
+    "WanVAE",
+    "WanVAEConfig",
+    "__version__",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from wanvae.engine.config import check, check_option
 from wanvae.errors import UserError
@@ -19,6 +19,40 @@ COUNTS = (
     *("dim", "z_dim", "num_res_blocks", "in_channels", "out_channels"),
     *("patch_size", "upscale_factor"),
 )
+
+
+class VideoConfig(Protocol):
+    """What the config of every video autoencoder tells of its videos and latents.
+
+    The names mean the same as in ``WanVAEConfig``.
+    """
+
+    @property
+    def z_dim(self) -> int: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def out_channels(self) -> int: ...
+
+    @property
+    def temporal_factor(self) -> int: ...
+
+    @property
+    def spatial_factor(self) -> int: ...
+
+    @property
+    def decoded_spatial_factor(self) -> int: ...
+
+    @property
+    def upscale_factor(self) -> int: ...
+
+    @property
+    def latents_mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def latents_std(self) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +165,6 @@ class WanVAEConfig:
         return self.spatial_factor * self.upscale_factor
 
     @property
-    def encodes_alpha(self) -> bool:
-        """Whether videos to encode are RGBA."""
-        return self.in_channels == RGBA
-
-    @property
-    def decodes_alpha(self) -> bool:
-        """Whether decoded videos are RGBA."""
-        return self.out_channels == RGBA
-
-    @property
     def temporal_factor(self) -> int:
         """Frames per latent after the first: 4 for the official model, 1 for an image model."""
         return 2 ** sum(self.temporal_downsample) if self.ndim == 3 else 1
@@ -196,7 +220,17 @@ QWEN_IMAGE_21 = WanVAEConfig(
 )
 
 
-def check_size(config: WanVAEConfig, height: int, width: int) -> None:
+def encodes_alpha(config: VideoConfig) -> bool:
+    """Returns whether videos to encode are RGBA."""
+    return config.in_channels == RGBA
+
+
+def decodes_alpha(config: VideoConfig) -> bool:
+    """Returns whether decoded videos are RGBA."""
+    return config.out_channels == RGBA
+
+
+def check_size(config: VideoConfig, height: int, width: int) -> None:
     """Raises UserError if a model cannot encode frames of this size in pixels."""
     factor = config.spatial_factor
     if height < 1 or width < 1 or height % factor or width % factor:
@@ -208,7 +242,7 @@ def check_size(config: WanVAEConfig, height: int, width: int) -> None:
         )
 
 
-def check_length(config: WanVAEConfig, frames: int) -> None:
+def check_length(config: VideoConfig, frames: int) -> None:
     """Raises UserError if a model cannot encode a clip of so many frames."""
     factor = config.temporal_factor
     if frames < 1 or (frames - 1) % factor:
@@ -219,7 +253,7 @@ def check_length(config: WanVAEConfig, frames: int) -> None:
         )
 
 
-def check_reconstructs(config: WanVAEConfig) -> None:
+def check_reconstructs(config: VideoConfig) -> None:
     """Raises UserError if a model does not return videos in the form that it takes."""
     if config.upscale_factor > 1 or config.in_channels != config.out_channels:
         raise UserError(

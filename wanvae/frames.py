@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import VideoConfig
 from wanvae.execution.sessions import StreamEncoder
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
 
 
 def encode_frames(
-    config: WanVAEConfig,
+    config: VideoConfig,
     encoder: StreamEncoder,
     frames: Iterable[Frame],
     seen: Callable[[Frame], Any],

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints import formats
-from wanvae.checkpoints.hub import stored_files
-from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.checkpoints.pair import join_alpha
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import WanVAEConfig, check_length, check_size
+from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.engine.finite import check_input, check_result
-from wanvae.engine.hub import upload
-from wanvae.engine.tensors import check_is_tensor, parse_dtype
+from wanvae.engine.tensors import parse_dtype
 from wanvae.errors import UserError
-from wanvae.execution.compilation import Compilation, compiled_step
-from wanvae.execution.limits import Limits, Memory, Processes, TileSize
+from wanvae.execution.flow import first_parameter
 from wanvae.execution.network import Network, make_network
-from wanvae.execution.run import Runner
-from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.nn import AlphaDecoder, CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
 from wanvae.posterior import Posterior
+from wanvae.tiny import TinyVAE
+from wanvae.tiny_config import TinyVAEConfig
 
 if TYPE_CHECKING:
     from wanvae.diffusers_adapter import DiffusersVAE
@@ -49,7 +44,7 @@ class Reconstruction:
     posterior: Posterior
 
 
-class WanVAE(nn.Module):
+class WanVAE(VideoAutoencoder[WanVAEConfig]):
     """The causal 3D video VAE of Wan2.1, Wan2.2 or Qwen-Image. The config says which.
 
     A video ``(B, C, T, H, W)`` in [-1, 1], with T = 1 + 4n and H and W multiples of 8, has latents
@@ -69,8 +64,7 @@ class WanVAE(nn.Module):
     """
 
     def __init__(self, config: WanVAEConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(
             config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
         )
@@ -78,9 +72,6 @@ class WanVAE(nn.Module):
         self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
         decoder = AlphaDecoder if config.alpha_decoder else Decoder
         self.decoder = decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
-        self.compilation: Compilation | None = None
-        # What ``normalize`` warns of the first time that it is called.
-        self.assumed_statistics: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -97,8 +88,10 @@ class WanVAE(nn.Module):
         encode_dtype: torch.dtype | str | None = None,
         decode_dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
-    ) -> WanVAE:
+    ) -> WanVAE | TinyVAE:
         """Loads a checkpoint of any known layout. The model is in evaluation mode.
+
+        A checkpoint of a tiny autoencoder gives a ``TinyVAE``.
 
         Args:
             path: a native ``.safetensors``; an official ``.pth``, or a ``.safetensors`` with the
@@ -144,42 +137,28 @@ class WanVAE(nn.Module):
         if alpha is not None:
             loaded = join_alpha(loaded, formats.load(alpha), alpha)
         with torch.device("meta"):
-            vae = cls(loaded.config)
+            vae = make_model(loaded.config)
         vae.assumed_statistics = loaded.assumed
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
         emulated = set()
-        for asked, network, projection in (
-            (encode_dtype or dtype, vae.encoder, vae.conv1),
-            (decode_dtype or dtype, vae.decoder, vae.conv2),
+        for asked, modules in (
+            (encode_dtype or dtype, vae.encoding_modules()),
+            (decode_dtype or dtype, vae.decoding_modules()),
         ):
-            stored = projection.weight.dtype
+            if not modules:
+                continue
+            stored = first_parameter(modules).dtype
             if asked is None and default_dtype(stored, target) != stored:
                 asked = default_dtype(stored, target)
                 emulated.add(stored)
-            for module in (network, projection):
+            for module in modules:
                 module.to(device=target, dtype=asked)
         for stored in emulated:
             tell_of_emulation(path, stored)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
-
-    def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
-        """Writes a native checkpoint: one ``.safetensors`` with the config in its metadata.
-
-        An existing file is replaced only when the new file is complete.
-
-        Args:
-            push_to_hub: the ``"org/name"`` of a repository on the Hugging Face Hub. The file is
-                uploaded there too; a missing repository is created.
-
-        Raises:
-            CheckpointError: the file cannot be written or uploaded.
-        """
-        formats.save_native(path, self.config, self.state_dict())
-        if push_to_hub is not None:
-            upload(path, push_to_hub, stored_files())
 
     def as_diffusers(self) -> DiffusersVAE:
         """Returns this model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
@@ -193,20 +172,11 @@ class WanVAE(nn.Module):
 
         return DiffusersVAE(self)
 
-    @property
-    def encode_dtype(self) -> torch.dtype:
-        """The dtype of the parameters that encode; videos are converted to this dtype."""
-        return self.conv1.weight.dtype
+    def encoding_modules(self) -> tuple[nn.Module, ...]:
+        return self.conv1, self.encoder
 
-    @property
-    def decode_dtype(self) -> torch.dtype:
-        """The dtype of the parameters that decode; latents are converted to this dtype."""
-        return self.conv2.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters; inputs are moved to this device."""
-        return self.conv1.weight.device
+    def decoding_modules(self) -> tuple[nn.Module, ...]:
+        return self.conv2, self.decoder
 
     def forward(self, video: Tensor, *, recompute: bool = False) -> Reconstruction:
         """Encodes and decodes a whole clip for training. Each layer runs once over all of time.
@@ -259,140 +229,6 @@ class WanVAE(nn.Module):
         self.encoder.train(mode and not self.encoder_is_frozen)
         return self
 
-    @torch.no_grad()
-    def encode(
-        self,
-        video: Tensor,
-        *,
-        tile_size: TileSize | None = None,
-        max_memory: Memory | None = None,
-        shard: Processes | None = None,
-    ) -> Posterior:
-        """Returns the posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
-
-        Encodes the video a few frames at a time. The result equals encoding the whole video at
-        once. No gradients are kept; use ``encode_step`` for gradients.
-
-        Args:
-            video: a video on any device. Frames move to the device of the model a few at a time.
-            tile_size: the largest tile in pixels: one number, or height and width, all multiples
-                of 8 (the spatial factor). Each frame is encoded in tiles of at most this size. The
-                result equals encoding whole frames.
-            max_memory: text like "4GB", or bytes. Steps and tiles are chosen so that the work and
-                its result need no more than this. The model and the video are not counted.
-            shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
-                the same video and share the work. Each process gets the posterior.
-
-        Raises:
-            UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
-                ``max_memory`` is too small.
-            NotFiniteError: the video has values that are NaN or infinite, or the output has.
-        """
-        self.check_clip(video)
-        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
-        moments = runner.run(video)
-        check_result(moments, video, decoding=False)
-        return Posterior.from_moments(moments)
-
-    @torch.no_grad()
-    def decode(
-        self,
-        latents: Tensor,
-        clamp: bool = True,
-        *,
-        tile_size: TileSize | None = None,
-        max_memory: Memory | None = None,
-        shard: Processes | None = None,
-    ) -> Tensor:
-        """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
-
-        Decodes the latents a few at a time. The result equals decoding all latents at once. No
-        gradients are kept; use ``decode_step`` for gradients.
-
-        Args:
-            latents: raw latents, as a ``Posterior`` gives them. Call ``denormalize`` on normalized
-                latents first.
-            clamp: limit the video to [-1, 1], as the official code does.
-            tile_size: the largest tile in pixels of the video: one number, or height and width,
-                all multiples of 8 (the decoded spatial factor). Each frame is decoded in tiles of
-                at most this size. The result equals decoding whole frames.
-            max_memory: text like "4GB", or bytes. Steps and tiles are chosen so that the work and
-                its result need no more than this. The model and the latents are not counted.
-            shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
-                the same latents and share the work. The first process gets the video, the others
-                get a video without frames.
-
-        Raises:
-            UserError: ``latents`` has another shape, ``tile_size`` is not a multiple of 8, or
-                ``max_memory`` is too small.
-            NotFiniteError: ``latents`` has values that are NaN or infinite, or the output has.
-        """
-        self.check_latents(latents)
-        check_input(latents, "latents")
-        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
-        video = runner.run(latents)
-        check_result(video, latents, decoding=True)
-        return video.clamp_(-1, 1) if clamp else video
-
-    def stream_encode(
-        self,
-        state: SessionState = None,
-        *,
-        tile_size: TileSize | None = None,
-        max_memory: Memory | None = None,
-        shard: Processes | None = None,
-    ) -> StreamEncoder:
-        """Returns a session that encodes frames as they come.
-
-        Args:
-            state: the state of an earlier session, to continue its stream; None starts a stream.
-            tile_size, max_memory: as for ``encode``. A session keeps the state of every tile, so
-                it needs a larger ``max_memory`` than a clip.
-            shard: as for ``encode``. Each process continues from its own state.
-        """
-        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
-        return StreamEncoder(runner, self.check_video, state)
-
-    def stream_decode(
-        self,
-        state: SessionState = None,
-        *,
-        clamp: bool = True,
-        tile_size: TileSize | None = None,
-        max_memory: Memory | None = None,
-        shard: Processes | None = None,
-    ) -> StreamDecoder:
-        """Returns a session that decodes latents as they come.
-
-        Args:
-            state: the state of an earlier session, to continue its stream; None starts a stream.
-            clamp: as for ``decode``.
-            tile_size, max_memory: as for ``decode``. A session keeps the state of every tile, so
-                it needs a larger ``max_memory`` than a clip.
-            shard: as for ``decode``. Each process continues from its own state.
-        """
-        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
-        return StreamDecoder(runner, self.check_latents, state, clamp=clamp)
-
-    def compile(self, **options: Any) -> None:
-        """Compiles the steps of ``encode``, ``decode`` and sessions: slow at first, then faster.
-
-        This is for GPUs. Calls of the model itself are compiled too. Each new size is compiled
-        once, unless ``dynamic`` says otherwise. Tiles are not compiled, because they come in many
-        sizes.
-
-        Args:
-            options: the options of ``torch.compile``, which refuses unknown options.
-        """
-        self.compilation = Compilation.from_options(options)
-        compiled_step(self.compilation)  # refuses bad options now, not with the first video
-        super().compile(**self.compilation.options)
-
-    @property
-    def compiled(self) -> bool:
-        """Whether ``compile`` was called."""
-        return self.compilation is not None
-
     def encoder_network(self) -> Network:
         """Returns the layers from video to moments."""
         return make_network(
@@ -416,18 +252,6 @@ class WanVAE(nn.Module):
             temporal_factor=self.config.temporal_factor,
             architecture=self.config,
         )
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        """Returns latents for diffusion models: ``(raw latents - mean) / std`` per channel."""
-        check_is_tensor(latents, "latents")
-        mean, std = self._statistics_like(latents)
-        return (latents - mean) / std
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        """Returns raw latents of normalized latents: the inverse of ``normalize``."""
-        check_is_tensor(latents, "latents")
-        mean, std = self._statistics_like(latents)
-        return latents * std + mean
 
     def encode_step(
         self, video: Tensor, state: State, *, recompute: bool = False
@@ -458,39 +282,26 @@ class WanVAE(nn.Module):
         """
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
-    def check_video(self, video: Tensor) -> None:
-        """Raises UserError if ``video`` is not a ``(B, C, T, H, W)`` that this model can encode."""
-        self._check_tensor(video, "video", self.config.in_channels)
-        check_size(self.config, *video.shape[3:])
 
-    def check_clip(self, video: Tensor) -> None:
-        """Raises UserError as ``check_video`` does, and if T is not 1 + 4n."""
-        self.check_video(video)
-        check_length(self.config, video.shape[2])
+# What ``WanVAE.from_pretrained`` returns.
+AnyVAE: TypeAlias = "WanVAE | TinyVAE"
 
-    def check_latents(self, latents: Tensor) -> None:
-        """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
-        self._check_tensor(latents, "latents", self.config.z_dim)
 
-    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self._warn_of_statistics()
-        return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+def make_model(config: WanVAEConfig | TinyVAEConfig) -> AnyVAE:
+    """Returns a new model of the kind that ``config`` describes."""
+    return TinyVAE(config) if isinstance(config, TinyVAEConfig) else WanVAE(config)
 
-    def _warn_of_statistics(self) -> None:
-        assumed, self.assumed_statistics = self.assumed_statistics, None
-        if assumed is not None:
-            warnings.warn(
-                f"{assumed}; if that is wrong, say which with latent_statistics=... or "
-                "--latent-statistics",
-                stacklevel=4,
-            )
 
-    def _runner(self, network: Network, limits: Limits) -> Runner:
-        return Runner(network, limits, self.compilation)
+def require_wan_vae(vae: AnyVAE, path: object, purpose: str) -> WanVAE:
+    """Returns ``vae``; raises UserError if it is a tiny autoencoder, which is for previews.
 
-    def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
-        check_is_tensor(x, name)
-        if x.dim() != 5 or x.shape[1] != channels or x.numel() == 0:
-            raise UserError(
-                f"{name} must be (B, {channels}, T, H, W), none of them 0, not {tuple(x.shape)}"
-            )
+    Args:
+        path: where the model comes from.
+        purpose: what the model is for.
+    """
+    if isinstance(vae, TinyVAE):
+        raise UserError(
+            f"{path} is a tiny autoencoder, which is for previews; {purpose} needs the Wan VAE "
+            "whose latents it shares"
+        )
+    return vae

@@ -21,7 +21,7 @@ from wanvae.execution.sessions import StreamDecoder
 from wanvae.execution.tiling import cut_stages
 from wanvae.nn import AttentionBlock
 from wanvae.nn.region import Span
-from wanvae.nn.sequential import count_resampled, time_factor
+from wanvae.nn.sequential import count_output
 
 VARIANTS = [
     {},
@@ -342,7 +342,7 @@ def test_stages_are_cut_between_any_layers(count):
     for stage in before + after:
         # A stage knows how many frames of its input a clip of 17 latents has.
         assert frames == 1 + 16 * stage.group
-        frames = count_resampled(frames, time_factor(stage.layers), starts=True)
+        frames = count_output(stage.layers, frames, starts=True)
     assert frames == 65
 
 

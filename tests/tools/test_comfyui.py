@@ -10,9 +10,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from helpers import random_video, tiny
+from helpers import random_video, tiny, tiny_autoencoder
 
-from wanvae import WanVAE
+from wanvae import TinyVAE, WanVAE
 
 NODES = Path(__file__).parents[2] / "tools" / "comfyui" / "wanvae_nodes.py"
 
@@ -34,7 +34,9 @@ def model_management() -> ModuleType:
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     (tmp_path / "vae").mkdir()
+    (tmp_path / "vae_approx").mkdir()
     tiny().float().save_pretrained(tmp_path / "vae" / "tiny.safetensors")
+    tiny_autoencoder(z_dim=2).float().save_pretrained(tmp_path / "vae_approx" / "tae.safetensors")
     return tmp_path
 
 
@@ -114,3 +116,18 @@ def test_what_cannot_be_encoded_is_explained(nodes: dict[str, type], vae: WanVAE
         run(nodes["EncodeWanVAE"], vae, frames(3), 0, "")
     with pytest.raises(ValueError, match="not both"):
         run(nodes["EncodeWanVAE"], vae, frames(1), 16, "4GB")
+
+
+def test_a_tiny_autoencoder_previews(nodes: dict[str, type], models: Path) -> None:
+    load = nodes["LoadTinyVAE"]
+    vae = run(load, "tae.safetensors", "float32", "as the file tells")
+    assert isinstance(vae, TinyVAE) and vae.config.network_latents == "normalized"
+    latents = torch.randn(1, 2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = run(nodes["DecodeWanVAE"], vae, {"samples": latents}, 0, "")
+    expected = (vae.decode(latents)[0].movedim(0, -1) + 1) / 2
+    assert torch.allclose(images, expected, atol=1e-5)
+    raw = run(load, "tae.safetensors", "float32", "raw")
+    assert not torch.allclose(raw.decode(latents), vae.decode(latents), atol=1e-2)
+    (models / "vae_approx" / "full.safetensors").hardlink_to(models / "vae" / "tiny.safetensors")
+    with pytest.raises(ValueError, match="no tiny autoencoder"):
+        run(load, "full.safetensors", "float32", "raw")

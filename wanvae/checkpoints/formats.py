@@ -49,6 +49,7 @@ from wanvae.checkpoints.latent_statistics import (
     with_statistics,
 )
 from wanvae.checkpoints.source import Source, source_of
+from wanvae.checkpoints.tiny import TINY, infer_tiny_config, with_network_latents
 from wanvae.config import QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -63,11 +64,17 @@ from wanvae.engine.hub import local_checkpoint
 from wanvae.engine.stored_tensors import StoredFile, StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
+from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
 BLOCK_FIELDS = ("block", "norm", "activation", "alpha_decoder")
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
+# What the metadata of a native checkpoint say it is, and the class of its config.
+NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
+    "wanvae": WanVAEConfig,
+    "wanvae-tiny": TinyVAEConfig,
+}
 INFERRED = "architecture: inferred from the names and shapes of the tensors"
 
 
@@ -76,6 +83,7 @@ class Layout(Enum):
 
     NATIVE = "native"
     WAN = "wan"
+    TINY = "taehv"
     DIFFUSERS = "diffusers"
     QWEN_IMAGE = "qwen-image"
     QWEN_IMAGE_21 = "qwen-image-2.1"
@@ -100,7 +108,7 @@ class Checkpoint:
         assumed: the note on the latent statistics, if nothing says that they are right.
     """
 
-    config: WanVAEConfig
+    config: WanVAEConfig | TinyVAEConfig
     tensors: StoredTensors
     layout: Layout
     notes: tuple[str, ...]
@@ -142,7 +150,7 @@ def load_file(path: Path, key: str | None = None) -> Checkpoint:
         key: as for ``Source``.
     """
     file = open_tensors(path)
-    if file.metadata.get("format") == "wanvae":
+    if file.metadata.get("format") in NATIVE_FORMATS:
         refuse_key(key)
         config = read_native_config(file.metadata)
         notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
@@ -155,6 +163,8 @@ def load_file(path: Path, key: str | None = None) -> Checkpoint:
         {n.removeprefix(candidate.prefix): n for n in file.tensors if candidate.owns(n)}
     )
     checkpoint = READERS[candidate.family](tensors)
+    if isinstance(checkpoint.config, TinyVAEConfig):
+        checkpoint = with_told_latents(checkpoint, checkpoint.config, path)
     return replace(checkpoint, notes=(*notes_on_place(candidate, file), *checkpoint.notes))
 
 
@@ -192,10 +202,28 @@ def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
     return replace(read_official(tensors), layout=Layout.DIFFUSERS)
 
 
+def read_tiny(tensors: StoredTensors) -> Checkpoint:
+    """Reads a tiny autoencoder with its published names."""
+    config, note = infer_tiny_config(tensors.outline)
+    return Checkpoint(config, tensors, Layout.TINY, (INFERRED, note))
+
+
+def with_told_latents(checkpoint: Checkpoint, config: TinyVAEConfig, path: Path) -> Checkpoint:
+    """Returns the checkpoint of a tiny autoencoder with how its network has latents.
+
+    The name of the file tells so, and whose latents they are, or the dtype tells so.
+    """
+    config, note = with_network_latents(config, checkpoint.tensors.outline, path)
+    # Tiny autoencoders of other models have 16 channels too.
+    assumed = None if "taew" in path.name.lower() else "; ".join([*checkpoint.notes[1:], note])
+    return replace(checkpoint, config=config, notes=(*checkpoint.notes, note), assumed=assumed)
+
+
 # Families of models, and what reads the tensors of each, without the prefix of their names.
 READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
     WAN: read_official,
     DIFFUSERS: read_bare_diffusers,
+    TINY: read_tiny,
 }
 
 
@@ -216,8 +244,9 @@ def no_layout(names: Iterable[str]) -> UserError:
     return UserError(
         f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
         "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...) and "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...)"
+        "wan (encoder.downsamples.0.residual.0.gamma, ...), "
+        "diffusers (encoder.down_blocks.0.norm1.gamma, ...) and "
+        "taehv (decoder.7.conv.weight, ...)"
     )
 
 
@@ -283,13 +312,16 @@ def weights_file(path: str | PathLike[str]) -> Path:
     return find_weights(config_file.parent, source.variant).file
 
 
-def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig:
+def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAEConfig:
     """Returns the config in the metadata of a native checkpoint."""
-    return from_json_dict(WanVAEConfig, parse_json(metadata.get("config", "")))
+    kind = NATIVE_FORMATS[metadata["format"]]
+    return from_json_dict(kind, parse_json(metadata.get("config", "")))
 
 
 def save_native(
-    path: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+    path: str | PathLike[str],
+    config: WanVAEConfig | TinyVAEConfig,
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Writes a native checkpoint: official names, and the config in the metadata.
 
@@ -298,7 +330,8 @@ def save_native(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".safetensors")
-    metadata = {"format": "wanvae", "config": json.dumps(to_json_dict(config))}
+    (name,) = (name for name, kind in NATIVE_FORMATS.items() if isinstance(config, kind))
+    metadata = {"format": name, "config": json.dumps(to_json_dict(config))}
     write_tensors(path, tensors, metadata)
 
 
@@ -314,9 +347,19 @@ def save_wan(
         CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
         FileError: ``path`` cannot be written.
     """
-    require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
     require_equal(config, infer_config(tensors), Layout.WAN, (*PIXEL_FIELDS, "ndim"))
+    save_bare(path, tensors)
+
+
+def save_bare(path: str | PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors alone, without a config, to a ``.pth`` or ``.safetensors``.
+
+    Raises:
+        CheckpointError: ``path`` has another suffix.
+        FileError: ``path`` cannot be written.
+    """
+    require_suffix(path, ".pth", ".safetensors")
     if Path(path).suffix == ".pth":
         write_pickle(path, tensors)
     else:

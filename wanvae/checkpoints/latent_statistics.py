@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
-from wanvae.config import QWEN_IMAGE_21, WAN22, WanVAEConfig
+from wanvae.config import QWEN_IMAGE_21, WAN22, VideoConfig, WanVAEConfig
 from wanvae.engine.json_files import read_json
 from wanvae.errors import UserError
+from wanvae.tiny_config import TinyVAEConfig
+
+ConfigT = TypeVar("ConfigT", bound=WanVAEConfig | TinyVAEConfig)
 
 WAN21_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -150,12 +154,12 @@ def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:
     return with_statistics(config, statistics), statistics.note
 
 
-def with_statistics(config: WanVAEConfig, statistics: Statistics) -> WanVAEConfig:
+def with_statistics(config: ConfigT, statistics: Statistics) -> ConfigT:
     """Returns ``config`` with these statistics."""
     return replace(config, latents_mean=statistics.mean, latents_std=statistics.std)
 
 
-def asked_statistics(asked: str | PathLike[str], config: WanVAEConfig) -> Statistics:
+def asked_statistics(asked: str | PathLike[str], config: VideoConfig) -> Statistics:
     """Returns the statistics that somebody names.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wanvae.checkpoints.diffusers_layout import diffusers_names
 from wanvae.checkpoints.formats import Checkpoint
-from wanvae.checkpoints.pair import with_alpha_decoder
+from wanvae.checkpoints.pair import require_wan_vae, with_alpha_decoder
 from wanvae.config import RGBA, WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError, open_tensors
 from wanvae.engine.stored_tensors import StoredTensors
@@ -71,17 +71,18 @@ def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be read, is no LoRA, or belongs to another model.
     """
+    config = require_wan_vae(base, path)
     tensors = open_tensors(path).tensors
     try:
         others = [name for name in tensors if OTHERS.fullmatch(name)]
         if others:
             raise UserError(f"only plain LoRAs can be merged, but it has {first_few(others)}")
         if any(name.startswith((COLOUR, ALPHA)) for name in tensors):
-            return merge_pair(base, tensors)
+            return merge_pair(base, config, tensors)
         changes, unread = read_changes(tensors, 1.0)
         return replace(
             base,
-            tensors=add(changes, base.tensors, base.config),
+            tensors=add(changes, base.tensors, config),
             notes=(*base.notes, *note_on(changes, unread)),
         )
     except CheckpointError:
@@ -90,18 +91,18 @@ def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def merge_pair(base: Checkpoint, tensors: StoredTensors) -> Checkpoint:
+def merge_pair(base: Checkpoint, config: WanVAEConfig, tensors: StoredTensors) -> Checkpoint:
     """Returns ``base`` with a decoder of colour and a decoder of alpha, by a LoRA of Wan-Alpha."""
-    if base.config.alpha_decoder:
+    if config.alpha_decoder:
         raise UserError("it makes a decoder of alpha, but the model has one already")
     decoders, notes = [], []
     for prefix in (COLOUR, ALPHA):
         # Only the decoders were trained. Each product is divided by its rank (lora_alpha is 1).
         own = tensors.under(prefix)
         changes, unread = read_changes(own.renamed({n: n for n in own if "decoder" in n}), None)
-        decoders.append(add(changes, base.tensors, base.config))
+        decoders.append(add(changes, base.tensors, config))
         notes.extend(f"{prefix}*: {note}" for note in note_on(changes, unread))
-    config = replace(base.config, alpha_decoder=True, out_channels=RGBA)
+    config = replace(config, alpha_decoder=True, out_channels=RGBA)
     merged = with_alpha_decoder(*decoders)
     return replace(base, config=config, tensors=merged, notes=(*base.notes, *notes))
 

@@ -7,10 +7,12 @@ from jsonargparse import Namespace
 from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
 from wanvae.commands.convert import convert, load_complete
 from wanvae.commands.options import DTYPES, add_source_options, checkpoint_of, source_of_options
+from wanvae.config import WanVAEConfig
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
 from wanvae.nn.kernels.precision import emulated_among
+from wanvae.tiny_config import TinyVAEConfig
 
 
 def info(arguments: Namespace) -> None:
@@ -25,7 +27,7 @@ def info(arguments: Namespace) -> None:
     print(f"parameters: {count:,} in {len(checkpoint.tensors)} tensors, {', '.join(dtypes)}")
     print(
         f"compression: {config.temporal_factor}x{config.spatial_factor}x{config.spatial_factor}, "
-        f"{config.z_dim} channels{', an image model' if config.ndim == 2 else ''}"
+        f"{config.z_dim} channels{kind_of(config)}"
     )
     for name, value in to_json_dict(config).items():
         print(f"{name}: {value}")
@@ -36,6 +38,15 @@ def info(arguments: Namespace) -> None:
             f"note: this CPU only emulates {dtype}: on it float32 is computed, unless a dtype is "
             "asked for"
         )
+
+
+def kind_of(config: WanVAEConfig | TinyVAEConfig) -> str:
+    """Returns the kind of a model that is no video model of full size, after a comma; else ""."""
+    if isinstance(config, TinyVAEConfig):
+        return ", a tiny autoencoder for previews" + (
+            ", without encoder" if config.encoder_dim is None else ""
+        )
+    return ", an image model" if config.ndim == 2 else ""
 
 
 def convert_checkpoint(arguments: Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from wanvae.checkpoints.formats import Checkpoint, Layout
 from wanvae.checkpoints.latent_statistics import with_known_statistics
 from wanvae.checkpoints.lora import merge_lora
 from wanvae.checkpoints.pair import join_alpha
+from wanvae.checkpoints.tiny import infer_tiny_config, with_network_latents
 from wanvae.config import WanVAEConfig
-from wanvae.engine.checkpoint import check_tensors
-from wanvae.model import WanVAE
+from wanvae.engine.checkpoint import CheckpointError, check_tensors
+from wanvae.model import make_model
+from wanvae.tiny_config import TinyVAEConfig
 
 WRITERS = {
-    Layout.NATIVE: formats.save_native,
     Layout.WAN: formats.save_wan,
     Layout.DIFFUSERS: formats.save_diffusers,
     Layout.QWEN_IMAGE: formats.save_qwen_image,
@@ -81,7 +83,14 @@ def convert(
     config, tensors = checkpoint.config, checkpoint.tensors
     if dtype is not None:
         tensors = tensors.to(dtype)
-    WRITERS[target](destination, config, tensors)
+    if target is Layout.NATIVE:
+        formats.save_native(destination, config, tensors)
+    elif isinstance(config, TinyVAEConfig):
+        save_tiny(destination, config, tensors, target)
+    elif target is Layout.TINY:
+        raise CheckpointError(f"{source} is no tiny autoencoder: choose another layout for --to")
+    else:
+        WRITERS[target](destination, config, tensors)
     # Diffusers renames every tensor.
     changed = (checkpoint.layout in RENAMING) != (target in RENAMING)
     return ConversionReport(
@@ -89,7 +98,7 @@ def convert(
         target=target,
         tensors=len(tensors),
         renamed=len(tensors) if changed else 0,
-        notes=checkpoint.notes + (lost(config, tensors) if target is Layout.WAN else ()),
+        notes=checkpoint.notes + lost(config, tensors, target, destination),
     )
 
 
@@ -101,12 +110,37 @@ def load_complete(path: str | PathLike[str]) -> Checkpoint:
     """
     checkpoint = formats.load(path)
     with torch.device("meta"):
-        check_tensors(WanVAE(checkpoint.config), checkpoint.tensors, path)
+        check_tensors(make_model(checkpoint.config), checkpoint.tensors, path)
     return checkpoint
 
 
-def lost(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Returns a note on the fields of ``config`` that the tensors alone do not tell, if any."""
-    told, _ = with_known_statistics(infer_config(tensors))
+def save_tiny(
+    destination: str | PathLike[str],
+    config: TinyVAEConfig,
+    tensors: Mapping[str, Tensor],
+    target: Layout,
+) -> None:
+    """Writes a tiny autoencoder with its published names, and without its config."""
+    if target is not Layout.TINY:
+        raise CheckpointError(
+            f"the {target.value} layout has no tiny autoencoders; use --to {Layout.NATIVE.value} "
+            f"or --to {Layout.TINY.value}"
+        )
+    formats.save_bare(destination, tensors)
+
+
+def lost(
+    config: WanVAEConfig | TinyVAEConfig,
+    tensors: Mapping[str, Tensor],
+    target: Layout,
+    destination: str | PathLike[str],
+) -> tuple[str, ...]:
+    """Returns a note on the fields of ``config`` that a written file does not tell, if any."""
+    if target not in (Layout.WAN, Layout.TINY):
+        return ()
+    if isinstance(config, TinyVAEConfig):
+        told, _ = with_network_latents(infer_tiny_config(tensors)[0], tensors, Path(destination))
+    else:
+        told, _ = with_known_statistics(infer_config(tensors))
     names = [f.name for f in fields(config) if getattr(told, f.name) != getattr(config, f.name)]
-    return (f"not kept in the wan layout: {', '.join(names)}",) if names else ()
+    return (f"not kept in the {target.value} layout: {', '.join(names)}",) if names else ()

@@ -13,6 +13,7 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
+from wanvae.model import require_wan_vae
 
 
 def run(arguments: Namespace) -> None:
@@ -30,9 +31,10 @@ def run(arguments: Namespace) -> None:
     )
     with launched_processes(arguments.device) as processes:
         checkpoint = checkpoint_of(arguments)
+        vae = load_model(arguments, checkpoint, device_of(processes))
         try:
             report = encode_dataset(
-                load_model(arguments, checkpoint, device_of(processes)),
+                require_wan_vae(vae, checkpoint, "a data set to train on"),
                 checkpoint,
                 arguments.source,
                 arguments.destination,

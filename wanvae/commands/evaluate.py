@@ -28,7 +28,7 @@ from wanvae.evaluate.summary import Evaluation
 from wanvae.execution.budget import parse_memory
 from wanvae.metrics.frechet import I3D
 from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, find_cached_backbone
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE, require_wan_vae
 
 DEFAULTS = EvaluationOptions()
 
@@ -81,7 +81,8 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
         models.append(judge_stream(vae, facts, arguments.tile_size, share))
         if arguments.diffusers:
             theirs = facts_of(vae, f"{name} (diffusers)", digests, "diffusers")
-            models.append(judge_diffusers(vae, theirs))
+            full = require_wan_vae(vae, checkpoint, "--diffusers")
+            models.append(judge_diffusers(full, theirs))
     return models
 
 
@@ -99,7 +100,7 @@ def names_of(checkpoints: Sequence[str | Path]) -> Iterator[str]:
     return (f"{path} ({number})" for number, path in enumerate(paths, 1))
 
 
-def facts_of(vae: WanVAE, name: str, digests: tuple[str, str], library: str) -> ModelFacts:
+def facts_of(vae: AnyVAE, name: str, digests: tuple[str, str], library: str) -> ModelFacts:
     """Returns what the figures of a model depend on.
 
     Args:

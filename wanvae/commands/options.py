@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from jsonargparse import Namespace
@@ -17,7 +17,9 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_device_option, add_progress_option
 from wanvae.engine.devices import check_device, default_device, device_of, launched_processes
 from wanvae.errors import UserError
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE, WanVAE
+from wanvae.tiny import TinyVAE
+from wanvae.tiny_config import LatentScale
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(arguments: Namespace, checkpoint: Source, default: str | None = None) -> WanVAE:
-    """Returns the model of a checkpoint, on the device of the options or on the default device."""
+def load_model(arguments: Namespace, checkpoint: Source, default: str | None = None) -> AnyVAE:
+    """Returns the model of a checkpoint, on the device of the options or on the default device.
+
+    Raises:
+        UserError: ``--tiny-latents`` is given, but this is no tiny autoencoder.
+    """
     device = arguments.device or default or default_device()
     dtypes = [arguments.encode_dtype or arguments.dtype, arguments.decode_dtype or arguments.dtype]
     for dtype in dtypes:
@@ -37,13 +43,17 @@ def load_model(arguments: Namespace, checkpoint: Source, default: str | None = N
         encode_dtype=DTYPES[dtypes[0]],
         decode_dtype=DTYPES[dtypes[1]],
     )
+    if arguments.tiny_latents is not None:
+        if not isinstance(vae, TinyVAE):
+            raise UserError(f"{checkpoint} is no tiny autoencoder; leave out --tiny-latents")
+        vae.set_network_latents(arguments.tiny_latents)
     if arguments.compile:
         vae.compile()
     return vae
 
 
 @contextmanager
-def model_to_share(arguments: Namespace) -> Iterator[tuple[WanVAE, PartialState | None]]:
+def model_to_share(arguments: Namespace) -> Iterator[tuple[AnyVAE, PartialState | None]]:
     """Gives the model and, with ``--shard``, the processes that share each video.
 
     Raises:
@@ -100,6 +110,12 @@ def add_model_options(parser: Parser, *, several: bool = False) -> None:
     )
     parser.reads("checkpoint")
     add_source_options(parser)
+    parser.add_argument(
+        "--tiny-latents",
+        choices=list(get_args(LatentScale)),
+        help="how a tiny autoencoder itself has latents (default: as its file tells, see `wanvae "
+        "info`)",
+    )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="dtype to compute in"
     )

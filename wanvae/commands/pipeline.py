@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import RGB, RGBA, WanVAEConfig, check_reconstructs
+from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import refuse_overwriting
 from wanvae.execution.budget import TooLittleMemory, parse_memory
@@ -34,7 +34,7 @@ from wanvae.execution.sharding import FIRST
 from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class ReconstructionReport:
 
 
 def reconstruct_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -117,7 +117,7 @@ def reconstruct_file(
         with (
             show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
             open_writer(
-                destination, first, width, info.height, info.fps, crf, vae.config.decodes_alpha
+                destination, first, width, info.height, info.fps, crf, decodes_alpha(vae.config)
             ) as writer,
             limit_shared_by(2),
         ):
@@ -147,7 +147,7 @@ def reconstruct_file(
 
 
 def encode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -206,7 +206,7 @@ def encode_file(
 
 
 def decode_file(
-    vae: WanVAE,
+    vae: AnyVAE,
     source: str | PathLike[str],
     destination: str | PathLike[str],
     *,
@@ -261,7 +261,7 @@ def decode_file(
             height, width = scale * latents.video.height, scale * latents.video.width
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
-        alpha = vae.config.decodes_alpha and not drop_alpha
+        alpha = decodes_alpha(vae.config) and not drop_alpha
         channels = RGBA if alpha else RGB
         done, first = 0, is_first(shard)
         with (
@@ -301,7 +301,7 @@ def open_excerpt(
     start: float,
     duration: float | None,
     fps: Fraction | None,
-    config: WanVAEConfig,
+    config: VideoConfig,
 ) -> Iterator[Excerpt]:
     """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
 
@@ -317,7 +317,7 @@ def open_excerpt(
             f"cannot read {source} from {start} s for {duration} s: the start must be 0 or more, "
             "the duration more than 0"
         )
-    with VideoReader(source, fps=fps, alpha=config.encodes_alpha) as reader:
+    with VideoReader(source, fps=fps, alpha=encodes_alpha(config)) as reader:
         if beside := reader.info.beside:
             verb = "is" if beside == ("sound",) else "are"
             warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
@@ -363,7 +363,7 @@ def is_first(shard: Processes | None) -> bool:
 
 
 def decode_pieces(
-    vae: WanVAE,
+    vae: AnyVAE,
     pieces: Iterable[Tensor],
     tile_size: TileSize | None,
     max_memory: Memory | None,
@@ -387,7 +387,7 @@ def decode_pieces(
     yield from map(decoder.push, pieces)
 
 
-def check_origin(latents: LatentsFile, config: WanVAEConfig, source: str | PathLike[str]) -> None:
+def check_origin(latents: LatentsFile, config: VideoConfig, source: str | PathLike[str]) -> None:
     """Raises CheckpointError if the latents of the file ``source`` do not fit the model."""
     if latents.channels != config.z_dim:
         raise CheckpointError(

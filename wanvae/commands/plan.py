@@ -20,7 +20,7 @@ from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
 from wanvae.execution.plan import Plan
 from wanvae.execution.sharding import estimate_speedup, share_out
-from wanvae.model import WanVAE
+from wanvae.model import make_model
 
 
 def plan(arguments: Namespace) -> None:
@@ -32,8 +32,12 @@ def plan(arguments: Namespace) -> None:
     limits = Limits(arguments.tile_size, arguments.max_memory)
     offloads = (arguments.device or default_device()) != "cpu"
     with torch.device("meta"):
-        vae = WanVAE(config).to(DTYPES[arguments.dtype])
-    for task, network in (("encode", vae.encoder_network()), ("decode", vae.decoder_network())):
+        vae = make_model(config).to(DTYPES[arguments.dtype])
+    networks = {"encode": vae.encoder_network, "decode": vae.decoder_network}
+    if not vae.encoding_modules():
+        del networks["encode"]
+    for task, make in networks.items():
+        network = make()
         decoding = network.core_first
         channels = config.z_dim if decoding else config.in_channels
         scale = config.upscale_factor if decoding else 1

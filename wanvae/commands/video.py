@@ -17,6 +17,9 @@ from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.errors import UserError
+from wanvae.model import AnyVAE
+from wanvae.tiny import TinyVAE
 from wanvae.video.rate import parse_rate
 
 VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
@@ -51,6 +54,7 @@ def reconstruct(arguments: Namespace) -> None:
             f"compression {report.compression:.1f}x, "
             f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
         )
+        tell_of_tiny(arguments, vae)
 
 
 def encode(arguments: Namespace) -> None:
@@ -70,17 +74,23 @@ def encode(arguments: Namespace) -> None:
         )
     if shape is not None:
         print(f"{arguments.input} -> {arguments.output}: mean and logvar {shape}")
+        tell_of_tiny(arguments, vae)
 
 
 def decode(arguments: Namespace) -> None:
     """Decodes a file of latents to a video."""
     fps = rate_of(arguments)
+    arguments = with_preview(arguments)
     with model_to_share(arguments) as (vae, processes):
+        tiny = isinstance(vae, TinyVAE)
+        if arguments.preview is not None and not tiny:
+            raise UserError(f"{arguments.preview} is no tiny autoencoder: name it as --checkpoint")
         frames = decode_file(
             vae,
             arguments.input,
             arguments.output,
-            checkpoint=checkpoint_of(arguments),
+            # Latents for a tiny autoencoder come from another model, as they should.
+            checkpoint=None if tiny else checkpoint_of(arguments),
             normalized=arguments.normalized,
             drop_alpha=arguments.drop_alpha,
             fps=fps,
@@ -90,6 +100,33 @@ def decode(arguments: Namespace) -> None:
         )
     if frames:
         print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+        tell_of_tiny(arguments, vae)
+
+
+def tell_of_tiny(arguments: Namespace, vae: AnyVAE) -> None:
+    """Prints how a tiny autoencoder itself has latents, because its file may not tell for sure."""
+    if isinstance(vae, TinyVAE) and arguments.tiny_latents is None:
+        kind = vae.config.network_latents
+        other = "raw" if kind == "normalized" else "normalized"
+        print(
+            f"{arguments.checkpoint}: its network is taken to have {kind} latents; if colours are "
+            f"wrong, add --tiny-latents {other}"
+        )
+
+
+def with_preview(arguments: Namespace) -> Namespace:
+    """Returns options with ``--preview`` as the checkpoint, if it is given.
+
+    Raises:
+        UserError: ``--checkpoint`` is given too.
+    """
+    if arguments.preview is None:
+        return arguments
+    if arguments.checkpoint is not None:
+        raise UserError("--preview decodes instead of --checkpoint: give one of them")
+    arguments = arguments.clone()
+    arguments.checkpoint = arguments.preview
+    return arguments
 
 
 def common_options(arguments: Namespace) -> dict[str, Any]:
@@ -173,6 +210,12 @@ def add_decode_options(parser: Parser) -> None:
         "--fps",
         help="frames per second, like 25 or 30000/1001 (default: as encoded, else 16)",
     )
+    parser.add_argument(
+        "--preview",
+        metavar="TAE",
+        help="decode with this tiny autoencoder instead, like taew2_1.pth: much faster, less exact",
+    )
+    parser.reads("preview")
     add_quality_option(parser)
     add_model_options(parser)
     add_shard_option(parser)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wanvae.config import encodes_alpha
 from wanvae.dataset.files import WRITERS, LatentsFilePlan, StoredClip, clip_metadata, index_file
 from wanvae.dataset.plan import DatasetPlan, prepare
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
@@ -181,7 +182,7 @@ def carry_out(
     files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
     clips = [clip for file in files for clip in file.clips]
     config = vae.config
-    read = read_clips(clips, source, config.temporal_factor, alpha=config.encodes_alpha)
+    read = read_clips(clips, source, config.temporal_factor, alpha=encodes_alpha(config))
     frames = ahead(read, FRAMES_AHEAD)
     pieces = encode_clips(vae, frames, tile_size, max_memory)
     with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from wanvae.checkpoints import formats
-from wanvae.config import check_reconstructs
+from wanvae.config import check_reconstructs, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.execution.limits import TileSize
 from wanvae.frames import encode_frames, pad_to_multiple
-from wanvae.model import WanVAE
+from wanvae.model import AnyVAE, WanVAE
 from wanvae.posterior import Posterior
 from wanvae.video import Frame
 
@@ -100,12 +100,12 @@ class Judged:
     """
 
     facts: ModelFacts
-    vae: WanVAE
+    vae: AnyVAE
     reconstruct: Reconstruct
 
 
 def judge_stream(
-    vae: WanVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
+    vae: AnyVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
 ) -> Judged:
     """Returns our model. Its memory does not grow with the length of a clip.
 
@@ -116,7 +116,7 @@ def judge_stream(
         UserError: the model cannot stream, decodes other videos than it encodes, or encodes alpha.
     """
     check_reconstructs(vae.config)
-    if vae.config.encodes_alpha:
+    if encodes_alpha(vae.config):
         raise UserError(
             "this model encodes RGBA, and evaluate compares RGB; use wanvae reconstruct, which "
             "prints PSNR and SSIM over all four channels"

@@ -235,7 +235,7 @@ class Planner:
         at_once = plan.latents_at_once
         coding = Coding(self.network, plan, LocalTiles([self.costs.largest_tile(workload, plan)]))
         x = self._input(workload, 1 + 2 * at_once)
-        steps = [1, *[at_once * self.network.group] * 2]
+        steps = [self.network.first, *[at_once * self.network.group] * 2]
         with MemoryMeter([x, *self._parameters]) as meter:
             for piece in x.split(steps, dim=2):
                 for _ in coding.push([piece]):
@@ -281,11 +281,10 @@ class Planner:
 
     def _input(self, workload: Workload, latents: int) -> Tensor:
         scale = self.network.pixels_per_input
-        length = 1 + (latents - 1) * self.network.group
         shape = (
             workload.batch,
             workload.channels,
-            length,
+            self.network.count_input(latents),
             workload.height // scale,
             workload.width // scale,
         )

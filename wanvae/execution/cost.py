@@ -11,7 +11,7 @@ from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan, make_tiles, shrink
 from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span, make_whole_region
-from wanvae.nn.sequential import count_resampled, trace_regions
+from wanvae.nn.sequential import trace_regions
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Costs:
         """
         if workload.latents is None:
             raise ValueError("a stream without end has no number of multiply-adds")
-        total, frames = 0, 1 + (workload.latents - 1) * self._network.group
+        total, frames = 0, self._network.count_input(workload.latents)
         for layer, positions in self._positions(workload, plan).items():
             total += layer.multiply_adds(positions, frames)
-            frames = count_resampled(frames, layer.time_factor(), starts=True)
+            frames = layer.count_output(frames, starts=True)
         return workload.batch * total
 
     def _positions(self, workload: Workload, plan: Plan) -> dict[Streaming, int]:

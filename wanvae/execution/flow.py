@@ -7,6 +7,7 @@ holds only a few frames of each resolution and the states of the layers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
-from wanvae.nn.sequential import find_regions_between, space_factor, time_factor
+from wanvae.nn.sequential import count_output, find_regions_between, space_factor, time_factor
 
 # Pixels at full resolution that keep a small machine busy; more pixels only cost memory.
 STEP_PIXELS = 2**18
@@ -39,13 +40,15 @@ class Stage:
 
     Attributes:
         layers: in the order they run.
-        frames: frames to take at once, after the first frame of a stream; None is all frames.
-        group: frames of the input of the stage that become one latent, after the first frame.
+        frames: frames to take at once, after the first latent of a stream; None is all frames.
+        group: frames of the input of the stage that become one latent, after the first latent.
+        first: frames of the input of the stage that become the first latent.
     """
 
     layers: tuple[Streaming, ...]
     frames: int | None
     group: int
+    first: int = 1
 
 
 def choose_frames(height: int, width: int) -> int:
@@ -58,7 +61,9 @@ def count_latents_at_once(frames: int) -> int:
     return max(min(frames, 4), frames // 4)
 
 
-def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> list[Stage]:
+def make_stages(
+    layers: Sequence[Streaming], frames: int | None, group: int, first: int = 1
+) -> list[Stage]:
     """Cuts the layers of an encoder or a decoder into stages.
 
     Args:
@@ -66,9 +71,10 @@ def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> 
         frames: frames to process at once at full resolution, 1 or an even number. Smaller
             resolutions process more frames at once. None is all frames.
         group: frames of the input of the first layer that become one latent: 1 in a decoder.
+        first: frames of this input that become the first latent.
     """
     if frames is None:
-        return [Stage(tuple(layers), None, group)]
+        return [Stage(tuple(layers), None, group, first)]
     latents = count_latents_at_once(frames)
     runs: list[list[Streaming]] = [[]]
     for layer in layers:
@@ -87,8 +93,9 @@ def make_stages(layers: Sequence[Streaming], frames: int | None, group: int) -> 
         factor = time_factor(run)
         # Half as many frames before time is doubled, and whole pairs before time is halved.
         taken = max(factor.denominator, at_once // factor.numerator)
-        stages.append(Stage(tuple(run), taken, group))
+        stages.append(Stage(tuple(run), taken, group, first))
         group = int(group * factor)
+        first = count_output(run, first, starts=True)
     return stages
 
 
@@ -193,9 +200,10 @@ class Flow:
 
     def _through(self, index: int, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         stage = self._stages[index]
-        if stage.frames is not None:
-            starts = self._states[stage.layers[0]] is None
-            pieces = regroup(pieces, stage.frames, starts=starts)
+        starts = self._states[stage.layers[0]] is None
+        frames = sys.maxsize if stage.frames is None else stage.frames
+        first = stage.first if starts and stage.frames is not None else frames
+        pieces = regroup(pieces, frames, first)
         for piece in pieces:
             self._processed[index] += piece.shape[2]
             # Pieces move to the device here, so that a long video need not fit on the device.
@@ -205,7 +213,8 @@ class Flow:
     def _ends(self, index: int) -> bool:
         if self._latents is None:
             return False
-        return self._processed[index] == 1 + (self._latents - 1) * self._stages[index].group
+        stage = self._stages[index]
+        return self._processed[index] == stage.first + (self._latents - 1) * stage.group
 
     def _run(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
         if self._compilation is not None:
@@ -228,12 +237,12 @@ class Flow:
         return x
 
 
-def regroup(pieces: Iterable[Tensor], frames: int, *, starts: bool) -> Iterator[Tensor]:
-    """Yields the frames of pieces in pieces of ``frames`` frames each.
+def regroup(pieces: Iterable[Tensor], frames: int, first: int) -> Iterator[Tensor]:
+    """Yields the frames of pieces: a piece of ``first`` frames, then pieces of ``frames`` frames.
 
-    If the stream ``starts``, the first piece has one frame. The last piece may be shorter.
+    The last piece may be shorter.
     """
-    wanted = 1 if starts else frames
+    wanted = first
     waiting = None
     for piece in pieces:
         waiting = piece if waiting is None else torch.cat([waiting, piece], dim=2)

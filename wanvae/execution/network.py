@@ -6,17 +6,15 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import wraps
 from itertools import chain, groupby
 from typing import Concatenate, ParamSpec, TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn import Streaming, needs_whole_frames, unstreamable_layers
-from wanvae.nn.sequential import count_resampled, space_factor
+from wanvae.nn.sequential import count_output, space_factor
 from wanvae.nn.streaming import require_streaming
 
 P = ParamSpec("P")
@@ -51,6 +49,7 @@ class Network:
         out_channels: channels of the output.
         spatial_factor: pixels per latent along height and width.
         temporal_factor: frames per latent after the first.
+        lookahead: frames after the frames of a latent that an encoder also reads for it.
         architecture: a value that is equal for networks whose layers differ only in weights and
             dtype.
     """
@@ -62,6 +61,7 @@ class Network:
     spatial_factor: int
     temporal_factor: int
     architecture: Hashable = field(repr=False)
+    lookahead: int = 0
 
     @property
     def layers(self) -> tuple[Streaming, ...]:
@@ -72,6 +72,11 @@ class Network:
     def group(self) -> int:
         """Frames of input for one latent, after the first frame; 1 in a decoder."""
         return 1 if self.core_first else self.temporal_factor
+
+    @property
+    def first(self) -> int:
+        """Frames of input for the first latent."""
+        return 1 + self.lookahead
 
     @property
     def pixels_per_input(self) -> int:
@@ -90,12 +95,22 @@ class Network:
 
     def count_output_frames(self, pushed: int, *, starts: bool) -> int:
         """Returns the frames of output for ``pushed`` frames of input, which are whole groups."""
-        factor = Fraction(self.temporal_factor)
-        return count_resampled(pushed, factor if self.core_first else 1 / factor, starts=starts)
+        return count_output(self.layers, pushed, starts=starts)
+
+    def count_input(self, latents: int) -> int:
+        """Returns the frames of input for a clip of so many latents, those ahead included."""
+        return self.first + (latents - 1) * self.group
 
     def count_latents(self, frames: int) -> int:
-        """Returns the number of latents of a clip of ``frames`` frames of input."""
-        return frames if self.core_first else self.count_output_frames(frames, starts=True)
+        """Returns the number of latents of a clip of ``frames`` frames."""
+        return 1 + (frames - 1) // self.group
+
+    def frames_ahead(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Returns what stands for the frames after the end of a clip: its last frame, repeated.
+
+        Empty for a network that does not look ahead.
+        """
+        return (x[:, :, -1:].expand(-1, -1, self.lookahead, -1, -1),) if self.lookahead else ()
 
     def twin(self) -> Network:
         """Returns the same layers on the meta device, in evaluation mode: shapes without values."""
@@ -126,6 +141,7 @@ def make_network(
     spatial_factor: int,
     temporal_factor: int,
     architecture: Hashable,
+    lookahead: int = 0,
 ) -> Network:
     """Returns a network; layers of the shell that look across whole frames move to the core.
 
@@ -141,11 +157,18 @@ def make_network(
         cut = across[0]
         core, shell = shell[cut:] + core, shell[:cut]
     return Network(
-        core, shell, core_first, out_channels, spatial_factor, temporal_factor, architecture
+        core=core,
+        shell=shell,
+        core_first=core_first,
+        out_channels=out_channels,
+        spatial_factor=spatial_factor,
+        temporal_factor=temporal_factor,
+        architecture=architecture,
+        lookahead=lookahead,
     )
 
 
-def copy_to_meta(tensor: torch.Tensor) -> torch.Tensor:
+def copy_to_meta(tensor: Tensor) -> Tensor:
     """Returns a tensor or parameter like ``tensor`` on the meta device."""
     copied = tensor.detach().to("meta")
     return (

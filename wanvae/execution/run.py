@@ -47,7 +47,8 @@ class Runner:
             UserError: the limits cannot be kept.
         """
         latents = self.network.count_latents(x.shape[2])
-        return self.start(x.shape, self.choose_plan(x.shape, latents), latents).run(x)
+        coding = self.start(x.shape, self.choose_plan(x.shape, latents), latents)
+        return coding.run(x, *self.network.frames_ahead(x))
 
     def choose_plan(self, shape: Sequence[int], latents: int | None) -> Plan:
         """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""

@@ -141,7 +141,8 @@ class StreamEncoder(Session):
         """Returns the posterior of the groups of frames that are complete now, or None.
 
         The first frame is a group. After it every ``temporal_factor`` frames are a group (4 for
-        Wan2.1).
+        Wan2.1). A network that looks ahead also waits for the frames that it reads ahead, and for
+        one more.
 
         Args:
             frames: ``(B, C, T, H, W)``, T >= 1, in [-1, 1].
@@ -156,11 +157,19 @@ class StreamEncoder(Session):
         with self._guard.pushing():
             if self._waiting is not None:
                 frames = torch.cat([self._waiting, frames], dim=2)
-            factor = self._runner.network.temporal_factor
-            first = 0 if coding.started else 1
-            ready = first + (frames.shape[2] - first) // factor * factor
+            ready = self._count_ready(coding, frames.shape[2])
             self._waiting = frames[:, :, ready:].clone() if ready < frames.shape[2] else None
             return self._encode(coding, frames[:, :, :ready]) if ready else None
+
+    def _count_ready(self, coding: Coding, waiting: int) -> int:
+        """Returns how many of the waiting frames are whole groups that can be encoded now."""
+        network = self._runner.network
+        first = 0 if coding.started else network.first
+        # The last frame of a network that looks ahead waits, because it is needed at the end.
+        waiting -= min(network.lookahead, 1)
+        if waiting < first:
+            return 0
+        return first + (waiting - first) // network.group * network.group
 
     @torch.no_grad()
     def finish(self) -> EncodeEnd:
@@ -178,8 +187,11 @@ class StreamEncoder(Session):
             return EncodeEnd(None, 0)
         with self._guard.pushing():
             self._waiting = None
-            missing = self._runner.network.temporal_factor - frames.shape[2]
-            tail = frames[:, :, -1:].expand(-1, -1, missing, -1, -1)
+            network = self._runner.network
+            # Without its first frame, and with those that were read ahead, a clip is whole groups.
+            begun = frames.shape[2] + (network.lookahead if coding.started else -1)
+            missing = -begun % network.group
+            tail = frames[:, :, -1:].expand(-1, -1, missing + network.lookahead, -1, -1)
             return EncodeEnd(self._encode(coding, torch.cat([frames, tail], dim=2)), missing)
 
     def _encode(self, coding: Coding, frames: Tensor) -> Posterior:

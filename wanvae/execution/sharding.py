@@ -26,7 +26,7 @@ from wanvae.execution.plan import Plan
 from wanvae.execution.tiling import Painting
 from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span
-from wanvae.nn.sequential import count_resampled, cropped_layers
+from wanvae.nn.sequential import cropped_layers
 
 # The rank of the process that gets decoded video.
 FIRST = 0
@@ -151,10 +151,10 @@ class TileWork:
 
 def find_work_per_position(network: Network) -> dict[Streaming, int]:
     """Returns multiply-adds of each layer per position of a frame, for a clip of two latents."""
-    work, frames = {}, 1 + network.group
+    work, frames = {}, network.count_input(2)
     for layer in cropped_layers(network.layers):
         work[layer] = layer.multiply_adds(1, frames)
-        frames = count_resampled(frames, layer.time_factor(), starts=True)
+        frames = layer.count_output(frames, starts=True)
     return work
 
 

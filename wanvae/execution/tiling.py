@@ -34,7 +34,7 @@ from wanvae.execution.network import Network, Part
 from wanvae.execution.plan import Plan, find_regions
 from wanvae.nn.kernels.pool import POOL
 from wanvae.nn.region import Region, crop, crop_whole, expand_to_whole
-from wanvae.nn.sequential import count_resampled, time_factor
+from wanvae.nn.sequential import count_output, time_factor
 
 # For each part, the states of its flows.
 CodingState: TypeAlias = "tuple[tuple[FlowState, ...], ...]"
@@ -70,7 +70,7 @@ class Painting:
         pushed = sum(piece.shape[2] for piece in pieces)
         self.part = part
         self.tiles = tiles
-        self.frames = count_resampled(pushed, time_factor(part.layers), starts=starts)
+        self.frames = count_output(part.layers, pushed, starts=starts)
         self.is_video = is_video
         self.whole: Tensor | None = None
         self._pieces = pieces
@@ -163,9 +163,9 @@ class Coding:
         compilation: Compilation | None = None,
     ) -> None:
         if compilation is not None:
-            stages = [Stage(network.layers, network.group, network.group)]
+            stages = [Stage(network.layers, network.group, network.group, network.first)]
         else:
-            stages = make_stages(network.layers, plan.frames, network.group)
+            stages = make_stages(network.layers, plan.frames, network.group, network.first)
         self._network = network
         self._plan = plan
         self._exchange = exchange
@@ -196,19 +196,25 @@ class Coding:
         self._guard.check()
         return tuple(tuple(flow.state for _, flow in flows) for _, flows in self.parts)
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, *more: Tensor) -> Tensor:
         """Processes the next whole groups of frames, and returns the whole result.
 
         If several processes share a decoder, only the first process gets frames.
+
+        Args:
+            x: the next frames.
+            more: frames after them. All frames together are whole groups.
 
         Raises:
             UserError: an earlier push was not completed.
             ProcessError: another process has ended.
         """
         network = self._network
-        frames = network.count_output_frames(x.shape[2], starts=not self.started)
+        pieces = (x, *more)
+        pushed = sum(piece.shape[2] for piece in pieces)
+        frames = network.count_output_frames(pushed, starts=not self.started)
         with within_limits() if self._plan.lean else nullcontext():
-            result = join(self.push([x]), frames)
+            result = join(self.push(pieces), frames)
         if result is not None:
             return result
         height, width = (side * network.spatial_factor for side in x.shape[3:])
@@ -271,6 +277,7 @@ def cut_stages(stages: Sequence[Stage], count: int) -> tuple[list[Stage], list[S
             # The first layers may double time; then more frames come out of them.
             factor = time_factor(first)
             frames = None if stage.frames is None else int(stage.frames * factor)
-            after.append(Stage(second, frames, int(stage.group * factor)))
+            leading = count_output(first, stage.first, starts=True)
+            after.append(Stage(second, frames, int(stage.group * factor), leading))
         count = max(0, count - len(stage.layers))
     return before, after

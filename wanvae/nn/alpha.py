@@ -49,6 +49,9 @@ class Beside(Streaming):
     def time_factor(self) -> Fraction:
         return self.first.time_factor()
 
+    def count_output(self, frames: int, *, starts: bool) -> int:
+        return self.first.count_output(frames, starts=starts)
+
     def space_factor(self) -> Fraction:
         return self.first.space_factor()
 

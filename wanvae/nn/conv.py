@@ -32,6 +32,7 @@ class CausalConv(Streaming):
         kernel_size, stride, dilation: one number for all axes, or one number for each axis.
         causal: False pads time like space (the usual "same" padding). Such a layer sees the future
             and cannot stream.
+        bias: whether the convolution adds a bias.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class CausalConv(Streaming):
         dilation: int | tuple[int, ...] = 1,
         *,
         causal: bool = True,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if ndim not in LAYERS:
@@ -61,8 +63,13 @@ class CausalConv(Streaming):
         if self.causal:
             padding[0] = 0
         self.padding = [(p // 2, p - p // 2) for p in padding]
-        layer = LAYERS[ndim](in_channels, out_channels, self.kernel_size)
+        layer = LAYERS[ndim](in_channels, out_channels, self.kernel_size, bias=bias)
         self.weight, self.bias = layer.weight, layer.bias
+
+    @property
+    def kernel(self) -> Tensor:
+        """The weight as the convolution takes it, ``(O, C, ...)``."""
+        return self.weight
 
     def step(
         self,
@@ -82,7 +89,7 @@ class CausalConv(Streaming):
         kernels = kernels_for(x)
         if not self.history:
             x = kernels.join(None, x, pointwise) if pointwise else x
-            return self._convolve(x, self.weight, region), ()
+            return self._convolve(x, self.kernel, region), ()
         if x.shape[2] % self.stride[0]:
             raise UserError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
@@ -91,13 +98,13 @@ class CausalConv(Streaming):
             # Only the last slice of the kernel sees more than zeros: a third of the work.
             past = self._zeros(x, self.history - 1) if kernels.fixed_state_shapes else None
             joined = kernels.join(past, x, pointwise)
-            y = self._convolve(joined[:, :, -1:], self.weight[:, :, -1:], region)
+            y = self._convolve(joined[:, :, -1:], self.kernel[:, :, -1:], region)
             return y, (joined.to(x.dtype),)
         (past,) = self.start(x) if state is None else get_tensors(state)
         if past.shape[2] < self.history:
             past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
         joined = kernels.join(past, x, pointwise)
-        y = self._convolve(joined, self.weight, region)
+        y = self._convolve(joined, self.kernel, region)
         return y, (kernels.clone(joined[:, :, -self.history :], x.dtype),)
 
     def start(self, x: Tensor) -> tuple[Tensor]:

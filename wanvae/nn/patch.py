@@ -13,11 +13,18 @@ from wanvae.nn.streaming import State, Streaming
 
 
 class Patches(Streaming):
-    """A layer that only moves values between positions and channels."""
+    """A layer that only moves values between positions and channels.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: side of the squares of positions that become the channels of one position.
+        rows_first: whether the channels are in the order of ``torch.nn.PixelShuffle``, (channel,
+            row, column), instead of Wan2.2's order, (channel, column, row).
+    """
+
+    def __init__(self, size: int, *, rows_first: bool = False) -> None:
         super().__init__()
         self.size = size
+        self.channels = "(c p q)" if rows_first else "(c q p)"
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self(x), lengths
@@ -36,13 +43,10 @@ class Patches(Streaming):
 
 
 class Patchify(Patches):
-    """``(B, C, T, H, W)`` to ``(B, C * size * size, T, H / size, W / size)``.
-
-    The channels are in Wan2.2's order: (channel, column, row). No state.
-    """
+    """``(B, C, T, H, W)`` to ``(B, C * size * size, T, H / size, W / size)``. No state."""
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        pattern = "b c t (h p) (w q) -> b (c q p) t h w"
+        pattern = f"b c t (h p) (w q) -> b {self.channels} t h w"
         return rearrange(x, pattern, p=self.size, q=self.size), ()
 
     def input_region(self, region: Region) -> Region:
@@ -53,20 +57,10 @@ class Patchify(Patches):
 
 
 class Unpatchify(Patches):
-    """The inverse of ``Patchify``.
-
-    Args:
-        rows_first: whether the channels are in the order of ``torch.nn.PixelShuffle`` instead:
-            (channel, row, column).
-    """
-
-    def __init__(self, size: int, *, rows_first: bool = False) -> None:
-        super().__init__(size)
-        self.rows_first = rows_first
+    """The inverse of ``Patchify``."""
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        channels = "(c p q)" if self.rows_first else "(c q p)"
-        pattern = f"b {channels} t h w -> b c t (h p) (w q)"
+        pattern = f"b {self.channels} t h w -> b c t (h p) (w q)"
         y = rearrange(x, pattern, p=self.size, q=self.size)
         if region is not None:
             y = crop(y, repeated(self.input_region(region), self.size), region)

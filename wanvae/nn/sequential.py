@@ -41,6 +41,9 @@ class Row(Streaming):
     def time_factor(self) -> Fraction:
         return time_factor(self.layers())
 
+    def count_output(self, frames: int, *, starts: bool) -> int:
+        return count_output(self.layers(), frames, starts=starts)
+
     def space_factor(self) -> Fraction:
         return space_factor(self.layers())
 
@@ -167,10 +170,15 @@ def space_factor(layers: Iterable[nn.Module]) -> Fraction:
     )
 
 
-def count_resampled(frames: int, factor: Fraction, *, starts: bool) -> int:
-    """Returns the number of frames after resampling; the first frame of a stream stays one."""
-    first = 1 if starts else 0
-    return first + int((frames - first) * factor)
+def count_output(layers: Iterable[nn.Module], frames: int, *, starts: bool) -> int:
+    """Returns the frames that a row writes for the next ``frames`` frames of a stream.
+
+    Args:
+        starts: whether the stream starts with these frames.
+    """
+    for layer in streaming_layers(layers):
+        frames = layer.count_output(frames, starts=starts)
+    return frames
 
 
 def multiply_adds(layers: Iterable[nn.Module], positions: int, frames: int) -> int:
@@ -180,5 +188,5 @@ def multiply_adds(layers: Iterable[nn.Module], positions: int, frames: int) -> i
     for index, layer in enumerate(streaming):
         written = int(positions / space_factor(streaming[index + 1 :]) ** 2)
         total += layer.multiply_adds(written, frames)
-        frames = count_resampled(frames, layer.time_factor(), starts=True)
+        frames = layer.count_output(frames, starts=True)
     return total

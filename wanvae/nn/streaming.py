@@ -82,6 +82,17 @@ class Streaming(nn.Module):
         """Returns the frames of output for each frame of input, after the first frame."""
         raise self._unanswered("time_factor")
 
+    def count_output(self, frames: int, *, starts: bool) -> int:
+        """Returns the frames of output for the next ``frames`` frames of input of a stream.
+
+        The first frame of a stream stays one frame, unless a layer says otherwise.
+
+        Args:
+            starts: whether the stream starts with these frames.
+        """
+        first = 1 if starts else 0
+        return first + int((frames - first) * self.time_factor())
+
     def space_factor(self) -> Fraction:
         """Returns the positions of output along a side for each position of input."""
         raise self._unanswered("space_factor")

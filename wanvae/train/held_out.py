@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check_length, check_size
+from wanvae.config import WanVAEConfig, check_length, check_size, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.training.evaluating import evaluating
@@ -120,7 +120,7 @@ def read_held_out(
         if len(clips) == config.clips:
             break
         try:
-            clips.append(read_file(folder, file.path, config, model.encodes_alpha))
+            clips.append(read_file(folder, file.path, config, encodes_alpha(model)))
         except VideoError as error:
             if suffix_of(file.path) in MEDIA_SUFFIXES:
                 left_out.append(f"{file.path}: {reason(error, folder / file.path)}")

@@ -19,7 +19,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
+from wanvae.config import (
+    WanVAEConfig,
+    check_length,
+    check_reconstructs,
+    check_size,
+    encodes_alpha,
+)
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
@@ -27,7 +33,7 @@ from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips
-from wanvae.model import WanVAE
+from wanvae.model import WanVAE, require_wan_vae
 from wanvae.nn import use_channels_last
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
@@ -123,7 +129,7 @@ class VideoTraining:
             self.config.data,
             trainer.seed,
             samples_per_step=samples_per_step,
-            alpha=self.vae.config.encodes_alpha,
+            alpha=encodes_alpha(self.vae.config),
             report=self.accelerator.is_main_process,
         )
         self.say_ignored(self.config.data.folder, samples.ignored)
@@ -215,7 +221,7 @@ def first_model(config: TrainConfig) -> WanVAE:
 
 def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
     """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
-    vae = WanVAE.from_pretrained(path, torch.float32)
+    vae = require_wan_vae(WanVAE.from_pretrained(path, torch.float32), path, "training")
     if ndim < vae.config.ndim:
         raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
     return inflate(vae) if ndim > vae.config.ndim else vae

@@ -74,9 +74,9 @@ class Kernels:
     """
 
     convolve: Callable[
-        [Tensor, Tensor, Tensor, Sequence[int], Sequence[int], Sequence[int]], Tensor
+        [Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int], Sequence[int]], Tensor
     ]
-    convolve_doubled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    convolve_doubled: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     join: Callable[[Tensor | None, Tensor, Sequence[nn.Module]], Tensor]
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]

@@ -13,13 +13,13 @@ from wanvae.nn.kernels.convolution import convolve_by_pytorch
 from wanvae.nn.kernels.pool import empty
 
 
-def convolve_doubled_by_pytorch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve_doubled_by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Doubles the images and convolves them."""
     doubled = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
     return convolve_by_pytorch(doubled, weight, bias, (1, 1), (1, 1), (1, 1))
 
 
-def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolves the small images with 4/9 of the multiply-adds; no gradients.
 
     Every output pixel sees only 2x2 different inputs, in four arrangements (phases). Each phase is
@@ -38,7 +38,7 @@ def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     return y
 
 
-def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Allocates on the meta device what ``convolve_doubled_in_phases`` takes on other devices."""
     batch, _, height, width = x.shape
     channels = weight.shape[:2]

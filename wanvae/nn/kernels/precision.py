@@ -13,7 +13,7 @@ from torch import Tensor
 LOGGER = logging.getLogger("wanvae")
 Geometry = ParamSpec("Geometry")
 # An operation on an input, a weight, a bias, and numbers such as stride and padding.
-Weighted = Callable[Concatenate[Tensor, Tensor, Tensor, Geometry], Tensor]
+Weighted = Callable[Concatenate[Tensor, Tensor, "Tensor | None", Geometry], Tensor]
 
 
 def find_emulated_dtypes() -> frozenset[torch.dtype]:
@@ -91,7 +91,7 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
     def convert_and_run(
         x: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         *args: Geometry.args,
         **kwargs: Geometry.kwargs,
     ) -> Tensor:
@@ -99,10 +99,15 @@ def in_native_dtype_of_weights(operation: Weighted[Geometry]) -> Weighted[Geomet
         native = native_dtype(dtype)
         if native == dtype or autocast_dtype(weight) is not None:
             return operation(x, weight, bias, *args, **kwargs)
-        x, weight, bias = x.to(native), weight.to(native), bias.to(native)
+        x, weight, bias = x.to(native), weight.to(native), convert(bias, native)
         return operation(x, weight, bias, *args, **kwargs).to(dtype)
 
     return convert_and_run
+
+
+def convert(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Returns a bias in another dtype; None stays None."""
+    return None if bias is None else bias.to(dtype)
 
 
 def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:
@@ -115,7 +120,7 @@ def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:
     def convert_and_run(
         x: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         *args: Geometry.args,
         **kwargs: Geometry.kwargs,
     ) -> Tensor:
@@ -123,10 +128,11 @@ def in_native_dtype(operation: Weighted[Geometry]) -> Weighted[Geometry]:
         dtype = autocast or weight.dtype
         native = native_dtype(dtype)
         if autocast is None:
-            y = operation(x.to(native), weight.to(native), bias.to(native), *args, **kwargs)
+            y = operation(x.to(native), weight.to(native), convert(bias, native), *args, **kwargs)
         else:
+            x, weight, bias = x.to(native), weight.to(native), convert(bias, native)
             with torch.autocast(weight.device.type, enabled=False):
-                y = operation(x.to(native), weight.to(native), bias.to(native), *args, **kwargs)
+                y = operation(x, weight, bias, *args, **kwargs)
         return y.to(dtype)
 
     return convert_and_run

@@ -1,0 +1,132 @@
+"""Tiny autoencoders (TAEHV): fast models for previews, with the latents of a Wan VAE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from wanvae.autoencoder import VideoAutoencoder
+from wanvae.errors import UserError
+from wanvae.execution.network import Network, make_network
+from wanvae.nn import Patchify, Sequential, Unpatchify
+from wanvae.nn.tiny import (
+    Affine,
+    WithLogvar,
+    decoder_layers,
+    encoder_layers,
+    in_streaming_rows,
+)
+from wanvae.posterior import LOGVAR_RANGE
+from wanvae.tiny_config import LatentScale, TinyVAEConfig
+
+
+class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
+    """A tiny autoencoder: ``taew2_1``, ``taew2_2``, and LightX2V's ``lighttaew2_1``, ``2_2``.
+
+    It is many times faster than the Wan VAE whose latents it shares, and less exact: a model for
+    previews. It has the methods of ``WanVAE``, with the same videos in [-1, 1] and the same raw
+    latents. The networks themselves have pixels in [0, 1] and mostly normalized latents:
+    ``encoder_network`` and ``decoder_network`` convert at both ends, and nothing else does.
+
+    A latent has no spread: ``mode`` and ``sample`` of a posterior are equal to 1e-6. The encoder
+    reads the frames of a latent and three frames after them. At the end of a video the last frame
+    is repeated for this.
+
+    Parameters have the names and shapes of the published files. ``WanVAE.from_pretrained`` loads
+    them.
+
+    >>> import torch
+    >>> vae = TinyVAE(TinyVAEConfig(encoder_dim=4, decoder_dims=(4, 4, 4, 4)))
+    >>> latents = vae.encode(torch.zeros(1, 3, 5, 64, 64)).mode()
+    >>> latents.shape
+    torch.Size([1, 16, 2, 8, 8])
+    >>> vae.decode(latents, tile_size=32).shape
+    torch.Size([1, 3, 5, 64, 64])
+    """
+
+    def __init__(self, config: TinyVAEConfig) -> None:
+        super().__init__(config)
+        channels = config.channels * config.patch_size**2
+        self.encoder: Sequential | None = None
+        if config.encoder_dim is not None:
+            self.encoder = Sequential(
+                *encoder_layers(
+                    channels, config.encoder_dim, config.z_dim, config.pools, config.blocks
+                )
+            )
+        self.decoder = Sequential(
+            *decoder_layers(
+                config.z_dim,
+                config.decoder_dims,
+                channels,
+                config.grows,
+                config.blocks,
+                skipped=config.temporal_factor - 1,
+            )
+        )
+
+    def encoding_modules(self) -> tuple[nn.Module, ...]:
+        return () if self.encoder is None else (self.encoder,)
+
+    def decoding_modules(self) -> tuple[nn.Module, ...]:
+        return (self.decoder,)
+
+    def set_network_latents(self, kind: LatentScale) -> None:
+        """Says how the network itself has latents, if the file was taken for the wrong kind."""
+        self.config = replace(self.config, network_latents=kind)
+
+    def encoder_network(self) -> Network:
+        """Returns the layers from video to moments: raw latents, and ``logvar`` -30.
+
+        Raises:
+            UserError: the model has no encoder.
+        """
+        if self.encoder is None:
+            raise UserError(
+                "this tiny autoencoder has no encoder, as its file has none: encode with the Wan "
+                "VAE whose latents it shares"
+            )
+        config = self.config
+        patches = [Patchify(config.patch_size, rows_first=True)] if config.patch_size > 1 else []
+        to_raw = [] if config.network_latents == "raw" else [Affine(*self._statistics())]
+        layers = (
+            Affine((0.5,), (0.5,)),
+            *patches,
+            *self.encoder,
+            *to_raw,
+            WithLogvar(LOGVAR_RANGE[0]),
+        )
+        return self._network(layers, core_first=False, out_channels=2 * config.z_dim)
+
+    def decoder_network(self) -> Network:
+        config = self.config
+        patches = [Unpatchify(config.patch_size, rows_first=True)] if config.patch_size > 1 else []
+        std, mean = self._statistics()
+        inverse = (
+            tuple(1 / s for s in std),
+            tuple(-m / s for m, s in zip(mean, std, strict=True)),
+        )
+        to_network = [] if config.network_latents == "raw" else [Affine(*inverse)]
+        layers = (*to_network, *self.decoder, *patches, Affine((2.0,), (-1.0,)))
+        return self._network(layers, core_first=True, out_channels=config.out_channels)
+
+    def _network(
+        self, layers: tuple[nn.Module, ...], *, core_first: bool, out_channels: int
+    ) -> Network:
+        config = self.config
+        return make_network(
+            core=(),
+            shell=in_streaming_rows(layers),
+            core_first=core_first,
+            out_channels=out_channels,
+            spatial_factor=config.spatial_factor,
+            temporal_factor=config.temporal_factor,
+            architecture=config,
+            lookahead=0 if core_first else config.temporal_factor - 1,
+        )
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns standard deviation and mean of each channel of raw latents."""
+        z_dim = self.config.z_dim
+        return self.config.latents_std or (1.0,) * z_dim, self.config.latents_mean or (0.0,) * z_dim
