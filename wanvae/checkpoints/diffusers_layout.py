@@ -313,6 +313,16 @@ def wan_config(config: WanVAEConfig) -> dict[str, Any]:
     return diffusers_config(WAN_CLASS, config, values) | factors
 
 
+def is_like_qwen_image_21(config: WanVAEConfig) -> bool:
+    """Returns whether a model is an image model with the shortcuts of a video model."""
+    return config.ndim == 2 and config.stage_shortcuts
+
+
+def diffusers_content(config: WanVAEConfig) -> dict[str, Any]:
+    """Returns the content of the config.json of the class of diffusers that fits a model."""
+    return qwen_image_21_config(config) if is_like_qwen_image_21(config) else wan_config(config)
+
+
 def qwen_image_21_config(config: WanVAEConfig) -> dict[str, Any]:
     """Returns the content of the config.json of an ``AutoencoderKLQwenImage21``."""
     content = wan_config(config) | QWEN_IMAGE_21_TIME

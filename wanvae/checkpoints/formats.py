@@ -23,6 +23,7 @@ from wanvae.checkpoints.diffusers_layout import (
     count_stages_and_blocks,
     diffusers_names,
     from_diffusers,
+    is_like_qwen_image_21,
     qwen_image_21_config,
     qwen_image_config,
     read_diffusers_config,
@@ -347,8 +348,18 @@ def save_wan(
         CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
         FileError: ``path`` cannot be written.
     """
-    require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
-    require_equal(config, infer_config(tensors), Layout.WAN, (*PIXEL_FIELDS, "ndim"))
+    require_suffix(path, ".pth", ".safetensors")
+    # Other image models have no tensors that tell temporal_downsample.
+    possible = QWEN_IMAGE_21 if is_like_qwen_image_21(config) else WanVAEConfig()
+    require_equal(config, possible, Layout.WAN, (*BLOCK_FIELDS, "ndim"))
+    try:
+        told = infer_config(tensors)
+    except UserError as error:
+        raise CheckpointError(
+            f"the {Layout.WAN.value} layout has no such model, because of a file with it one would "
+            f"say: {error}"
+        ) from error
+    require_equal(config, told, Layout.WAN, PIXEL_FIELDS)
     save_bare(path, tensors)
 
 

@@ -18,6 +18,7 @@ from av.video.reformatter import (
     ColorTrc,
     VideoReformatter,
 )
+from av.video.stream import VideoStream
 
 from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
 from wanvae.video.formats import Format, find_format, known_suffixes
@@ -110,7 +111,10 @@ class VideoWriter:
             options=options,
         )
         quality = {"crf": str(crf)} if format.has_quality else {}
-        stream = container.add_stream(format.encoder, rate=fps, options=quality | format.options)
+        stream = container.add_stream(
+            format.encoder, rate=fps, options={**quality, **format.options}
+        )
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height = self._size
         stream.pix_fmt = format.pixel_format(*self._size, alpha=self.alpha)
         context = stream.codec_context
