@@ -22,7 +22,7 @@ from wanvae.errors import UserError
 from wanvae.execution.flow import first_parameter
 from wanvae.execution.network import Network, make_network
 from wanvae.nn import AlphaDecoder, CausalConv, Decoder, Encoder, State, use_channels_last
-from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
+from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
 from wanvae.tiny_config import TinyVAEConfig
@@ -142,21 +142,18 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
-        emulated = set()
-        for asked, modules in (
-            (encode_dtype or dtype, vae.encoding_modules()),
-            (decode_dtype or dtype, vae.decoding_modules()),
-        ):
-            if not modules:
-                continue
-            stored = first_parameter(modules).dtype
-            if asked is None and default_dtype(stored, target) != stored:
-                asked = default_dtype(stored, target)
-                emulated.add(stored)
+        parts = [
+            (modules, asked)
+            for modules, asked in (
+                (vae.encoding_modules(), encode_dtype or dtype),
+                (vae.decoding_modules(), decode_dtype or dtype),
+            )
+            if modules
+        ]
+        dtypes = [(first_parameter(modules).dtype, asked) for modules, asked in parts]
+        for (modules, _), chosen in zip(parts, choose_dtypes(path, dtypes, target), strict=True):
             for module in modules:
-                module.to(device=target, dtype=asked)
-        for stored in emulated:
-            tell_of_emulation(path, stored)
+                module.to(device=target, dtype=chosen)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
