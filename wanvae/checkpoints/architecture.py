@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import Half, WanVAEConfig
 from wanvae.errors import UserError
 
 # Side of the patches of published models.
 PATCH = 2
 # Channels of videos: RGB and RGBA.
 PIXELS = (3, 4)
+# Channels of the last layer of published decoders that upscale by 2.
+UPSCALED = 12
 
 
 @dataclass
@@ -47,6 +49,9 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         UserError: a tensor that tells the architecture is missing or has an impossible shape; the
             message names it.
     """
+    half = half_of(tensors)
+    if half is not None:
+        return infer_half(tensors, half)
     nested = is_nested(tensors)
     read = read_nested_stages if nested else read_stages
     encoder = read(tensors, "encoder.downsamples")
@@ -59,8 +64,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     decoder_dim = stage_width(tensors, decoder[-1], multiples[0], "dim_mult")
     images = kernel_in_time(tensors, "decoder.head.2.weight") == 1
     patch_size = patch_of(first, last, images=images) if nested else 1
-    scales = {0.5**i for i, stage in enumerate(encoder) if stage.attention}
-    scales |= {2.0 ** (i + 2 - len(decoder)) for i, stage in enumerate(decoder) if stage.attention}
+    scales = encoder_scales(encoder) | decoder_scales(decoder)
     config = WanVAEConfig(
         dim=dim,
         z_dim=z_dim,
@@ -99,6 +103,67 @@ def patch_of(*channels: int, images: bool) -> int:
     )
 
 
+def half_of(names: Iterable[str]) -> Half | None:
+    """Returns the only half of a model that tensors with these names have; None if both."""
+    roots = {name.split(".", 1)[0] for name in names}
+    if "encoder" in roots and "decoder" in roots:
+        return None
+    return "encoder" if "encoder" in roots else "decoder"
+
+
+def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
+    """Infers the architecture of a model from one half of it, as ``infer_config`` does.
+
+    What only the other half tells is taken to be the same. The decoder is an upscaling decoder of
+    RGB videos if it is no model with stage shortcuts and returns 12 channels.
+    """
+    nested = is_nested(tensors)
+    encoding = half == "encoder"
+    row = "encoder.downsamples" if encoding else "decoder.upsamples"
+    stages = (read_nested_stages if nested else read_stages)(tensors, row)
+    if encoding:
+        dim, pixels = conv_channels(tensors, "encoder.conv1.weight")
+        moments, _ = conv_channels(tensors, "conv1.weight")
+        z_dim, blocks, unit = moments // 2, stages[0].blocks, "encoder.conv1.weight"
+        scales, ends = encoder_scales(stages), "encoder.conv1.weight"
+    else:
+        z_dim, _ = conv_channels(tensors, "conv2.weight")
+        pixels, _ = conv_channels(tensors, "decoder.head.2.weight")
+        unit = f"{stages[-1].first_layer}.residual.2.weight"
+        dim, _ = conv_channels(tensors, unit)
+        blocks, scales = stages[0].blocks - 1, decoder_scales(stages)
+        ends = "decoder.head.2.weight"
+    images = kernel_in_time(tensors, ends) == 1
+    multiples = [stage_width(tensors, stage, dim, unit) for stage in stages]
+    steps = [stage.temporal for stage in stages[:-1]]
+    order = 1 if encoding else -1
+    patch_size = patch_of(pixels, images=images) if nested else 1
+    upscaled = not encoding and not nested and pixels == UPSCALED
+    config = WanVAEConfig(
+        dim=dim,
+        z_dim=z_dim,
+        dim_mult=tuple(multiples[::order]),
+        num_res_blocks=blocks,
+        attn_scales=tuple(sorted(scales)),
+        temporal_downsample=tuple(steps[::order]),
+        stage_shortcuts=nested,
+        ndim=2 if images else 3,
+        half=half,
+    )
+    first = pixels // 4 if upscaled else pixels
+    return replace(config, **channel_fields(first, pixels, patch_size))
+
+
+def encoder_scales(stages: Sequence[StageFacts]) -> set[float]:
+    """Returns the scales at which attention follows the blocks of an encoder."""
+    return {0.5**i for i, stage in enumerate(stages) if stage.attention}
+
+
+def decoder_scales(stages: Sequence[StageFacts]) -> set[float]:
+    """Returns the scales at which attention follows the blocks of a decoder."""
+    return {2.0 ** (i + 2 - len(stages)) for i, stage in enumerate(stages) if stage.attention}
+
+
 def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
     """Returns the fields of the config that the channels of the first and last layer tell.
 
@@ -124,7 +189,8 @@ def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
 
 def is_nested(names: Iterable[str]) -> bool:
     """Returns whether the layers of a stage share a name, as in models with stage shortcuts."""
-    return any(name.startswith("encoder.downsamples.0.downsamples.") for name in names)
+    rows = ("encoder.downsamples.0.downsamples.", "decoder.upsamples.0.upsamples.")
+    return any(name.startswith(rows) for name in names)
 
 
 def stage_width(tensors: Mapping[str, Tensor], stage: StageFacts, unit: int, of: str) -> int:

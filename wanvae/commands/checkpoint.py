@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
 from wanvae.commands.convert import convert, load_complete
 from wanvae.commands.options import DTYPES, add_source_options, checkpoint_of, source_of_options
-from wanvae.config import WanVAEConfig
+from wanvae.config import Half, WanVAEConfig
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
@@ -31,6 +33,7 @@ def info(arguments: Namespace) -> None:
     )
     for name, value in to_json_dict(config).items():
         print(f"{name}: {value}")
+    print(f"stored: {checkpoint.storage}")
     for note in checkpoint.notes:
         print(f"note: {note}")
     for dtype in emulated_among(tensor.dtype for tensor in outline):
@@ -58,6 +61,7 @@ def convert_checkpoint(arguments: Namespace) -> None:
         arguments.destination,
         Layout(arguments.to),
         dtype,
+        only=arguments.only,
         alpha=arguments.alpha,
         lora=arguments.lora,
     )
@@ -104,8 +108,11 @@ def add_convert_options(parser: Parser) -> None:
         help="LoRA to merge into the model, like Wan-Alpha-VAE.bin; its base is the source",
     )
     parser.reads("alpha", "lora")
+    parser.add_argument("--only", choices=get_args(Half), help="write this half of the model alone")
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="dtype of the tensors (default: unchanged)"
+        "--dtype",
+        choices=list(DTYPES),
+        help="dtype of the tensors (default: unchanged, but bfloat16 for float8 and quantized)",
     )
 
 

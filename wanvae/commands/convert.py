@@ -17,7 +17,7 @@ from wanvae.checkpoints.latent_statistics import with_known_statistics
 from wanvae.checkpoints.lora import merge_lora
 from wanvae.checkpoints.pair import join_alpha
 from wanvae.checkpoints.tiny import infer_tiny_config, with_network_latents
-from wanvae.config import WanVAEConfig
+from wanvae.config import Half, WanVAEConfig, check_has
 from wanvae.engine.checkpoint import CheckpointError, check_tensors
 from wanvae.model import make_model
 from wanvae.tiny_config import TinyVAEConfig
@@ -27,6 +27,11 @@ WRITERS = {
     Layout.DIFFUSERS: formats.save_diffusers,
     Layout.QWEN_IMAGE: formats.save_qwen_image,
     Layout.QWEN_IMAGE_21: formats.save_qwen_image_21,
+}
+# Beginnings of the names of the tensors of each half.
+ROOTS: Mapping[Half, tuple[str, ...]] = {
+    "encoder": ("encoder.", "conv1."),
+    "decoder": ("decoder.", "conv2."),
 }
 # Layouts in which tensors do not have their official names.
 RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE, Layout.QWEN_IMAGE_21)
@@ -57,6 +62,7 @@ def convert(
     target: Layout,
     dtype: torch.dtype | None = None,
     *,
+    only: Half | None = None,
     alpha: str | PathLike[str] | None = None,
     lora: str | PathLike[str] | None = None,
 ) -> ConversionReport:
@@ -65,7 +71,9 @@ def convert(
     Args:
         destination: ``.safetensors`` for native, ``.pth`` or ``.safetensors`` for wan, a directory
             for diffusers and qwen-image. It may be ``source`` itself.
-        dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor.
+        dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor,
+            except that float8 and quantized tensors become bfloat16.
+        only: the half to write; None writes all that is there.
         alpha: checkpoint whose decoder decodes alpha from the same latents, as in Wan-Alpha. None
             is no alpha.
         lora: file of a LoRA to merge into the model. None is no LoRA.
@@ -75,12 +83,18 @@ def convert(
             store the architecture. Nothing is written then.
         FileError: ``destination`` cannot be written.
     """
-    checkpoint = load_complete(source)
+    checkpoint = load_complete(source, dtype)
     if alpha is not None:
-        checkpoint = join_alpha(checkpoint, load_complete(alpha), alpha)
+        checkpoint = join_alpha(checkpoint, load_complete(alpha, dtype), alpha)
     if lora is not None:
         checkpoint = merge_lora(checkpoint, lora)
     config, tensors = checkpoint.config, checkpoint.tensors
+    if only is not None:
+        if isinstance(config, TinyVAEConfig):
+            raise CheckpointError(f"{source} is a tiny autoencoder, which has no --only")
+        check_has(config, only)
+        config = config.only(only)
+        tensors = tensors.renamed({n: n for n in tensors if n.startswith(ROOTS[only])})
     if dtype is not None:
         tensors = tensors.to(dtype)
     if target is Layout.NATIVE:
@@ -102,13 +116,16 @@ def convert(
     )
 
 
-def load_complete(path: str | PathLike[str]) -> Checkpoint:
+def load_complete(path: str | PathLike[str], dtype: torch.dtype | None = None) -> Checkpoint:
     """Reads a checkpoint of any layout, and checks that its tensors fit its architecture.
+
+    Args:
+        dtype: as for ``formats.load``.
 
     Raises:
         CheckpointError: ``path`` cannot be read or is not a complete model.
     """
-    checkpoint = formats.load(path)
+    checkpoint = formats.load(path, dtype=dtype)
     with torch.device("meta"):
         check_tensors(make_model(checkpoint.config), checkpoint.tensors, path)
     return checkpoint

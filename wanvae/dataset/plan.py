@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from wanvae.checkpoints.formats import identify, weights_file
+from wanvae.config import check_has
 from wanvae.dataset.files import LatentsFilePlan, index_file, plan_files
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
@@ -72,6 +73,7 @@ def prepare(
             belongs to other settings or another job works in it.
         FileError: the folder cannot be written.
     """
+    check_has(vae.config, "encoder")
     refuse_nested(source, destination)
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
     content = read_folder(source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,12 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if not isinstance(dtype, torch.dtype | str) or name not in FLOATING:
         raise UserError(f"dtype must be one of {', '.join(FLOATING)}, not {dtype!r}")
     return getattr(torch, name)
+
+
+def widest(*dtypes: torch.dtype | None) -> torch.dtype | None:
+    """Returns the dtype that holds the values of all of ``dtypes`` except None; None if all are."""
+    given = [dtype for dtype in dtypes if dtype is not None]
+    return reduce(torch.promote_types, given) if given else None
 
 
 def check_is_tensor(x: object, name: str) -> None:
