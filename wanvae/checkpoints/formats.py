@@ -120,16 +120,34 @@ def load_path(path: Path, source: Source, dtype: torch.dtype | None) -> Checkpoi
         checkpoint = load_file(weights.file, source.key, dtype)
     else:
         refuse_key(source.key)
+        # An error in the config is told before a missing file.
+        described = read_diffusers(config_file)
         weights = find_weights(config_file.parent, source.variant)
-        checkpoint = load_diffusers(config_file, weights.file, dtype)
+        checkpoint = load_diffusers(*described, weights.file, dtype)
     return replace(checkpoint, notes=(*weights.notes, *checkpoint.notes))
 
 
-def load_diffusers(config_file: Path, weights: Path, dtype: torch.dtype | None) -> Checkpoint:
-    """Reads a diffusers model from its config.json and its weights."""
+def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], Layout]:
+    """Returns config, notes and layout of the diffusers model that a config.json describes."""
     content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
-    layout = CLASS_LAYOUTS[content["_class_name"]]
+    return config, notes, CLASS_LAYOUTS[content["_class_name"]]
+
+
+def load_diffusers(
+    config: WanVAEConfig,
+    notes: tuple[str, ...],
+    layout: Layout,
+    weights: Path,
+    dtype: torch.dtype | None,
+) -> Checkpoint:
+    """Reads the weights of a diffusers model.
+
+    Args:
+        config, notes, layout: what its config.json tells.
+        weights: the file with its tensors.
+        dtype: as for ``load``.
+    """
     file = open_tensors(weights)
     check_growth(file.tensors, file.size)
     tensors, precision = widen(file.tensors, file.quantized, dtype)
