@@ -24,7 +24,7 @@ from wanvae.checkpoints.finding import (
     choose,
     find_candidates,
 )
-from wanvae.checkpoints.foreign import refusal
+from wanvae.checkpoints.foreign import is_lora, refusal
 from wanvae.checkpoints.latent_statistics import (
     NO_STATISTICS,
     Statistics,
@@ -68,7 +68,12 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
     file = open_tensors(path)
     if file.metadata.get("format") in NATIVE_FORMATS:
         return load_native(file, key)
-    candidates = find_candidates(file.tensors, tuple(READERS))
+    candidates = [
+        candidate
+        for candidate in find_candidates(file.tensors, tuple(READERS))
+        # A LoRA may hold the weights that it changes, too.
+        if not is_lora({n: t for n, t in file.tensors.outline.items() if candidate.owns(n)})
+    ]
     if not candidates:
         raise refusal(file.tensors)
     candidate = choose(candidates, file.tensors, key)
