@@ -275,7 +275,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["transcode"], "invalid choice: 'transcode'"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["encode", "a.mp4"], "required: encode.output"),
-        (["convert", "a", "b"], "required: convert.to"),
         (["convert", "a", "b", "--to", "onnx"], "argument --to: invalid choice: 'onnx'"),
         (["reconstruct", "a", "b", "--crf", "low"], "Expected a <class 'int'>. Got value: low"),
         (["reconstruct", "a", "b", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
@@ -600,7 +599,7 @@ def test_an_error_is_on_its_own_line_below_the_bar(tmp_path: Path, files: Path, 
     bar, line, rest = err.split("\n")
     assert "frame" in bar and rest == ""
     assert line == f"wanvae: cannot write {target}: an image holds one frame; " + (
-        "give a video suffix for more"
+        "give a video suffix or numbered images, like frames/%05d.png, for more"
     )
     assert target.read_bytes() == BEFORE
 
