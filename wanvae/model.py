@@ -162,9 +162,10 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         ]
         dtypes = [(widest_dtype(modules), asked) for modules, asked in parts]
         chosen = choose_dtypes(path, dtypes, target)
-        for (modules, _), (stored, _), asked in zip(parts, dtypes, chosen, strict=True):
+        for (modules, _), (stored, _), kept in zip(parts, dtypes, chosen, strict=True):
             for module in modules:
-                module.to(device=target, dtype=asked or stored)
+                # One dtype, also if the file has several.
+                module.to(device=target, dtype=kept or stored)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
