@@ -378,7 +378,7 @@ def test_a_checkpoint_of_qwen_image_keeps_its_class(tmp_path: Path) -> None:
         ({"attn_scales": (0.5,)}, None, "no attn_scales"),
         ({"half": "decoder"}, None, "has no half 'decoder', only None; encode and decode with"),
         (WAN22, "AutoencoderKLQwenImage", "QwenImage of diffusers has no patch_size 2"),
-        ({}, "AutoencoderKL", "class_name must be AutoencoderKLWan or AutoencoderKLQwenImage"),
+        ({}, "AutoencoderKL", "class_name must be AutoencoderKLWan or AutoencoderKLQ"),
     ],
 )
 def test_what_diffusers_cannot_express_is_refused(
@@ -677,3 +677,27 @@ def test_a_model_on_no_device_takes_the_weights_that_diffusers_loads() -> None:
     adapter = tiny(z_dim=CHANNELS).to("meta").as_diffusers()
     adapter.load_state_dict(theirs.state_dict(), assign=True)
     assert largest_difference(adapter(VIDEO).sample, theirs(VIDEO).sample) < CLOSE
+
+
+def test_an_image_model_has_the_class_of_qwen_image_21(tmp_path: Path) -> None:
+    image = {"ndim": 2, "stage_shortcuts": True, "in_channels": 4, "out_channels": 4}
+    vae, theirs = twins(**image, decoder_dim=6)
+    adapter, video = vae.as_diffusers(), torch.rand(1, 4, 1, 32, 32) * 2 - 1
+    assert type(adapter) is diffusers.AutoencoderKLQwenImage21
+    pointers = {tensor.data_ptr() for tensor in vae.state_dict().values()}
+    assert {parameter.data_ptr() for parameter in adapter.parameters()} == pointers
+    for change in ("none", "load", "dtype"):
+        if change == "load":
+            randomize(theirs)
+            adapter.load_state_dict(theirs.state_dict())
+        if change == "dtype":
+            theirs.double()
+            adapter.double()
+            video = video.double()
+        expected = round_trip(theirs, video)
+        assert largest_difference(round_trip(adapter, video), expected) < CLOSE
+    adapter.save_pretrained(tmp_path)
+    assert_same_tensors(type(adapter).from_pretrained(tmp_path), adapter.float())
+    with pytest.warns(UserWarning, match="its convolutions are 2D"):
+        adapter(video.float()).sample.mean().backward()
+    assert adapter.decoder.conv_in.weight.grad is not None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+import diffusers
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -21,12 +22,9 @@ from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import Tensor, nn
 
 from wanvae.checkpoints.diffusers_layout import (
-    QWEN_IMAGE_CLASS,
-    WAN_CLASS,
+    CONTENTS,
     DiffusersClass,
     diffusers_names,
-    qwen_image_config,
-    wan_config,
 )
 from wanvae.checkpoints.formats import diffusers_differences
 from wanvae.config import WanVAEConfig
@@ -37,8 +35,6 @@ from wanvae.nn import State, Unpatchify
 from wanvae.posterior import Posterior
 
 DiffusersVAE: TypeAlias = "AutoencoderKLWan | AutoencoderKLQwenImage"
-KINDS = {WAN_CLASS: AutoencoderKLWan, QWEN_IMAGE_CLASS: AutoencoderKLQwenImage}
-CONTENTS = {WAN_CLASS: wan_config, QWEN_IMAGE_CLASS: qwen_image_config}
 # The modules of diffusers that encode and that decode.
 ENCODING = ("encoder", "quant_conv")
 DECODING = ("post_quant_conv", "decoder")
@@ -71,7 +67,7 @@ class VAE(Protocol):
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self, *, keep_vars: bool) -> dict[str, Tensor]: ...
 
 
 def make_diffusers_vae(vae: VAE, class_name: DiffusersClass) -> DiffusersVAE:
@@ -87,13 +83,17 @@ def make_diffusers_vae(vae: VAE, class_name: DiffusersClass) -> DiffusersVAE:
             f"{class_name} of diffusers has no {difference}; encode and decode with the methods "
             "of the WanVAE itself"
         )
+    kind = getattr(diffusers, class_name, None)
+    if kind is None:
+        raise UserError(f"diffusers {diffusers.__version__} has no {class_name}; upgrade it")
     content = CONTENTS[class_name](config)
     with torch.device("meta"):
-        theirs = KINDS[class_name](**{k: v for k, v in content.items() if not k.startswith("_")})
+        theirs = kind(**{k: v for k, v in content.items() if not k.startswith("_")})
     names = diffusers_names(len(config.dim_mult), config.num_res_blocks, config.stage_shortcuts)
-    for name, parameter in vae.named_parameters():
+    for name, tensor in vae.state_dict(keep_vars=True).items():
         layer, _, leaf = names[name].rpartition(".")
-        theirs.get_submodule(layer).register_parameter(leaf, parameter)
+        twin = theirs.get_submodule(layer)
+        twin.register_parameter(leaf, in_shape_of(getattr(twin, leaf), tensor))
     theirs.train(vae.training)
     bridge = Bridge(vae, theirs, names)
     replaced: dict[str, Any] = {
@@ -124,12 +124,14 @@ class Bridge:
         # Weak, because a circle would keep the memory of a deleted pipeline.
         self._reference = weakref.ref(theirs)
         self._kinds = {name: type(layer) for name, layer in theirs.named_modules()}
-        layers = {name.rpartition(".")[0] for name, _ in ours.named_parameters()}
+        layers = {name.rpartition(".")[0] for name in ours.state_dict(keep_vars=True)}
         self._twins = {
             theirs_name.rpartition(".")[0]: name.rpartition(".")[0]
             for name, theirs_name in names.items()
             if name.rpartition(".")[0] in layers
         }
+        # Views of parameters have no gradients that reach the parameters.
+        self._flat = theirs.get_submodule("quant_conv").get_parameter("weight").dim() == 4
         self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,17 +261,19 @@ class Bridge:
 
     def _keeps_gradients(self, x: Tensor, parts: Iterable[str], tiled: bool) -> bool:
         """Returns whether autograd records this call."""
-        if not torch.is_grad_enabled():
-            return False
-        if not (x.requires_grad or any(p.requires_grad for p in self._parameters(parts))):
-            return False
-        if tiled:
+        recorded = self._records_gradients(x, parts)
+        if recorded and tiled:
             self._tell(
                 "gradients",
                 "tiles and max_memory are not used while gradients are recorded; call the VAE "
                 "inside torch.no_grad() if no gradients are needed",
             )
-        return True
+        return recorded
+
+    def _records_gradients(self, x: Tensor, parts: Iterable[str]) -> bool:
+        return torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self._parameters(parts))
+        )
 
     def _must_run_theirs(self, x: Tensor, parts: Iterable[str]) -> bool:
         """Returns whether the code of diffusers must run. If not, the parameters are shared."""
@@ -294,6 +298,8 @@ class Bridge:
                 return f"the parameters of {name} are not plain tensors of a float dtype"
         if type(x) is not Tensor:
             return f"its input is a {type(x).__name__}"
+        if self._flat and self._records_gradients(x, parts):
+            return "gradients are recorded, and its convolutions are 2D"
         config = self.ours.config
         if config.dropout and (self._theirs.training or self.ours.training):
             return "dropout is active in training mode"
@@ -320,11 +326,13 @@ class Bridge:
         for name, layer in self._layers(parts):
             for leaf, parameter in layer.named_parameters(recurse=False):
                 twin = self.ours.get_submodule(self._twins[name])
-                if getattr(twin, leaf) is not parameter:
-                    twin.register_parameter(leaf, parameter)
+                present = getattr(twin, leaf)
+                # A layer that our model only stores has buffers.
+                if isinstance(present, nn.Parameter) and present is not parameter:
+                    twin.register_parameter(leaf, in_shape_of(present, parameter))
 
     def _in_dtype(self, x: Tensor, parts: tuple[str, str]) -> Tensor:
-        """Returns ``x`` in the dtype that these parts compute in; encoder and decoder may differ."""
+        """Returns ``x`` in the dtype that these parts compute in."""
         return x.to(get_parameter_dtype(self._theirs.get_submodule(parts[0])))
 
     def _upscaled(self, video: Tensor) -> Tensor:
@@ -342,6 +350,15 @@ class Bridge:
         if kind not in self._told:
             self._told.add(kind)
             warnings.warn(message, stacklevel=4)
+
+
+def in_shape_of(like: Tensor, tensor: Tensor) -> nn.Parameter:
+    """Returns a parameter, or a view of it with or without an axis of time, as ``like`` has it."""
+    if tensor.dim() == like.dim():
+        return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
+    values = tensor.detach()
+    view = values[:, :, None] if tensor.dim() < like.dim() else values[:, :, 0]
+    return nn.Parameter(view, tensor.requires_grad)
 
 
 def is_hooked(layer: nn.Module) -> bool:

@@ -18,15 +18,19 @@ from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_WEIGHTS,
+    QWEN_IMAGE_21_CLASS,
     QWEN_IMAGE_CLASS,
     WAN_CLASS,
     DiffusersClass,
     diffusers_names,
     from_diffusers,
+    is_like_qwen_image_21,
+    qwen_image_21_config,
     qwen_image_config,
     read_diffusers_config,
     read_diffusers_json,
     wan_config,
+    without_axis_of_time,
 )
 from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
 from wanvae.checkpoints.hub import stored_files
@@ -40,7 +44,7 @@ from wanvae.checkpoints.model_file import (
 )
 from wanvae.checkpoints.precision import storage_kinds, widen
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import COUNTS, WanVAEConfig
+from wanvae.config import COUNTS, QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     digest_of_tensors,
@@ -55,10 +59,17 @@ from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
-BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+BLOCK_FIELDS = ("block", "norm", "activation", "alpha_decoder")
 HALF_FIELDS = ("half",)
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
+
+
+CLASS_LAYOUTS = {
+    WAN_CLASS: Layout.DIFFUSERS,
+    QWEN_IMAGE_CLASS: Layout.QWEN_IMAGE,
+    QWEN_IMAGE_21_CLASS: Layout.QWEN_IMAGE_21,
+}
 
 
 def load(
@@ -121,8 +132,7 @@ def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], La
     """Returns config, notes and layout of the diffusers model that a config.json describes."""
     content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
-    qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+    return config, notes, CLASS_LAYOUTS[content["_class_name"]]
 
 
 def load_diffusers(
@@ -232,8 +242,17 @@ def save_wan(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".pth", ".safetensors")
-    require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
-    require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    # Other image models have no tensors that tell temporal_downsample.
+    possible = QWEN_IMAGE_21 if is_like_qwen_image_21(config) else WanVAEConfig()
+    require_equal(config, possible, Layout.WAN, (*BLOCK_FIELDS, "ndim"))
+    try:
+        told = infer_config(tensors)
+    except UserError as error:
+        raise CheckpointError(
+            f"the {Layout.WAN.value} layout has no such model, because of a file with it one would "
+            f"say: {error}"
+        ) from error
+    require_equal(config, told, Layout.WAN, PIXEL_FIELDS)
     save_bare(path, tensors)
 
 
@@ -278,6 +297,20 @@ def save_qwen_image(
     """
     refuse_differences(Layout.QWEN_IMAGE, diffusers_differences(config, QWEN_IMAGE_CLASS))
     write_directory(directory, config, qwen_image_config(config), tensors)
+
+
+def save_qwen_image_21(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Writes a directory for ``AutoencoderKLQwenImage21``, as ``save_diffusers`` does.
+
+    Raises:
+        CheckpointError: as for ``save_diffusers``, or it is no image model with stage shortcuts.
+    """
+    found = diffusers_differences(config, QWEN_IMAGE_21_CLASS)
+    refuse_differences(Layout.QWEN_IMAGE_21, found)
+    content = qwen_image_21_config(config)
+    write_directory(directory, config, content, without_axis_of_time(tensors))
 
 
 def write_directory(
@@ -357,12 +390,16 @@ def differences(
 
 def diffusers_differences(config: WanVAEConfig, class_name: DiffusersClass) -> Iterator[str]:
     """Yields what a class of diffusers cannot express of an architecture, for people."""
-    yield from differences(config, WanVAEConfig(), (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales"))
-    if class_name == QWEN_IMAGE_CLASS:
+    possible = QWEN_IMAGE_21 if class_name == QWEN_IMAGE_21_CLASS else WanVAEConfig()
+    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales", "ndim")
+    yield from differences(config, possible, names)
+    if class_name == WAN_CLASS:
+        read, _ = read_diffusers_config(wan_config(config))
+        yield from differences(config, read, PIXEL_FIELDS)
+    elif class_name == QWEN_IMAGE_CLASS:
         names = (*PIXEL_FIELDS, "decoder_dim", "stage_shortcuts")
-        yield from differences(config, WanVAEConfig(), names)
+        yield from differences(config, possible, names)
         alike = replace(config, out_channels=config.in_channels)
         yield from differences(config, alike, ("out_channels",))
     else:
-        read, _ = read_diffusers_config(wan_config(config))
-        yield from differences(config, read, PIXEL_FIELDS)
+        yield from differences(config, possible, ("stage_shortcuts", "upscale_factor"))

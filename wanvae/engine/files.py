@@ -16,7 +16,8 @@ from wanvae.errors import UserError
 # The names that ``temporary_sibling`` gives.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 
-
+# What stands for a number in the name of a sequence of images.
+NUMBER = re.compile(r"%0?\d*d")
 # Bytes of the longest suffix that a temporary name keeps. Writers read it, as ".safetensors".
 LONGEST_SUFFIX = 32
 # Bytes of the longest name of a file, where the system does not tell it.
@@ -116,9 +117,14 @@ def refuse_overwriting(
             )
 
 
+def is_numbered(name: str) -> bool:
+    """Returns whether a name stands for a sequence of images, like frame-%04d.png."""
+    return NUMBER.search(name) is not None
+
+
 def numbered(pattern: str) -> re.Pattern[str]:
     """Returns an expression for the names of a sequence of images, like frame-%04d.png."""
-    return re.compile(r"\d+".join(map(re.escape, re.split(r"%0?\d*d", pattern))))
+    return re.compile(r"\d+".join(map(re.escape, NUMBER.split(pattern))))
 
 
 def is_nested(path: Path, other: Path) -> bool:
