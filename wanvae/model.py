@@ -16,7 +16,7 @@ from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.engine.tensors import parse_dtype
+from wanvae.engine.tensors import check_is_tensor, choose_dtype, parse_dtype
 from wanvae.errors import UserError
 from wanvae.execution.flow import first_parameter
 from wanvae.execution.network import Network, make_network
@@ -117,9 +117,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             CheckpointError: the file cannot be read or downloaded, or holds another model (the
                 message names the keys).
         """
-        if dtype is not None and torch_dtype is not None:
-            raise UserError("dtype and torch_dtype are the same: give one of them")
-        dtype = parse_dtype(torch_dtype if dtype is None else dtype)
+        dtype = choose_dtype(dtype, torch_dtype)
         encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
         source = source_of(path)
         source = Source(
@@ -258,6 +256,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
+        check_is_tensor(video, "video")
         features, state = self.encoder.step(video, state, recompute=recompute)
         return self.conv1(features), state
 
@@ -273,6 +272,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
+        check_is_tensor(latents, "latents")
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
 

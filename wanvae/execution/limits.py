@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -47,7 +48,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_memory is not None and self.tile_size is not None:
             raise UserError("max_memory chooses tiles by itself: give it or tile_size, not both")
-        if not isinstance(self.tile_size, int | None) and len(self.tile_size) != 2:
+        sides = self.tile_size
+        if not (isinstance(sides, int | None) or (isinstance(sides, Sequence) and len(sides) == 2)):
             raise UserError(
                 f"tile_size must be one number or a height and a width, not {self.tile_size}"
             )
