@@ -624,6 +624,24 @@ def test_an_edited_video_is_encoded_again(
     assert contents(tmp_path / "out") == new
 
 
+def test_videos_that_are_gone_are_named(tmp_path: Path, run: Run) -> None:
+    """Like those of a disk that is not there today: their latents wait for them."""
+    source = few(tmp_path / "in")
+    run(tmp_path / "out", "--frames", 5, source=source)
+    index = lines(tmp_path / "out" / "index.jsonl")
+    (source / "a.mp4").rename(tmp_path / "a.mp4")
+    told = "not in the folder any more, so the index leaves out its clips: a.mp4\n"
+    for known in (True, False):
+        out, _ = run(tmp_path / "out", "--frames", 5, source=source)
+        assert (told in out) == known
+        left = lines(tmp_path / "out" / "index.jsonl")
+        assert left == [clip for clip in index if clip["source"] != "a.mp4"]
+    (tmp_path / "a.mp4").rename(source / "a.mp4")
+    out, _ = run(tmp_path / "out", "--frames", 5, source=source)
+    assert "0 clips written" in out and told not in out
+    assert lines(tmp_path / "out" / "index.jsonl") == index
+
+
 def test_a_video_that_was_edited_and_cannot_be_read_keeps_no_latents(
     tmp_path: Path, run: Run
 ) -> None:
