@@ -19,12 +19,13 @@ from motion.networks.build import make_networks
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.engine.finite import check_computed
 from wanvae.engine.hub import upload
-from wanvae.engine.tensors import check_is_tensor, choose_dtype
+from wanvae.engine.tensors import check_is_tensor, parse_given_dtype
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
-from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
-from wanvae.nn.masking import make_mask
+from wanvae.nn.kernels.precision import choose_dtypes
+from wanvae.nn.masking import make_mask, zero_padding
 from wanvae.nn.residual import ActivationKind
 
 # Frames of each clip of a batch, (B,).
@@ -100,7 +101,7 @@ class RVQVAE(nn.Module):
             CheckpointError: the file cannot be read or downloaded, holds another model (the message
                 names the keys), or does not fit these options.
         """
-        dtype = choose_dtype(dtype, torch_dtype)
+        dtype = parse_given_dtype(dtype, torch_dtype)
         untold = Untold(
             activation=activation,
             norm=norm,
@@ -115,10 +116,7 @@ class RVQVAE(nn.Module):
             warn_of_missing_normalizer(path)
         use_channels_last(model)
         model.to(device)
-        parameter = next(model.encoder.parameters())
-        if dtype is None and default_dtype(parameter.dtype, parameter.device) != parameter.dtype:
-            tell_of_emulation(path, parameter.dtype)
-            dtype = default_dtype(parameter.dtype, parameter.device)
+        (dtype,) = choose_dtypes(path, [(model.dtype, dtype)], model.device)
         if dtype is not None:
             for network in (model.encoder, model.decoder):
                 network.to(dtype)
@@ -190,11 +188,16 @@ class RVQVAE(nn.Module):
         """Makes the codebooks from batches of clips ``(B, T, D)``, unless they are made already.
 
         Nothing else of the model changes, such as running statistics of batches.
+
+        Raises:
+            NotFiniteError: the encoder overflows.
         """
         if self.quantizer.books.initialized:
             return
         before = [buffer.clone() for buffer in self.encoder.buffers()]
         latents = [self._latents(self.normalize(motion), None)[0] for motion in batches]
+        for of_batch in latents:
+            check_computed(of_batch, self.dtype, "encode")
         for buffer, value in zip(self.encoder.buffers(), before, strict=True):
             buffer.copy_(value)
         self.quantizer.initialize(latents)
@@ -211,10 +214,13 @@ class RVQVAE(nn.Module):
 
         Raises:
             UserError: motion has another shape or is not finite, or lengths do not fit.
+            NotFiniteError: the encoder overflows, as some do in float16.
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
         latents, tokens = self._latents(self.normalize(motion), lengths)
+        valid = latents if tokens is None else zero_padding(latents, tokens)
+        check_computed(valid, self.dtype, "encode")
         return self.quantizer.encode(latents, tokens)
 
     @torch.no_grad()
@@ -233,6 +239,7 @@ class RVQVAE(nn.Module):
         Raises:
             UserError: indices are out of range or have another shape, or ``length`` or ``layers``
                 is larger than the indices allow.
+            NotFiniteError: the decoder overflows, as some do in float16.
         """
         latents = self._look_up(indices, layers)
         batch, _, tokens = latents.shape
@@ -245,7 +252,10 @@ class RVQVAE(nn.Module):
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         features = run(self.decoder, latents, needed)[0].mT[:, :longest]
         motion = self.denormalize(features)
-        return motion if needed is None else motion * make_mask(lengths, longest)[:, :, None]
+        if needed is not None:
+            motion = zero_padding(motion.mT, lengths).mT
+        check_computed(motion, self.dtype, "decode")
+        return motion
 
     def stream_encode(self, state: SessionState = None) -> StreamEncoder:
         """Returns a session that encodes frames as they come; ``state`` continues a stream."""
@@ -260,8 +270,12 @@ class RVQVAE(nn.Module):
 
         The frames must fill whole tokens; state ``None`` starts a stream. Only the state keeps
         gradients, because tokens are whole numbers.
+
+        Raises:
+            NotFiniteError: the encoder overflows.
         """
         latents, state = self.encoder.step(self.normalize(motion).to(self.dtype).mT, state)
+        check_computed(latents, self.dtype, "encode")
         return self.quantizer.encode(latents), state
 
     def decode_step(
@@ -271,9 +285,14 @@ class RVQVAE(nn.Module):
 
         State ``None`` starts a stream. Motion and state keep the gradients of the decoder, but
         ``stream_decode`` keeps no gradients.
+
+        Raises:
+            NotFiniteError: the decoder overflows.
         """
         features, state = self.decoder.step(self._look_up(indices, layers), state)
-        return self.denormalize(features.mT), state
+        motion = self.denormalize(features.mT)
+        check_computed(motion, self.dtype, "decode")
+        return motion, state
 
     def check_motion(self, motion: Tensor) -> None:
         """Raises UserError if ``motion`` is not a finite ``(B, T, D)`` of this model."""

@@ -54,8 +54,11 @@ SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tools").
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 # Names with underscores that are not ours: folders of ComfyUI, a video, models, names of other
-# libraries.
+# libraries and programs.
 FOREIGN = {
+    *("auto_frame_count", "cache_dir_vae", "cache_directory", "do_audio", "do_i2v", "flip_x"),
+    *("hash_filenames", "latent_tensor", "latents_TxHxW_DTYPE", "num_frames", "qwen_image"),
+    *("vae_latent_bytes", "wan22_14b", "wan22_5b"),
     *("taew2_1", "taew2_2", "lighttaew2_1", "lighttaew2_2"),
     *("custom_nodes", "carphone_pristine", "recompile_limit"),
     *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "huggingface_hub"),

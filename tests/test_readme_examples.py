@@ -34,6 +34,7 @@ from motion.checkpoints.formats import Layout as MotionLayout
 from motion.commands.convert import convert_checkpoint
 from motion.config import WanConfig
 from tests.helpers import random_video, tiny_autoencoder
+from tests.latents.caches import musubi, natural
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, ROOT, call_of
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
@@ -333,6 +334,20 @@ def test_encoding_a_data_set(folder: Path, run: Run) -> None:
     assert names["latents"].shape == (16, 2, 4, 6) and names["fps"] == 16
     assert len(names["dataset"]) == 6
     assert {clip.source for clip in names["dataset"].clips} == {"a.mp4", "b.mp4"}
+
+
+def test_caches_of_other_programs(folder: Path, run: Run) -> None:
+    (folder / "cache").mkdir()
+    path = musubi(folder / "cache", natural(length=2))
+    path.rename(path.with_name("cat_00000-081_0832x0480_wan.safetensors"))
+    run_bash("decode what others cached", run)
+    assert probe("cat.mp4").frames == probe("out.mp4").frames == 5
+    dataset = run_python("train on what others cached")["dataset"]
+    assert (dataset[0].latents - natural(length=2)).abs().max() < 2**-5
+    shutil.rmtree("cache")
+    run_bash("write a cache", run, {"wanvae encode-dataset": "--frames 5 --resize 32x48"})
+    names = {path.name for path in Path("cache").glob("*_wan.safetensors")}
+    assert {f"{name}_00005-005_0048x0032_wan.safetensors" for name in "ab"} <= names
 
 
 def test_fine_tuning_a_decoder(folder: Path, run: Run) -> None:

@@ -1,8 +1,10 @@
 """Tiny autoencoders against the public taehv.py, and the properties that all models have."""
 
 import copy
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,8 +160,8 @@ def test_a_decoder_alone_decodes(tmp_path):
     save_file(weights, tmp_path / "taew.safetensors")
     loaded = WanVAE.from_pretrained(tmp_path / "taew.safetensors")
     latents = torch.randn(1, 16, 2, 2, 2)
-    expected = copy.copy(vae)
-    expected.config = loaded.config
+    expected = TinyVAE(replace(loaded.config, encoder_dim=4))
+    expected.load_state_dict(vae.state_dict())
     torch.testing.assert_close(loaded.decode(latents), expected.decode(latents))
     assert loaded.encode_dtype == loaded.decode_dtype
     with pytest.raises(UserError, match="no encoder"):
@@ -278,6 +280,39 @@ def test_an_image_is_a_video_of_one_frame():
     session = vae.stream_encode()
     assert session.push(image) is None  # waits for the frames that it reads ahead
     torch.testing.assert_close(session.finish().posterior.mode(), latents)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))])
+def test_a_copy_has_its_own_layers(clone):
+    vae = tiny_autoencoder()
+    video, latents = clip(vae, 2), latents_of(1, 4, 2, 2, 2)
+    encoded, decoded = vae.encode(video).mean, vae.decode(latents)
+    other = clone(vae)
+    assert other.state_dict().keys() == vae.state_dict().keys()
+    torch.testing.assert_close(other.encode(video).mean, encoded)
+    other.load_state_dict({k: torch.zeros_like(v) for k, v in vae.state_dict().items()})
+    assert (other.decode(latents) == -1).all()
+    torch.testing.assert_close(vae.decode(latents), decoded)
+    other.load_state_dict(vae.state_dict(), assign=True)
+    torch.testing.assert_close(other.decode(latents), decoded)
+
+
+def test_compiled_steps_give_the_same_and_are_compiled_once():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    vae, plain = tiny_autoencoder(), tiny_autoencoder()
+    vae.compile(backend=backend)
+    video, latents = clip(vae, 4), latents_of(1, 4, 4, 2, 2)
+    counts = []
+    for _ in range(2):
+        torch.testing.assert_close(vae.encode(video).mean, plain.encode(video).mean)
+        torch.testing.assert_close(vae.decode(latents), plain.decode(latents))
+        counts.append(len(compiled))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("decoding", [False, True])

@@ -70,12 +70,12 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     @property
     def decode_dtype(self) -> torch.dtype:
         """The dtype of the parameters that decode; latents are converted to this dtype."""
-        return first_parameter(self.decoding_modules()).dtype
+        return first_parameter(self.decoding_modules() or self.encoding_modules()).dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters; inputs are moved to this device."""
-        return first_parameter(self.decoding_modules()).device
+        return first_parameter(self.decoding_modules() or self.encoding_modules()).device
 
     @torch.no_grad()
     def encode(
@@ -254,16 +254,16 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self._check_tensor(latents, "latents", self.config.z_dim)
 
     def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self._warn_of_statistics()
+        self._warn_of_statistics(stacklevel=4)
         return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
 
-    def _warn_of_statistics(self) -> None:
+    def _warn_of_statistics(self, stacklevel: int) -> None:
         assumed, self.assumed_statistics = self.assumed_statistics, None
         if assumed is not None:
             warnings.warn(
                 f"{assumed}; if that is wrong, say which with latent_statistics=... or "
                 "--latent-statistics",
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def _runner(self, network: Network, limits: Limits) -> Runner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from wanvae.engine.config import check, check_option
 from wanvae.errors import UserError
@@ -11,6 +11,8 @@ from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
 from wanvae.nn.patch import Unpatchify
 from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
+
+Half: TypeAlias = Literal["encoder", "decoder"]
 
 # Fields that are at least 1.
 COUNTS = (
@@ -27,6 +29,9 @@ class VideoConfig(Protocol):
 
     @property
     def z_dim(self) -> int: ...
+
+    @property
+    def half(self) -> Half | None: ...
 
     @property
     def in_channels(self) -> int: ...
@@ -85,6 +90,7 @@ class WanVAEConfig:
             its kernels have no extent in time and nothing resamples time, so each frame stands
             alone (unless norm is "group"). Its temporal_downsample describes the video model that
             it can be inflated to.
+        half: "encoder" or "decoder" for a model that has only this half; None is a whole model.
         latents_mean: mean of each latent channel, for normalize; empty means 0.
         latents_std: standard deviation of each latent channel, for normalize; empty means 1.
 
@@ -110,6 +116,7 @@ class WanVAEConfig:
     norm: NormKind = "rms"
     activation: ActivationKind = "silu"
     ndim: Literal[2, 3] = 3
+    half: Half | None = None
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
 
@@ -130,11 +137,21 @@ class WanVAEConfig:
         ):
             check_option(name, getattr(self, name), kinds)
         check(self.ndim in (2, 3), "ndim", self.ndim, "2 (images) or 3 (video)")
+        check(self.half in (None, "encoder", "decoder"), "half", self.half, "encoder or decoder")
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             check(len(values) in (0, self.z_dim), name, values, f"{self.z_dim} numbers (z_dim)")
         check(all(s > 0 for s in self.latents_std), "latents_std", self.latents_std, "positive")
         self._check_family()
+
+    def only(self, half: Half) -> WanVAEConfig:
+        """Returns the config of one half of this model. The other half leaves no trace in it."""
+        if half == "encoder":
+            return replace(
+                self, half=half, decoder_dim=None, out_channels=self.in_channels, upscale_factor=1
+            )
+        width = self.decoder_dim or self.dim
+        return replace(self, half=half, dim=width, decoder_dim=None, in_channels=self.out_channels)
 
     def _check_family(self) -> None:
         """Checks the fields in which other models differ from Wan2.1."""
@@ -226,8 +243,20 @@ def check_length(config: VideoConfig, frames: int) -> None:
         )
 
 
+def check_has(config: VideoConfig, half: Half) -> None:
+    """Raises UserError if a model has only the other half."""
+    if config.half not in (None, half):
+        verbs = {"encoder": "encode", "decoder": "decode"}
+        raise UserError(
+            f"this model is {'an' if config.half == 'encoder' else 'a'} {config.half} alone, so it "
+            f"cannot {verbs[half]}: load a checkpoint that has the {half} too"
+        )
+
+
 def check_reconstructs(config: VideoConfig) -> None:
     """Raises UserError if a model does not return videos in the form that it takes."""
+    check_has(config, "encoder")
+    check_has(config, "decoder")
     if config.upscale_factor > 1 or config.in_channels != config.out_channels:
         raise UserError(
             f"this model encodes videos of {config.in_channels} channels, but decodes videos of "

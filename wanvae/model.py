@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
@@ -13,18 +15,19 @@ from torch import Tensor, nn
 from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import WanVAEConfig
+from wanvae.config import WanVAEConfig, check_has
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.engine.tensors import check_is_tensor, choose_dtype, parse_dtype
+from wanvae.engine.tensors import check_is_tensor, parse_dtype, parse_given_dtype, widest
 from wanvae.errors import UserError
-from wanvae.execution.flow import first_parameter
 from wanvae.execution.network import Network, make_network
 from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
-from wanvae.nn.kernels.precision import default_dtype, tell_of_emulation
+from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
 from wanvae.tiny_config import TinyVAEConfig
+
+LOGGER = logging.getLogger("wanvae")
 
 if TYPE_CHECKING:
     from wanvae.diffusers_adapter import DiffusersVAE
@@ -64,12 +67,16 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(
-            config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
-        )
-        self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
-        self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-        self.decoder = Decoder(config.decoder, config.z_dim, config.out_channels, config.unpatchify)
+        if config.half != "decoder":
+            self.encoder = Encoder(
+                config.coder, config.in_channels, 2 * config.z_dim, patch_size=config.patch_size
+            )
+            self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
+        if config.half != "encoder":
+            self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
+            self.decoder = Decoder(
+                config.decoder, config.z_dim, config.out_channels, config.unpatchify
+            )
 
     @classmethod
     def from_pretrained(
@@ -117,7 +124,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             CheckpointError: the file cannot be read or downloaded, or holds another model (the
                 message names the keys).
         """
-        dtype = choose_dtype(dtype, torch_dtype)
+        dtype = parse_given_dtype(dtype, torch_dtype)
         encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
         source = source_of(path)
         source = Source(
@@ -126,28 +133,29 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             source.latent_statistics if latent_statistics is None else latent_statistics,
             source.variant if variant is None else variant,
         )
-        loaded = formats.load(source, subfolder)
+        loaded = formats.load(source, subfolder, dtype=widest(encode_dtype, decode_dtype, dtype))
+        for change in loaded.changes:
+            LOGGER.warning("%s: %s", path, change)
         with torch.device("meta"):
             vae = make_model(loaded.config)
         vae.assumed_statistics = loaded.assumed
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
-        emulated = set()
-        for asked, modules in (
-            (encode_dtype or dtype, vae.encoding_modules()),
-            (decode_dtype or dtype, vae.decoding_modules()),
-        ):
-            if not modules:
-                continue
-            stored = first_parameter(modules).dtype
-            if asked is None and default_dtype(stored, target) != stored:
-                asked = default_dtype(stored, target)
-                emulated.add(stored)
+        parts = [
+            (modules, asked)
+            for modules, asked in (
+                (vae.encoding_modules(), encode_dtype or dtype),
+                (vae.decoding_modules(), decode_dtype or dtype),
+            )
+            if modules
+        ]
+        dtypes = [(widest_dtype(modules), asked) for modules, asked in parts]
+        chosen = choose_dtypes(path, dtypes, target)
+        for (modules, _), (stored, _), kept in zip(parts, dtypes, chosen, strict=True):
             for module in modules:
-                module.to(device=target, dtype=asked)
-        for stored in emulated:
-            tell_of_emulation(path, stored)
+                # One dtype, also if the file has several.
+                module.to(device=target, dtype=kept or stored)
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
@@ -161,13 +169,14 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
         from wanvae.diffusers_adapter import DiffusersVAE
 
+        self._warn_of_statistics(stacklevel=3)
         return DiffusersVAE(self)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:
-        return self.conv1, self.encoder
+        return () if self.config.half == "decoder" else (self.conv1, self.encoder)
 
     def decoding_modules(self) -> tuple[nn.Module, ...]:
-        return self.conv2, self.decoder
+        return () if self.config.half == "encoder" else (self.conv2, self.decoder)
 
     def forward(self, video: Tensor, *, recompute: bool = False) -> Reconstruction:
         """Encodes and decodes a whole clip for training. Each layer runs once over all of time.
@@ -179,6 +188,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             recompute: keep only the tensors between blocks for the backward pass, and compute the
                 tensors inside blocks again: less memory, more time, the same gradients.
         """
+        check_has(self.config, "decoder")
         self.check_clip(video)
         video = video.to(self.device, self.encode_dtype)
         frozen = self.encoder_is_frozen
@@ -201,7 +211,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         mode and runs without gradients. The decoder gets the mode of the posterior, as it does
         after training, because noise would only blur its results.
         """
-        for module in (self.encoder, self.conv1):
+        for module in self.encoding_modules():
             module.requires_grad_(False)
         self.train(self.training)
 
@@ -210,18 +220,20 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         """Whether all parameters that encode are frozen."""
         return not any(
             parameter.requires_grad
-            for module in (self.encoder, self.conv1)
+            for module in self.encoding_modules()
             for parameter in module.parameters()
         )
 
     def train(self, mode: bool = True) -> WanVAE:
         """Sets training or evaluation mode. A frozen encoder stays in evaluation mode."""
         super().train(mode)
-        self.encoder.train(mode and not self.encoder_is_frozen)
+        for module in self.encoding_modules():
+            module.train(mode and not self.encoder_is_frozen)
         return self
 
     def encoder_network(self) -> Network:
-        """Returns the layers from video to moments."""
+        """Returns the layers from video to moments; UserError if this is a decoder alone."""
+        check_has(self.config, "encoder")
         return make_network(
             core=(*self.encoder.core(), self.conv1),
             shell=self.encoder.shell(),
@@ -233,7 +245,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         )
 
     def decoder_network(self) -> Network:
-        """Returns the layers from latents to video."""
+        """Returns the layers from latents to video; UserError if this is an encoder alone."""
+        check_has(self.config, "decoder")
         return make_network(
             core=(self.conv2, *self.decoder.core()),
             shell=self.decoder.shell(),
@@ -256,6 +269,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
+        check_has(self.config, "encoder")
         check_is_tensor(video, "video")
         features, state = self.encoder.step(video, state, recompute=recompute)
         return self.conv1(features), state
@@ -272,6 +286,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             state: the state after the last step; None starts a stream.
             recompute: as for ``forward``.
         """
+        check_has(self.config, "decoder")
         check_is_tensor(latents, "latents")
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
@@ -298,3 +313,14 @@ def require_wan_vae(vae: AnyVAE, path: object, purpose: str) -> WanVAE:
             "whose latents it shares"
         )
     return vae
+
+
+def widest_dtype(modules: Iterable[nn.Module]) -> torch.dtype:
+    """Returns the dtype that holds every parameter of some modules.
+
+    A model computes in one dtype, also if its file has several.
+    """
+    dtype = widest(*(p.dtype for module in modules for p in module.parameters()))
+    if dtype is None:
+        raise RuntimeError("a model without parameters has no dtype")
+    return dtype

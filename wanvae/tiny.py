@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -65,6 +66,7 @@ class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
                 skipped=config.temporal_factor - 1,
             )
         )
+        self._build_rows()
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:
         return () if self.encoder is None else (self.encoder,)
@@ -75,6 +77,7 @@ class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
     def set_network_latents(self, kind: LatentScale) -> None:
         """Says how the network itself has latents, if the file was taken for the wrong kind."""
         self.config = replace(self.config, network_latents=kind)
+        self._build_rows()
 
     def encoder_network(self) -> Network:
         """Returns the layers from video to moments: raw latents, and ``logvar`` -30.
@@ -87,37 +90,22 @@ class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
                 "this tiny autoencoder has no encoder, as its file has none: encode with the Wan "
                 "VAE whose latents it shares"
             )
-        config = self.config
-        patches = [Patchify(config.patch_size, rows_first=True)] if config.patch_size > 1 else []
-        to_raw = [] if config.network_latents == "raw" else [Affine(*self._statistics())]
-        layers = (
-            Affine((0.5,), (0.5,)),
-            *patches,
-            *self.encoder,
-            *to_raw,
-            WithLogvar(LOGVAR_RANGE[0]),
+        return self._network(
+            self._encoder_rows, core_first=False, out_channels=2 * self.config.z_dim
         )
-        return self._network(layers, core_first=False, out_channels=2 * config.z_dim)
 
     def decoder_network(self) -> Network:
-        config = self.config
-        patches = [Unpatchify(config.patch_size, rows_first=True)] if config.patch_size > 1 else []
-        std, mean = self._statistics()
-        inverse = (
-            tuple(1 / s for s in std),
-            tuple(-m / s for m, s in zip(mean, std, strict=True)),
+        return self._network(
+            self._decoder_rows, core_first=True, out_channels=self.config.out_channels
         )
-        to_network = [] if config.network_latents == "raw" else [Affine(*inverse)]
-        layers = (*to_network, *self.decoder, *patches, Affine((2.0,), (-1.0,)))
-        return self._network(layers, core_first=True, out_channels=config.out_channels)
 
     def _network(
-        self, layers: tuple[nn.Module, ...], *, core_first: bool, out_channels: int
+        self, rows: tuple[Sequential, ...], *, core_first: bool, out_channels: int
     ) -> Network:
         config = self.config
         return make_network(
             core=(),
-            shell=in_streaming_rows(layers),
+            shell=rows,
             core_first=core_first,
             out_channels=out_channels,
             spatial_factor=config.spatial_factor,
@@ -126,7 +114,38 @@ class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
             lookahead=0 if core_first else config.temporal_factor - 1,
         )
 
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Returns standard deviation and mean of each channel of raw latents."""
-        z_dim = self.config.z_dim
-        return self.config.latents_std or (1.0,) * z_dim, self.config.latents_mean or (0.0,) * z_dim
+    def _build_rows(self) -> None:
+        """Puts the layers in rows, with what converts pixels and latents at both ends.
+
+        The rows are no submodules, so that parameters keep their names.
+        """
+        config = self.config
+        size = config.patch_size
+        std = config.latents_std or (1.0,) * config.z_dim
+        mean = config.latents_mean or (0.0,) * config.z_dim
+        to_raw, to_network = [Affine(std, mean)], [inverse_affine(std, mean)]
+        if config.network_latents == "raw":
+            to_raw, to_network = [], []
+        self._encoder_rows = in_streaming_rows(
+            (
+                Affine((0.5,), (0.5,)),
+                *([Patchify(size, rows_first=True)] if size > 1 else []),
+                *(self.encoder or ()),
+                *to_raw,
+                WithLogvar(LOGVAR_RANGE[0]),
+            )
+        )
+        self._decoder_rows = in_streaming_rows(
+            (
+                *to_network,
+                *self.decoder,
+                *([Unpatchify(size, rows_first=True)] if size > 1 else []),
+                Affine((2.0,), (-1.0,)),
+            )
+        )
+
+
+def inverse_affine(scale: Sequence[float], shift: Sequence[float]) -> Affine:
+    """Returns the inverse of ``Affine(scale, shift)``."""
+    pairs = zip(scale, shift, strict=True)
+    return Affine([1 / factor for factor in scale], [-added / factor for factor, added in pairs])

@@ -79,6 +79,11 @@ class TinyVAEConfig:
         check(all(s > 0 for s in self.latents_std), "latents_std", self.latents_std, "positive")
 
     @property
+    def half(self) -> Literal["decoder"] | None:
+        """The only half that the model has; None is both."""
+        return "decoder" if self.encoder_dim is None else None
+
+    @property
     def in_channels(self) -> int:
         """Channels of the video to encode."""
         return self.channels

@@ -36,6 +36,7 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory, refuse_overwriting
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
@@ -141,11 +142,16 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path) -> Tokens:
         identity: what ``identify`` returns for the model.
 
     Raises:
-        MotionError: the file cannot be read, or does not have the features of the model.
+        MotionError: the file cannot be read or does not have the features of the model, or the
+            model overflows.
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    tokens = tokenize(model, read_recording(path, model.config))
+    recording = read_recording(path, model.config)
+    try:
+        tokens = tokenize(model, recording)
+    except NotFiniteError as error:
+        raise MotionError(f"{path}: {error}") from error
     # ``tokenize`` sets an origin.
     assert tokens.origin is not None
     return replace(tokens, origin=replace(tokens.origin, model=identity, source=stamp))

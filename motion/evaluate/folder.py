@@ -20,6 +20,7 @@ from motion.evaluate.evaluation import (
 from motion.features.recording import find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.model import RVQVAE
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
 from wanvae.engine.text import writable
@@ -102,6 +103,9 @@ def evaluate_folder(
                 recording = read_recording(path, model.config)
                 warn_of_units(recording, model.normalizer, shown=True)
                 measured = measure(model, recording, window=window)
+            except NotFiniteError as error:
+                failures.append((path, writable(f"{path}: {error}")))
+                continue
             except (UserError, OSError) as error:
                 failures.append((path, writable(str(error))))
                 continue

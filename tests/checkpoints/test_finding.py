@@ -85,7 +85,7 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     weights, _ = golden()
     torch.save(nested("ema", step=3, note="x")(weights), tmp_path / "a.pth")
     notes = "\n".join(formats.load(tmp_path / "a.pth").notes)
-    assert "without ema." in notes and "2 entries: step, note" in notes
+    assert "without ema." in notes and "2 other entries: step, note" in notes
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests import helpers
 from wanvae import WanVAE, WanVAEConfig
-from wanvae.checkpoints import formats
+from wanvae.checkpoints import formats, model_file
 from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_WEIGHTS,
@@ -28,6 +28,7 @@ from wanvae.checkpoints.latent_statistics import (
     WAN22_STATISTICS,
     with_known_statistics,
 )
+from wanvae.checkpoints.model_file import INFERRED
 from wanvae.config import WAN22
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
 from wanvae.engine.files import FileError
@@ -166,7 +167,7 @@ def test_the_architecture_of_reference_models(tmp_path: Path, name: str) -> None
     assert config.temporal_downsample == steps
     kind = (12, True, 2) if "wan22" in name else (None, False, 1)
     assert (config.decoder_dim, config.stage_shortcuts, config.patch_size) == kind
-    assert formats.INFERRED in checkpoint.notes
+    assert INFERRED in checkpoint.notes
     WanVAE.from_pretrained(tmp_path / "a.safetensors")
 
 
@@ -569,7 +570,7 @@ def test_a_bug_in_reading_keeps_its_traceback(
     def stumble(tensors: object) -> None:
         raise ValueError("zip() argument 2 is longer than argument 1")
 
-    monkeypatch.setattr(formats, "infer_config", stumble)
+    monkeypatch.setattr(model_file, "infer_config", stumble)
     with pytest.raises(ValueError, match="zip") as error:
         load(tmp_path / "a.safetensors")
     assert not isinstance(error.value, CheckpointError)

@@ -19,7 +19,9 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from tests.helpers import WAN22, tiny
+from tests.latents.caches import PROGRAMS, Write, comfyui, natural
 from wanvae import WanVAE
+from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
@@ -281,7 +283,8 @@ def test_latents_of_another_program(
     given = vae.normalize(raw) if normalized else raw
     save_file({"latents": given if batched else given[0].contiguous()}, tmp_path / "l.safetensors")
     target = tmp_path / "b.mp4"
-    count = decode_file(vae, tmp_path / "l.safetensors", target, normalized=normalized, crf=0)
+    scale = "normalized" if normalized else "raw"
+    count = decode_file(vae, tmp_path / "l.safetensors", target, scale=scale, crf=0)
     video, info = read_video(target)
     write_video(tmp_path / "c.mp4", expected, Fraction(16), crf=0)
     assert_close(video, read_video(tmp_path / "c.mp4")[0])
@@ -295,7 +298,8 @@ def test_a_rate_that_is_asked_for(tmp_path: Path, vae: WanVAE, ours: bool) -> No
         encode_file(vae, make(tmp_path / "a.mp4", 5), latents)
     else:
         save_file({"latents": torch.zeros(2, 2, 3, 4)}, latents)
-    decode_file(vae, latents, target, fps=Fraction(30000, 1001))
+    scale = None if ours else "raw"
+    decode_file(vae, latents, target, fps=Fraction(30000, 1001), scale=scale)
     assert times(target) == pytest.approx([index * 1001 / 30000 for index in range(5)])
 
 
@@ -393,7 +397,7 @@ def test_raw_latents_are_not_denormalized(tmp_path: Path, vae: WanVAE) -> None:
     latents = tmp_path / "latents.safetensors"
     encode_file(vae, make(tmp_path / "in.mkv"), latents)
     with pytest.raises(CheckpointError, match="not normalized, as it says; leave out --normalized"):
-        decode_file(vae, latents, tmp_path / "out.mkv", normalized=True)
+        decode_file(vae, latents, tmp_path / "out.mkv", scale="normalized")
     assert not (tmp_path / "out.mkv").exists()
 
 
@@ -447,3 +451,47 @@ def test_sound_that_is_left_out_is_told(tmp_path: Path, vae: WanVAE) -> None:
             convert(vae, path, tmp_path / name)
         assert len(caught) == 1
     assert read_video(path)[1].beside == ("sound",)
+
+
+# Caches of other programs
+
+
+@pytest.fixture(scope="module")
+def wan() -> WanVAE:
+    """A small model with the latents of Wan2.1."""
+    return lively(z_dim=16, latents_mean=WAN21_MEAN, latents_std=WAN21_STD)
+
+
+@pytest.mark.parametrize("write", PROGRAMS)
+def test_caches_of_other_programs(
+    tmp_path: Path, wan: WanVAE, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    normalized = natural(length=3)
+    latents = wan.denormalize(normalized[None])
+    path = write(tmp_path, latents[0] if PROGRAMS[write] == "raw" else normalized)
+    assert decode_file(wan, path, tmp_path / "a.mkv", crf=0) == 9
+    write_video(tmp_path / "b.mkv", wan.decode(latents)[0], Fraction(16), crf=0)
+    expected, decoded = (read_video(tmp_path / name)[0] for name in ("b.mkv", "a.mkv"))
+    assert (decoded - expected).abs().mean() < 1 / 255
+    assert f"{path}: its latents are {PROGRAMS[write] or 'normalized'}, as " in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_scale_that_nothing_tells_is_refused(tmp_path: Path, wan: WanVAE) -> None:
+    path = comfyui(tmp_path, torch.ones(16, 2, 8, 8))
+    with pytest.raises(CheckpointError, match=r"do not tell .* say --scale raw or --scale norm"):
+        decode_file(wan, path, tmp_path / "a.mkv")
+    path = comfyui(tmp_path, natural(length=2)[:, :, :2, :2])
+    with pytest.raises(CheckpointError, match="of only 8 positions"):
+        decode_file(wan, path, tmp_path / "a.mkv")
+    assert decode_file(wan, path, tmp_path / "a.mkv", scale="normalized") == 5
+
+
+def test_a_scale_that_is_forced_counts(
+    tmp_path: Path, wan: WanVAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = comfyui(tmp_path, natural(length=1))
+    decode_file(wan, path, tmp_path / "a.png", scale="raw")
+    expected = wan.decode(natural(length=1)[None])[0]
+    assert (read_video(tmp_path / "a.png")[0] - expected).abs().max() < 4 / 255
+    assert caplog.text == ""

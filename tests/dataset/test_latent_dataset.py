@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from tests.commands import without_notice
 from tests.helpers import tiny
 from wanvae import LatentDataset, WanVAE, cli
-from wanvae.dataset.reader import LatentClip
+from wanvae.dataset.clip import LatentClip
+from wanvae.dataset.own import OwnLatents
 from wanvae.errors import UserError
 from wanvae.video import read_video, write_video
 
@@ -96,8 +97,8 @@ def test_samples_are_drawn_anew(encode: Encode, scale: str) -> None:
     torch.manual_seed(0)
     assert torch.equal(drawing[0].latents, first) and not torch.equal(first, second)
     many = torch.stack([drawing[0].latents for _ in range(300)])
-    raw = LatentDataset(encode(name="raw"))
-    logvar = raw._read(raw.clips[0])[1]
+    raw = OwnLatents(encode(name="raw"), sample=False)
+    logvar = raw.read_tensors(raw.clips[0])[1]
     std = torch.exp(logvar / 2) / torch.tensor([2.0, 0.5])[:, None, None, None]
     assert ((many.mean(0) - mean[0].latents).abs() < 0.3 * std).all()
     assert (many.std(0) / std - 1).abs().max() < 0.25

@@ -12,7 +12,7 @@ from tests.helpers import random_video, tiny
 from wanvae.engine import finite
 from wanvae.engine.finite import NotFiniteError, is_finite
 from wanvae.errors import UserError
-from wanvae.execution.budget import MemoryMeter
+from wanvae.execution.meter import MemoryMeter
 
 NAN, INF = float("nan"), float("inf")
 

@@ -88,17 +88,6 @@ def test_what_is_known_of_the_video_comes_back(tmp_path: Path) -> None:
             assert torch.equal(latents.piece(start, end), posterior().mean[:, :, start:end])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("batched", [False, True])
-def test_latents_of_other_programs(tmp_path: Path, batched: bool, dtype: torch.dtype) -> None:
-    path, mean = tmp_path / "a.safetensors", posterior().mean.to(dtype)
-    save_file({"latents": mean if batched else mean[0].contiguous()}, path)
-    with read_latents(path) as latents:
-        assert (latents.channels, latents.length, latents.height, latents.width) == (2, 5, 3, 4)
-        assert (latents.video, latents.times) == (None, ())
-        assert torch.equal(latents.piece(1, 3), mean[:, :, 1:3])
-
-
 # Failures while writing
 
 
@@ -189,29 +178,6 @@ def test_unreadable_files(
     path = tmp_path / f"{name}.safetensors"
     make(path)
     assert_refused(path, reason)
-
-
-@pytest.mark.parametrize(
-    ("tensor", "shape"),
-    [
-        ("latents", (2, 3, 4)),
-        ("latents", (2, 2, 5, 3, 4)),
-        ("latents", (1, 1, 2, 5, 3, 4)),
-        ("latents", (2, 0, 3, 4)),
-        ("latents", ()),
-    ],
-)
-def test_wrong_shapes_are_named(tmp_path: Path, tensor: str, shape: tuple[int, ...]) -> None:
-    path = tmp_path / "a.safetensors"
-    save_file({tensor: torch.zeros(shape)}, path)
-    listed = ", ".join(map(str, shape))
-    assert_refused(path, rf"latents must be \(z_dim, T, H, W\) or .* not \[{listed}\]")
-
-
-def test_other_tensors_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_file({"samples": torch.zeros(2, 5, 3, 4)}, path)
-    assert_refused(path, r"it has no tensor 'latents', only \['samples'\]")
 
 
 def changed(path: Path, tensors: dict[str, Tensor | None], metadata: dict[str, str | None]) -> Path:

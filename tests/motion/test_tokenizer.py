@@ -1,6 +1,7 @@
 """The motion model as people use it: against the published code, lengths, errors."""
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from motion.config import QuantizerConfig, ResnetConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
 from tests.helpers import randomize
 from tests.motion import golden
+from wanvae.engine.finite import NotFiniteError
+from wanvae.nn import CausalConv
 from wanvae.nn.kernels import precision
 from wanvae.nn.norm import BatchNorm
 
@@ -181,6 +184,55 @@ def test_half_precision_encodes_and_decodes():
     exact = make(resnet())
     error = (model.decode(indices).double() - exact.decode(indices)).abs().max()
     assert error < 0.02 * exact.decode(indices).abs().max()
+
+
+def overflowing():
+    """A model whose activations overflow in float16, and in float32 do not."""
+    model = make(resnet(causal=True)).float()
+    for network in (model.encoder, model.decoder):
+        layers = (layer for layer in network.modules() if isinstance(layer, CausalConv))
+        for layer in islice(layers, 2):
+            layer.weight.data.mul_(1e3)
+    return model
+
+
+def test_a_model_that_overflows_names_the_dtype_that_would_do():
+    motion = example(2, 16).float()
+    indices = overflowing().encode(motion)
+    assert overflowing().decode(indices).isfinite().all()
+    model = overflowing()
+    for network in (model.encoder, model.decoder):
+        network.half()
+    lengths = torch.tensor([9, 16])
+    for encode in (
+        lambda: model.encode(motion),
+        lambda: model.encode(motion, lengths),
+        lambda: model.stream_encode().push(motion),
+        lambda: model.encode_step(motion, None),
+    ):
+        with pytest.raises(NotFiniteError, match=r"in float16: encode in bfloat16.* or in float32"):
+            encode()
+    for decode in (
+        lambda: model.decode(indices),
+        lambda: model.decode(indices, lengths),
+        lambda: model.stream_decode().push(indices),
+        lambda: model.decode_step(indices, None),
+    ):
+        with pytest.raises(NotFiniteError, match=r"in float16: decode in bfloat16.* or in float32"):
+            decode()
+    for network in (model.encoder, model.decoder):
+        network.bfloat16()
+    assert model.decode(model.encode(motion)).isfinite().all()
+
+
+def test_codebooks_are_not_made_of_what_is_not_finite():
+    model = overflowing()
+    model.encoder.half()
+    model.quantizer.books.initialized.fill_(False)
+    before = model.quantizer.books.codes.clone()
+    with pytest.raises(NotFiniteError, match="in float16: encode in bfloat16"):
+        model.initialize_codebooks([example(2, 16).float()])
+    assert torch.equal(model.quantizer.books.codes, before)
 
 
 def test_encoding_learns_nothing():

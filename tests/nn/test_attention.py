@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wanvae.execution.budget import MemoryMeter
+from wanvae.execution.meter import MemoryMeter
 from wanvae.nn import AttentionBlock, TimeAttentionBlock, use_channels_last
 
 

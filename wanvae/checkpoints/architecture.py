@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig
+from wanvae.config import Half, WanVAEConfig
 from wanvae.errors import UserError
 
 # Side of the patches of published models.
 PATCH = 2
+# Channels of the last layer of published decoders that upscale by 2.
+UPSCALED = 12
 
 
 @dataclass
@@ -43,6 +45,9 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         UserError: a tensor that tells the architecture is missing or has an impossible shape; the
             message names it.
     """
+    half = half_of(tensors)
+    if half is not None:
+        return infer_half(tensors, half)
     nested = is_nested(tensors)
     read = read_nested_stages if nested else read_stages
     encoder = read(tensors, "encoder.downsamples")
@@ -54,8 +59,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     # The last stage of the decoder mirrors the first stage of the encoder.
     decoder_dim = stage_width(tensors, decoder[-1], multiples[0], "dim_mult")
     patched = nested and first % PATCH**2 == last % PATCH**2 == 0
-    scales = {0.5**i for i, stage in enumerate(encoder) if stage.attention}
-    scales |= {2.0 ** (i + 2 - len(decoder)) for i, stage in enumerate(decoder) if stage.attention}
+    scales = encoder_scales(encoder) | decoder_scales(decoder)
     config = WanVAEConfig(
         dim=dim,
         z_dim=z_dim,
@@ -67,6 +71,64 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         stage_shortcuts=nested,
     )
     return replace(config, **channel_fields(first, last, PATCH if patched else 1))
+
+
+def half_of(names: Iterable[str]) -> Half | None:
+    """Returns the only half of a model that tensors with these names have; None if both."""
+    roots = {name.split(".", 1)[0] for name in names}
+    if "encoder" in roots and "decoder" in roots:
+        return None
+    return "encoder" if "encoder" in roots else "decoder"
+
+
+def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
+    """Infers the architecture of a model from one half of it, as ``infer_config`` does.
+
+    What only the other half tells is taken to be the same. The decoder is an upscaling decoder of
+    RGB videos if it is no model with stage shortcuts and returns 12 channels.
+    """
+    nested = is_nested(tensors)
+    encoding = half == "encoder"
+    row = "encoder.downsamples" if encoding else "decoder.upsamples"
+    stages = (read_nested_stages if nested else read_stages)(tensors, row)
+    if encoding:
+        dim, pixels = conv_channels(tensors, "encoder.conv1.weight")
+        moments, _ = conv_channels(tensors, "conv1.weight")
+        z_dim, blocks, unit = moments // 2, stages[0].blocks, "encoder.conv1.weight"
+        scales = encoder_scales(stages)
+    else:
+        z_dim, _ = conv_channels(tensors, "conv2.weight")
+        pixels, _ = conv_channels(tensors, "decoder.head.2.weight")
+        unit = f"{stages[-1].first_layer}.residual.2.weight"
+        dim, _ = conv_channels(tensors, unit)
+        blocks, scales = stages[0].blocks - 1, decoder_scales(stages)
+    multiples = [stage_width(tensors, stage, dim, unit) for stage in stages]
+    steps = [stage.temporal for stage in stages[:-1]]
+    order = 1 if encoding else -1
+    patched = nested and pixels % PATCH**2 == 0
+    upscaled = not encoding and not nested and pixels == UPSCALED
+    config = WanVAEConfig(
+        dim=dim,
+        z_dim=z_dim,
+        dim_mult=tuple(multiples[::order]),
+        num_res_blocks=blocks,
+        attn_scales=tuple(sorted(scales)),
+        temporal_downsample=tuple(steps[::order]),
+        stage_shortcuts=nested,
+        half=half,
+    )
+    first = pixels // 4 if upscaled else pixels
+    return replace(config, **channel_fields(first, pixels, PATCH if patched else 1))
+
+
+def encoder_scales(stages: Sequence[StageFacts]) -> set[float]:
+    """Returns the scales at which attention follows the blocks of an encoder."""
+    return {0.5**i for i, stage in enumerate(stages) if stage.attention}
+
+
+def decoder_scales(stages: Sequence[StageFacts]) -> set[float]:
+    """Returns the scales at which attention follows the blocks of a decoder."""
+    return {2.0 ** (i + 2 - len(stages)) for i, stage in enumerate(stages) if stage.attention}
 
 
 def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
@@ -94,7 +156,8 @@ def channel_fields(first: int, last: int, patch_size: int) -> dict[str, int]:
 
 def is_nested(names: Iterable[str]) -> bool:
     """Returns whether the layers of a stage share a name, as in models with stage shortcuts."""
-    return any(name.startswith("encoder.downsamples.0.downsamples.") for name in names)
+    rows = ("encoder.downsamples.0.downsamples.", "decoder.upsamples.0.upsamples.")
+    return any(name.startswith(rows) for name in names)
 
 
 def stage_width(tensors: Mapping[str, Tensor], stage: StageFacts, unit: int, of: str) -> int:

@@ -152,15 +152,32 @@ def places_in_stage(blocks: int, resampler: str) -> list[tuple[str, Mapping[str,
 
 def count_stages_and_blocks(names: Iterable[str]) -> tuple[int, int]:
     """Returns the numbers of stages and of residual blocks per encoder stage, from the names."""
+    names = list(names)
+    if not any(name.startswith("decoder.") for name in names):
+        return count_in_encoder(names)
     found = [re.match(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.", name) for name in names]
     stages = {match[1] for match in found if match}
     blocks = {match[2] for match in found if match}
     return len(stages), len(blocks) - 1
 
 
+def count_in_encoder(names: Iterable[str]) -> tuple[int, int]:
+    """Returns the same as ``count_stages_and_blocks``, for an encoder alone."""
+    names = list(names)
+    layers = {m[1] for n in names if (m := re.match(r"encoder\.down_blocks\.(\d+)\.", n))}
+    if has_nested_stages(names):
+        found = [re.match(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", name) for name in names]
+        return len(layers), len({match[1] for match in found if match})
+    resampling = r"encoder\.down_blocks\.(\d+)\.resample\."
+    stages = 1 + len({m[1] for n in names if (m := re.match(resampling, n))})
+    return stages, (len(layers) - stages + 1) // stages
+
+
 def has_nested_stages(names: Iterable[str]) -> bool:
     """Returns whether diffusers names belong to a model with stage shortcuts."""
-    return any(name.startswith("encoder.down_blocks.0.resnets.") for name in names)
+    # In other models the layers of an encoder are in one row, and upsampling has another name.
+    marks = ("encoder.down_blocks.0.resnets.", "decoder.up_blocks.0.upsampler.")
+    return any(name.startswith(marks) for name in names)
 
 
 def from_diffusers(tensors: StoredTensors, stages: int, blocks: int) -> StoredTensors:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from os import PathLike
 from os.path import isdir
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wanvae.checkpoints.architecture import infer_config
+from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_WEIGHTS,
     QWEN_IMAGE_CLASS,
-    count_stages_and_blocks,
     diffusers_names,
     from_diffusers,
     qwen_image_config,
@@ -27,25 +27,18 @@ from wanvae.checkpoints.diffusers_layout import (
     wan_config,
 )
 from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
-from wanvae.checkpoints.finding import (
-    DIFFUSERS,
-    WAN,
-    Candidate,
-    Family,
-    choose,
-    find_candidates,
-)
 from wanvae.checkpoints.hub import stored_files
-from wanvae.checkpoints.latent_statistics import (
-    NO_STATISTICS,
-    STATISTICS_NOTE,
-    asked_statistics,
-    known_statistics,
-    with_statistics,
+from wanvae.checkpoints.latent_statistics import asked_statistics
+from wanvae.checkpoints.model_file import (
+    NATIVE_FORMATS,
+    check_growth,
+    load_file,
+    refuse_key,
+    replace_statistics,
 )
+from wanvae.checkpoints.precision import storage_kinds, widen
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.checkpoints.tiny import TINY, infer_tiny_config, with_network_latents
-from wanvae.config import WanVAEConfig
+from wanvae.config import COUNTS, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     digest_of_tensors,
@@ -53,56 +46,25 @@ from wanvae.engine.checkpoint import (
     write_pickle,
     write_tensors,
 )
-from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
+from wanvae.engine.config import changed_fields, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
-from wanvae.engine.stored_tensors import StoredFile, StoredTensors
-from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
 BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+HALF_FIELDS = ("half",)
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
-# What the metadata of a native checkpoint say it is, and the class of its config.
-NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
-    "wanvae": WanVAEConfig,
-    "wanvae-tiny": TinyVAEConfig,
-}
-INFERRED = "architecture: inferred from the names and shapes of the tensors"
 
 
-class Layout(Enum):
-    """How a checkpoint names its tensors and stores its architecture."""
-
-    NATIVE = "native"
-    WAN = "wan"
-    TINY = "taehv"
-    DIFFUSERS = "diffusers"
-    QWEN_IMAGE = "qwen-image"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint of any layout.
-
-    Attributes:
-        config: the architecture.
-        tensors: tensors by their official names, not yet checked against the architecture.
-        layout: the layout of the file or directory.
-        notes: what was assumed, for people; one sentence each.
-        assumed: the note on the latent statistics, if nothing says that they are right.
-    """
-
-    config: WanVAEConfig | TinyVAEConfig
-    tensors: StoredTensors
-    layout: Layout
-    notes: tuple[str, ...]
-    assumed: str | None = None
-
-
-def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
+def load(
+    path: str | PathLike[str],
+    subfolder: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Checkpoint:
     """Reads a checkpoint, and detects its layout and architecture.
 
     Tensors are read when somebody asks for them.
@@ -113,6 +75,8 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
             the ``"org/name"`` of a repository of the Hugging Face Hub. A ``Source`` also says which
             model of the file is meant.
         subfolder: the folder in ``path`` that holds the checkpoint.
+        dtype: the dtype of the tensors if some are stored in float8, scaled or quantized; None
+            takes bfloat16 for these files. Other files keep their dtypes.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has another layout.
@@ -120,139 +84,34 @@ def load(path: str | PathLike[str], subfolder: str | None = None) -> Checkpoint:
     source = source_of(path)
     path = local_checkpoint(source.path, stored_files(source.variant), subfolder)
     try:
-        checkpoint = load_path(path, source)
+        checkpoint = load_path(path, source, dtype)
+        check_claims(checkpoint)
         if source.latent_statistics is None:
             return checkpoint
-        return with_asked_statistics(checkpoint, source.latent_statistics)
+        asked = asked_statistics(source.latent_statistics, checkpoint.config)
+        return replace_statistics(checkpoint, asked)
     except CheckpointError:
         raise
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_file(path: Path, key: str | None = None) -> Checkpoint:
-    """Reads a checkpoint from a file.
-
-    Args:
-        key: as for ``Source``.
-    """
-    file = open_tensors(path)
-    if file.metadata.get("format") in NATIVE_FORMATS:
-        refuse_key(key)
-        config = read_native_config(file.metadata)
-        notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
-        return Checkpoint(config, file.tensors, Layout.NATIVE, notes)
-    candidates = find_candidates(file.tensors, tuple(READERS))
-    if not candidates:
-        raise no_layout(file.tensors)
-    candidate = choose(candidates, file.tensors, key)
-    tensors = file.tensors.renamed(
-        {n.removeprefix(candidate.prefix): n for n in file.tensors if candidate.owns(n)}
-    )
-    checkpoint = READERS[candidate.family](tensors)
-    if isinstance(checkpoint.config, TinyVAEConfig):
-        checkpoint = with_told_latents(checkpoint, checkpoint.config, path)
-    return replace(checkpoint, notes=(*notes_on_place(candidate, file), *checkpoint.notes))
-
-
-def refuse_key(key: str | None) -> None:
-    """Raises UserError if somebody names a key of a checkpoint that holds one model."""
-    if key:
-        raise UserError(f"it holds one model, so there is no key {key!r} to choose; leave it out")
-
-
-def with_asked_statistics(checkpoint: Checkpoint, asked: str | PathLike[str]) -> Checkpoint:
-    """Returns a checkpoint with the latent statistics that somebody names."""
-    statistics = asked_statistics(asked, checkpoint.config)
-    others = tuple(n for n in checkpoint.notes if not n.startswith(STATISTICS_NOTE))
-    config = with_statistics(checkpoint.config, statistics)
-    return replace(checkpoint, config=config, notes=(*others, statistics.note), assumed=None)
-
-
-def read_official(tensors: StoredTensors) -> Checkpoint:
-    """Reads tensors with official names, without a config."""
-    config = infer_config(tensors.outline)
-    statistics = known_statistics(config)
-    return Checkpoint(
-        with_statistics(config, statistics),
-        tensors,
-        Layout.WAN,
-        (INFERRED, statistics.note),
-        statistics.note if statistics.assumed else None,
-    )
-
-
-def read_bare_diffusers(tensors: StoredTensors) -> Checkpoint:
-    """Reads tensors with the names of diffusers, without a config."""
-    tensors = from_diffusers(tensors, *count_stages_and_blocks(tensors))
-    return replace(read_official(tensors), layout=Layout.DIFFUSERS)
-
-
-def read_tiny(tensors: StoredTensors) -> Checkpoint:
-    """Reads a tiny autoencoder with its published names."""
-    config, note = infer_tiny_config(tensors.outline)
-    return Checkpoint(config, tensors, Layout.TINY, (INFERRED, note))
-
-
-def with_told_latents(checkpoint: Checkpoint, config: TinyVAEConfig, path: Path) -> Checkpoint:
-    """Returns the checkpoint of a tiny autoencoder with how its network has latents.
-
-    The name of the file tells so, and whose latents they are, or the dtype tells so.
-    """
-    config, note = with_network_latents(config, checkpoint.tensors.outline, path)
-    # Tiny autoencoders of other models have 16 channels too.
-    assumed = None if "taew" in path.name.lower() else "; ".join([*checkpoint.notes[1:], note])
-    return replace(checkpoint, config=config, notes=(*checkpoint.notes, note), assumed=assumed)
-
-
-# Families of models, and what reads the tensors of each, without the prefix of their names.
-READERS: Mapping[Family, Callable[[StoredTensors], Checkpoint]] = {
-    WAN: read_official,
-    DIFFUSERS: read_bare_diffusers,
-    TINY: read_tiny,
-}
-
-
-def notes_on_place(candidate: Candidate, file: StoredFile) -> tuple[str, ...]:
-    """Returns notes on where in a file the model is, and on what else is there."""
-    others = [n for n in file.tensors if not candidate.owns(n)] + list(file.ignored)
-    notes = []
-    if candidate.prefix:
-        notes.append(f"names: without {candidate.prefix}, which is before all of them")
-    if others:
-        count = f"{len(others)} {'entry' if len(others) == 1 else 'entries'}"
-        notes.append(f"not read, because not of the model: {count}: {first_few(others)}")
-    return tuple(notes)
-
-
-def no_layout(names: Iterable[str]) -> UserError:
-    """Returns the error for tensors of no known layout."""
-    return UserError(
-        f"no layout of a Wan VAE has tensors like {first_few(list(names))}; known are "
-        "native (.safetensors written by wanvae), "
-        "wan (encoder.downsamples.0.residual.0.gamma, ...), "
-        "diffusers (encoder.down_blocks.0.norm1.gamma, ...) and "
-        "taehv (decoder.7.conv.weight, ...)"
-    )
-
-
-def load_path(path: Path, source: Source) -> Checkpoint:
+def load_path(path: Path, source: Source, dtype: torch.dtype | None) -> Checkpoint:
     """Reads a checkpoint from a file or a directory."""
     if not isdir(path):
         refuse_variant(source.variant)
-        return load_file(path, source.key)
+        return load_file(path, source.key, dtype)
     config_file = find_config(path)
     if config_file is None:
         refuse_variant(source.variant)
         weights = find_single_file(path)
-        checkpoint = load_file(weights.file, source.key)
+        checkpoint = load_file(weights.file, source.key, dtype)
     else:
         refuse_key(source.key)
-        config, notes, layout = read_diffusers(config_file)
+        # An error in the config is told before a missing file.
+        described = read_diffusers(config_file)
         weights = find_weights(config_file.parent, source.variant)
-        tensors = open_tensors(weights.file).tensors
-        tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
-        checkpoint = Checkpoint(config, tensors, layout, notes)
+        checkpoint = load_diffusers(*described, weights.file, dtype)
     return replace(checkpoint, notes=(*weights.notes, *checkpoint.notes))
 
 
@@ -264,10 +123,52 @@ def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], La
     return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
 
 
+def load_diffusers(
+    config: WanVAEConfig,
+    notes: tuple[str, ...],
+    layout: Layout,
+    weights: Path,
+    dtype: torch.dtype | None,
+) -> Checkpoint:
+    """Reads the weights of a diffusers model.
+
+    Args:
+        config, notes, layout: what its config.json tells.
+        weights: the file with its tensors.
+        dtype: as for ``load``.
+    """
+    file = open_tensors(weights)
+    check_growth(file.tensors, file.size)
+    tensors, precision = widen(file.tensors, file.quantized, dtype)
+    tensors = from_diffusers(tensors, len(config.dim_mult), config.num_res_blocks)
+    storage = Storage(file.container, storage_kinds(file.tensors, file.quantized))
+    return Checkpoint(config, tensors, layout, (*precision, *notes), storage, precision)
+
+
 def refuse_variant(variant: str | None) -> None:
     """Raises UserError if somebody names a variant of what is no diffusers model."""
     if variant is not None:
         raise UserError(f"only diffusers models have variants like {variant!r}; leave it out")
+
+
+def check_claims(checkpoint: Checkpoint) -> None:
+    """Raises UserError if a config is of a model with more layers or channels than its tensors.
+
+    Called before the model is built, because that could take all memory.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    values = sum(tensor.numel() for tensor in tensors.outline.values())
+    if isinstance(config, TinyVAEConfig):
+        layers = len(config.grows) * config.blocks
+        widest = max(config.z_dim, config.channels, *config.decoder_dims, config.encoder_dim or 0)
+    else:
+        layers = len(config.dim_mult) * config.num_res_blocks
+        widest = max(*(getattr(config, name) for name in COUNTS), *config.dim_mult)
+    if layers > len(tensors) or widest > values:
+        raise UserError(
+            f"its config is of a model with {layers} residual blocks and up to {widest} channels, "
+            f"but it holds {len(tensors)} tensors of {values} values"
+        )
 
 
 def identify(path: str | PathLike[str]) -> str:
@@ -299,12 +200,6 @@ def weights_file(path: str | PathLike[str]) -> Path:
     return find_weights(config_file.parent, source.variant).file
 
 
-def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAEConfig:
-    """Returns the config in the metadata of a native checkpoint."""
-    kind = NATIVE_FORMATS[metadata["format"]]
-    return from_json_dict(kind, parse_json(metadata.get("config", "")))
-
-
 def save_native(
     path: str | PathLike[str],
     config: WanVAEConfig | TinyVAEConfig,
@@ -334,6 +229,7 @@ def save_wan(
         CheckpointError: ``path`` has another suffix, or the layout cannot store the architecture.
         FileError: ``path`` cannot be written.
     """
+    require_suffix(path, ".pth", ".safetensors")
     require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
     require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
     save_bare(path, tensors)
@@ -365,7 +261,7 @@ def save_diffusers(
         CheckpointError: diffusers has no such architecture.
         FileError: ``directory`` holds something else, or cannot be written.
     """
-    names = (*BLOCK_FIELDS, "attn_scales")
+    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales")
     require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
     content = wan_config(config)
     read, _ = read_diffusers_config(content)
@@ -382,7 +278,14 @@ def save_qwen_image(
         CheckpointError: as for ``save_diffusers``, or the architecture differs from Wan2.1 in more
             than sizes and the number of channels of the video.
     """
-    names = (*BLOCK_FIELDS, *PIXEL_FIELDS, "attn_scales", "decoder_dim", "stage_shortcuts")
+    names = (
+        *BLOCK_FIELDS,
+        *HALF_FIELDS,
+        *PIXEL_FIELDS,
+        "attn_scales",
+        "decoder_dim",
+        "stage_shortcuts",
+    )
     require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
     alike = replace(config, out_channels=config.in_channels)
     require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))

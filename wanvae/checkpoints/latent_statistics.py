@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from wanvae.config import WAN22, VideoConfig, WanVAEConfig
+from wanvae.config import WAN22, Half, VideoConfig, WanVAEConfig
 from wanvae.engine.json_files import read_json
 from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
@@ -48,7 +48,10 @@ OFFICIAL_STATISTICS = "latent statistics: taken from Wan2.1, because the archite
 WAN22_STATISTICS = "latent statistics: taken from Wan2.2, because the architecture is the same"
 NO_STATISTICS = "latent statistics: none, so mean 0 and standard deviation 1"
 # The fields of a config in which models with the same latents may differ.
-FREE_FIELDS = ("dim", "decoder_dim", "in_channels", "out_channels", "upscale_factor", "dropout")
+FREE_FIELDS = (
+    *("dim", "decoder_dim", "in_channels", "out_channels", "upscale_factor"),
+    *("dropout", "half"),
+)
 STATISTICS_FIELDS = ("latents_mean", "latents_std")
 
 
@@ -104,8 +107,7 @@ def known_statistics(config: WanVAEConfig) -> Statistics:
     for published in PUBLISHED:
         if topology(config) != topology(published.config):
             continue
-        pixels = config.in_channels, config.out_channels, config.upscale_factor
-        if widths(config) == widths(published.config) and pixels in published.pixels:
+        if any(config == variant for variant in variants(published, config.half)):
             note = f"latent statistics: taken from {published.name}, because the architecture is "
             return Statistics(published.mean, published.std, f"{note}the same")
         note = (
@@ -122,9 +124,13 @@ def topology(config: WanVAEConfig) -> dict[str, object]:
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in free}
 
 
-def widths(config: WanVAEConfig) -> tuple[int, int]:
-    """Returns the channels of encoder and decoder at full resolution."""
-    return config.dim, config.decoder_dim or config.dim
+def variants(published: Published, half: Half | None) -> Iterator[WanVAEConfig]:
+    """Yields the architectures of published models with the same latents, or of their halves."""
+    for first, last, scale in published.pixels:
+        config = replace(
+            published.config, in_channels=first, out_channels=last, upscale_factor=scale
+        )
+        yield config if half is None else config.only(half)
 
 
 def with_known_statistics(config: WanVAEConfig) -> tuple[WanVAEConfig, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
 from wanvae.commands.convert import convert, load_complete
 from wanvae.commands.options import DTYPES, add_source_options, checkpoint_of, source_of_options
-from wanvae.config import WanVAEConfig
+from wanvae.config import Half, WanVAEConfig
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
@@ -31,6 +33,7 @@ def info(arguments: Namespace) -> None:
     )
     for name, value in to_json_dict(config).items():
         print(f"{name}: {value}")
+    print(f"stored: {checkpoint.storage}")
     for note in checkpoint.notes:
         print(f"note: {note}")
     for dtype in emulated_among(tensor.dtype for tensor in outline):
@@ -53,7 +56,9 @@ def convert_checkpoint(arguments: Namespace) -> None:
     """Writes a checkpoint in another layout."""
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     source = source_of_options(arguments, arguments.source)
-    report = convert(source, arguments.destination, Layout(arguments.to), dtype)
+    report = convert(
+        source, arguments.destination, Layout(arguments.to), dtype, only=arguments.only
+    )
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"
@@ -85,8 +90,11 @@ def add_convert_options(parser: Parser) -> None:
     add_source_options(parser)
     layouts = [layout.value for layout in Layout]
     parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
+    parser.add_argument("--only", choices=get_args(Half), help="write this half of the model alone")
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="dtype of the tensors (default: unchanged)"
+        "--dtype",
+        choices=list(DTYPES),
+        help="dtype of the tensors (default: unchanged, but bfloat16 for float8 and quantized)",
     )
 
 

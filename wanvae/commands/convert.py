@@ -15,7 +15,7 @@ from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.formats import Checkpoint, Layout
 from wanvae.checkpoints.latent_statistics import with_known_statistics
 from wanvae.checkpoints.tiny import infer_tiny_config, with_network_latents
-from wanvae.config import WanVAEConfig
+from wanvae.config import Half, WanVAEConfig, check_has
 from wanvae.engine.checkpoint import CheckpointError, check_tensors
 from wanvae.model import make_model
 from wanvae.tiny_config import TinyVAEConfig
@@ -24,6 +24,11 @@ WRITERS = {
     Layout.WAN: formats.save_wan,
     Layout.DIFFUSERS: formats.save_diffusers,
     Layout.QWEN_IMAGE: formats.save_qwen_image,
+}
+# Beginnings of the names of the tensors of each half.
+ROOTS: Mapping[Half, tuple[str, ...]] = {
+    "encoder": ("encoder.", "conv1."),
+    "decoder": ("decoder.", "conv2."),
 }
 # Layouts in which tensors do not have their official names.
 RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE)
@@ -53,21 +58,31 @@ def convert(
     destination: str | PathLike[str],
     target: Layout,
     dtype: torch.dtype | None = None,
+    *,
+    only: Half | None = None,
 ) -> ConversionReport:
     """Writes the checkpoint ``source``, of any layout, to ``destination`` in the ``target`` layout.
 
     Args:
         destination: ``.safetensors`` for native, ``.pth`` or ``.safetensors`` for wan, a directory
             for diffusers and qwen-image. It may be ``source`` itself.
-        dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor.
+        dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor,
+            except that float8 and quantized tensors become bfloat16.
+        only: the half to write; None writes all that is there.
 
     Raises:
         CheckpointError: ``source`` cannot be read or is not a complete model, or the layout cannot
             store the architecture. Nothing is written then.
         FileError: ``destination`` cannot be written.
     """
-    checkpoint = load_complete(source)
+    checkpoint = load_complete(source, dtype)
     config, tensors = checkpoint.config, checkpoint.tensors
+    if only is not None:
+        if isinstance(config, TinyVAEConfig):
+            raise CheckpointError(f"{source} is a tiny autoencoder, which has no --only")
+        check_has(config, only)
+        config = config.only(only)
+        tensors = tensors.renamed({n: n for n in tensors if n.startswith(ROOTS[only])})
     if dtype is not None:
         tensors = tensors.to(dtype)
     if target is Layout.NATIVE:
@@ -89,13 +104,16 @@ def convert(
     )
 
 
-def load_complete(path: str | PathLike[str]) -> Checkpoint:
+def load_complete(path: str | PathLike[str], dtype: torch.dtype | None = None) -> Checkpoint:
     """Reads a checkpoint of any layout, and checks that its tensors fit its architecture.
+
+    Args:
+        dtype: as for ``formats.load``.
 
     Raises:
         CheckpointError: ``path`` cannot be read or is not a complete model.
     """
-    checkpoint = formats.load(path)
+    checkpoint = formats.load(path, dtype=dtype)
     with torch.device("meta"):
         check_tensors(make_model(checkpoint.config), checkpoint.tensors, path)
     return checkpoint

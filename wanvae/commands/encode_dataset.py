@@ -13,21 +13,25 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
+from wanvae.latents.formats import LAYOUTS
 from wanvae.model import require_wan_vae
 
 
 def run(arguments: Namespace) -> None:
     """Runs the command."""
+    layout = LAYOUTS.get(arguments.layout)
     options = DatasetOptions(
         frames=arguments.frames,
         fps=as_text(arguments.fps),
         resize=as_text(arguments.resize),
-        store=arguments.store,
-        scale=arguments.scale,
-        dtype=arguments.store_dtype,
+        store=arguments.store or ("moments" if layout is None else layout.store),
+        scale=arguments.scale or ("raw" if layout is None else layout.scale),
+        dtype=arguments.store_dtype or ("float32" if layout is None else layout.dtype),
         container=arguments.container,
         shard_size=parse_memory(arguments.shard_size),
         seed=arguments.seed,
+        layout=arguments.layout,
+        architecture=arguments.architecture or "",
     )
     with launched_processes(arguments.device) as processes:
         checkpoint = checkpoint_of(arguments)
@@ -75,6 +79,7 @@ def show(name: str, report: DatasetReport) -> None:
         )
     if report.ignored:
         print(f"ignored, no videos or images: {report.ignored}")
+    print_some("note", report.notes)
     print_some("left out, too small or too short", report.left_out)
     print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
     if not report.written + report.kept:
@@ -107,17 +112,20 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--store",
         choices=["moments", "mean", "sample"],
-        default="moments",
-        help="mean and logvar of the latents, only the mean, or a sample",
+        help="mean and logvar of the latents, only the mean, or a sample (default: moments, or "
+        "what the program of --layout stores)",
     )
     parser.add_argument(
         "--scale",
         choices=["raw", "normalized"],
-        default="raw",
-        help="raw latents for the decoder, or normalized latents for diffusion models",
+        help="raw latents for the decoder, or normalized latents for diffusion models (default: "
+        "raw, or what the program of --layout stores)",
     )
     parser.add_argument(
-        "--store-dtype", choices=list(DTYPES), default="float32", help="dtype of the stored latents"
+        "--store-dtype",
+        choices=list(DTYPES),
+        help="dtype of the stored latents (default: float32, or what the program of --layout "
+        "stores)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument(
@@ -128,6 +136,18 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--shard-size", default="1GB", help="size of a tar or a file of many clips, like 500MB"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=["wanvae", *LAYOUTS],
+        default="wanvae",
+        help="files of wanvae, or files that this program reads as if it had cached them",
+    )
+    parser.add_argument(
+        "--architecture",
+        help="the model that the latents are for, as the program of --layout calls it: wan or qi "
+        "for musubi; wan21, wan22_14b, wan22_5b, qwen_image, ... for ai-toolkit (default: one of "
+        "so many channels)",
     )
     add_model_options(parser)
 

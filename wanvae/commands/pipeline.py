@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -28,17 +29,23 @@ from wanvae.checkpoints.formats import identify
 from wanvae.config import VideoConfig, check_reconstructs
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import refuse_overwriting
+from wanvae.errors import UserError
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
 from wanvae.execution.sharding import FIRST
 from wanvae.frames import encode_frames
-from wanvae.latents.file import LatentsFile, VideoShape, read_latents, write_latents
+from wanvae.latents.file import LatentsFile, VideoShape, write_latents
+from wanvae.latents.reading import open_latents
+from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
 from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
 
 T = TypeVar("T")
 
+LOGGER = logging.getLogger("wanvae")
+# Latent frames that are looked at to tell raw from normalized latents.
+MEASURED_FRAMES = 64
 # The frame rate of videos that Wan models generate.
 WAN_RATE = Fraction(16)
 
@@ -209,7 +216,8 @@ def decode_file(
     destination: str | PathLike[str],
     *,
     checkpoint: str | PathLike[str] | None = None,
-    normalized: bool = False,
+    scale: Scale | None = None,
+    entry: str | None = None,
     fps: Fraction | None = None,
     crf: int = 18,
     tile_size: TileSize | None = None,
@@ -217,15 +225,16 @@ def decode_file(
     shard: Processes | None = None,
     progress: bool = False,
 ) -> int:
-    """Decodes a file of latents to a video or image file.
+    """Decodes latents to a video or image file.
 
     Args:
-        source: a file that ``encode_file`` or ``encode_dataset`` wrote, or a safetensors file with
-            a tensor "latents". The written video has the size of the encoded video, times the
-            upscale factor of the model.
+        source: a file that ``encode_file`` or ``encode_dataset`` wrote, or a file or folder of
+            another program, see ``wanvae.latents.formats``. The written video has the size of the
+            encoded video, times the upscale factor of the model.
         checkpoint: where the model comes from. Warns if another model encoded the latents.
-        normalized: the latents come from a diffusion model: denormalize them first. Latents of a
-            file that says so itself are always denormalized.
+        scale: the scale of the latents of another program; None takes what the program stores, or
+            what the values tell, and logs which. Normalized latents are denormalized first.
+        entry: the name of the clip, where ``source`` holds several.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
         crf: quality of the written video, 0 (best) to 51.
         tile_size: work in tiles with at most this many pixels along each side.
@@ -238,22 +247,23 @@ def decode_file(
 
     Raises:
         CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
-            not finite, or says that they are not normalized although ``normalized`` is set.
+            not finite or whose values do not tell their scale, holds several clips although
+            ``entry`` is None, or says that its latents have another scale than ``scale``.
         FileError: ``destination`` is ``source`` or ``checkpoint``.
         VideoError: ``destination`` cannot be written.
         NotFiniteError: the decoded frames are not finite.
     """
     refuse_overwriting(destination, [source, checkpoint])
-    with read_latents(source) as latents:
+    with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
-        check_scale(latents, normalized, source)
+        normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
         if checkpoint is not None and is_first(shard):
             warn_of_other_model(latents, checkpoint, source)
-        factor, scale = vae.config.decoded_spatial_factor, vae.config.upscale_factor
+        factor, upscale = vae.config.decoded_spatial_factor, vae.config.upscale_factor
         height, width = latents.height * factor, latents.width * factor
         frames, rate = 1 + (latents.length - 1) * vae.config.temporal_factor, WAN_RATE
         if latents.video is not None:
-            height, width = scale * latents.video.height, scale * latents.video.width
+            height, width = upscale * latents.video.height, upscale * latents.video.width
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
         done, first = 0, is_first(shard)
@@ -262,7 +272,7 @@ def decode_file(
             open_writer(destination, first, width, height, fps or rate, crf) as writer,
         ):
             pieces = (finite_piece(latents, start, source) for start in starts)
-            if normalized or latents.normalized:
+            if normalized:
                 pieces = map(vae.denormalize, pieces)
             for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
                 decoded = decoded[0, :, : frames - done, :height, :width]
@@ -391,12 +401,45 @@ def check_origin(latents: LatentsFile, config: VideoConfig, source: str | PathLi
         )
 
 
-def check_scale(latents: LatentsFile, normalized: bool, source: str | PathLike[str]) -> None:
-    """Raises CheckpointError if raw latents would be denormalized."""
-    if normalized and latents.normalized is False:
-        raise CheckpointError(
-            f"{source} holds latents that are not normalized, as it says; leave out --normalized"
-        )
+def find_normalized(
+    latents: LatentsFile,
+    config: VideoConfig,
+    scale: Scale | None,
+    source: str | PathLike[str],
+    told: bool,
+) -> bool:
+    """Returns whether the latents of the file ``source`` are normalized.
+
+    Args:
+        scale: the scale that people name; None if they name none.
+        told: log what is assumed of latents of another program.
+
+    Raises:
+        CheckpointError: the file says that its latents have another scale, or nothing tells it.
+    """
+    known: Scale | None = None
+    if latents.normalized is not None:
+        known = "normalized" if latents.normalized else "raw"
+    if not latents.program:
+        if scale is not None and scale != known:
+            state = "normalized" if latents.normalized else "not normalized"
+            raise CheckpointError(
+                f"{source} holds latents that are {state}, as it says; leave out "
+                f"{'--scale' if latents.normalized else '--normalized'}"
+            )
+        return known == "normalized"
+    if scale is not None:
+        return scale == "normalized"
+    step = -(-latents.length // MEASURED_FRAMES)
+    pieces = (finite_piece(latents, start, source)[0] for start in range(0, latents.length, step))
+    means, stds = config.latents_mean, config.latents_std
+    try:
+        choice = choose_scale(known, latents.program, pieces, means, stds, "--scale")
+    except UserError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    if told and choice.reason:
+        LOGGER.warning("%s: its latents are %s", source, choice.reason)
+    return choice.scale == "normalized"
 
 
 def warn_of_other_model(

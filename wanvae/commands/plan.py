@@ -18,6 +18,7 @@ from wanvae.errors import UserError
 from wanvae.execution.budget import Planner, TooLittleMemory, show_memory
 from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
+from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan
 from wanvae.execution.sharding import estimate_speedup, share_out
 from wanvae.model import make_model
@@ -33,11 +34,12 @@ def plan(arguments: Namespace) -> None:
     offloads = (arguments.device or default_device()) != "cpu"
     with torch.device("meta"):
         vae = make_model(config).to(DTYPES[arguments.dtype])
-    networks = {"encode": vae.encoder_network, "decode": vae.decoder_network}
-    if not vae.encoding_modules():
-        del networks["encode"]
-    for task, make in networks.items():
-        network = make()
+    networks: dict[str, Network] = {}
+    if vae.encoding_modules():
+        networks["encode"] = vae.encoder_network()
+    if vae.decoding_modules():
+        networks["decode"] = vae.decoder_network()
+    for task, network in networks.items():
         decoding = network.core_first
         channels = config.z_dim if decoding else config.in_channels
         scale = config.upscale_factor if decoding else 1

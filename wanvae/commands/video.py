@@ -18,6 +18,7 @@ from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.errors import UserError
+from wanvae.latents.scale import Scale
 from wanvae.model import AnyVAE
 from wanvae.tiny import TinyVAE
 from wanvae.video.rate import parse_rate
@@ -88,7 +89,8 @@ def decode(arguments: Namespace) -> None:
             arguments.output,
             # Latents for a tiny autoencoder come from another model, as they should.
             checkpoint=None if tiny else checkpoint_of(arguments),
-            normalized=arguments.normalized,
+            scale=scale_of(arguments),
+            entry=arguments.entry,
             fps=fps,
             crf=arguments.crf,
             shard=processes,
@@ -133,6 +135,15 @@ def common_options(arguments: Namespace) -> dict[str, Any]:
 def rate_of(arguments: Namespace) -> Fraction | None:
     """Returns the rate of ``--fps``; None without it."""
     return None if arguments.fps is None else parse_rate(arguments.fps)
+
+
+def scale_of(arguments: Namespace) -> Scale | None:
+    """Returns the scale of latents that the options name; None if they name none."""
+    if not arguments.normalized:
+        return arguments.scale
+    if arguments.scale == "raw":
+        raise UserError("--normalized and --scale raw contradict each other; leave out one")
+    return "normalized"
 
 
 def add_quality_option(parser: Parser) -> None:
@@ -186,15 +197,25 @@ def add_encode_options(parser: Parser) -> None:
 
 def add_decode_options(parser: Parser) -> None:
     """Declares the options of ``wanvae decode``."""
-    parser.add_argument("input", help="latents, .safetensors")
+    parser.add_argument(
+        "input", help="latents: a file of wanvae, or a file or folder that another program cached"
+    )
     parser.add_argument("output", help=OUTPUT_HELP)
     parser.reads("input")
     parser.writes("output")
     parser.add_argument(
         "--normalized",
         action="store_true",
-        help="the latents come from a diffusion model and are normalized: denormalize them first",
+        help="the latents come from a diffusion model and are normalized: the same as "
+        "--scale normalized",
     )
+    parser.add_argument(
+        "--scale",
+        choices=["raw", "normalized"],
+        help="scale of the latents of another program (default: what it stores, or what the "
+        "values tell)",
+    )
+    parser.add_argument("--entry", help="name of the clip to decode, where input holds several")
     parser.add_argument(
         "--fps",
         help="frames per second, like 25 or 30000/1001 (default: as encoded, else 16)",
@@ -229,6 +250,6 @@ DECODE = Command(
     decode,
     add_decode_options,
     "Decode latents to a video. The latents come from `wanvae encode` or `wanvae encode-dataset`, "
-    "or are a tensor `latents` (z_dim, T, H, W) of another program. Warns if another model encoded "
-    "them.",
+    "or from musubi-tuner, ai-toolkit, SimpleTuner, diffusion-pipe, FastVideo or ComfyUI, or are a "
+    "tensor that torch.save or safetensors wrote. Warns if another model encoded them.",
 )

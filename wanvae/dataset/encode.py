@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, repeat
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.dataset.files import WRITERS, LatentsFilePlan, StoredClip, clip_metadata, index_file
+from wanvae.dataset import layouts
+from wanvae.dataset.files import WRITERS, clip_metadata, index_file
 from wanvae.dataset.plan import DatasetPlan, prepare
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
+from wanvae.dataset.stored import LatentsFilePlan, StoredClip
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
 from wanvae.engine.finite import NotFiniteError
@@ -36,6 +38,7 @@ from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
 from wanvae.folders.listing import MANIFEST
 from wanvae.frames import encode_frames
+from wanvae.latents.formats.layout import ClipFacts
 from wanvae.latents.spool import LatentsSpool
 from wanvae.model import WanVAE
 from wanvae.posterior import LOGVAR_RANGE, Posterior
@@ -99,6 +102,7 @@ class DatasetReport:
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
         unknown: number of clips of an earlier version, which does not tell whether their videos
             have changed since.
+        notes: what people must know of the files of a layout.
     """
 
     written: int
@@ -112,6 +116,7 @@ class DatasetReport:
     gone: tuple[str, ...]
     ignored: str
     unknown: int
+    notes: tuple[str, ...]
 
 
 def encode_dataset(
@@ -188,7 +193,12 @@ def carry_out(
     with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
         work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)
     # A process is only sure to see its own files, and the files that were there before.
-    kept = [clip for file in plan.kept[rank::ranks] for clip in index_file(destination, file.name)]
+    layout = layouts.layout_of(plan.settings.options)
+    kept = [
+        clip
+        for file in plan.kept[rank::ranks]
+        for clip in index_file(destination, file.name, layout)
+    ]
     everything = gather_objects((work, kept))
     if not processes.is_main_process:
         return None
@@ -208,6 +218,7 @@ def carry_out(
         gone=plan.gone,
         ignored=plan.ignored,
         unknown=sum(clip.stamp is None for clip in kept),
+        notes=plan.notes,
     )
 
 
@@ -285,24 +296,32 @@ class FileWriter:
         """
         path = self._folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        clips = self._stored(islice(rows, len(file.clips)))
-        WRITERS[self._settings.options.container](path, clips)
+        clips = self._stored(islice(rows, len(file.clips)), file.facts)
+        layout = layouts.layout_of(self._settings.options)
+        if layout is None:
+            WRITERS[self._settings.options.container](path, clips)
+        else:
+            layouts.write_clips(path, clips, layout)
         if path.exists():
-            self.work.written += index_file(self._folder, file.name)
+            self.work.written += index_file(self._folder, file.name, layout)
             self.work.size += path.stat().st_size
 
-    def _stored(self, rows: Iterator[tuple[Clip, Row[Piece]]]) -> Iterator[StoredClip]:
+    def _stored(
+        self, rows: Iterator[tuple[Clip, Row[Piece]]], facts: Sequence[ClipFacts]
+    ) -> Iterator[StoredClip]:
         """Yields the clips that can be read, ready to be written, and records the others."""
         options = self._settings.options
-        for clip, row in rows:
+        for (clip, row), known in zip(rows, facts or repeat(None), strict=False):
             with TemporaryFile(dir=self._folder) as file:
                 spool = LatentsSpool(file, options.tensors, options.torch_dtype)
                 try:
                     times = collect(spool, clip, row, self._settings)
+                    check_frames(times, known)
                 except ClipError as error:
                     self._record(Failure(clip.name, clip.source, str(error)))
                 else:
-                    yield StoredClip(clip.name, clip_metadata(clip, self._settings, times), spool)
+                    metadata = clip_metadata(clip, self._settings, times)
+                    yield StoredClip(clip.name, metadata, spool, known)
             self._bar.update()
 
     def _record(self, failure: Failure) -> None:
@@ -337,6 +356,15 @@ def collect(
         times.extend(piece.times)
     spool.times.extend(time - times[0] for time in times)
     return times
+
+
+def check_frames(times: Sequence[float], facts: ClipFacts | None) -> None:
+    """Raises ClipError if the name of a file for another program tells a wrong number of frames."""
+    if facts is not None and len(times) != facts.frames:
+        raise ClipError(
+            f"it has {len(times)} frames, not {facts.frames} as its header says, which the name of "
+            "the file would tell"
+        )
 
 
 def latents_to_store(
@@ -378,4 +406,7 @@ def write_lists(
     failures.extend(plan.broken)
     write_lines(folder / FAILURES, failures)
     write_lines(folder / INDEX, (index[name] for name in names if name in index))
+    layout = layouts.layout_of(plan.settings.options)
+    if layout is not None:
+        layouts.finish(folder, plan.files, layout)
     return failures

@@ -1,4 +1,4 @@
-"""The files of latents of a data set: which clips each one holds, writing and indexing them.
+"""Our own files of latents of a data set: which clips each one holds, writing and indexing them.
 
 The list of clips alone decides which clip goes to which file, so the files do not depend on the
 process that writes them. A file appears once it is complete.
@@ -10,67 +10,41 @@ import hashlib
 import json
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
-from os import SEEK_END
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from wanvae.config import WanVAEConfig
+from wanvae.dataset.layouts import index_clips
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
-from wanvae.engine.digest import Stamp
+from wanvae.dataset.stored import (
+    LatentsFilePlan,
+    StoredClip,
+    expected_size,
+    indexed_clip,
+    read_header,
+)
+from wanvae.engine.config import parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, writable_rate
 from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.latents.file import VideoShape, video_metadata
-from wanvae.latents.spool import LatentsSpool, safetensors_header
+from wanvae.latents.formats.layout import Layout
+from wanvae.latents.spool import safetensors_header
 
 SUFFIX = ".safetensors"
 # The format in the metadata of a safetensors file of many clips.
 MANY_CLIPS_FORMAT = "wanvae-latents-shard"
-# Bytes. Readers of safetensors allow no longer header.
-LARGEST_HEADER = 100_000_000
 # What damaged content raises, besides errors in reading it.
-DAMAGE = (OSError, UserError, UnicodeDecodeError, KeyError, TypeError, tarfile.TarError)
-
-
-@dataclass(frozen=True, slots=True)
-class LatentsFilePlan:
-    """A file of latents, which is written as a whole.
-
-    Attributes:
-        name: its path, relative to the folder of the data set.
-        clips: the clips in it.
-    """
-
-    name: str
-    clips: tuple[Clip, ...]
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of all clips together."""
-        return sum(clip.pixels for clip in self.clips)
-
-
-@dataclass(frozen=True)
-class StoredClip:
-    """A clip that is ready to be written.
-
-    Attributes:
-        name: name of the clip.
-        metadata: metadata of a file with only this clip.
-        spool: the latents.
-    """
-
-    name: str
-    metadata: dict[str, str]
-    spool: LatentsSpool
+DAMAGE = (
+    *(OSError, UserError, UnicodeDecodeError, KeyError, TypeError, ValueError, IndexError),
+    *(tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 def plan_files(
@@ -89,14 +63,6 @@ def plan_files(
         if size >= options.shard_size or clip is clips[-1]:
             yield LatentsFilePlan(f"shard-{number:05}{suffix}", tuple(waiting))
             number, waiting, size = number + 1, [], 0
-
-
-def expected_size(clip: Clip, options: DatasetOptions, config: WanVAEConfig) -> int:
-    """Returns the bytes of the latents of a clip, if its video is as long as its header says."""
-    length = 1 + (clip.frames - 1) // config.temporal_factor
-    space = prod(side // config.spatial_factor for side in clip.size)
-    values = len(options.tensors) * config.z_dim * length * space
-    return values * options.torch_dtype.itemsize
 
 
 def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float]) -> dict[str, str]:
@@ -203,12 +169,13 @@ WRITERS: dict[Container, Callable[[Path, Iterable[StoredClip]], None]] = {
 # Indexing
 
 
-def index_file(folder: Path, name: str) -> list[IndexedClip]:
+def index_file(folder: Path, name: str, layout: Layout | None = None) -> list[IndexedClip]:
     """Returns the clips in a file of latents.
 
     Args:
         folder: the folder of the data set.
         name: the path of the file, relative to the folder.
+        layout: the layout of the file; None for our own.
 
     Raises:
         UserError: the file is damaged.
@@ -216,6 +183,8 @@ def index_file(folder: Path, name: str) -> list[IndexedClip]:
     path = folder / name
     try:
         with path.open("rb") as content:
+            if layout is not None:
+                return list(index_clips(content, name, layout))
             if path.suffix == TAR_SUFFIX:
                 with tarfile.open(fileobj=content, mode="r:") as tar:
                     starts = [member.offset_data for member in tar]
@@ -230,14 +199,7 @@ def index_file(folder: Path, name: str) -> list[IndexedClip]:
 
 def index_tensors(content: IO[bytes], start: int, name: str) -> Iterator[IndexedClip]:
     """Yields the clips of the safetensors that begin at byte ``start`` of the file ``name``."""
-    content.seek(start)
-    size = int.from_bytes(content.read(8), "little")
-    tensors = parse_json(content.read(min(size, LARGEST_HEADER)).decode())
-    metadata = tensors.pop("__metadata__")
-    start += 8 + size
-    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    if content.seek(0, SEEK_END) < start + end:
-        raise UserError("it ends too early")
+    tensors, metadata, start = read_header(content, start)
     if metadata["format"] == MANY_CLIPS_FORMAT:
         for clip, described in parse_json(metadata["clips"]).items():
             yield indexed(tensors, f"{clip}/", described, name, start)
@@ -249,19 +211,6 @@ def indexed(
     tensors: Mapping[str, Any], prefix: str, metadata: Mapping[str, str], file: str, start: int
 ) -> IndexedClip:
     """Returns the clip whose tensors have names with this prefix, and data from ``start`` on."""
-    video = from_json_dict(VideoShape, parse_json(metadata["video"]))
-    origin = parse_json(metadata["clip"])
     first = tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
-    return IndexedClip(
-        name=origin["name"],
-        source=video.source,
-        start=origin["start"],
-        fps=str(Fraction(video.rate)),
-        frames=tensors[f"{prefix}times"]["shape"][0],
-        height=video.height,
-        width=video.width,
-        file=file,
-        offset=start + first["data_offsets"][0],
-        shape=tuple(first["shape"]),
-        stamp=from_json_dict(Stamp, origin["stamp"]) if "stamp" in origin else None,
-    )
+    frames, offset = tensors[f"{prefix}times"]["shape"][0], start + first["data_offsets"][0]
+    return indexed_clip(metadata, frames, tuple(first["shape"]), file, offset)

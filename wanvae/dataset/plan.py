@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 from wanvae.checkpoints.formats import identify, weights_file
-from wanvae.dataset.files import LatentsFilePlan, index_file, plan_files
+from wanvae.config import check_has
+from wanvae.dataset import layouts
+from wanvae.dataset.files import index_file, plan_files
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
+from wanvae.dataset.stored import LatentsFilePlan
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import read_lines, write_lines
 from wanvae.engine.litter import describe_ignored
@@ -22,6 +25,7 @@ from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import read_folder
+from wanvae.latents.formats.layout import Layout
 from wanvae.model import WanVAE
 
 
@@ -38,6 +42,7 @@ class DatasetPlan:
         changed: videos and images that have changed since some of their clips were encoded.
         gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
+        notes: what people must know of the files of a layout.
     """
 
     settings: DatasetSettings
@@ -48,6 +53,7 @@ class DatasetPlan:
     changed: tuple[str, ...]
     gone: tuple[str, ...]
     ignored: str
+    notes: tuple[str, ...]
 
     @property
     def kept(self) -> list[LatentsFilePlan]:
@@ -75,6 +81,7 @@ def prepare(
             belongs to other settings or another job works in it.
         FileError: the folder cannot be written.
     """
+    check_has(vae.config, "encoder")
     refuse_nested(source, destination)
     cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
     content = read_folder(source)
@@ -85,41 +92,55 @@ def prepare(
             f"{len(found.left_out)} are too small or too short for a clip; give other videos, or "
             "other --frames or --resize"
         )
-    many = options.container != "files"
+    source = source.resolve()
+    layout = layouts.layout_of(options)
+    if layout is None:
+        clips, notes, unnamed = found.clips, [], []
+        files = list(plan_files(clips, options, vae.config))
+    else:
+        architecture = layout.architecture_of(options.architecture, vae.config.z_dim)
+        options = replace(options, architecture=architecture)
+        clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
+        files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
+    many = options.many
     settings = DatasetSettings(
         options=options,
-        source=str(source.resolve()),
+        source=str(source),
         checkpoint=digest_of_file(weights_file(checkpoint)),
         compute_dtype=str(vae.encode_dtype).removeprefix("torch."),
         latents_mean=vae.config.latents_mean,
         latents_std=vae.config.latents_std,
-        clips=digest_of_clips(found.clips) if many else "",
+        clips=digest_of_clips(clips) if many else "",
         model=identify(checkpoint),
-        stamps=digest_of_stamps(found.clips) if many else "",
+        stamps=digest_of_stamps(clips) if many else "",
     )
     path = destination / SETTINGS
     if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held):
         # Drops a line that a killed run left unfinished.
         write_lines(destination / FAILURES, read_failures(destination))
-    files = tuple(plan_files(found.clips, options, vae.config))
     existing = {file.name for file in files if (destination / file.name).exists()}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     if not many:
         gone = find_gone(destination, {writable(entry.name) for entry in content.entries})
-        stale = [file for file in files if file.name in existing and is_stale(destination, file)]
+        stale = [
+            file for file in files if file.name in existing and is_stale(destination, file, layout)
+        ]
         existing -= {file.name for file in stale}
         changed = tuple(dict.fromkeys(clip.source for file in stale for clip in file.clips))
         remove_stale(destination, stale, {file.name for file in files})
+        if layout is not None:
+            remove_renamed(destination, files)
     return DatasetPlan(
         settings=settings,
-        files=files,
+        files=tuple(files),
         existing=frozenset(existing),
-        broken=found.broken,
+        broken=(*found.broken, *unnamed),
         left_out=found.left_out,
         changed=changed,
         gone=gone,
         ignored=describe_ignored(content.ignored),
+        notes=tuple(notes),
     )
 
 
@@ -131,13 +152,13 @@ def find_gone(folder: Path, sources: Collection[str]) -> tuple[str, ...]:
     return ()
 
 
-def is_stale(folder: Path, file: LatentsFilePlan) -> bool:
+def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:
     """Whether the video of a file with one clip has changed since it was encoded.
 
     Raises:
         UserError: the file is damaged.
     """
-    (planned,), (stored,) = file.clips, index_file(folder, file.name)
+    (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
     return stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)
 
 
@@ -157,6 +178,20 @@ def remove_stale(folder: Path, stale: Sequence[LatentsFilePlan], planned: Collec
         names |= {clip.file for clip in index if clip.source in sources} - set(planned)
     for name in (INDEX, *names):
         (folder / name).unlink(missing_ok=True)
+
+
+def remove_renamed(folder: Path, planned: Sequence[LatentsFilePlan]) -> None:
+    """Deletes the latents of videos whose files have other names now, and the index.
+
+    Names of other programs depend on what changes with the video, and a program would read both.
+    """
+    names = {file.name for file in planned}
+    sources = {clip.source for file in planned for clip in file.clips}
+    with suppress(OSError, UserError):
+        index = read_lines(folder / INDEX, IndexedClip)
+        old = {clip.file for clip in index if clip.source in sources} - names
+        for name in (INDEX, *old) if old else ():
+            (folder / name).unlink(missing_ok=True)
 
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:

@@ -1,114 +1,89 @@
-"""Data sets of latents for training diffusion models, as ``wanvae encode-dataset`` writes them."""
+"""Data sets of latents for training diffusion models: our own, and caches of other programs."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import prod
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from wanvae.dataset.records import INDEX, IndexedClip
-from wanvae.dataset.settings import read_settings
-from wanvae.engine.json_files import read_lines
+from wanvae.config import WanVAEConfig
+from wanvae.dataset.cached import CachedLatents
+from wanvae.dataset.clip import LatentClip
+from wanvae.dataset.own import OwnLatents
+from wanvae.dataset.records import IndexedClip
+from wanvae.dataset.settings import SETTINGS, DatasetSettings
 from wanvae.errors import UserError
-from wanvae.posterior import Posterior
-
-
-class LatentClip(NamedTuple):
-    """A clip to train on.
-
-    Attributes:
-        latents: ``(z_dim, T, H, W)``, float32, normalized.
-        fps: frames per second of the video.
-        source: name of the video.
-    """
-
-    latents: Tensor
-    fps: float
-    source: str
+from wanvae.latents.cached import CachedClip, NoLatentsError
+from wanvae.latents.scale import Scale
 
 
 class LatentDataset(Dataset):
     """The clips of a data set of latents. All latents are normalized, whatever is stored.
 
     Args:
-        folder: the folder that ``wanvae encode-dataset`` wrote.
+        folder: the folder that ``wanvae encode-dataset`` wrote, or a folder or file that another
+            program cached.
         sample: draw latents from their distribution each time, with PyTorch's global generator.
             Without it, latents are the mean, or the one sample that is stored.
+        scale: the scale of a cache of another program; None takes what the program stores, or what
+            the values tell, and logs which.
+        config: the model that encoded a cache of another program; None takes the statistics of
+            Wan2.1 for 16 channels, and of Wan2.2 for 48, and logs which.
 
     Attributes:
-        settings: the settings that the data set was written with.
+        settings: the settings that the data set was written with; None for a cache.
         clips: facts of each clip, such as the shape of its latents.
 
     Raises:
         UserError: the folder is not a data set or not complete, or ``sample`` is asked for and no
-            variance is stored. Reading a clip raises it if the latents are not there or not finite.
+            variance is stored, or a cache does not tell its scale or model. Reading a clip raises
+            it if the latents are not there or not finite.
     """
 
-    def __init__(self, folder: str | PathLike[str], *, sample: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        *,
+        sample: bool = False,
+        scale: Scale | None = None,
+        config: WanVAEConfig | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self.settings = read_settings(self.folder)
-        self.clips = self._read_index()
-        self.sample = sample
-        store = self.settings.options.store
-        if sample and store != "moments":
-            raise UserError(
-                f"{folder} stores a {store} of the latents, not their distribution: leave out "
-                "sample, or encode the videos again with --store moments"
-            )
-
-    def _read_index(self) -> list[IndexedClip]:
-        path = self.folder / INDEX
-        try:
-            return read_lines(path, IndexedClip)
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.folder} is not complete, because it has no {INDEX}; "
-                "run wanvae encode-dataset again to go on"
-            ) from None
-        except UserError as error:
-            raise UserError(
-                f"{path} is damaged ({error}); delete it, and run wanvae encode-dataset again"
-            ) from error
+        self.settings: DatasetSettings | None = None
+        self._source: OwnLatents | CachedLatents
+        if self.folder.exists() and not (self.folder / SETTINGS).exists():
+            if sample:
+                raise UserError(
+                    f"{folder} is no data set of wanvae encode-dataset, and other programs store "
+                    "no distribution of the latents: leave out sample"
+                )
+            self._source = open_cache(self.folder, scale, config)
+        else:
+            self._source = OwnLatents(self.folder, sample)
+            self.settings = self._source.settings
+            if scale is not None or config is not None:
+                raise UserError(f"{folder} says how it was encoded; leave out scale and config")
+        self.clips: Sequence[IndexedClip] | Sequence[CachedClip] = self._source.clips
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> LatentClip:
-        clip = self.clips[index]
-        tensors = self._read(clip)
-        if not tensors.isfinite().all():
-            raise UserError(
-                f"the latents of {clip.name} in {self.folder / clip.file} are not finite (NaN or "
-                "infinity); delete this file, and encode again in bfloat16 or float32"
-            )
-        latents = tensors[:1]
-        if self.sample:
-            latents = Posterior(*tensors.split(1)).sample()
-        if self.settings.options.scale == "raw":
-            mean, std = self.settings.statistics()
-            latents = (latents - mean) / std
-        return LatentClip(latents[0], float(Fraction(clip.fps)), clip.source)
+        return self._source.read(index)
 
-    def _read(self, clip: IndexedClip) -> Tensor:
-        """Returns the tensors of a clip, ``(1 or 2, z_dim, T, H, W)``, as float32."""
-        options = self.settings.options
-        shape = len(options.tensors), *clip.shape
-        content = bytearray(prod(shape) * options.torch_dtype.itemsize)
-        path = self.folder / clip.file
-        try:
-            with path.open("rb") as file:
-                file.seek(clip.offset)
-                read = file.readinto(content)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        if read < len(content):
-            raise UserError(
-                f"{path} ends too early; delete it, and run wanvae encode-dataset again"
-            )
-        return torch.frombuffer(content, dtype=options.torch_dtype).view(shape).float()
+
+def open_cache(folder: Path, scale: Scale | None, config: WanVAEConfig | None) -> CachedLatents:
+    """Opens a cache of another program.
+
+    Raises:
+        UserError: as ``LatentDataset``.
+    """
+    try:
+        return CachedLatents(folder, scale, config)
+    except NoLatentsError as error:
+        raise UserError(
+            f"{folder} is not a data set of latents, because it has no {SETTINGS}, nor latents of "
+            "a known program; write one with wanvae encode-dataset"
+        ) from error

@@ -14,15 +14,17 @@ from wanvae.engine import output_folder
 from wanvae.engine.config import check, check_option, to_json_dict
 from wanvae.engine.output_folder import describe_differences
 from wanvae.errors import UserError
+from wanvae.latents.formats import LAYOUTS
+from wanvae.latents.scale import Scale
 
 SETTINGS = "dataset.json"
 # What the folder holds, for messages.
 DATA_SET = "a data set of latents"
 
 Store = Literal["moments", "mean", "sample"]
-Scale = Literal["raw", "normalized"]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 Container = Literal["files", "tar", "safetensors"]
+LayoutName = Literal["wanvae", "musubi", "ai-toolkit", "simpletuner", "diffusion-pipe", "comfyui"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,10 @@ class DatasetOptions:
             "safetensors" writes files with the tensors of many clips.
         shard_size: bytes after which a tar or a file of many clips is full.
         seed: seed of the samples.
+        layout: "wanvae" writes our own files; others write files that this program reads as if it
+            had cached them, with the scale that it stores, without a variance, not in containers.
+        architecture: the model that the latents are for, as the program calls it; empty takes the
+            one of so many channels.
     """
 
     frames: int | None = None
@@ -55,6 +61,8 @@ class DatasetOptions:
     container: Container = "files"
     shard_size: int = 2**30
     seed: int = 0
+    layout: LayoutName = "wanvae"
+    architecture: str = ""
 
     def __post_init__(self) -> None:
         for name, kinds in (
@@ -62,9 +70,28 @@ class DatasetOptions:
             ("scale", Scale),
             ("dtype", StoreDtype),
             ("container", Container),
+            ("layout", LayoutName),
         ):
             check_option(name, getattr(self, name), kinds)
         check(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1 byte")
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        """Checks that the layout can hold what the other options ask for."""
+        layout = LAYOUTS.get(self.layout)
+        if layout is None:
+            none = 'empty with layout "wanvae"'
+            check(not self.architecture, "architecture", self.architecture, none)
+            return
+        reader = f"with layout {self.layout!r}, because {layout.program} stores nothing else"
+        check(self.store != "moments", "store", self.store, f"mean or sample {reader}")
+        check(self.scale == layout.scale, "scale", self.scale, f"{layout.scale} {reader}")
+        check(self.container == "files", "container", self.container, f"files {reader}")
+
+    @property
+    def many(self) -> bool:
+        """Whether files hold many clips, and stay as they are when a video changes."""
+        return self.container != "files" or self.layout == "diffusion-pipe"
 
     @property
     def tensors(self) -> tuple[str, ...]:

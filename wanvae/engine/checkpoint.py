@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wanvae.engine.files import atomic_path, unwritable
+from wanvae.engine.gguf_file import GGUF_MAGIC, open_gguf
 from wanvae.engine.pickles import LEGACY_MAGIC, ZIP_MAGIC, load_pickle, open_pickle
 from wanvae.engine.safetensors_file import open_safetensors
 from wanvae.engine.split_file import is_index, open_split_file
@@ -64,13 +65,15 @@ def opener_of(path: Path, head: bytes) -> Callable[[Path], StoredFile]:
     Raises:
         CheckpointError: no checkpoint begins like this.
     """
+    if head.startswith(GGUF_MAGIC):
+        return open_gguf
     if head[8:9] == b"{":
         return open_safetensors
     if head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
         return open_pickle
     raise CheckpointError(
-        f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors or "
-        "torch.save does; download or save it again"
+        f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors, torch.save "
+        "or GGUF does; download or save it again"
     )
 
 
@@ -244,7 +247,9 @@ def load_tensors(
         CheckpointError: as ``check_tensors``.
     """
     check_tensors(module, tensors, source)
-    module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    shared = not isinstance(tensors, StoredTensors) or tensors.shared
+    copies = {name: tensor.clone() if shared else tensor for name, tensor in tensors.items()}
+    module.load_state_dict(copies, assign=True)
 
 
 def load_in_place(module: nn.Module, path: str | os.PathLike[str]) -> None:

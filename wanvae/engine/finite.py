@@ -6,6 +6,8 @@ sum that is not is looked into. It needs no memory, and on a GPU it waits for th
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -43,10 +45,26 @@ def check_result(result: Tensor, x: Tensor, *, decoding: bool) -> None:
         return
     name, verb = ("latents", "decode") if decoding else ("video", "encode")
     require_finite_input(x, name)
-    dtype = str(result.dtype).removeprefix("torch.")
+    refuse(result.dtype, verb)
+
+
+def check_computed(result: Tensor, dtype: torch.dtype, verb: str) -> None:
+    """Raise NotFiniteError if what a model computes of a finite input is not finite.
+
+    Args:
+        dtype: the dtype that was computed in.
+        verb: what the model does: "encode" or "decode".
+    """
+    if can_look_at(result) and not is_finite(result):
+        refuse(dtype, verb)
+
+
+def refuse(dtype: torch.dtype, verb: str) -> NoReturn:
+    """Raise NotFiniteError for the result of a model that computes in ``dtype``."""
+    name = str(dtype).removeprefix("torch.")
     raise NotFiniteError(
-        f"the model gives values that are not finite (NaN or infinite) in {dtype}: "
-        f"{advice(result.dtype, verb)}"
+        f"the model gives values that are not finite (NaN or infinite) in {name}: "
+        f"{advice(dtype, verb)}"
     )
 
 

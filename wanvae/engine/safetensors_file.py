@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanvae.engine.stored_tensors import StoredFile, StoredTensors, damaged
+from wanvae.engine.stored_tensors import StoredFile, StoredTensors, damaged, outline_tensor
 
 # Bytes of the longest header. Files of tens of thousands of tensors have a tenth of it.
 LONGEST_HEADER = 25_000_000
@@ -96,16 +96,13 @@ def open_safetensors(path: Path) -> StoredFile:
         try:
             header = json.loads(file.read(length))
             metadata, entries, ignored = parse_header(header, LENGTH_BYTES + length, size)
+            outline = {n: outline_tensor(e.shape, e.dtype) for n, e in entries.items()}
         except (ValueError, RecursionError) as error:
             raise damaged(path, error) from error
     except BaseException:
         file.close()
         raise
     reader = Reader(path, file, entries)
-    outline = {
-        name: torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-        for name, entry in entries.items()
-    }
     tensors = StoredTensors(outline, reader.read)
     return StoredFile(tensors, "safetensors", metadata, ignored, size)
 

@@ -53,10 +53,12 @@ def open_split_file(index: Path, open_part: Callable[[Path], StoredFile]) -> Sto
     tensors = StoredTensors(
         {name: files[file].tensors.outline[name] for name, file in parts.items()},
         lambda name: files[parts[name]].tensors[name],
+        shared=any(file.tensors.shared for file in files.values()),
     )
     container = next(iter(files.values())).container
     return StoredFile(
         tensors,
         f"{len(files)} files of {container}",
         size=sum(file.size for file in files.values()),
+        quantized={name: kind for file in files.values() for name, kind in file.quantized.items()},
     )

@@ -25,10 +25,12 @@ class StoredTensors(Mapping[str, Tensor]):
     Args:
         outline: a tensor for each name that tells its shape and dtype, like one on the meta device.
         read: returns the tensor of a name, on the CPU.
+        shared: whether what ``read`` returns may be in memory of others, like a mapped file.
     """
 
-    def __init__(self, outline: Mapping[str, Tensor], read: Read) -> None:
+    def __init__(self, outline: Mapping[str, Tensor], read: Read, *, shared: bool = False) -> None:
         self.outline = dict(outline)
+        self.shared = shared
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -49,7 +51,9 @@ class StoredTensors(Mapping[str, Tensor]):
             names: the present name of each tensor by its new name.
         """
         return StoredTensors(
-            {new: self.outline[old] for new, old in names.items()}, lambda new: self[names[new]]
+            {new: self.outline[old] for new, old in names.items()},
+            lambda new: self[names[new]],
+            shared=self.shared,
         )
 
     def under(self, prefix: str) -> StoredTensors:
@@ -70,7 +74,9 @@ class StoredTensors(Mapping[str, Tensor]):
             for name, tensor in self.outline.items()
         }
         return StoredTensors(
-            outline, lambda name: change(name, self[name]) if name in dtypes else self[name]
+            outline,
+            lambda name: change(name, self[name]) if name in dtypes else self[name],
+            shared=self.shared,
         )
 
     def to(self, dtype: torch.dtype) -> StoredTensors:
@@ -79,9 +85,21 @@ class StoredTensors(Mapping[str, Tensor]):
         return self.changed(dict.fromkeys(floating, dtype), lambda _, tensor: tensor.to(dtype))
 
 
+def outline_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns a tensor without memory that tells a shape and a dtype.
+
+    Raises:
+        ValueError: no tensor can have such a shape.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"no tensor can have the shape {shape}") from error
+
+
 def stored(tensors: Mapping[str, Tensor]) -> StoredTensors:
     """Returns tensors that are in memory, or mapped there, as stored tensors."""
-    return StoredTensors(tensors, tensors.__getitem__)
+    return StoredTensors(tensors, tensors.__getitem__, shared=True)
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,7 @@ class StoredFile:
         metadata: the texts in a safetensors file; empty for others.
         ignored: the names of what is no tensor, or of no known dtype.
         size: bytes of the file.
+        quantized: the names of the types of quantized tensors, which are read in float32.
     """
 
     tensors: StoredTensors
@@ -101,6 +120,7 @@ class StoredFile:
     metadata: dict[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     size: int = 0
+    quantized: dict[str, str] = field(default_factory=dict)
 
 
 def damaged(path: Path, error: Exception | str) -> CheckpointError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return getattr(torch, name)
 
 
-def choose_dtype(
+def parse_given_dtype(
     dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None
 ) -> torch.dtype | None:
     """Returns the dtype that is given under one of its two names.
@@ -35,6 +37,12 @@ def choose_dtype(
     if dtype is not None and torch_dtype is not None:
         raise UserError("dtype and torch_dtype are the same: give one of them")
     return parse_dtype(torch_dtype if dtype is None else dtype)
+
+
+def widest(*dtypes: torch.dtype | None) -> torch.dtype | None:
+    """Returns the dtype that holds the values of all of ``dtypes`` except None; None if all are."""
+    given = [dtype for dtype in dtypes if dtype is not None]
+    return reduce(torch.promote_types, given) if given else None
 
 
 def check_is_tensor(x: object, name: str) -> None:

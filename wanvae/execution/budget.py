@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wanvae.errors import UserError
 from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import join
 from wanvae.execution.limits import Limits, Memory
+from wanvae.execution.meter import MemoryMeter
 from wanvae.execution.network import Network, remember_by_architecture
 from wanvae.execution.plan import Plan, make_default_plan, make_tiles
+from wanvae.execution.rehearsal import Rehearsal
 from wanvae.execution.tiling import Coding, LocalTiles
 from wanvae.nn import unstreamable_layers
 from wanvae.nn.region import Region
@@ -85,6 +84,7 @@ class Planner:
         self._planning_memory = planning_memory
         self._smallest_tile = smallest_tile
         self._parameters = list(nn.ModuleList(self.network.layers).parameters())
+        self._rehearsal = Rehearsal()
         self._memory = cache(self._find_memory)
         self._peak_of_tile = cache(self._find_peak_of_tile)
 
@@ -206,8 +206,8 @@ class Planner:
             # The second tile runs while the result takes memory. So do later steps of one tile.
             several = len(self.tiles(workload, plan)) > 1 and latents <= plan.latents_at_once + 1
             tiles = [largest] * (2 if several else 1)
-            coding = Coding(self.network, plan, LocalTiles(tiles), latents)
-            with MemoryMeter([x, *self._parameters]) as meter:
+            with self._meter(x) as meter:
+                coding = self._rehearse(plan, tiles, meter, latents)
                 join(coding.push([x]), self.network.count_output_frames(x.shape[2], starts=True))
             return meter.peak
 
@@ -233,10 +233,11 @@ class Planner:
     def _find_peak_of_tile(self, workload: Workload, plan: Plan) -> int:
         """Returns the peak of a stream of the largest tile alone, in bytes."""
         at_once = plan.latents_at_once
-        coding = Coding(self.network, plan, LocalTiles([self.costs.largest_tile(workload, plan)]))
+        tiles = [self.costs.largest_tile(workload, plan)]
         x = self._input(workload, 1 + 2 * at_once)
         steps = [self.network.first, *[at_once * self.network.group] * 2]
-        with MemoryMeter([x, *self._parameters]) as meter:
+        with self._meter(x) as meter:
+            coding = self._rehearse(plan, tiles, meter)
             for piece in x.split(steps, dim=2):
                 for _ in coding.push([piece]):
                     pass
@@ -244,14 +245,31 @@ class Planner:
 
     def _state_sizes(self, workload: Workload, plan: Plan, tiles: Sequence[Region]) -> list[int]:
         """Returns the bytes of the states that the tiled layers keep for each tile."""
-        coding = Coding(self.network, plan, LocalTiles(tiles))
-        for _ in coding.push([self._input(workload, 1 + 2)]):
-            pass
+        x = self._input(workload, 1 + 2)
+        with self._meter(x) as meter:
+            coding = self._rehearse(plan, tiles, meter)
+            for _ in coding.push([x]):
+                pass
         flows = zip(*(flows for part, flows in coding.parts if not part.whole), strict=True)
         return [
             sum(leaf.nbytes for leaf in tree_leaves([flow.state for _, flow in of_tile]))
             for of_tile in flows
         ]
+
+    def _meter(self, x: Tensor) -> MemoryMeter:
+        """Returns a meter of the memory of a run on ``x``, without model and input."""
+        return MemoryMeter([x, *self._parameters])
+
+    def _rehearse(
+        self,
+        plan: Plan,
+        tiles: Sequence[Region | None],
+        meter: MemoryMeter,
+        latents: int | None = None,
+    ) -> Coding:
+        """Returns a coding of some tiles that runs inside ``meter``."""
+        step = partial(self._rehearsal.step, meter)
+        return Coding(self.network, plan, LocalTiles(tiles), latents, step=step)
 
     def _plans(self, workload: Workload) -> Iterator[list[list[Plan]]]:
         """Yields plans to try, grouped by kind: plans of one kind differ only in their tiles.
@@ -335,39 +353,6 @@ def extrapolate_cost(cost: Callable[[int], int], latents: int, plan: Plan) -> in
         return cost(latents)
     of_short = cost(short)
     return of_short + (cost(longer) - of_short) * (latents - short) // at_once
-
-
-class MemoryMeter(TorchDispatchMode):
-    """A meter of the memory of all tensors that exist inside ``with``, except the given tensors."""
-
-    def __init__(self, given: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.peak = self._current = 0
-        # By identity: no other storage can have it while this one exists.
-        self._given = {id(storage): storage for storage in map(Tensor.untyped_storage, given)}
-        self._counted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in [result] if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._given or key in self._counted:
-            return
-
-        def release(_: weakref.ref[torch.UntypedStorage]) -> None:
-            del self._counted[key]
-            self._current -= size
-
-        self._counted[key] = weakref.ref(storage, release)
-        self._current += size
-        self.peak = max(self.peak, self._current)
 
 
 def parse_memory(memory: Memory) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import TypeAlias
 
 import torch
 
 from wanvae.execution.network import Network
-from wanvae.execution.plan import Plan, make_tiles, shrink
+from wanvae.execution.plan import Plan, cut_into_spans, shrink
 from wanvae.nn import Streaming
 from wanvae.nn.region import Region, Span, make_whole_region
 from wanvae.nn.sequential import trace_regions
+
+# How many positions each tiled layer reads and writes along an axis, in the order layers run.
+Lengths: TypeAlias = "dict[Streaming, tuple[int, int]]"
+# Latents to a border that nothing at a span sees.
+FAR = 2**16
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,36 @@ class Workload:
     offloads: bool = False
 
 
+@dataclass(frozen=True)
+class Axis:
+    """The tiles along one axis of a frame.
+
+    Attributes:
+        largest: the span for which layers read and write most.
+        lengths: how many positions each tiled layer reads and writes for that span.
+        written: how many positions each tiled layer writes for all spans.
+    """
+
+    largest: Span
+    lengths: Lengths
+    written: dict[Streaming, int]
+
+
 class Costs:
     """The costs of plans of a network. The network may be on the meta device."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._lengths = cache(self._find_lengths)
+        self._find_lengths = cache(partial(find_lengths_along, network))
+        self._halo = cache(partial(find_halo, network))
+        self._axis = cache(self._find_axis)
+        self._whole_frames = cache(self._find_whole_frames)
+        self._work = cache(count_multiply_adds)
 
-    def lengths(self, span: Span, plan: Plan) -> dict[Streaming, tuple[int, int]]:
+    def lengths(self, span: Span, split_core: bool) -> Lengths:
         """Returns how many positions each tiled layer reads and writes for a span in pixels."""
-        return self._lengths(span, plan.split_core)
-
-    def _find_lengths(self, span: Span, split_core: bool) -> dict[Streaming, tuple[int, int]]:
-        return find_lengths_along(self._network, span, split_core)
+        halo, factor = self._halo(split_core), self._network.spatial_factor
+        return self._find_lengths(bring_borders_near(span, halo, factor), split_core)
 
     def multiply_adds(self, workload: Workload, plan: Plan) -> int:
         """Returns the multiply-adds of ``plan`` as layers define them; fast algorithms need fewer.
@@ -58,69 +81,105 @@ class Costs:
         """
         if workload.latents is None:
             raise ValueError("a stream without end has no number of multiply-adds")
-        total, frames = 0, self._network.count_input(workload.latents)
-        for layer, positions in self._positions(workload, plan).items():
-            total += layer.multiply_adds(positions, frames)
-            frames = layer.count_output(frames, starts=True)
-        return workload.batch * total
-
-    def _positions(self, workload: Workload, plan: Plan) -> dict[Streaming, int]:
-        """Returns how many positions of a frame each layer computes for all tiles, in order."""
-        network = self._network
-        scale = 1 if network.core_first else network.spatial_factor
-        output = make_whole_region(workload.height // scale, workload.width // scale)
-        positions = {
-            layer: rows.size * columns.size
-            for layer, _, (rows, columns) in trace_regions(network.layers, output)
-        }
+        heights: dict[Streaming, int] = {}
+        widths: dict[Streaming, int] = {}
         if plan.tile_size is not None:
-            heights, widths = (
-                [self.lengths(span, plan) for span in spans] for spans in self._grid(workload, plan)
-            )
-            for layer in heights[0]:
-                height, width = (sum(each[layer][1] for each in axis) for axis in (heights, widths))
-                positions[layer] = height * width
-        return positions
+            heights, widths = (axis.written for axis in self._axes(workload, plan))
+        total = 0
+        of_whole_frames = self._whole_frames(workload.height, workload.width, workload.latents)
+        for layer, (positions, frames) in of_whole_frames.items():
+            if layer not in heights:
+                total += self._work(layer, positions, frames)
+            elif layer.resamples():
+                total += layer.multiply_adds(heights[layer] * widths[layer], frames)
+            else:
+                # A layer that takes regions does the same work for each position.
+                total += heights[layer] * widths[layer] * self._work(layer, 1, frames)
+        return workload.batch * total
 
     def largest_tile(self, workload: Workload, plan: Plan) -> Region | None:
         """Returns the tile for which layers read and write most; None is the whole frame."""
         if plan.tile_size is None:
             return None
-
-        def extent(span: Span) -> int:
-            return sum(map(sum, self.lengths(span, plan).values()))
-
-        rows, columns = (max(spans, key=extent) for spans in self._grid(workload, plan))
+        rows, columns = (axis.largest for axis in self._axes(workload, plan))
         return rows, columns
 
     def largest_area(self, workload: Workload, plan: Plan) -> int:
         """Returns the positions of the largest tile with halo, in the layer with most positions."""
-        tile = self.largest_tile(workload, plan)
-        if tile is None:
+        if plan.tile_size is None:
             return workload.height * workload.width
-        heights, widths = (self.lengths(span, plan) for span in tile)
+        heights, widths = (axis.lengths.values() for axis in self._axes(workload, plan))
         return max(
             height * width
-            for layer in heights
-            for height, width in zip(heights[layer], widths[layer], strict=True)
+            for of_layer in zip(heights, widths, strict=True)
+            for height, width in zip(*of_layer, strict=True)
         )
 
     def kind(self, tile: Region, plan: Plan) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Returns what layers read and write for a tile. If it is equal, memory is equal."""
-        return tuple(tuple(self.lengths(span, plan).values()) for span in tile)
+        return tuple(tuple(self.lengths(span, plan.split_core).values()) for span in tile)
 
-    def _grid(self, workload: Workload, plan: Plan) -> tuple[list[Span], list[Span]]:
+    def _axes(self, workload: Workload, plan: Plan) -> list[Axis]:
         """Returns the rows and the columns of the grid of tiles."""
-        tiles = make_tiles(self._network, workload.height, workload.width, plan)
-        rows, columns = zip(*tiles, strict=True)
-        return list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
+        assert plan.tile_size is not None
+        sides = zip((workload.height, workload.width), plan.tile_size, strict=True)
+        return [self._axis(side, tile, plan.split_core) for side, tile in sides]
+
+    def _find_axis(self, side: int, tile: int, split_core: bool) -> Axis:
+        spans = cut_into_spans(side, tile, self._network.spatial_factor)
+        lengths = {span: self.lengths(span, split_core) for span in spans}
+        largest = max(spans, key=lambda span: sum(map(sum, lengths[span].values())))
+        written = {
+            layer: sum(each[layer][1] for each in lengths.values()) for layer in lengths[largest]
+        }
+        return Axis(largest, lengths[largest], written)
+
+    def _find_whole_frames(
+        self, height: int, width: int, latents: int
+    ) -> dict[Streaming, tuple[int, int]]:
+        """Returns for each layer the positions of a whole frame of output, and the input frames."""
+        network = self._network
+        scale = 1 if network.core_first else network.spatial_factor
+        output = make_whole_region(height // scale, width // scale)
+        found, frames = {}, network.count_input(latents)
+        for layer, _, (rows, columns) in trace_regions(network.layers, output):
+            found[layer] = rows.size * columns.size, frames
+            frames = layer.count_output(frames, starts=True)
+        return found
 
 
-def find_lengths_along(
-    network: Network, span: Span, split_core: bool
-) -> dict[Streaming, tuple[int, int]]:
+def count_multiply_adds(layer: Streaming, positions: int, frames: int) -> int:
+    """Returns the multiply-adds of a layer."""
+    return layer.multiply_adds(positions, frames)
+
+
+def bring_borders_near(span: Span, halo: int, factor: int) -> Span:
+    """Returns a span of a smaller image for which each layer has the same lengths.
+
+    Args:
+        halo: how far layers read beyond a span; borders that are farther away change nothing.
+        factor: the span moves by a multiple of this.
+    """
+    cut = max(0, span.start - halo) // factor * factor
+    cut_after = max(0, span.size - span.stop - halo) // factor * factor
+    return Span(span.start - cut, span.stop - cut, span.size - cut - cut_after)
+
+
+def find_halo(network: Network, split_core: bool) -> int:
+    """Returns how many pixels beyond a span the tiled layers read at most."""
+    start, halo = FAR * network.spatial_factor, 0
+    span = Span(start, start + network.spatial_factor, 2 * start + network.spatial_factor)
+    for part in network.parts(split_core=split_core):
+        if not part.whole:
+            for _, (read, _), _ in trace_regions(part.layers, shrink((span, span), part.scale)):
+                pixels = span.size // read.size
+                halo = max(halo, span.start - read.start * pixels, read.stop * pixels - span.stop)
+    return halo
+
+
+def find_lengths_along(network: Network, span: Span, split_core: bool) -> Lengths:
     """Returns how many positions each tiled layer reads and writes for a span in pixels."""
-    lengths = {}
+    lengths: Lengths = {}
     for part in network.parts(split_core=split_core):
         if not part.whole:
             output = shrink((span, span), part.scale)

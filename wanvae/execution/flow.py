@@ -8,7 +8,7 @@ holds only a few frames of each resolution and the states of the layers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +32,8 @@ STEP_PIXELS = 2**18
 FEWEST_FRAMES = 2
 # The states of layers, in the order they run.
 FlowState: TypeAlias = "tuple[State, ...]"
+# Runs a step of a layer for an input, a state and a region.
+StepOfLayer: TypeAlias = "Callable[[Streaming, Tensor, State, Region | None], tuple[Tensor, State]]"
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ def first_parameter(layers: Iterable[nn.Module]) -> nn.Parameter:
     return next(chain.from_iterable(layer.parameters() for layer in layers))
 
 
+def run_step(
+    layer: Streaming, x: Tensor, state: State, region: Region | None
+) -> tuple[Tensor, State]:
+    """Runs a step of a layer."""
+    return layer.step(x, state, region)
+
+
 class PushGuard:
     """A guard that refuses to continue a stream after a push that was not completed.
 
@@ -147,6 +156,7 @@ class Flow:
         state: the state of an earlier flow, to continue from.
         compilation: how to compile each stage to one step; None runs layer by layer. Regions
             always run layer by layer.
+        step: runs the step of a layer, layer by layer.
     """
 
     def __init__(
@@ -156,8 +166,10 @@ class Flow:
         latents: int | None = None,
         state: FlowState | None = None,
         compilation: Compilation | None = None,
+        step: StepOfLayer = run_step,
     ) -> None:
         self._stages = stages
+        self._step = step
         self._compilation = compilation if region is None else None
         self._latents = latents
         self._processed = [0] * len(stages)
@@ -222,7 +234,7 @@ class Flow:
         for layer in stage.layers:
             # Not held here, so that the old state is freed once the layer has its next state.
             state, self._states[layer] = self._states[layer], None
-            x, state = layer.step(x, state, self._wanted[layer])
+            x, state = self._step(layer, x, state, self._wanted[layer])
             self._states[layer] = None if ends else state
         return x
 

@@ -26,9 +26,11 @@ from wanvae.execution.flow import (
     FlowState,
     PushGuard,
     Stage,
+    StepOfLayer,
     first_parameter,
     join,
     make_stages,
+    run_step,
 )
 from wanvae.execution.network import Network, Part
 from wanvae.execution.plan import Plan, find_regions
@@ -148,6 +150,7 @@ class Coding:
         latents: the length of the stream in latents, if known.
         state: the state of an earlier coding by the same plan, to continue from.
         compilation: how to compile steps of one latent; None runs layer by layer.
+        step: runs the step of a layer, layer by layer.
 
     Attributes:
         parts: the parts of the network, each with its flows and the region of the output that each
@@ -162,6 +165,7 @@ class Coding:
         latents: int | None = None,
         state: CodingState | None = None,
         compilation: Compilation | None = None,
+        step: StepOfLayer = run_step,
     ) -> None:
         if compilation is not None:
             stages = [Stage(network.layers, network.group, network.group, network.first)]
@@ -177,7 +181,7 @@ class Coding:
             regions = find_regions(part, exchange.tiles)
             states = [None] * len(regions) if state is None else state[index]
             flows = [
-                (region, Flow(of_part, region, latents, flow_state, compilation))
+                (region, Flow(of_part, region, latents, flow_state, compilation, step))
                 for region, flow_state in zip(regions, states, strict=True)
             ]
             self.parts.append((part, flows))

@@ -19,21 +19,19 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
 from wanvae.errors import UserError
+from wanvae.latents.common import FORMAT, OTHER_NAME, readable
 from wanvae.latents.spool import LatentsSpool
 from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.posterior import Posterior
 from wanvae.video.rate import parse_rate
 
-FORMAT = "wanvae-latents"
-# The only tensor in files of other programs.
-OTHER_NAME = "latents"
 # More seconds than any video has.
 LONGEST = 1e9
 
@@ -137,8 +135,9 @@ class LatentsFile:
         width: latents along width, W.
         video: facts of the video; None for latents of another program.
         times: times of the video frames in seconds; empty for latents of another program.
-        normalized: whether the latents are normalized; None if the file does not say.
+        normalized: whether the latents are normalized; None if this is not known.
         model: a digest that identifies the model that encoded; empty if the file does not say.
+        program: the program that wrote the file; empty for this package.
     """
 
     channels: int
@@ -149,24 +148,21 @@ class LatentsFile:
     times: tuple[float, ...]
     normalized: bool | None
     model: str
+    program: str
     _slices: Any
-    _batched: bool
 
     def piece(self, start: int, end: int) -> Tensor:
-        """Returns latents ``(1, z_dim, end - start, H, W)``, as float32 or wider if floating."""
-        batched = self._batched
-        piece = self._slices[:, :, start:end] if batched else self._slices[:, start:end][None]
-        return piece.to(wide_dtype(piece)) if piece.is_floating_point() else piece
+        """Returns latents ``(1, z_dim, end - start, H, W)``, as float32 or wider."""
+        piece = self._slices[:, start:end][None]
+        return piece.float() if piece.itemsize == 1 else piece.to(wide_dtype(piece))
 
 
 @contextmanager
 def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
-    """Opens latents that ``write_latents`` wrote, or a tensor "latents" of another program.
-
-    A tensor of another program is ``(z_dim, T, H, W)`` or ``(1, z_dim, T, H, W)``.
+    """Opens latents that ``write_latents`` or ``wanvae encode-dataset`` wrote.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds no such tensor.
+        CheckpointError: the file cannot be read, or holds no such latents.
     """
     with readable(path):
         file = safe_open(path, framework="pt")
@@ -176,50 +172,30 @@ def read_latents(path: str | PathLike[str]) -> Iterator[LatentsFile]:
         yield latents
 
 
-@contextmanager
-def readable(path: str | PathLike[str]) -> Iterator[None]:
-    """Turns errors in reading latents from ``path`` into a CheckpointError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; check the path") from None
-    except (SafetensorError, OSError, UserError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as latents: {error}; encode it again, or give a safetensors "
-            f"file with a tensor {OTHER_NAME!r}"
-        ) from error
-
-
 def describe_latents(file: safe_open) -> LatentsFile:
     """Returns the latents of an open safetensors file; raises UserError if it has none."""
     metadata = file.metadata() or {}
-    ours = metadata.get("format") == FORMAT
     names = set(file.keys())
-    name = "mean" if ours and OTHER_NAME not in names else OTHER_NAME
-    if name not in names:
-        raise UserError(f"it has no tensor {name!r}, only {sorted(names)[:5]}")
+    name = OTHER_NAME if OTHER_NAME in names else "mean"
+    if metadata.get("format") != FORMAT or name not in names:
+        raise UserError(f"it has no tensor {name!r} of this package, only {sorted(names)[:5]}")
     slices = file.get_slice(name)
     sizes = slices.get_shape()
-    batched = len(sizes) == 5 and sizes[0] == 1
-    if not (batched or len(sizes) == 4) or 0 in sizes:
-        raise UserError(f"{name} must be (z_dim, T, H, W) or (1, z_dim, T, H, W), not {sizes}")
-    video, times = None, ()
-    if ours:
-        video = from_json_dict(VideoShape, parse_json(metadata.get("video", "")))
-        times = check_times(file.get_tensor("times"))
-    channels, length, height, width = sizes[-4:]
+    if len(sizes) != 4 or 0 in sizes:
+        raise UserError(f"{name} must be (z_dim, T, H, W), not {sizes}")
+    channels, length, height, width = sizes
     return LatentsFile(
         channels=channels,
         length=length,
         height=height,
         width=width,
-        video=video,
-        times=times,
+        video=from_json_dict(VideoShape, parse_json(metadata.get("video", ""))),
+        times=check_times(file.get_tensor("times")),
         # Files of earlier versions say it only of latents that are normalized.
-        normalized=metadata.get("normalized") == "true" if ours else None,
-        model=metadata.get("model", "") if ours else "",
+        normalized=metadata.get("normalized") == "true",
+        model=metadata.get("model", ""),
+        program="",
         _slices=slices,
-        _batched=batched,
     )
 
 

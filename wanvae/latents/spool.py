@@ -72,14 +72,23 @@ class LatentsSpool:
         size = math.prod(self.shape) * self._dtype.itemsize
         return {name: ({"dtype": dtype, "shape": self.shape}, size) for name in self._names}
 
+    def tensor(self) -> Tensor:
+        """Returns all collected latents ``(channels of all tensors, T, H, W)`` in memory."""
+        channels_first = np.array(self._on_disk().swapaxes(0, 1), order="C")
+        return torch.from_numpy(channels_first).view(self._dtype)
+
     def copy_to(self, file: IO[bytes]) -> None:
         """Writes all collected latents."""
-        self._file.flush()
-        kind = f"u{self._dtype.itemsize}"
-        latents = np.memmap(self._file, kind, "r", shape=(self.length, *self._sizes))
+        latents = self._on_disk()
         for channel in range(self._sizes[0]):
             for start in range(0, self.length, PIECE):
                 file.write(np.ascontiguousarray(latents[start : start + PIECE, channel]).data)
+
+    def _on_disk(self) -> np.ndarray:
+        """Returns all collected latents ``(T, channels, H, W)`` as whole numbers, mapped."""
+        self._file.flush()
+        kind = f"u{self._dtype.itemsize}"
+        return np.memmap(self._file, kind, "r", shape=(self.length, *self._sizes))
 
     def write_file(self, file: IO[bytes], metadata: Mapping[str, str]) -> None:
         """Writes a whole safetensors file of times and latents."""

@@ -86,7 +86,7 @@ def allocate_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.dtype in HALF_DTYPES:
         k, v = k.clone(), v.clone()
-    return torch.empty_like(q)
+    return q.clone()
 
 
 def to_tokens(images: Tensor) -> Tensor:

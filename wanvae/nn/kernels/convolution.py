@@ -107,7 +107,7 @@ def with_fewest_multiplications(convolve: Convolve) -> Convolve:
         if x.dtype in EXACT_DTYPES:
             if x.dim() == 3:
                 return convolve_by_matmul(x, weight, bias, stride[0], padding[0], dilation[0])
-            axis = choose_winograd_axis(x, weight, stride, padding, dilation)
+            axis = choose_winograd_axis(x.shape, weight.shape, stride, padding, dilation)
             if axis is not None:
                 return convolve_by_winograd(choose, x, weight, bias, padding, axis)
         return convolve(x, weight, bias, stride, padding, dilation)

@@ -41,7 +41,11 @@ from wanvae.nn.kernels.history import (
 )
 from wanvae.nn.kernels.pointwise import add_in_place
 from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
-from wanvae.nn.kernels.rms_norm import rms_norm_by_squares, rms_norm_by_vector_norm
+from wanvae.nn.kernels.rms_norm import (
+    allocate_rms_norm,
+    rms_norm_by_squares,
+    rms_norm_by_vector_norm,
+)
 
 
 class Observer(Enum):
@@ -135,6 +139,7 @@ MEMORY_OF_CPU = replace(
     convolve=in_native_dtype(with_fewest_multiplications(allocate_convolution)),
     convolve_doubled=in_native_dtype(allocate_doubled),
     join=allocate_joined,
+    rms_norm=allocate_rms_norm,
     attend=allocate_in_blocks,
 )
 

@@ -37,9 +37,30 @@ def native_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in EMULATED_DTYPES else dtype
 
 
-def default_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to compute in where nobody asks for one: ``stored``, unless a CPU emulates it."""
-    return native_dtype(stored) if device.type == "cpu" else stored
+def choose_dtypes(
+    path: object,
+    networks: Iterable[tuple[torch.dtype, torch.dtype | None]],
+    device: torch.device,
+) -> list[torch.dtype | None]:
+    """Returns the dtypes to convert the networks of a checkpoint to; None keeps what is stored.
+
+    Where nobody asks for a dtype, a half type that the CPU only emulates becomes float32. The log
+    says so, once for each such type.
+
+    Args:
+        path: of the checkpoint, for the log.
+        networks: for each network, the dtype that is stored and the dtype that is asked for.
+        device: of the networks.
+    """
+    chosen, emulated = [], set()
+    for stored, asked in networks:
+        if asked is None and device.type == "cpu" and stored in EMULATED_DTYPES:
+            emulated.add(stored)
+            asked = native_dtype(stored)
+        chosen.append(asked)
+    for stored in sorted(emulated, key=str):
+        tell_of_emulation(path, stored)
+    return chosen
 
 
 def emulated_among(dtypes: Iterable[torch.dtype]) -> list[str]:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.precision import wide_dtype
 
 
@@ -31,6 +32,18 @@ def rms_norm_by_vector_norm(x: Tensor, gamma: Tensor) -> Tensor:
         return scale(wide, inverse_norm(wide), gamma).to(x.dtype)
     norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     return scale(wide, norm.clamp_min(1e-12).reciprocal(), gamma).to(x.dtype)
+
+
+def allocate_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """Allocates on the meta device what ``rms_norm_by_vector_norm`` allocates on other devices."""
+    wide = x.to(wide_dtype(x))
+    batch, _, *axes = wide.shape
+    # The norm and its inverse, the scaled gamma, and the input before and after gamma scales it.
+    small = [empty((batch, 1, *axes), wide.dtype, x.device) for _ in range(2)]
+    small.append(empty(gamma.shape, wide.dtype, x.device))
+    before, after = (empty(wide.shape, wide.dtype, x.device) for _ in range(2))
+    del before, small[1:]
+    return after.to(x.dtype)
 
 
 def inverse_norm(x: Tensor) -> Tensor:
