@@ -29,7 +29,17 @@ from wanvae.engine.files import FileError, refuse_overwriting
 PROGRAMS = {"wanvae": wanvae.cli.PROGRAM, "motion": motion.cli.PROGRAM}
 COMMANDS = [(program, name) for program in PROGRAMS for name in PROGRAMS[program].commands]
 # Options of text that name no file.
-NO_FILES = {"device", "fps", "key", "max_memory", "resize", "shard_size", "variant"}
+NO_FILES = {
+    "architecture",
+    "device",
+    "entry",
+    "fps",
+    "key",
+    "max_memory",
+    "resize",
+    "shard_size",
+    "variant",
+}
 # What else a command needs.
 REQUIRED = {"convert": ["--to", "native"]}
 CONTENT = b"precious"
