@@ -509,7 +509,8 @@ def test_other_settings_are_refused(tmp_path: Path, files: Path, run: Run) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--frames", 6], "a clip must have 1 + 4n frames, not 6"),
+        (["--frames", 6], "a clip must have 1 + 4n frames, not 6: drop frames to 5"),
+        (["--frames", 0], "a clip must have 1 + 4n frames, not 0: one is the least"),
         (["--fps", "fast"], "fps must be a rate like 25"),
         (["--resize", "12x16"], "height and width must be multiples of 8, not 12x16"),
         (["--resize", "big"], "resize must be a height and a width like 480x832, or"),

@@ -74,3 +74,9 @@ def test_tokens_that_are_no_tensor_of_whole_numbers(tmp_path: Path) -> None:
             call(indices)
         with pytest.raises(UserError, match=r"indices must be whole numbers, not torch\.float"):
             call(torch.from_numpy(indices).float())
+
+
+def test_tiles_that_are_no_size() -> None:
+    for tile_size in (16.0, (16, 16, 16), "16"):
+        with pytest.raises(UserError, match="tile_size must be one number or a height and a width"):
+            tiny().encode(torch.zeros(1, 3, 1, 8, 8), tile_size=tile_size)

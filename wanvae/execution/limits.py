@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -49,7 +48,9 @@ class Limits:
         if self.max_memory is not None and self.tile_size is not None:
             raise UserError("max_memory chooses tiles by itself: give it or tile_size, not both")
         sides = self.tile_size
-        if not (isinstance(sides, int | None) or (isinstance(sides, Sequence) and len(sides) == 2)):
+        if not (
+            isinstance(sides, int | None) or (isinstance(sides, tuple | list) and len(sides) == 2)
+        ):
             raise UserError(
                 f"tile_size must be one number or a height and a width, not {self.tile_size}"
             )
