@@ -15,7 +15,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from wanvae.checkpoints import formats
-from wanvae.checkpoints.diffusers_layout import DIFFUSERS_CONFIG, wan_config
+from wanvae.checkpoints.diffusers_layout import (
+    DIFFUSERS_CONFIG,
+    diffusers_content,
+    is_like_qwen_image_21,
+)
 from wanvae.config import WanVAEConfig
 from wanvae.errors import UserError
 from wanvae.execution.limits import Memory, TileSize
@@ -66,7 +70,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
-        values = wan_config(vae.config)
+        values = diffusers_content(vae.config)
         self.register_to_config(**{k: v for k, v in values.items() if not k.startswith("_")})
         self.z_dim = vae.config.z_dim
         self.temperal_downsample = list(vae.config.temporal_downsample)
@@ -194,11 +198,15 @@ class DiffusersVAE(ModelMixin, ConfigMixin):
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
         """Writes a folder that ``AutoencoderKLWan.from_pretrained`` loads; creates its parents.
 
+        For a model like Qwen-Image 2.1 the class is ``AutoencoderKLQwenImage21``.
+
         Raises:
             CheckpointError: as ``formats.save_diffusers``.
         """
         Path(save_directory).parent.mkdir(parents=True, exist_ok=True)
-        formats.save_diffusers(save_directory, self.vae.config, self.vae.state_dict())
+        images = is_like_qwen_image_21(self.vae.config)
+        save = formats.save_qwen_image_21 if images else formats.save_diffusers
+        save(save_directory, self.vae.config, self.vae.state_dict())
 
     def _slices(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(1) if self.use_slicing else (x,)

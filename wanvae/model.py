@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints import formats
+from wanvae.checkpoints.pair import join_alpha
 from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig, check_has
 from wanvae.engine.checkpoint import load_tensors
@@ -21,7 +22,7 @@ from wanvae.engine.cudnn import warn_of_convolutions
 from wanvae.engine.tensors import check_is_tensor, parse_dtype, parse_given_dtype, widest
 from wanvae.errors import UserError
 from wanvae.execution.network import Network, make_network
-from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.nn import AlphaDecoder, CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
@@ -74,7 +75,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         if config.half != "encoder":
             self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-            self.decoder = Decoder(
+            decoder = AlphaDecoder if config.alpha_decoder else Decoder
+            self.decoder = decoder(
                 config.decoder, config.z_dim, config.out_channels, config.unpatchify
             )
 
@@ -89,6 +91,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         variant: str | None = None,
         key: str | None = None,
         latent_statistics: str | PathLike[str] | None = None,
+        alpha: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
         decode_dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -114,6 +117,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
                 latents_std. None takes the statistics of the file, or those that its architecture
                 tells; if these are only assumed, ``normalize`` warns once.
+            alpha: a checkpoint whose decoder decodes alpha from the same latents, as in Wan-Alpha.
+                The model then encodes RGB and decodes RGBA.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
             decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
                 decoded videos have smaller errors than encoded latents.
@@ -133,7 +138,10 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             source.latent_statistics if latent_statistics is None else latent_statistics,
             source.variant if variant is None else variant,
         )
-        loaded = formats.load(source, subfolder, dtype=widest(encode_dtype, decode_dtype, dtype))
+        asked = widest(encode_dtype, decode_dtype, dtype)
+        loaded = formats.load(source, subfolder, dtype=asked)
+        if alpha is not None:
+            loaded = join_alpha(loaded, formats.load(alpha, dtype=asked), alpha)
         for change in loaded.changes:
             LOGGER.warning("%s: %s", path, change)
         with torch.device("meta"):

@@ -103,7 +103,7 @@ FILES: dict[str, tuple[Shapes, str]] = {
             "diffusion_model.blocks.0.self_attn.q.lora_A.weight": (2, 4),
             "diffusion_model.blocks.0.self_attn.q.lora_B.weight": (4, 2),
         },
-        "a LoRA; it changes another model: give the checkpoint of that model",
+        "a LoRA; it changes another model; merge it into that model: wanvae convert MODEL OUT",
     ),
     "LoRA of Kohya": (
         {"lora_unet_blocks_0_self_attn_q.lora_down.weight": (2, 4)},

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
-from wanvae.config import WanVAEConfig
+from wanvae.config import QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.json_files import read_json
@@ -63,7 +65,17 @@ NOTHING: tuple[object, ...] = (None, False, "", [], {})
 # Values of keys that scale latents, which do not scale them.
 NEUTRAL = {"scaling_factor": 1, "shift_factor": 0}
 WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
-CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
+# Its convolutions are 2D, so weights have no axis of time. Its factor of time has no meaning.
+QWEN_IMAGE_21_CLASS = "AutoencoderKLQwenImage21"
+CLASSES = {
+    WAN_CLASS: WAN_FIELDS,
+    QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS,
+    QWEN_IMAGE_21_CLASS: WAN_FIELDS,
+}
+QWEN_IMAGE_21_TIME = {"scale_factor_temporal": 8}
+
+# Layers whose kernels have no axis of time in any layout.
+FLAT = ("resample.1.weight", "to_qkv.weight", "proj.weight")
 
 # Names inside a layer, official and in diffusers.
 RESIDUAL = {
@@ -194,7 +206,29 @@ def from_diffusers(tensors: StoredTensors, stages: int, blocks: int) -> StoredTe
             f"{len(unknown)} tensors do not belong in a diffusers model of {stages} stages with "
             f"{blocks} residual blocks each: {first_few(unknown)}"
         )
-    return tensors.renamed({official[name]: name for name in tensors})
+    return with_axis_of_time(tensors.renamed({official[name]: name for name in tensors}))
+
+
+def with_axis_of_time(tensors: StoredTensors) -> StoredTensors:
+    """Returns tensors with official names, where kernels of 2D convolutions have time extent 1."""
+    flat = {n for n, t in tensors.outline.items() if t.dim() == 4 and has_axis_of_time(n)}
+    outline = {n: t[:, :, None] if n in flat else t for n, t in tensors.outline.items()}
+    return StoredTensors(
+        outline, lambda name: tensors[name][:, :, None] if name in flat else tensors[name]
+    )
+
+
+def without_axis_of_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors with official names, where kernels of time extent 1 are 2D."""
+    return {
+        name: tensor[:, :, 0] if tensor.dim() == 5 and has_axis_of_time(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def has_axis_of_time(name: str) -> bool:
+    """Returns whether a tensor with this official name is the kernel of a 3D convolution."""
+    return name.endswith(".weight") and not name.endswith(FLAT)
 
 
 def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:
@@ -260,6 +294,9 @@ def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
     """
     if values.get("patch_size", 1) is None:
         values = {**values, "patch_size": 1}
+    if name == QWEN_IMAGE_21_CLASS:
+        # The class has its own defaults.
+        values = {**to_json_dict(QWEN_IMAGE_21), **values}
     config = from_json_dict(WanVAEConfig, values)
     last = config.in_channels if name == QWEN_IMAGE_CLASS else config.out_channels
     return replace(config, **channel_fields(config.in_channels, last, config.patch_size))
@@ -291,6 +328,22 @@ def wan_config(config: WanVAEConfig) -> dict[str, Any]:
     values["patch_size"] = None if config.patch_size == 1 else config.patch_size
     factors = {theirs: getattr(config, ours) for theirs, ours in FACTORS.items()}
     return diffusers_config(WAN_CLASS, config, values) | factors
+
+
+def is_like_qwen_image_21(config: WanVAEConfig) -> bool:
+    """Returns whether a model is an image model with the shortcuts of a video model."""
+    return config.ndim == 2 and config.stage_shortcuts
+
+
+def diffusers_content(config: WanVAEConfig) -> dict[str, Any]:
+    """Returns the content of the config.json of the class of diffusers that fits a model."""
+    return qwen_image_21_config(config) if is_like_qwen_image_21(config) else wan_config(config)
+
+
+def qwen_image_21_config(config: WanVAEConfig) -> dict[str, Any]:
+    """Returns the content of the config.json of an ``AutoencoderKLQwenImage21``."""
+    content = wan_config(config) | QWEN_IMAGE_21_TIME
+    return {**content, "_class_name": QWEN_IMAGE_21_CLASS}
 
 
 def qwen_image_config(config: WanVAEConfig) -> dict[str, Any]:

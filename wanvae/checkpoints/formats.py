@@ -18,13 +18,18 @@ from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_WEIGHTS,
+    QWEN_IMAGE_21_CLASS,
     QWEN_IMAGE_CLASS,
+    WAN_CLASS,
     diffusers_names,
     from_diffusers,
+    is_like_qwen_image_21,
+    qwen_image_21_config,
     qwen_image_config,
     read_diffusers_config,
     read_diffusers_json,
     wan_config,
+    without_axis_of_time,
 )
 from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
 from wanvae.checkpoints.hub import stored_files
@@ -38,7 +43,7 @@ from wanvae.checkpoints.model_file import (
 )
 from wanvae.checkpoints.precision import storage_kinds, widen
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import COUNTS, WanVAEConfig
+from wanvae.config import COUNTS, QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     digest_of_tensors,
@@ -53,10 +58,17 @@ from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
-BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+BLOCK_FIELDS = ("block", "norm", "activation", "alpha_decoder")
 HALF_FIELDS = ("half",)
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
+
+
+CLASS_LAYOUTS = {
+    WAN_CLASS: Layout.DIFFUSERS,
+    QWEN_IMAGE_CLASS: Layout.QWEN_IMAGE,
+    QWEN_IMAGE_21_CLASS: Layout.QWEN_IMAGE_21,
+}
 
 
 def load(
@@ -119,8 +131,7 @@ def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], La
     """Returns config, notes and layout of the diffusers model that a config.json describes."""
     content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
-    qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+    return config, notes, CLASS_LAYOUTS[content["_class_name"]]
 
 
 def load_diffusers(
@@ -230,8 +241,17 @@ def save_wan(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".pth", ".safetensors")
-    require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
-    require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    # Other image models have no tensors that tell temporal_downsample.
+    possible = QWEN_IMAGE_21 if is_like_qwen_image_21(config) else WanVAEConfig()
+    require_equal(config, possible, Layout.WAN, (*BLOCK_FIELDS, "ndim"))
+    try:
+        told = infer_config(tensors)
+    except UserError as error:
+        raise CheckpointError(
+            f"the {Layout.WAN.value} layout has no such model, because of a file with it one would "
+            f"say: {error}"
+        ) from error
+    require_equal(config, told, Layout.WAN, PIXEL_FIELDS)
     save_bare(path, tensors)
 
 
@@ -261,7 +281,7 @@ def save_diffusers(
         CheckpointError: diffusers has no such architecture.
         FileError: ``directory`` holds something else, or cannot be written.
     """
-    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales")
+    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales", "ndim")
     require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
     content = wan_config(config)
     read, _ = read_diffusers_config(content)
@@ -285,11 +305,33 @@ def save_qwen_image(
         "attn_scales",
         "decoder_dim",
         "stage_shortcuts",
+        "ndim",
     )
     require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
     alike = replace(config, out_channels=config.in_channels)
     require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))
     write_directory(directory, config, qwen_image_config(config), tensors)
+
+
+def save_qwen_image_21(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Writes a directory for ``AutoencoderKLQwenImage21``, as ``save_diffusers`` does.
+
+    Raises:
+        CheckpointError: as for ``save_diffusers``, or it is no image model with stage shortcuts.
+    """
+    names = (
+        *BLOCK_FIELDS,
+        *HALF_FIELDS,
+        "attn_scales",
+        "ndim",
+        "stage_shortcuts",
+        "upscale_factor",
+    )
+    require_equal(config, QWEN_IMAGE_21, Layout.QWEN_IMAGE_21, names)
+    content = qwen_image_21_config(config)
+    write_directory(directory, config, content, without_axis_of_time(tensors))
 
 
 def write_directory(

@@ -11,7 +11,11 @@ import torch
 from wanvae.checkpoints.architecture import half_of, infer_config
 from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.companions import find_statistics
-from wanvae.checkpoints.diffusers_layout import count_stages_and_blocks, from_diffusers
+from wanvae.checkpoints.diffusers_layout import (
+    count_stages_and_blocks,
+    from_diffusers,
+    with_axis_of_time,
+)
 from wanvae.checkpoints.finding import (
     DIFFUSERS,
     WAN,
@@ -20,7 +24,7 @@ from wanvae.checkpoints.finding import (
     choose,
     find_candidates,
 )
-from wanvae.checkpoints.foreign import refusal
+from wanvae.checkpoints.foreign import is_lora, refusal
 from wanvae.checkpoints.latent_statistics import (
     NO_STATISTICS,
     Statistics,
@@ -64,7 +68,12 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
     file = open_tensors(path)
     if file.metadata.get("format") in NATIVE_FORMATS:
         return load_native(file, key)
-    candidates = find_candidates(file.tensors, tuple(READERS))
+    candidates = [
+        candidate
+        for candidate in find_candidates(file.tensors, tuple(READERS))
+        # A LoRA may hold the weights that it changes, too.
+        if not is_lora({n: t for n, t in file.tensors.outline.items() if candidate.owns(n)})
+    ]
     if not candidates:
         raise refusal(file.tensors)
     candidate = choose(candidates, file.tensors, key)
@@ -105,6 +114,7 @@ def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAECon
 
 def read_official(tensors: StoredTensors) -> Checkpoint:
     """Reads tensors with official names, without a config."""
+    tensors = with_axis_of_time(tensors)
     half = half_of(tensors)
     unused = [n for n in tensors if half is not None and n.startswith(OTHER_ROOTS[half])]
     tensors = tensors.renamed({name: name for name in tensors if name not in unused})

@@ -57,7 +57,13 @@ def convert_checkpoint(arguments: Namespace) -> None:
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     source = source_of_options(arguments, arguments.source)
     report = convert(
-        source, arguments.destination, Layout(arguments.to), dtype, only=arguments.only
+        source,
+        arguments.destination,
+        Layout(arguments.to),
+        dtype,
+        only=arguments.only,
+        alpha=arguments.alpha,
+        lora=arguments.lora,
     )
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
@@ -89,7 +95,19 @@ def add_convert_options(parser: Parser) -> None:
     parser.writes("destination", files_in_diffusers_directory)
     add_source_options(parser)
     layouts = [layout.value for layout in Layout]
-    parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
+    parser.add_argument(
+        "--to", choices=layouts, default=Layout.NATIVE.value, help="layout to write"
+    )
+    parser.add_argument(
+        "--alpha",
+        help="checkpoint whose decoder decodes alpha from the same latents (Wan-Alpha); the "
+        "result decodes RGBA",
+    )
+    parser.add_argument(
+        "--lora",
+        help="LoRA to merge into the model, like Wan-Alpha-VAE.bin; its base is the source",
+    )
+    parser.reads("alpha", "lora")
     parser.add_argument("--only", choices=get_args(Half), help="write this half of the model alone")
     parser.add_argument(
         "--dtype",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wanvae.config import encodes_alpha
 from wanvae.dataset import layouts
 from wanvae.dataset.files import WRITERS, clip_metadata, index_file
 from wanvae.dataset.plan import DatasetPlan, prepare
@@ -188,7 +189,9 @@ def carry_out(
     # Neighbours, so that the clips of one video mostly go to one process, which need not seek.
     files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
     clips = [clip for file in files for clip in file.clips]
-    frames = ahead(read_clips(clips, source, vae.config.temporal_factor), FRAMES_AHEAD)
+    config = vae.config
+    read = read_clips(clips, source, config.temporal_factor, alpha=encodes_alpha(config))
+    frames = ahead(read, FRAMES_AHEAD)
     pieces = encode_clips(vae, frames, tile_size, max_memory)
     with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
         work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)

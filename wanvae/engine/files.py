@@ -16,7 +16,8 @@ from wanvae.errors import UserError
 # The names that ``temporary_sibling`` gives.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 
-
+# What stands for a number in the name of a sequence of images.
+NUMBER = re.compile(r"%0?\d*d")
 # Bytes of the longest suffix that a temporary name keeps. Writers read it, as ".safetensors".
 LONGEST_SUFFIX = 32
 # Bytes of the longest name of a file, where the system does not tell it.
@@ -119,13 +120,23 @@ def refuse_overwriting(
 def is_numbered_image(path: str | os.PathLike[str], pattern: str) -> bool:
     """Whether a path is, or would be, one of a sequence of images like frames/%04d.png."""
     path, (folder, name) = Path(path), os.path.split(pattern)
-    images = re.compile(r"\d+".join(map(re.escape, re.split(r"%0?\d*d", name))))
-    if images.pattern == re.escape(name) or not os.path.isdir(folder or "."):
+    images = numbered(name)
+    if not is_numbered(name) or not os.path.isdir(folder or "."):
         return False
     if images.fullmatch(path.name) and os.path.realpath(path.parent) == os.path.realpath(folder):
         return True
     found = (Path(folder, name) for name in os.listdir(folder or ".") if images.fullmatch(name))
     return path.exists() and any(path.samefile(image) for image in found)
+
+
+def is_numbered(name: str) -> bool:
+    """Returns whether a name stands for a sequence of images, like frame-%04d.png."""
+    return NUMBER.search(name) is not None
+
+
+def numbered(pattern: str) -> re.Pattern[str]:
+    """Returns an expression for the names of a sequence of images, like frame-%04d.png."""
+    return re.compile(r"\d+".join(map(re.escape, NUMBER.split(pattern))))
 
 
 def is_nested(path: Path, other: Path) -> bool:

@@ -19,7 +19,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
+from wanvae.config import (
+    WanVAEConfig,
+    check_length,
+    check_reconstructs,
+    check_size,
+    encodes_alpha,
+)
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.files import is_in, refuse_overwriting
 from wanvae.engine.training.command import training_command
@@ -125,6 +131,7 @@ class VideoTraining:
             self.config.data,
             trainer.seed,
             samples_per_step=samples_per_step,
+            alpha=encodes_alpha(self.vae.config),
             report=self.accelerator.is_main_process,
         )
         self.say_ignored(self.config.data.folder, samples.ignored)
