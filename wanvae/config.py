@@ -269,9 +269,13 @@ def check_length(config: VideoConfig, frames: int) -> None:
     factor = config.temporal_factor
     if frames < 1 or (frames - 1) % factor:
         below = (frames - 1) // factor * factor + 1
+        advice = (
+            f"drop frames to {below}, or repeat the last one to {below + factor} (stream_encode "
+            "does this by itself)"
+        )
         raise UserError(
-            f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
-            f"repeat the last one to {below + factor} (stream_encode does this by itself)"
+            f"a clip must have 1 + {factor}n frames, not {frames}: "
+            f"{'one is the least' if frames < 1 else advice}"
         )
 
 

@@ -21,7 +21,7 @@ from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig, check_has
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.engine.tensors import parse_dtype, widest
+from wanvae.engine.tensors import check_is_tensor, parse_dtype, parse_given_dtype, widest
 from wanvae.errors import UserError
 from wanvae.execution.network import Network, make_network
 from wanvae.nn import AlphaDecoder, CausalConv, Decoder, Encoder, State, use_channels_last
@@ -133,9 +133,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             CheckpointError: the file cannot be read or downloaded, or holds another model (the
                 message names the keys).
         """
-        if dtype is not None and torch_dtype is not None:
-            raise UserError("dtype and torch_dtype are the same: give one of them")
-        dtype = parse_dtype(torch_dtype if dtype is None else dtype)
+        dtype = parse_given_dtype(dtype, torch_dtype)
         encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
         source = source_of(path)
         source = Source(
@@ -295,6 +293,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             recompute: as for ``forward``.
         """
         check_has(self.config, "encoder")
+        check_is_tensor(video, "video")
         features, state = self.encoder.step(video, state, recompute=recompute)
         return self.conv1(features), state
 
@@ -311,6 +310,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             recompute: as for ``forward``.
         """
         check_has(self.config, "decoder")
+        check_is_tensor(latents, "latents")
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
 

@@ -25,9 +25,11 @@ from motion.render import Figure, render_grid
 from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
+from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.run_folder import WEIGHTS
 from wanvae.engine.training.task import StepLosses, Task
 from wanvae.errors import UserError
 
@@ -176,7 +178,12 @@ def as_tokenizer(model: nn.Module) -> RVQVAE:
 
 
 def run(config: TrainConfig) -> None:
-    """Trains as ``config`` says."""
+    """Trains as ``config`` says.
+
+    Raises:
+        FileError: the run would replace its weights.
+    """
+    refuse_overwriting(Path(config.trainer.run) / WEIGHTS, [config.weights])
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = MotionTraining(config, accelerator).task()

@@ -66,7 +66,7 @@ def test_latents_that_nobody_looked_at_show_in_the_result(
     """As on a GPU, where a look at the latents would wait for what computes them."""
     vae, latents = tiny(), torch.zeros(1, 2, 2, 2, 2, dtype=torch.float64)
     latents[0, 1, 1, 0, 1] = value
-    monkeypatch.setattr("wanvae.model.check_input", lambda *_: None)
+    monkeypatch.setattr("wanvae.autoencoder.check_input", lambda *_: None)
     with pytest.raises(NotFiniteError, match="the latents are not finite"):
         vae.decode(latents)
 

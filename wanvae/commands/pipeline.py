@@ -323,8 +323,9 @@ def open_excerpt(
         VideoError: ``source`` cannot be read, or has no frame there, or the times are wrong.
     """
     if not 0 <= start < math.inf or not (math.inf if duration is None else duration) > 0:
+        length = "" if duration is None else f" for {duration} s"
         raise VideoError(
-            f"cannot read {source} from {start} s for {duration} s: the start must be 0 or more, "
+            f"cannot read {source} from {start} s{length}: the start must be 0 or more, "
             "the duration more than 0"
         )
     with VideoReader(source, fps=fps, alpha=encodes_alpha(config)) as reader:

@@ -98,6 +98,8 @@ class DatasetReport:
         failures: clips and files that could not be encoded, now or before.
         left_out: videos and images that are too small or too short for a clip, one line each.
         changed: videos and images whose clips were encoded again, because they have changed.
+        gone: videos and images that are not in the folder any more. The index leaves out their
+            clips; the files of these clips stay.
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
         unknown: number of clips of an earlier version, which does not tell whether their videos
             have changed since.
@@ -112,6 +114,7 @@ class DatasetReport:
     failures: tuple[Failure, ...]
     left_out: tuple[str, ...]
     changed: tuple[str, ...]
+    gone: tuple[str, ...]
     ignored: str
     unknown: int
     notes: tuple[str, ...]
@@ -215,6 +218,7 @@ def carry_out(
         failures=tuple(write_lists(destination, plan, written + kept, failed)),
         left_out=plan.left_out,
         changed=plan.changed,
+        gone=plan.gone,
         ignored=plan.ignored,
         unknown=sum(clip.stamp is None for clip in kept),
         notes=plan.notes,

@@ -73,8 +73,8 @@ def require_finite_input(x: Tensor, name: str) -> None:
     if not is_finite(x):
         raise NotFiniteError(
             f"the {name} {'are' if name.endswith('s') else 'is'} not finite (NaN or infinite "
-            "values): look at what it comes from; a model that overflows in float16 needs bfloat16 "
-            "or float32"
+            "values): find out where they come from; a model that overflows in float16 needs "
+            "bfloat16 or float32"
         )
 
 

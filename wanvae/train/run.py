@@ -27,9 +27,11 @@ from wanvae.config import (
     encodes_alpha,
 )
 from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.files import is_in, refuse_overwriting
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.run_folder import WEIGHTS
 from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips
@@ -196,7 +198,18 @@ def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
 
 
 def run(config: TrainConfig) -> None:
-    """Trains as ``config`` says."""
+    """Trains as ``config`` says.
+
+    Raises:
+        UserError: the run would write pictures into a folder of data, or replace its weights.
+    """
+    for folder in (config.data.folder, config.evaluation.folder):
+        if folder is not None and is_in(Path(config.trainer.run), Path(folder)):
+            raise UserError(
+                f"the folder of the run, {config.trainer.run}, must not be in {folder}, because "
+                "its pictures would be read as data; name another (trainer.run)"
+            )
+    refuse_overwriting(Path(config.trainer.run) / WEIGHTS, [config.weights])
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = VideoTraining(config, first_model(config), accelerator).task()
