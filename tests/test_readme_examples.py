@@ -302,8 +302,10 @@ def test_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         names = run_python("use it in diffusers")
     frames = written["cat.mp4"]
     assert frames.shape == (5, 32, 48, 3) and np.isfinite(frames).all() and frames.std() > 0.01
-    assert names["pipeline"].vae is names["vae"] and names["vae"].max_memory == "4GB"
-    assert names["vae"].vae.decode_dtype == torch.bfloat16
+    vae = names["vae"]
+    assert names["pipeline"].vae is vae and vae.use_tiling
+    assert vae.enable_tiling.__self__.max_memory == "4GB"
+    assert vae.dtype == torch.float32 and vae.decoder.conv_in.weight.dtype == torch.bfloat16
 
 
 def test_the_command_line(folder: Path, run: Run) -> None:
