@@ -26,6 +26,7 @@ from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from wanvae.engine.files import refuse_overwriting
+from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
@@ -81,6 +82,7 @@ class MotionTraining:
             self.model = RVQVAE(config.model)
         else:
             self.model = RVQVAE.from_pretrained(config.weights)
+            check_weights(self.model, config.weights)
         # Before the data set the normalizer of a checkpoint that has none.
         self.start = "" if config.weights is None else identify(self.model)
         self.config = config

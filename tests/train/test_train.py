@@ -278,6 +278,16 @@ WAN22 = [
 ]
 
 
+def test_training_does_not_start_from_damaged_weights(folder, tmp_path, capsys):
+    vae = tiny().float()
+    vae.conv1.bias.data[0] = float("nan")
+    vae.save_pretrained(tmp_path / "a.safetensors")
+    weights = f"--weights={tmp_path / 'a.safetensors'}"
+    assert main([*options(folder, tmp_path / "run", 1), weights]) == 1
+    assert "holds values that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("recompute", ["true", "false"])
 def test_a_model_of_the_kind_of_wan22_trains(folder, tmp_path, recompute):
     extra = [*WAN22, f"--gradient_checkpointing={recompute}"]

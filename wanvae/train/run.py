@@ -28,6 +28,7 @@ from wanvae.config import (
 )
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.files import is_in, refuse_overwriting
+from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
@@ -235,6 +236,7 @@ def first_model(config: TrainConfig) -> WanVAE:
 def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
     """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
     vae = require_wan_vae(WanVAE.from_pretrained(path, torch.float32), path, "training")
+    check_weights(vae, path)
     if ndim < vae.config.ndim:
         raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
     return inflate(vae) if ndim > vae.config.ndim else vae
