@@ -1,5 +1,6 @@
 """Training clips: what is drawn, from what, and what happens to files that cannot be read."""
 
+import gc
 import re
 import sys
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from av.codec.context import CodecContext
 from torch.utils.data import DataLoader
 
 from tests.video.test_reading import encode
@@ -222,6 +224,25 @@ def battered(folder, tmp_path) -> Path:
     write_video(battered / "wide.png", torch.zeros(3, 1, 2, 4000), Fraction(1))
     write_video(battered / "gone.mp4", torch.zeros(3, 9, 32, 32), Fraction(25))
     return battered
+
+
+def test_files_that_fail_leave_no_decoders(battered):
+    """A forked process that frees a decoder of its parent waits for ever."""
+    write_manifest(battered)
+    (battered / "gone.mp4").write_text("changed after it was indexed")
+    gc.collect()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            buckets = (BucketConfig(frames=3, height=16, width=16),)
+            samples = clips(battered, buckets=buckets)
+            for number in range(24):
+                samples[number]
+        left = [thing for thing in gc.get_objects() if issubclass(type(thing), CodecContext)]
+        assert samples._named.any() and left == []
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

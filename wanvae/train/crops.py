@@ -171,7 +171,7 @@ class VideoCrops(Dataset):
         """Random whole frames ``(C, T, height, width)``, from which samples are cut."""
         random = np.random.default_rng([self.seed, 1, bucket, number])
         usable, shape = self.usable[bucket], self.buckets[bucket]
-        failure: Exception | None = None
+        failure = ""
         for _ in range(MOST_FAILURES):
             index = usable[random.integers(len(usable))]
             entry = self.entries[index]
@@ -180,12 +180,13 @@ class VideoCrops(Dataset):
             try:
                 return self.read(index, start / entry.fps, shape, stride)
             except Exception as error:  # a damaged file can raise anything
-                failure = error
+                # Only its text: the error would keep the decoders of this call.
+                failure = str(error)
                 self.name_once(index, error)
         raise VideoError(
             f"{MOST_FAILURES} files in a row could not be read from {self.config.folder!r}, the "
             f"last: {failure}; is the folder still there?"
-        ) from failure
+        )
 
     def read(self, index: int, start: float, shape: BucketConfig, stride: int) -> Tensor:
         source = self.entries[index].source(Path(self.config.folder))

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from tests.engine.training.toy import KillAt, Model, Noise, losses, make_task, settings
 from tests.helpers import LAUNCHER
@@ -566,3 +567,35 @@ def test_the_best_needs_an_evaluation_that_gives_its_figure(tmp_path, accelerato
     task = replace(make_task(), evaluate=lambda _: {"ssim": 1.0})
     with pytest.raises(ValueError, match="best must be one of ssim, not 'psnr'"):
         train(task, config, accelerator())
+
+
+class Left:
+    """Something whose end in another process would be told in a file, if Python freed it there."""
+
+    def __init__(self, told: Path) -> None:
+        self.me, self.told, self.process = self, told, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            self.told.touch()
+
+
+class Collecting(Dataset):
+    """Samples whose process looks for what to free."""
+
+    def __getitem__(self, number: int) -> int:
+        return gc.collect()
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("begin", [None, loop.begin_to_load])
+def test_processes_that_load_free_nothing_of_the_trainer(begin, tmp_path):
+    gc.disable()
+    try:
+        Left(tmp_path / "told")
+        list(DataLoader(Collecting(), num_workers=1, worker_init_fn=begin))
+    finally:
+        gc.enable()
+    assert (tmp_path / "told").exists() == (begin is None)

@@ -7,6 +7,7 @@ the same values as a run that never stopped.
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -192,7 +193,7 @@ def load_batches(
         batch_size=config.batch_size,
         sampler=range(step * per_step, config.steps * per_step),
         num_workers=config.workers,
-        worker_init_fn=leave_signals_to_the_trainer,
+        worker_init_fn=begin_to_load,
     )
     batches = iter(accelerator.prepare(loader))
     # Processes that load data ignore signals and would never end if this were not closed.
@@ -263,11 +264,14 @@ def preview(
             write(model, path)
 
 
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """Makes this process, which loads data, ignore signals to stop.
+def begin_to_load(worker: int) -> None:
+    """Prepares this process, which was forked to load data.
 
-    Terminals and schedulers signal the whole group, but the current step still needs its samples.
+    It ignores signals to stop: terminals and schedulers signal the whole group, but the current
+    step still needs its samples. And it never frees what the trainer left behind: an open decoder
+    would wait for its threads, which a forked process does not have.
     """
+    gc.freeze()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
