@@ -463,7 +463,7 @@ def test_qwen_image_is_read_and_written(tmp_path: Path, channels: int) -> None:
     ("change", "message"),
     [
         ({"in_channels": 4}, "no out_channels 3, only 4"),
-        ({"decoder_dim": 8}, "no decoder_dim 8, only None"),
+        ({"decoder_dim": 8}, "no decoder_dim 8; use the native layout"),
         ({"upscale_factor": 2}, "no upscale_factor 2, only 1"),
         ({"stage_shortcuts": True}, "no stage_shortcuts True, only False"),
         ({"attn_scales": (0.25,)}, r"no attn_scales \(0.25,\), only \(\)"),

@@ -50,7 +50,7 @@ def test_info_says_what_is_stored_and_where(tmp_path: Path, run: Run) -> None:
     out, err = run("info", tmp_path / "a.safetensors")
     for line in (
         f"stored: safetensors, tensors: {len(weights)} in float8_e4m3fn, under vae.",
-        "note: names: read without vae., which is before all of them",
+        "note: names: read without the prefix vae.",
         "note: left unread, because not of the model: 1 other entry: unet.x",
         "note: precision: stored in float8_e4m3fn; converted to bfloat16, because no dtype was "
         "asked for",

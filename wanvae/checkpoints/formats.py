@@ -349,7 +349,8 @@ def require_equal(
     for name in names:
         value, needed = getattr(config, name), getattr(possible, name)
         if value != needed:
+            only = "" if needed is None else f", only {needed!r}"
             raise CheckpointError(
-                f"the {layout.value} layout has no {name} {value!r}, only {needed!r}; "
+                f"the {layout.value} layout has no {name} {value!r}{only}; "
                 f"use the {Layout.NATIVE.value} layout"
             )

@@ -19,6 +19,7 @@ from wanvae.checkpoints.finding import (
     Family,
     choose,
     find_candidates,
+    names_without_wrappers,
 )
 from wanvae.checkpoints.foreign import refusal
 from wanvae.checkpoints.latent_statistics import (
@@ -61,7 +62,7 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
         CheckpointError: the file cannot be read.
         UserError: it holds no model, or several.
     """
-    file = open_tensors(path)
+    file = without_wrappers(open_tensors(path))
     if file.metadata.get("format") in NATIVE_FORMATS:
         return load_native(file, key)
     candidates = find_candidates(file.tensors, tuple(READERS))
@@ -86,6 +87,13 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
         storage=Storage(file.container, storage_kinds(stored, quantized), candidate.prefix),
         changes=(*changes, *checkpoint.changes),
     )
+
+
+def without_wrappers(file: StoredFile) -> StoredFile:
+    """Returns a file whose tensors have the names of a model without wrapped parts."""
+    names = names_without_wrappers(file.tensors)
+    quantized = {new: file.quantized[old] for new, old in names.items() if old in file.quantized}
+    return replace(file, tensors=file.tensors.renamed(names), quantized=quantized)
 
 
 def load_native(file: StoredFile, key: str | None) -> Checkpoint:
@@ -195,7 +203,7 @@ def notes_on_place(
     others = [n for n in others if n.rsplit(".", 1)[-1] != "scaled_fp8"] + list(file.ignored)
     notes = []
     if candidate.prefix:
-        notes.append(f"names: read without {candidate.prefix}, which is before all of them")
+        notes.append(f"names: read without the prefix {candidate.prefix}")
     if others:
         count = f"{len(others)} other {'entry' if len(others) == 1 else 'entries'}"
         notes.append(f"left unread, because not of the model: {count}: {first_few(others)}")
