@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -203,3 +204,15 @@ def test_strange_names_end_in_a_short_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="no layout of a Wan VAE") as caught:
         WanVAE.from_pretrained(tmp_path / "a.safetensors")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 2000
+
+
+def test_a_tensor_alone_is_told(tmp_path: Path) -> None:
+    torch.save(torch.zeros(16, 1, 2, 2), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="It is latents, not a model"):
+        WanVAE.from_pretrained(tmp_path / "a.pt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="is a pipe"):
+        WanVAE.from_pretrained(tmp_path / "a.pth")

@@ -173,7 +173,8 @@ KINDS = (
     ),
     Kind(
         "latents, not a model",
-        r"latents|latent_tensor|latent|latents_\d+x\d+x\d+_\w+",
+        # A tensor alone has no name.
+        r"(?<!.)|latents|latent_tensor|latent|latents_\d+x\d+x\d+_\w+",
         hint="wanvae decode reads latents",
     ),
 )

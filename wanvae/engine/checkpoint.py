@@ -99,6 +99,8 @@ def read_head(path: Path) -> bytes:
     """
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
+    if path.is_fifo():
+        raise CheckpointError(f"{path} is a pipe, which cannot be searched; save it to a file")
     try:
         with path.open("rb") as file:
             head = file.read(len(LEGACY_MAGIC))
