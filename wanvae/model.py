@@ -171,7 +171,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
         from wanvae.diffusers_adapter import DiffusersVAE
 
-        self._warn_of_statistics(stacklevel=3)
+        self.warn_of_statistics(stacklevel=3)
         return DiffusersVAE(self)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:

@@ -148,3 +148,16 @@ def test_latent_statistics_of_a_narrow_model(tmp_path: Path, run: Run) -> None:
     assert err.count("assumed") == 1
     _, err = run(*decode, "--checkpoint", light, "--latent-statistics", "wan2.1")
     assert "assumed" not in err
+
+
+@pytest.mark.filterwarnings("default:latent statistics")
+@pytest.mark.parametrize("layout", ["wanvae", "musubi"])
+def test_a_data_set_with_assumed_statistics_says_so(
+    tmp_path: Path, run: Run, video: Path, layout: str
+) -> None:
+    save_file(WanVAE(WanVAEConfig(dim=2)).state_dict(), tmp_path / "light.safetensors")
+    (tmp_path / "videos").mkdir()
+    video.rename(tmp_path / "videos" / "a.mp4")
+    call = ("encode-dataset", tmp_path / "videos", tmp_path / "out", "--layout", layout)
+    _, err = run(*call, "--checkpoint", tmp_path / "light.safetensors")
+    assert err.count("assumed to be the statistics of Wan2.1") == 1
