@@ -13,8 +13,12 @@ from wanvae.config import Half, WanVAEConfig
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
+from wanvae.errors import UserError
 from wanvae.nn.kernels.precision import emulated_among
 from wanvae.tiny_config import TinyVAEConfig
+
+# What ComfyUI reads: official names in a safetensors file.
+COMFYUI = "comfyui"
 
 
 def info(arguments: Namespace) -> None:
@@ -56,15 +60,27 @@ def convert_checkpoint(arguments: Namespace) -> None:
     """Writes a checkpoint in another layout."""
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     source = source_of_options(arguments, arguments.source)
-    report = convert(
-        source, arguments.destination, Layout(arguments.to), dtype, only=arguments.only
-    )
+    target = layout_of(arguments.to, arguments.destination)
+    report = convert(source, arguments.destination, target, dtype, only=arguments.only)
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"
     )
     for note in report.notes:
         print(f"note: {note}")
+
+
+def layout_of(name: str, destination: str) -> Layout:
+    """Returns the layout of a name in ``--to``.
+
+    Raises:
+        UserError: ComfyUI does not read files with the suffix of ``destination``.
+    """
+    if name != COMFYUI:
+        return Layout(name)
+    if not destination.endswith(".safetensors"):
+        raise UserError(f"{destination} must end in .safetensors for ComfyUI; change its name")
+    return Layout.WAN
 
 
 def add_info_options(parser: Parser) -> None:
@@ -88,8 +104,12 @@ def add_convert_options(parser: Parser) -> None:
     parser.reads("source")
     parser.writes("destination", files_in_diffusers_directory)
     add_source_options(parser)
-    layouts = [layout.value for layout in Layout]
-    parser.add_argument("--to", choices=layouts, required=True, help="layout to write")
+    parser.add_argument(
+        "--to",
+        choices=[*(layout.value for layout in Layout), COMFYUI],
+        required=True,
+        help="layout to write; comfyui is wan as .safetensors",
+    )
     parser.add_argument("--only", choices=get_args(Half), help="write this half of the model alone")
     parser.add_argument(
         "--dtype",
