@@ -558,8 +558,12 @@ def test_suffixes_are_checked(tmp_path: Path, name: str) -> None:
 
 def test_a_config_that_is_not_text_is_an_error_for_people(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match="not UTF-8 text"):
+    with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
         load(tmp_path)
+    for content in ([], {"_class_name": []}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=r"config\.json is of "):
+            load(tmp_path)
 
 
 def test_a_bug_in_reading_keeps_its_traceback(

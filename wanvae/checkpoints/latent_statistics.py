@@ -206,7 +206,7 @@ def read_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def is_number(value: object) -> bool:
     """Returns whether a value of a JSON file is a number that float32 can hold."""
-    return type(value) in (int, float) and abs(value) <= LARGEST
+    return isinstance(value, (int, float)) and type(value) is not bool and abs(value) <= LARGEST
 
 
 def statistics_like(

@@ -60,7 +60,9 @@ class CachedLatents:
         self._statistics = self._find_statistics(config)
         self._forced = scale is not None
         kinds = groupby(sorted(self.clips, key=by_format), key=by_format)
-        self._scales = {kind: scale or self._find_scale(list(clips)) for kind, clips in kinds}
+        self._scales: dict[str, Scale] = {
+            kind: scale or self._find_scale(list(clips)) for kind, clips in kinds
+        }
 
     def _find_statistics(
         self, config: WanVAEConfig | None
