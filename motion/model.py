@@ -21,7 +21,7 @@ from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.finite import check_computed
 from wanvae.engine.hub import upload
-from wanvae.engine.tensors import check_is_tensor, parse_dtype
+from wanvae.engine.tensors import check_is_tensor, parse_given_dtype
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.kernels.precision import choose_dtypes
@@ -75,6 +75,7 @@ class RVQVAE(nn.Module):
         norm: MotionNorm | None = None,
         dilation_growth_rate: int | Sequence[int] | None = None,
         reverse_dilation: bool | None = None,
+        torch_dtype: torch.dtype | str | None = None,
     ) -> RVQVAE:
         """Loads a checkpoint of any known layout. The model is in evaluation mode.
 
@@ -90,15 +91,17 @@ class RVQVAE(nn.Module):
             activation, norm, dilation_growth_rate, reverse_dilation: options that the tensors of
                 published models do not show; None is the published value (see
                 :class:`~motion.checkpoints.architecture.Untold`).
+            torch_dtype: the name of diffusers for ``dtype``; give one of them.
 
         Warns if the file is published: such files do not hold the mean and standard deviation of
         the features.
 
         Raises:
+            UserError: a dtype is unknown, or both ``dtype`` and ``torch_dtype`` are given.
             CheckpointError: the file cannot be read or downloaded, holds another model (the message
                 names the keys), or does not fit these options.
         """
-        dtype = parse_dtype(dtype)
+        dtype = parse_given_dtype(dtype, torch_dtype)
         untold = Untold(
             activation=activation,
             norm=norm,

@@ -15,6 +15,18 @@ from wanvae import TinyVAE, TinyVAEConfig, WanVAE, WanVAEConfig
 
 # What makes a small model one of the kind of Wan2.2.
 WAN22 = {"stage_shortcuts": True, "patch_size": 2, "decoder_dim": 6}
+# What makes a small model one of the kind of Qwen-Image 2.1.
+QWEN21 = {
+    "stage_shortcuts": True,
+    "ndim": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "decoder_dim": 6,
+    "dim_mult": (1, 2, 2),
+    "temporal_downsample": (False, True),
+}
+# What makes a small model a pair of Wan-Alpha.
+WAN_ALPHA = {"alpha_decoder": True, "out_channels": 4}
 
 
 def randomize(module: nn.Module) -> None:
@@ -54,9 +66,11 @@ def tiny_autoencoder(**changes: object) -> TinyVAE:
     return vae.double().eval()
 
 
-def random_video(frames: int, height: int = 16, width: int = 16, batch: int = 1) -> torch.Tensor:
+def random_video(
+    frames: int, height: int = 16, width: int = 16, batch: int = 1, channels: int = 3
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    shape = (batch, 3, frames, height, width)
+    shape = (batch, channels, frames, height, width)
     return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
 
 

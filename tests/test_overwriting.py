@@ -29,7 +29,17 @@ from wanvae.engine.files import FileError, refuse_overwriting
 PROGRAMS = {"wanvae": wanvae.cli.PROGRAM, "motion": motion.cli.PROGRAM}
 COMMANDS = [(program, name) for program in PROGRAMS for name in PROGRAMS[program].commands]
 # Options of text that name no file.
-NO_FILES = {"device", "fps", "key", "max_memory", "resize", "shard_size", "variant"}
+NO_FILES = {
+    "architecture",
+    "device",
+    "entry",
+    "fps",
+    "key",
+    "max_memory",
+    "resize",
+    "shard_size",
+    "variant",
+}
 # What else a command needs.
 REQUIRED = {"convert": ["--to", "native"]}
 CONTENT = b"precious"
@@ -147,6 +157,48 @@ def test_a_sequence_of_images(tmp_path: Path) -> None:
             refuse_overwriting(tmp_path / "frame[1]-0007.png", [str(source)])
         refuse_overwriting(tmp_path / "frame[1]-.png", [str(source)])
         refuse_overwriting(tmp_path / "frame1-0007.png", [str(source)])
+
+
+def test_other_names_of_an_image_of_a_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "0003.png").write_bytes(CONTENT)
+    (tmp_path / "link").symlink_to(folder)
+    os.link(folder / "0003.png", tmp_path / "other.png")
+    monkeypatch.chdir(tmp_path)
+    outputs = ["./frames/0003.png", "frames/../frames/0004.png", "link/0003.png", "other.png"]
+    for output, source in product(outputs, ["frames/%04d.png", folder / "%04d.png"]):
+        with pytest.raises(FileError, match="would be overwritten"):
+            refuse_overwriting(output, [source])
+    monkeypatch.chdir(folder)
+    with pytest.raises(FileError, match="would be overwritten"):
+        refuse_overwriting(tmp_path / "link" / "0003.png", ["%04d.png"])
+    refuse_overwriting("new.png", ["%04d.png"])
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_run_does_not_replace_its_weights(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(CONTENT)
+    words = ["train", "--config=tiny", f"--trainer.run={tmp_path}", f"--weights={path}"]
+    assert PROGRAMS[program].run([*words, f"--data.folder={tmp_path / 'data'}"]) == 1
+    assert f"{path} would be overwritten" in capsys.readouterr().err
+    assert path.read_bytes() == CONTENT and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("run", ["", "runs/new"])
+@pytest.mark.parametrize("option", ["data.folder", "evaluation.folder"])
+def test_pictures_of_a_run_do_not_become_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, run: str
+) -> None:
+    words = ["train", "--config=tiny", f"--{option}={tmp_path}", f"--trainer.run={tmp_path / run}"]
+    assert wanvae.cli.main(words) == 1
+    line = f"wanvae train: the folder of the run, {tmp_path / run}, must not be in {tmp_path}"
+    assert capsys.readouterr().err.startswith(line) and os.listdir(tmp_path) == []
 
 
 def test_files_that_a_layout_writes_besides(

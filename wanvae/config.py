@@ -15,6 +15,8 @@ from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
 
 Half: TypeAlias = Literal["encoder", "decoder"]
 
+# Channels of a video without alpha, and with alpha.
+RGB, RGBA = 3, 4
 # Fields that are at least 1.
 COUNTS = (
     *("dim", "z_dim", "num_res_blocks", "in_channels", "out_channels"),
@@ -63,7 +65,7 @@ class VideoConfig(Protocol):
 class WanVAEConfig:
     """Architecture of a :class:`~wanvae.WanVAE`. The defaults are the official Wan2.1 model.
 
-    ``WAN22`` is the config of Wan2.2.
+    ``WAN22`` is the config of Wan2.2, ``QWEN_IMAGE_21`` the config of Qwen-Image 2.1.
 
     Attributes:
         dim: channels at full resolution.
@@ -77,8 +79,10 @@ class WanVAEConfig:
         in_channels: channels of the video to encode.
         out_channels: channels of the decoded video.
         decoder_dim: channels of the decoder at full resolution; None means dim.
+        alpha_decoder: whether a second decoder of the same layers decodes alpha, the last of the
+            out_channels, from the same latents, as in Wan-Alpha. Alpha is not premultiplied.
         stage_shortcuts: whether each stage has a shortcut, without parameters, across all of its
-            layers, as in Wan2.2. Needs ndim 3 and no attn_scales.
+            layers, as in Wan2.2. Needs no attn_scales.
         patch_size: side of the squares of pixels that become the channels of one position; 2 in
             Wan2.2.
         upscale_factor: how many times larger the decoded video is along height and width; 2 for
@@ -90,7 +94,8 @@ class WanVAEConfig:
         ndim: 3 for a video model, 2 for an image model. An image model has the same layers, but
             its kernels have no extent in time and nothing resamples time, so each frame stands
             alone (unless norm is "group"). Its temporal_downsample describes the video model that
-            it can be inflated to.
+            it can be inflated to. With stage_shortcuts each frame is processed as that video model
+            processes the first frame of a video, as in Qwen-Image 2.1.
         half: "encoder" or "decoder" for a model that has only this half; None is a whole model.
         latents_mean: mean of each latent channel, for normalize; empty means 0.
         latents_std: standard deviation of each latent channel, for normalize; empty means 1.
@@ -109,6 +114,7 @@ class WanVAEConfig:
     in_channels: int = 3
     out_channels: int = 3
     decoder_dim: int | None = None
+    alpha_decoder: bool = False
     stage_shortcuts: bool = False
     patch_size: int = 1
     upscale_factor: int = 1
@@ -150,7 +156,12 @@ class WanVAEConfig:
         """Returns the config of one half of this model. The other half leaves no trace in it."""
         if half == "encoder":
             return replace(
-                self, half=half, decoder_dim=None, out_channels=self.in_channels, upscale_factor=1
+                self,
+                half=half,
+                decoder_dim=None,
+                alpha_decoder=False,
+                out_channels=self.in_channels,
+                upscale_factor=1,
             )
         width = self.decoder_dim or self.dim
         return replace(self, half=half, dim=width, decoder_dim=None, in_channels=self.out_channels)
@@ -161,7 +172,9 @@ class WanVAEConfig:
         check(width is None or width >= 1, "decoder_dim", width, "at least 1")
         if self.stage_shortcuts:
             check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
-            check(self.ndim == 3, "ndim", self.ndim, "3 with stage_shortcuts")
+        if self.alpha_decoder:
+            expected = "2 or more with alpha_decoder: colour and alpha"
+            check(self.out_channels > 1, "out_channels", self.out_channels, expected)
         if self.patch_size > 1:
             check(self.upscale_factor == 1, "upscale_factor", self.upscale_factor, "1 with patches")
 
@@ -178,7 +191,7 @@ class WanVAEConfig:
     @property
     def temporal_factor(self) -> int:
         """Frames per latent after the first: 4 for the official model, 1 for an image model."""
-        return 2 ** sum(self.coder.temporal_downsample)
+        return 2 ** sum(self.temporal_downsample) if self.ndim == 3 else 1
 
     @property
     def coder(self) -> CoderSpec:
@@ -191,12 +204,15 @@ class WanVAEConfig:
             time_kernel=3 if self.ndim == 3 else 1,
         )
         steps = self.temporal_downsample
+        if self.ndim == 2 and not self.stage_shortcuts:
+            steps = (False,) * len(steps)
         return CoderSpec(
             ndim=3,
             dim=self.dim,
             dim_mult=self.dim_mult,
             num_res_blocks=self.num_res_blocks,
-            temporal_downsample=steps if self.ndim == 3 else (False,) * len(steps),
+            temporal_downsample=steps,
+            frames_alone=self.ndim == 2,
             attn_scales=self.attn_scales,
             block=block,
             stage_shortcuts=self.stage_shortcuts,
@@ -216,6 +232,26 @@ class WanVAEConfig:
 
 
 WAN22 = WanVAEConfig(dim=160, decoder_dim=256, z_dim=48, stage_shortcuts=True, patch_size=2)
+QWEN_IMAGE_21 = WanVAEConfig(
+    decoder_dim=144,
+    z_dim=64,
+    dim_mult=(1, 2, 4, 8, 8),
+    temporal_downsample=(False, True, True, True),
+    in_channels=RGBA,
+    out_channels=RGBA,
+    stage_shortcuts=True,
+    ndim=2,
+)
+
+
+def encodes_alpha(config: VideoConfig) -> bool:
+    """Returns whether videos to encode are RGBA."""
+    return config.in_channels == RGBA
+
+
+def decodes_alpha(config: VideoConfig) -> bool:
+    """Returns whether decoded videos are RGBA."""
+    return config.out_channels == RGBA
 
 
 def check_size(config: VideoConfig, height: int, width: int) -> None:
@@ -235,9 +271,13 @@ def check_length(config: VideoConfig, frames: int) -> None:
     factor = config.temporal_factor
     if frames < 1 or (frames - 1) % factor:
         below = (frames - 1) // factor * factor + 1
+        advice = (
+            f"drop frames to {below}, or repeat the last one to {below + factor} (stream_encode "
+            "does this by itself)"
+        )
         raise UserError(
-            f"a clip must have 1 + {factor}n frames, not {frames}: drop frames to {below}, or "
-            f"repeat the last one to {below + factor} (stream_encode does this by itself)"
+            f"a clip must have 1 + {factor}n frames, not {frames}: "
+            f"{'one is the least' if frames < 1 else advice}"
         )
 
 

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints import formats
+from wanvae.checkpoints.checkpoint import Layout
+from wanvae.checkpoints.diffusers_layout import QWEN_IMAGE_CLASS, DiffusersClass, fitting_class
+from wanvae.checkpoints.pair import join_alpha
 from wanvae.checkpoints.source import Source, source_of
 from wanvae.config import WanVAEConfig, check_has
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.cudnn import warn_of_convolutions
-from wanvae.engine.tensors import parse_dtype, widest
+from wanvae.engine.tensors import check_is_tensor, parse_dtype, parse_given_dtype, widest
 from wanvae.errors import UserError
 from wanvae.execution.network import Network, make_network
-from wanvae.nn import CausalConv, Decoder, Encoder, State, use_channels_last
+from wanvae.nn import AlphaDecoder, CausalConv, Decoder, Encoder, State, use_channels_last
 from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
@@ -74,9 +77,12 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             self.conv1 = CausalConv(3, 2 * config.z_dim, 2 * config.z_dim, 1)
         if config.half != "encoder":
             self.conv2 = CausalConv(3, config.z_dim, config.z_dim, 1)
-            self.decoder = Decoder(
+            decoder = AlphaDecoder if config.alpha_decoder else Decoder
+            self.decoder = decoder(
                 config.decoder, config.z_dim, config.out_channels, config.unpatchify
             )
+        # The class that the checkpoint has in diffusers.
+        self.diffusers_class: DiffusersClass = fitting_class(config)
 
     @classmethod
     def from_pretrained(
@@ -89,6 +95,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         variant: str | None = None,
         key: str | None = None,
         latent_statistics: str | PathLike[str] | None = None,
+        alpha: str | PathLike[str] | None = None,
         encode_dtype: torch.dtype | str | None = None,
         decode_dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -114,6 +121,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             latent_statistics: "none", "wan2.1", "wan2.2", or a JSON file with latents_mean and
                 latents_std. None takes the statistics of the file, or those that its architecture
                 tells; if these are only assumed, ``normalize`` warns once.
+            alpha: a checkpoint whose decoder decodes alpha from the same latents, as in Wan-Alpha.
+                The model then encodes RGB and decodes RGBA.
             encode_dtype: dtype of the parameters that encode; None is ``dtype``.
             decode_dtype: dtype of the parameters that decode; None is ``dtype``. In bfloat16,
                 decoded videos have smaller errors than encoded latents.
@@ -124,9 +133,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             CheckpointError: the file cannot be read or downloaded, or holds another model (the
                 message names the keys).
         """
-        if dtype is not None and torch_dtype is not None:
-            raise UserError("dtype and torch_dtype are the same: give one of them")
-        dtype = parse_dtype(torch_dtype if dtype is None else dtype)
+        dtype = parse_given_dtype(dtype, torch_dtype)
         encode_dtype, decode_dtype = parse_dtype(encode_dtype), parse_dtype(decode_dtype)
         source = source_of(path)
         source = Source(
@@ -135,12 +142,17 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             source.latent_statistics if latent_statistics is None else latent_statistics,
             source.variant if variant is None else variant,
         )
-        loaded = formats.load(source, subfolder, dtype=widest(encode_dtype, decode_dtype, dtype))
+        asked = widest(encode_dtype, decode_dtype, dtype)
+        loaded = formats.load(source, subfolder, dtype=asked)
+        if alpha is not None:
+            loaded = join_alpha(loaded, formats.load(alpha, dtype=asked), alpha)
         for change in loaded.changes:
             LOGGER.warning("%s: %s", path, change)
         with torch.device("meta"):
             vae = make_model(loaded.config)
         vae.assumed_statistics = loaded.assumed
+        if isinstance(vae, WanVAE) and loaded.layout is Layout.QWEN_IMAGE:
+            vae.diffusers_class = QWEN_IMAGE_CLASS
         load_tensors(vae, loaded.tensors, path)
         use_channels_last(vae)
         target = torch.device(device or "cpu")
@@ -161,18 +173,27 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         warn_of_convolutions(vae.device, {vae.encode_dtype, vae.decode_dtype})
         return vae.eval()
 
-    def as_diffusers(self) -> DiffusersVAE:
-        """Returns this model as the ``vae`` of a diffusers pipeline of Wan or Qwen-Image.
+    def as_diffusers(self, class_name: DiffusersClass | None = None) -> DiffusersVAE:
+        """Returns this model as the ``vae`` of a diffusers pipeline.
+
+        It is an object of diffusers' own class with the parameters of this model, not copies of
+        them. Its ``encode`` and ``decode`` run this model.
+
+        Args:
+            class_name: the class of diffusers; None is the class of the checkpoint. If it does not
+                tell, the class is "AutoencoderKLWan", and "AutoencoderKLQwenImage21" for a model
+                like Qwen-Image 2.1.
 
         Raises:
             ImportError: diffusers is not installed.
+            UserError: ``class_name`` is unknown, or the class cannot express this architecture.
         """
         if find_spec("diffusers") is None:
             raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
-        from wanvae.diffusers_adapter import DiffusersVAE
+        from wanvae.diffusers_adapter import make_diffusers_vae
 
         self.warn_of_statistics(stacklevel=3)
-        return DiffusersVAE(self)
+        return make_diffusers_vae(self, class_name or self.diffusers_class)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:
         return () if self.config.half == "decoder" else (self.conv1, self.encoder)
@@ -272,6 +293,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             recompute: as for ``forward``.
         """
         check_has(self.config, "encoder")
+        check_is_tensor(video, "video")
         features, state = self.encoder.step(video, state, recompute=recompute)
         return self.conv1(features), state
 
@@ -288,6 +310,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             recompute: as for ``forward``.
         """
         check_has(self.config, "decoder")
+        check_is_tensor(latents, "latents")
         return self.decoder.step(self.conv2(latents), state, recompute=recompute)
 
 

@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from motion.config import QuantizerConfig
 from motion.quantizer.codebooks import NO_CODE, Codebooks
 from motion.quantizer.codes import Finder, cut_into_blocks
+from wanvae.engine.tensors import check_is_indices
 from wanvae.errors import UserError
 from wanvae.nn.masking import make_mask
 
@@ -319,14 +320,13 @@ class ResidualVQ(nn.Module):
         return Search(latents, indices, loss, loss_gradient, counts, sums)
 
     def _check_indices(self, indices: Tensor) -> None:
+        check_is_indices(indices, "indices")
         layers, codes = self.config.num_quantizers, self.config.codebook_size
         if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
             raise UserError(
                 f"indices must be (B, T, Q) with Q at most {layers} and none of them 0, not "
                 f"{tuple(indices.shape)}"
             )
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise UserError(f"indices must be whole numbers, not {indices.dtype}")
         if not (indices.min() >= NO_CODE and indices.max() < codes):
             raise UserError(
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "

@@ -25,9 +25,12 @@ from motion.render import Figure, render_grid
 from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
+from wanvae.engine.files import refuse_overwriting
+from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.run_folder import WEIGHTS
 from wanvae.engine.training.task import StepLosses, Task
 from wanvae.errors import UserError
 
@@ -79,6 +82,7 @@ class MotionTraining:
             self.model = RVQVAE(config.model)
         else:
             self.model = RVQVAE.from_pretrained(config.weights)
+            check_weights(self.model, config.weights)
         # Before the data set the normalizer of a checkpoint that has none.
         self.start = "" if config.weights is None else identify(self.model)
         self.config = config
@@ -176,7 +180,12 @@ def as_tokenizer(model: nn.Module) -> RVQVAE:
 
 
 def run(config: TrainConfig) -> None:
-    """Trains as ``config`` says."""
+    """Trains as ``config`` says.
+
+    Raises:
+        FileError: the run would replace its weights.
+    """
+    refuse_overwriting(Path(config.trainer.run) / WEIGHTS, [config.weights])
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = MotionTraining(config, accelerator).task()

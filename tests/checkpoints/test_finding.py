@@ -146,3 +146,10 @@ def test_a_key_of_a_file_of_one_model_is_refused(tmp_path: Path) -> None:
     WanVAE.from_pretrained(tmp_path / "a.safetensors").save_pretrained(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="holds one model"):
         WanVAE.from_pretrained(tmp_path / "b.safetensors", key="vae")
+
+
+def test_a_file_of_very_many_models_is_refused(tmp_path: Path) -> None:
+    tensors = {f"{n}.encoder.downsamples.0.residual.0.gamma": torch.ones(1) for n in range(200)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="holds 200 models, more than a checkpoint does"):
+        WanVAE.from_pretrained(tmp_path / "a.safetensors")

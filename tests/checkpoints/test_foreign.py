@@ -83,6 +83,7 @@ FILES: dict[str, tuple[Shapes, str]] = {
         },
         "an image encoder (CLIP)",
     ),
+    "LoRA of old diffusers": ({"unet.mid.attn1.to_q_lora.down.weight": (2, 4)}, "a LoRA"),
     "LoRA of differences": ({"diffusion_model.blocks.0.self_attn.q.diff_b": (4,)}, "a LoRA"),
     "Mochi": ({"blocks.2.blocks.3.stack.5.weight": (4, 4, 3, 3, 3)}, "a Mochi VAE"),
     "Mochi encoder": ({"layers.4.layers.1.attn_block.attn.qkv.weight": (6, 2)}, "a Mochi VAE"),
@@ -130,7 +131,7 @@ FILES: dict[str, tuple[Shapes, str]] = {
             "diffusion_model.blocks.0.self_attn.q.lora_A.weight": (2, 4),
             "diffusion_model.blocks.0.self_attn.q.lora_B.weight": (4, 2),
         },
-        "a LoRA; it changes another model: give the checkpoint of that model",
+        "a LoRA; it changes another model; merge it into that model: wanvae convert MODEL OUT",
     ),
     "LoRA of Kohya": (
         {"lora_unet_blocks_0_self_attn_q.lora_down.weight": (2, 4)},

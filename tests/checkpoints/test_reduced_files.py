@@ -288,7 +288,7 @@ def test_statistics_can_be_named(narrow: Path, tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(CheckpointError, match=r"statistics\.json are no JSON"):
         WanVAE.from_pretrained(narrow, latent_statistics=file)
-    with pytest.raises(CheckpointError, match=r"none, wan2\.1, wan2\.2 or a JSON file"):
+    with pytest.raises(CheckpointError, match=r"none, wan2\.1, wan2\.2, qwen-.* or a JSON file"):
         WanVAE.from_pretrained(narrow, latent_statistics="wan3")
 
 

@@ -1,6 +1,7 @@
 """The command line: every command works, and bad input is one clear line and a status."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -178,6 +179,40 @@ def test_wan22(tmp_path: Path, run: Run) -> None:
     assert "6 tiles of at most 32x32 pixels" in encode and "6 tiles" in decode
 
 
+def test_a_pair_of_colour_and_alpha(tmp_path: Path, files: Path, run: Run, fail: Fail) -> None:
+    pair, latents = tmp_path / "pair.safetensors", files / "a.safetensors"
+    model = files / "vae.safetensors"
+    out, _ = run("convert", model, pair, "--alpha", model)
+    assert out.startswith("native to native: ")
+    assert "alpha_decoder: True\n" in run("info", pair)[0]
+    run("decode", latents, tmp_path / "a.webm", "--checkpoint", pair)
+    assert read_video(tmp_path / "a.webm", alpha=True)[1].has_alpha
+    err = fail("decode", latents, tmp_path / "a.mp4", "--checkpoint", pair)
+    assert ".mp4 holds no alpha; use one of .mov .webm .apng .png .webp" in err
+    run("decode", latents, tmp_path / "a.mp4", "--checkpoint", pair, "--drop-alpha")
+    size = "--frames", 9, "--height", 32, "--width", 48
+    whole, half = (run("plan", "--checkpoint", path, *size)[0] for path in (pair, model))
+    work = [float(re.findall(r"([\d.]+) T multiply-adds", text)[1]) for text in (whole, half)]
+    assert work[0] == pytest.approx(2 * work[1], abs=0.02)
+
+
+def test_a_lora_is_merged_and_is_no_model(
+    tmp_path: Path, files: Path, run: Run, fail: Fail
+) -> None:
+    lora, target = tmp_path / "lora.safetensors", tmp_path / "b.safetensors"
+    names = [f"vae.decoder.middle.1.proj.lora_{kind}.weight" for kind in "AB"]
+    weight = load_file(files / "vae.safetensors")["decoder.middle.1.proj.weight"]
+    side = len(weight)
+    save_file(dict(zip(names, (torch.ones(1, side), torch.ones(side, 1)), strict=True)), lora)
+    out, _ = run("convert", files / "vae.safetensors", target, "--lora", lora)
+    assert "note: merged a LoRA of rank 1 into 1 layers" in out
+    assert torch.allclose(load_file(target)["decoder.middle.1.proj.weight"], weight + 1)
+    # A LoRA may hold the weights that it changes, too.
+    weights = {f"vae.{n}": t for n, t in load_file(files / "vae.safetensors").items()}
+    save_file(load_file(lora) | weights, lora)
+    assert "It is a LoRA; it changes another model; merge it" in fail("info", lora)
+
+
 def test_an_upscaling_decoder_is_planned_for_what_it_decodes(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "vae.safetensors"
     tiny(upscale_factor=2).float().save_pretrained(path)
@@ -240,7 +275,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["transcode"], "invalid choice: 'transcode'"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["encode", "a.mp4"], "required: encode.output"),
-        (["convert", "a", "b"], "required: convert.to"),
         (["convert", "a", "b", "--to", "onnx"], "argument --to: invalid choice: 'onnx'"),
         (["reconstruct", "a", "b", "--crf", "low"], "Expected a <class 'int'>. Got value: low"),
         (["reconstruct", "a", "b", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
@@ -565,7 +599,7 @@ def test_an_error_is_on_its_own_line_below_the_bar(tmp_path: Path, files: Path, 
     bar, line, rest = err.split("\n")
     assert "frame" in bar and rest == ""
     assert line == f"wanvae: cannot write {target}: an image holds one frame; " + (
-        "give a video suffix for more"
+        "give a video suffix or numbered images, like frames/%05d.png, for more"
     )
     assert target.read_bytes() == BEFORE
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.helpers import WAN22
@@ -143,15 +142,3 @@ def test_the_tool_says_in_one_line_what_is_wrong(
     path = tmp_path / "no.pth"
     assert run_tool(monkeypatch, path, tmp_path / "b.pth", "--to", "wan") == 1
     assert capsys.readouterr().err == f"wanvae: {path} does not exist; check the path\n"
-
-
-def test_comfyui_is_the_official_layout_as_safetensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    vae = WanVAE(WanVAEConfig(dim=4, z_dim=2))
-    vae.save_pretrained(tmp_path / "native.safetensors")
-    call = (monkeypatch, tmp_path / "native.safetensors")
-    assert run_tool(*call, tmp_path / "a.safetensors", "--to", "comfyui") == 0
-    assert load_file(tmp_path / "a.safetensors").keys() == vae.state_dict().keys()
-    assert run_tool(*call, tmp_path / "a.pth", "--to", "comfyui") == 1
-    assert "must end in .safetensors for ComfyUI" in capsys.readouterr().err

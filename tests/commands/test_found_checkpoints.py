@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.commands import outputs_of
 from tests.helpers import tiny
 from wanvae import WanVAE, WanVAEConfig
+from wanvae.checkpoints import formats
+from wanvae.checkpoints.formats import Layout
 from wanvae.video import read_video, write_video
 
 Run = Callable[..., tuple[str, str]]
@@ -84,6 +86,16 @@ def test_a_key_chooses_for_every_command(
     decode = "decode", tmp_path / "ema.safetensors", tmp_path / "x.mkv", "--checkpoint", training
     assert "encoded by another model" in run(*decode, "--key", "generator")[1]
     assert "another model" not in run(*decode, "--key", "ema")[1]
+
+
+@pytest.mark.parametrize("kind", ["pth", "bin"])
+def test_files_for_comfyui_are_safetensors(tmp_path: Path, run: Run, kind: str) -> None:
+    native, part = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    tiny().save_pretrained(native)
+    run("convert", native, part, "--to", "comfyui")
+    assert formats.load(part).layout is Layout.WAN
+    _, err = run("convert", native, tmp_path / f"b.{kind}", "--to", "comfyui", status=1)
+    assert f"b.{kind} must end in .safetensors" in err
 
 
 @OTHER_MODEL

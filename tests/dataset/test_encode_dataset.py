@@ -509,7 +509,8 @@ def test_other_settings_are_refused(tmp_path: Path, files: Path, run: Run) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--frames", 6], "a clip must have 1 + 4n frames, not 6"),
+        (["--frames", 6], "a clip must have 1 + 4n frames, not 6: drop frames to 5"),
+        (["--frames", 0], "a clip must have 1 + 4n frames, not 0: one is the least"),
         (["--fps", "fast"], "fps must be a rate like 25"),
         (["--resize", "12x16"], "height and width must be multiples of 8, not 12x16"),
         (["--resize", "big"], "resize must be a height and a width like 480x832, or"),
@@ -622,6 +623,24 @@ def test_an_edited_video_is_encoded_again(
     out, _ = run(tmp_path / "out", "--frames", 5, source=source)
     assert "0 clips written" in out and "encoded again" not in out
     assert contents(tmp_path / "out") == new
+
+
+def test_videos_that_are_gone_are_named(tmp_path: Path, run: Run) -> None:
+    """Like those of a disk that is not there today: their latents wait for them."""
+    source = few(tmp_path / "in")
+    run(tmp_path / "out", "--frames", 5, source=source)
+    index = lines(tmp_path / "out" / "index.jsonl")
+    (source / "a.mp4").rename(tmp_path / "a.mp4")
+    told = "not in the folder any more, so the index leaves out its clips: a.mp4\n"
+    for known in (True, False):
+        out, _ = run(tmp_path / "out", "--frames", 5, source=source)
+        assert (told in out) == known
+        left = lines(tmp_path / "out" / "index.jsonl")
+        assert left == [clip for clip in index if clip["source"] != "a.mp4"]
+    (tmp_path / "a.mp4").rename(source / "a.mp4")
+    out, _ = run(tmp_path / "out", "--frames", 5, source=source)
+    assert "0 clips written" in out and told not in out
+    assert lines(tmp_path / "out" / "index.jsonl") == index
 
 
 def test_a_video_that_was_edited_and_cannot_be_read_keeps_no_latents(

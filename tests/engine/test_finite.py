@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import random_video, tiny
 from wanvae.engine import finite
-from wanvae.engine.finite import NotFiniteError, is_finite
+from wanvae.engine.finite import NotFiniteError, check_weights, is_finite
 from wanvae.errors import UserError
 from wanvae.execution.meter import MemoryMeter
 
@@ -66,7 +66,7 @@ def test_latents_that_nobody_looked_at_show_in_the_result(
     """As on a GPU, where a look at the latents would wait for what computes them."""
     vae, latents = tiny(), torch.zeros(1, 2, 2, 2, 2, dtype=torch.float64)
     latents[0, 1, 1, 0, 1] = value
-    monkeypatch.setattr("wanvae.model.check_input", lambda *_: None)
+    monkeypatch.setattr("wanvae.autoencoder.check_input", lambda *_: None)
     with pytest.raises(NotFiniteError, match="the latents are not finite"):
         vae.decode(latents)
 
@@ -128,3 +128,21 @@ def test_decoding_looks_at_its_result_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert looked == [(1, 4, 3, 2, 2)]
     tiny().decode(latents, tile_size=8)
     assert looked[1:] == [(1, 2, 3, 2, 2), (1, 3, 9, 16, 16)]
+
+
+def test_pixels_from_0_to_255_are_told() -> None:
+    vae, video = tiny(), 255 * torch.rand(1, 3, 5, 16, 16, dtype=torch.float64)
+    match = r"the video has values from .* to 25\d.*, but models take pixels in \[-1, 1\]: scale"
+    with pytest.warns(UserWarning, match=match):
+        vae.encode(video)
+    with pytest.warns(UserWarning, match=match):
+        vae.stream_encode().push(video)
+    vae.encode(video / 127.5 - 1)
+
+
+def test_damaged_weights_are_told_by_name() -> None:
+    vae = tiny()
+    check_weights(vae, "a.safetensors")
+    vae.decoder.conv1.bias.data[1] = NAN
+    with pytest.raises(NotFiniteError, match=r"^a\.safetensors holds .* in decoder\.conv1\.bias: "):
+        check_weights(vae, "a.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +38,45 @@ def test_checkpoints_are_loaded_in_a_dtype_that_is_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give one of them"):
         WanVAE.from_pretrained(tmp_path / "a.safetensors", "float32", torch_dtype="float32")
     saved_tokenizer(tmp_path / "m.safetensors")
-    motion = RVQVAE.from_pretrained(tmp_path / "m.safetensors", "bfloat16")
-    assert next(motion.encoder.parameters()).dtype is torch.bfloat16
+    for name in ("dtype", "torch_dtype"):
+        motion = RVQVAE.from_pretrained(tmp_path / "m.safetensors", **{name: "bfloat16"})
+        assert motion.dtype is torch.bfloat16
+    with pytest.raises(UserError, match="give one of them"):
+        RVQVAE.from_pretrained(tmp_path / "m.safetensors", "float32", torch_dtype="float32")
 
 
 def test_what_is_no_tensor_is_named_with_what_to_do() -> None:
     vae = tiny()
     posterior = Posterior(torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 1, 1, 1))
-    for call in (vae.decode, vae.normalize, vae.denormalize, vae.stream_decode().push):
+    decode_step, encode_step = (
+        partial(vae.decode_step, state=None),
+        partial(vae.encode_step, state=None),
+    )
+    normalizing = vae.normalize, vae.denormalize
+    for call in (vae.decode, decode_step, *normalizing, vae.stream_decode().push):
         with pytest.raises(UserError, match=r"latents must be .* not Posterior: .*mode\(\) or sam"):
             call(posterior)
     video = np.zeros((1, 3, 1, 8, 8), np.float32)
-    for call in (vae.encode, vae, vae.stream_encode().push):
+    for call in (vae.encode, vae, encode_step, vae.stream_encode().push):
         with pytest.raises(UserError, match=r"not ndarray: give torch\.from_numpy\(video\)"):
             call(video)
     with pytest.raises(UserError, match=r"not list: give video as a torch\.Tensor"):
         vae.encode([video])
     with pytest.raises(UserError, match=r"floating point, not torch\.uint8"):
         vae.encode(torch.from_numpy(video).to(torch.uint8))
+
+
+def test_tokens_that_are_no_tensor_of_whole_numbers(tmp_path: Path) -> None:
+    model = RVQVAE.from_pretrained(saved_tokenizer(tmp_path / "m.safetensors"))
+    indices = np.zeros((1, 2, model.config.quantizer.num_quantizers), np.int64)
+    for call in (model.decode, partial(model.decode_step, state=None)):
+        with pytest.raises(UserError, match=r"not ndarray: give torch\.from_numpy\(indices\)"):
+            call(indices)
+        with pytest.raises(UserError, match=r"indices must be whole numbers, not torch\.float"):
+            call(torch.from_numpy(indices).float())
+
+
+def test_tiles_that_are_no_size() -> None:
+    for tile_size in (16.0, (16, 16, 16), "16"):
+        with pytest.raises(UserError, match="tile_size must be one number or a height and a width"):
+            tiny().encode(torch.zeros(1, 3, 1, 8, 8), tile_size=tile_size)

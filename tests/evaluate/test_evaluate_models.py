@@ -71,6 +71,8 @@ def test_limits_do_not_change_the_result() -> None:
 
 
 def test_models_that_cannot_be_judged_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="encodes RGBA, and evaluate compares RGB"):
+        judge_stream(tiny(in_channels=4, out_channels=4), FACTS, None, None)
     with pytest.raises(ValueError, match="no original to compare with"):
         judge_stream(model(in_channels=4), FACTS, None, None)
     with pytest.raises(ValueError, match="cannot stream"):

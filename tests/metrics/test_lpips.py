@@ -162,5 +162,16 @@ def test_frames_too_small_for_the_network_are_told(network):
     assert model(*videos(1, smallest)).isfinite().all()
     with pytest.raises(ValueError, match=f"at least {smallest} pixels a side, not 3 and"):
         model(*videos(1, smallest - 1))
-    with pytest.raises(ValueError, match="not 4 and 32x32"):
-        model(*torch.zeros(2, 1, 4, 1, 32, 32))
+    with pytest.raises(ValueError, match="not 5 and 32x32"):
+        model(*torch.zeros(2, 1, 5, 1, 32, 32))
+
+
+def test_transparent_videos_are_compared_over_gray():
+    compare = Lpips("alex")
+    output, video = videos(2)
+    alpha = torch.linspace(-1, 1, 32).expand(2, 1, 2, 32, 32)
+    transparent = [torch.cat([x, alpha], dim=1) for x in (output, video)]
+    shown = [x * (alpha + 1) / 2 for x in (output, video)]
+    assert torch.equal(compare(*transparent), compare(*shown))
+    invisible = [torch.cat([x, -torch.ones_like(alpha)], dim=1) for x in (output, video)]
+    assert compare(*invisible).abs().max() == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import random_video, tiny
+from tests.helpers import QWEN21, random_video, tiny
 from wanvae import WanVAEConfig
 from wanvae.nn import use_channels_last
 from wanvae.train.initialize import FIRST_LOGVAR, inflate, start_as_image_model
@@ -54,6 +54,15 @@ def test_an_inflated_model_does_what_its_image_model_does(changes, dtype):
     still = vae.double()(image.double().expand(-1, -1, 9, -1, -1)).video
     expected = image_vae.double()(image.double()).video.expand_as(still)
     torch.testing.assert_close(still, expected, rtol=0, atol=1e-11)
+
+
+@torch.no_grad()
+def test_an_inflated_model_with_stage_shortcuts_does_the_same_with_one_frame():
+    image_vae = tiny(**QWEN21)
+    image = random_video(1, channels=4)
+    of_image, of_video = image_vae(image), inflate(image_vae)(image)
+    torch.testing.assert_close(of_video.video, of_image.video, rtol=0, atol=1e-11)
+    torch.testing.assert_close(of_video.posterior.mean, of_image.posterior.mean)
 
 
 def test_an_inflated_model_shares_nothing_with_its_image_model():

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, PartialState
 from tests.helpers import tiny
 from wanvae import WanVAE, WanVAEConfig, cli
 from wanvae.engine.command_line.arguments import parse_config
+from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.run import TrainConfig, first_model, main
 from wanvae.video import VideoError, probe, write_video
 
@@ -96,6 +97,39 @@ def test_a_frozen_encoder_is_bit_equal_after_training(folder, tmp_path):
         # Attention starts at zero, and so do the gradients of what is before its projection.
         if frozen or "middle.1." not in name:
             assert torch.equal(after[name], tensor) == frozen, name
+
+
+def test_an_rgba_model_is_trained_on_transparent_videos_and_images(tmp_path):
+    folder, run = tmp_path / "videos", tmp_path / "run"
+    folder.mkdir()
+    frames, y, x = torch.meshgrid(
+        torch.arange(9), torch.arange(32), torch.arange(48), indexing="ij"
+    )
+    phases = [x / 9, y / 7, (x + y) / 11, x / 5 + frames / 3]
+    video = torch.stack([torch.sin(phase) for phase in phases])
+    write_video(folder / "a.webm", video, Fraction(25))
+    write_video(folder / "b.png", video[:, :1], Fraction(1))
+    write_video(folder / "opaque.mp4", video[:3], Fraction(25))
+    changes = [
+        f"--config={CONFIGS / 'video' / 'rgba.yaml'}",
+        "--data.buckets=[{frames: 1, height: 16, width: 16}, {frames: 5, height: 16, width: 16}]",
+        "--loss.lpips=0",
+        "--trainer.batch_size=4",
+        "--trainer.learning_rate=3e-3",
+        f"--evaluation.folder={folder}",
+        "--evaluation.frames=5",
+        "--evaluation.size=16",
+        "--trainer.evaluate_every=2",
+    ]
+    small = [option for option in options(folder, run, 4) if "tiny.yaml" not in option]
+    assert main([*changes, *small, "--model.num_res_blocks=1"]) == 0
+    vae = WanVAE.from_pretrained(run / "model.safetensors")
+    assert (vae.config.in_channels, vae.config.out_channels) == (4, 4)
+    assert vae.encoder.conv1.weight.shape[1] == 4
+    data = DataConfig(folder=str(folder), frames=1, size=16)
+    crops = VideoCrops(data, 0, samples_per_step=1, alpha=True)
+    alphas = torch.stack([crops[number][3] for number in range(30)])
+    assert (alphas == 1).flatten(1).all(1).any() and (alphas < 0).flatten(1).any(1).any()
 
 
 def test_an_image_model_is_trained_and_inflated(folder, tmp_path):
@@ -228,7 +262,7 @@ def test_an_interruption_before_the_first_step_is_one_line(tmp_path, capsys, mon
 
 @pytest.mark.filterwarnings("ignore:a clip of waves.mp4")
 def test_an_error_in_a_loading_process_is_one_line(folder, tmp_path, capsys, monkeypatch):
-    def unreadable(*_: object) -> torch.Tensor:
+    def unreadable(*_: object, **__: object) -> torch.Tensor:
         raise VideoError("cannot read it")
 
     monkeypatch.setattr("wanvae.train.crops.read_clip", unreadable)
@@ -242,6 +276,16 @@ WAN22 = [
     *("--model.dim_mult=[1,1]", "--model.patch_size=2"),
     *("--model.stage_shortcuts=true", "--model.decoder_dim=6"),
 ]
+
+
+def test_training_does_not_start_from_damaged_weights(folder, tmp_path, capsys):
+    vae = tiny().float()
+    vae.conv1.bias.data[0] = float("nan")
+    vae.save_pretrained(tmp_path / "a.safetensors")
+    weights = f"--weights={tmp_path / 'a.safetensors'}"
+    assert main([*options(folder, tmp_path / "run", 1), weights]) == 1
+    assert "holds values that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("recompute", ["true", "false"])

@@ -13,6 +13,8 @@ from wanvae.errors import UserError
 
 # Side of the patches of published models.
 PATCH = 2
+# Channels of videos: RGB and RGBA.
+PIXELS = (3, 4)
 # Channels of the last layer of published decoders that upscale by 2.
 UPSCALED = 12
 
@@ -38,8 +40,10 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     """Infers the architecture from tensors with official names. Other fields keep their defaults.
 
     Only the tensors that tell the architecture are read; ``check_tensors`` checks all of them.
-    A model with stage shortcuts has patches of 2x2 pixels if its channels are multiples of 4. Any
-    other model whose decoder returns four times the channels of the video upscales by 2.
+    A model whose kernels have no extent in time is an image model. A model with stage shortcuts has
+    patches of 2x2 pixels if its layers read and write as many channels as such patches of RGB or
+    RGBA have. Any other model whose decoder returns four times the channels of the video upscales
+    by 2.
 
     Raises:
         UserError: a tensor that tells the architecture is missing or has an impossible shape; the
@@ -58,7 +62,8 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     multiples = [stage_width(tensors, stage, dim, "encoder.conv1.weight") for stage in encoder]
     # The last stage of the decoder mirrors the first stage of the encoder.
     decoder_dim = stage_width(tensors, decoder[-1], multiples[0], "dim_mult")
-    patched = nested and first % PATCH**2 == last % PATCH**2 == 0
+    images = kernel_in_time(tensors, "decoder.head.2.weight") == 1
+    patch_size = patch_of(first, last, images=images) if nested else 1
     scales = encoder_scales(encoder) | decoder_scales(decoder)
     config = WanVAEConfig(
         dim=dim,
@@ -69,8 +74,33 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         temporal_downsample=tuple(stage.temporal for stage in encoder[:-1]),
         decoder_dim=None if decoder_dim == dim else decoder_dim,
         stage_shortcuts=nested,
+        ndim=2 if images else 3,
     )
-    return replace(config, **channel_fields(first, last, PATCH if patched else 1))
+    return replace(config, **channel_fields(first, last, patch_size))
+
+
+def patch_of(*channels: int, images: bool) -> int:
+    """Returns the side of the patches of a model with stage shortcuts.
+
+    Args:
+        channels: channels that the first layer reads and that the last layer writes, or one of
+            both.
+        images: whether it is an image model.
+
+    Raises:
+        UserError: the channels fit several sides.
+    """
+    if all(count in [PATCH**2 * pixels for pixels in PIXELS] for count in channels):
+        return PATCH
+    # Qwen-Image 2.1 is an image model of RGBA. No image model of gray patches is known.
+    rgba = images and set(channels) == {4}
+    if rgba or any(count % PATCH**2 for count in channels):
+        return 1
+    raise UserError(
+        f"its layers for pixels have {' and '.join(map(str, channels))} channels, which may be "
+        "channels of pixels or of patches of 2x2 pixels, and nothing in the file tells which; "
+        "convert it from a native or a diffusers checkpoint, which do"
+    )
 
 
 def half_of(names: Iterable[str]) -> Half | None:
@@ -95,17 +125,19 @@ def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
         dim, pixels = conv_channels(tensors, "encoder.conv1.weight")
         moments, _ = conv_channels(tensors, "conv1.weight")
         z_dim, blocks, unit = moments // 2, stages[0].blocks, "encoder.conv1.weight"
-        scales = encoder_scales(stages)
+        scales, ends = encoder_scales(stages), "encoder.conv1.weight"
     else:
         z_dim, _ = conv_channels(tensors, "conv2.weight")
         pixels, _ = conv_channels(tensors, "decoder.head.2.weight")
         unit = f"{stages[-1].first_layer}.residual.2.weight"
         dim, _ = conv_channels(tensors, unit)
         blocks, scales = stages[0].blocks - 1, decoder_scales(stages)
+        ends = "decoder.head.2.weight"
+    images = kernel_in_time(tensors, ends) == 1
     multiples = [stage_width(tensors, stage, dim, unit) for stage in stages]
     steps = [stage.temporal for stage in stages[:-1]]
     order = 1 if encoding else -1
-    patched = nested and pixels % PATCH**2 == 0
+    patch_size = patch_of(pixels, images=images) if nested else 1
     upscaled = not encoding and not nested and pixels == UPSCALED
     config = WanVAEConfig(
         dim=dim,
@@ -115,10 +147,11 @@ def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
         attn_scales=tuple(sorted(scales)),
         temporal_downsample=tuple(steps[::order]),
         stage_shortcuts=nested,
+        ndim=2 if images else 3,
         half=half,
     )
     first = pixels // 4 if upscaled else pixels
-    return replace(config, **channel_fields(first, pixels, PATCH if patched else 1))
+    return replace(config, **channel_fields(first, pixels, patch_size))
 
 
 def encoder_scales(stages: Sequence[StageFacts]) -> set[float]:
@@ -196,6 +229,12 @@ def read_stages(names: Iterable[str], row: str) -> list[StageFacts]:
         else:
             stages[-1].attention = True
     return stages
+
+
+def kernel_in_time(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Returns the extent in time of the kernel of the 3D convolution with the weight ``name``."""
+    conv_channels(tensors, name)
+    return tensors[name].shape[2]
 
 
 def conv_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ class Layout(Enum):
     TINY = "taehv"
     DIFFUSERS = "diffusers"
     QWEN_IMAGE = "qwen-image"
+    QWEN_IMAGE_21 = "qwen-image-2.1"
 
 
 @dataclass(frozen=True)

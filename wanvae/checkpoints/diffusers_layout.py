@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from wanvae.checkpoints.architecture import channel_fields
 from wanvae.checkpoints.latent_statistics import NO_STATISTICS, with_known_statistics
-from wanvae.config import WanVAEConfig
+from wanvae.config import QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.json_files import read_json
@@ -62,8 +64,21 @@ NO_EFFECT = frozenset(
 NOTHING: tuple[object, ...] = (None, False, "", [], {})
 # Values of keys that scale latents, which do not scale them.
 NEUTRAL = {"scaling_factor": 1, "shift_factor": 0}
-WAN_CLASS, QWEN_IMAGE_CLASS = "AutoencoderKLWan", "AutoencoderKLQwenImage"
-CLASSES = {WAN_CLASS: WAN_FIELDS, QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS}
+# The classes of diffusers that a model may have there.
+DiffusersClass = Literal["AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21"]
+WAN_CLASS: DiffusersClass = "AutoencoderKLWan"
+QWEN_IMAGE_CLASS: DiffusersClass = "AutoencoderKLQwenImage"
+# Its convolutions are 2D, so weights have no axis of time. Its factor of time has no meaning.
+QWEN_IMAGE_21_CLASS: DiffusersClass = "AutoencoderKLQwenImage21"
+CLASSES = {
+    WAN_CLASS: WAN_FIELDS,
+    QWEN_IMAGE_CLASS: QWEN_IMAGE_FIELDS,
+    QWEN_IMAGE_21_CLASS: WAN_FIELDS,
+}
+QWEN_IMAGE_21_TIME = {"scale_factor_temporal": 8}
+
+# Layers whose kernels have no axis of time in any layout.
+FLAT = ("resample.1.weight", "to_qkv.weight", "proj.weight")
 
 # Names inside a layer, official and in diffusers.
 RESIDUAL = {
@@ -194,7 +209,29 @@ def from_diffusers(tensors: StoredTensors, stages: int, blocks: int) -> StoredTe
             f"{len(unknown)} tensors do not belong in a diffusers model of {stages} stages with "
             f"{blocks} residual blocks each: {first_few(unknown)}"
         )
-    return tensors.renamed({official[name]: name for name in tensors})
+    return with_axis_of_time(tensors.renamed({official[name]: name for name in tensors}))
+
+
+def with_axis_of_time(tensors: StoredTensors) -> StoredTensors:
+    """Returns tensors with official names, where kernels of 2D convolutions have time extent 1."""
+    flat = {n for n, t in tensors.outline.items() if t.dim() == 4 and has_axis_of_time(n)}
+    outline = {n: t[:, :, None] if n in flat else t for n, t in tensors.outline.items()}
+    return StoredTensors(
+        outline, lambda name: tensors[name][:, :, None] if name in flat else tensors[name]
+    )
+
+
+def without_axis_of_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors with official names, where kernels of time extent 1 are 2D."""
+    return {
+        name: tensor[:, :, 0] if tensor.dim() == 5 and has_axis_of_time(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def has_axis_of_time(name: str) -> bool:
+    """Returns whether a tensor with this official name is the kernel of a 3D convolution."""
+    return name.endswith(".weight") and not name.endswith(FLAT)
 
 
 def read_diffusers_config(content: Mapping[str, Any]) -> tuple[WanVAEConfig, tuple[str, ...]]:
@@ -260,6 +297,9 @@ def architecture_of(name: str, values: Mapping[str, Any]) -> WanVAEConfig:
     """
     if values.get("patch_size", 1) is None:
         values = {**values, "patch_size": 1}
+    if name == QWEN_IMAGE_21_CLASS:
+        # The class has its own defaults.
+        values = {**to_json_dict(QWEN_IMAGE_21), **values}
     config = from_json_dict(WanVAEConfig, values)
     last = config.in_channels if name == QWEN_IMAGE_CLASS else config.out_channels
     return replace(config, **channel_fields(config.in_channels, last, config.patch_size))
@@ -296,6 +336,22 @@ def wan_config(config: WanVAEConfig) -> dict[str, Any]:
     return diffusers_config(WAN_CLASS, config, values) | factors
 
 
+def is_like_qwen_image_21(config: WanVAEConfig) -> bool:
+    """Returns whether a model is an image model with the shortcuts of a video model."""
+    return config.ndim == 2 and config.stage_shortcuts
+
+
+def fitting_class(config: WanVAEConfig) -> DiffusersClass:
+    """Returns the class of diffusers for a model, by its architecture."""
+    return QWEN_IMAGE_21_CLASS if is_like_qwen_image_21(config) else WAN_CLASS
+
+
+def qwen_image_21_config(config: WanVAEConfig) -> dict[str, Any]:
+    """Returns the content of the config.json of an ``AutoencoderKLQwenImage21``."""
+    content = wan_config(config) | QWEN_IMAGE_21_TIME
+    return {**content, "_class_name": QWEN_IMAGE_21_CLASS}
+
+
 def qwen_image_config(config: WanVAEConfig) -> dict[str, Any]:
     """Returns the content of the config.json of an ``AutoencoderKLQwenImage``."""
     return diffusers_config(QWEN_IMAGE_CLASS, config, to_json_dict(config))
@@ -315,3 +371,11 @@ def diffusers_config(name: str, config: WanVAEConfig, values: Mapping[str, Any])
         **{theirs: values[ours] for theirs, ours in (FIELDS | CLASSES[name]).items()},
         **statistics,
     }
+
+
+# What returns the content of the config.json, by class.
+CONTENTS: dict[DiffusersClass, Callable[[WanVAEConfig], dict[str, Any]]] = {
+    WAN_CLASS: wan_config,
+    QWEN_IMAGE_CLASS: qwen_image_config,
+    QWEN_IMAGE_21_CLASS: qwen_image_21_config,
+}

@@ -48,15 +48,16 @@ class Kind:
         return re.search(rf"(?:^|\.)(?:{self.mark})$", name) is not None
 
 
-BASE = "it changes another model: give the checkpoint of that model"
+BASE = "it changes another model; merge it into that model: wanvae convert MODEL OUT --lora FILE"
+LORA = Kind(
+    "a LoRA",
+    r"\w*(lora_[AB]|lora_up|lora_down|lora\.up|lora\.down|lora_magnitude_vector)(\.[\w.]*)?"
+    r"|hada_w1_a|lokr_w1|diff|diff_b",
+    hint=BASE,
+)
 # The first kind that fits a file is what it is, so kinds with more particular names come first.
 KINDS = (
-    Kind(
-        "a LoRA",
-        r"(lora_[AB]|lora_up|lora_down|lora\.up|lora\.down|lora_magnitude_vector)(\.[\w.]*)?"
-        r"|hada_w1_a|lokr_w1|diff|diff_b",
-        hint=BASE,
-    ),
+    LORA,
     # Video VAEs.
     Kind(
         "a CogVideoX VAE",
@@ -178,6 +179,11 @@ KINDS = (
         hint="wanvae decode reads latents",
     ),
 )
+
+
+def is_lora(tensors: Mapping[str, Tensor]) -> bool:
+    """Returns whether a file is a LoRA, perhaps with the weights that it changes beside it."""
+    return any(LORA.fits(name, tensor) for name, tensor in tensors.items())
 
 
 def refusal(tensors: Mapping[str, Tensor]) -> UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from os.path import isdir
@@ -18,13 +18,19 @@ from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.diffusers_layout import (
     DIFFUSERS_CONFIG,
     DIFFUSERS_WEIGHTS,
+    QWEN_IMAGE_21_CLASS,
     QWEN_IMAGE_CLASS,
+    WAN_CLASS,
+    DiffusersClass,
     diffusers_names,
     from_diffusers,
+    is_like_qwen_image_21,
+    qwen_image_21_config,
     qwen_image_config,
     read_diffusers_config,
     read_diffusers_json,
     wan_config,
+    without_axis_of_time,
 )
 from wanvae.checkpoints.directory import find_config, find_single_file, find_weights
 from wanvae.checkpoints.hub import stored_files
@@ -38,7 +44,7 @@ from wanvae.checkpoints.model_file import (
 )
 from wanvae.checkpoints.precision import storage_kinds, widen
 from wanvae.checkpoints.source import Source, source_of
-from wanvae.config import COUNTS, WanVAEConfig
+from wanvae.config import COUNTS, QWEN_IMAGE_21, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
     digest_of_tensors,
@@ -53,10 +59,17 @@ from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
 
 # Fields that only the native layout stores.
-BLOCK_FIELDS = ("ndim", "block", "norm", "activation")
+BLOCK_FIELDS = ("block", "norm", "activation", "alpha_decoder")
 HALF_FIELDS = ("half",)
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
+
+
+CLASS_LAYOUTS = {
+    WAN_CLASS: Layout.DIFFUSERS,
+    QWEN_IMAGE_CLASS: Layout.QWEN_IMAGE,
+    QWEN_IMAGE_21_CLASS: Layout.QWEN_IMAGE_21,
+}
 
 
 def load(
@@ -119,8 +132,7 @@ def read_diffusers(config_file: Path) -> tuple[WanVAEConfig, tuple[str, ...], La
     """Returns config, notes and layout of the diffusers model that a config.json describes."""
     content = read_diffusers_json(config_file)
     config, notes = read_diffusers_config(content)
-    qwen_image = content["_class_name"] == QWEN_IMAGE_CLASS
-    return config, notes, Layout.QWEN_IMAGE if qwen_image else Layout.DIFFUSERS
+    return config, notes, CLASS_LAYOUTS[content["_class_name"]]
 
 
 def load_diffusers(
@@ -230,8 +242,17 @@ def save_wan(
         FileError: ``path`` cannot be written.
     """
     require_suffix(path, ".pth", ".safetensors")
-    require_equal(config, WanVAEConfig(), Layout.WAN, BLOCK_FIELDS)
-    require_equal(config, infer_config(tensors), Layout.WAN, PIXEL_FIELDS)
+    # Other image models have no tensors that tell temporal_downsample.
+    possible = QWEN_IMAGE_21 if is_like_qwen_image_21(config) else WanVAEConfig()
+    require_equal(config, possible, Layout.WAN, (*BLOCK_FIELDS, "ndim"))
+    try:
+        told = infer_config(tensors)
+    except UserError as error:
+        raise CheckpointError(
+            f"the {Layout.WAN.value} layout has no such model, because of a file with it one would "
+            f"say: {error}"
+        ) from error
+    require_equal(config, told, Layout.WAN, PIXEL_FIELDS)
     save_bare(path, tensors)
 
 
@@ -261,12 +282,8 @@ def save_diffusers(
         CheckpointError: diffusers has no such architecture.
         FileError: ``directory`` holds something else, or cannot be written.
     """
-    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales")
-    require_equal(config, WanVAEConfig(), Layout.DIFFUSERS, names)
-    content = wan_config(config)
-    read, _ = read_diffusers_config(content)
-    require_equal(config, read, Layout.DIFFUSERS, PIXEL_FIELDS)
-    write_directory(directory, config, content, tensors)
+    refuse_differences(Layout.DIFFUSERS, diffusers_differences(config, WAN_CLASS))
+    write_directory(directory, config, wan_config(config), tensors)
 
 
 def save_qwen_image(
@@ -278,18 +295,22 @@ def save_qwen_image(
         CheckpointError: as for ``save_diffusers``, or the architecture differs from Wan2.1 in more
             than sizes and the number of channels of the video.
     """
-    names = (
-        *BLOCK_FIELDS,
-        *HALF_FIELDS,
-        *PIXEL_FIELDS,
-        "attn_scales",
-        "decoder_dim",
-        "stage_shortcuts",
-    )
-    require_equal(config, WanVAEConfig(), Layout.QWEN_IMAGE, names)
-    alike = replace(config, out_channels=config.in_channels)
-    require_equal(config, alike, Layout.QWEN_IMAGE, ("out_channels",))
+    refuse_differences(Layout.QWEN_IMAGE, diffusers_differences(config, QWEN_IMAGE_CLASS))
     write_directory(directory, config, qwen_image_config(config), tensors)
+
+
+def save_qwen_image_21(
+    directory: str | PathLike[str], config: WanVAEConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Writes a directory for ``AutoencoderKLQwenImage21``, as ``save_diffusers`` does.
+
+    Raises:
+        CheckpointError: as for ``save_diffusers``, or it is no image model with stage shortcuts.
+    """
+    found = diffusers_differences(config, QWEN_IMAGE_21_CLASS)
+    refuse_differences(Layout.QWEN_IMAGE_21, found)
+    content = qwen_image_21_config(config)
+    write_directory(directory, config, content, without_axis_of_time(tensors))
 
 
 def write_directory(
@@ -346,11 +367,39 @@ def require_equal(
     config: WanVAEConfig, possible: WanVAEConfig, layout: Layout, names: Iterable[str]
 ) -> None:
     """Raises CheckpointError if a layout cannot store one of the fields ``names`` of ``config``."""
+    refuse_differences(layout, differences(config, possible, names))
+
+
+def refuse_differences(layout: Layout, found: Iterable[str]) -> None:
+    """Raises CheckpointError for the first of some differences, if there is one."""
+    for difference in found:
+        raise CheckpointError(
+            f"the {layout.value} layout has no {difference}; use the {Layout.NATIVE.value} layout"
+        )
+
+
+def differences(
+    config: WanVAEConfig, possible: WanVAEConfig, names: Iterable[str]
+) -> Iterator[str]:
+    """Yields the fields ``names`` in which ``config`` differs from what is possible, for people."""
     for name in names:
         value, needed = getattr(config, name), getattr(possible, name)
         if value != needed:
-            only = "" if needed is None else f", only {needed!r}"
-            raise CheckpointError(
-                f"the {layout.value} layout has no {name} {value!r}{only}; "
-                f"use the {Layout.NATIVE.value} layout"
-            )
+            yield f"{name} {value!r}" + ("" if needed is None else f", only {needed!r}")
+
+
+def diffusers_differences(config: WanVAEConfig, class_name: DiffusersClass) -> Iterator[str]:
+    """Yields what a class of diffusers cannot express of an architecture, for people."""
+    possible = QWEN_IMAGE_21 if class_name == QWEN_IMAGE_21_CLASS else WanVAEConfig()
+    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales", "ndim")
+    yield from differences(config, possible, names)
+    if class_name == WAN_CLASS:
+        read, _ = read_diffusers_config(wan_config(config))
+        yield from differences(config, read, PIXEL_FIELDS)
+    elif class_name == QWEN_IMAGE_CLASS:
+        names = (*PIXEL_FIELDS, "decoder_dim", "stage_shortcuts")
+        yield from differences(config, possible, names)
+        alike = replace(config, out_channels=config.in_channels)
+        yield from differences(config, alike, ("out_channels",))
+    else:
+        yield from differences(config, possible, ("stage_shortcuts", "upscale_factor"))

@@ -11,7 +11,11 @@ import torch
 from wanvae.checkpoints.architecture import half_of, infer_config
 from wanvae.checkpoints.checkpoint import Checkpoint, Layout, Storage
 from wanvae.checkpoints.companions import find_statistics
-from wanvae.checkpoints.diffusers_layout import count_stages_and_blocks, from_diffusers
+from wanvae.checkpoints.diffusers_layout import (
+    count_stages_and_blocks,
+    from_diffusers,
+    with_axis_of_time,
+)
 from wanvae.checkpoints.finding import (
     DIFFUSERS,
     WAN,
@@ -21,7 +25,7 @@ from wanvae.checkpoints.finding import (
     find_candidates,
     names_without_wrappers,
 )
-from wanvae.checkpoints.foreign import refusal
+from wanvae.checkpoints.foreign import is_lora, refusal
 from wanvae.checkpoints.latent_statistics import (
     NO_STATISTICS,
     Statistics,
@@ -46,6 +50,8 @@ NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
 }
 # Beginnings of the names that belong to the other half of a model.
 OTHER_ROOTS: Mapping[Half, str] = {"encoder": "conv2.", "decoder": "conv1."}
+# Models in one file, above which it was written to keep readers busy.
+MOST_MODELS = 100
 # The largest part of a model in its file: quantized tensors grow, and tensors may share memory.
 GROWTH = 8
 ROOM = 2**20
@@ -66,6 +72,11 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
     if file.metadata.get("format") in NATIVE_FORMATS:
         return load_native(file, key)
     candidates = find_candidates(file.tensors, tuple(READERS))
+    if len(candidates) > MOST_MODELS:
+        raise UserError(f"it holds {len(candidates)} models, more than a checkpoint does")
+    # A LoRA may hold the weights that it changes, too.
+    loras = [n for n, tensor in file.tensors.outline.items() if is_lora({n: tensor})]
+    candidates = [c for c in candidates if not any(map(c.owns, loras))]
     if not candidates:
         raise refusal(file.tensors)
     candidate = choose(candidates, file.tensors, key)
@@ -113,6 +124,7 @@ def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAECon
 
 def read_official(tensors: StoredTensors) -> Checkpoint:
     """Reads tensors with official names, without a config."""
+    tensors = with_axis_of_time(tensors)
     half = half_of(tensors)
     unused = [n for n in tensors if half is not None and n.startswith(OTHER_ROOTS[half])]
     tensors = tensors.renamed({name: name for name in tensors if name not in unused})

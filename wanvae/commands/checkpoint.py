@@ -6,19 +6,15 @@ from typing import get_args
 
 from jsonargparse import Namespace
 
-from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory
+from wanvae.checkpoints.formats import Layout, files_in_diffusers_directory, require_suffix
 from wanvae.commands.convert import convert, load_complete
 from wanvae.commands.options import DTYPES, add_source_options, checkpoint_of, source_of_options
 from wanvae.config import Half, WanVAEConfig
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
-from wanvae.errors import UserError
 from wanvae.nn.kernels.precision import emulated_among
 from wanvae.tiny_config import TinyVAEConfig
-
-# What ComfyUI reads: official names in a safetensors file.
-COMFYUI = "comfyui"
 
 
 def info(arguments: Namespace) -> None:
@@ -56,31 +52,31 @@ def kind_of(config: WanVAEConfig | TinyVAEConfig) -> str:
     return ", an image model" if config.ndim == 2 else ""
 
 
+# What people call the wan layout in a .safetensors file.
+COMFYUI = "comfyui"
+
+
 def convert_checkpoint(arguments: Namespace) -> None:
     """Writes a checkpoint in another layout."""
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     source = source_of_options(arguments, arguments.source)
-    target = layout_of(arguments.to, arguments.destination)
-    report = convert(source, arguments.destination, target, dtype, only=arguments.only)
+    if arguments.to == COMFYUI:
+        require_suffix(arguments.destination, ".safetensors")
+    report = convert(
+        source,
+        arguments.destination,
+        Layout.WAN if arguments.to == COMFYUI else Layout(arguments.to),
+        dtype,
+        only=arguments.only,
+        alpha=arguments.alpha,
+        lora=arguments.lora,
+    )
     print(
         f"{report.source.value} to {report.target.value}: {report.tensors} tensors, "
         f"{report.renamed} renamed"
     )
     for note in report.notes:
         print(f"note: {note}")
-
-
-def layout_of(name: str, destination: str) -> Layout:
-    """Returns the layout of a name in ``--to``.
-
-    Raises:
-        UserError: ComfyUI does not read files with the suffix of ``destination``.
-    """
-    if name != COMFYUI:
-        return Layout(name)
-    if not destination.endswith(".safetensors"):
-        raise UserError(f"{destination} must end in .safetensors for ComfyUI; change its name")
-    return Layout.WAN
 
 
 def add_info_options(parser: Parser) -> None:
@@ -99,17 +95,25 @@ def add_convert_options(parser: Parser) -> None:
     parser.add_argument("source", help="checkpoint of any layout, which is detected")
     parser.add_argument(
         "destination",
-        help=".safetensors (native), .pth or .safetensors (wan), directory (diffusers)",
+        help=".safetensors (native, comfyui), .pth or .safetensors (wan), directory (diffusers)",
     )
     parser.reads("source")
     parser.writes("destination", files_in_diffusers_directory)
     add_source_options(parser)
+    layouts = [*(layout.value for layout in Layout), COMFYUI]
     parser.add_argument(
-        "--to",
-        choices=[*(layout.value for layout in Layout), COMFYUI],
-        required=True,
-        help="layout to write; comfyui is wan as .safetensors",
+        "--to", choices=layouts, default=Layout.NATIVE.value, help="layout to write"
     )
+    parser.add_argument(
+        "--alpha",
+        help="checkpoint whose decoder decodes alpha from the same latents (Wan-Alpha); the "
+        "result decodes RGBA",
+    )
+    parser.add_argument(
+        "--lora",
+        help="LoRA to merge into the model, like Wan-Alpha-VAE.bin; its base is the source",
+    )
+    parser.reads("alpha", "lora")
     parser.add_argument("--only", choices=get_args(Half), help="write this half of the model alone")
     parser.add_argument(
         "--dtype",

@@ -14,6 +14,8 @@ from wanvae.checkpoints import formats
 from wanvae.checkpoints.architecture import infer_config
 from wanvae.checkpoints.formats import Checkpoint, Layout
 from wanvae.checkpoints.latent_statistics import with_known_statistics
+from wanvae.checkpoints.lora import merge_lora
+from wanvae.checkpoints.pair import join_alpha
 from wanvae.checkpoints.tiny import infer_tiny_config, with_network_latents
 from wanvae.config import Half, WanVAEConfig, check_has
 from wanvae.engine.checkpoint import CheckpointError, check_tensors
@@ -24,6 +26,7 @@ WRITERS = {
     Layout.WAN: formats.save_wan,
     Layout.DIFFUSERS: formats.save_diffusers,
     Layout.QWEN_IMAGE: formats.save_qwen_image,
+    Layout.QWEN_IMAGE_21: formats.save_qwen_image_21,
 }
 # Beginnings of the names of the tensors of each half.
 ROOTS: Mapping[Half, tuple[str, ...]] = {
@@ -31,7 +34,7 @@ ROOTS: Mapping[Half, tuple[str, ...]] = {
     "decoder": ("decoder.", "conv2."),
 }
 # Layouts in which tensors do not have their official names.
-RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE)
+RENAMING = (Layout.DIFFUSERS, Layout.QWEN_IMAGE, Layout.QWEN_IMAGE_21)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def convert(
     dtype: torch.dtype | None = None,
     *,
     only: Half | None = None,
+    alpha: str | PathLike[str] | None = None,
+    lora: str | PathLike[str] | None = None,
 ) -> ConversionReport:
     """Writes the checkpoint ``source``, of any layout, to ``destination`` in the ``target`` layout.
 
@@ -69,6 +74,9 @@ def convert(
         dtype: dtype of the written floating point tensors; None keeps the dtype of each tensor,
             except that float8 and quantized tensors become bfloat16.
         only: the half to write; None writes all that is there.
+        alpha: checkpoint whose decoder decodes alpha from the same latents, as in Wan-Alpha. None
+            is no alpha.
+        lora: file of a LoRA to merge into the model. None is no LoRA.
 
     Raises:
         CheckpointError: ``source`` cannot be read or is not a complete model, or the layout cannot
@@ -76,6 +84,10 @@ def convert(
         FileError: ``destination`` cannot be written.
     """
     checkpoint = load_complete(source, dtype)
+    if alpha is not None:
+        checkpoint = join_alpha(checkpoint, load_complete(alpha, dtype), alpha)
+    if lora is not None:
+        checkpoint = merge_lora(checkpoint, lora)
     config, tensors = checkpoint.config, checkpoint.tensors
     if only is not None:
         if isinstance(config, TinyVAEConfig):

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import VideoConfig, check_reconstructs
+from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.finite import NotFiniteError
@@ -114,7 +114,7 @@ def reconstruct_file(
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with open_excerpt(source, start, duration, fps) as excerpt:
+    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
         info = excerpt.info
         waiting: deque[Frame] = deque()
         # Encoder and decoder work at the same time, so each gets half of the memory.
@@ -124,7 +124,9 @@ def reconstruct_file(
         width = 2 * info.width if side_by_side else info.width
         with (
             show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
-            open_writer(destination, first, width, info.height, info.fps, crf) as writer,
+            open_writer(
+                destination, first, width, info.height, info.fps, crf, decodes_alpha(vae.config)
+            ) as writer,
             limit_shared_by(2),
         ):
             for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
@@ -147,7 +149,7 @@ def reconstruct_file(
         frames=frames,
         psnr=total_psnr / frames,
         ssim=total_ssim / frames,
-        compression=3 * frames * info.width * info.height / latent_values,
+        compression=vae.config.in_channels * frames * info.width * info.height / latent_values,
         seconds=time.perf_counter() - began,
     )
 
@@ -190,7 +192,7 @@ def encode_file(
     refuse_overwriting(destination, [source, checkpoint])
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
-    with open_excerpt(source, start, duration, fps) as excerpt:
+    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
         info = excerpt.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
@@ -219,6 +221,7 @@ def decode_file(
     checkpoint: str | PathLike[str] | None = None,
     scale: Scale | None = None,
     entry: str | None = None,
+    drop_alpha: bool = False,
     fps: Fraction | None = None,
     crf: int = 18,
     tile_size: TileSize | None = None,
@@ -236,6 +239,8 @@ def decode_file(
         scale: the scale of the latents of another program; None takes what the program stores, or
             what the values tell, and logs which. Normalized latents are denormalized first.
         entry: the name of the clip, where ``source`` holds several.
+        drop_alpha: write colour alone if the model decodes alpha. Otherwise the format of
+            ``destination`` must hold alpha.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
         crf: quality of the written video, 0 (best) to 51.
         tile_size: work in tiles with at most this many pixels along each side.
@@ -267,16 +272,18 @@ def decode_file(
             height, width = upscale * latents.video.height, upscale * latents.video.width
             frames, rate = len(latents.times), latents.video.rate
         times = latents.times if fps is None else ()
+        alpha = decodes_alpha(vae.config) and not drop_alpha
+        channels = RGBA if alpha else RGB
         done, first = 0, is_first(shard)
         with (
             show_progress(range(latents.length), latents.length, progress and first) as starts,
-            open_writer(destination, first, width, height, fps or rate, crf) as writer,
+            open_writer(destination, first, width, height, fps or rate, crf, alpha) as writer,
         ):
             pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized:
                 pieces = map(vae.denormalize, pieces)
             for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
-                decoded = decoded[0, :, : frames - done, :height, :width]
+                decoded = decoded[0, :channels, : frames - done, :height, :width]
                 count = decoded.shape[1]
                 if count and writer is not None:
                     writer.write(decoded, times[done : done + count] or None)
@@ -301,22 +308,28 @@ class Excerpt:
 
 @contextmanager
 def open_excerpt(
-    source: str | PathLike[str], start: float, duration: float | None, fps: Fraction | None = None
+    source: str | PathLike[str],
+    start: float,
+    duration: float | None,
+    fps: Fraction | None,
+    config: VideoConfig,
 ) -> Iterator[Excerpt]:
     """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
 
     Args:
         fps: frames per second of numbered images.
+        config: the model that encodes the video. It tells whether alpha is read.
 
     Raises:
         VideoError: ``source`` cannot be read, or has no frame there, or the times are wrong.
     """
     if not 0 <= start < math.inf or not (math.inf if duration is None else duration) > 0:
+        length = "" if duration is None else f" for {duration} s"
         raise VideoError(
-            f"cannot read {source} from {start} s for {duration} s: the start must be 0 or more, "
+            f"cannot read {source} from {start} s{length}: the start must be 0 or more, "
             "the duration more than 0"
         )
-    with VideoReader(source, fps=fps) as reader:
+    with VideoReader(source, fps=fps, alpha=encodes_alpha(config)) as reader:
         if beside := reader.info.beside:
             verb = "is" if beside == ("sound",) else "are"
             warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
@@ -340,13 +353,19 @@ def open_excerpt(
 
 @contextmanager
 def open_writer(
-    path: str | PathLike[str], first: bool, width: int, height: int, fps: Fraction, crf: int
+    path: str | PathLike[str],
+    first: bool,
+    width: int,
+    height: int,
+    fps: Fraction,
+    crf: int,
+    alpha: bool,
 ) -> Iterator[VideoWriter | None]:
     """Opens a video or image file to write in the ``first`` process; gives None to the others."""
     if not first:
         yield None
         return
-    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf) as writer:
+    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf, alpha=alpha) as writer:
         yield writer
 
 

@@ -24,7 +24,10 @@ from wanvae.tiny import TinyVAE
 from wanvae.video.rate import parse_rate
 
 VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
-OUTPUT_HELP = "file to write: .mp4, .mkv, .mov, or .png, .jpg, .webp for one frame"
+OUTPUT_HELP = (
+    "file to write: .mp4, .mkv, .mov, .webm, .apng; .png, .jpg, .webp for one frame, or numbered "
+    "images (frames/%05d.png); with alpha: .webm, .mov, .apng, .png"
+)
 
 
 def reconstruct(arguments: Namespace) -> None:
@@ -91,6 +94,7 @@ def decode(arguments: Namespace) -> None:
             checkpoint=None if tiny else checkpoint_of(arguments),
             scale=scale_of(arguments),
             entry=arguments.entry,
+            drop_alpha=arguments.drop_alpha,
             fps=fps,
             crf=arguments.crf,
             shard=processes,
@@ -148,7 +152,9 @@ def scale_of(arguments: Namespace) -> Scale | None:
 
 def add_quality_option(parser: Parser) -> None:
     """Declares ``--crf``."""
-    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument(
+        "--crf", type=int, default=18, help="quality of H.264 and VP9, 0 (best) to 51"
+    )
 
 
 def add_time_options(parser: Parser) -> None:
@@ -216,6 +222,11 @@ def add_decode_options(parser: Parser) -> None:
         "values tell)",
     )
     parser.add_argument("--entry", help="name of the clip to decode, where input holds several")
+    parser.add_argument(
+        "--drop-alpha",
+        action="store_true",
+        help="write colours alone if the model decodes alpha, as .mp4 needs",
+    )
     parser.add_argument(
         "--fps",
         help="frames per second, like 25 or 30000/1001 (default: as encoded, else 16)",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wanvae.config import encodes_alpha
 from wanvae.dataset import layouts
 from wanvae.dataset.files import WRITERS, clip_metadata, index_file
 from wanvae.dataset.plan import DatasetPlan, prepare
@@ -97,6 +98,8 @@ class DatasetReport:
         failures: clips and files that could not be encoded, now or before.
         left_out: videos and images that are too small or too short for a clip, one line each.
         changed: videos and images whose clips were encoded again, because they have changed.
+        gone: videos and images that are not in the folder any more. The index leaves out their
+            clips; the files of these clips stay.
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
         unknown: number of clips of an earlier version, which does not tell whether their videos
             have changed since.
@@ -111,6 +114,7 @@ class DatasetReport:
     failures: tuple[Failure, ...]
     left_out: tuple[str, ...]
     changed: tuple[str, ...]
+    gone: tuple[str, ...]
     ignored: str
     unknown: int
     notes: tuple[str, ...]
@@ -185,7 +189,9 @@ def carry_out(
     # Neighbours, so that the clips of one video mostly go to one process, which need not seek.
     files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
     clips = [clip for file in files for clip in file.clips]
-    frames = ahead(read_clips(clips, source, vae.config.temporal_factor), FRAMES_AHEAD)
+    config = vae.config
+    read = read_clips(clips, source, config.temporal_factor, alpha=encodes_alpha(config))
+    frames = ahead(read, FRAMES_AHEAD)
     pieces = encode_clips(vae, frames, tile_size, max_memory)
     with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
         work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)
@@ -212,6 +218,7 @@ def carry_out(
         failures=tuple(write_lists(destination, plan, written + kept, failed)),
         left_out=plan.left_out,
         changed=plan.changed,
+        gone=plan.gone,
         ignored=plan.ignored,
         unknown=sum(clip.stamp is None for clip in kept),
         notes=plan.notes,

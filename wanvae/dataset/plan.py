@@ -20,6 +20,7 @@ from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import read_lines, write_lines
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
+from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
@@ -39,6 +40,7 @@ class DatasetPlan:
         broken: files of the source that cannot be read.
         left_out: videos and images that are too small or too short for a clip, one line each.
         changed: videos and images that have changed since some of their clips were encoded.
+        gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
         notes: what people must know of the files of a layout.
     """
@@ -49,6 +51,7 @@ class DatasetPlan:
     broken: tuple[Failure, ...]
     left_out: tuple[str, ...]
     changed: tuple[str, ...]
+    gone: tuple[str, ...]
     ignored: str
     notes: tuple[str, ...]
 
@@ -118,7 +121,9 @@ def prepare(
         write_lines(destination / FAILURES, read_failures(destination))
     existing = {file.name for file in files if (destination / file.name).exists()}
     changed: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
     if not many:
+        gone = find_gone(destination, {writable(entry.name) for entry in content.entries})
         stale = [
             file for file in files if file.name in existing and is_stale(destination, file, layout)
         ]
@@ -134,9 +139,18 @@ def prepare(
         broken=(*found.broken, *unnamed),
         left_out=found.left_out,
         changed=changed,
+        gone=gone,
         ignored=describe_ignored(content.ignored),
         notes=tuple(notes),
     )
+
+
+def find_gone(folder: Path, sources: Collection[str]) -> tuple[str, ...]:
+    """Returns the videos and images that have clips in the index, but are not in ``sources``."""
+    with suppress(OSError, UserError):
+        index = read_lines(folder / INDEX, IndexedClip)
+        return tuple(dict.fromkeys(clip.source for clip in index if clip.source not in sources))
+    return ()
 
 
 def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:

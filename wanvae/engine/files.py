@@ -16,7 +16,8 @@ from wanvae.errors import UserError
 # The names that ``temporary_sibling`` gives.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 
-
+# What stands for a number in the name of a sequence of images.
+NUMBER = re.compile(r"%0?\d*d")
 # Bytes of the longest suffix that a temporary name keeps. Writers read it, as ".safetensors".
 LONGEST_SUFFIX = 32
 # Bytes of the longest name of a file, where the system does not tell it.
@@ -103,28 +104,49 @@ def refuse_overwriting(
     be a numbered sequence of images, like frame-%04d.png, or anything that is not a file, or None.
     """
     for source in (os.fspath(source) for source in inputs if source is not None):
-        if os.path.exists(source) and os.path.exists(output):
-            inside = os.path.isfile(output) and Path(output).resolve().is_relative_to(
-                Path(source).resolve()
+        if os.path.exists(source):
+            taken = os.path.exists(output) and (
+                os.path.samefile(source, output)
+                or (os.path.isfile(output) and is_in(Path(output), Path(source)))
             )
-            same = os.path.samefile(source, output)
         else:
-            inside, same = False, numbered(source).fullmatch(os.fspath(output)) is not None
-        if same or inside:
+            taken = is_numbered_image(output, source)
+        if taken:
             raise FileError(
                 f"{output} would be overwritten, but {source} is to be read: name another output"
             )
 
 
+def is_numbered_image(path: str | os.PathLike[str], pattern: str) -> bool:
+    """Whether a path is, or would be, one of a sequence of images like frames/%04d.png."""
+    path, (folder, name) = Path(path), os.path.split(pattern)
+    images = numbered(name)
+    if not is_numbered(name) or not os.path.isdir(folder or "."):
+        return False
+    if images.fullmatch(path.name) and os.path.realpath(path.parent) == os.path.realpath(folder):
+        return True
+    found = (Path(folder, name) for name in os.listdir(folder or ".") if images.fullmatch(name))
+    return path.exists() and any(path.samefile(image) for image in found)
+
+
+def is_numbered(name: str) -> bool:
+    """Returns whether a name stands for a sequence of images, like frame-%04d.png."""
+    return NUMBER.search(name) is not None
+
+
 def numbered(pattern: str) -> re.Pattern[str]:
     """Returns an expression for the names of a sequence of images, like frame-%04d.png."""
-    return re.compile(r"\d+".join(map(re.escape, re.split(r"%0?\d*d", pattern))))
+    return re.compile(r"\d+".join(map(re.escape, NUMBER.split(pattern))))
 
 
 def is_nested(path: Path, other: Path) -> bool:
     """Whether one of two folders is in the other, or both are the same."""
-    path, other = path.resolve(), other.resolve()
-    return path.is_relative_to(other) or other.is_relative_to(path)
+    return is_in(path, other) or is_in(other, path)
+
+
+def is_in(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder or below it, or is the folder."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def remove_temporaries(directory: Path) -> None:

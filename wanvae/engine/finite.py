@@ -6,12 +6,17 @@ sum that is not is looked into. It needs no memory, and on a GPU it waits for th
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wanvae.errors import UserError
+
+# Pixels are in [-1, 1]; values this far outside are pixels from 0 to 255.
+LARGEST_PIXEL = 16
 
 
 class NotFiniteError(UserError):
@@ -41,11 +46,40 @@ def check_result(result: Tensor, x: Tensor, *, decoding: bool) -> None:
         result: moments, or video that is not clamped, in the dtype that was computed in.
         decoding: whether ``x`` is latents, and not video.
     """
+    if not decoding:
+        warn_of_range(x)
     if not can_look_at(result) or is_finite(result):
         return
     name, verb = ("latents", "decode") if decoding else ("video", "encode")
     require_finite_input(x, name)
     refuse(result.dtype, verb)
+
+
+def warn_of_range(video: Tensor) -> None:
+    """Warns if a video is far outside [-1, 1]. A video on a GPU is not looked at."""
+    if not can_look_at(video) or video.device.type != "cpu" or not video.numel():
+        return
+    low, high = (float(value) for value in video.aminmax())
+    if LARGEST_PIXEL < max(-low, high) < math.inf:
+        warnings.warn(
+            f"the video has values from {low:g} to {high:g}, but models take pixels in [-1, 1]: "
+            "scale them, as in video / 127.5 - 1",
+            stacklevel=2,
+        )
+
+
+def check_weights(model: nn.Module, source: object) -> None:
+    """Raises NotFiniteError if a parameter or buffer of a model is not finite.
+
+    Args:
+        source: where the weights come from, for the error.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise NotFiniteError(
+                f"{source} holds values that are not finite (NaN or infinite), like in {name}: "
+                "it is damaged; take an earlier checkpoint"
+            )
 
 
 def check_computed(result: Tensor, dtype: torch.dtype, verb: str) -> None:
@@ -73,8 +107,8 @@ def require_finite_input(x: Tensor, name: str) -> None:
     if not is_finite(x):
         raise NotFiniteError(
             f"the {name} {'are' if name.endswith('s') else 'is'} not finite (NaN or infinite "
-            "values): look at what it comes from; a model that overflows in float16 needs bfloat16 "
-            "or float32"
+            "values): find out where they come from; a model that overflows in float16 needs "
+            "bfloat16 or float32"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wanvae.checkpoints import formats
-from wanvae.config import check_reconstructs
+from wanvae.config import check_reconstructs, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
@@ -113,9 +113,14 @@ def judge_stream(
         max_memory: bytes, half of them to encode and half to decode.
 
     Raises:
-        UserError: the model cannot stream, or decodes other videos than it encodes.
+        UserError: the model cannot stream, decodes other videos than it encodes, or encodes alpha.
     """
     check_reconstructs(vae.config)
+    if encodes_alpha(vae.config):
+        raise UserError(
+            "this model encodes RGBA, and evaluate compares RGB; use wanvae reconstruct, which "
+            "prints PSNR and SSIM over all four channels"
+        )
     for network in (vae.encoder_network(), vae.decoder_network()):
         network.require_streamable()
     share = None if max_memory is None else max_memory // 2

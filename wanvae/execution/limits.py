@@ -47,7 +47,10 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_memory is not None and self.tile_size is not None:
             raise UserError("max_memory chooses tiles by itself: give it or tile_size, not both")
-        if not isinstance(self.tile_size, int | None) and len(self.tile_size) != 2:
+        sides = self.tile_size
+        if not (
+            isinstance(sides, int | None) or (isinstance(sides, tuple | list) and len(sides) == 2)
+        ):
             raise UserError(
                 f"tile_size must be one number or a height and a width, not {self.tile_size}"
             )

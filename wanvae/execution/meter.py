@@ -93,10 +93,11 @@ def allocate_joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return allocate(shape, tensors[0])
 
 
-def allocate_mean(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Allocates the result of ``torch.mean`` without the axes ``dims``."""
+def allocate_mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+    """Allocates the result of ``torch.mean`` without the axes ``dims``, or with axes of size 1."""
     gone = {dim % x.dim() for dim in dims}
-    shape = [size for dim, size in enumerate(x.shape) if dim not in gone]
+    sizes = [1 if dim in gone else size for dim, size in enumerate(x.shape)]
+    shape = [size for dim, size in enumerate(sizes) if keepdim or dim not in gone]
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 

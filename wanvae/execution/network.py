@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import chain, groupby
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn import Streaming, needs_whole_frames, unstreamable_layers
 from wanvae.nn.sequential import count_output, space_factor
+from wanvae.nn.streaming import require_streaming
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -165,16 +166,6 @@ def make_network(
         architecture=architecture,
         lookahead=lookahead,
     )
-
-
-def require_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
-    """Returns the layers; raises TypeError if one is not ``Streaming``."""
-    streaming = []
-    for layer in layers:
-        if not isinstance(layer, Streaming):
-            raise TypeError(f"{type(layer).__name__} is not Streaming, so a network cannot run it")
-        streaming.append(layer)
-    return tuple(streaming)
 
 
 def copy_to_meta(tensor: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ class SharedTiles:
         for owner, (tile, flow) in zip(self._owners, painting.tiles, strict=True):
             if owner == self._rank:
                 painting.paint(tile, flow)
-        like = painting.empty(self._find_channels(painting))
+        like = painting.empty(*self._find_shape(painting))
         for owner, (tile, _) in zip(self._owners, painting.tiles, strict=True):
             place = painting.place(tile, like)
             if not painting.is_video:
@@ -240,16 +240,17 @@ class SharedTiles:
                 with expecting_processes():
                     dist.send(values, dst=FIRST)
 
-    def _find_channels(self, painting: Painting) -> int:
-        """Returns the channels of the painting, also in a process without a tile."""
+    def _find_shape(self, painting: Painting) -> tuple[int, int]:
+        """Returns batch and channels of the painting, also in a process without a tile."""
         whole = painting.whole
         if whole is not None and painting.is_video:
-            return whole.shape[1]
+            return whole.shape[0], whole.shape[1]
         _, flow = painting.tiles[0]
-        channels = torch.tensor(0 if whole is None else whole.shape[1], device=flow.device)
+        shape = torch.tensor([0, 0] if whole is None else whole.shape[:2], device=flow.device)
         with expecting_processes():
-            dist.broadcast(channels, src=self._owners[0])
-        return int(channels)
+            dist.broadcast(shape, src=self._owners[0])
+        batch, channels = shape.tolist()
+        return batch, channels
 
     def _share(self, place: Tensor, owner: int) -> None:
         """Gives all processes the tile that ``owner`` has computed."""

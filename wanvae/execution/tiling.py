@@ -105,10 +105,9 @@ class Painting:
             )
         return crop(self.whole, expand_to_whole(tile), tile)
 
-    def empty(self, channels: int) -> Tensor:
-        """Returns a tensor without positions, with the batch, dtype and device of the output."""
-        like = first_parameter(self.part.layers)
-        return like.new_empty(len(self._pieces[0]), channels, 0, 0, 0)
+    def empty(self, batch: int, channels: int) -> Tensor:
+        """Returns a tensor without positions, with the dtype and device of the output."""
+        return first_parameter(self.part.layers).new_empty(batch, channels, 0, 0, 0)
 
 
 class Exchange(Protocol):

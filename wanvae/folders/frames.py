@@ -30,7 +30,7 @@ Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 
 def read_clips(
-    clips: Iterable[Clip], folder: Path, temporal_factor: int
+    clips: Iterable[Clip], folder: Path, temporal_factor: int, *, alpha: bool = False
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
@@ -40,8 +40,9 @@ def read_clips(
         folder: the indexed folder.
         temporal_factor: frames per latent after the first frame. The last frames of a whole video
             that do not fill such a group are dropped.
+        alpha: whether frames are RGBA, opaque where a file has no alpha, or RGB.
     """
-    with closing(Cutter(folder)) as cutter:
+    with closing(Cutter(folder, alpha=alpha)) as cutter:
         for clip in clips:
             try:
                 for frame in whole_groups(cutter.cut(clip), temporal_factor):
@@ -95,8 +96,9 @@ class Cutter:
     because times do not tell numbers where the rate varies.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, alpha: bool = False) -> None:
         self._folder = folder
+        self._alpha = alpha
         self._entry: Entry | None = None
         self._reader: VideoReader | None = None
         # The number of the next frame; -1 if it is not known.
@@ -135,7 +137,7 @@ class Cutter:
         source = entry.source(self._folder)
         if entry.head and head_of(source) not in ("", entry.head):
             raise VideoError("it has changed since it was listed; run the command again")
-        self._reader = reader = VideoReader(source, strict=True)
+        self._reader = reader = VideoReader(source, strict=True, alpha=self._alpha)
         self._entry = entry
         if (reader.info.height, reader.info.width) != (entry.height, entry.width):
             raise VideoError(
@@ -170,7 +172,7 @@ class Cutter:
 
 
 def fitted(image: Tensor, clip: Clip) -> Tensor:
-    """Returns ``(3, H, W)`` scaled, and cropped around the middle, to the size of a clip."""
+    """Returns ``(C, H, W)`` scaled, and cropped around the middle, to the size of a clip."""
     if image.shape[1:] != clip.scaled:
         image = F.interpolate(
             image[None], clip.scaled, mode="bilinear", antialias=True, align_corners=False

@@ -59,12 +59,14 @@ class Lpips(nn.Module):
         """Returns the distance of each frame of two videos, ``(B, T)``, at least 0.
 
         Args:
-            output, video: ``(B, 3, T, H, W)`` in about [-1, 1], with or without gradients.
+            output, video: ``(B, 3, T, H, W)`` in about [-1, 1], with or without gradients; or
+                ``(B, 4, T, H, W)`` with alpha, which are compared over gray.
         """
+        output, video = show_over_gray(output), show_over_gray(video)
         batch, channels, frames, height, width = video.shape
         if channels != 3 or min(height, width) < self.smallest_side:
             raise UserError(
-                f"LPIPS needs 3 channels and at least {self.smallest_side} pixels a side, not "
+                f"LPIPS needs 3 or 4 channels and at least {self.smallest_side} pixels a side, not "
                 f"{channels} and {height}x{width}: set loss.lpips to 0 or take larger crops"
             )
         images = [x.float().transpose(1, 2).flatten(0, 1) for x in (output, video)]
@@ -83,6 +85,14 @@ class Lpips(nn.Module):
         """Returns the distances ``(N,)`` of images ``(N, 3, H, W)``, always in float32."""
         with torch.autocast(output.device.type, enabled=False):
             return self.network(output, image).flatten()
+
+
+def show_over_gray(video: Tensor) -> Tensor:
+    """Returns the colours ``(B, 3, T, H, W)`` of a video, over gray if it has alpha."""
+    if video.shape[1] != 4:
+        return video
+    colour, alpha = video.split([3, 1], dim=1)
+    return colour * (alpha + 1) / 2  # gray is 0
 
 
 def find_cached_backbone(network: LpipsNetwork) -> Path | None:

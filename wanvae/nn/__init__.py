@@ -4,6 +4,7 @@ Blocks take 1D ``(B, C, T)``, 2D ``(B, C, H, W)`` or 3D ``(B, C, T, H, W)`` tens
 ``ndim``, and follow the streaming rule of :mod:`wanvae.nn.streaming`.
 """
 
+from wanvae.nn.alpha import AlphaDecoder
 from wanvae.nn.attention import AttentionBlock, TimeAttentionBlock
 from wanvae.nn.coder import Decoder, Encoder
 from wanvae.nn.conv import CausalConv, use_channels_last
@@ -31,6 +32,7 @@ from wanvae.nn.streaming import State, Streaming, needs_whole_frames, unstreamab
 
 __all__ = [
     "ActivationKind",
+    "AlphaDecoder",
     "AttentionBlock",
     "AverageDown",
     "BlockKind",

@@ -33,6 +33,8 @@ class CoderSpec:
             count of the official code: in a model of four stages, 0.25 means 1/4 resolution in the
             encoder and 1/8 resolution in the decoder.
         temporal_downsample: for each step from stage to stage, whether it also halves time.
+        frames_alone: whether each frame is the first frame of a stream of its own. Then no step
+            halves time, but the shortcuts of stages stay as ``temporal_downsample`` says.
         attention_window: frames that attention over time sees (1D only); None is all frames.
         block: the kind, the norm and the activation of the residual blocks.
         stage_shortcuts: whether stages have a shortcut across all of their layers, as in Wan2.2
@@ -48,6 +50,7 @@ class CoderSpec:
     attention_window: int | None = None
     block: BlockSpec = field(default_factory=BlockSpec)
     stage_shortcuts: bool = False
+    frames_alone: bool = False
 
 
 class Coder(Row):
@@ -170,10 +173,12 @@ def make_encoder_stage(
     """
     layers = make_blocks(spec, in_dim, out_dim, spec.num_res_blocks, attention)
     if temporal is not None:
-        layers.append(Downsample(spec.ndim, out_dim, temporal=temporal))
+        alone = spec.frames_alone
+        layers.append(Downsample(spec.ndim, out_dim, temporal=temporal, frames_alone=alone))
     if not spec.stage_shortcuts:
         return layers
-    shortcut = AverageDown(in_dim, out_dim, 2 if temporal else 1, 1 if temporal is None else 2)
+    time, space = 2 if temporal else 1, 1 if temporal is None else 2
+    shortcut = AverageDown(in_dim, out_dim, time, space, frames_alone=spec.frames_alone)
     return [ResidualStage(layers, shortcut, "downsamples")]
 
 
@@ -187,14 +192,15 @@ def make_decoder_stage(
     """
     layers = make_blocks(spec, in_dim, out_dim, spec.num_res_blocks + 1, attention)
     if temporal is not None:
-        width = out_dim if spec.stage_shortcuts else out_dim // 2
-        layers.append(Upsample(spec.ndim, out_dim, width, temporal=temporal))
+        width, alone = out_dim if spec.stage_shortcuts else out_dim // 2, spec.frames_alone
+        layers.append(Upsample(spec.ndim, out_dim, width, temporal=temporal, frames_alone=alone))
     if not spec.stage_shortcuts:
         return layers
     if temporal is None:
         # This stage has no shortcut, but its parameter names are as long as in the other stages.
         return [Sequential(OrderedDict(upsamples=Sequential(*layers)))]
-    shortcut = DuplicateUp(in_dim, out_dim, 2 if temporal else 1, 2)
+    time = 2 if temporal else 1
+    shortcut = DuplicateUp(in_dim, out_dim, time, 2, frames_alone=spec.frames_alone)
     return [ResidualStage(layers, shortcut, "upsamples")]
 
 

@@ -16,20 +16,39 @@ from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.streaming import State, Streaming
 
 
+class StoredConv(nn.Module):
+    """The weights of a 1-conv that checkpoints hold, but that no result depends on.
+
+    They are kept so that nothing is lost from file to file. They are not parameters, because
+    nothing trains them.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(out_dim, in_dim, 1, 1, 1))
+        self.register_buffer("bias", torch.zeros(out_dim))
+
+
 class Resample(Streaming):
     """A layer that changes the size of each frame, and the number of frames if ``temporal``.
 
     ``resample`` works on each frame alone, and ``time_conv`` along time. These are Wan's names;
     ``resample.1`` holds the parameters of the convolution of each frame. In 1D there is no space,
     and the convolution over space becomes a 1-conv. Resampling of time passes the first frame of a
-    stream through unchanged.
+    stream through unchanged. So with ``frames_alone``, where each frame is the first frame of a
+    stream of its own, ``time_conv`` is only stored.
     """
 
     def __init__(self, ndim: int, conv: CausalConv) -> None:
         super().__init__()
         self.ndim = ndim
         self.resample = nn.Sequential(nn.Identity(), conv)
-        self.time_conv: CausalConv | None = None
+        self.time_conv: CausalConv | StoredConv | None = None
+
+    @property
+    def along_time(self) -> CausalConv | None:
+        """The convolution that resamples time; None if the number of frames stays the same."""
+        return self.time_conv if isinstance(self.time_conv, CausalConv) else None
 
     @property
     def conv(self) -> CausalConv:
@@ -55,47 +74,49 @@ class Downsample(Resample):
     State: the last frame after the spatial convolution.
     """
 
-    def __init__(self, ndim: int, dim: int, *, temporal: bool) -> None:
+    def __init__(self, ndim: int, dim: int, *, temporal: bool, frames_alone: bool = False) -> None:
         kernel, stride = (1, 1) if ndim == 1 else (3, 2)
         super().__init__(ndim, CausalConv(min(ndim, 2), dim, dim, kernel, stride))
-        if temporal:
-            kernel, stride = along_time(ndim, 3), along_time(ndim, 2)
+        if temporal and frames_alone:
+            self.time_conv = StoredConv(dim, dim)
+        elif temporal:
+            kernel, stride = in_time(ndim, 3), in_time(ndim, 2)
             self.time_conv = CausalConv(ndim, dim, dim, kernel, stride)
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        x = self._per_frame(x, region)
-        if self.time_conv is None:
+        x, conv = self._per_frame(x, region), self.along_time
+        if conv is None:
             return x, ()
         if state is not None:
-            return self.time_conv.step(x, state)
+            return conv.step(x, state)
         first, rest = x[:, :, :1], x[:, :, 1:]
         if rest.shape[2] == 0:
             return first, (first.clone(),)
-        y, state = self.time_conv.step(rest, (first,))
+        y, state = conv.step(rest, (first,))
         return torch.cat([first, y], dim=2), state
 
     def input_region(self, region: Region) -> Region:
         return self.conv.input_region(region)
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x), lengths if self.time_conv is None else 1 + (lengths - 1) // 2
+        return self(x), lengths if self.along_time is None else 1 + (lengths - 1) // 2
 
     def input_interval(self, interval: Interval) -> Interval:
-        if self.time_conv is None:
+        if self.along_time is None:
             return interval
         return interval.before_convolution(reach=3, stride=2, before=2)
 
     def time_factor(self) -> Fraction:
-        return Fraction(1) if self.time_conv is None else Fraction(1, 2)
+        return Fraction(1) if self.along_time is None else Fraction(1, 2)
 
     def space_factor(self) -> Fraction:
         return self.conv.space_factor()
 
     def multiply_adds(self, positions: int, frames: int) -> int:
         total = self.conv.multiply_adds(positions, frames)
-        if self.time_conv is not None:
+        if self.along_time is not None:
             # The first frame counts as two frames, because it stands for a pair.
-            total += self.time_conv.multiply_adds(positions, frames + 1)
+            total += self.along_time.multiply_adds(positions, frames + 1)
         return total
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
@@ -108,47 +129,58 @@ class Upsample(Resample):
     State: the state of ``time_conv``, which starts with zeros and never sees the first frame.
     """
 
-    def __init__(self, ndim: int, in_dim: int, out_dim: int, *, temporal: bool) -> None:
+    def __init__(
+        self,
+        ndim: int,
+        in_dim: int,
+        out_dim: int,
+        *,
+        temporal: bool,
+        frames_alone: bool = False,
+    ) -> None:
         super().__init__(ndim, CausalConv(min(ndim, 2), in_dim, out_dim, 1 if ndim == 1 else 3))
-        if temporal:
-            self.time_conv = CausalConv(ndim, in_dim, 2 * in_dim, along_time(ndim, 3))
+        if temporal and frames_alone:
+            self.time_conv = StoredConv(in_dim, 2 * in_dim)
+        elif temporal:
+            self.time_conv = CausalConv(ndim, in_dim, 2 * in_dim, in_time(ndim, 3))
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        if self.time_conv is None:
+        conv = self.along_time
+        if conv is None:
             return self._per_frame(x, region), ()
         if state is not None:
-            x, state = self._double_time(self.time_conv, x, state)
+            x, state = self._double_time(conv, x, state)
             return self._per_frame(x, region), state
         first, rest = x[:, :, :1], x[:, :, 1:]
-        state = self.time_conv.start(x)
+        state = conv.start(x)
         if rest.shape[2] == 0:
             return self._per_frame(first, region), state
-        rest, state = self._double_time(self.time_conv, rest, state)
+        rest, state = self._double_time(conv, rest, state)
         return self._per_frame(torch.cat([first, rest], dim=2), region), state
 
     def input_region(self, region: Region) -> Region:
         return before_repeating(self.conv.input_region(region), 2)
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x), lengths if self.time_conv is None else 1 + 2 * (lengths - 1)
+        return self(x), lengths if self.along_time is None else 1 + 2 * (lengths - 1)
 
     def input_interval(self, interval: Interval) -> Interval:
-        if self.time_conv is None:
+        if self.along_time is None:
             return interval
         return interval.divided(2, offset=1).before_convolution(reach=3, stride=1, before=2)
 
     def time_factor(self) -> Fraction:
-        return Fraction(1 if self.time_conv is None else 2)
+        return Fraction(1 if self.along_time is None else 2)
 
     def space_factor(self) -> Fraction:
         return Fraction(1 if self.ndim == 1 else 2)
 
     def multiply_adds(self, positions: int, frames: int) -> int:
-        if self.time_conv is None:
+        if self.along_time is None:
             return self.conv.multiply_adds(positions, frames)
         read = positions // int(self.space_factor()) ** 2
         doubled = self.conv.multiply_adds(positions, 2 * frames - 1)
-        return doubled + self.time_conv.multiply_adds(read, frames)
+        return doubled + self.along_time.multiply_adds(read, frames)
 
     def resize(self, images: Tensor, region: Region | None) -> Tensor:
         if self.ndim == 1:
@@ -165,7 +197,7 @@ class Upsample(Resample):
         return rearrange(y, "b (two c) t ... -> b (t two) ... c", two=2).movedim(-1, 1), state
 
 
-def along_time(ndim: int, size: int) -> tuple[int, ...]:
+def in_time(ndim: int, size: int) -> tuple[int, ...]:
     """Returns a kernel or stride of ``size`` in time and 1 in space."""
     if ndim == 2:
         raise UserError("a 2D network has no time to resample")

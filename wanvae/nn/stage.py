@@ -47,16 +47,37 @@ class StageShortcut(Streaming):
 
     Args:
         time, space: factors by which the stage resamples time, and each side of space.
+        frames_alone: whether each frame is the first frame of a stream of its own, so that the
+            number of frames stays the same: an image model with the shortcuts of a video model.
 
     Raises:
         UserError: the channels do not divide into ``in_dim`` or ``out_dim`` equal groups.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, time: int, space: int, *, frames_alone: bool = False
+    ) -> None:
         super().__init__()
         self.out_dim = out_dim
         self.time = time
         self.space = space
+        self.frames_alone = frames_alone
+
+    def resample(self, x: Tensor, region: Region | None, *, starts: bool) -> Tensor:
+        """Returns the output for the next frames of a stream, or for its first frames."""
+        raise self._unanswered("resample")
+
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        if not self.frames_alone:
+            return self.resample(x, region, starts=state is None), ()
+        frames = rearrange(x, "b c t h w -> (b t) c 1 h w")
+        y = self.resample(frames, region, starts=True)
+        return rearrange(y, "(b t) c 1 h w -> b c t h w", b=x.shape[0]), ()
+
+    @property
+    def frames_ratio(self) -> int:
+        """The factor by which the number of frames changes."""
+        return 1 if self.frames_alone else self.time
 
     @property
     def factors(self) -> dict[str, int]:
@@ -74,29 +95,32 @@ class AverageDown(StageShortcut):
     Zeros come before the first frame of a stream.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
-        super().__init__(in_dim, out_dim, time, space)
+    def __init__(
+        self, in_dim: int, out_dim: int, time: int, space: int, *, frames_alone: bool = False
+    ) -> None:
+        super().__init__(in_dim, out_dim, time, space, frames_alone=frames_alone)
         require_groups(in_dim * time * space**2, out_dim)
 
-    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        if state is None and self.time > 1:
+    def resample(self, x: Tensor, region: Region | None, *, starts: bool) -> Tensor:
+        if starts and self.time > 1:
             zeros = x.new_zeros(*x.shape[:2], self.time - 1, *x.shape[3:])
             x = torch.cat([zeros, x], dim=2)
         pattern = "b c (t f) (h p) (w q) -> b t h w (c f p q)"
         values = rearrange(x, pattern, **self.factors).unflatten(-1, (self.out_dim, -1))
-        return values.mean(-1).movedim(-1, 1), ()
+        return values.mean(-1).movedim(-1, 1)
 
     def input_region(self, region: Region) -> Region:
         return repeated(region, self.space)
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x), 1 + (lengths - 1) // self.time
+        return self(x), 1 + (lengths - 1) // self.frames_ratio
 
     def input_interval(self, interval: Interval) -> Interval:
-        return interval.before_convolution(self.time, self.time, self.time - 1)
+        ratio = self.frames_ratio
+        return interval.before_convolution(ratio, ratio, ratio - 1)
 
     def time_factor(self) -> Fraction:
-        return Fraction(1, self.time)
+        return Fraction(1, self.frames_ratio)
 
     def space_factor(self) -> Fraction:
         return Fraction(1, self.space)
@@ -109,31 +133,33 @@ class DuplicateUp(StageShortcut):
     channel, frame, row, column. The first frame of a stream becomes only the last of these frames.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, time: int, space: int) -> None:
-        super().__init__(in_dim, out_dim, time, space)
+    def __init__(
+        self, in_dim: int, out_dim: int, time: int, space: int, *, frames_alone: bool = False
+    ) -> None:
+        super().__init__(in_dim, out_dim, time, space, frames_alone=frames_alone)
         self.repeats = require_groups(out_dim * time * space**2, in_dim)
 
-    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+    def resample(self, x: Tensor, region: Region | None, *, starts: bool) -> Tensor:
         values = x.movedim(1, -1).repeat_interleave(self.repeats, dim=-1)
         pattern = "b t h w (c f p q) -> b (t f) (h p) (w q) c"
         y = rearrange(values, pattern, **self.factors).movedim(-1, 1)
-        if state is None:
+        if starts:
             y = y[:, :, self.time - 1 :]
         if region is not None:
             y = crop(y, repeated(self.input_region(region), self.space), region)
-        return y, ()
+        return y
 
     def input_region(self, region: Region) -> Region:
         return before_repeating(region, self.space)
 
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x), 1 + (lengths - 1) * self.time
+        return self(x), 1 + (lengths - 1) * self.frames_ratio
 
     def input_interval(self, interval: Interval) -> Interval:
-        return interval.divided(self.time, offset=self.time - 1)
+        return interval.divided(self.frames_ratio, offset=self.frames_ratio - 1)
 
     def time_factor(self) -> Fraction:
-        return Fraction(self.time)
+        return Fraction(self.frames_ratio)
 
     def space_factor(self) -> Fraction:
         return Fraction(self.space)

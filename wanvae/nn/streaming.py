@@ -177,6 +177,16 @@ def streaming_layers(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
     return tuple(streaming for layer in layers if (streaming := as_streaming(layer)) is not None)
 
 
+def require_streaming(layers: Iterable[nn.Module]) -> tuple[Streaming, ...]:
+    """Returns the layers; raises TypeError if one is not ``Streaming``."""
+    streaming = []
+    for layer in layers:
+        if not isinstance(layer, Streaming):
+            raise TypeError(f"{type(layer).__name__} is not Streaming, so it cannot stream")
+        streaming.append(layer)
+    return tuple(streaming)
+
+
 def step_layer(
     layer: nn.Module, x: Tensor, state: State, region: Region | None = None
 ) -> tuple[Tensor, State]:

@@ -96,7 +96,7 @@ class DataConfig:
 
 
 class VideoCrops(Dataset):
-    """An endless list of random crops ``(3, T, H, W)`` in [-1, 1].
+    """An endless list of random crops ``(C, T, H, W)`` in [-1, 1].
 
     Sample ``number`` depends on (seed, number) alone, and its shape on (seed, step), where the
     samples of a step are ``samples_per_step`` numbers in a row. So any number of workers and
@@ -108,6 +108,7 @@ class VideoCrops(Dataset):
 
     Args:
         samples_per_step: on all processes together.
+        alpha: whether crops are RGBA, opaque where a file has no alpha, or RGB.
         report: warn of files that are left out, and of HDR. One process of a run should.
 
     Attributes:
@@ -119,9 +120,16 @@ class VideoCrops(Dataset):
     """
 
     def __init__(
-        self, config: DataConfig, seed: int, *, samples_per_step: int, report: bool = True
+        self,
+        config: DataConfig,
+        seed: int,
+        *,
+        samples_per_step: int,
+        alpha: bool = False,
+        report: bool = True,
     ) -> None:
         self.config = config
+        self.alpha = alpha
         self.seed = seed
         self.samples_per_step = samples_per_step
         self.buckets = config.shapes
@@ -160,7 +168,7 @@ class VideoCrops(Dataset):
         return int(random.choice(len(self.buckets), p=self._shares))
 
     def read_clip(self, bucket: int, number: int) -> Tensor:
-        """Random whole frames ``(3, T, height, width)``, from which samples are cut."""
+        """Random whole frames ``(C, T, height, width)``, from which samples are cut."""
         random = np.random.default_rng([self.seed, 1, bucket, number])
         usable, shape = self.usable[bucket], self.buckets[bucket]
         failure: Exception | None = None
@@ -183,7 +191,7 @@ class VideoCrops(Dataset):
         source = self.entries[index].source(Path(self.config.folder))
         with warnings.catch_warnings(record=True) as notices:
             warnings.simplefilter("always")
-            clip = read_clip(source, start, shape.frames, stride)
+            clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
         if clip.shape[2] < shape.height or clip.shape[3] < shape.width:
             raise VideoError("it has become smaller since it was indexed")
         self.tell_once(index, notices)

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check_length, check_size
+from wanvae.config import WanVAEConfig, check_length, check_size, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.training.evaluating import evaluating
@@ -120,7 +120,7 @@ def read_held_out(
         if len(clips) == config.clips:
             break
         try:
-            clips.append(read_file(folder, file.path, config))
+            clips.append(read_file(folder, file.path, config, encodes_alpha(model)))
         except VideoError as error:
             if suffix_of(file.path) in MEDIA_SUFFIXES:
                 left_out.append(f"{file.path}: {reason(error, folder / file.path)}")
@@ -136,14 +136,18 @@ def read_held_out(
     return HeldOutFolder(clips, describe_ignored(listing.ignored + others))
 
 
-def usable_clips(config: EvaluationConfig) -> Iterator[HeldOutClip]:
-    """A clip of each file of the folder that is large and long enough, sorted by name."""
+def usable_clips(config: EvaluationConfig, alpha: bool = False) -> Iterator[HeldOutClip]:
+    """A clip of each file of the folder that is large and long enough, sorted by name.
+
+    Args:
+        alpha: whether clips are RGBA, or RGB.
+    """
     if config.folder is None:
         return
     folder = Path(config.folder)
     for file in list_held_out(folder).files:
         with suppress(VideoError):
-            yield read_file(folder, file.path, config)
+            yield read_file(folder, file.path, config, alpha)
 
 
 def list_held_out(folder: Path) -> Listing:
@@ -158,14 +162,18 @@ def list_held_out(folder: Path) -> Listing:
     return Listing(sorted(files, key=lambda file: Path(file.path)), listing.ignored + tars)
 
 
-def read_file(folder: Path, name: str, config: EvaluationConfig) -> HeldOutClip:
-    """The clip of a file of the folder; VideoError if it cannot be read, or is too small."""
+def read_file(folder: Path, name: str, config: EvaluationConfig, alpha: bool) -> HeldOutClip:
+    """The clip of a file of the folder; VideoError if it cannot be read, or is too small.
+
+    Args:
+        alpha: whether the clip is RGBA, or RGB.
+    """
     path = folder / name
     info = probe(path)
     if min(info.height, info.width) < config.size:
         raise VideoError(f"it has {info.width}x{info.height} pixels, too few")
     frames = 1 if info.is_image else config.frames
-    video = read_clip(path, middle(info, frames), frames)
+    video = read_clip(path, middle(info, frames), frames, alpha=alpha)
     return HeldOutClip(name, centre_crop(video, config.size))
 
 

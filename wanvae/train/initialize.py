@@ -44,6 +44,8 @@ def inflate(image_vae: WanVAE) -> WanVAE:
     treat_frames_alone(vae)
     tensors = vae.state_dict()
     for name, tensor in image_vae.state_dict().items():
+        if ".time_conv." in name:
+            continue  # only stored: an image model never runs it
         same = tensors[name].shape == tensor.shape
         (tensors[name] if same else tensors[name][:, :, -1:]).copy_(tensor)
     return vae.train(image_vae.training)

@@ -19,11 +19,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.checkpoints.formats import identify
-from wanvae.config import WanVAEConfig, check_length, check_reconstructs, check_size
+from wanvae.config import (
+    WanVAEConfig,
+    check_length,
+    check_reconstructs,
+    check_size,
+    encodes_alpha,
+)
 from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.files import is_in, refuse_overwriting
+from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.run_folder import WEIGHTS
 from wanvae.engine.training.task import Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips
@@ -123,6 +132,7 @@ class VideoTraining:
             self.config.data,
             trainer.seed,
             samples_per_step=samples_per_step,
+            alpha=encodes_alpha(self.vae.config),
             report=self.accelerator.is_main_process,
         )
         self.say_ignored(self.config.data.folder, samples.ignored)
@@ -189,7 +199,18 @@ def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
 
 
 def run(config: TrainConfig) -> None:
-    """Trains as ``config`` says."""
+    """Trains as ``config`` says.
+
+    Raises:
+        UserError: the run would write pictures into a folder of data, or replace its weights.
+    """
+    for folder in (config.data.folder, config.evaluation.folder):
+        if folder is not None and is_in(Path(config.trainer.run), Path(folder)):
+            raise UserError(
+                f"the folder of the run, {config.trainer.run}, must not be in {folder}, because "
+                "its pictures would be read as data; name another (trainer.run)"
+            )
+    refuse_overwriting(Path(config.trainer.run) / WEIGHTS, [config.weights])
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     task = VideoTraining(config, first_model(config), accelerator).task()
@@ -215,6 +236,7 @@ def first_model(config: TrainConfig) -> WanVAE:
 def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
     """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
     vae = require_wan_vae(WanVAE.from_pretrained(path, torch.float32), path, "training")
+    check_weights(vae, path)
     if ndim < vae.config.ndim:
         raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
     return inflate(vae) if ndim > vae.config.ndim else vae

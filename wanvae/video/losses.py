@@ -18,11 +18,12 @@ _SQUARE = Fraction(1, 100)
 class Losses:
     """Tells what of a file is lost, once for each kind, as far as its frames are read."""
 
-    def __init__(self, source: PacketSource, notices: Notices) -> None:
+    def __init__(self, source: PacketSource, notices: Notices, *, alpha: bool = False) -> None:
         self._source = source
         self._notices = notices
         self._begun = False
-        self._transparent = False
+        # Nothing is left out where alpha is read, and nothing is told twice.
+        self._transparent = alpha
 
     def tell(self, frame: av.VideoFrame) -> None:
         """Tells what of the next frame is lost."""
@@ -68,9 +69,12 @@ def hdr_of(frame: av.VideoFrame) -> str | None:
     return "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else None
 
 
+def has_alpha(frame: av.VideoFrame) -> bool:
+    """Returns whether a frame has alpha, or a palette, which may have it."""
+    layout = frame.format
+    return layout.has_palette or any(part.is_alpha for part in layout.components)
+
+
 def _is_transparent(frame: av.VideoFrame) -> bool:
     """Whether any pixel is not opaque."""
-    layout = frame.format
-    if not layout.has_palette and not any(part.is_alpha for part in layout.components):
-        return False
-    return bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)
+    return has_alpha(frame) and bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wanvae.video.clock import Clock
-from wanvae.video.codec import decoder_of
+from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
 from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
 from wanvae.video.numbered import find_images
 
@@ -46,6 +46,7 @@ class PacketSource:
     Args:
         notices: tells what must be told about the file; None tells nothing.
         fps: frames per second of numbered images, which have no rate; None takes 25.
+        alpha: whether alpha is decoded, where a decoder can also leave it out.
 
     Attributes:
         stream: the video.
@@ -59,10 +60,16 @@ class PacketSource:
     """
 
     def __init__(
-        self, path: Source, notices: Notices | None = None, fps: Fraction | None = None
+        self,
+        path: Source,
+        notices: Notices | None = None,
+        fps: Fraction | None = None,
+        *,
+        alpha: bool = False,
     ) -> None:
         self.path = path
         self._fps = fps
+        self._alpha = alpha
         self._images = find_images(path)
         self.key_lead = 0
         self._notices = notices
@@ -103,7 +110,7 @@ class PacketSource:
                 "HEIC; convert it to JPEG or PNG first"
             )
         self.stream = stream
-        self.decoder = decoder_of(stream)
+        self.decoder = decoder_of(stream, alpha=self._alpha)
         self.tick = stream.time_base or Fraction(1, av.time_base)
 
     @property
@@ -146,7 +153,7 @@ class PacketSource:
     @property
     def drops_alpha(self) -> bool:
         """Whether there is transparency that the decoder leaves out, as in WebM."""
-        return self.decoder.name == "vp8" and self.stream.metadata.get("alpha_mode") == "1"
+        return self.decoder.name in OWN_DECODERS and has_alpha_beside(self.stream)
 
     @property
     def beside(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from av.video.reformatter import (
 from wanvae.video.clock import increasing, on_grid
 from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
 from wanvae.video.decoder import Decoder
-from wanvae.video.losses import Losses, hdr_of
+from wanvae.video.losses import Losses, has_alpha, hdr_of
 from wanvae.video.orientation import orientation_of
 from wanvae.video.packets import PacketSource, count_frames
 
@@ -46,6 +46,7 @@ class VideoInfo:
         is_image: whether the file is a still image.
         hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
             "BT.2020"; None for SDR.
+        has_alpha: whether pictures have alpha, also if it is not read.
         beside: what the file holds beside its video: "sound", "subtitles".
     """
 
@@ -55,12 +56,16 @@ class VideoInfo:
     frames: int | None
     is_image: bool
     hdr: str | None = None
+    has_alpha: bool = False
     beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture: `image` (3, H, W) float32 RGB in [-1, 1], `time` in seconds from the first."""
+    """One picture: `image` (3, H, W) float32 RGB in [-1, 1], `time` in seconds from the first.
+
+    With alpha the image is (4, H, W), RGBA, from -1, transparent, to 1, opaque.
+    """
 
     image: torch.Tensor
     time: float
@@ -74,9 +79,10 @@ class VideoReader:
     `fps` it is 25, with a UserWarning. They begin at their lowest number, and end where a number is
     missing, with a UserWarning; if `strict`, a VideoError. A single image is a still image.
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
-    says. Transparency is left out, HDR is read as if it were SDR (a HdrWarning), interlaced frames
-    and pixels that are not square stay as they are, and one of several videos is read: each with a
-    UserWarning.
+    says. Transparency is left out, except with `alpha`: then pictures are RGBA, and opaque where
+    the file has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as
+    if it were SDR (a HdrWarning), interlaced frames and pixels that are not square stay as they
+    are, and one of several videos is read: each with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -95,13 +101,21 @@ class VideoReader:
 
     info: VideoInfo
 
-    def __init__(self, path: Source, *, strict: bool = False, fps: Fraction | None = None) -> None:
+    def __init__(
+        self,
+        path: Source,
+        *,
+        strict: bool = False,
+        fps: Fraction | None = None,
+        alpha: bool = False,
+    ) -> None:
         self.path = path
         self._strict = strict
+        self._alpha = alpha
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
-        self._source = PacketSource(path, self._notices, fps)
-        self._losses = Losses(self._source, self._notices)
+        self._source = PacketSource(path, self._notices, fps, alpha=alpha)
+        self._losses = Losses(self._source, self._notices, alpha=alpha)
         try:
             self._start()
         except BaseException:
@@ -150,6 +164,7 @@ class VideoReader:
             frames=frames,
             is_image=self._source.is_image,
             hdr=hdr_of(first),
+            has_alpha=self._source.drops_alpha or has_alpha(first),
             beside=self._source.beside,
         )
 
@@ -278,7 +293,7 @@ class VideoReader:
         return Frame(self._image(frame), float(time))
 
     def _image(self, frame: av.VideoFrame) -> torch.Tensor:
-        """(3, H, W) RGB in [-1, 1], upright and of the size in `info`."""
+        """(3, H, W) RGB in [-1, 1], or (4, H, W) RGBA, upright and of the size in `info`."""
         if not frame.format.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
             # Untagged video is by custom BT.709 when high definition and BT.601 below, as players
             # take it; the still image formats are defined with BT.601.
@@ -286,17 +301,22 @@ class VideoReader:
             frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
         self._losses.tell(frame)
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
+        with_alpha = self._alpha and has_alpha(frame)
+        formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
-                format="rgb24" if _bits(frame) == 8 else "rgb48le",
+                format=formats[_bits(frame) > 8],
                 interpolation=INTERPOLATION,
             )
-        black, white = _levels(frame)
         pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
-        image = ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
+        image = _scale(pixels[:3], *_levels(frame))
+        if self._alpha:
+            opaque = image.new_ones(1, *image.shape[1:])
+            alpha = _scale(pixels[3:], 0, _full_range(frame)) if with_alpha else opaque
+            image = torch.cat([image, alpha])
         return self._orientation.apply(image).contiguous()
 
     def close(self) -> None:
@@ -338,21 +358,29 @@ def _counted(info: VideoInfo, frames: int, seconds: Fraction) -> VideoInfo:
     return replace(info, frames=frames, fps=fps)
 
 
-def read_video(path: Source, *, fps: Fraction | None = None) -> tuple[torch.Tensor, VideoInfo]:
+def read_video(
+    path: Source, *, fps: Fraction | None = None, alpha: bool = False
+) -> tuple[torch.Tensor, VideoInfo]:
     """All frames (3, T, H, W), float32 RGB in [-1, 1], and the info; raises as VideoReader.
 
-    `fps` is for numbered images, as in VideoReader.
+    `fps` is for numbered images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
     """
-    with VideoReader(path, fps=fps) as reader:
+    with VideoReader(path, fps=fps, alpha=alpha) as reader:
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
 
 def read_clip(
-    path: Source, start: float, frames: int, stride: int = 1, *, fps: Fraction | None = None
+    path: Source,
+    start: float,
+    frames: int,
+    stride: int = 1,
+    *,
+    fps: Fraction | None = None,
+    alpha: bool = False,
 ) -> torch.Tensor:
     """`frames` frames (3, T, H, W) in [-1, 1]: every `stride`-th from `start` seconds on.
 
-    `fps` is for numbered images, as in VideoReader.
+    `fps` is for numbered images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
 
     Seeks to the keyframe before `start` and decodes forward from there. Raises VideoError if the
     file cannot be read or holds fewer frames than that.
@@ -362,7 +390,7 @@ def read_clip(
             f"cannot read {path}: start {start} must be 0 or more, "
             f"frames {frames} and stride {stride} 1 or more"
         )
-    with VideoReader(path, fps=fps) as reader:
+    with VideoReader(path, fps=fps, alpha=alpha) as reader:
         if start > 0:
             reader.seek(start)
         # Frames between the wanted ones are decoded but not converted.
@@ -381,6 +409,19 @@ def _bits(frame: av.VideoFrame) -> int:
     return min(max(8, *(component.bits for component in frame.format.components)), 16)
 
 
+def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
+    """Scales levels to [-1, 1]."""
+    return ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
+
+
+def _full_range(frame: av.VideoFrame) -> int:
+    """The highest level after swscale copies a full range to 8 or 16 bit; it shifts deep YUV up."""
+    bits = _bits(frame)
+    if bits == 8:
+        return 255
+    return 65535 if frame.format.is_rgb else (2**bits - 1) << (16 - bits)
+
+
 def _levels(frame: av.VideoFrame) -> tuple[int, int]:
     """The levels of black and white after swscale converts this frame to rgb24 or rgb48."""
     bits = _bits(frame)
@@ -388,11 +429,7 @@ def _levels(frame: av.VideoFrame) -> tuple[int, int]:
     gray = frame.format.name.startswith("gray")
     if gray and frame.color_range == ColorRange.MPEG:
         return 16 * unit, 235 * unit  # gray is copied as if it were always full range
-    if bits == 8:
-        return 0, 255
-    if frame.format.is_rgb:
-        return 0, 65535
     # Deep YUV and gray are shifted up, not stretched: white stays short of 65535.
-    if gray or frame.color_range == ColorRange.JPEG:
-        return 0, (2**bits - 1) << (16 - bits)
+    if bits == 8 or frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
+        return 0, _full_range(frame)
     return 0, 255 * unit

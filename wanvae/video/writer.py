@@ -1,4 +1,4 @@
-"""RGB frames in [-1, 1] to video and image files, which appear when they are complete."""
+"""RGB and RGBA frames in [-1, 1] to video and image files, which appear when they are complete."""
 
 import os
 from collections.abc import Sequence
@@ -18,18 +18,12 @@ from av.video.reformatter import (
     ColorTrc,
     VideoReformatter,
 )
+from av.video.stream import VideoStream
 
-from wanvae.engine.files import temporary_sibling
 from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
+from wanvae.video.formats import Format, find_format, known_suffixes
+from wanvae.video.target import find_target
 
-_VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-# Encoder, pixel format and options: lossless, or for JPEG the finest quantizer.
-_IMAGE_ENCODERS = {
-    ".png": ("png", "rgb24", {}),
-    ".jpg": ("mjpeg", "yuvj444p", {"qmin": "1", "qmax": "1"}),
-    ".jpeg": ("mjpeg", "yuvj444p", {"qmin": "1", "qmax": "1"}),
-    ".webp": ("libwebp", "bgra", {"lossless": "1"}),
-}
 _FINE_TICKS = 90_000  # per second, the least precision of written times
 
 
@@ -37,12 +31,21 @@ class VideoWriter:
     """Writes frames to a file that gets its final name when the writer is closed.
 
     .mp4, .mov and .mkv hold H.264 (BT.709, limited range; 4:2:0, or 4:4:4 where a side is odd,
-    which 4:2:0 cannot hold); .png, .jpg, .jpeg and .webp hold exactly one frame. `width` and
-    `height` are in pixels, `fps` in frames per second, `crf` is x264's quality from 0 (best) to 51.
+    which 4:2:0 cannot hold); .webm holds VP9; .apng is lossless. .png, .jpg, .jpeg and .webp hold
+    exactly one frame, and numbered images like "frames/%05d.png" one frame each; their folder is
+    created if it is missing. "frames/" means "frames/%05d.png".
+
+    With `alpha` frames are RGBA, and colours are not premultiplied. .webm then holds VP9 with
+    alpha, .mov ProRes 4444 (10 bit); .apng, .png and .webp are as above, but .webp does not keep
+    the colours of pixels that are fully transparent. Other formats hold no alpha.
+
+    `width` and `height` are in pixels, `fps` in frames per second. `crf` is the quality of H.264
+    and VP9 from 0 (best) to 51.
 
     As a context manager it completes the file at the end of the block. After an exception it
     deletes the unfinished file and keeps an earlier one. Raises VideoError if the suffix is not
-    known, the folder is missing or not writable, the disk is full or no frame was written.
+    known or holds no alpha, the folder is missing or not writable, numbered images are there
+    already, the disk is full or no frame was written.
     """
 
     def __init__(
@@ -53,12 +56,15 @@ class VideoWriter:
         height: int,
         fps: Fraction,
         crf: int = 18,
+        alpha: bool = False,
     ) -> None:
-        self.path = Path(path)
+        folder = os.fspath(path).endswith(("/", os.sep))
+        self.path = Path(path, "%05d.png") if folder else Path(path)
+        self.alpha = alpha
         self._size = width, height
-        self._is_image = self.path.suffix.lower() in _IMAGE_ENCODERS
+        self._format = self._find_format()
         with one_line_errors("write", self.path):
-            self._check_target()
+            self._target = find_target(self.path)
         if width < 1 or height < 1 or not RATES[0] <= fps <= RATES[1] or not 0 <= crf <= 51:
             given = f"size {width}x{height}, fps {fps}, crf {crf}"
             limits = f"fps {RATES[0]} to {RATES[1]} and crf 0 to 51"
@@ -71,46 +77,50 @@ class VideoWriter:
         self._last_pts: int | None = None
         self._last_time: float | None = None
         self._reformatter = VideoReformatter()
-        self._partial = temporary_sibling(self.path)
         self._container: OutputContainer | None = None
         try:
             with one_line_errors("write", self.path):
-                self._partial.touch()  # FFmpeg would only find out at the first frame
+                self._target.begin()
                 self._open(fps, crf)
         except BaseException:
             self._discard()
             raise
 
-    def _check_target(self) -> None:
-        if not self._is_image and self.path.suffix.lower() not in _VIDEO_FORMATS:
-            known = " ".join([*_VIDEO_FORMATS, *_IMAGE_ENCODERS])
-            raise self._error(f"its suffix is {self.path.suffix!r}; use one of {known}")
-        if self.path.is_dir():
-            raise self._error("it is a directory; give a file name")
-        if not self.path.parent.is_dir():
-            raise self._error(f"the folder {self.path.parent} does not exist; create it first")
+    def _find_format(self) -> Format:
+        suffix = self.path.suffix
+        found = find_format(suffix, alpha=self.alpha)
+        if found is not None:
+            return found
+        known = " ".join(known_suffixes(alpha=self.alpha))
+        if self.alpha and find_format(suffix, alpha=False) is not None:
+            raise self._error(
+                f"{suffix} holds no alpha; use one of {known} (one image, or numbered images like "
+                "frames/%05d.png), or write without alpha"
+            )
+        raise self._error(f"its suffix is {suffix!r}; use one of {known}")
 
     def _open(self, fps: Fraction, crf: int) -> None:
-        suffix = self.path.suffix.lower()
-        if self._is_image:
-            codec, pixel_format, options = _IMAGE_ENCODERS[suffix]
-            # "update" writes this one name instead of numbering the files.
-            kind, container_options = "image2", {"update": "1"}
-        else:
-            even = all(side % 2 == 0 for side in self._size)
-            codec, pixel_format = "libx264", "yuv420p" if even else "yuv444p"
-            # swscale centres chroma samples; H.264 is taken as left-sited unless it says so.
-            options = {"crf": str(crf), "chroma_sample_location": "center"}
-            kind, container_options = _VIDEO_FORMATS[suffix], {}
+        format, many = self._format, self._target.holds_many
+        options = dict(format.container_options)
+        if format.is_image and not many:
+            options["update"] = "1"  # writes this one name instead of numbering the files
         container = self._container = av.open(
-            os.path.abspath(self._partial), "w", format=kind, options=container_options
+            os.path.abspath(self._target.partial),
+            "w",
+            format=format.container,
+            options=options,
         )
-        stream = container.add_stream(codec, rate=fps, options=options)
+        quality = {"crf": str(crf)} if format.has_quality else {}
+        stream = container.add_stream(
+            format.encoder, rate=fps, options={**quality, **format.options}
+        )
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height = self._size
-        stream.pix_fmt = pixel_format
+        stream.pix_fmt = format.pixel_format(*self._size, alpha=self.alpha)
         context = stream.codec_context
         context.time_base = self._time_base
-        if not self._is_image:
+        self._is_yuv = stream.pix_fmt.startswith("yuv") and not format.is_image
+        if self._is_yuv:
             context.colorspace = Colorspace.ITU709
             context.color_range = ColorRange.MPEG
             context.color_primaries = ColorPrimaries.BT709
@@ -120,19 +130,26 @@ class VideoWriter:
     def write(self, frames: torch.Tensor, times: Sequence[float] | None = None) -> None:
         """Appends frames (3, T, H, W), RGB in [-1, 1], clamped and rounded to 8 bit.
 
+        With `alpha` they are (4, T, H, W), RGBA; alpha goes from -1, transparent, to 1, opaque.
+
         `times` are T increasing seconds; without them a frame follows the last after 1 / fps.
         Raises VideoError for another shape, times that do not increase, or a failure to write.
         """
         width, height = self._size
+        channels = 4 if self.alpha else 3
         if self._container is None:
             raise self._error("it is already closed; open a new writer")
-        if frames.ndim != 4 or (frames.shape[0], *frames.shape[2:]) != (3, height, width):
-            shape = tuple(frames.shape)
-            raise self._error(f"frames are {shape}; they must be (3, T, {height}, {width})")
+        if frames.ndim != 4 or (frames.shape[0], *frames.shape[2:]) != (channels, height, width):
+            shape, wanted = tuple(frames.shape), f"({channels}, T, {height}, {width})"
+            raise self._error(f"frames are {shape}; they must be {wanted}")
         if times is not None and len(times) != frames.shape[1]:
             raise self._error(f"{len(times)} times for {frames.shape[1]} frames; give one each")
-        if self._is_image and frames.shape[1] + (self._last_pts is not None) > 1:
-            raise self._error("an image holds one frame; give a video suffix for more")
+        one = self._format.is_image and not self._target.holds_many
+        if one and frames.shape[1] + (self._last_pts is not None) > 1:
+            raise self._error(
+                "an image holds one frame; give a video suffix or numbered images, like "
+                "frames/%05d.png, for more"
+            )
         levels = ((frames.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         for index, pixels in enumerate(levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()):
             self._encode(self._container, pixels, None if times is None else times[index])
@@ -149,10 +166,10 @@ class VideoWriter:
             self._last_time = time
         with one_line_errors("write", self.path):
             frame = self._reformatter.reformat(
-                av.VideoFrame.from_ndarray(pixels, format="rgb24"),
+                av.VideoFrame.from_ndarray(pixels, format="rgba" if self.alpha else "rgb24"),
                 format=self._stream.pix_fmt,
-                dst_colorspace=Colorspace.ITU601 if self._is_image else Colorspace.ITU709,
-                dst_color_range=ColorRange.JPEG if self._is_image else ColorRange.MPEG,
+                dst_colorspace=Colorspace.ITU709 if self._is_yuv else Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG if self._is_yuv else ColorRange.JPEG,
                 interpolation=INTERPOLATION,
             )
             frame.pts, frame.time_base = pts, self._time_base
@@ -169,7 +186,7 @@ class VideoWriter:
             with one_line_errors("write", self.path):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-                os.replace(self._partial, self.path)
+                self._target.complete()
             self._container = None
         except BaseException:
             self._discard()
@@ -181,8 +198,7 @@ class VideoWriter:
         with suppress(FFmpegError, OSError):
             if container is not None:
                 container.close()
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
+        self._target.discard()
 
     def _error(self, reason: str) -> VideoError:
         return VideoError(f"cannot write {self.path}: {reason}")
@@ -200,7 +216,11 @@ class VideoWriter:
 def write_video(
     path: str | os.PathLike[str], frames: torch.Tensor, fps: Fraction, crf: int = 18
 ) -> None:
-    """Writes frames (3, T, H, W) in [-1, 1] at `fps` per second; raises as VideoWriter does."""
+    """Writes frames (3, T, H, W) in [-1, 1] at `fps` per second; raises as VideoWriter does.
+
+    Frames (4, T, H, W) are RGBA.
+    """
     height, width = frames.shape[-2:]
-    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf) as writer:
+    alpha = frames.shape[0] == 4
+    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf, alpha=alpha) as writer:
         writer.write(frames)

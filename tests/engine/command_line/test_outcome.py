@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 import torch
@@ -177,3 +179,16 @@ def test_an_error_in_a_process_that_loads_data(capsys, error: type[Exception]):
         assert printed == "wanvae train: clip 7 cannot be read\n"
     else:
         assert "__getitem__" in printed and "this is a fault of the program" in printed
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    command = "print('line')"
+    code = (
+        "import sys; from wanvae.engine.command_line.outcome import exit_status; "
+        f"sys.exit(exit_status(lambda: {command} or 0, 'wanvae', []))"
+    )
+    with Popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

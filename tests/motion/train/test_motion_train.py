@@ -211,6 +211,15 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
     assert "the training data are 1 entries" in capsys.readouterr().err
 
 
+def test_training_does_not_start_from_damaged_weights(folder, tmp_path, capsys):
+    weights = tmp_path / "start.safetensors"
+    model = RVQVAE.from_pretrained(saved_tokenizer(weights))
+    next(model.parameters()).data[0] = float("nan")
+    model.save_pretrained(weights)
+    assert main(options(folder, tmp_path / "run", 1, f"--weights={weights}")) == 1
+    assert "holds values that are not finite" in capsys.readouterr().err
+
+
 def test_other_weights_to_start_from_are_refused(folder, tmp_path, capsys):
     weights, run = tmp_path / "start.safetensors", tmp_path / "run"
     saved_tokenizer(weights)

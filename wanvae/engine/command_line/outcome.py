@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import re
 import shlex
@@ -21,6 +22,8 @@ from wanvae.engine.processes import LOST_PROCESS, is_lost_process
 from wanvae.engine.signals import SIGNALED, Interrupted, interrupted_by_signals
 from wanvae.errors import UserError
 
+# The number of SIGPIPE, which Windows has not.
+PIPE = 13
 # The system answers so to a mistake in a program, not to a missing file or a full disk.
 MISTAKES = (None, errno.EBADF, errno.EFAULT, errno.EINVAL)
 
@@ -48,11 +51,13 @@ def exit_status(
 
     Returns:
         The status that ``run`` returns; 1 after an error; 130 after Ctrl-C, 143 after SIGTERM,
-        129 after SIGHUP.
+        129 after SIGHUP; 141 if nobody reads the output any more, as after ``| head``.
     """
     with interrupted_by_signals() as caught, telling_warnings(program):
         try:
-            return run()
+            status = run()
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt as interruption:
             message = f"interrupted; {interruption}" if interruption.args else interrupted
             told = interruption if isinstance(interruption, Interrupted) else caught
@@ -60,6 +65,8 @@ def exit_status(
             with suppress(OSError):
                 say(program, message)
             return SIGNALED + told.signal
+        except BrokenPipeError:
+            return stop_printing()
         except Exception as error:
             message = explanation(error, out_of_memory)
             if message is None:
@@ -67,6 +74,12 @@ def exit_status(
                 message = request_for_report([*program.split(), *arguments])
             say(program, message)
             return 1
+
+
+def stop_printing() -> int:
+    """Drops further output, because its reader has seen enough, and returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return SIGNALED + PIPE
 
 
 @contextmanager
