@@ -253,11 +253,12 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
 
-    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self._warn_of_statistics(stacklevel=4)
-        return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
+    def warn_of_statistics(self, stacklevel: int) -> None:
+        """Warns, the first time, if the latent statistics are assumed.
 
-    def _warn_of_statistics(self, stacklevel: int) -> None:
+        Args:
+            stacklevel: as for ``warnings.warn``.
+        """
         assumed, self.assumed_statistics = self.assumed_statistics, None
         if assumed is not None:
             warnings.warn(
@@ -265,6 +266,10 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 "--latent-statistics",
                 stacklevel=stacklevel,
             )
+
+    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        self.warn_of_statistics(stacklevel=4)
+        return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
 
     def _runner(self, network: Network, limits: Limits) -> Runner:
         return Runner(network, limits, self.compilation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
@@ -147,6 +148,7 @@ class WanVAEConfig:
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             check(len(values) in (0, self.z_dim), name, values, f"{self.z_dim} numbers (z_dim)")
+            check(all(map(math.isfinite, values)), name, values, "finite")
         check(all(s > 0 for s in self.latents_std), "latents_std", self.latents_std, "positive")
         self._check_family()
 

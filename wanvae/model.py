@@ -192,7 +192,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
         from wanvae.diffusers_adapter import make_diffusers_vae
 
-        self._warn_of_statistics(stacklevel=3)
+        self.warn_of_statistics(stacklevel=3)
         return make_diffusers_vae(self, class_name or self.diffusers_class)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:

@@ -76,6 +76,7 @@ class TinyVAEConfig:
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             check(len(values) in (0, self.z_dim), name, values, f"{self.z_dim} numbers (z_dim)")
+            check(all(map(math.isfinite, values)), name, values, "finite")
         check(all(s > 0 for s in self.latents_std), "latents_std", self.latents_std, "positive")
 
     @property

@@ -127,9 +127,10 @@ def test_several_files(vae: WanVAE, tmp_path: Path) -> None:
         ('{"weight_map": {}}', "it has no weight_map, so it is no index"),
         (
             '{"weight_map": {"x": "../a.safetensors"}}',
-            "'../a.safetensors', which is no file beside",
+            "'../a.safetensors', which is no file of tensors beside",
         ),
-        ('{"weight_map": {"x": 1}}', "it names 1, which is no file beside it"),
+        ('{"weight_map": {"x": 1}}', "it names 1, which is no file of tensors beside it"),
+        (f'{{"weight_map": {{"x": "{WEIGHTS}.index.json"}}}}', "which is no file of tensors"),
         ('{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors does not exist"),
         ('{"weight_map": {"y": "part.safetensors"}}', "its files do not hold y"),
     ],

@@ -52,11 +52,31 @@ def nested(*keys: str, **beside: object) -> Nest:
 
 PREFIXES = ("model.", "vae.", "first_stage_model.", "module.", "_orig_mod.", "model._orig_mod.")
 WRAPPERS = ("model_state", "state_dict", "model", "vae", "ema", "module", "generator", "gen_model")
+WRAPPED_PARTS = {
+    "encoder.": "encoder._orig_mod.",
+    "decoder.upsamples.0.": "decoder.module.upsamples.0._checkpoint_wrapped_module.",
+}
+
+
+def wrapped_parts(tensors: dict[str, Tensor]) -> dict[str, object]:
+    """Parts of a model are wrapped, by torch.compile, DistributedDataParallel and others."""
+    return {wrapped(name): tensor for name, tensor in tensors.items()}
+
+
+def wrapped(name: str) -> str:
+    for part, named in WRAPPED_PARTS.items():
+        if name.startswith(part):
+            return f"vae.{named}{name.removeprefix(part)}"
+    return f"vae.{name}"
+
+
 NESTS: dict[str, Nest] = {
     **{prefix: prefixed(prefix) for prefix in PREFIXES},
     "all-in-one": all_in_one,
     **{wrapper: nested(wrapper, step=7, losses=[1.0]) for wrapper in WRAPPERS},
     "two wrappers": nested("state_dict", "module", optimizer={"state": {0: {"x": torch.ones(1)}}}),
+    "wrapped parts": wrapped_parts,
+    "list": lambda tensors: {"models": [tensors, [1.0]], "losses": [1.0, 2.0]},
     "both": lambda tensors: {"state_dict": prefixed("module.vae.")(tensors), "epoch": 1},
 }
 
@@ -85,7 +105,7 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     weights, _ = golden()
     torch.save(nested("ema", step=3, note="x")(weights), tmp_path / "a.pth")
     notes = "\n".join(formats.load(tmp_path / "a.pth").notes)
-    assert "without ema." in notes and "2 other entries: step, note" in notes
+    assert "without the prefix ema." in notes and "2 other entries: step, note" in notes
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -126,3 +146,10 @@ def test_a_key_of_a_file_of_one_model_is_refused(tmp_path: Path) -> None:
     WanVAE.from_pretrained(tmp_path / "a.safetensors").save_pretrained(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="holds one model"):
         WanVAE.from_pretrained(tmp_path / "b.safetensors", key="vae")
+
+
+def test_a_file_of_very_many_models_is_refused(tmp_path: Path) -> None:
+    tensors = {f"{n}.encoder.downsamples.0.residual.0.gamma": torch.ones(1) for n in range(200)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="holds 200 models, more than a checkpoint does"):
+        WanVAE.from_pretrained(tmp_path / "a.safetensors")

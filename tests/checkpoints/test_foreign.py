@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,32 @@ FILES: dict[str, tuple[Shapes, str]] = {
         },
         "a CogVideoX VAE",
     ),
+    "CogVideoX of its own code": (
+        {
+            "first_stage_model.decoder.conv_in.conv.weight": (512, 16, 3, 3, 3),
+            "first_stage_model.decoder.mid.block_1.norm1.norm_layer.weight": (512,),
+        },
+        "a CogVideoX VAE",
+    ),
+    "HunyuanVideo 1.5": (
+        {
+            "encoder.conv_in.conv.weight": (128, 3, 3, 3, 3),
+            "encoder.down_blocks.0.resnets.0.norm1.gamma": (128, 1, 1, 1),
+        },
+        "a VAE of another video model (HunyuanVideo or LTX)",
+    ),
+    "Cosmos in diffusers": ({"decoder.conv_in.conv_s.weight": (8, 16, 1, 3, 3)}, "a Cosmos"),
+    "a later part of Wan": ({"blocks.20.attn1.to_q.weight": (4, 4)}, "a transformer of Wan"),
+    "VACE": ({"vace_blocks.0.self_attn.q.weight": (4, 4)}, "a transformer of Wan"),
+    "CLIP of Wan with its text encoder": (
+        {
+            "textual.blocks.0.attn.q.weight": (2, 2),
+            "visual.transformer.0.attn.to_qkv.weight": (6, 2),
+        },
+        "an image encoder (CLIP)",
+    ),
+    "LoRA of old diffusers": ({"unet.mid.attn1.to_q_lora.down.weight": (2, 4)}, "a LoRA"),
+    "LoRA of differences": ({"diffusion_model.blocks.0.self_attn.q.diff_b": (4,)}, "a LoRA"),
     "Mochi": ({"blocks.2.blocks.3.stack.5.weight": (4, 4, 3, 3, 3)}, "a Mochi VAE"),
     "Mochi encoder": ({"layers.4.layers.1.attn_block.attn.qkv.weight": (6, 2)}, "a Mochi VAE"),
     "Cosmos": ({"decoder.unpatcher3d.wavelets": (2,)}, "a Cosmos tokenizer"),
@@ -144,3 +172,48 @@ def test_only_the_most_particular_kind_is_told(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
             WanVAE.from_pretrained(tmp_path / "a.safetensors")
         assert " and " not in str(caught.value)
+
+
+DOWNLOADS = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "a pointer of Git LFS",
+    b"<!DOCTYPE html><html>": "a web page",
+    b"Entry not found": "the answer of a server",
+}
+
+
+@pytest.mark.parametrize("content", DOWNLOADS)
+def test_what_a_failed_download_leaves_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"no checkpoint: it is {DOWNLOADS[content]}"):
+        WanVAE.from_pretrained(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a.npy", "an archive that torch.save did not write"), ("x/constants.pkl", "TorchScript")],
+)
+def test_archives_of_other_programs_are_told(tmp_path: Path, name: str, reason: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr(name, b"0")
+    with pytest.raises(CheckpointError, match=reason):
+        WanVAE.from_pretrained(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a\nb\x1b[31m", 1000 * "encoder.downsamples.0.", 10**6 * "x"])
+def test_strange_names_end_in_a_short_line(tmp_path: Path, name: str) -> None:
+    save_file({name: torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="no layout of a Wan VAE") as caught:
+        WanVAE.from_pretrained(tmp_path / "a.safetensors")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 2000
+
+
+def test_a_tensor_alone_is_told(tmp_path: Path) -> None:
+    torch.save(torch.zeros(16, 1, 2, 2), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="It is latents, not a model"):
+        WanVAE.from_pretrained(tmp_path / "a.pt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="is a pipe"):
+        WanVAE.from_pretrained(tmp_path / "a.pth")

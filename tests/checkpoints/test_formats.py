@@ -464,7 +464,7 @@ def test_qwen_image_is_read_and_written(tmp_path: Path, channels: int) -> None:
     ("change", "message"),
     [
         ({"in_channels": 4}, "no out_channels 3, only 4"),
-        ({"decoder_dim": 8}, "no decoder_dim 8, only None"),
+        ({"decoder_dim": 8}, "no decoder_dim 8; use the native layout"),
         ({"upscale_factor": 2}, "no upscale_factor 2, only 1"),
         ({"stage_shortcuts": True}, "no stage_shortcuts True, only False"),
         ({"attn_scales": (0.25,)}, r"no attn_scales \(0.25,\), only \(\)"),
@@ -562,8 +562,12 @@ def test_suffixes_are_checked(tmp_path: Path, name: str) -> None:
 
 def test_a_config_that_is_not_text_is_an_error_for_people(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match="not UTF-8 text"):
+    with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
         load(tmp_path)
+    for content in ([], {"_class_name": []}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=r"config\.json is of "):
+            load(tmp_path)
 
 
 def test_a_bug_in_reading_keeps_its_traceback(

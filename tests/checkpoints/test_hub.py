@@ -107,6 +107,7 @@ def test_a_file_of_any_name_in_a_revision(hub: HubServer, vae: WanVAE, place: st
         ("org/vae.safetensors", HubAddress("org/vae.safetensors")),
         ("https://huggingface.co/org/name", HubAddress("org/name")),
         ("https://hf.co/org/name/", HubAddress("org/name")),
+        ("huggingface.co/org/name/blob/main/a.pth", HubAddress("org/name", None, "a.pth")),
         ("https://huggingface.co/org/name/tree/main/vae", HubAddress("org/name", None, "vae")),
         ("https://huggingface.co/org/name/tree/v2", HubAddress("org/name", "v2")),
         (

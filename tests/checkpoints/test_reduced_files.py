@@ -106,7 +106,7 @@ def test_a_scale_that_does_not_fit_is_an_error(tmp_path: Path, model: Reference)
     scale = {"conv2.scale_weight": torch.ones(3)}
     path = written(tmp_path / "a.safetensors", model.weights | scale)
     with pytest.raises(UserError, match=r"scale of conv2.weight has the shape \(3,\)"):
-        WanVAE.from_pretrained(path)
+        formats.load(path)
     path = written(
         tmp_path / "b.safetensors",
         model.weights | {"encoder.x.scale_weight": scale["conv2.scale_weight"]},
@@ -278,10 +278,16 @@ def test_statistics_can_be_named(narrow: Path, tmp_path: Path) -> None:
     vae = WanVAE.from_pretrained(narrow, latent_statistics=file)
     assert vae.config.latents_std == (2.0,) * 16
     assert torch.equal(vae.normalize(latents), torch.zeros_like(latents))
-    for content in ("[]", '{"latents_mean": 1, "latents_std": [1]}', '{"latents_mean": [1]}'):
+    for content in (
+        *("[]", '{"latents_mean": 1, "latents_std": [1]}', '{"latents_mean": [1]}'),
+        *(f'{{"latents_mean": [{n}], "latents_std": [1]}}' for n in ("NaN", "1e999", "9" * 400)),
+    ):
         file.write_text(content)
         with pytest.raises(CheckpointError, match="must hold latents_mean and latents_std"):
             WanVAE.from_pretrained(narrow, latent_statistics=file)
+    file.write_text("{")
+    with pytest.raises(CheckpointError, match=r"statistics\.json are no JSON"):
+        WanVAE.from_pretrained(narrow, latent_statistics=file)
     with pytest.raises(CheckpointError, match=r"none, wan2\.1, wan2\.2, qwen-.* or a JSON file"):
         WanVAE.from_pretrained(narrow, latent_statistics="wan3")
 

@@ -52,7 +52,7 @@ def test_info_says_what_is_stored_and_where(tmp_path: Path, run: Run) -> None:
     out, err = run("info", tmp_path / "a.safetensors")
     for line in (
         f"stored: safetensors, tensors: {len(weights)} in float8_e4m3fn, under vae.",
-        "note: names: read without vae., which is before all of them",
+        "note: names: read without the prefix vae.",
         "note: left unread, because not of the model: 1 other entry: unet.x",
         "note: precision: stored in float8_e4m3fn; converted to bfloat16, because no dtype was "
         "asked for",
@@ -160,3 +160,16 @@ def test_latent_statistics_of_a_narrow_model(tmp_path: Path, run: Run) -> None:
     assert err.count("assumed") == 1
     _, err = run(*decode, "--checkpoint", light, "--latent-statistics", "wan2.1")
     assert "assumed" not in err
+
+
+@pytest.mark.filterwarnings("default:latent statistics")
+@pytest.mark.parametrize("layout", ["wanvae", "musubi"])
+def test_a_data_set_with_assumed_statistics_says_so(
+    tmp_path: Path, run: Run, video: Path, layout: str
+) -> None:
+    save_file(WanVAE(WanVAEConfig(dim=2)).state_dict(), tmp_path / "light.safetensors")
+    (tmp_path / "videos").mkdir()
+    video.rename(tmp_path / "videos" / "a.mp4")
+    call = ("encode-dataset", tmp_path / "videos", tmp_path / "out", "--layout", layout)
+    _, err = run(*call, "--checkpoint", tmp_path / "light.safetensors")
+    assert err.count("assumed to be the statistics of Wan2.1") == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from tests.helpers import tiny
@@ -65,7 +66,7 @@ def test_a_scale_that_is_forced_counts(tmp_path: Path) -> None:
 def test_values_that_contradict_the_program_are_refused(tmp_path: Path) -> None:
     musubi(tmp_path, RAW)
     with pytest.raises(
-        UserError, match=r"musubi-tuner stores normalized .* look raw .* scale= raw"
+        UserError, match=r"musubi-tuner stores normalized .* look raw .* scale=\"raw\""
     ):
         LatentDataset(tmp_path)
     assert (LatentDataset(tmp_path, scale="raw")[0].latents - NORMALIZED).abs().max() < 2**-5
@@ -74,9 +75,20 @@ def test_values_that_contradict_the_program_are_refused(tmp_path: Path) -> None:
 def test_values_that_fit_neither_are_refused(tmp_path: Path) -> None:
     comfyui(tmp_path, torch.zeros(16, 3, 8, 8))
     with pytest.raises(
-        UserError, match=r"do not tell whether .* raw or .* say scale= raw or scale="
+        UserError, match=r"do not tell whether .* raw or .* say scale=\"raw\" or scale="
     ):
         LatentDataset(tmp_path)
+
+
+@pytest.mark.parametrize("others", [16, 40])
+def test_one_clip_of_the_other_scale_is_told(tmp_path: Path, others: int) -> None:
+    """Of many clips only some are looked at before they are read."""
+    for number in range(others):
+        save_file({"latents": NORMALIZED}, tmp_path / f"a{number:02}.safetensors")
+    save_file({"latents": RAW}, tmp_path / "a01.safetensors")
+    with pytest.raises(UserError, match=r"latents of a01 look raw, others .* are normalized"):
+        [LatentDataset(tmp_path)[number] for number in range(others)]
+    assert torch.equal(LatentDataset(tmp_path, scale="normalized")[1].latents, RAW)
 
 
 def test_a_model_may_be_named(tmp_path: Path) -> None:

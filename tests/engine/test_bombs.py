@@ -136,6 +136,9 @@ BOMBS: dict[str, Callable[[Path], object]] = {
     ),
     "a negative shape": bytes_writer(safetensors(header_of(x=entry([-1, -1])), size=4)),
     "a nested header": bytes_writer(safetensors(b'{"a":' + b"[" * 100_000, size=4)),
+    "a dtype that is a list": bytes_writer(
+        safetensors(json.dumps({"x": {**entry([1]), "dtype": []}}).encode(), size=4)
+    ),
     "a header of a list": bytes_writer(safetensors(b'{"a":[1]}', size=4)),
     "gguf of many tensors": bytes_writer(gguf(10**9)),
     "gguf of many values": bytes_writer(gguf(0, 10**9)),

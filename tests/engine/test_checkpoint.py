@@ -164,7 +164,7 @@ def test_no_file_directory_empty_and_text(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(b"")
     assert "is empty" in error_of(path)
     path.write_text("version https://git-lfs.github.com/spec/v1")
-    assert "no checkpoint" in error_of(path) and "version https" in error_of(path)
+    assert "no checkpoint" in error_of(path) and "a pointer of Git LFS" in error_of(path)
     path.write_text("{}")
     assert "no checkpoint" in error_of(path)
     path.unlink()

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import sqlite3
 import sys
@@ -162,7 +163,7 @@ def test_latents_of_other_models_are_refused_by_their_names(tmp_path: Path) -> N
             torch.zeros(1).expand(16, 10**6, 10**5, 10**5),
             "it claims latents .*, more than it holds",
         ),
-        (torch.zeros(16, 0, 3, 5), r"must be \('C', 'T', 'H', 'W'\), not \[16, 0, 3, 5\]"),
+        (torch.zeros(16, 0, 3, 5), r"must be \(C, T, H, W\), not \[16, 0, 3, 5\]"),
     ],
 )
 def test_other_tensors_are_refused(tmp_path: Path, value: object, reason: str) -> None:
@@ -300,3 +301,9 @@ def test_the_names_of_musubi_tuner(tmp_path: Path) -> None:
     path = musubi(tmp_path, LATENTS)
     (clip,) = find_cache(tmp_path, 16).clips
     assert (clip.name, clip.program) == (path.stem, "musubi-tuner")
+
+
+def test_pipes_in_a_folder_are_not_waited_for(tmp_path: Path) -> None:
+    musubi(tmp_path, natural())
+    os.mkfifo(tmp_path / "a.pt")
+    assert len(find_cache(tmp_path, None).clips) == 1

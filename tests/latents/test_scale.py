@@ -60,7 +60,7 @@ def test_pieces_are_measured_as_a_whole() -> None:
 def test_values_that_fit_neither_are_refused(latents: Tensor, reason: str) -> None:
     """A picture of one colour, few positions, and latents of another model."""
     with pytest.raises(UserError, match=reason) as error:
-        choose_scale(None, "ComfyUI", [latents], WAN21_MEAN, WAN21_STD, "--scale")
+        choose_scale(None, "ComfyUI", [latents], WAN21_MEAN, WAN21_STD, "--scale {}")
     assert str(error.value).endswith("say --scale raw or --scale normalized")
 
 
@@ -69,14 +69,27 @@ def test_values_that_contradict_the_program_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"musubi-tuner stores normalized .* values look raw \(mean"
     ):
-        choose_scale("normalized", "musubi-tuner", [latents], WAN21_MEAN, WAN21_STD, "--scale")
+        choose_scale("normalized", "musubi-tuner", [latents], WAN21_MEAN, WAN21_STD, "--scale {}")
     with pytest.raises(UserError, match=r"FastVideo stores raw latents, .* look normalized"):
-        choose_scale("raw", "FastVideo", [natural()], WAN21_MEAN, WAN21_STD, "--scale")
+        choose_scale("raw", "FastVideo", [natural()], WAN21_MEAN, WAN21_STD, "--scale {}")
+
+
+def test_values_that_no_scale_has_are_refused_whoever_stores_them() -> None:
+    statistics = (WAN21_MEAN, WAN21_STD, "--scale {}")
+    with pytest.raises(UserError, match="do not tell whether they are raw or normalized"):
+        choose_scale("normalized", "musubi-tuner", [1000 * natural()], *statistics)
+    with pytest.raises(UserError, match="not finite"):
+        choose_scale(None, "ComfyUI", [natural() / 0], *statistics)
 
 
 def test_what_a_program_stores_counts_where_the_values_do_not_tell() -> None:
     choice = choose_scale(
-        "normalized", "musubi-tuner", [torch.zeros(16, 1, 2, 2)], WAN21_MEAN, WAN21_STD, "--scale"
+        "normalized",
+        "musubi-tuner",
+        [torch.zeros(16, 1, 2, 2)],
+        WAN21_MEAN,
+        WAN21_STD,
+        "--scale {}",
     )
     assert (
         choice.scale == "normalized" and choice.reason == "normalized, as musubi-tuner stores them"
@@ -86,5 +99,5 @@ def test_what_a_program_stores_counts_where_the_values_do_not_tell() -> None:
 def test_a_model_without_statistics_has_one_scale() -> None:
     """Then raw and normalized are the same, and there is nothing to say."""
     for mean, std in (((), ()), (16 * (0.0,), 16 * (1.0,))):
-        choice = choose_scale(None, "ComfyUI", [], mean, std, "--scale")
+        choice = choose_scale(None, "ComfyUI", [], mean, std, "--scale {}")
         assert choice.reason == ""

@@ -17,7 +17,7 @@ from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.json_files import read_json
 from wanvae.engine.stored_tensors import StoredTensors
-from wanvae.engine.text import first_few
+from wanvae.engine.text import first_few, first_sentence
 from wanvae.errors import UserError
 
 DIFFUSERS_CONFIG = "config.json"
@@ -316,8 +316,11 @@ def read_diffusers_json(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except UserError as error:
+        reason = first_sentence(error.__cause__ or error)
+        raise UserError(f"{path.name} is no JSON ({reason}); download it again") from error
     name = content.get("_class_name") if isinstance(content, dict) else None
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise UserError(f"{path.name} is of {name}, not {' or '.join(CLASSES)}")
     return content
 

@@ -8,10 +8,11 @@ is found.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from wanvae.engine.stored_tensors import StoredTensors
+from wanvae.engine.text import shortened
 from wanvae.errors import UserError
 
 # Models that an error lists.
@@ -27,11 +28,13 @@ class Family:
         mark: matches whole names of tensors that only this family has.
         roots: beginnings of the names of its tensors. A tensor with such a name belongs to the
             model; other tensors beside it do not.
+        never: names of tensors of other models that have such a mark too.
     """
 
     name: str
     mark: re.Pattern[str]
     roots: tuple[str, ...]
+    never: tuple[str, ...] = ()
 
 
 WAN = Family(
@@ -50,7 +53,15 @@ DIFFUSERS = Family(
         r"|(downsampler\.|upsampler\.|upsamplers\.0\.)?resample\.1\.(weight|bias))"
     ),
     ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
+    # HunyuanVideo 1.5 has them.
+    never=("encoder.conv_in.conv.weight", "decoder.conv_in.conv.weight"),
 )
+# What torch.compile, DistributedDataParallel, FSDP and checkpoint_wrapper add to the names of the
+# tensors in a part of a model that they wrap.
+WRAPPER = re.compile(
+    r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+HALF = re.compile(r"((?:.*\.)?(?:en|de)coder\.)(.*)")
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Candidate:
         return name.startswith(self.prefix) and rest.startswith(self.family.roots)
 
 
-def find_candidates(names: Iterable[str], families: Sequence[Family]) -> list[Candidate]:
+def find_candidates(names: Collection[str], families: Sequence[Family]) -> list[Candidate]:
     """Returns the models of some families among tensors with these names, in their order."""
     found: dict[Candidate, None] = {}
     marks = [(family, re.compile(rf"(.*\.)?({family.mark.pattern})")) for family in families]
@@ -79,7 +90,20 @@ def find_candidates(names: Iterable[str], families: Sequence[Family]) -> list[Ca
         for family, mark in marks:
             if match := mark.fullmatch(name):
                 found[Candidate(family, match[1] or "")] = None
-    return list(found)
+    held = set(names)
+    return [c for c in found if held.isdisjoint(f"{c.prefix}{name}" for name in c.family.never)]
+
+
+def names_without_wrappers(names: Collection[str]) -> dict[str, str]:
+    """Returns the present name of each tensor by its name without wrappers in a half of a model.
+
+    Names stay as they are if two of them would become the same.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        match = HALF.fullmatch(name)
+        found[match[1] + WRAPPER.sub("", match[2]) if match else name] = name
+    return found if len(found) == len(names) else {name: name for name in names}
 
 
 def choose(candidates: Sequence[Candidate], tensors: StoredTensors, key: str | None) -> Candidate:
@@ -118,7 +142,7 @@ def choose(candidates: Sequence[Candidate], tensors: StoredTensors, key: str | N
 def describe(candidate: Candidate, tensors: StoredTensors) -> str:
     """Returns the prefix of a candidate and what is there, for people."""
     names = [name for name in tensors if candidate.owns(name)]
-    return f"{shown(candidate.prefix)} ({len(names)} tensors, like {names[0]})"
+    return f"{shown(candidate.prefix)} ({len(names)} tensors, like {shortened(names[0])})"
 
 
 def with_dot(key: str) -> str:
@@ -128,4 +152,4 @@ def with_dot(key: str) -> str:
 
 def shown(prefix: str) -> str:
     """Returns a prefix as people type it."""
-    return prefix or '""'
+    return shortened(prefix) or '""'

@@ -51,8 +51,8 @@ class Kind:
 BASE = "it changes another model; merge it into that model: wanvae convert MODEL OUT --lora FILE"
 LORA = Kind(
     "a LoRA",
-    r".*(lora_[AB]|lora_up|lora_down|lora\.up|lora\.down|lora_magnitude_vector)(\..*)?"
-    r"|.*hada_w1_a|.*lokr_w1",
+    r"\w*(lora_[AB]|lora_up|lora_down|lora\.up|lora\.down|lora_magnitude_vector)(\.[\w.]*)?"
+    r"|hada_w1_a|lokr_w1|diff|diff_b",
     hint=BASE,
 )
 # The first kind that fits a file is what it is, so kinds with more particular names come first.
@@ -60,7 +60,9 @@ KINDS = (
     LORA,
     # Video VAEs.
     Kind(
-        "a CogVideoX VAE", r"decoder\.mid_block\.resnets\.0\.norm1\.norm_layer\.weight", group="VAE"
+        "a CogVideoX VAE",
+        r"decoder\.(mid_block\.resnets\.0|mid\.block_1)\.norm1\.norm_layer\.weight",
+        group="VAE",
     ),
     Kind(
         "an LTX VAE",
@@ -77,7 +79,7 @@ KINDS = (
     Kind(
         "a Cosmos tokenizer",
         r"decoder\.unpatcher3d\.wavelets|encoder\.patcher3d\.wavelets|decoder\.unpatcher\.wavelets"
-        r"|encoder\.patcher\.wavelets|decoder\.conv_in\.0\.conv3d\.weight",
+        r"|encoder\.patcher\.wavelets|(en|de)coder\.conv_in\.(0\.conv3d|conv_s)\.weight",
         group="VAE",
     ),
     Kind(
@@ -113,8 +115,8 @@ KINDS = (
     # Diffusion models.
     Kind(
         "a transformer of Wan, the diffusion model and not its VAE",
-        r"blocks\.0\.self_attn\.q\.weight|blocks\.0\.self_attn\.q\.(scale_weight|weight_scale)"
-        r"|condition_embedder\.time_embedder\.linear_1\.weight",
+        r"(vace_)?blocks\.\d+\.self_attn\.q\.(weight|scale_weight|weight_scale)"
+        r"|condition_embedder\.time_embedder\.linear_1\.weight|blocks\.\d+\.attn1\.to_q\.weight",
         group="diffusion",
     ),
     Kind(
@@ -136,6 +138,12 @@ KINDS = (
     ),
     # Text and image encoders.
     Kind(
+        "an image encoder (CLIP)",
+        r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight"
+        r"|visual\.transformer\.0\.attn\.to_qkv\.weight",
+        group="encoder",
+    ),
+    Kind(
         "a text encoder (T5 or UMT5)",
         r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight|blocks\.0\.attn\.q\.weight",
         axes=2,
@@ -145,12 +153,6 @@ KINDS = (
         "a text encoder (CLIP)",
         r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight"
         r"|transformer\.resblocks\.0\.attn\.in_proj_weight|textual\.blocks\.0\.attn\.q\.weight",
-        group="encoder",
-    ),
-    Kind(
-        "an image encoder (CLIP)",
-        r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight"
-        r"|visual\.transformer\.0\.attn\.to_qkv\.weight",
         group="encoder",
     ),
     Kind(
@@ -172,7 +174,8 @@ KINDS = (
     ),
     Kind(
         "latents, not a model",
-        r"latents|latent_tensor|latent|latents_\d+x\d+x\d+_\w+",
+        # A tensor alone has no name.
+        r"(?<!.)|latents|latent_tensor|latent|latents_\d+x\d+x\d+_\w+",
         hint="wanvae decode reads latents",
     ),
 )

@@ -385,7 +385,7 @@ def differences(
     for name in names:
         value, needed = getattr(config, name), getattr(possible, name)
         if value != needed:
-            yield f"{name} {value!r}, only {needed!r}"
+            yield f"{name} {value!r}" + ("" if needed is None else f", only {needed!r}")
 
 
 def diffusers_differences(config: WanVAEConfig, class_name: DiffusersClass) -> Iterator[str]:

@@ -8,10 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from wanvae.config import QWEN_IMAGE_21, WAN22, Half, VideoConfig, WanVAEConfig
 from wanvae.engine.json_files import read_json
+from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
 
@@ -67,6 +69,8 @@ STATISTICS_NOTE = "latent statistics: "
 OFFICIAL_STATISTICS = "latent statistics: taken from Wan2.1, because the architecture is the same"
 WAN22_STATISTICS = "latent statistics: taken from Wan2.2, because the architecture is the same"
 NO_STATISTICS = "latent statistics: none, so mean 0 and standard deviation 1"
+# The largest value of float32.
+LARGEST = torch.finfo(torch.float32).max
 # The fields of a config in which models with the same latents may differ.
 FREE_FIELDS = (
     *("dim", "decoder_dim", "in_channels", "out_channels", "upscale_factor"),
@@ -208,12 +212,22 @@ def read_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             f"latent statistics must be {names} or a JSON file with latents_mean and latents_std, "
             f"but {path} cannot be read: {error.strerror}"
         ) from error
+    except UserError as error:
+        reason = first_sentence(error.__cause__ or error)
+        raise UserError(f"the latent statistics {path} are no JSON ({reason})") from error
     values = [content.get(n) if isinstance(content, dict) else None for n in STATISTICS_FIELDS]
     for value in values:
-        if not isinstance(value, list) or not all(type(n) in (int, float) for n in value):
-            raise UserError(f"{path} must hold latents_mean and latents_std, lists of numbers")
+        if not isinstance(value, list) or not all(is_number(n) for n in value):
+            raise UserError(
+                f"{path} must hold latents_mean and latents_std, lists of finite numbers"
+            )
     mean, std = (tuple(map(float, value)) for value in values if value is not None)
     return mean, std
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value of a JSON file is a number that float32 can hold."""
+    return isinstance(value, (int, float)) and type(value) is not bool and abs(value) <= LARGEST
 
 
 def statistics_like(

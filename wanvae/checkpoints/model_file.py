@@ -23,6 +23,7 @@ from wanvae.checkpoints.finding import (
     Family,
     choose,
     find_candidates,
+    names_without_wrappers,
 )
 from wanvae.checkpoints.foreign import is_lora, refusal
 from wanvae.checkpoints.latent_statistics import (
@@ -49,6 +50,8 @@ NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
 }
 # Beginnings of the names that belong to the other half of a model.
 OTHER_ROOTS: Mapping[Half, str] = {"encoder": "conv2.", "decoder": "conv1."}
+# Models in one file, above which it was written to keep readers busy.
+MOST_MODELS = 100
 # The largest part of a model in its file: quantized tensors grow, and tensors may share memory.
 GROWTH = 8
 ROOM = 2**20
@@ -65,15 +68,15 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
         CheckpointError: the file cannot be read.
         UserError: it holds no model, or several.
     """
-    file = open_tensors(path)
+    file = without_wrappers(open_tensors(path))
     if file.metadata.get("format") in NATIVE_FORMATS:
         return load_native(file, key)
-    candidates = [
-        candidate
-        for candidate in find_candidates(file.tensors, tuple(READERS))
-        # A LoRA may hold the weights that it changes, too.
-        if not is_lora({n: t for n, t in file.tensors.outline.items() if candidate.owns(n)})
-    ]
+    candidates = find_candidates(file.tensors, tuple(READERS))
+    if len(candidates) > MOST_MODELS:
+        raise UserError(f"it holds {len(candidates)} models, more than a checkpoint does")
+    # A LoRA may hold the weights that it changes, too.
+    loras = [n for n, tensor in file.tensors.outline.items() if is_lora({n: tensor})]
+    candidates = [c for c in candidates if not any(map(c.owns, loras))]
     if not candidates:
         raise refusal(file.tensors)
     candidate = choose(candidates, file.tensors, key)
@@ -95,6 +98,13 @@ def load_file(path: Path, key: str | None = None, dtype: torch.dtype | None = No
         storage=Storage(file.container, storage_kinds(stored, quantized), candidate.prefix),
         changes=(*changes, *checkpoint.changes),
     )
+
+
+def without_wrappers(file: StoredFile) -> StoredFile:
+    """Returns a file whose tensors have the names of a model without wrapped parts."""
+    names = names_without_wrappers(file.tensors)
+    quantized = {new: file.quantized[old] for new, old in names.items() if old in file.quantized}
+    return replace(file, tensors=file.tensors.renamed(names), quantized=quantized)
 
 
 def load_native(file: StoredFile, key: str | None) -> Checkpoint:
@@ -205,7 +215,7 @@ def notes_on_place(
     others = [n for n in others if n.rsplit(".", 1)[-1] != "scaled_fp8"] + list(file.ignored)
     notes = []
     if candidate.prefix:
-        notes.append(f"names: read without {candidate.prefix}, which is before all of them")
+        notes.append(f"names: read without the prefix {candidate.prefix}")
     if others:
         count = f"{len(others)} other {'entry' if len(others) == 1 else 'entries'}"
         notes.append(f"left unread, because not of the model: {count}: {first_few(others)}")

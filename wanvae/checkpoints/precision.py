@@ -11,7 +11,12 @@ from torch import Tensor
 from wanvae.engine.stored_tensors import StoredTensors
 from wanvae.errors import UserError
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8 = (
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+)
 # What models are converted to if nobody asks for a dtype.
 DEFAULT_DTYPE = torch.bfloat16
 WEIGHT = "weight"
@@ -30,7 +35,7 @@ def scale_names(tensors: StoredTensors) -> dict[str, str]:
     """Returns the name of the scale of each scaled weight.
 
     Raises:
-        UserError: the weight of a scale is missing.
+        UserError: the weight of a scale is missing, or does not fit it.
     """
     found: dict[str, str] = {}
     for name in tensors:
@@ -39,6 +44,7 @@ def scale_names(tensors: StoredTensors) -> dict[str, str]:
             weight = f"{layer}.{WEIGHT}" if layer else WEIGHT
             if weight not in tensors:
                 raise UserError(f"{name} is the scale of {weight}, which is missing")
+            check_scale(tensors.outline[weight], tensors.outline[name], weight)
             found[weight] = name
     return found
 
@@ -83,7 +89,7 @@ def widen(
     def change(name: str, tensor: Tensor) -> Tensor:
         if name not in scales:
             return tensor.to(target)
-        return scaled(tensor, tensors[scales[name]], name).to(target)
+        return scaled(tensor, tensors[scales[name]]).to(target)
 
     changing = [n for n, t in model.outline.items() if t.is_floating_point() or n in scales]
     kinds = ", ".join(sorted({reduced[name] for name in reduced if name in model.outline}))
@@ -95,17 +101,17 @@ def widen(
     return model.changed(dict.fromkeys(changing, target), change), (note,)
 
 
-def scaled(weight: Tensor, scale: Tensor, name: str) -> Tensor:
-    """Returns a weight times its scale, which is one number or one for each output channel.
-
-    Raises:
-        UserError: the scale has another shape.
-    """
-    if scale.numel() == 1:
-        return weight.float() * scale.float().reshape(())
-    if weight.dim() < 1 or scale.numel() != weight.shape[0]:
+def check_scale(weight: Tensor, scale: Tensor, name: str) -> None:
+    """Raises UserError if a scale is neither one number nor one for each output channel."""
+    if scale.numel() != 1 and scale.numel() not in weight.shape[:1]:
         raise UserError(
             f"the scale of {name} has the shape {tuple(scale.shape)}, but the weight "
             f"{tuple(weight.shape)}"
         )
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """Returns a weight times its scale, which is one number or one for each output channel."""
+    if scale.numel() == 1:
+        return weight.float() * scale.float().reshape(())
     return weight.float() * scale.float().reshape(-1, *(1,) * (weight.dim() - 1))

@@ -29,6 +29,7 @@ from wanvae.checkpoints.formats import identify
 from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import refuse_overwriting
+from wanvae.engine.finite import NotFiniteError
 from wanvae.errors import UserError
 from wanvae.execution.budget import TooLittleMemory, parse_memory
 from wanvae.execution.limits import Memory, Processes, TileSize
@@ -452,7 +453,9 @@ def find_normalized(
     pieces = (finite_piece(latents, start, source)[0] for start in range(0, latents.length, step))
     means, stds = config.latents_mean, config.latents_std
     try:
-        choice = choose_scale(known, latents.program, pieces, means, stds, "--scale")
+        choice = choose_scale(known, latents.program, pieces, means, stds, "--scale {}")
+    except NotFiniteError:
+        raise
     except UserError as error:
         raise CheckpointError(f"{source}: {error}") from error
     if told and choice.reason:

@@ -14,15 +14,18 @@ from torch import Tensor
 from wanvae.checkpoints.latent_statistics import PUBLISHED, statistics_like
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.clip import LatentClip
+from wanvae.engine.checkpoint import CheckpointError
 from wanvae.errors import UserError
 from wanvae.latents.cached import CachedClip, find_cache
 from wanvae.latents.formats.base import whose
-from wanvae.latents.scale import Scale, choose_scale
+from wanvae.latents.scale import Scale, choose_scale, find_scale, has_statistics, measure
 
 LOGGER = logging.getLogger("wanvae")
 # Clips of a program, and latent frames of each, that are looked at to tell the scale.
 MEASURED_CLIPS = 16
 MEASURED_FRAMES = 8
+# What people write to name a scale.
+OPTION = 'scale="{}"'
 # Published models by the channels of their latents.
 MODELS = {model.config.z_dim: model for model in PUBLISHED}
 
@@ -55,8 +58,11 @@ class CachedLatents:
             count = sum(cache.others.values())
             LOGGER.warning("%s: %d files hold other things and are left out", path, count)
         self._statistics = self._find_statistics(config)
+        self._forced = scale is not None
         kinds = groupby(sorted(self.clips, key=by_format), key=by_format)
-        self._scales = {kind: scale or self._find_scale(list(clips)) for kind, clips in kinds}
+        self._scales: dict[str, Scale] = {
+            kind: scale or self._find_scale(list(clips)) for kind, clips in kinds
+        }
 
     def _find_statistics(
         self, config: WanVAEConfig | None
@@ -85,13 +91,29 @@ class CachedLatents:
         """Returns the scale of clips of one format, and logs it."""
         try:
             choice = choose_scale(
-                clips[0].scale, clips[0].program, excerpts(clips), *self._statistics, "scale="
+                clips[0].scale, clips[0].program, excerpts(clips), *self._statistics, OPTION
             )
+            for clip in measured_clips(clips):
+                self._check_scale(clip, excerpt(clip), choice.scale)
+        except CheckpointError:
+            raise
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
         if choice.reason:
             LOGGER.warning("%s: its latents are %s", self._path, choice.reason)
         return choice.scale
+
+    def _check_scale(self, clip: CachedClip, latents: Tensor, scale: Scale) -> None:
+        """Raises UserError if a clip has another scale than the other clips of its format."""
+        if not has_statistics(*self._statistics):
+            return
+        measured = find_scale(measure([latents]), *self._statistics)
+        if measured not in (None, scale):
+            raise UserError(
+                f"the latents of {clip.name} look {measured}, others of {clip.program} are "
+                f"{scale}; put them into a folder of their own, or say "
+                f"{OPTION.format(measured)} or {OPTION.format(scale)}"
+            )
 
     def read(self, index: int) -> LatentClip:
         """Returns a clip.
@@ -106,6 +128,8 @@ class CachedLatents:
                 f"the latents of {clip.name} in {clip.path} are not finite (NaN or infinity); "
                 "delete this file, and encode again in bfloat16 or float32"
             )
+        if not self._forced:
+            self._check_scale(clip, latents, self._scales[clip.format])
         if self._scales[clip.format] == "raw":
             mean, std = statistics_like(torch.empty(0), *self._statistics)
             latents = (latents - mean) / std
@@ -118,7 +142,16 @@ def by_format(clip: CachedClip) -> str:
 
 
 def excerpts(clips: Sequence[CachedClip]) -> Iterator[Tensor]:
-    """Yields some latents of some of the clips, spread over all."""
-    for clip in clips[:: -(-len(clips) // MEASURED_CLIPS)]:
-        step = -(-clip.shape[1] // MEASURED_FRAMES)
-        yield clip.load()[:, ::step].float()
+    """Returns some latents of some of the clips, spread over all."""
+    return map(excerpt, measured_clips(clips))
+
+
+def measured_clips(clips: Sequence[CachedClip]) -> Sequence[CachedClip]:
+    """Returns some of the clips, spread over all."""
+    return clips[:: -(-len(clips) // MEASURED_CLIPS)]
+
+
+def excerpt(clip: CachedClip) -> Tensor:
+    """Returns some latents of a clip, spread over its time."""
+    step = -(-clip.shape[1] // MEASURED_FRAMES)
+    return clip.load()[:, ::step].float()

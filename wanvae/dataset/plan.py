@@ -103,6 +103,7 @@ def prepare(
         clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
     many = options.many
+    vae.warn_of_statistics(stacklevel=2)
     settings = DatasetSettings(
         options=options,
         source=str(source),

@@ -22,6 +22,16 @@ from wanvae.engine.split_file import is_index, open_split_file
 from wanvae.engine.stored_tensors import CheckpointError, StoredFile, StoredTensors, damaged
 from wanvae.engine.text import first_few
 
+# What people have where a download went wrong, by how it begins.
+PAGE = "a web page; download the file itself"
+OTHER_FILES = {
+    b"version https:/": "a pointer of Git LFS; run git lfs pull, or download the file itself",
+    b"<!DOCTYPE": PAGE,
+    b"<!doctype": PAGE,
+    b"<html": PAGE,
+    b"Entry not found": "the answer of a server that has no such file; check its name there",
+}
+
 
 @dataclass(frozen=True)
 class TensorFile:
@@ -55,7 +65,8 @@ def open_tensors(path: str | os.PathLike[str]) -> StoredFile:
     except OSError as error:
         raise damaged(path, error) from error
     if not file.tensors:
-        raise CheckpointError(f"{path} holds no tensors; save it again")
+        held = f", only {first_few(file.ignored)}" if any(file.ignored) else ""
+        raise CheckpointError(f"{path} holds no tensors of a known kind{held}; save it again")
     return file
 
 
@@ -71,6 +82,9 @@ def opener_of(path: Path, head: bytes) -> Callable[[Path], StoredFile]:
         return open_safetensors
     if head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC:
         return open_pickle
+    for beginning, kind in OTHER_FILES.items():
+        if head.startswith(beginning):
+            raise CheckpointError(f"{path} is no checkpoint: it is {kind}")
     raise CheckpointError(
         f"{path} is no checkpoint: it begins with {head!r}, as no file of safetensors, torch.save "
         "or GGUF does; download or save it again"
@@ -85,6 +99,8 @@ def read_head(path: Path) -> bytes:
     """
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
+    if path.is_fifo():
+        raise CheckpointError(f"{path} is a pipe, which cannot be searched; save it to a file")
     try:
         with path.open("rb") as file:
             head = file.read(len(LEGACY_MAGIC))

@@ -18,6 +18,7 @@ from wanvae.engine.stored_tensors import CheckpointError
 from wanvae.engine.text import first_few, first_sentence
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
+HOSTS = ("huggingface.co", "hf.co")
 # org/name, then @revision, then a path. A revision is one name, except refs/pr/1 and its like.
 ADDRESS = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)"
@@ -93,6 +94,8 @@ def parse_address(path: str | PathLike[str]) -> HubAddress | None:
         return None
     if path.startswith(("https://", "http://")):
         return parse_web_address(path)
+    if path.startswith(tuple(f"{host}/" for host in HOSTS)):
+        return parse_web_address(f"https://{path}")
     match = ADDRESS.fullmatch(path.removeprefix("hf://"))
     if match is None:
         return None
@@ -109,7 +112,7 @@ def parse_web_address(address: str) -> HubAddress:
     from huggingface_hub import constants
 
     parts = urlsplit(address)
-    hosts = {"huggingface.co", "hf.co", urlsplit(constants.ENDPOINT).netloc}
+    hosts = {*HOSTS, urlsplit(constants.ENDPOINT).netloc}
     path = unquote(parts.path).strip("/")
     match = re.fullmatch(rf"({ADDRESS.pattern.split('(?:@')[0]})(.*)", path)
     page = match and WEB_PATH.match(match[3])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wanvae.engine.stored_tensors import CheckpointError, StoredFile, damaged, stored
+from wanvae.engine.text import first_few
 
 ZIP_MAGIC = b"PK\x03\x04"
 # How torch.save began its files before it wrote zip archives.
@@ -65,6 +66,16 @@ def check_archive(path: Path) -> None:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+    names = {entry.filename.rpartition("/")[2] for entry in entries}
+    if "constants.pkl" in names:
+        raise CheckpointError(
+            f"{path} is a TorchScript program, which would have to be run; save its tensors alone"
+        )
+    if "data.pkl" not in names:
+        raise CheckpointError(
+            f"{path} is no checkpoint: it is an archive that torch.save did not write, with "
+            f"{first_few([entry.filename for entry in entries])}; unpack it first"
+        )
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise CheckpointError(
@@ -80,6 +91,8 @@ def check_archive(path: Path) -> None:
 
 def open_pickle(path: Path) -> StoredFile:
     """Reads a file that ``torch.save`` wrote. Names in dicts within dicts are joined by dots.
+
+    Items of lists are named by their numbers.
 
     Raises:
         CheckpointError: as ``load_pickle``, or dicts are nested without end.
@@ -97,7 +110,7 @@ def open_pickle(path: Path) -> StoredFile:
 
 
 def entries_of(content: object, path: Path) -> Iterator[tuple[str, object]]:
-    """Yields the values in dicts within dicts, with their names joined by dots.
+    """Yields the values in dicts and lists within dicts, with their names joined by dots.
 
     Raises:
         CheckpointError: there are very many, or the dicts are very deep, as in a dict that is in
@@ -107,6 +120,8 @@ def entries_of(content: object, path: Path) -> Iterator[tuple[str, object]]:
     seen = 0
     while waiting:
         prefix, value, depth = waiting.pop()
+        if isinstance(value, list | tuple) and any(isinstance(v, dict | Tensor) for v in value):
+            value = dict(enumerate(value))
         if not isinstance(value, dict):
             yield prefix, value
             continue

@@ -29,6 +29,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
@@ -134,7 +136,7 @@ def parse_header(
         total += last - first
         if not first <= last <= size - start or total > size - start:
             raise ValueError(f"the tensor {name} is not in the file")
-        dtype = DTYPES.get(value.get("dtype"))
+        dtype = DTYPES.get(str(value.get("dtype")))
         if dtype is None:
             ignored.append(name)
             continue

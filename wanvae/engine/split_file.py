@@ -31,8 +31,8 @@ def parts_of(index: Path) -> dict[str, str]:
     if not isinstance(parts, dict) or not parts:
         raise damaged(index, "it has no weight_map, so it is no index of a checkpoint")
     for file in parts.values():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise damaged(index, f"it names {file!r}, which is no file beside it")
+        if not isinstance(file, str) or Path(file).name != file or is_index(Path(file)):
+            raise damaged(index, f"it names {file!r}, which is no file of tensors beside it")
     return parts
 
 

@@ -198,7 +198,8 @@ def sources_of(path: Path) -> Iterable[Path]:
             found.append(here)
             continue
         names = (name for name in sorted(files) if not name.startswith("."))
-        found += [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        paths = [here / name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        found += [path for path in paths if not path.is_fifo()]
     return found
 
 
@@ -259,7 +260,7 @@ def split(path: Path, kind: Format, found: Found, channels: int | None) -> Itera
     """Yields the clips of a tensor."""
     axes = found.axes or axes_of(found.shape, channels)
     if len(axes) != len(found.shape) or 0 in found.shape:
-        raise UserError(f"its latents must be {tuple(axes)}, not {list(found.shape)}")
+        raise UserError(f"its latents must be ({', '.join(axes)}), not {list(found.shape)}")
     own = channels_of(found.shape, axes)
     if channels not in (None, own):
         raise OtherLatentsError(

@@ -22,6 +22,8 @@ Scale = Literal["raw", "normalized"]
 FEWEST_POSITIONS = 64
 # The largest mean squared difference of latents that fit, in units of the deviation, see ``Fit``.
 LARGEST_DIFFERENCE = 2.0
+# The largest size of latents of any scale, in units of the deviation. Flat pictures are small.
+LARGEST_SIZE = 10.0
 # How many times further from the latents the other scale must be, and its pattern.
 MARGIN = 1.5
 PATTERN_MARGIN = 1.5
@@ -113,6 +115,13 @@ def fit(found: ChannelStatistics, means: Sequence[float], stds: Sequence[float])
     return Fit(float(difference), float(ratios.var(unbiased=False)))
 
 
+def size(found: ChannelStatistics, means: Sequence[float], stds: Sequence[float]) -> float:
+    """Returns how large latents are, in units of the deviation of a scale."""
+    mean = torch.tensor(means or (0.0,), dtype=torch.float64)
+    std = torch.tensor(stds or (1.0,), dtype=torch.float64)
+    return float((((found.mean - mean) / std).square() + (found.std / std).square()).mean().sqrt())
+
+
 @dataclass(frozen=True)
 class ScaleChoice:
     """The scale that latents are taken to have.
@@ -141,25 +150,28 @@ def choose_scale(
         program: its name.
         pieces: latents ``(C, T, H, W)`` to measure.
         means, stds: as for ``find_scale``.
-        option: what people write to name a scale, such as "--scale".
+        option: what people write to name the scale {}, like "--scale {}".
 
     Raises:
-        UserError: the values do not tell the scale, or contradict ``known``.
+        UserError: the values are not finite, do not tell the scale, or contradict ``known``.
     """
     if not has_statistics(means, stds):
         return ScaleChoice("raw", "")
     found = measure(pieces)
+    if not (found.mean.isfinite().all() and found.std.isfinite().all()):
+        raise UserError("they are not finite (NaN or infinity); encode again, in float32")
     measured = find_scale(found, means, stds)
-    if known is not None and measured in (known, None):
+    large = min(size(found, (), ()), size(found, means, stds)) > LARGEST_SIZE
+    if known is not None and measured in (known, None) and not large:
         return ScaleChoice(known, f"{known}, as {program} stores them")
     if known is None and measured is not None:
         return ScaleChoice(measured, f"{measured}, as their values tell ({describe(found)})")
-    ways = f"say {option} raw or {option} normalized"
+    ways = f"say {option.format('raw')} or {option.format('normalized')}"
     expected = (
         "normalized latents have mean 0 and deviation 1, raw latents of this model "
         + describe_range(means, stds)
     )
-    if known is not None:
+    if measured is not None:
         raise UserError(
             f"{program} stores {known} latents, but the values look {measured} "
             f"({describe(found)}; {expected}); {ways}"
