@@ -65,7 +65,7 @@ def test_raw_and_normalized_latents_are_previewed_alike(
 ) -> None:
     preview = ["--preview", folder / "tae.safetensors"]
     raw, normalized = tmp_path / "raw.png", tmp_path / "normalized.png"
-    out = run("decode", folder / "raw.safetensors", raw, *preview)
+    out = run("decode", folder / "raw.safetensors", raw, "--scale", "raw", *preview)
     assert "1 frames" in out and "normalized latents; if colours are wrong" in out
     run("decode", folder / "normalized.safetensors", normalized, "--normalized", *preview)
     latents = load_file(folder / "raw.safetensors")["latents"][None]
@@ -75,6 +75,7 @@ def test_raw_and_normalized_latents_are_previewed_alike(
     for path in (raw, normalized):
         assert (shown(path) - expected).abs().max() < LEVEL
     vae.set_network_latents("raw")
+    preview += ["--scale", "raw"]
     out = run("decode", folder / "raw.safetensors", raw, *preview, "--tiny-latents", "raw")
     assert "colours" not in out
     assert (shown(raw) - vae.decode(latents)[0]).abs().max() < LEVEL
