@@ -1,4 +1,4 @@
-"""For all tests: one thread a process, no time limits, and Ctrl-C that is heard."""
+"""For all tests: one thread a process, no time limits, signals that are heard, and a Hub."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-# Shells let what they start in the background ignore it, which processes under test would inherit.
+# Shells let what they start in the background ignore Ctrl-C, and nohup the end of the terminal.
+# Processes under test would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

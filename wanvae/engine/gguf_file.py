@@ -23,6 +23,7 @@ from wanvae.engine.stored_tensors import (
     StoredTensors,
     damaged,
     outline_tensor,
+    read_into,
 )
 
 GGUF_MAGIC = b"GGUF"
@@ -151,13 +152,7 @@ class Reader:
         """Returns the bytes of a tensor."""
         entry = self.entries[name]
         content = torch.empty(bytes_of(entry), dtype=torch.uint8)
-        room = content.numpy().data
-        self.file.seek(entry.start)
-        while room:
-            count = self.file.readinto(room)
-            if not count:
-                raise damaged(self.path, f"it ends within {name}")
-            room = room[count:]
+        read_into(content, self.file, entry.start, self.path, name)
         return content
 
 

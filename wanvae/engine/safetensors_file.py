@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanvae.engine.stored_tensors import StoredFile, StoredTensors, damaged, outline_tensor
+from wanvae.engine.stored_tensors import (
+    StoredFile,
+    StoredTensors,
+    damaged,
+    outline_tensor,
+    read_into,
+)
 
 # Bytes of the longest header. Files of tens of thousands of tensors have a tenth of it.
 LONGEST_HEADER = 25_000_000
@@ -72,13 +78,7 @@ class Reader:
         """Returns a tensor in memory of its own."""
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        room = tensor.reshape(-1).view(torch.uint8).numpy().data
-        self.file.seek(entry.start)
-        while room:
-            count = self.file.readinto(room)
-            if not count:
-                raise damaged(self.path, f"it ends within {name}")
-            room = room[count:]
+        read_into(tensor, self.file, entry.start, self.path, name)
         return tensor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -121,6 +122,25 @@ class StoredFile:
     ignored: tuple[str, ...] = ()
     size: int = 0
     quantized: dict[str, str] = field(default_factory=dict)
+
+
+def read_into(tensor: Tensor, file: FileIO, start: int, path: Path, name: str) -> None:
+    """Fills a contiguous tensor with the bytes of a file from ``start`` on.
+
+    Args:
+        path: the path of the file, for the error.
+        name: the name of the tensor, for the error.
+
+    Raises:
+        CheckpointError: the file ends before.
+    """
+    room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    file.seek(start)
+    while room:
+        count = file.readinto(room)
+        if not count:
+            raise damaged(path, f"it ends within {name}")
+        room = room[count:]
 
 
 def damaged(path: Path, error: Exception | str) -> CheckpointError:
