@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch.utils.data import Dataset
 
 from wanvae.config import WanVAEConfig
-from wanvae.dataset.cached import CachedLatents
 from wanvae.dataset.clip import LatentClip
 from wanvae.dataset.own import OwnLatents
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import SETTINGS, DatasetSettings
 from wanvae.errors import UserError
-from wanvae.latents.cached import CachedClip, NoLatentsError
 from wanvae.latents.scale import Scale
+
+if TYPE_CHECKING:
+    from wanvae.dataset.cached import CachedLatents
+    from wanvae.latents.cached import CachedClip
 
 
 class LatentDataset(Dataset):
@@ -80,6 +83,10 @@ def open_cache(folder: Path, scale: Scale | None, config: WanVAEConfig | None) -
     Raises:
         UserError: as ``LatentDataset``.
     """
+    # Imported here, because they know the files of seven programs.
+    from wanvae.dataset.cached import CachedLatents
+    from wanvae.latents.cached import NoLatentsError
+
     try:
         return CachedLatents(folder, scale, config)
     except NoLatentsError as error:

@@ -6,14 +6,14 @@ A layer keeps nothing itself. So a step with inputs of the same shapes takes the
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from wanvae.execution.meter import MemoryMeter
 from wanvae.nn import State, Streaming
@@ -83,12 +83,24 @@ class Rehearsal:
 
 def find_form(state: State) -> StateForm:
     """Returns the forms of the tensors of a state."""
-    return tree_map(lambda x: x if x is None else Form.of(x), state)
+    return map_nested(Form.of, state)
 
 
 def allocate_state(form: StateForm) -> State:
     """Returns a state of this form on the meta device."""
-    return tree_map(lambda x: x if x is None else x.allocate(), form)
+    return map_nested(Form.allocate, form)
+
+
+def map_nested(function: Callable[[Any], object], nested: Any) -> Any:
+    """Returns nested tuples with the results of ``function``. None stays None.
+
+    ``tree_map`` of PyTorch knows more containers, and takes a tenth of the time of planning.
+    """
+    if nested is None:
+        return None
+    if isinstance(nested, tuple):
+        return tuple(map_nested(function, part) for part in nested)
+    return function(nested)
 
 
 def share_nothing(x: Tensor, state: State, y: Tensor, next_state: State) -> bool:
