@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import struct
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from wanvae.engine.stored_tensors import (
     CheckpointError,
+    FileReader,
     StoredFile,
     StoredTensors,
     damaged,
     outline_tensor,
-    read_into,
 )
 
 GGUF_MAGIC = b"GGUF"
@@ -120,14 +119,8 @@ class HeaderReader:
             raise ValueError("it ends in its header")
 
 
-class Reader:
-    """Reads tensors of an open file, which closes with the reader."""
-
-    def __init__(self, path: Path, file: FileIO, entries: Mapping[str, Entry]) -> None:
-        self.path = path
-        self.file = file
-        self.entries = entries
-        weakref.finalize(self, file.close)
+class Reader(FileReader[Entry]):
+    """Reads the tensors of an open file."""
 
     def read(self, name: str) -> Tensor:
         """Returns a tensor; quantized tensors in float32."""
@@ -152,7 +145,7 @@ class Reader:
         """Returns the bytes of a tensor."""
         entry = self.entries[name]
         content = torch.empty(bytes_of(entry), dtype=torch.uint8)
-        read_into(content, self.file, entry.start, self.path, name)
+        self.fill(content, entry.start, name)
         return content
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import weakref
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor
 
 from wanvae.engine.stored_tensors import (
+    FileReader,
     StoredFile,
     StoredTensors,
     damaged,
     outline_tensor,
-    read_into,
 )
 
 # Bytes of the longest header. Files of tens of thousands of tensors have a tenth of it.
@@ -65,20 +64,14 @@ class Entry:
     start: int
 
 
-class Reader:
-    """Reads tensors of an open file, which closes with the reader."""
-
-    def __init__(self, path: Path, file: FileIO, entries: dict[str, Entry]) -> None:
-        self.path = path
-        self.file = file
-        self.entries = entries
-        weakref.finalize(self, file.close)
+class Reader(FileReader[Entry]):
+    """Reads the tensors of an open file."""
 
     def read(self, name: str) -> Tensor:
         """Returns a tensor in memory of its own."""
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        read_into(tensor, self.file, entry.start, self.path, name)
+        self.fill(tensor, entry.start, name)
         return tensor
 
 

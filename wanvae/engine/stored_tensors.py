@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from wanvae.engine.files import FileError
 from wanvae.engine.text import first_sentence
 
 Read = Callable[[str], Tensor]
+Entry = TypeVar("Entry")
 
 
 class CheckpointError(FileError):
@@ -124,23 +127,37 @@ class StoredFile:
     quantized: dict[str, str] = field(default_factory=dict)
 
 
-def read_into(tensor: Tensor, file: FileIO, start: int, path: Path, name: str) -> None:
-    """Fills a contiguous tensor with the bytes of a file from ``start`` on.
+class FileReader(Generic[Entry]):
+    """An open file with tensors at known places. It closes with the reader.
 
     Args:
-        path: the path of the file, for the error.
-        name: the name of the tensor, for the error.
-
-    Raises:
-        CheckpointError: the file ends before.
+        path: the path of the file, for errors.
+        file: the open file.
+        entries: what the header of the file tells of each tensor.
     """
-    room = tensor.reshape(-1).view(torch.uint8).numpy().data
-    file.seek(start)
-    while room:
-        count = file.readinto(room)
-        if not count:
-            raise damaged(path, f"it ends within {name}")
-        room = room[count:]
+
+    def __init__(self, path: Path, file: FileIO, entries: Mapping[str, Entry]) -> None:
+        self.path = path
+        self.entries = entries
+        self._file = file
+        weakref.finalize(self, file.close)
+
+    def fill(self, tensor: Tensor, start: int, name: str) -> None:
+        """Fills a contiguous tensor with the bytes of the file from ``start`` on.
+
+        Args:
+            name: the name of the tensor, for the error.
+
+        Raises:
+            CheckpointError: the file ends before.
+        """
+        room = tensor.reshape(-1).view(torch.uint8).numpy().data
+        self._file.seek(start)
+        while room:
+            count = self._file.readinto(room)
+            if not count:
+                raise damaged(self.path, f"it ends within {name}")
+            room = room[count:]
 
 
 def damaged(path: Path, error: Exception | str) -> CheckpointError:
