@@ -278,6 +278,17 @@ def test_an_edited_video_is_encoded_again(tmp_path: Path, run: Run, layout: str)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
+def test_edits_that_keep_a_name_and_edits_that_change_one(tmp_path: Path, run: Run) -> None:
+    """Each would delete the index, in which the other finds the files of its earlier state."""
+    source, options = few(tmp_path / "in"), ["--layout", "musubi"]
+    run(tmp_path / "out", *options, source=source)
+    write_video(source / "a.mp4", noise(17, 9), Fraction(16))
+    write_video(source / "sub" / "b.mkv", noise(LENGTHS["sub/b.mkv"], 8), Fraction(16))
+    assert "2 clips written, 1 were there" in run(tmp_path / "out", *options, source=source)
+    run(tmp_path / "new", *options, source=source)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
 def test_an_edited_video_is_refused_by_files_of_many_clips(tmp_path: Path, run: Run) -> None:
     source = few(tmp_path / "in")
     run(tmp_path / "out", "--layout", "diffusion-pipe", source=source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -123,15 +123,15 @@ def prepare(
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     if not many:
-        gone = find_gone(destination, {writable(entry.name) for entry in content.entries})
+        index = read_index(destination)
+        sources = {writable(entry.name) for entry in content.entries}
+        gone = tuple(dict.fromkeys(c.source for c in index if c.source not in sources))
         stale = [
             file for file in files if file.name in existing and is_stale(destination, file, layout)
         ]
         existing -= {file.name for file in stale}
         changed = tuple(dict.fromkeys(clip.source for file in stale for clip in file.clips))
-        remove_stale(destination, stale, {file.name for file in files})
-        if layout is not None:
-            remove_renamed(destination, files)
+        remove_outdated(destination, index, stale, files, layout)
     return DatasetPlan(
         settings=settings,
         files=tuple(files),
@@ -145,12 +145,11 @@ def prepare(
     )
 
 
-def find_gone(folder: Path, sources: Collection[str]) -> tuple[str, ...]:
-    """Returns the videos and images that have clips in the index, but are not in ``sources``."""
+def read_index(folder: Path) -> list[IndexedClip]:
+    """Returns the clips in the index of a data set; none if there is no index that can be read."""
     with suppress(OSError, UserError):
-        index = read_lines(folder / INDEX, IndexedClip)
-        return tuple(dict.fromkeys(clip.source for clip in index if clip.source not in sources))
-    return ()
+        return read_lines(folder / INDEX, IndexedClip)
+    return []
 
 
 def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:
@@ -163,36 +162,28 @@ def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool
     return stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)
 
 
-def remove_stale(folder: Path, stale: Sequence[LatentsFilePlan], planned: Collection[str]) -> None:
+def remove_outdated(
+    folder: Path,
+    index: Sequence[IndexedClip],
+    stale: Sequence[LatentsFilePlan],
+    files: Sequence[LatentsFilePlan],
+    layout: Layout | None,
+) -> None:
     """Deletes the latents of videos that have changed, and the index, which names them.
 
     Args:
+        index: the clips that the data set had.
         stale: files of clips that are there and must be encoded again.
-        planned: the files that the data set has now. A video that has become shorter had more.
+        files: all files of the data set now. A video that has become shorter had more. In the
+            layout of another program, a video that has changed may have files of other names.
+        layout: the layout of another program; None is our own.
     """
-    if not stale:
-        return
-    names = {file.name for file in stale}
-    sources = {clip.source for file in stale for clip in file.clips}
-    with suppress(OSError, UserError):
-        index = read_lines(folder / INDEX, IndexedClip)
-        names |= {clip.file for clip in index if clip.source in sources} - set(planned)
-    for name in (INDEX, *names):
+    sources = {c.source for file in (stale if layout is None else files) for c in file.clips}
+    names = {clip.file for clip in index if clip.source in sources}
+    names -= {file.name for file in files}
+    names |= {file.name for file in stale}
+    for name in (INDEX, *names) if names else ():
         (folder / name).unlink(missing_ok=True)
-
-
-def remove_renamed(folder: Path, planned: Sequence[LatentsFilePlan]) -> None:
-    """Deletes the latents of videos whose files have other names now, and the index.
-
-    Names of other programs depend on what changes with the video, and a program would read both.
-    """
-    names = {file.name for file in planned}
-    sources = {clip.source for file in planned for clip in file.clips}
-    with suppress(OSError, UserError):
-        index = read_lines(folder / INDEX, IndexedClip)
-        old = {clip.file for clip in index if clip.source in sources} - names
-        for name in (INDEX, *old) if old else ():
-            (folder / name).unlink(missing_ok=True)
 
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
