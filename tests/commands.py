@@ -6,6 +6,9 @@ import pytest
 
 from wanvae import cli
 
+# Runs a command, and returns what it prints to stdout and stderr.
+Run = Callable[..., tuple[str, str]]
+
 
 def outputs_of(
     capsys: pytest.CaptureFixture[str],

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.commands import outputs_of
+from tests.commands import Run
 from tests.helpers import WAN22, tiny, write_sound
 from wanvae import WanVAE, __version__, cli
 from wanvae.checkpoints import formats
@@ -30,8 +30,6 @@ from wanvae.video import read_video, write_video
 SHAPE = {"dim": 4, "z_dim": 2, "num_res_blocks": 1}
 BEFORE = b"precious"
 
-Run = Callable[..., tuple[str, str]]
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -44,16 +42,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "a.png", video[:, :1], Fraction(25))
     save_file({"latents": torch.zeros(2, 3, 3, 4)}, folder / "a.safetensors")
     return folder
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must end with ``status``; gives its stdout and stderr."""
-
-    def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
-        return outputs_of(capsys, [str(argument) for argument in arguments], status)
-
-    return run_command
 
 
 @pytest.fixture

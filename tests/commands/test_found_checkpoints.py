@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,24 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.commands import outputs_of
+from tests.commands import Run
 from tests.helpers import tiny
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.formats import Layout
 from wanvae.video import read_video, write_video
 
-Run = Callable[..., tuple[str, str]]
 # Warnings are errors in tests, but lines for people.
 OTHER_MODEL = pytest.mark.filterwarnings("default:.*was encoded by another model")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
-        return outputs_of(capsys, [str(argument) for argument in arguments], status)
-
-    return run_command
 
 
 @pytest.fixture
