@@ -478,7 +478,7 @@ def run(kind: type[DiffusionPipeline], case: Case, vae: nn.Module) -> tuple[Tens
 
 
 def differences(name: str) -> tuple[float, float]:
-    """How far pictures and decoded videos of a pipeline are from those of diffusers' own VAE."""
+    """How far pictures and decoded videos of a pipeline are from the results of diffusers' VAE."""
     kind, case = getattr(diffusers, name), CASES.get(name, Case())
     vae = model(**case.vae).as_diffusers(wanted_classes(kind)[0].__name__)
     theirs = type(vae).from_config(vae.config).eval()

@@ -42,7 +42,7 @@ def test_latents_are_normalized(
     assert clip.latents.dtype is torch.float32 and isnan(clip.fps)
     assert clip.source == dataset.clips[0].name
     assert (clip.latents - NORMALIZED).abs().max() < 2**-5
-    assert "taken as those of Wan2.1, because they have 16 channels; config= names" in caplog.text
+    assert "taken as latents of Wan2.1, because they have 16 channels; config= names" in caplog.text
     reason = f"{PROGRAMS[write]}, as {dataset.clips[0].program} stores them"
     assert (reason if PROGRAMS[write] else "normalized, as their values tell (") in caplog.text
 
@@ -51,7 +51,7 @@ def test_latents_are_normalized(
 def test_the_values_tell_raw_latents(
     tmp_path: Path, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those of Kijai's nodes of ComfyUI are normalized, and those of ComfyUI itself are raw."""
+    """Kijai's nodes save normalized latents, and the nodes of ComfyUI itself save raw latents."""
     write(tmp_path, RAW)
     assert (LatentDataset(tmp_path)[0].latents - NORMALIZED).abs().max() < 1e-4
     assert "its latents are raw, as their values tell (means " in caplog.text
@@ -98,7 +98,7 @@ def test_a_model_may_be_named(tmp_path: Path) -> None:
     dataset = LatentDataset(tmp_path, scale="raw", config=config)
     torch.testing.assert_close(dataset[0].latents, latents)
     with pytest.raises(
-        UserError, match=r"has latents of 4 channels \(4 channels are those of Stable"
+        UserError, match=r"has latents of 4 channels \(4 channels are latents of Stable"
     ):
         LatentDataset(tmp_path)
     with pytest.raises(UserError, match=r"4 channels, but this model has 16 .*Stable Diffusion"):

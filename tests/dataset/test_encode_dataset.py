@@ -626,7 +626,7 @@ def test_an_edited_video_is_encoded_again(
 
 
 def test_videos_that_are_gone_are_named(tmp_path: Path, run: Run) -> None:
-    """Like those of a disk that is not there today: their latents wait for them."""
+    """A disk may be missing today: the latents of its videos wait for them."""
     source = few(tmp_path / "in")
     run(tmp_path / "out", "--frames", 5, source=source)
     index = lines(tmp_path / "out" / "index.jsonl")

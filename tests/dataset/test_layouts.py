@@ -120,7 +120,7 @@ def test_what_is_written_is_read_back(
     for clip in cache:
         assert clip.fps != clip.fps  # NaN
         assert (clip.latents - shapes[tuple(clip.latents.shape)]).abs().max() < 2**-6
-    assert "taken as those of Wan2.1" in caplog.text
+    assert "taken as latents of Wan2.1" in caplog.text
     assert layout == "comfyui" or "its latents are normalized, as " in caplog.text
 
 
@@ -356,7 +356,7 @@ def test_files_with_one_name_are_failures(tmp_path: Path, run: Run) -> None:
     out = run(tmp_path / "out", "--layout", "musubi", source=source)
     assert "3 clips written, 0 were there, 1 failed" in out
     assert "musubi-tuner would call its latents a_00000-009_0040x0024_wan.safetensors" in out
-    assert "as those of a.mp4; rename one of them" in out
+    assert "like the latents of a.mp4; rename one of them" in out
 
 
 def test_a_wrong_number_of_frames_in_a_header_is_a_failure(

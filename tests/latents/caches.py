@@ -145,7 +145,7 @@ PROGRAMS: dict[Write, str | None] = {
 
 
 def natural(channels: int = 16, length: int = 3, height: int = 8, width: int = 8) -> Tensor:
-    """Normalized latents ``(channels, length, height, width)`` like those of a video.
+    """Normalized latents ``(channels, length, height, width)`` like the latents of a video.
 
     The mean and contrast of each channel are off by chance.
     """

@@ -170,7 +170,7 @@ def find_weights(
 ) -> dict[str, str]:
     """Returns the name of the weight of each layer of a LoRA, whatever is before the layer's name.
 
-    Layers may have their official names or those of diffusers, with dots or with underscores.
+    Layers may have their official names or the names of diffusers, with dots or with underscores.
 
     Raises:
         UserError: the model has no such layer.

@@ -59,7 +59,7 @@ def infer_tiny_config(tensors: Mapping[str, Tensor]) -> tuple[TinyVAEConfig, str
     if z_dim not in FAMILIES:
         raise UserError(
             f"this tiny autoencoder has latents of {z_dim} channels, so it belongs to another "
-            "model than Wan: those of Wan2.1 have 16, those of Wan2.2 have 48"
+            "model than Wan: latents of Wan2.1 have 16, latents of Wan2.2 have 48"
         )
     family, mean, std = FAMILIES[z_dim]
     grows = tuple(factor_of(tensors, f"decoder.{index}", 0) for index in layers)

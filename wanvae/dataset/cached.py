@@ -79,7 +79,7 @@ class CachedLatents:
             )
         model = MODELS[channels]
         LOGGER.warning(
-            "%s: its latents are taken as those of %s, because they have %d channels; config= "
+            "%s: its latents are taken as latents of %s, because they have %d channels; config= "
             "names another model",
             self._path,
             model.name,

@@ -119,7 +119,7 @@ def plan_files(
         plan = LatentsFilePlan(layout.file_name(facts), (clip,), (facts,))
         other = files.setdefault(plan.name, plan)
         if other is not plan:
-            why = f"{layout.program} would call its latents {plan.name}, as those of"
+            why = f"{layout.program} would call its latents {plan.name}, like the latents of"
             reason = f"{why} {other.clips[0].source}; rename one of them"
             failures.append(Failure(clip.name, clip.source, reason))
     return list(files.values()), failures

@@ -43,7 +43,7 @@ class Found:
         shape: its shape as stored.
         name: what the program calls it; empty if nothing tells.
         axes: the order of its axes; None if only the channels of the model tell.
-        scale: as for ``Format``; None takes that of the format.
+        scale: as for ``Format``; None takes the scale of the format.
     """
 
     place: str
@@ -93,7 +93,7 @@ def axes_of(shape: tuple[int, ...], channels: int | None) -> Axes:
     Four axes are a video, unless only the second one has the size of the channels.
 
     Args:
-        channels: channels of the model; None if they are not known, and are those of Wan.
+        channels: channels of the model; None if the model is not known, which is then one of Wan.
     """
     if len(shape) == 5:
         return "BCTHW"
@@ -127,9 +127,9 @@ def as_clip(latents: Tensor, axes: Axes, number: int) -> Tensor:
 
 
 def whose(channels: int) -> str:
-    """Says in words whose latents have so many channels; empty if nobody's are known to have."""
+    """Says in words whose latents have so many channels; empty if no known model has so many."""
     family = FAMILIES.get(channels)
-    return f" ({channels} channels are those of {family})" if family else ""
+    return f" ({channels} channels are latents of {family})" if family else ""
 
 
 def refuse_others(name: str, ours: Sequence[str], of: str) -> None:

@@ -1,7 +1,7 @@
 """Latents as ComfyUI saves them: ``NAME.latent``, a safetensors file.
 
 The tensor is called ``latent_tensor`` and is ``(B, C, T, H, W)``, or ``(B, C, H, W)`` of images.
-The nodes of ComfyUI itself save raw latents, and those of WanVideoWrapper normalized ones.
+The nodes of ComfyUI itself save raw latents, and the nodes of WanVideoWrapper save normalized ones.
 """
 
 from __future__ import annotations
