@@ -43,15 +43,15 @@ class Budget:
 
 # By direction and frames, at the size SMALL.
 BUDGETS = {
-    ("decode", 1): Budget(kernels=465, megabytes=437, peak=13, hidden_copies=31),
-    ("decode", 9): Budget(kernels=1056, megabytes=3098, peak=107, hidden_copies=34),
-    ("encode", 1): Budget(kernels=349, megabytes=279, peak=12, hidden_copies=25),
-    ("encode", 9): Budget(kernels=788, megabytes=1865, peak=102, hidden_copies=27),
+    ("decode", 1): Budget(kernels=132, megabytes=156, peak=6, hidden_copies=30),
+    ("decode", 9): Budget(kernels=234, megabytes=626, peak=50, hidden_copies=32),
+    ("encode", 1): Budget(kernels=102, megabytes=106, peak=6, hidden_copies=22),
+    ("encode", 9): Budget(kernels=181, megabytes=411, peak=45, hidden_copies=22),
 }
 # The same relative to diffusers at 81 frames of the size LARGE.
 RATIOS = {
-    "decode": {"kernels": 1.36, "traffic": 0.80, "peak": 0.77},
-    "encode": {"kernels": 1.14, "traffic": 0.82, "peak": 0.83},
+    "decode": {"kernels": 0.20, "traffic": 0.19, "peak": 0.66},
+    "encode": {"kernels": 0.18, "traffic": 0.20, "peak": 0.69},
 }
 
 
