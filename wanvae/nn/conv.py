@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction
+from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, get_tensors
@@ -89,7 +89,8 @@ class CausalConv(Streaming):
         return self.weight
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        return self.finish(self.begin(x, state), region)
+        y, pointwise, state = self.finish(self.begin(x, state), region)
+        return apply(pointwise, y), state
 
     def begin(
         self, x: Tensor, state: State, pointwise: Sequence[PointwiseFunction] = ()
@@ -120,38 +121,31 @@ class CausalConv(Streaming):
         joined, last = kernels.join(past, x, pointwise, self.history)
         return ConvInput(joined, last, x.dtype)
 
-    def finish(self, input: ConvInput, region: Region | None = None) -> tuple[Tensor, State]:
-        """Does the second half of a step: convolves."""
-        return self._finish(input, region, self.bias)
-
-    def finish_without_bias(
-        self, input: ConvInput, region: Region | None = None
-    ) -> tuple[Tensor, State, list[PointwiseFunction]]:
-        """Does the same as ``finish``, but may leave the bias to the layers after the convolution.
+    def finish(
+        self, halfway: ConvInput, region: Region | None = None
+    ) -> tuple[Tensor, list[PointwiseFunction], State]:
+        """Does the second half of a step: convolves.
 
         Returns:
-            The output, the state, and the pointwise layers that are still to be applied to the
-            output.
+            The output, the pointwise layers that are still to be applied to it, and the state. On
+            some devices the layers after a convolution add its bias.
         """
-        if self.bias is None or not kernels_for(input.joined).bias_apart:
-            return *self._finish(input, region, self.bias), []
-        return *self._finish(input, region, None), [AddBias(self.bias)]
-
-    def _finish(
-        self, input: ConvInput, region: Region | None, bias: Tensor | None
-    ) -> tuple[Tensor, State]:
-        x, kernel = input.joined, self.kernel
+        x, kernel, bias = halfway.joined, self.kernel, self.bias
+        kernels, pointwise = kernels_for(x), list[PointwiseFunction]()
+        if bias is not None and kernels.bias_apart:
+            pointwise, bias = [AddBias(bias)], None
         if not self.history:
-            return self._convolve(x, kernel, bias, region), ()
+            return self._convolve(x, kernel, bias, region), pointwise, ()
         if x.shape[2] <= self.history:
             # The first frame of a stream. Only the last slice of the kernel sees more than zeros: a
             # third of the work.
             y = self._convolve(x[:, :, -1:], kernel[:, :, -1:], bias, region)
         else:
             y = self._convolve(x, kernel, bias, region)
-        if input.last is not None:
-            return y, (input.last,)
-        return y, (kernels_for(x).clone(x[:, :, -self.history :], input.dtype),)
+        last = halfway.last
+        if last is None:
+            last = kernels.clone(x[:, :, -self.history :], halfway.dtype)
+        return y, pointwise, (last,)
 
     def start(self, x: Tensor) -> tuple[Tensor]:
         """Returns the state before the first frame: as many zero frames as the layer looks back."""
