@@ -200,12 +200,12 @@ def write_new(
         values += (wide,)
         squares += wide * wide
     if gamma is not None:
-        inverse = invert_norm(tl.sum(squares, 1))[:, None]
+        inverse = (ROOT * invert_norm(tl.sum(squares, 1)))[:, None]
     for first in tl.static_range(0, CHANNELS, CHUNK):
         channels = first + lanes
         wide = values[first // CHUNK]
         if gamma is not None:
-            wide = wide * inverse * (ROOT * load_floats(gamma, channels, POSITIONS, CHANNELS))
+            wide = wide * inverse * load_floats(gamma, channels, POSITIONS, CHANNELS)
         wide = activate(wide, ACTIVATION)
         write(joined, last, rows, channels, wide, inside, unkept, CHANNELS)
 

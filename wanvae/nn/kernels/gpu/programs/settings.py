@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -37,10 +38,7 @@ FASTEST: dict[Hashable, Settings] = {}
 
 def launch_first(launch: Launch, x: Tensor) -> None:
     """Launches a program on the device of ``x``, with the first settings."""
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            launch(SETTINGS[0])
-    else:
+    with on_device_of(x):
         launch(SETTINGS[0])
 
 
@@ -52,11 +50,15 @@ def launch_fastest(launch: Launch, x: Tensor, name: str) -> None:
     its inputs. Nothing is measured while a CUDA graph is captured.
     """
     key = (name, x.device, x.dtype, x.shape[1])
-    if key not in FASTEST and can_measure(x):
-        with torch.cuda.device(x.device):
+    with on_device_of(x):
+        if key not in FASTEST and can_measure(x):
             FASTEST[key] = min(SETTINGS, key=lambda settings: measure(launch, settings))
-    settings = FASTEST.get(key, SETTINGS[0])
-    launch_first(lambda _: launch(settings), x)
+        launch(FASTEST.get(key, SETTINGS[0]))
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Returns a context in which programs are launched on the GPU of ``x``, if it is on one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def can_measure(x: Tensor) -> bool:
