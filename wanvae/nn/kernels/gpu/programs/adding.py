@@ -1,5 +1,8 @@
 """The operator ``add_``: a residual addition in place."""
 
+# Triton's loops are not Python's.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
@@ -7,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from wanvae.nn.kernels.gpu.programs.arithmetic import load_floats
-from wanvae.nn.kernels.gpu.programs.rows import as_video, choose_block, locate, strides_of
-from wanvae.nn.kernels.gpu.programs.settings import Settings, launch_first
+from wanvae.nn.kernels.gpu.programs.rows import as_video, choose_block, dense, locate, strides_of
+from wanvae.nn.kernels.gpu.programs.settings import Settings, grid, launch_first
 
 
 def add_(y: Tensor, bias: Tensor | None, shortcut: Tensor) -> Tensor:
@@ -24,9 +27,9 @@ def add_(y: Tensor, bias: Tensor | None, shortcut: Tensor) -> Tensor:
 
     def launch(settings: Settings) -> None:
         block = positions * settings.scale
-        add_program[(batch * triton.cdiv(frames * height * width, block),)](
+        grid(add_program, batch * triton.cdiv(frames * height * width, block))(
             video,
-            bias,
+            dense(bias),
             added,
             *strides_of(video),
             *strides_of(added),

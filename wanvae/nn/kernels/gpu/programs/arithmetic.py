@@ -9,13 +9,12 @@ import triton.language as tl
 @triton.jit
 def load_floats(pointer, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Reads one value for each of some channels, the same for all rows; zeros if there are none."""
-    shape: tl.constexpr = (ROWS, channels.shape[0])
     if pointer is None:
-        values = tl.full(shape, 0, tl.float32)
+        values = tl.full((ROWS, channels.shape[0]), 0, tl.float32)
     else:
         # In the layout of the rows, so that no thread needs values of another one.
-        pointers = tl.broadcast_to((pointer + channels)[None, :], shape)
-        mask = tl.broadcast_to((channels < CHANNELS)[None, :], shape)
+        pointers = tl.broadcast_to((pointer + channels)[None, :], (ROWS, channels.shape[0]))
+        mask = tl.broadcast_to((channels < CHANNELS)[None, :], (ROWS, channels.shape[0]))
         values = tl.load(pointers, mask=mask, other=0).to(tl.float32)
     return values
 
@@ -25,6 +24,12 @@ def invert_norm(squares):
     """Returns ``1 / max(norm, 1e-12)`` from sums of squares."""
     # Unlike a maximum, this keeps NaN.
     return tl.rsqrt(tl.where(squares < 1e-24, 1e-24, squares))
+
+
+@triton.jit
+def norm_slope(squares):
+    """Returns 1 where ``invert_norm`` follows the norm, and 0 where it is at its limit."""
+    return tl.where(squares < 1e-24, 0.0, 1.0)
 
 
 @triton.jit

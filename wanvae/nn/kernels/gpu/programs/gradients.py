@@ -1,5 +1,8 @@
 """The operator ``norm_activate_backward``: the gradients of a norm and an activation."""
 
+# Triton's loops are not Python's.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import torch
@@ -7,15 +10,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wanvae.nn.kernels.gpu.programs.arithmetic import differentiate, invert_norm, load_floats
+from wanvae.nn.kernels.gpu.programs.arithmetic import (
+    differentiate,
+    invert_norm,
+    load_floats,
+    norm_slope,
+)
 from wanvae.nn.kernels.gpu.programs.rows import (
     as_video,
     choose_block,
+    dense,
     empty_rows,
     locate,
     strides_of,
 )
-from wanvae.nn.kernels.gpu.programs.settings import Settings, launch_first
+from wanvae.nn.kernels.gpu.programs.settings import Settings, grid, launch_first
 
 # Each program adds up the gradient of gamma over its blocks. So many sums are left at most.
 MOST_PROGRAMS = 2048
@@ -40,10 +49,10 @@ def norm_activate_backward(
     sums = torch.empty((programs, channels), dtype=torch.float32, device=x.device)
 
     def launch(settings: Settings) -> None:
-        backward_program[(programs,)](
+        grid(backward_program, programs)(
             grad,
             x,
-            gamma,
+            dense(gamma),
             of_x,
             sums,
             *strides_of(grad),
@@ -121,7 +130,7 @@ def backward_program(
             values += (value,)
             wide = value.to(tl.float32)
             squares += wide * wide
-        square = tl.sum(squares, 1)[:, None]
+        square = tl.sum(squares, 1, keep_dims=True)
         inverse = invert_norm(square)
         slopes = ()
         products = tl.full((POSITIONS, CHUNK), 0, tl.float32)
@@ -131,19 +140,18 @@ def backward_program(
             pointers = grad_rows[:, None] + channels.to(tl.int64)[None, :] * grad_channel
             slope = tl.load(pointers, mask=inside & (channels < CHANNELS)[None, :], other=0)
             scale = ROOT * load_floats(gamma, channels, POSITIONS, CHANNELS)
-            unit = values[first // CHUNK].to(tl.float32) * inverse
+            unit = tl.cast(values[first // CHUNK], tl.float32) * inverse
             slope = slope.to(tl.float32) * differentiate(unit * scale, ACTIVATION)
             new_totals += (totals[first // CHUNK] + slope * unit,)
             slope = slope * scale
             products += slope * unit
             slopes += (slope,)
         totals = new_totals
-        # Below the least norm, the norm is constant.
-        product = tl.where(square < 1e-24, 0.0, tl.sum(products, 1)[:, None])
+        product = tl.sum(products, 1, keep_dims=True) * norm_slope(square)
         rows = clip * end + start + lanes
         for first in tl.static_range(0, CHANNELS, CHUNK):
             channels = first + tl.arange(0, CHUNK)
-            unit = values[first // CHUNK].to(tl.float32) * inverse
+            unit = tl.cast(values[first // CHUNK], tl.float32) * inverse
             wide = (slopes[first // CHUNK] - unit * product) * inverse
             tl.store(
                 of_x + rows[:, None] * CHANNELS + channels[None, :],

@@ -1,5 +1,8 @@
 """The operators ``interleave`` and ``interleave_frames``: groups of channels become neighbors."""
 
+# Triton's loops are not Python's.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
@@ -10,11 +13,12 @@ from wanvae.nn.kernels.gpu.programs.arithmetic import load_floats
 from wanvae.nn.kernels.gpu.programs.rows import (
     as_video,
     choose_block,
+    dense,
     empty_rows,
     locate,
     strides_of,
 )
-from wanvae.nn.kernels.gpu.programs.settings import Settings, launch_fastest
+from wanvae.nn.kernels.gpu.programs.settings import Settings, grid, launch_fastest
 
 
 def interleave(phases: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,9 +35,9 @@ def interleave(phases: Tensor, bias: Tensor | None) -> Tensor:
 
     def launch(settings: Settings) -> None:
         block = positions * settings.scale
-        interleave_program[(images * triton.cdiv(height * width, block),)](
+        grid(interleave_program, images * triton.cdiv(height * width, block))(
             phases,
-            bias,
+            dense(bias),
             y,
             *phases.stride(),
             height,
@@ -110,9 +114,9 @@ def interleave_frames(x: Tensor, bias: Tensor | None) -> Tensor:
 
     def launch(settings: Settings) -> None:
         block = positions * settings.scale
-        interleave_frames_program[(batch * triton.cdiv(frames * height * width, block), 2)](
+        grid(interleave_frames_program, batch * triton.cdiv(frames * height * width, block), 2)(
             x,
-            bias,
+            dense(bias),
             y,
             *strides_of(x),
             frames,

@@ -1,5 +1,8 @@
 """The operator ``join``: past frames, then new frames with bias, norm and activation."""
 
+# Triton's loops are not Python's.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
@@ -11,11 +14,12 @@ from wanvae.nn.kernels.gpu.programs.rows import (
     Strides,
     as_video,
     choose_block,
+    dense,
     empty_rows,
     locate,
     strides_of,
 )
-from wanvae.nn.kernels.gpu.programs.settings import Settings, launch_fastest
+from wanvae.nn.kernels.gpu.programs.settings import Settings, grid, launch_fastest
 
 
 def join(
@@ -39,22 +43,21 @@ def join(
     x = as_video(x)
     height, width = x.shape[3:]
     plane = height * width
-    past_frames = 0 if past is None else past.shape[2]
-    if not past_frames:
-        past, past_strides = None, Strides(0, 0, None, None, 0)
+    if past is None or not past.shape[2]:
+        past, past_frames, past_strides = None, 0, Strides(0, 0, None, None, 0)
     else:
         past = as_video(past)
-        past_strides = strides_of(past)
+        past_frames, past_strides = past.shape[2], strides_of(past)
     chunk, positions = choose_block(channels, x.dtype)
 
     def launch(settings: Settings) -> None:
         block = positions * settings.scale
         blocks = triton.cdiv(frames * plane, block) + triton.cdiv(history * plane, block)
-        join_program[(batch * blocks,)](
+        grid(join_program, batch * blocks)(
             past,
             x,
-            bias,
-            gamma,
+            dense(bias),
+            dense(gamma),
             joined,
             last if kept else None,
             *past_strides,
@@ -199,8 +202,7 @@ def write_new(
         wide = wide.to(tl.float32) + load_floats(bias, channels, POSITIONS, CHANNELS)
         values += (wide,)
         squares += wide * wide
-    if gamma is not None:
-        inverse = (ROOT * invert_norm(tl.sum(squares, 1)))[:, None]
+    inverse = ROOT * invert_norm(tl.sum(squares, 1, keep_dims=True))
     for first in tl.static_range(0, CHANNELS, CHUNK):
         channels = first + lanes
         wide = values[first // CHUNK]

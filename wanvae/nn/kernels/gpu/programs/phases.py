@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wanvae.nn.kernels.gpu.programs.rows import empty_rows
-from wanvae.nn.kernels.gpu.programs.settings import Settings, launch_first
+from wanvae.nn.kernels.gpu.programs.settings import Settings, grid, launch_first
 
 # Channels of one kernel that a program works on.
 CHANNELS = 128
@@ -24,7 +24,7 @@ def make_phases(weight: Tensor) -> Tensor:
         return phases
 
     def launch(settings: Settings) -> None:
-        phases_program[(outputs * triton.cdiv(inputs, CHANNELS),)](
+        grid(phases_program, outputs * triton.cdiv(inputs, CHANNELS))(
             weight, phases, *weight.stride(), outputs, inputs, BLOCK=CHANNELS, num_warps=1
         )
 

@@ -6,6 +6,7 @@ channels, and so do the addresses that they read and write together.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ class Strides(NamedTuple):
     column: int
 
 
+@cache
 def choose_block(channels: int, dtype: torch.dtype) -> Block:
     """Returns the sizes of a block for rows of some channels."""
     vector = VECTOR // dtype.itemsize
@@ -98,6 +100,11 @@ def strides_of(x: Tensor) -> Strides:
             return Strides(batch, channel, *strides)
         apart *= size
     return Strides(batch, channel, None, None, column)
+
+
+def dense(parameter: Tensor | None) -> Tensor | None:
+    """Returns a bias or a gamma without gaps between its values; None stays None."""
+    return None if parameter is None else parameter.contiguous()
 
 
 def empty_rows(x: Tensor, *shape: int) -> Tensor:

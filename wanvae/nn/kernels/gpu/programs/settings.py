@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ def launch_fastest(launch: Launch, x: Tensor, name: str) -> None:
         if key not in FASTEST and can_measure(x):
             FASTEST[key] = min(SETTINGS, key=lambda settings: measure(launch, settings))
         launch(FASTEST.get(key, SETTINGS[0]))
+
+
+def grid(program: Any, *sizes: int) -> Callable[..., None]:
+    """Returns a function that launches a program so many times, with its arguments and options."""
+    return program[sizes]
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
