@@ -24,10 +24,11 @@ from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
 from wanvae.nn.sequential import count_output, find_regions_between, space_factor, time_factor
+from wanvae.nn.streaming import give_away
 
 # Pixels at full resolution that keep a CPU busy, or a GPU; more pixels only cost memory.
 STEP_PIXELS = 2**18
-STEP_PIXELS_OF_GPU = 2**21
+STEP_PIXELS_OF_GPU = 2**20
 # Two frames at once take a third fewer multiply-adds than one and one (see
 # nn/kernels/winograd.py).
 FEWEST_FRAMES = 2
@@ -233,8 +234,8 @@ class Flow:
         if self._compilation is not None:
             return self._compiled_step(self._compilation, stage, x, ends=ends)
         for layer in stage.layers:
-            # Not held here, so that the old state is freed once the layer has its next state.
-            state, self._states[layer] = self._states[layer], None
+            # Not held here, so that the old state is freed while the layer runs.
+            state, self._states[layer] = give_away(self._states[layer]), None
             x, state = self._step(layer, x, state, self._wanted[layer])
             self._states[layer] = None if ends else state
         return x
