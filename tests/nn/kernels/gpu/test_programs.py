@@ -21,6 +21,11 @@ Run = Callable[..., Any]
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 CHANNELS = [1, 3, 16, 96, 100, 384, 1024]
+# Any number in float32, and some in half types.
+CHANNELS_AND_DTYPES = [
+    *((channels, torch.float32) for channels in CHANNELS),
+    *((channels, dtype) for channels in (3, 96, 1024) for dtype in DTYPES[:2]),
+]
 ACTIVATIONS = {"none": lambda x: x, "silu": F.silu, "relu": F.relu}
 
 
@@ -131,8 +136,7 @@ def check_join(run: Run, *arguments: Any) -> None:
     assert_innermost(last)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("channels, dtype", CHANNELS_AND_DTYPES)
 def test_join_any_number_of_channels(run, channels, dtype):
     x, past = (example(2, channels, length, 2, 5, dtype=dtype) for length in (2, 1))
     bias, gamma = example_of_channels(channels, dtype), example(channels, 1, 1, 1, dtype=dtype)
@@ -276,8 +280,7 @@ def check_add(run: Run, y: Tensor, bias: Tensor | None, shortcut: Tensor) -> Non
     assert torch.equal(everything, before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("channels, dtype", CHANNELS_AND_DTYPES)
 def test_add_any_number_of_channels(run, channels, dtype):
     y, shortcut = (example(2, channels, 2, 2, size, dtype=dtype) for size in (5, 6))
     check_add(run, y, example_of_channels(channels, dtype), shortcut[..., 1:])
@@ -347,8 +350,7 @@ def reference_interleave(phases: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.double().view(-1, 1, 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("channels, dtype", CHANNELS_AND_DTYPES)
 def test_interleave_any_number_of_channels(run, channels, dtype):
     phases = example(2, 4 * channels, 3, 4, dtype=dtype)
     bias = example_of_channels(channels, dtype)
@@ -374,8 +376,7 @@ def reference_interleave_frames(x: Tensor, bias: Tensor | None) -> Tensor:
     return torch.stack(x.chunk(2, dim=1), 3).flatten(2, 3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("channels, dtype", CHANNELS_AND_DTYPES)
 def test_interleave_frames_any_number_of_channels(run, channels, dtype):
     x = example(2, 2 * channels, 2, 2, 5, dtype=dtype)
     bias = example_of_channels(2 * channels, dtype)
@@ -428,8 +429,7 @@ def check_backward(
     assert_innermost(of_x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [2, *CHANNELS[1:]])
+@pytest.mark.parametrize("channels, dtype", [(2, torch.float32), *CHANNELS_AND_DTYPES[1:]])
 def test_gradients_for_any_number_of_channels(run, channels, dtype):
     x, grad = (example(2, channels, *size, dtype=dtype) for size in ((2, 3, 4), (2, 4, 3)))
     check_backward(run, grad.mT, x, example(channels, 1, 1, 1, dtype=dtype), "silu")
@@ -494,3 +494,25 @@ def test_many_positions(run, dtype):
     check_join(run, crop[:, :, :1], crop, example_of_channels(96), gamma, "silu", 2, 2)
     check_add(run, crop, None, crop.clone())
     check_backward(run, crop.flip(-1), crop, gamma, "silu")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", range(5))
+def test_offsets_beyond_32_bits(axis):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    from wanvae.nn.kernels.gpu import programs
+
+    shape = [1, 8, 1, 3, 4]
+    shape[axis] = 2
+    strides = [96, 1, 96, 32, 8]
+    strides[axis] = 2**31 + 64
+    memory = torch.empty(2**31 + 4096, dtype=torch.float16, device="cuda")
+    x = memory.as_strided(shape, strides)
+    x.copy_(torch.randn(shape))
+    expected = x.double()
+    joined, _ = programs.join(None, x, None, None, "none", 1, 0)
+    assert torch.equal(joined[:, :, 1:].double(), expected)
+    programs.add_(x, None, x.clone())
+    assert torch.equal(x.double(), 2 * expected)
