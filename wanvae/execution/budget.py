@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from wanvae.errors import UserError
 from wanvae.execution.cost import Costs, Workload
-from wanvae.execution.flow import join
+from wanvae.execution.joining import join
 from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.meter import MemoryMeter
 from wanvae.execution.network import Network, remember_by_architecture

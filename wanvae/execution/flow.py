@@ -267,20 +267,3 @@ def regroup(pieces: Iterable[Tensor], frames: int, first: int) -> Iterator[Tenso
             yield ready
     if waiting is not None:
         yield waiting
-
-
-def join(pieces: Iterable[Tensor], frames: int) -> Tensor | None:
-    """Returns all pieces as one tensor of ``frames`` frames; None if there are no pieces.
-
-    Each piece is copied to its place as it comes.
-    """
-    joined, start = None, 0
-    for piece in pieces:
-        if joined is None:
-            if piece.shape[2] == frames:
-                joined = piece
-                continue
-            joined = piece.new_empty((*piece.shape[:2], frames, *piece.shape[3:]))
-        joined[:, :, start : start + piece.shape[2]] = piece
-        start += piece.shape[2]
-    return None if joined is None else joined.contiguous()
