@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.nn.kernels.gpu.interpreter import Interpreter, run_on_gpu
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.3")
 
 Run = Callable[..., Any]
 

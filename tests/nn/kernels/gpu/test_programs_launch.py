@@ -1,14 +1,33 @@
-"""The sizes of blocks, and the choice of the fastest settings."""
+"""Where programs run, the sizes of their blocks, and the choice of the fastest settings."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.3")
 
+from wanvae.nn.kernels.gpu.operators import has_programs
 from wanvae.nn.kernels.gpu.programs import settings
 from wanvae.nn.kernels.gpu.programs.rows import as_video, choose_block, strides_of
+
+
+@pytest.mark.parametrize(
+    "capability, pytorch, hip, expected",
+    [
+        ((8, 0), "2.7.0", None, True),
+        ((12, 0), "2.14.1+cu130", None, True),
+        ((7, 5), "2.7.0", None, False),
+        ((9, 0), "2.6.1+cu124", None, False),
+        ((9, 4), "2.7.0", "6.3", False),
+    ],
+)
+def test_where_programs_run(monkeypatch, capability, pytorch, hip, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch, "__version__", TorchVersion(pytorch))
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert has_programs.__wrapped__(torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
