@@ -21,7 +21,7 @@ LIBRARY = torch.library.Library("wanvae", "DEF")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 # The first PyTorch whose Triton compiles these programs.
-LEAST_PYTORCH = (2, 7)
+LEAST_PYTORCH = "2.7"
 
 DEFINITIONS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "join": (
