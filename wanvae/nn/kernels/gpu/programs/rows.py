@@ -16,7 +16,7 @@ from torch import Tensor
 
 # A thread reads and writes this many bytes at once.
 VECTOR = 16
-# For 32 threads each.
+# How many groups of 32 threads work on a block, unless settings say otherwise.
 WARPS = 4
 # Values of a block that a thread holds, unless a row has more.
 VALUES = 32
