@@ -131,7 +131,8 @@ class CausalConv(Streaming):
             some devices the layers after a convolution add its bias.
         """
         x, kernel, bias = halfway.joined, self.kernel, self.bias
-        kernels, pointwise = kernels_for(x), list[PointwiseFunction]()
+        kernels = kernels_for(x)
+        pointwise: list[PointwiseFunction] = []
         if bias is not None and kernels.bias_apart:
             pointwise, bias = [AddBias(bias)], None
         if not self.history:
