@@ -7,15 +7,18 @@ convolution with a backward pass of its own to ``Observer.AUTOGRAD``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.nn.kernels.attention import (
     Projections,
+    allocate_at_once,
     allocate_in_blocks,
     attend_at_once,
     attend_in_blocks,
@@ -31,6 +34,7 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_by_pytorch,
     convolve_doubled_in_phases,
 )
+from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -38,8 +42,9 @@ from wanvae.nn.kernels.history import (
     concatenate,
     join_in_native_dtype,
     join_in_place,
+    pair_frames,
 )
-from wanvae.nn.kernels.pointwise import add_in_place
+from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place
 from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
 from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
@@ -68,25 +73,32 @@ class Kernels:
         convolve_doubled: a padded 3x3 convolution of images that are first doubled by repetition:
             ``(x, weight, bias)``.
         join: joins past and new frames to the input of a causal convolution: ``(past, x,
-            pointwise)``.
+            pointwise, history)``. Returns the input, and the frames for the next piece or None.
         clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
         attend: attention over the positions of images: ``(layers, images)``.
-        add: the residual addition; its first term is a new tensor and may be overwritten.
+        pair_frames: makes two frames of each frame: ``(x, pointwise)``.
+        add: the residual addition, ``(y, pointwise, shortcut)``: ``pointwise`` is applied to ``y``,
+            a new tensor that may be overwritten.
         fixed_state_shapes: whether zeros fill the state after one frame to its full length. True
             gives a compiler fewer shapes; False takes less memory.
+        bias_apart: whether convolutions leave their bias to the operation after them.
     """
 
     convolve: Callable[
         [Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int], Sequence[int]], Tensor
     ]
     convolve_doubled: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    join: Callable[[Tensor | None, Tensor, Sequence[nn.Module]], Tensor]
+    join: Callable[
+        [Tensor | None, Tensor, Sequence[PointwiseFunction], int], tuple[Tensor, Tensor | None]
+    ]
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]
     attend: Callable[[Projections, Tensor], Tensor]
-    add: Callable[[Tensor, Tensor], Tensor]
+    pair_frames: Callable[[Tensor, Sequence[PointwiseFunction]], Tensor]
+    add: Callable[[Tensor, Sequence[PointwiseFunction], Tensor], Tensor]
     fixed_state_shapes: bool
+    bias_apart: bool
 
 
 PYTORCH = Kernels(
@@ -96,8 +108,10 @@ PYTORCH = Kernels(
     clone=clone,
     rms_norm=rms_norm_by_squares,
     attend=attend_at_once,
-    add=torch.add,
+    pair_frames=pair_frames,
+    add=add,
     fixed_state_shapes=True,
+    bias_apart=False,
 )
 
 convolve_on_cpu = (
@@ -116,6 +130,8 @@ COMPILED_ON_CPU = replace(
     convolve_doubled=in_native_dtype(convolve_doubled_by_pytorch),
 )
 
+FUSED_WITH_GRADIENTS = replace(PYTORCH, join=fused.concatenate)
+
 IN_PLACE = replace(
     PYTORCH,
     join=join_in_place,
@@ -133,6 +149,21 @@ IN_PLACE_ON_CPU = replace(
     join=join_in_native_dtype,
 )
 
+# Convolutions remain PyTorch's. What lies between two convolutions is one pass through memory.
+FUSED = replace(
+    PYTORCH,
+    convolve=fused.convolve,
+    convolve_doubled=fused.convolve_doubled,
+    join=fused.join,
+    clone=clone,
+    rms_norm=fused.rms_norm,
+    attend=attend_at_once,
+    pair_frames=fused.pair_frames,
+    add=fused.add,
+    fixed_state_shapes=False,
+    bias_apart=True,
+)
+
 # Takes the memory of IN_PLACE_ON_CPU without values, so that plans can run on the meta device.
 MEMORY_OF_CPU = replace(
     IN_PLACE_ON_CPU,
@@ -143,11 +174,23 @@ MEMORY_OF_CPU = replace(
     attend=allocate_in_blocks,
 )
 
+# The same for FUSED.
+MEMORY_OF_GPU = replace(
+    FUSED,
+    convolve=allocate_convolution,
+    convolve_doubled=fused.allocate_doubled,
+    attend=allocate_at_once,
+)
+
+# The device whose memory is measured on the meta device, for each thread.
+REHEARSED: ContextVar[str] = ContextVar("REHEARSED", default="cpu")
+META_FOR_GPU = "meta for cuda"
+
 # The key None stands for every other device.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": PYTORCH_ON_CPU,
-        "cuda": PYTORCH,
+        "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
         None: PYTORCH,
     },
@@ -159,8 +202,9 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
-        "cuda": IN_PLACE,
+        "cuda": FUSED,
         "meta": MEMORY_OF_CPU,
+        META_FOR_GPU: MEMORY_OF_GPU,
         None: IN_PLACE,
     },
 }
@@ -169,7 +213,20 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
 def kernels_for(x: Tensor) -> Kernels:
     """Returns the functions that compute the operations on ``x`` now."""
     kernels = TABLE[current_observer()]
-    return kernels.get(x.device.type) or kernels[None]
+    kind = x.device.type
+    if kind == "meta" and REHEARSED.get() == "cuda":
+        kind = META_FOR_GPU
+    return kernels.get(kind) or kernels[None]
+
+
+@contextmanager
+def rehearsing(device: str) -> Iterator[None]:
+    """Makes tensors on the meta device take the memory of a device, "cpu" or "cuda"."""
+    token = REHEARSED.set(device)
+    try:
+        yield
+    finally:
+        REHEARSED.reset(token)
 
 
 def current_observer() -> Observer:
