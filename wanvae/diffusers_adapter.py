@@ -435,7 +435,7 @@ class SharingBridge(Bridge[VAE]):
         return True
 
     def _change(self, parts: Iterable[str]) -> str | None:
-        for name, layer in self._layers(parts):
+        for name, layer in self._layers(ENCODING + DECODING):
             if name in self._twins and type(layer) is self._kinds[name] and not is_hooked(layer):
                 self._share(name, layer)
         return super()._change(parts)
