@@ -528,6 +528,7 @@ def largest_difference(result: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", pipelines())
 def test_every_pipeline_gives_the_same_pictures(name: str) -> None:
     pictures, decoded = differences(name)
+    print(f"{name}: pictures {pictures:.1e}, decoded {decoded:.1e}")
     assert decoded < CLOSE
     assert pictures < (ONE_LEVEL if name in ROUNDED else CLOSE)
 
