@@ -1,4 +1,4 @@
-"""A WanVAE as the VAE of a diffusers pipeline. No other file imports diffusers.
+"""Our models as the VAE of a diffusers pipeline. No other file imports diffusers.
 
 ``make_diffusers_vae`` returns a VAE of diffusers' own class with the parameters of a WanVAE: the
 same tensors by other names. Saving, loading, config, hooks and offloading are diffusers' own. Only
@@ -116,7 +116,7 @@ def make_diffusers_vae(vae: VAE, class_name: DiffusersClass) -> DiffusersVAE:
         twin.register_parameter(leaf, in_shape_of(getattr(twin, leaf), tensor))
     theirs.train(vae.training)
     bridge = SharingBridge(vae, theirs, names)
-    theirs.register_load_state_dict_post_hook(bridge.share_loaded)
+    theirs.register_load_state_dict_post_hook(bridge.share)
     put(bridge, theirs)
     return theirs
 
@@ -363,12 +363,13 @@ class SharingBridge(Bridge[VAE]):
         self._places: dict[tuple[str, str], Place] = {}
         # Views of parameters have no gradients that reach the parameters.
         self._flat = theirs.get_submodule("quant_conv").get_parameter("weight").dim() == 4
-        self.share_loaded()
+        self.share()
 
-    def share_loaded(self, *_: object) -> None:
-        """Gives our model the parameters that the model of diffusers has loaded."""
-        for name in self._twins:
-            self._share(name, self._theirs.get_submodule(name))
+    def share(self, *_: object) -> None:
+        """Gives both models the same parameters, except in layers that we cannot run."""
+        for name, layer in self._layers(ENCODING + DECODING):
+            if name in self._twins and type(layer) is self._kinds[name] and not is_hooked(layer):
+                self._share(name, layer)
 
     def encode(self, x: Tensor) -> Tensor:
         if self._must_run_theirs(x, ENCODING):
@@ -435,9 +436,7 @@ class SharingBridge(Bridge[VAE]):
         return True
 
     def _change(self, parts: Iterable[str]) -> str | None:
-        for name, layer in self._layers(ENCODING + DECODING):
-            if name in self._twins and type(layer) is self._kinds[name] and not is_hooked(layer):
-                self._share(name, layer)
+        self.share()
         return super()._change(parts)
 
     def _reason_for_theirs(self, x: Tensor, parts: Iterable[str]) -> str | None:
@@ -471,13 +470,12 @@ class SharingBridge(Bridge[VAE]):
             # A layer that our model only stores has buffers.
             if not isinstance(ours, nn.Parameter) or type(theirs) is not nn.Parameter:
                 continue
-            same = ours is theirs or (
-                ours.dim() != theirs.dim() and place_of(ours) == place_of(theirs)
-            )
-            if not same and place_of(theirs) == self._places.get((name, leaf)):
+            is_view = ours.dim() != theirs.dim() and place_of(ours) == place_of(theirs)
+            differ = ours is not theirs and not is_view
+            if differ and place_of(theirs) == self._places.get((name, leaf)):
                 theirs = in_shape_of(theirs, ours)
                 layer.register_parameter(leaf, theirs)
-            elif not same:
+            elif differ:
                 twin.register_parameter(leaf, in_shape_of(ours, theirs))
             self._places[name, leaf] = place_of(theirs)
 
