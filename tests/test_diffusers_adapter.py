@@ -11,10 +11,8 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +22,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers import WAN22, random_video, randomize, tiny
+from tests.helpers import QWEN21, WAN22, random_video, randomize, tiny
 from wanvae import WanVAE
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
@@ -513,61 +510,6 @@ def test_tile_sizes_are_rounded(sides: tuple[int, int]) -> None:
     assert largest_difference(round_trip(adapter, video), round_trip(theirs, video)) < CLOSE
 
 
-def test_tiled_methods_use_tiles() -> None:
-    vae, video = tiny(z_dim=CHANNELS).float(), random_video(1, 64, 64).float()
-    adapter = vae.as_diffusers().requires_grad_(False)
-    latents = vae.encode(video).mode()
-    adapter.enable_tiling(16, 16)
-    adapter.disable_tiling()
-    for method, library, x in (
-        (adapter.tiled_encode, vae.encode, video),
-        (adapter.tiled_decode, vae.decode, latents),
-    ):
-        whole = operators_of(partial(library, x)).total()
-        tiles = operators_of(partial(library, x, tile_size=16)).total()
-        assert tiles > 2 * whole
-        assert tiles <= operators_of(partial(method, x)).total() <= tiles + 1
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count[str(function)] += 1
-        return function(*args, **(kwargs or {}))
-
-
-def operators_of(work: Callable[[], object]) -> Counter[str]:
-    """The operators that run in ``work``, when memory and plans of earlier work are there."""
-    work()
-    with Operators() as operators:
-        work()
-    return operators.count
-
-
-@pytest.mark.parametrize("limits", [{}, {"tile_size": (16, 16)}, {"max_memory": "300MB"}])
-@pytest.mark.parametrize("direction", ["encode", "decode"])
-@torch.no_grad()
-def test_it_runs_the_operators_of_the_library(direction: str, limits: dict) -> None:
-    vae = tiny(z_dim=CHANNELS).float()
-    adapter = vae.as_diffusers()
-    if limits:
-        sides = limits.get("tile_size", ())
-        adapter.enable_tiling(*sides, max_memory=limits.get("max_memory"))
-    if direction == "encode":
-        work = (vae.encode, adapter._encode, random_video(9, 32, 32).float())
-    else:
-        work = (vae.decode, adapter._decode, torch.randn(1, CHANNELS, 3, 4, 4))
-    library, ours, x = work
-    expected = operators_of(partial(library, x, **limits))
-    moments = {"aten.cat.default": 1} if direction == "encode" else {}  # mean and logvar, joined
-    assert operators_of(partial(ours, x)) == expected + Counter(moments)
-
-
 def add_hooks(kind: str, vae: nn.Module) -> None:
     """Puts hooks on the layers of a VAE, as diffusers or somebody else does."""
     cpu = torch.device("cpu")
@@ -662,14 +604,191 @@ def test_dropout_in_training_is_that_of_diffusers() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.slow  # compiles
-def test_torch_compile_takes_the_code_of_diffusers() -> None:
+def compiled_whole(vae: nn.Module) -> nn.Module:
+    return torch.compile(vae, backend="eager", fullgraph=True)
+
+
+def compiled_in_place(vae: nn.Module) -> nn.Module:
+    vae.compile(backend="eager")
+    return vae
+
+
+def compiled_methods(vae: nn.Module) -> nn.Module:
+    vae.encode = torch.compile(vae.encode, backend="eager", fullgraph=True)
+    vae.decode = torch.compile(vae.decode, backend="eager", fullgraph=True)
+    return vae
+
+
+def test_training_mode_is_set_in_diffusers() -> None:
+    vae = tiny(z_dim=CHANNELS, dropout=0.5).float()
+    adapter = vae.as_diffusers()
+    expected = round_trip(adapter, VIDEO)
+    with pytest.warns(UserWarning, match="dropout is active"):
+        assert not torch.equal(round_trip(adapter.train(), VIDEO), expected)
+    assert torch.equal(round_trip(adapter.eval(), VIDEO), expected)
+
+
+def test_weights_load_into_a_vae_with_another_layer() -> None:
     vae, theirs = twins()
-    adapter, latents = vae.as_diffusers(), torch.randn(1, CHANNELS, 2, 2, 2)
+    adapter = vae.as_diffusers()
+    for model in (adapter, theirs):
+        model.encoder = nn.Identity()
+        randomize(model.decoder)
+    adapter.load_state_dict(theirs.state_dict(), assign=True)
+    latents = torch.randn(1, CHANNELS, 1, 2, 2)
     with torch.no_grad():
-        compiled = torch.compile(adapter.decode, backend="eager", fullgraph=True)
         expected = theirs.decode(latents).sample
-        assert largest_difference(compiled(latents).sample, expected) < CLOSE
+        assert largest_difference(adapter.decode(latents).sample, expected) < CLOSE
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_in_place, compiled_methods])
+def test_torch_compile_takes_the_code_of_diffusers(
+    compiled: Callable[[nn.Module], nn.Module],
+) -> None:
+    vae, theirs = twins()
+    expected = round_trip(theirs, VIDEO)
+    assert largest_difference(round_trip(compiled(vae.as_diffusers()), VIDEO), expected) < CLOSE
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("compiled", ["in place", "replaced"])
+def test_a_compiled_decoder_runs(compiled: str) -> None:
+    vae, theirs = twins()
+    adapter = vae.as_diffusers()
+    if compiled == "in place":
+        adapter.decoder.compile(backend="eager")
+    else:
+        adapter.decoder = torch.compile(adapter.decoder, backend="eager")
+    calls = count_calls(adapter.decoder)
+    expected = round_trip(theirs, VIDEO)
+    with pytest.warns(UserWarning, match="because decoder (has a hook|was replaced)"):
+        assert largest_difference(round_trip(adapter, VIDEO), expected) < CLOSE
+    assert calls
+
+
+def count_calls(layer: nn.Module) -> list[nn.Module]:
+    """A list to which each call of a layer adds."""
+    calls: list[nn.Module] = []
+    layer.register_forward_pre_hook(lambda layer, _: calls.append(layer))
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_lose_about_as_much_as_in_diffusers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    vae, theirs = twins()
+    exact = round_trip(theirs, VIDEO)
+    models = vae.as_diffusers().to(dtype), theirs.to(dtype)
+    results = [round_trip(model, VIDEO.to(dtype)) for model in models]
+    assert {result.dtype for result in results} == {dtype, vae.decode_dtype}
+    ours, of_diffusers = ((result.float() - exact).abs().mean() for result in results)
+    assert 0 < ours < 1.5 * of_diffusers
+
+
+def test_autocast_is_that_of_diffusers() -> None:
+    torch.manual_seed(0)
+    vae, theirs = twins()
+    exact = round_trip(theirs, VIDEO)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [round_trip(model, VIDEO) for model in (vae.as_diffusers(), theirs)]
+    assert {result.dtype for result in results} == {torch.bfloat16}
+    ours, of_diffusers = ((result.float() - exact).abs().mean() for result in results)
+    assert 0 < ours < 1.5 * of_diffusers
+
+
+def test_inference_mode_and_slices_of_a_batch() -> None:
+    vae, theirs = twins()
+    adapter, videos = vae.as_diffusers(), random_video(5, 16, 24, batch=3).float()
+    with torch.inference_mode():
+        adapter(videos)
+    adapter(VIDEO).sample.mean().backward()  # its parameters still take gradients
+    adapter.enable_slicing()
+    frames, decode = [], vae.decode
+    vae.decode = lambda z, **limits: frames.append(z.shape[0]) or decode(z, **limits)
+    assert largest_difference(round_trip(adapter, videos), round_trip(theirs, videos)) < CLOSE
+    assert frames == [1, 1, 1]
+
+
+def test_gradient_checkpointing_is_refused_as_diffusers_does() -> None:
+    vae, theirs = twins()
+    for model in (vae.as_diffusers(), theirs):
+        with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+            model.enable_gradient_checkpointing()
+
+
+def lora(kind: str, vae: nn.Module) -> nn.Module:
+    """A VAE with random LoRA in its attention, which are its only parameters to train."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["to_qkv", "proj"], init_lora_weights=False)
+    if kind == "model of peft":
+        return peft.get_peft_model(vae, config)
+    return peft.inject_adapter_in_model(config, vae)
+
+
+@pytest.mark.parametrize("kind", ["layers in place", "model of peft"])
+def test_lora_of_peft_is_applied_and_trained(kind: str) -> None:
+    vae, theirs = twins()
+    adapter = vae.as_diffusers()
+    before = round_trip(adapter, VIDEO)
+    with pytest.warns(UserWarning, match="to_qkv was replaced") as told:
+        results = [lora(kind, model)(VIDEO).sample for model in (adapter, theirs)]
+        assert torch.equal(*results)
+        for result in results:
+            result.square().mean().backward()
+    assert len(told) == 1
+    assert largest_difference(results[0].detach(), before) > 0.1
+    expected = dict(theirs.named_parameters())
+    trained = {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}
+    assert trained and all("lora" in name for name in trained)
+    assert all(torch.equal(grad, expected[name].grad) for name, grad in trained.items())
+
+
+def test_merged_lora_brings_our_code_back() -> None:
+    vae, theirs = twins()
+    adapter = vae.as_diffusers()
+    merged = [lora("model of peft", model).merge_and_unload() for model in (adapter, theirs)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the VAE runs the code of diffusers")
+        result, expected = (round_trip(model, VIDEO) for model in merged)
+    assert largest_difference(result, expected) < CLOSE
+    latents = torch.randn(1, CHANNELS, 1, 2, 2)
+    with torch.no_grad():
+        assert largest_difference(vae.decode(latents), theirs.decode(latents).sample) < CLOSE
+
+
+@pytest.mark.parametrize("changes", [{}, QWEN21], ids=["wan2.1", "qwen-image-2.1"])
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("into", ["diffusers", "library"])
+def test_both_models_have_what_one_of_them_loads(into: str, assign: bool, changes: dict) -> None:
+    vae = tiny(z_dim=CHANNELS, **changes).float()
+    adapter = vae.as_diffusers()
+    other = deepcopy(vae)
+    randomize(other)
+    latents = torch.randn(1, CHANNELS, 1, 2, 2)
+    expected = other.decode(latents)
+    assert largest_difference(vae.decode(latents), expected) > 0.01
+    if into == "diffusers":
+        adapter.load_state_dict(other.as_diffusers().state_dict(), assign=assign)
+    else:
+        vae.load_state_dict(other.state_dict(), assign=assign)
+    assert torch.equal(vae.decode(latents), expected)
+    with torch.no_grad():
+        assert torch.equal(adapter.decode(latents).sample, expected)
+        assert torch.equal(vae.decode(latents), expected)
+
+
+@torch.no_grad()
+def test_qwen_image_21_follows_what_moves_last() -> None:
+    vae = tiny(z_dim=CHANNELS, **QWEN21).float()
+    adapter, latents = vae.as_diffusers(), torch.randn(1, CHANNELS, 1, 2, 2)
+    expected = vae.decode(latents)
+    for model, dtype in ((vae, torch.float64), (adapter, torch.float32), (vae, torch.float64)):
+        model.to(dtype)
+        result = adapter.decode(latents.to(dtype)).sample
+        assert result.dtype == vae.decode_dtype == adapter.dtype == dtype
+        assert largest_difference(result.float(), expected) < CLOSE
 
 
 def test_a_model_on_no_device_takes_the_weights_that_diffusers_loads() -> None:

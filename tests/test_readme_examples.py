@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -310,6 +310,17 @@ def test_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["pipeline"].vae is vae and vae.use_tiling
     assert vae.enable_tiling.__self__.max_memory == "4GB"
     assert vae.dtype == torch.float32 and vae.decoder.conv_in.weight.dtype == torch.bfloat16
+
+
+def test_a_preview_in_diffusers(folder: Path, latents: Tensor) -> None:
+    pipeline = SimpleNamespace()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what diffusers warns of is not ours
+        names = run_python(
+            "a preview in diffusers", WanVAE=WanVAE, latents=latents, pipeline=pipeline
+        )
+    assert pipeline.vae is names["preview"]
+    assert_close(names["rough"], WanVAE.from_pretrained("taew2_1.pth").decode(latents))
 
 
 def test_the_command_line(folder: Path, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from os import PathLike
 from typing import Any, Generic, TypeVar
 
@@ -106,11 +107,26 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 ``max_memory`` is too small.
             NotFiniteError: the video has values that are NaN or infinite, or the output has.
         """
+        moments = self.encode_moments(
+            video, tile_size=tile_size, max_memory=max_memory, shard=shard
+        )
+        return Posterior.from_moments(moments)
+
+    @torch.no_grad()
+    def encode_moments(
+        self,
+        video: Tensor,
+        *,
+        tile_size: TileSize | None = None,
+        max_memory: Memory | None = None,
+        shard: Processes | None = None,
+    ) -> Tensor:
+        """Returns mean and logvar of ``encode`` in one tensor ``(B, 2 * z_dim, T, H, W)``."""
         self.check_clip(video)
         runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
         moments = runner.run(video)
         check_result(moments, video, decoding=False)
-        return Posterior.from_moments(moments)
+        return moments
 
     @torch.no_grad()
     def decode(
@@ -257,6 +273,12 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     def check_latents(self, latents: Tensor) -> None:
         """Raises UserError if ``latents`` are not ``(B, z_dim, T, H, W)`` of this model."""
         self._check_tensor(latents, "latents", self.config.z_dim)
+
+    def prepare_for_diffusers(self) -> None:
+        """Raises ImportError if diffusers is not installed. Warns of assumed statistics."""
+        if find_spec("diffusers") is None:
+            raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
+        self.warn_of_statistics(stacklevel=4)
 
     def warn_of_statistics(self, stacklevel: int) -> None:
         """Warns, the first time, if the latent statistics are assumed.

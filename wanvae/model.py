@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from os import PathLike
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -188,11 +187,9 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             ImportError: diffusers is not installed.
             UserError: ``class_name`` is unknown, or the class cannot express this architecture.
         """
-        if find_spec("diffusers") is None:
-            raise ImportError("as_diffusers needs diffusers: run pip install diffusers")
+        self.prepare_for_diffusers()
         from wanvae.diffusers_adapter import make_diffusers_vae
 
-        self.warn_of_statistics(stacklevel=3)
         return make_diffusers_vae(self, class_name or self.diffusers_class)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:

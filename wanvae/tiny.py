@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from wanvae.autoencoder import VideoAutoencoder
+from wanvae.checkpoints.diffusers_layout import WAN_CLASS, DiffusersClass
 from wanvae.errors import UserError
 from wanvae.execution.network import Network, make_network
 from wanvae.nn import Patchify, Sequential, Unpatchify
@@ -20,6 +22,9 @@ from wanvae.nn.tiny import (
 )
 from wanvae.posterior import LOGVAR_RANGE
 from wanvae.tiny_config import LatentScale, TinyVAEConfig
+
+if TYPE_CHECKING:
+    from wanvae.diffusers_adapter import DiffusersVAE
 
 
 class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
@@ -67,6 +72,25 @@ class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
             )
         )
         self._build_rows()
+
+    def as_diffusers(self, class_name: DiffusersClass = WAN_CLASS) -> DiffusersVAE:
+        """Returns this model as the ``vae`` of a diffusers pipeline, for previews.
+
+        It is an object of diffusers' own class. It has the layers of this model, and the config of
+        the Wan VAE whose latents it shares. It cannot be saved, because diffusers has no class for
+        such layers, and keeps no gradients.
+
+        Args:
+            class_name: the class of diffusers, like "AutoencoderKLQwenImage".
+
+        Raises:
+            ImportError: diffusers is not installed.
+            UserError: ``class_name`` is unknown, or the class has no such latents.
+        """
+        self.prepare_for_diffusers()
+        from wanvae.diffusers_adapter import make_diffusers_preview
+
+        return make_diffusers_preview(self, class_name)
 
     def encoding_modules(self) -> tuple[nn.Module, ...]:
         return () if self.encoder is None else (self.encoder,)
