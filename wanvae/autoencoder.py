@@ -21,6 +21,7 @@ from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.flow import first_parameter
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
 from wanvae.execution.network import Network
+from wanvae.execution.progress import Progress
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.posterior import Posterior
@@ -85,6 +86,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        progress: Progress | None = None,
     ) -> Posterior:
         """Returns the posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
 
@@ -100,6 +102,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 its result need no more than this. The model and the video are not counted.
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same video and share the work. Each process gets the posterior.
+            progress: a function that is told the share of the work that is done, from 0 to 1, after
+                the step of each layer. What it raises ends the call. Compiled steps tell nothing.
 
         Raises:
             UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
@@ -108,7 +112,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         """
         self.check_clip(video)
         runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
-        moments = runner.run(video)
+        moments = runner.run(video, progress)
         check_result(moments, video, decoding=False)
         return Posterior.from_moments(moments)
 
@@ -121,6 +125,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
@@ -139,6 +144,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same latents and share the work. The first process gets the video, the others
                 get a video without frames.
+            progress: as for ``encode``.
 
         Raises:
             UserError: ``latents`` has another shape, ``tile_size`` is not a multiple of 8, or
@@ -148,7 +154,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self.check_latents(latents)
         check_input(latents, "latents")
         runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
-        video = runner.run(latents)
+        video = runner.run(latents, progress)
         check_result(video, latents, decoding=True)
         return video.clamp_(-1, 1) if clamp else video
 
