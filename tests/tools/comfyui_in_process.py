@@ -198,8 +198,6 @@ def sample() -> dict[str, Any]:
         in_dim=36,
         dim=128,
         ffn_dim=64,
-        freq_dim=32,
-        text_dim=16,
         num_heads=1,
         num_layers=1,
         operations=comfy.ops.disable_weight_init,
@@ -210,7 +208,7 @@ def sample() -> dict[str, Any]:
     model = comfy.sd.load_diffusion_model_state_dict(weights)
     assert model is not None
     extras = load_extras("nodes_wan.py")
-    text = torch.randn(1, 4, 16)
+    text = torch.randn(1, 4, 4096)
     results = []
     for vae in (load_ours(), load_native()):
         positive, negative, latent = call(

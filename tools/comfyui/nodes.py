@@ -108,6 +108,8 @@ def decode(
     """Decodes latents to images ``(N, H, W, C)`` in [0, 1]."""
     require_exact(vae)
     given = samples["samples"]
+    if given.is_nested:  # latents of a video, and of its sound
+        given = given.unbind()[0]
     if latents == NORMALIZED:
         given = vae.vae.denormalize(given)
     images = vae.decode_with(make_options(tile_size, max_memory), given)
