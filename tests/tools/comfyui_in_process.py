@@ -277,7 +277,7 @@ def manage() -> dict[str, Any]:
     stopped: list[float] = []
 
     def stop() -> None:
-        stopped.append(time.perf_counter())
+        stopped.append(time.process_time())
         management.interrupt_current_processing()
 
     timer = threading.Timer(2, stop)
@@ -285,7 +285,7 @@ def manage() -> dict[str, Any]:
     try:
         vae.decode(torch.randn(1, 16, 21, 32, 32))
     except management.InterruptProcessingException:
-        found["seconds to stop"] = time.perf_counter() - stopped[0]
+        found["CPU seconds to stop"] = time.process_time() - stopped[0]
     management.interrupt_current_processing(False)
     return found
 
