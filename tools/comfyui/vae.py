@@ -113,6 +113,8 @@ class ExactVAE(VAE):
         self.disable_offload = True
         self.latent_channels = config.z_dim
         self.output_channels = config.out_channels
+        # Of the last convolution, before pixels of a larger video leave the channels.
+        self.conv_out_channels = config.out_channels * config.upscale_factor**2
         self.not_video = is_image_model(config)
         # ComfyUI has latents of Qwen-Image 2.1 without an axis of time, and others with one.
         self.latent_dim = 2 if self.not_video and config.stage_shortcuts else 3
