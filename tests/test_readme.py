@@ -60,7 +60,8 @@ FOREIGN = {
     *("hash_filenames", "latent_tensor", "latents_TxHxW_DTYPE", "num_frames", "qwen_image"),
     *("vae_latent_bytes", "wan22_14b", "wan22_5b"),
     *("taew2_1", "taew2_2", "lighttaew2_1", "lighttaew2_2"),
-    *("custom_nodes", "carphone_pristine", "recompile_limit"),
+    *("custom_nodes", "example_workflows", "carphone_pristine", "recompile_limit"),
+    *("WANVAE_COMFYUI", "WANVAE_COMFYUI_PYTHON"),
     *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "huggingface_hub"),
 }
 # Of files that a command reads or writes.

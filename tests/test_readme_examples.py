@@ -264,6 +264,15 @@ def test_limits_of_memory(vae: WanVAE, video: Tensor, latents: Tensor) -> None:
     assert_close(names["decoder"].push(latents), expected)
 
 
+def test_progress(
+    vae: WanVAE, latents: Tensor, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    names = run_python("show progress", vae=vae, latents=latents)
+    assert_close(names["video"], vae.decode(latents))
+    shares = capsys.readouterr().out.split("\r")
+    assert len(shares) > 10 and shares[-2:] == ["100%", ""]
+
+
 def test_several_devices(folder: Path, vae: WanVAE, video: Tensor, latents: Tensor) -> None:
     """Of two processes on the CPU, which must not both get the video."""
     torch.save({"clip": video, "latents": latents}, "inputs.pt")

@@ -22,6 +22,7 @@ from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.flow import first_parameter
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
 from wanvae.execution.network import Network
+from wanvae.execution.progress import Progress
 from wanvae.execution.run import Runner
 from wanvae.execution.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.posterior import Posterior
@@ -86,6 +87,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        progress: Progress | None = None,
     ) -> Posterior:
         """Returns the posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
 
@@ -101,6 +103,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 its result need no more than this. The model and the video are not counted.
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same video and share the work. Each process gets the posterior.
+            progress: a function that is told the share of the work that is done, from 0 to 1, after
+                the step of each layer. What it raises ends the call. Compiled steps tell nothing.
 
         Raises:
             UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
@@ -108,7 +112,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             NotFiniteError: the video has values that are NaN or infinite, or the output has.
         """
         moments = self.encode_moments(
-            video, tile_size=tile_size, max_memory=max_memory, shard=shard
+            video, tile_size=tile_size, max_memory=max_memory, shard=shard, progress=progress
         )
         return Posterior.from_moments(moments)
 
@@ -120,11 +124,12 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Returns mean and logvar of ``encode`` in one tensor ``(B, 2 * z_dim, T, H, W)``."""
         self.check_clip(video)
         runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
-        moments = runner.run(video)
+        moments = runner.run(video, progress)
         check_result(moments, video, decoding=False)
         return moments
 
@@ -137,6 +142,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        progress: Progress | None = None,
         output_device: torch.device | str | None = None,
     ) -> Tensor:
         """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
@@ -156,6 +162,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same latents and share the work. The first process gets the video, the others
                 get a video without frames.
+            progress: as for ``encode``.
             output_device: the device of the video; None is the device of the model. With "cpu",
                 frames leave a GPU while the GPU decodes the next ones, so a long video need not
                 fit on the GPU. Tiles are still put together on the GPU.
@@ -169,7 +176,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         check_input(latents, "latents")
         runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
         device = None if output_device is None else torch.device(output_device)
-        video = runner.run(latents, device)
+        video = runner.run(latents, progress, device)
         check_result(video, latents, decoding=True)
         return video.clamp_(-1, 1) if clamp else video
 

@@ -344,6 +344,12 @@ def plan_within(network: Network, workload: Workload, max_memory: int) -> Plan:
     return Planner(network).plan_for(workload, max_memory)
 
 
+@remember_by_architecture
+def estimate_memory(network: Network, workload: Workload, plan: Plan) -> int:
+    """Returns the expected peak of ``plan`` in bytes, without model and input."""
+    return Planner(network).memory(workload, plan)
+
+
 def list_tile_sides(side: int, factor: int, smallest: int) -> list[int]:
     """Returns lengths of tiles to try along a side, in pixels, the longest first."""
     most = max(1, side // smallest)

@@ -10,13 +10,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from wanvae.execution.budget import choose_plan
+from wanvae.execution.budget import choose_plan, estimate_memory
 from wanvae.execution.compilation import Compilation
-from wanvae.execution.cost import Workload
-from wanvae.execution.flow import first_parameter
+from wanvae.execution.cost import Costs, Workload
+from wanvae.execution.flow import StepOfLayer, first_parameter, run_step
 from wanvae.execution.limits import Limits
 from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan, make_tiles
+from wanvae.execution.progress import Progress, TellingSteps
 from wanvae.execution.sharding import SharedTiles, share_out
 from wanvae.execution.tiling import Coding, CodingState, LocalTiles
 
@@ -41,26 +42,49 @@ class Runner:
     limits: Limits = field(default_factory=Limits)
     compilation: Compilation | None = None
 
-    def run(self, x: Tensor, device: torch.device | None = None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        progress: Progress | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
         """Returns the result of a whole clip ``(B, C, T, H, W)``.
 
         Args:
+            progress: is told the share of the work that is done, after the step of each layer and
+                at the end. Compiled steps tell nothing. What it raises ends the run.
             device: of the result; None is the device of the network.
 
         Raises:
             UserError: the limits cannot be kept.
         """
         latents = self.network.count_latents(x.shape[2])
-        coding = self.start(x.shape, self.choose_plan(x.shape, latents), latents)
-        return coding.run(x, *self.network.frames_ahead(x), device=device)
+        plan = self.choose_plan(x.shape, latents)
+        step = run_step
+        if progress is not None:
+            work = Costs(self.network).multiply_adds(self._workload(x.shape, latents), plan)
+            step = TellingSteps(progress, work)
+        coding = self.start(x.shape, plan, latents, step=step)
+        result = coding.run(x, *self.network.frames_ahead(x), device=device)
+        if progress is not None:
+            progress(1.0)
+        return result
 
     def choose_plan(self, shape: Sequence[int], latents: int | None) -> Plan:
         """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""
-        height, width = self._pixels(shape)
-        like = first_parameter(self.network.layers)
-        offloads = like.device.type != "cpu"
-        workload = Workload(shape[0], shape[1], latents, height, width, like.dtype, offloads)
-        return choose_plan(self.network, workload, self.limits)
+        return choose_plan(self.network, self._workload(shape, latents), self.limits)
+
+    def estimate_memory(self, shape: Sequence[int]) -> int:
+        """Returns the expected peak of memory for a clip ``(B, C, T, H, W)``, in bytes.
+
+        The model and the clip are not counted.
+
+        Raises:
+            UserError: the limits cannot be kept.
+        """
+        latents = self.network.count_latents(shape[2])
+        plan = self.choose_plan(shape, latents)
+        return estimate_memory(self.network, self._workload(shape, latents), plan)
 
     def start(
         self,
@@ -68,12 +92,14 @@ class Runner:
         plan: Plan,
         latents: int | None = None,
         state: CodingState | None = None,
+        step: StepOfLayer = run_step,
     ) -> Coding:
         """Returns a coding of inputs of ``shape`` ``(B, C, T, H, W)`` by a plan.
 
         Args:
             latents: the length of the clip in latents; None is a stream.
             state: the state of an earlier coding of the same size and plan, to continue from.
+            step: runs the step of a layer, layer by layer.
         """
         network, limits = self.network, self.limits
         height, width = self._pixels(shape)
@@ -83,7 +109,7 @@ class Runner:
             network.require_streamable()
             shares = share_out(network, plan, height, width, limits.processes)
             exchange = SharedTiles(shares, limits.rank)
-        return Coding(network, plan, exchange, latents, state, self.compilation)
+        return Coding(network, plan, exchange, latents, state, self.compilation, step)
 
     @property
     def identity(self) -> Identity:
@@ -100,6 +126,13 @@ class Runner:
             limits.rank,
             limits.processes,
         )
+
+    def _workload(self, shape: Sequence[int], latents: int | None) -> Workload:
+        """Returns what there is to do for an input ``(B, C, T, H, W)``."""
+        height, width = self._pixels(shape)
+        like = first_parameter(self.network.layers)
+        offloads = like.device.type != "cpu"
+        return Workload(shape[0], shape[1], latents, height, width, like.dtype, offloads)
 
     def _pixels(self, shape: Sequence[int]) -> tuple[int, int]:
         """Returns height and width of the frames in pixels."""
