@@ -19,6 +19,7 @@ from wanvae.engine.tensors import check_is_tensor
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.flow import first_parameter
+from wanvae.execution.graphs import CUDAGraphs
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
 from wanvae.execution.network import Network
 from wanvae.execution.run import Runner
@@ -85,6 +86,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> Posterior:
         """Returns the posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
 
@@ -100,6 +102,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 its result need no more than this. The model and the video are not counted.
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same video and share the work. Each process gets the posterior.
+            graphs: records the steps of whole frames on a GPU, and replays them. The same object
+                serves all calls and sessions that shall share its graphs.
 
         Raises:
             UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
@@ -107,7 +111,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             NotFiniteError: the video has values that are NaN or infinite, or the output has.
         """
         self.check_clip(video)
-        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard), graphs)
         moments = runner.run(video)
         check_result(moments, video, decoding=False)
         return Posterior.from_moments(moments)
@@ -121,6 +125,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> Tensor:
         """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
@@ -139,6 +144,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same latents and share the work. The first process gets the video, the others
                 get a video without frames.
+            graphs: as for ``encode``.
 
         Raises:
             UserError: ``latents`` has another shape, ``tile_size`` is not a multiple of 8, or
@@ -147,7 +153,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         """
         self.check_latents(latents)
         check_input(latents, "latents")
-        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard), graphs)
         video = runner.run(latents)
         check_result(video, latents, decoding=True)
         return video.clamp_(-1, 1) if clamp else video
@@ -159,6 +165,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> StreamEncoder:
         """Returns a session that encodes frames as they come.
 
@@ -167,8 +174,9 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             tile_size, max_memory: as for ``encode``. A session keeps the state of every tile, so
                 it needs a larger ``max_memory`` than a clip.
             shard: as for ``encode``. Each process continues from its own state.
+            graphs: as for ``encode``. The state of a session never lies in memory of a graph.
         """
-        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard), graphs)
         return StreamEncoder(runner, self.check_video, state)
 
     def stream_decode(
@@ -179,6 +187,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> StreamDecoder:
         """Returns a session that decodes latents as they come.
 
@@ -188,8 +197,9 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             tile_size, max_memory: as for ``decode``. A session keeps the state of every tile, so
                 it needs a larger ``max_memory`` than a clip.
             shard: as for ``decode``. Each process continues from its own state.
+            graphs: as for ``encode``. The state of a session never lies in memory of a graph.
         """
-        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard), graphs)
         return StreamDecoder(runner, self.check_latents, state, clamp=clamp)
 
     def compile(self, **options: Any) -> None:
@@ -271,8 +281,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self.warn_of_statistics(stacklevel=4)
         return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
 
-    def _runner(self, network: Network, limits: Limits) -> Runner:
-        return Runner(network, limits, self.compilation)
+    def _runner(self, network: Network, limits: Limits, graphs: CUDAGraphs | None) -> Runner:
+        return Runner(network, limits, self.compilation, graphs)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         check_is_tensor(x, name)
