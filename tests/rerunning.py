@@ -61,9 +61,7 @@ class Rerunner:
     def check_device(self, device: torch.device) -> None:
         """Accepts every device."""
 
-    def record(
-        self, device: torch.device, work: Callable[[], R]
-    ) -> tuple[R, Callable[[], object]]:
+    def record(self, device: torch.device, work: Callable[[], R]) -> tuple[R, Callable[[], object]]:
         """Runs ``work``; replays run it again."""
         assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
         self.recorded += 1

@@ -65,9 +65,7 @@ class Compilation:
         """Whether PyTorch records CUDA graphs, whose results the next step overwrites."""
         options = self.options
         of_backend = options.get("options") or {}
-        return options.get("mode") in MODES_WITH_GRAPHS or bool(
-            of_backend.get("triton.cudagraphs")
-        )
+        return options.get("mode") in MODES_WITH_GRAPHS or bool(of_backend.get("triton.cudagraphs"))
 
 
 @cache

@@ -45,9 +45,7 @@ class Recorder(Protocol):
         """Raises UserError if work on ``device`` cannot be recorded."""
         ...
 
-    def record(
-        self, device: torch.device, work: Callable[[], R]
-    ) -> tuple[R, Callable[[], object]]:
+    def record(self, device: torch.device, work: Callable[[], R]) -> tuple[R, Callable[[], object]]:
         """Records ``work``, which reads memory that stays where it is.
 
         Returns:
@@ -62,6 +60,8 @@ class CUDARecorder:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        # Graphs share memory only if they are recorded on one stream.
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def check_device(self, device: torch.device) -> None:
         if device.type != "cuda":
@@ -70,20 +70,18 @@ class CUDARecorder:
                 "leave graphs out"
             )
 
-    def record(
-        self, device: torch.device, work: Callable[[], R]
-    ) -> tuple[R, Callable[[], object]]:
+    def record(self, device: torch.device, work: Callable[[], R]) -> tuple[R, Callable[[], object]]:
         pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
+            stream = self._streams.setdefault(device, torch.cuda.Stream())
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
                     work()
             torch.cuda.current_stream().wait_stream(stream)
             # Other threads may copy frames to the host meanwhile.
-            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
                 results = work()
         self._pool = pool
 
@@ -214,9 +212,7 @@ class CUDAGraphs:
 
 def list_parameters(layers: Sequence[Streaming]) -> list[Tensor]:
     """Returns the parameters and buffers of some layers."""
-    return list(
-        chain.from_iterable((*layer.parameters(), *layer.buffers()) for layer in layers)
-    )
+    return list(chain.from_iterable((*layer.parameters(), *layer.buffers()) for layer in layers))
 
 
 def find_form(x: Tensor) -> Hashable:

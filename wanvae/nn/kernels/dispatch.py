@@ -20,6 +20,7 @@ from wanvae.nn.kernels.attention import (
     attend_at_once,
     attend_in_blocks,
 )
+from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_contiguously
 from wanvae.nn.kernels.convolution import (
     allocate_convolution,
     convolve_by_onednn,
@@ -143,24 +144,34 @@ MEMORY_OF_CPU = replace(
     attend=allocate_in_blocks,
 )
 
+# Apple's GPUs. Frames are joined by PyTorch, because nothing may be padded or strided there.
+PYTORCH_ON_MPS = replace(
+    PYTORCH, convolve=convolve_by_frames, convolve_doubled=convolve_doubled_contiguously
+)
+
+INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_shapes=False)
+
 # The key None stands for every other device.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": PYTORCH_ON_CPU,
         "cuda": PYTORCH,
         "meta": PYTORCH,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.COMPILER: {
         "cpu": COMPILED_ON_CPU,
         "cuda": PYTORCH,
         "meta": COMPILED_ON_CPU,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
         "cuda": IN_PLACE,
         "meta": MEMORY_OF_CPU,
+        "mps": INFERENCE_ON_MPS,
         None: IN_PLACE,
     },
 }
