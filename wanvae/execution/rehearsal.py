@@ -6,7 +6,7 @@ A layer keeps nothing itself. So a step with inputs of the same shapes takes the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
