@@ -125,4 +125,6 @@ def can_look_at(x: Tensor) -> bool:
     """Whether ``x`` has values, and looking at them breaks nothing that records operations."""
     if x.is_meta or torch.compiler.is_compiling():
         return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    # PyTorch cannot be asked before it has started CUDA, as with fake tensors.
+    started = x.is_cuda and torch.cuda.is_initialized()
+    return not (started and torch.cuda.is_current_stream_capturing())

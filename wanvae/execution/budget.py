@@ -115,7 +115,7 @@ class Planner:
 
     def _fastest_within(self, workload: Workload, limit: int) -> Plan | None:
         """Returns the fastest plan within ``limit`` bytes, or None if every plan takes more."""
-        whole = make_default_plan(self.network, workload.height, workload.width, None)
+        whole = self._default_plan(workload)
         if self.memory(workload, whole) <= limit:
             return replace(whole, lean=True)
         for kinds in self._plans(workload):
@@ -162,7 +162,7 @@ class Planner:
 
     def _smallest(self, workload: Workload) -> int:
         """Returns the least memory of all plans that are tried, in bytes."""
-        smallest = [make_default_plan(self.network, workload.height, workload.width, None)]
+        smallest = [self._default_plan(workload)]
         for plans in chain.from_iterable(self._plans(workload)):
             looks = self._plans_to_try(workload, plans)
             smallest += looks if self._needs_all(workload, looks) else looks[:FEWEST_LOOKS]
@@ -186,6 +186,10 @@ class Planner:
         Large tiles take much memory at once. Small tiles overlap more and have larger states.
         """
         return workload.latents is None and not any(plan.offload for plan in plans)
+
+    def _default_plan(self, workload: Workload) -> Plan:
+        sides = workload.height, workload.width
+        return make_default_plan(self.network, *sides, None, workload.step_pixels)
 
     def tiles(self, workload: Workload, plan: Plan) -> list[Region | None]:
         """Returns the tiles of a plan."""
@@ -321,7 +325,8 @@ def choose_plan(network: Network, workload: Workload, limits: Limits) -> Plan:
         return limits.plan
     if limits.max_memory is not None:
         return plan_within(network, workload, parse_memory(limits.max_memory))
-    return make_default_plan(network, workload.height, workload.width, limits.tile_sides)
+    sides = workload.height, workload.width
+    return make_default_plan(network, *sides, limits.tile_sides, workload.step_pixels)
 
 
 @remember_by_architecture

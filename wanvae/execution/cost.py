@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from wanvae.execution.flow import STEP_PIXELS, STEP_PIXELS_OF_GPU
 from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan, cut_into_spans, shrink
 from wanvae.nn import Streaming
@@ -30,7 +31,7 @@ class Workload:
         latents: length of the clip in latents; None is a stream without end.
         height, width: size of the frames in pixels.
         dtype: dtype to compute in.
-        offloads: whether states can wait outside the memory of the device, as for GPUs.
+        offloads: whether the device is a GPU: then states can wait outside of its memory.
     """
 
     batch: int
@@ -40,6 +41,11 @@ class Workload:
     width: int
     dtype: torch.dtype
     offloads: bool = False
+
+    @property
+    def step_pixels(self) -> int:
+        """Pixels at full resolution that keep the device busy."""
+        return STEP_PIXELS_OF_GPU if self.offloads else STEP_PIXELS
 
 
 @dataclass(frozen=True)

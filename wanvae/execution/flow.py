@@ -25,8 +25,9 @@ from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
 from wanvae.nn.sequential import count_output, find_regions_between, space_factor, time_factor
 
-# Pixels at full resolution that keep a small machine busy; more pixels only cost memory.
+# Pixels at full resolution that keep a CPU busy, or a GPU; more pixels only cost memory.
 STEP_PIXELS = 2**18
+STEP_PIXELS_OF_GPU = 2**21
 # Two frames at once take a third fewer multiply-adds than one and one (see
 # nn/kernels/winograd.py).
 FEWEST_FRAMES = 2
@@ -53,9 +54,9 @@ class Stage:
     first: int = 1
 
 
-def choose_frames(height: int, width: int) -> int:
+def choose_frames(height: int, width: int, step_pixels: int = STEP_PIXELS) -> int:
     """Returns how many frames of this size in pixels to process at once."""
-    return max(FEWEST_FRAMES, STEP_PIXELS // (height * width) // 2 * 2)
+    return max(FEWEST_FRAMES, step_pixels // (height * width) // 2 * 2)
 
 
 def count_latents_at_once(frames: int) -> int:

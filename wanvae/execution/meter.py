@@ -15,10 +15,15 @@ R = TypeVar("R")
 
 
 class MemoryMeter(TorchDispatchMode):
-    """A meter of the memory of all tensors that exist inside ``with``, except the given tensors."""
+    """A meter of the memory of all tensors that exist inside ``with``, except the given tensors.
 
-    def __init__(self, given: Iterable[Tensor]) -> None:
+    Args:
+        device: the type of the device whose tensors are counted; None counts all tensors.
+    """
+
+    def __init__(self, given: Iterable[Tensor], device: str | None = None) -> None:
         super().__init__()
+        self._device = device
         self.peak = self._current = 0
         # By identity: no other storage can have it while this one exists.
         self._given = {id(storage): storage for storage in map(Tensor.untyped_storage, given)}
@@ -38,7 +43,7 @@ class MemoryMeter(TorchDispatchMode):
         else:
             result = function(*args, **(kwargs or {}))
         for leaf in [result] if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and self._device in (None, leaf.device.type):
                 self._count(leaf.untyped_storage())
         return result
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from torch import nn
 
 from wanvae.errors import UserError
-from wanvae.execution.flow import choose_frames, count_latents_at_once
+from wanvae.execution.flow import STEP_PIXELS, choose_frames, count_latents_at_once
 from wanvae.execution.network import Network, Part
 from wanvae.nn import unstreamable_layers
 from wanvae.nn.region import Region, Span
@@ -58,9 +58,16 @@ class Plan:
 
 
 def make_default_plan(
-    network: Network, height: int, width: int, tile_size: tuple[int, int] | None
+    network: Network,
+    height: int,
+    width: int,
+    tile_size: tuple[int, int] | None,
+    step_pixels: int = STEP_PIXELS,
 ) -> Plan:
     """Returns the fastest plan for frames of this size in pixels.
+
+    Args:
+        step_pixels: pixels at full resolution that keep the device busy.
 
     Raises:
         UserError: ``tile_size`` is not a multiple of the spatial factor, or the network needs whole
@@ -71,12 +78,12 @@ def make_default_plan(
             raise UserError("a model with layers that look across all of time cannot be tiled")
         return Plan(None, None)
     if tile_size is None:
-        return Plan(None, choose_frames(height, width))
+        return Plan(None, choose_frames(height, width, step_pixels))
     factor = network.spatial_factor
     if min(tile_size) < 1 or any(side % factor for side in tile_size):
         raise UserError(f"tile_size must be a positive multiple of {factor}, not {tile_size}")
     sides = [min(side, tile) for side, tile in zip((height, width), tile_size, strict=True)]
-    return Plan(tile_size, choose_frames(*sides))
+    return Plan(tile_size, choose_frames(*sides, step_pixels))
 
 
 def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Region | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
+from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.masking import make_mask
 from wanvae.nn.norm import RMSNorm
 from wanvae.nn.region import Region, crop_whole, expand_to_whole
@@ -49,12 +51,13 @@ class AttentionBlock(Attention):
 
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, Sequence[PointwiseFunction], State]:
         attend = kernels_for(x).attend
         if x.dim() == 4:
-            return crop_whole(attend(self, x), region), ()
+            return crop_whole(attend(self, x), region), (), ()
         y = attend(self, rearrange(x, "b c t h w -> (b t) c h w"))
-        return crop_whole(rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), region), ()
+        y = rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0])
+        return crop_whole(y, region), (), ()
 
     def body_input_region(self, region: Region) -> Region:
         return expand_to_whole(region)
@@ -105,20 +108,20 @@ class TimeAttentionBlock(Attention):
 
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, Sequence[PointwiseFunction], State]:
         if self.looks_across_time():
             self.refuse_to_continue(state)
         q, k, v = self._queries_keys_values(x)
         if not self.causal:
-            return self._mix(q, k, v, None), ()
+            return self._mix(q, k, v, None), (), ()
         if state is not None:
             past_k, past_v = get_tensors(state)
             k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
         y = self._mix(q, k, v, self._visible(x.shape[2], k.shape[2] - x.shape[2], x.device))
         if self.window is None:
-            return y, ()
+            return y, (), ()
         start = max(0, k.shape[2] - self.window + 1)
-        return y, (k[:, :, start:].clone(), v[:, :, start:].clone())
+        return y, (), (k[:, :, start:].clone(), v[:, :, start:].clone())
 
     def body_input_interval(self, interval: Interval) -> Interval:
         if not self.causal:

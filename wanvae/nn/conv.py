@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-import torch
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
+from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, get_tensors
@@ -76,7 +76,7 @@ class CausalConv(Streaming):
         x: Tensor,
         state: State,
         region: Region | None = None,
-        pointwise: Sequence[nn.Module] = (),
+        pointwise: Sequence[PointwiseFunction] = (),
     ) -> tuple[Tensor, State]:
         """Processes the next piece of a stream.
 
@@ -84,32 +84,60 @@ class CausalConv(Streaming):
             pointwise: layers that treat each position alone. They are applied to ``x`` on its way
                 to the input of the convolution, which saves copies.
         """
+        return self._step(x, state, region, pointwise, self.bias)
+
+    def step_without_bias(
+        self,
+        x: Tensor,
+        state: State,
+        region: Region | None = None,
+        pointwise: Sequence[PointwiseFunction] = (),
+    ) -> tuple[Tensor, list[PointwiseFunction], State]:
+        """Does the same as ``step``, but may leave the bias to the layers after the convolution.
+
+        Returns:
+            The output, the pointwise layers that are still to be applied to it, and the state.
+        """
+        if self.bias is None or not kernels_for(x).bias_apart:
+            y, state = self.step(x, state, region, pointwise)
+            return y, [], state
+        y, state = self._step(x, state, region, pointwise, None)
+        return y, [AddBias(self.bias)], state
+
+    def _step(
+        self,
+        x: Tensor,
+        state: State,
+        region: Region | None,
+        pointwise: Sequence[PointwiseFunction],
+        bias: Tensor | None,
+    ) -> tuple[Tensor, State]:
         if self.looks_across_time():
             self.refuse_to_continue(state)
         kernels = kernels_for(x)
         if not self.history:
-            x = kernels.join(None, x, pointwise) if pointwise else x
-            return self._convolve(x, self.kernel, region), ()
+            x = kernels.join(None, x, pointwise, 0)[0] if pointwise else x
+            return self._convolve(x, self.kernel, bias, region), ()
         if x.shape[2] % self.stride[0]:
             raise UserError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
             )
         if state is None and x.shape[2] == 1:
             # Only the last slice of the kernel sees more than zeros: a third of the work.
-            past = self._zeros(x, self.history - 1) if kernels.fixed_state_shapes else None
-            joined = kernels.join(past, x, pointwise)
-            y = self._convolve(joined[:, :, -1:], self.kernel[:, :, -1:], region)
+            history = self.history - 1 if kernels.fixed_state_shapes else 0
+            joined, _ = kernels.join(None, x, pointwise, history)
+            y = self._convolve(joined[:, :, -1:], self.kernel[:, :, -1:], bias, region)
             return y, (joined.to(x.dtype),)
-        (past,) = self.start(x) if state is None else get_tensors(state)
-        if past.shape[2] < self.history:
-            past = torch.cat([self._zeros(past, self.history - past.shape[2]), past], dim=2)
-        joined = kernels.join(past, x, pointwise)
-        y = self._convolve(joined, self.kernel, region)
-        return y, (kernels.clone(joined[:, :, -self.history :], x.dtype),)
+        past = None if state is None else get_tensors(state)[0]
+        joined, last = kernels.join(past, x, pointwise, self.history)
+        y = self._convolve(joined, self.kernel, bias, region)
+        if last is None:
+            last = kernels.clone(joined[:, :, -self.history :], x.dtype)
+        return y, (last,)
 
     def start(self, x: Tensor) -> tuple[Tensor]:
         """Returns the state before the first frame: as many zero frames as the layer looks back."""
-        return (self._zeros(x, self.history),)
+        return (x.new_zeros(*x.shape[:2], self.history, *x.shape[3:]),)
 
     def looks_across_time(self) -> bool:
         return not self.causal and self.ndim != 2 and self.kernel_size[0] > 1
@@ -153,10 +181,9 @@ class CausalConv(Streaming):
         axes = zip(self.kernel_size, self.dilation, self.stride, self.padding, strict=True)
         return [((k - 1) * d + 1, s, before) for k, d, s, (before, _) in axes][-2:]
 
-    def _zeros(self, x: Tensor, frames: int) -> Tensor:
-        return x.new_zeros(x.shape[0], x.shape[1], frames, *x.shape[3:])
-
-    def _convolve(self, x: Tensor, weight: Tensor, region: Region | None) -> Tensor:
+    def _convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, region: Region | None
+    ) -> Tensor:
         padding = list(self.padding)
         if region is not None:
             windows = zip(region, self._windows(), strict=True)
@@ -171,7 +198,7 @@ class CausalConv(Streaming):
                 (skipped, (size + before + after - (kernel - 1) * dilation - 1) // stride + 1)
             )
         convolve = kernels_for(x).convolve
-        y = convolve(x, weight, self.bias, self.stride, uniform, self.dilation)
+        y = convolve(x, weight, bias, self.stride, uniform, self.dilation)
         for axis, (start, length) in enumerate(cuts, start=2):
             y = y if y.shape[axis] == length else y.narrow(axis, start, length)
         return y

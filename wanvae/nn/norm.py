@@ -14,6 +14,7 @@ from wanvae.errors import UserError
 from wanvae.nn.interval import ALL_TIME, Interval
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.kernels.precision import wide_dtype
+from wanvae.nn.kernels.rms_norm import ScaledNorm
 from wanvae.nn.masking import make_time_mask
 from wanvae.nn.region import Region, crop_whole, expand_to_whole
 from wanvae.nn.streaming import Pointwise, State, Streaming
@@ -23,7 +24,7 @@ NormKind = Literal["rms", "layer", "group", "batch", "none"]
 LARGEST_GROUP_COUNT = 32
 
 
-class RMSNorm(Pointwise):
+class RMSNorm(ScaledNorm, Pointwise):
     """Wan's norm over channels: ``x / max(||x||, 1e-12) * sqrt(C) * gamma``.
 
     The norm is computed in at least float32 and has the dtype of ``x``. ``gamma`` is

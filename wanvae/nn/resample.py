@@ -192,9 +192,8 @@ class Upsample(Resample):
         return crop(y, repeated(self.input_region(region), 2), region)
 
     def _double_time(self, conv: CausalConv, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = conv.step(x, state)
-        # The first half of the channels is the earlier frame. Channels stay innermost.
-        return rearrange(y, "b (two c) t ... -> b (t two) ... c", two=2).movedim(-1, 1), state
+        y, pointwise, state = conv.step_without_bias(x, state)
+        return kernels_for(y).pair_frames(y, pointwise), state
 
 
 def in_time(ndim: int, size: int) -> tuple[int, ...]:

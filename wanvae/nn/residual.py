@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from wanvae.errors import UserError
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
+from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.norm import NormKind, make_norm
 from wanvae.nn.region import Region, crop, union
 from wanvae.nn.sequential import (
@@ -24,11 +25,16 @@ from wanvae.nn.sequential import (
     input_interval,
     input_region,
     multiply_adds,
+    pass_through,
     space_factor,
-    step_through,
     time_factor,
 )
-from wanvae.nn.streaming import State, Step, Streaming, split_state, step_layer, streaming_layers
+from wanvae.nn.streaming import State, Streaming, split_state, step_layer, streaming_layers
+
+# Runs a step of a body: output, pointwise layers that are left to apply to it, state.
+BodyStep: TypeAlias = (
+    "Callable[[Tensor, State, Region | None], tuple[Tensor, Sequence[PointwiseFunction], State]]"
+)
 
 ActivationKind = Literal["silu", "relu", "gelu"]
 BlockKind = Literal["residual", "standard", "bottleneck", "preactivation", "dense"]
@@ -74,8 +80,13 @@ class Residual(Streaming):
 
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
-    ) -> tuple[Tensor, State]:
-        """Runs one step of the body alone. The output is a new tensor."""
+    ) -> tuple[Tensor, Sequence[PointwiseFunction], State]:
+        """Runs one step of the body alone.
+
+        Returns:
+            A new tensor, the pointwise layers of the body that are still to be applied to it, and
+            the state.
+        """
         raise self._unanswered("body_step")
 
     def body_input_region(self, region: Region) -> Region:
@@ -98,7 +109,7 @@ class Residual(Streaming):
         return self.step_by(self.body_step, x, state, region)
 
     def step_by(
-        self, body_step: Step, x: Tensor, state: State, region: Region | None
+        self, body_step: BodyStep, x: Tensor, state: State, region: Region | None
     ) -> tuple[Tensor, State]:
         """Does the same as ``step``, with ``body_step`` for the body."""
         body_state, shortcut_state = split_state(state, 2)
@@ -107,9 +118,9 @@ class Residual(Streaming):
             given = self.input_region(region)
             of_body = crop(x, given, self.body_input_region(region))
             of_shortcut = crop(x, given, input_region([self.shortcut], region))
-        y, body_state = body_step(of_body, body_state, region)
+        y, pointwise, body_state = body_step(of_body, body_state, region)
         shortcut, shortcut_state = step_layer(self.shortcut, of_shortcut, shortcut_state, region)
-        return self.add(y, shortcut), (body_state, shortcut_state)
+        return self.add(y, pointwise, shortcut), (body_state, shortcut_state)
 
     def input_region(self, region: Region) -> Region:
         return union(self.body_input_region(region), input_region([self.shortcut], region))
@@ -117,7 +128,7 @@ class Residual(Streaming):
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         shortcut, _ = forward_masked([self.shortcut], x, lengths)
         y, lengths = self.body_forward_masked(x, lengths)
-        return self.add(y, shortcut), lengths
+        return self.add(y, (), shortcut), lengths
 
     def input_interval(self, interval: Interval) -> Interval:
         of_shortcut = input_interval([self.shortcut], interval)
@@ -134,9 +145,9 @@ class Residual(Streaming):
         of_shortcut = multiply_adds([self.shortcut], positions, frames)
         return self.body_multiply_adds(positions, frames) + of_shortcut
 
-    def add(self, y: Tensor, shortcut: Tensor) -> Tensor:
-        """Returns ``post_activation(y + shortcut)``; inference may overwrite ``y``."""
-        return self.post_activation(kernels_for(y).add(y, shortcut))
+    def add(self, y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> Tensor:
+        """Returns ``post_activation(pointwise(y) + shortcut)``; inference may overwrite ``y``."""
+        return self.post_activation(kernels_for(y).add(y, pointwise, shortcut))
 
 
 class RowResidual(Residual):
@@ -148,8 +159,8 @@ class RowResidual(Residual):
 
     def body_step(
         self, x: Tensor, state: State, region: Region | None = None
-    ) -> tuple[Tensor, State]:
-        return step_through(self.body_layers(), x, state, region)
+    ) -> tuple[Tensor, Sequence[PointwiseFunction], State]:
+        return pass_through(self.body_layers(), x, state, region)
 
     def body_input_region(self, region: Region) -> Region:
         return input_region(self.body_layers(), region)

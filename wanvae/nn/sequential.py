@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
-from wanvae.nn.kernels.pointwise import apply
+from wanvae.nn.kernels.pointwise import PointwiseFunction, apply
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, as_streaming, split_state, streaming_layers
 
@@ -71,16 +71,33 @@ def step_through(
 ) -> tuple[Tensor, tuple[State, ...]]:
     """Runs one step of several layers in a row. The state has one entry for each layer.
 
-    Each convolution applies the pointwise layers before it while it copies its input.
-
     Args:
         recompute: keep only the tensors between layers, and compute the tensors inside layers again
             in the backward pass.
     """
+    x, pointwise, states = pass_through(layers, x, state, region, recompute=recompute)
+    return apply(pointwise, x), states
+
+
+def pass_through(
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    state: State,
+    region: Region | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, list[PointwiseFunction], tuple[State, ...]]:
+    """Does the same as ``step_through``, but does not apply the pointwise layers at the end.
+
+    Each convolution applies the pointwise layers before it while it copies its input.
+
+    Returns:
+        The output, the pointwise layers that are still to be applied to it, and the state.
+    """
     layers = tuple(layers)
     states = split_state(state, len(layers))
     wanted = find_regions_between(layers, region)[1:]
-    pointwise: list[nn.Module] = []
+    pointwise: list[PointwiseFunction] = []
     new_states = []
     for layer, layer_state, layer_region in zip(layers, states, wanted, strict=True):
         streaming = as_streaming(layer)
@@ -88,14 +105,15 @@ def step_through(
             pointwise.append(layer)
             layer_state = ()
         elif isinstance(streaming, CausalConv):
-            x, layer_state = streaming.step(x, layer_state, layer_region, pointwise)
-            pointwise = []
+            x, pointwise, layer_state = streaming.step_without_bias(
+                x, layer_state, layer_region, pointwise
+            )
         else:
             step = streaming.recomputed_step if recompute else streaming.step
             x, layer_state = step(apply(pointwise, x), layer_state, layer_region)
             pointwise = []
         new_states.append(layer_state)
-    return apply(pointwise, x), tuple(new_states)
+    return x, pointwise, tuple(new_states)
 
 
 def forward_masked(

@@ -17,7 +17,7 @@ from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
-from wanvae.nn.sequential import cropped_layers, step_through
+from wanvae.nn.sequential import cropped_layers, pass_through
 from wanvae.nn.streaming import State, Streaming
 
 
@@ -35,7 +35,7 @@ class ResidualStage(SequentialResidual):
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
         # Layer by layer, because a whole stage at once would need most of the memory again.
-        return self.step_by(partial(step_through, self.body, recompute=True), x, state, region)
+        return self.step_by(partial(pass_through, self.body, recompute=True), x, state, region)
 
     def cropped_layers(self) -> tuple[Streaming, ...]:
         # The shortcut is left out, because it only moves values.

@@ -14,7 +14,7 @@ position alone, so its facts are known (:func:`as_streaming` tells the kinds apa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import TypeAlias, cast
 
@@ -26,7 +26,6 @@ from wanvae.nn.interval import Interval
 from wanvae.nn.region import Region
 
 State: TypeAlias = "tuple[Tensor | State, ...] | None"
-Step: TypeAlias = "Callable[[Tensor, State, Region | None], tuple[Tensor, State]]"
 
 
 class Streaming(nn.Module):

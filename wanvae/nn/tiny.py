@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.kernels.pointwise import apply
+from wanvae.nn.kernels.pointwise import PointwiseFunction, apply
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
 from wanvae.nn.sequential import Sequential
@@ -120,7 +120,7 @@ class DoublingConv(FlatConv):
         x: Tensor,
         state: State,
         region: Region | None = None,
-        pointwise: Sequence[nn.Module] = (),
+        pointwise: Sequence[PointwiseFunction] = (),
     ) -> tuple[Tensor, State]:
         images = rearrange(apply(pointwise, x), "b c t h w -> (b t) c h w")
         y = kernels_for(images).convolve_doubled(images, self.weight, None)

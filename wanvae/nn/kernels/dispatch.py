@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.nn.kernels.attention import (
     Projections,
@@ -32,6 +32,7 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_by_pytorch,
     convolve_doubled_in_phases,
 )
+from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -39,8 +40,9 @@ from wanvae.nn.kernels.history import (
     concatenate,
     join_in_native_dtype,
     join_in_place,
+    pair_frames,
 )
-from wanvae.nn.kernels.pointwise import add_in_place
+from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place
 from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
 from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
@@ -69,25 +71,32 @@ class Kernels:
         convolve_doubled: a padded 3x3 convolution of images that are first doubled by repetition:
             ``(x, weight, bias)``.
         join: joins past and new frames to the input of a causal convolution: ``(past, x,
-            pointwise)``.
+            pointwise, history)``. Returns the input, and the frames for the next piece or None.
         clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
         attend: attention over the positions of images: ``(layers, images)``.
-        add: the residual addition; its first term is a new tensor and may be overwritten.
+        pair_frames: makes two frames of each frame: ``(x, pointwise)``.
+        add: the residual addition, ``(y, pointwise, shortcut)``: ``pointwise`` is applied to ``y``,
+            a new tensor that may be overwritten.
         fixed_state_shapes: whether zeros fill the state after one frame to its full length. True
             gives a compiler fewer shapes; False takes less memory.
+        bias_apart: whether convolutions leave their bias to the operation after them.
     """
 
     convolve: Callable[
         [Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int], Sequence[int]], Tensor
     ]
     convolve_doubled: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    join: Callable[[Tensor | None, Tensor, Sequence[nn.Module]], Tensor]
+    join: Callable[
+        [Tensor | None, Tensor, Sequence[PointwiseFunction], int], tuple[Tensor, Tensor | None]
+    ]
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]
     attend: Callable[[Projections, Tensor], Tensor]
-    add: Callable[[Tensor, Tensor], Tensor]
+    pair_frames: Callable[[Tensor, Sequence[PointwiseFunction]], Tensor]
+    add: Callable[[Tensor, Sequence[PointwiseFunction], Tensor], Tensor]
     fixed_state_shapes: bool
+    bias_apart: bool
 
 
 PYTORCH = Kernels(
@@ -97,8 +106,10 @@ PYTORCH = Kernels(
     clone=clone,
     rms_norm=rms_norm_by_squares,
     attend=attend_at_once,
-    add=torch.add,
+    pair_frames=pair_frames,
+    add=add,
     fixed_state_shapes=True,
+    bias_apart=False,
 )
 
 convolve_on_cpu = (
@@ -117,6 +128,8 @@ COMPILED_ON_CPU = replace(
     convolve_doubled=in_native_dtype(convolve_doubled_by_pytorch),
 )
 
+FUSED_WITH_GRADIENTS = replace(PYTORCH, join=fused.concatenate)
+
 IN_PLACE = replace(
     PYTORCH,
     join=join_in_place,
@@ -132,6 +145,21 @@ IN_PLACE_ON_CPU = replace(
     convolve=in_native_dtype(with_fewest_multiplications(convolve_on_cpu)),
     convolve_doubled=in_native_dtype(convolve_doubled_in_phases),
     join=join_in_native_dtype,
+)
+
+# Convolutions remain PyTorch's. What lies between two convolutions is one pass through memory.
+FUSED = replace(
+    PYTORCH,
+    convolve=fused.convolve,
+    convolve_doubled=fused.convolve_doubled,
+    join=fused.join,
+    clone=clone,
+    rms_norm=fused.rms_norm,
+    attend=attend_at_once,
+    pair_frames=fused.pair_frames,
+    add=fused.add,
+    fixed_state_shapes=False,
+    bias_apart=True,
 )
 
 # Takes the memory of IN_PLACE_ON_CPU without values, so that plans can run on the meta device.
@@ -155,7 +183,7 @@ INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": PYTORCH_ON_CPU,
-        "cuda": PYTORCH,
+        "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
         "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
@@ -169,7 +197,7 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
-        "cuda": IN_PLACE,
+        "cuda": FUSED,
         "meta": MEMORY_OF_CPU,
         "mps": INFERENCE_ON_MPS,
         None: IN_PLACE,

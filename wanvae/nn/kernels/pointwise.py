@@ -6,24 +6,29 @@ memory, and no intermediate result has the size of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+# A layer, or anything else that treats each position alone.
+PointwiseFunction: TypeAlias = "Callable[[Tensor], Tensor]"
 
 # Values of a block: 512 KB in float32 per CPU thread; on other devices this only limits memory.
 CPU_BLOCK = 2**17
 DEVICE_BLOCK = 2**26
 
 
-def apply(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+def apply(layers: Sequence[PointwiseFunction], x: Tensor) -> Tensor:
     """Applies layers to ``x``, one after another."""
     for layer in layers:
         x = layer(x)
     return x
 
 
-def apply_into(layers: Sequence[nn.Module], x: Tensor, out: Tensor) -> None:
+def apply_into(layers: Sequence[PointwiseFunction], x: Tensor, out: Tensor) -> None:
     """Applies layers to ``x`` and writes to ``out``, which has the same shape; no gradients."""
     for block in cut_into_blocks(x):
         out[block].copy_(apply(layers, x[block]))
@@ -46,6 +51,26 @@ def cut_into_blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
             yield everything, everything, slice(start, start + length)
 
 
-def add_in_place(x: Tensor, y: Tensor) -> Tensor:
-    """Returns ``x + y``, written to ``x`` if ``x`` has the dtype of the sum; no gradients."""
-    return x.add_(y) if torch.result_type(x, y) == x.dtype else x + y
+@dataclass(frozen=True)
+class AddBias:
+    """Adds a bias ``(C,)`` to the output of a convolution, in place; no gradients.
+
+    A convolution leaves its bias to this function where the layers after it add the bias on their
+    way.
+    """
+
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.add_(self.bias.view(-1, *[1] * (x.dim() - 2)))
+
+
+def add(y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> Tensor:
+    """Returns ``pointwise(y) + shortcut``."""
+    return apply(pointwise, y) + shortcut
+
+
+def add_in_place(y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> Tensor:
+    """Returns what ``add`` does, written to ``y`` if it has the dtype of the sum; no gradients."""
+    y = apply(pointwise, y)
+    return y.add_(shortcut) if torch.result_type(y, shortcut) == y.dtype else y + shortcut

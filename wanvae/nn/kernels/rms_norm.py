@@ -9,10 +9,20 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.precision import wide_dtype
+
+
+class ScaledNorm(nn.Module):
+    """The base of the layer that computes this norm, so that kernels know the layer.
+
+    Attributes:
+        gamma: the scale of each channel, ``(C, 1, ...)``.
+    """
+
+    gamma: nn.Parameter
 
 
 def rms_norm_by_squares(x: Tensor, gamma: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ LIBRARY = torch.library.Library("wanvae", "DEF")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 
-OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
+DEFINITIONS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "join": (
         "(Tensor? past, Tensor x, Tensor? bias, Tensor? gamma, str activation, int history, "
         "int kept) -> (Tensor, Tensor)",
@@ -54,7 +54,7 @@ OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
 
 def register(name: str) -> None:
     """Makes an operator known to PyTorch."""
-    schema, in_pytorch, fake = OPERATORS[name]
+    schema, in_pytorch, fake = DEFINITIONS[name]
 
     def on_cuda(*arguments: Any) -> Any:
         if not can_launch(arguments):
@@ -86,5 +86,7 @@ def has_programs(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
-for operator in OPERATORS:
+for operator in DEFINITIONS:
     register(operator)
+
+OPERATORS = torch.ops.wanvae

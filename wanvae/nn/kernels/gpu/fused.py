@@ -1,0 +1,150 @@
+"""The operations of layers on GPUs: what lies between two convolutions is one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wanvae.nn.kernels.convolution import convolve_by_pytorch
+from wanvae.nn.kernels.gpu.operators import OPERATORS
+from wanvae.nn.kernels.history import put_after
+from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
+from wanvae.nn.kernels.precision import output_dtype
+from wanvae.nn.kernels.rms_norm import ScaledNorm
+
+ACTIVATIONS = {nn.SiLU: "silu", nn.ReLU: "relu"}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Pointwise layers as one operator does them: add a bias, normalize, activate.
+
+    Attributes:
+        bias: ``(C,)``; None adds nothing.
+        gamma: of Wan's norm, ``(C, 1, ...)``; None does not normalize.
+        activation: a name that the operator ``join`` knows.
+    """
+
+    bias: Tensor | None = None
+    gamma: Tensor | None = None
+    activation: str = "none"
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether a bias is all there is, or nothing."""
+        return self.gamma is None and self.activation == "none"
+
+
+def find_steps(layers: Sequence[PointwiseFunction]) -> Steps | None:
+    """Returns pointwise layers as ``Steps``; None if one operator cannot do them."""
+    bias = gamma = None
+    activation = "none"
+    for layer in layers:
+        if isinstance(layer, AddBias) and (bias, gamma, activation) == (None, None, "none"):
+            bias = layer.bias
+        elif isinstance(layer, ScaledNorm) and gamma is None and activation == "none":
+            gamma = layer.gamma
+        elif type(layer) in ACTIVATIONS and activation == "none":
+            activation = ACTIVATIONS[type(layer)]
+        elif not changes_nothing(layer):
+            return None
+    return Steps(bias, gamma, activation)
+
+
+def changes_nothing(layer: PointwiseFunction) -> bool:
+    """Returns whether a layer returns its input."""
+    dropout = isinstance(layer, nn.Dropout) and not (layer.training and layer.p)
+    return dropout or isinstance(layer, nn.Identity)
+
+
+def join(
+    past: Tensor | None, x: Tensor, pointwise: Sequence[PointwiseFunction], history: int
+) -> tuple[Tensor, Tensor]:
+    """Joins past and new frames, as ``wanvae.nn.kernels.history`` says; no gradients."""
+    steps = find_steps(pointwise)
+    if steps is None:
+        x, steps = apply(pointwise, x), Steps()
+    return OPERATORS.join(past, x, steps.bias, steps.gamma, steps.activation, history, history)
+
+
+def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """Computes Wan's norm over channels; no gradients."""
+    return OPERATORS.join(None, x, None, gamma, "none", 0, 0)[0]
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolves by PyTorch; a 1-conv is a matrix product, which adds the bias on its way."""
+    alone = max(weight.shape[2:]) == max(stride) == 1 and not any(padding)
+    if not alone or x.stride(1) != 1:
+        return convolve_by_pytorch(x, weight, bias, stride, padding, dilation)
+    y = F.linear(x.to(output_dtype(weight)).movedim(1, -1), weight.flatten(1), bias)
+    return y.movedim(-1, 1)
+
+
+def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolves small images instead of doubled images, with 4/9 of the multiply-adds."""
+    dtype = output_dtype(weight)
+    kernels = OPERATORS.make_phases(weight.to(dtype))
+    phases = F.conv2d(x.to(dtype), kernels, padding=1)
+    return OPERATORS.interleave(phases, bias)
+
+
+def pair_frames(x: Tensor, pointwise: Sequence[PointwiseFunction]) -> Tensor:
+    """Makes two frames of the channels of each frame; no gradients."""
+    steps = find_steps(pointwise)
+    if steps is None or not steps.only_adds:
+        x, steps = apply(pointwise, x), Steps()
+    return OPERATORS.interleave_frames(x, steps.bias)
+
+
+def add(y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> Tensor:
+    """Returns ``pointwise(y) + shortcut``, written to ``y``; no gradients."""
+    steps = find_steps(pointwise)
+    if steps is None or not steps.only_adds:
+        y, steps = apply(pointwise, y), Steps()
+    if y.dtype != shortcut.dtype:
+        return y + shortcut if steps.bias is None else AddBias(steps.bias)(y) + shortcut
+    return OPERATORS.add_(y, steps.bias, shortcut)
+
+
+class NormActivate(torch.autograd.Function):
+    """``activation(norm(x))``. It keeps ``x`` alone, and the backward pass computes the rest again.
+
+    Second derivatives are not computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, activation: str) -> Tensor:
+        ctx.save_for_backward(x, gamma)
+        ctx.activation = activation
+        return OPERATORS.join(None, x, None, gamma, activation, 0, 0)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, gamma = ctx.saved_tensors
+        return *OPERATORS.norm_activate_backward(grad, x, gamma, ctx.activation), None
+
+
+def concatenate(
+    past: Tensor | None, x: Tensor, pointwise: Sequence[PointwiseFunction], history: int
+) -> tuple[Tensor, None]:
+    """Joins past and new frames with gradients."""
+    steps = find_steps(pointwise)
+    if steps is None or steps.gamma is None or steps.bias is not None:
+        x = apply(pointwise, x)
+    else:
+        x = NormActivate.apply(x, steps.gamma, steps.activation)
+    return put_after(past, x, history), None
