@@ -92,6 +92,9 @@ class Rerunner:
 
 
 def storages(values: Any) -> list[torch.UntypedStorage]:
-    """Returns the storages of all tensors in containers, except of those without memory."""
+    """Returns the storages of all tensors in containers, except of empty tensors and scalars.
+
+    A scalar on the host is part of the launch of a kernel.
+    """
     tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-    return [x.untyped_storage() for x in tensors if x.numel()]
+    return [x.untyped_storage() for x in tensors if x.numel() and x.dim()]

@@ -38,12 +38,12 @@ from wanvae import WanVAEConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIZES = ("full", "tiny")
+SMALL = WanVAEConfig(dim=16, z_dim=4, num_res_blocks=1)
+TINY = WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1, dim_mult=(1, 2), temporal_downsample=(True,))
 MINUTES = 8
 # How much longer than on a GPU a check of the tiny model may take on a busy CPU.
 SLOWNESS_OF_CPU = 4
 PACKAGES = ("triton", "diffusers")
-# The longest text of the figures of a check in the table.
-WIDTH = 110
 
 Check = Callable[[Setup], dict[str, Any]]
 
@@ -86,10 +86,11 @@ def list_checks() -> dict[str, tuple[float, Check]]:
 
 def make_setup(device: str, size: str) -> Setup:
     """Returns what is checked on a device."""
-    if size == "full":
-        return Setup(torch.device(device), WanVAEConfig(), 1.0, 3, "inductor")
-    config = WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)
-    return Setup(torch.device(device), config, 1 / 16, 1, "eager")
+    config, small, scale, frames = WanVAEConfig(), SMALL, 1.0, 81
+    if size == "tiny":
+        config, small, scale, frames = TINY, TINY, 1 / 16, 9
+    backend, repeats = ("inductor", 3) if size == "full" else ("eager", 1)
+    return Setup(torch.device(device), config, small, scale, frames, repeats, backend)
 
 
 def is_usable(setup: Setup) -> bool:
@@ -135,8 +136,8 @@ def describe(device: str, size: str) -> str:
 
 def show(value: object, name: str) -> str:
     """Returns a figure as text."""
-    if name.endswith("bytes") or ("bytes" in name and isinstance(value, int)):
-        return f"{float(str(value)) / 2**20:.0f} MB"
+    if isinstance(value, int) and "bytes" in name:
+        return f"{value / 2**20:.0f} MB"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

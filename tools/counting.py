@@ -331,7 +331,9 @@ def count_convolution(
     # know, and gives the output another layout than on a GPU.
     layout = torch._C._conv_determine_backend_memory_format(x, weight, torch._C._ConvBackend.Cudnn)
     axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    sizes = [(size + 2 * pad - apart * (k - 1) - 1) // step + 1 for size, k, step, pad, apart in axes]
+    sizes = [
+        (size + 2 * pad - apart * (k - 1) - 1) // step + 1 for size, k, step, pad, apart in axes
+    ]
     shape = (len(x), len(weight), *sizes)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     copied = counter.copy_to_layout("convolution: copy of input", x, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from time import perf_counter
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.gpu_checks import CheckError, Setup, find_error, make_model, make_random
-from wanvae import WanVAE
+from wanvae import Posterior, WanVAE
 from wanvae.execution.budget import Planner, parse_memory
 from wanvae.execution.cost import Workload
 from wanvae.execution.limits import Limits
@@ -49,10 +50,13 @@ def make_input(
 ) -> Tensor:
     """Returns a video, or the latents of a video of this size."""
     height, width = setup.side(height), setup.side(width)
+    frames = min(frames, setup.most_frames)
     if not decoding:
         return make_random((1, 3, frames, height, width), HALF, setup.device).tanh()
-    shape = (1, vae.config.z_dim, 1 + (frames - 1) // 4, height // 8, width // 8)
-    return make_random(shape, HALF, setup.device)
+    config = vae.config
+    latents = 1 + (frames - 1) // config.temporal_factor
+    size = height // config.spatial_factor, width // config.spatial_factor
+    return make_random((1, config.z_dim, latents, *size), HALF, setup.device)
 
 
 def call_of(vae: WanVAE, *, decoding: bool) -> Callable[..., Any]:
@@ -123,13 +127,13 @@ def check_limit(setup: Setup) -> dict[str, Any]:
 def measure_stream(setup: Setup, height: int, width: int) -> dict[str, Any]:
     """Measures how long each latent of a stream takes to become frames."""
     vae = make_model(setup.config, HALF, setup.device)
-    count = 4 + 4 * setup.repeats
-    x = make_input(setup, vae, 1 + 4 * (count - 1), height, width, decoding=True)
+    pushes = 4 + 4 * setup.repeats
+    x = make_input(setup, vae, 5, height, width, decoding=True)[:, :, :1]
     graphs = setup.make_graphs()
     figures = {}
     for name, options in {"": {}, " with graphs": {"graphs": graphs}}.items():
         session = vae.stream_decode(**options)
-        seconds = [time_call(setup, lambda z=z, s=session: s.push(z)) for z in x.split(1, dim=2)]
+        seconds = [time_call(setup, partial(session.push, x)) for _ in range(pushes)]
         # The first pieces have other shapes, and are recorded.
         figures |= {
             f"median seconds{name}": median(seconds[4:]),
@@ -144,7 +148,8 @@ def measure_training(setup: Setup) -> dict[str, Any]:
     vae = copy.deepcopy(make_model(setup.config, torch.float32, setup.device)).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-5)
     size = setup.side(256)
-    video = make_random((1, 3, 17, size, size), torch.float32, setup.device).tanh()
+    frames = min(17, setup.most_frames)
+    video = make_random((1, 3, frames, size, size), torch.float32, setup.device).tanh()
     losses: list[float] = []
 
     def step() -> None:
@@ -209,10 +214,9 @@ def compare_with_diffusers(setup: Setup) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, decoding in (("decode", True), ("encode", False)):
         x = make_input(setup, vae, 81, 480, 832, decoding=decoding)
-        ours = call_of(vae, decoding=decoding)
         calls = {
-            "ours": lambda x=x, ours=ours: read(ours(x)),
-            "diffusers": lambda x=x, theirs=getattr(peer, name): read(theirs(x)),
+            side: partial(read_result, getattr(model, name), x)
+            for side, model in {"ours": vae, "diffusers": peer}.items()
         }
         figures[f"{name}: difference"] = find_error(*(call() for call in calls.values()))
         for side, call in calls.items():
@@ -237,12 +241,11 @@ def make_peer(vae: WanVAE) -> nn.Module:
     return peer
 
 
-def read(result: Any) -> Tensor:
-    """Returns the video or the moments of a result of ours or of diffusers."""
+def read_result(call: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """Returns the video or the moments that a call of ours or of diffusers gives."""
+    result = call(x)
     if isinstance(result, Tensor):
         return result
-    if hasattr(result, "sample") and isinstance(result.sample, Tensor):
-        return result.sample
-    if hasattr(result, "latent_dist"):
-        return result.latent_dist.parameters
-    return torch.cat([result.mean, result.logvar], dim=1)
+    if isinstance(result, Posterior):
+        return torch.cat([result.mean, result.logvar], dim=1)
+    return result.latent_dist.parameters if hasattr(result, "latent_dist") else result.sample
