@@ -29,6 +29,11 @@ class Origins(TorchDispatchMode):
         self.outside: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._inside: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Returns False, because PyTorch would load its compiler to keep it away from this mode."""
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

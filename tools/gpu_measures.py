@@ -182,8 +182,8 @@ def profile(setup: Setup) -> dict[str, Any]:
         vae.decode(x)
         wait(setup)
     name = "self_device_time_total" if setup.on_gpu else "self_cpu_time_total"
-    kind = torch.autograd.DeviceType.CUDA if setup.on_gpu else torch.autograd.DeviceType.CPU
-    events = [event for event in profiler.key_averages() if event.device_type == kind]
+    kind = "CUDA" if setup.on_gpu else "CPU"
+    events = [event for event in profiler.key_averages() if event.device_type.name == kind]
     events.sort(key=lambda event: getattr(event, name), reverse=True)
     return {
         "launches": sum(event.count for event in events),

@@ -17,10 +17,9 @@ from wanvae.nn.sequential import step_through
 
 # Runs a step of all layers of a stage, for an input and the states of the layers; None starts a
 # stream.
-StepOfStage: TypeAlias = (
-    "Callable[[Sequence[Streaming], Tensor, tuple[State, ...] | None], "
-    "tuple[Tensor, tuple[State, ...]]]"
-)
+StepOfStage: TypeAlias = Callable[
+    [Sequence[Streaming], Tensor, "tuple[State, ...] | None"], "tuple[Tensor, tuple[State, ...]]"
+]
 # Modes of ``torch.compile`` that record CUDA graphs.
 MODES_WITH_GRAPHS = ("max-autotune", "reduce-overhead")
 

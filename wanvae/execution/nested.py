@@ -46,4 +46,4 @@ def write_tensors(places: object, values: object) -> None:
     """
     written = list_tensors(places)
     if written:
-        torch._foreach_copy_(written, list_tensors(values))
+        torch.ops.aten._foreach_copy_(written, list_tensors(values))
