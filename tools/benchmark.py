@@ -6,6 +6,7 @@ process; the peak memory of each call is measured in a process of its own, over 
     python tools/benchmark.py                                  # all jobs at full size
     python tools/benchmark.py --jobs decode-clip --repeats 5 --json clip.json
     python tools/benchmark.py --sweep --dtypes float32 --plot sweep.png
+    python tools/benchmark.py --count                          # see benchmark_count.py
     python tools/benchmark.py motion                           # see benchmark_motion.py
 
 Several processes at one video are measured by benchmark_processes.py.
@@ -35,8 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 # Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import benchmark_motion
+from tools import benchmark_count, benchmark_motion
 from tools.measuring import (
+    VIDEO_MODELS,
     BenchmarkError,
     add_options,
     check_options,
@@ -51,7 +53,7 @@ from tools.measuring import (
     time_call,
     write_json,
 )
-from wanvae import WanVAE, WanVAEConfig
+from wanvae import WanVAE
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
 from wanvae.engine.files import atomic_path
@@ -60,8 +62,6 @@ from wanvae.execution.budget import choose_plan
 from wanvae.execution.limits import Limits
 
 Side = Literal["ours", "peer"]
-
-MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ SWEEP = (
 
 @dataclass(frozen=True)
 class Setup:
-    """The setup of a run: a model of MODELS, a folder with its weights, the device."""
+    """The setup of a run: a model of VIDEO_MODELS, a folder with its weights, the device."""
 
     model: str
     folder: str
@@ -194,7 +194,7 @@ FORMATS = {
 def write_weights(setup: Setup) -> None:
     """Writes the same random weights for both models."""
     torch.manual_seed(0)
-    vae = WanVAE(MODELS[setup.model])
+    vae = WanVAE(VIDEO_MODELS[setup.model])
     with torch.no_grad():
         for parameter in vae.parameters():
             # Attention starts with a zero projection, which would hide errors of attention.
@@ -220,7 +220,7 @@ def load(side: Side, dtype: str, compiled: bool, setup: Setup) -> nn.Module:
 
 def make_input(job: Workload, setup: Setup) -> Tensor:
     """Returns the video to encode, or the latents to decode."""
-    config, generator = MODELS[setup.model], torch.Generator().manual_seed(1)
+    config, generator = VIDEO_MODELS[setup.model], torch.Generator().manual_seed(1)
     if job.direction == "encode":
         shape = (1, config.in_channels, job.frames, job.height, job.width)
         x = torch.rand(shape, generator=generator) * 2 - 1
@@ -271,7 +271,7 @@ def push_all(session: Any, latents: Tensor) -> None:
 
 def make_largest_convolution(job: Workload, setup: Setup) -> Callable[[], Tensor]:
     """Returns the largest convolution of the model: dim to dim, full resolution, 4 frames."""
-    dim, dtype = MODELS[setup.model].dim, getattr(torch, job.dtype)
+    dim, dtype = VIDEO_MODELS[setup.model].dim, getattr(torch, job.dtype)
     x, weight = (
         torch.randn(shape, device=setup.device, dtype=dtype).to(
             memory_format=torch.channels_last_3d
@@ -304,7 +304,7 @@ def count_flops(call: Callable[[], object]) -> int:
 def count_planned_flops(job: Workload, setup: Setup) -> int:
     """Returns operations of the plan of ``job`` as layers define them, with tile overlaps."""
     decoding, dtype = job.direction == "decode", getattr(torch, job.dtype)
-    config = MODELS[setup.model]
+    config = VIDEO_MODELS[setup.model]
     with torch.device("meta"):
         vae = WanVAE(config).to(dtype)
     network = vae.decoder_network() if decoding else vae.encoder_network()
@@ -487,9 +487,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=jobs_help
     )
     which.add_argument("--sweep", action="store_true", help="decode over sizes and lengths instead")
+    count_help = (
+        "count the kernels, bytes and memory of a GPU instead, without one; see --count --help"
+    )
+    which.add_argument("--count", action="store_true", help=count_help)
     parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes[:2])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", choices=MODELS, default="full")
+    parser.add_argument("--model", choices=VIDEO_MODELS, default="full")
     parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
     add_options(parser)
     parser.add_argument("--plot", type=Path, help="image of a sweep, .png for example")
@@ -531,6 +535,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["motion"]:
         return benchmark_motion.main(arguments[1:])
+    if "--count" in arguments:
+        others = [argument for argument in arguments if argument != "--count"]
+        return benchmark_count.main(others)
     options = parse(arguments)
     if options.measure_memory:
         return exit_status(partial(print_memory, options.measure_memory))

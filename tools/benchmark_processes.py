@@ -29,6 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.measuring import (
+    VIDEO_MODELS,
     add_options,
     check_options,
     describe,
@@ -39,12 +40,10 @@ from tools.measuring import (
     time_call,
     write_json,
 )
-from wanvae import WanVAE, WanVAEConfig
+from wanvae import WanVAE
 from wanvae.engine.devices import launched_processes
 from wanvae.engine.processes import gather_objects
 from wanvae.nn import use_channels_last
-
-MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", nargs="+", choices=names, default=names, metavar="JOB", help=", ".join(names)
     )
-    parser.add_argument("--model", choices=MODELS, default="full")
+    parser.add_argument("--model", choices=VIDEO_MODELS, default="full")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -187,7 +186,7 @@ def run(options: argparse.Namespace) -> None:
 def measure_all(options: argparse.Namespace, processes: PartialState) -> list[Result]:
     """Returns the results of the chosen jobs."""
     torch.manual_seed(0)
-    vae = WanVAE(MODELS[options.model]).eval()
+    vae = WanVAE(VIDEO_MODELS[options.model]).eval()
     use_channels_last(vae)
     vae.to(processes.device, getattr(torch, options.dtype))
     jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]

@@ -14,6 +14,7 @@ The rules follow the source of PyTorch (``aten/src/ATen/native``):
   and weight. PyTorch first copies an input or a weight that is not dense in this layout: a hidden
   copy, with a kernel of its own. It adds the bias afterwards, in a kernel that reads and writes the
   whole output.
+- A matrix product is one kernel, which adds a vector on its way; a matrix to add is copied before.
 - ``cat`` is one kernel for tensors of up to 4 axes. With more axes it is one copy for each input.
 - ``constant_pad_nd`` fills the whole output, and then copies the input into it.
 - Nearest upsampling first copies an input that is dense in no layout.
@@ -66,13 +67,14 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 class Kind(Enum):
     """What a kernel does."""
 
-    CONVOLUTION = "convolution"
+    # A convolution, or a matrix product, which a convolution of one position is.
+    PRODUCT = "product"
     BIAS = "bias"
     HIDDEN_COPY = "hidden copy"
     OTHER = "other"
 
 
-# All kinds but the convolution itself are outside of convolutions.
+# All other kinds are outside of convolutions.
 OUTSIDE = (Kind.BIAS, Kind.HIDDEN_COPY, Kind.OTHER)
 
 
@@ -290,21 +292,18 @@ def count_one_kernel(
     function: Any,
     *args: Any,
     reads: bool = True,
-    multiply_adds: Callable[..., int] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Counts one kernel, or nothing for a view.
 
     Args:
         reads: whether the kernel reads its inputs.
-        multiply_adds: returns the multiply-adds, from the arguments of the operator.
     """
     result = function(*args, **kwargs)
     inputs, changed = list_tensors((args, kwargs)), list_changed(function, args, kwargs)
     created = [x for x in list_tensors(result) if not is_among(x, inputs)]
-    amount = 0 if multiply_adds is None else multiply_adds(*args, **kwargs)
     name = find_name(function).removeprefix("aten::")
-    counter.launch(name, inputs if reads else [], [*changed, *created], multiply_adds=amount)
+    counter.launch(name, inputs if reads else [], [*changed, *created])
     return result
 
 
@@ -340,7 +339,7 @@ def count_convolution(
     copied += counter.copy_to_layout("convolution: copy of weight", weight, layout)
     counter.meter.count_for_now(copied)
     amount = y.numel() * math.prod(weight.shape[1:])
-    counter.launch("convolution", [x, weight], [y], Kind.CONVOLUTION, amount)
+    counter.launch("convolution", [x, weight], [y], Kind.PRODUCT, amount)
     if bias is not None:
         counter.launch("convolution: bias", [y, bias], [y], Kind.BIAS)
     return y
@@ -442,19 +441,28 @@ def read_value(counter: KernelCounter, function: Any, x: Tensor) -> bool | float
     return True if x.dtype == torch.bool else 1
 
 
-def count_multiply_adds(x: Tensor, y: Tensor, *_: Any, **__: Any) -> int:
-    """Returns the multiply-adds of a matrix product."""
-    return x.numel() * y.shape[-1]
+def count_product(counter: KernelCounter, function: Any, x: Tensor, y: Tensor, **_: Any) -> Tensor:
+    """Counts a matrix product."""
+    result = function(x, y)
+    name = find_name(function).removeprefix("aten::")
+    counter.launch(name, [x, y], [result], Kind.PRODUCT, x.numel() * y.shape[-1])
+    return result
 
 
-def count_multiply_adds_of_sum(_: Tensor, x: Tensor, y: Tensor, *__: Any, **___: Any) -> int:
-    """Returns the multiply-adds of a matrix product that is added to the first argument."""
-    return count_multiply_adds(x, y)
+def count_added_product(
+    counter: KernelCounter, function: Any, added: Tensor, x: Tensor, y: Tensor, **factors: Any
+) -> Tensor:
+    """Counts a matrix product with a vector added, or with a copy of what is added before it."""
+    result = function(added, x, y, **factors)
+    name = find_name(function).removeprefix("aten::")
+    if added.dim() > 1:
+        counter.launch(f"{name}: copy", [added], [result])
+        added = result
+    counter.launch(name, [added, x, y], [result], Kind.PRODUCT, x.numel() * y.shape[-1])
+    return result
 
 
 Rule = Callable[..., Any]
-of_product = partial(count_one_kernel, multiply_adds=count_multiply_adds)
-of_sum = partial(count_one_kernel, multiply_adds=count_multiply_adds_of_sum)
 # Writes its result, or the argument that it changes, and reads nothing.
 writes_only = partial(count_one_kernel, reads=False)
 
@@ -467,8 +475,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten::fill_", "aten::zero_"), writes_only),
     **dict.fromkeys(("aten::zeros_like", "aten::ones_like", "aten::full_like"), writes_only),
     **dict.fromkeys(("aten::new_zeros", "aten::new_ones", "aten::new_full"), writes_only),
-    **dict.fromkeys(("aten::mm", "aten::bmm"), of_product),
-    **dict.fromkeys(("aten::addmm", "aten::baddbmm"), of_sum),
+    **dict.fromkeys(("aten::mm", "aten::bmm"), count_product),
+    **dict.fromkeys(("aten::addmm", "aten::baddbmm"), count_added_product),
     **dict.fromkeys(("aten::cat", "aten::stack"), count_cat),
     **dict.fromkeys(("aten::copy_", "aten::_to_copy"), count_copy),
     "aten::convolution": count_convolution,

@@ -23,10 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wanvae.config import WanVAEConfig
 from wanvae.engine.command_line import outcome
 from wanvae.engine.files import FileError, atomic_path, refuse_overwriting
 from wanvae.errors import UserError
 from wanvae.nn.kernels.pool import POOL
+
+# Video models with random weights, by their names on the command line.
+VIDEO_MODELS = {"full": WanVAEConfig(), "tiny": WanVAEConfig(dim=8, z_dim=4, num_res_blocks=1)}
 
 T = TypeVar("T")
 R = TypeVar("R")

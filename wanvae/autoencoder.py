@@ -126,6 +126,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
         graphs: CUDAGraphs | None = None,
+        output_device: torch.device | str | None = None,
     ) -> Tensor:
         """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
 
@@ -145,6 +146,9 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 the same latents and share the work. The first process gets the video, the others
                 get a video without frames.
             graphs: as for ``encode``.
+            output_device: the device of the video; None is the device of the model. With "cpu",
+                frames leave a GPU while the GPU decodes the next ones, so a long video need not
+                fit on the GPU. Tiles are still put together on the GPU.
 
         Raises:
             UserError: ``latents`` has another shape, ``tile_size`` is not a multiple of 8, or
@@ -154,7 +158,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self.check_latents(latents)
         check_input(latents, "latents")
         runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard), graphs)
-        video = runner.run(latents)
+        device = None if output_device is None else torch.device(output_device)
+        video = runner.run(latents, device)
         check_result(video, latents, decoding=True)
         return video.clamp_(-1, 1) if clamp else video
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import random_video, tiny
@@ -33,6 +34,11 @@ def test_values_whose_sum_overflows_are_finite() -> None:
 
 def test_infinities_do_not_cancel() -> None:
     assert not is_finite(torch.tensor([INF, -INF, 1.0]))
+
+
+def test_values_of_a_gpu_that_was_not_started_can_be_looked_at() -> None:
+    with FakeTensorMode():
+        assert finite.can_look_at(torch.empty(1, device="cuda"))
 
 
 def overflowing() -> torch.nn.Module:

@@ -14,7 +14,6 @@ from wanvae.execution.flow import (
     Flow,
     choose_frames,
     count_latents_at_once,
-    join,
     make_stages,
     regroup,
 )
@@ -66,16 +65,6 @@ def test_a_piece_is_ready_before_the_next_comes():
     for count, piece in enumerate(regroup(source, 2, 1)):
         assert piece[0, 0, 0, 0, 0] == max(0, 2 * count - 1)
         assert len(taken) == 1 + -(-count // 2)
-
-
-@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5), channels_last=st.booleans())
-def test_pieces_are_joined(lengths, channels_last):
-    video = numbered(sum(lengths))
-    if channels_last:
-        video = video.contiguous(memory_format=torch.channels_last_3d)
-    joined = join(iter(video.split(lengths, dim=2)), sum(lengths))
-    assert torch.equal(joined, video)
-    assert joined.is_contiguous()
 
 
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
@@ -204,17 +193,6 @@ def test_a_flow_moves_pieces_to_the_dtype_of_its_layers():
     nn.ModuleList(stepped.network.layers).float()
     (y,) = stepped.flow(None).push([stepped.input(1)])
     assert y.dtype == torch.float32
-
-
-def test_pieces_are_taken_to_their_end():
-    ended = []
-
-    def pieces():
-        yield numbered(3)
-        ended.append(True)
-
-    assert torch.equal(join(pieces(), 3), numbered(3))
-    assert ended
 
 
 @torch.no_grad()

@@ -28,11 +28,7 @@ LACKING = (
 )
 WITHOUT_PACKAGES = f"""
 import sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {LACKING}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Finder())
+sys.modules.update(dict.fromkeys({LACKING}))
 import torch
 from tools.check_gpu import list_checks, make_setup
 """

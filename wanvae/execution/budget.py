@@ -11,6 +11,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, product
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from wanvae.errors import UserError
 from wanvae.execution.cost import Costs, Workload
-from wanvae.execution.flow import join
+from wanvae.execution.joining import join
 from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.meter import MemoryMeter
 from wanvae.execution.network import Network, remember_by_architecture
@@ -29,6 +30,7 @@ from wanvae.execution.plan import Plan, make_default_plan, make_tiles
 from wanvae.execution.rehearsal import Rehearsal
 from wanvae.execution.tiling import Coding, LocalTiles
 from wanvae.nn import unstreamable_layers
+from wanvae.nn.kernels.dispatch import rehearsing
 from wanvae.nn.region import Region
 
 UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
@@ -210,7 +212,7 @@ class Planner:
             # The second tile runs while the result takes memory. So do later steps of one tile.
             several = len(self.tiles(workload, plan)) > 1 and latents <= plan.latents_at_once + 1
             tiles = [largest] * (2 if several else 1)
-            with self._meter(x) as meter:
+            with self._meter(workload, x) as meter:
                 coding = self._rehearse(plan, tiles, meter, latents)
                 join(coding.push([x]), self.network.count_output_frames(x.shape[2], starts=True))
             return meter.peak
@@ -240,7 +242,7 @@ class Planner:
         tiles = [self.costs.largest_tile(workload, plan)]
         x = self._input(workload, 1 + 2 * at_once)
         steps = [self.network.first, *[at_once * self.network.group] * 2]
-        with self._meter(x) as meter:
+        with self._meter(workload, x) as meter:
             coding = self._rehearse(plan, tiles, meter)
             for piece in x.split(steps, dim=2):
                 for _ in coding.push([piece]):
@@ -250,7 +252,7 @@ class Planner:
     def _state_sizes(self, workload: Workload, plan: Plan, tiles: Sequence[Region]) -> list[int]:
         """Returns the bytes of the states that the tiled layers keep for each tile."""
         x = self._input(workload, 1 + 2)
-        with self._meter(x) as meter:
+        with self._meter(workload, x) as meter:
             coding = self._rehearse(plan, tiles, meter)
             for _ in coding.push([x]):
                 pass
@@ -260,9 +262,12 @@ class Planner:
             for of_tile in flows
         ]
 
-    def _meter(self, x: Tensor) -> MemoryMeter:
-        """Returns a meter of the memory of a run on ``x``, without model and input."""
-        return MemoryMeter([x, *self._parameters])
+    @contextmanager
+    def _meter(self, workload: Workload, x: Tensor) -> Iterator[MemoryMeter]:
+        """Measures the memory of a run on ``x``, without model and input."""
+        device = "cuda" if workload.offloads else "cpu"
+        with MemoryMeter([x, *self._parameters]) as meter, rehearsing(device):
+            yield meter
 
     def _rehearse(
         self,

@@ -24,10 +24,11 @@ from wanvae.execution.compilation import StepOfStage
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
 from wanvae.nn.sequential import count_output, find_regions_between, space_factor, time_factor
+from wanvae.nn.streaming import give_away
 
 # Pixels at full resolution that keep a CPU busy, or a GPU; more pixels only cost memory.
 STEP_PIXELS = 2**18
-STEP_PIXELS_OF_GPU = 2**21
+STEP_PIXELS_OF_GPU = 2**20
 # Two frames at once take a third fewer multiply-adds than one and one (see
 # nn/kernels/winograd.py).
 FEWEST_FRAMES = 2
@@ -233,8 +234,8 @@ class Flow:
         if self._stage_step is not None:
             return self._step_at_once(self._stage_step, stage, x, ends=ends)
         for layer in stage.layers:
-            # Not held here, so that the old state is freed once the layer has its next state.
-            state, self._states[layer] = self._states[layer], None
+            # Not held here, so that the old state is freed while the layer runs.
+            state, self._states[layer] = give_away(self._states[layer]), None
             x, state = self._step(layer, x, state, self._wanted[layer])
             self._states[layer] = None if ends else state
         return x
@@ -264,20 +265,3 @@ def regroup(pieces: Iterable[Tensor], frames: int, first: int) -> Iterator[Tenso
             yield ready
     if waiting is not None:
         yield waiting
-
-
-def join(pieces: Iterable[Tensor], frames: int) -> Tensor | None:
-    """Returns all pieces as one tensor of ``frames`` frames; None if there are no pieces.
-
-    Each piece is copied to its place as it comes.
-    """
-    joined, start = None, 0
-    for piece in pieces:
-        if joined is None:
-            if piece.shape[2] == frames:
-                joined = piece
-                continue
-            joined = piece.new_empty((*piece.shape[:2], frames, *piece.shape[3:]))
-        joined[:, :, start : start + piece.shape[2]] = piece
-        start += piece.shape[2]
-    return None if joined is None else joined.contiguous()

@@ -18,7 +18,7 @@ def map_nested(function: Callable[[Any], object], nested: Any) -> Any:
     """
     if nested is None:
         return None
-    if isinstance(nested, tuple):
+    if isinstance(nested, (tuple, list)):
         return tuple(map_nested(function, part) for part in nested)
     return function(nested)
 

@@ -82,8 +82,8 @@ def make_default_plan(
     factor = network.spatial_factor
     if min(tile_size) < 1 or any(side % factor for side in tile_size):
         raise UserError(f"tile_size must be a positive multiple of {factor}, not {tile_size}")
-    sides = [min(side, tile) for side, tile in zip((height, width), tile_size, strict=True)]
-    return Plan(tile_size, choose_frames(*sides, step_pixels))
+    height, width = min(height, tile_size[0]), min(width, tile_size[1])
+    return Plan(tile_size, choose_frames(height, width, step_pixels))
 
 
 def make_tiles(network: Network, height: int, width: int, plan: Plan) -> list[Region | None]:

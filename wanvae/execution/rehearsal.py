@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from wanvae.execution.meter import MemoryMeter
 from wanvae.execution.nested import map_nested
 from wanvae.nn import State, Streaming
+from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.region import Region
 
 
@@ -69,7 +70,7 @@ class Rehearsal:
     ) -> tuple[Tensor, State]:
         """Returns what the step of ``layer`` returns; ``meter`` sees no difference."""
         form = find_form(state)
-        key = layer, Form.of(x), form, region
+        key = layer, kernels_for(x), Form.of(x), form, region
         result = self._results.get(key)
         if result is None:
             (y, next_state), taken = meter.measure(partial(layer.step, x, state, region))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
@@ -61,15 +62,18 @@ class Runner:
             )
         self.graphs.check_device(first_parameter(self.network.layers).device)
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, device: torch.device | None = None) -> Tensor:
         """Returns the result of a whole clip ``(B, C, T, H, W)``.
+
+        Args:
+            device: of the result; None is the device of the network.
 
         Raises:
             UserError: the limits cannot be kept.
         """
         latents = self.network.count_latents(x.shape[2])
         coding = self.start(x.shape, self.choose_plan(x.shape, latents), latents)
-        return coding.run(x, *self.network.frames_ahead(x))
+        return coding.run(x, *self.network.frames_ahead(x), device=device)
 
     def choose_plan(self, shape: Sequence[int], latents: int | None) -> Plan:
         """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wanvae.engine.processes import expecting_processes
 from wanvae.execution.cost import Costs, Workload, find_lengths_along
-from wanvae.execution.flow import join
+from wanvae.execution.joining import join
 from wanvae.execution.network import Network, remember_by_architecture
 from wanvae.execution.plan import Plan
 from wanvae.execution.tiling import Painting

@@ -28,11 +28,11 @@ from wanvae.execution.flow import (
     Stage,
     StepOfLayer,
     first_parameter,
-    join,
     make_stages,
     run_step,
 )
 from wanvae.execution.graphs import CUDAGraphs
+from wanvae.execution.joining import join
 from wanvae.execution.network import Network, Part
 from wanvae.execution.plan import Plan, find_regions
 from wanvae.nn.kernels.pool import POOL
@@ -205,7 +205,7 @@ class Coding:
         self._guard.check()
         return tuple(tuple(flow.state for _, flow in flows) for _, flows in self.parts)
 
-    def run(self, x: Tensor, *more: Tensor) -> Tensor:
+    def run(self, x: Tensor, *more: Tensor, device: torch.device | None = None) -> Tensor:
         """Processes the next whole groups of frames, and returns the whole result.
 
         If several processes share a decoder, only the first process gets frames.
@@ -213,6 +213,7 @@ class Coding:
         Args:
             x: the next frames.
             more: frames after them. All frames together are whole groups.
+            device: of the result; None is the device of the network.
 
         Raises:
             UserError: an earlier push was not completed.
@@ -223,12 +224,13 @@ class Coding:
         pushed = sum(piece.shape[2] for piece in pieces)
         frames = network.count_output_frames(pushed, starts=not self.started)
         with within_limits() if self._plan.lean else nullcontext():
-            result = join(self.push(pieces), frames)
+            result = join(self.push(pieces), frames, device)
         if result is not None:
             return result
         height, width = (side * network.spatial_factor for side in x.shape[3:])
         like = first_parameter(network.layers)
-        return like.new_empty(len(x), network.out_channels, 0, height, width)
+        shape = len(x), network.out_channels, 0, height, width
+        return torch.empty(shape, dtype=like.dtype, device=device or like.device)
 
     def push(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Processes the next whole groups of frames, and yields results as they are ready.

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction
+from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, get_tensors
 
 LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@dataclass(frozen=True)
+class ConvInput:
+    """The input of a convolution, halfway through its step.
+
+    Attributes:
+        joined: the past, then the new frames.
+        last: the frames for the next piece; None if nobody has copied them yet.
+        dtype: the dtype of the frames for the next piece.
+    """
+
+    joined: Tensor
+    last: Tensor | None
+    dtype: torch.dtype
 
 
 class CausalConv(Streaming):
@@ -71,69 +88,64 @@ class CausalConv(Streaming):
         """The weight as the convolution takes it, ``(O, C, ...)``."""
         return self.weight
 
-    def step(
-        self,
-        x: Tensor,
-        state: State,
-        region: Region | None = None,
-        pointwise: Sequence[PointwiseFunction] = (),
-    ) -> tuple[Tensor, State]:
-        """Processes the next piece of a stream.
+    def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
+        y, pointwise, state = self.finish(self.begin(x, state), region)
+        return apply(pointwise, y), state
+
+    def begin(
+        self, x: Tensor, state: State, pointwise: Sequence[PointwiseFunction] = ()
+    ) -> ConvInput:
+        """Does the first half of a step: puts the past before ``x``.
+
+        The caller can free ``x`` and a state that it gives away before the second half.
 
         Args:
-            pointwise: layers that treat each position alone. They are applied to ``x`` on its way
-                to the input of the convolution, which saves copies.
+            pointwise: layers that treat each position alone. They are applied to ``x`` on its way,
+                which saves copies.
         """
-        return self._step(x, state, region, pointwise, self.bias)
-
-    def step_without_bias(
-        self,
-        x: Tensor,
-        state: State,
-        region: Region | None = None,
-        pointwise: Sequence[PointwiseFunction] = (),
-    ) -> tuple[Tensor, list[PointwiseFunction], State]:
-        """Does the same as ``step``, but may leave the bias to the layers after the convolution.
-
-        Returns:
-            The output, the pointwise layers that are still to be applied to it, and the state.
-        """
-        if self.bias is None or not kernels_for(x).bias_apart:
-            y, state = self.step(x, state, region, pointwise)
-            return y, [], state
-        y, state = self._step(x, state, region, pointwise, None)
-        return y, [AddBias(self.bias)], state
-
-    def _step(
-        self,
-        x: Tensor,
-        state: State,
-        region: Region | None,
-        pointwise: Sequence[PointwiseFunction],
-        bias: Tensor | None,
-    ) -> tuple[Tensor, State]:
         if self.looks_across_time():
             self.refuse_to_continue(state)
         kernels = kernels_for(x)
         if not self.history:
-            x = kernels.join(None, x, pointwise, 0)[0] if pointwise else x
-            return self._convolve(x, self.kernel, bias, region), ()
+            joined = kernels.join(None, x, pointwise, 0)[0] if pointwise else x
+            return ConvInput(joined, None, x.dtype)
         if x.shape[2] % self.stride[0]:
             raise UserError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
             )
         if state is None and x.shape[2] == 1:
-            # Only the last slice of the kernel sees more than zeros: a third of the work.
             history = self.history - 1 if kernels.fixed_state_shapes else 0
             joined, _ = kernels.join(None, x, pointwise, history)
-            y = self._convolve(joined[:, :, -1:], self.kernel[:, :, -1:], bias, region)
-            return y, (joined.to(x.dtype),)
+            return ConvInput(joined, joined if joined.dtype == x.dtype else None, x.dtype)
         past = None if state is None else get_tensors(state)[0]
         joined, last = kernels.join(past, x, pointwise, self.history)
-        y = self._convolve(joined, self.kernel, bias, region)
+        return ConvInput(joined, last, x.dtype)
+
+    def finish(
+        self, halfway: ConvInput, region: Region | None = None
+    ) -> tuple[Tensor, list[PointwiseFunction], State]:
+        """Does the second half of a step: convolves.
+
+        Returns:
+            The output, the pointwise layers that are still to be applied to it, and the state. On
+            some devices the layers after a convolution add its bias.
+        """
+        x, kernel, bias = halfway.joined, self.kernel, self.bias
+        kernels, pointwise = kernels_for(x), list[PointwiseFunction]()
+        if bias is not None and kernels.bias_apart:
+            pointwise, bias = [AddBias(bias)], None
+        if not self.history:
+            return self._convolve(x, kernel, bias, region), pointwise, ()
+        if x.shape[2] <= self.history:
+            # The first frame of a stream. Only the last slice of the kernel sees more than zeros: a
+            # third of the work.
+            y = self._convolve(x[:, :, -1:], kernel[:, :, -1:], bias, region)
+        else:
+            y = self._convolve(x, kernel, bias, region)
+        last = halfway.last
         if last is None:
-            last = kernels.clone(joined[:, :, -self.history :], x.dtype)
-        return y, (last,)
+            last = kernels.clone(x[:, :, -self.history :], halfway.dtype)
+        return y, pointwise, (last,)
 
     def start(self, x: Tensor) -> tuple[Tensor]:
         """Returns the state before the first frame: as many zero frames as the layer looks back."""

@@ -105,9 +105,10 @@ def pass_through(
             pointwise.append(layer)
             layer_state = ()
         elif isinstance(streaming, CausalConv):
-            x, pointwise, layer_state = streaming.step_without_bias(
-                x, layer_state, layer_region, pointwise
-            )
+            halfway = streaming.begin(x, layer_state, pointwise)
+            del x  # freed before the convolution, unless somebody else holds it
+            x, pointwise, layer_state = streaming.finish(halfway, layer_region)
+            del halfway
         else:
             step = streaming.recomputed_step if recompute else streaming.step
             x, layer_state = step(apply(pointwise, x), layer_state, layer_region)

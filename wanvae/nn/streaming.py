@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -194,14 +194,37 @@ def step_layer(
     return (layer(x), ()) if streaming is None else streaming.step(x, state, region)
 
 
+def give_away(state: State) -> State:
+    """Returns a state in lists, which the next step empties while it runs.
+
+    So each tensor is freed as soon as its layer no longer needs it, and not after the whole step.
+    The caller keeps no tensor of the state.
+    """
+    return cast("State", give_parts(state))
+
+
+def give_parts(state: Any) -> Any:
+    """Returns nested tuples as nested lists."""
+    return [*map(give_parts, state)] if isinstance(state, (tuple, list)) else state
+
+
 def split_state(state: State, count: int) -> tuple[State, ...]:
     """Returns the states of ``count`` inner layers, from the state of the layer around them."""
-    return (None,) * count if state is None else cast("tuple[State, ...]", state)
+    return (None,) * count if state is None else cast("tuple[State, ...]", take(state))
 
 
 def get_tensors(state: State) -> tuple[Tensor, ...]:
     """Returns the tensors of the state of a layer."""
-    return () if state is None else cast("tuple[Tensor, ...]", state)
+    return () if state is None else cast("tuple[Tensor, ...]", take(state))
+
+
+def take(state: State) -> Any:
+    """Returns the parts of a state; a state that was given away is empty afterwards."""
+    if not isinstance(state, list):
+        return state
+    parts = tuple(state)
+    state.clear()
+    return parts
 
 
 def unstreamable_layers(module: nn.Module) -> list[str]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.kernels.pointwise import PointwiseFunction, apply
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
 from wanvae.nn.sequential import Sequential
@@ -115,19 +114,15 @@ class DoublingConv(FlatConv):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, bias=False)
 
-    def step(
-        self,
-        x: Tensor,
-        state: State,
-        region: Region | None = None,
-        pointwise: Sequence[PointwiseFunction] = (),
-    ) -> tuple[Tensor, State]:
-        images = rearrange(apply(pointwise, x), "b c t h w -> (b t) c h w")
-        y = kernels_for(images).convolve_doubled(images, self.weight, None)
+    def _convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, region: Region | None
+    ) -> Tensor:
+        images = rearrange(x, "b c t h w -> (b t) c h w")
+        y = kernels_for(images).convolve_doubled(images, self.weight, bias)
         if region is not None:
             # Zeros are padded on all sides. Sides inside the image are wrong and are cut off.
             y = crop(y, repeated(self.input_region(region), 2), region)
-        return rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0]), ()
+        return rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0])
 
     def input_region(self, region: Region) -> Region:
         return before_repeating(super().input_region(region), 2)

@@ -65,7 +65,7 @@ def test_a_sum_is_written_in_place_only_where_nothing_is_rounded(dtype, other, i
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2, 3, generator=generator).to(kind) for kind in (dtype, other))
     expected = x + y
-    total = add_in_place(x, y)
+    total = add_in_place(x, (), y)
     assert total.dtype == expected.dtype
     assert torch.equal(total, expected)
     assert (total is x) == in_place

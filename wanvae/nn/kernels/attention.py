@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ LARGEST_SCORES = 2**24
 # The kernels are fastest with at least this many queries.
 FEWEST_QUERIES = 1024
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+# Maps queries, keys and values to outputs.
+AttentionFunction: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 
 
 class Projections(Protocol):
@@ -41,8 +43,18 @@ class Projections(Protocol):
 
 def attend_at_once(layers: Projections, images: Tensor) -> Tensor:
     """Computes attention by PyTorch's operations."""
+    return apply_at_once(F.scaled_dot_product_attention, layers, images)
+
+
+def allocate_at_once(layers: Projections, images: Tensor) -> Tensor:
+    """Allocates on the meta device what ``attend_at_once`` allocates on GPUs."""
+    return apply_at_once(allocate_attention_of_gpu, layers, images)
+
+
+def apply_at_once(attention: AttentionFunction, layers: Projections, images: Tensor) -> Tensor:
+    """Computes self-attention; ``attention`` maps queries, keys, values to outputs."""
     q, k, v = map(to_tokens, layers.to_qkv(layers.norm(images)).chunk(3, dim=1))
-    y = F.scaled_dot_product_attention(q, k, v)
+    y = attention(q, k, v)
     return layers.proj(rearrange(y, "b 1 (h w) c -> b h w c", h=images.shape[2]).movedim(-1, 1))
 
 
@@ -56,9 +68,7 @@ def allocate_in_blocks(layers: Projections, images: Tensor) -> Tensor:
     return apply_in_blocks(allocate_attention, layers, images)
 
 
-def apply_in_blocks(
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor], layers: Projections, images: Tensor
-) -> Tensor:
+def apply_in_blocks(attention: AttentionFunction, layers: Projections, images: Tensor) -> Tensor:
     """Computes self-attention in blocks; ``attention`` maps queries, keys, values to outputs."""
     count, channels, *size = images.shape
     positions = size[0] * size[1]
@@ -87,6 +97,12 @@ def allocate_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.dtype in HALF_DTYPES:
         k, v = k.clone(), v.clone()
     return q.clone()
+
+
+def allocate_attention_of_gpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Allocates the outputs of an attention on a GPU, which for half types are first float32."""
+    wide = q.to(torch.float32, copy=True)
+    return wide.to(q.dtype)
 
 
 def to_tokens(images: Tensor) -> Tensor:

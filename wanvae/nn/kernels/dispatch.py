@@ -7,7 +7,9 @@ convolution with a backward pass of its own to ``Observer.AUTOGRAD``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from wanvae.nn.kernels.attention import (
     Projections,
+    allocate_at_once,
     allocate_in_blocks,
     attend_at_once,
     attend_in_blocks,
@@ -179,6 +182,18 @@ PYTORCH_ON_MPS = replace(
 
 INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_shapes=False)
 
+# The same for FUSED.
+MEMORY_OF_GPU = replace(
+    FUSED,
+    convolve=allocate_convolution,
+    convolve_doubled=fused.allocate_doubled,
+    attend=allocate_at_once,
+)
+
+# The device whose memory is measured on the meta device, for each thread.
+REHEARSED: ContextVar[str] = ContextVar("REHEARSED", default="cpu")
+META_FOR_GPU = "meta for cuda"
+
 # The key None stands for every other device.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
@@ -200,6 +215,7 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
         "cuda": FUSED,
         "meta": MEMORY_OF_CPU,
         "mps": INFERENCE_ON_MPS,
+        META_FOR_GPU: MEMORY_OF_GPU,
         None: IN_PLACE,
     },
 }
@@ -208,7 +224,20 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
 def kernels_for(x: Tensor) -> Kernels:
     """Returns the functions that compute the operations on ``x`` now."""
     kernels = TABLE[current_observer()]
-    return kernels.get(x.device.type) or kernels[None]
+    kind = x.device.type
+    if kind == "meta" and REHEARSED.get() == "cuda":
+        kind = META_FOR_GPU
+    return kernels.get(kind) or kernels[None]
+
+
+@contextmanager
+def rehearsing(device: str) -> Iterator[None]:
+    """Makes tensors on the meta device take the memory of a device, "cpu" or "cuda"."""
+    token = REHEARSED.set(device)
+    try:
+        yield
+    finally:
+        REHEARSED.reset(token)
 
 
 def current_observer() -> Observer:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanvae.nn.kernels.convolution import convolve_by_pytorch
+from wanvae.nn.kernels.convolution import allocate_convolution, convolve_by_pytorch
 from wanvae.nn.kernels.gpu.operators import OPERATORS
 from wanvae.nn.kernels.history import put_after
 from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
@@ -98,6 +98,13 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = output_dtype(weight)
     kernels = OPERATORS.make_phases(weight.to(dtype))
     phases = F.conv2d(x.to(dtype), kernels, padding=1)
+    return OPERATORS.interleave(phases, bias)
+
+
+def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Allocates on the meta device what ``convolve_doubled`` allocates on other devices."""
+    kernels = OPERATORS.make_phases(weight)
+    phases = allocate_convolution(x, kernels, None, (1, 1), (1, 1), (1, 1))
     return OPERATORS.interleave(phases, bias)
 
 

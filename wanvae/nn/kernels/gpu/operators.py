@@ -20,6 +20,8 @@ LIBRARY = torch.library.Library("wanvae", "DEF")
 # Triton's programs are for these dtypes, and for GPUs from this compute capability on.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
+# The first PyTorch whose Triton compiles these programs.
+LEAST_PYTORCH = "2.7"
 
 DEFINITIONS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "join": (
@@ -81,7 +83,7 @@ def has_programs(device: torch.device) -> bool:
 
     They are untried on GPUs of AMD, so these run PyTorch's operations.
     """
-    if find_spec("triton") is None or torch.version.hip is not None:
+    if find_spec("triton") is None or torch.__version__ < LEAST_PYTORCH or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 

@@ -6,6 +6,7 @@ channels (dim 1) innermost. No operator has a gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +22,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
 }
+
+DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.ones_like,
+    "silu": lambda y: y.sigmoid() * (1 + y * (1 - y.sigmoid())),
+    "relu": lambda y: (y > 0).to(y.dtype),
+}
+# The inverse of the smallest norm, see ``inverse_norm``.
+LARGEST_INVERSE = 1e12
 
 
 def join(
@@ -141,12 +150,23 @@ def allocate_doubled_frames(x: Tensor, bias: Tensor | None) -> Tensor:
 def norm_activate_backward(
     grad: Tensor, x: Tensor, gamma: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of ``x`` and ``gamma`` for ``activation(norm(x))``."""
-    with torch.enable_grad():
-        wide, wide_gamma = (t.detach().to(wide_dtype(t)).requires_grad_() for t in (x, gamma))
-        y = ACTIVATIONS[activation](scale(wide, inverse_norm(wide), wide_gamma))
-        of_x, of_gamma = torch.autograd.grad(y, (wide, wide_gamma), grad.to(y.dtype))
-    return allocate(x.shape, x).copy_(of_x), of_gamma.to(gamma.dtype)
+    """Returns the gradients of ``x`` and ``gamma`` for ``activation(norm(x))``.
+
+    Inside an operator PyTorch records nothing, so the formulas are written out.
+    """
+    wide = x.to(wide_dtype(x))
+    inverse = inverse_norm(wide)
+    direction = wide * inverse
+    root = math.sqrt(x.shape[1])
+    scales = root * gamma.to(wide.dtype)
+    of_output = grad.to(wide.dtype) * DERIVATIVES[activation](direction * scales)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    of_gamma = root * (of_output * direction).sum(axes)
+    of_direction = of_output * scales
+    along = direction * (of_direction * direction).sum(1, keepdim=True)
+    # Where the norm is limited, it does not depend on ``x``.
+    of_x = inverse * (of_direction - torch.where(inverse < LARGEST_INVERSE, along, 0))
+    return allocate(x.shape, x).copy_(of_x), of_gamma.view(gamma.shape).to(gamma.dtype)
 
 
 def allocate_gradients(
