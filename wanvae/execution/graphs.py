@@ -129,7 +129,7 @@ class CUDAGraphs:
 
     Args:
         limit: the most graphs that are kept. The graph that was not used for the longest time goes
-            first. One size of frames needs up to 12 graphs to decode, and 12 to encode.
+            first. One size of frames needs about 12 graphs to decode, and 12 to encode.
         recorder: what records and replays.
 
     Raises:
