@@ -23,6 +23,7 @@ from wanvae.nn.kernels.attention import (
     attend_at_once,
     attend_in_blocks,
 )
+from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_contiguously
 from wanvae.nn.kernels.convolution import (
     allocate_convolution,
     convolve_by_onednn,
@@ -174,6 +175,13 @@ MEMORY_OF_CPU = replace(
     attend=allocate_in_blocks,
 )
 
+# Apple's GPUs. Frames are joined by PyTorch, because nothing may be padded or strided there.
+PYTORCH_ON_MPS = replace(
+    PYTORCH, convolve=convolve_by_frames, convolve_doubled=convolve_doubled_contiguously
+)
+
+INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_shapes=False)
+
 # The same for FUSED.
 MEMORY_OF_GPU = replace(
     FUSED,
@@ -192,18 +200,21 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
         "cpu": PYTORCH_ON_CPU,
         "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.COMPILER: {
         "cpu": COMPILED_ON_CPU,
         "cuda": PYTORCH,
         "meta": COMPILED_ON_CPU,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
         "cuda": FUSED,
         "meta": MEMORY_OF_CPU,
+        "mps": INFERENCE_ON_MPS,
         META_FOR_GPU: MEMORY_OF_GPU,
         None: IN_PLACE,
     },
