@@ -36,6 +36,7 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_in_phases,
 )
 from wanvae.nn.kernels.gpu import fused
+from wanvae.nn.kernels.gpu.operators import programs_exist
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -198,7 +199,7 @@ META_FOR_GPU = "meta for cuda"
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": PYTORCH_ON_CPU,
-        "cuda": FUSED_WITH_GRADIENTS,
+        "cuda": FUSED_WITH_GRADIENTS if programs_exist() else PYTORCH,
         "meta": PYTORCH,
         "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
@@ -212,7 +213,7 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
-        "cuda": FUSED,
+        "cuda": FUSED if programs_exist() else IN_PLACE,
         "meta": MEMORY_OF_CPU,
         "mps": INFERENCE_ON_MPS,
         META_FOR_GPU: MEMORY_OF_GPU,
