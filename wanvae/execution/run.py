@@ -22,6 +22,7 @@ from wanvae.execution.plan import Plan, make_tiles
 from wanvae.execution.progress import Progress, TellingSteps
 from wanvae.execution.sharding import SharedTiles, share_out
 from wanvae.execution.tiling import Coding, CodingState, LocalTiles
+from wanvae.nn.kernels.dispatch import find_rehearsal
 
 # Role, hash of the shapes of the weights, dtype, process and number of processes.
 Identity: TypeAlias = "tuple[str, str, str, int, int]"
@@ -153,8 +154,17 @@ class Runner:
         """Returns what there is to do for an input ``(B, C, T, H, W)``."""
         height, width = self._pixels(shape)
         like = first_parameter(self.network.layers)
-        offloads = like.device.type != "cpu"
-        return Workload(shape[0], shape[1], latents, height, width, like.dtype, offloads)
+        rehearsal = find_rehearsal(like.device)
+        return Workload(
+            shape[0],
+            shape[1],
+            latents,
+            height,
+            width,
+            like.dtype,
+            offloads=rehearsal != "cpu",
+            rehearsal=rehearsal,
+        )
 
     def _pixels(self, shape: Sequence[int]) -> tuple[int, int]:
         """Returns height and width of the frames in pixels."""
