@@ -96,17 +96,21 @@ class Runner:
         """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""
         return choose_plan(self.network, self._workload(shape, latents), self.limits)
 
-    def estimate_memory(self, shape: Sequence[int]) -> int:
+    def estimate_memory(self, shape: Sequence[int], device: torch.device | None = None) -> int:
         """Returns the expected peak of memory for a clip ``(B, C, T, H, W)``, in bytes.
 
         The model and the clip are not counted.
+
+        Args:
+            device: where the network will run; None is where it is now.
 
         Raises:
             UserError: the limits cannot be kept.
         """
         latents = self.network.count_latents(shape[2])
-        plan = self.choose_plan(shape, latents)
-        return estimate_memory(self.network, self._workload(shape, latents), plan)
+        workload = self._workload(shape, latents, device)
+        plan = choose_plan(self.network, workload, self.limits)
+        return estimate_memory(self.network, workload, plan)
 
     def start(
         self,
@@ -150,11 +154,13 @@ class Runner:
             limits.processes,
         )
 
-    def _workload(self, shape: Sequence[int], latents: int | None) -> Workload:
-        """Returns what there is to do for an input ``(B, C, T, H, W)``."""
+    def _workload(
+        self, shape: Sequence[int], latents: int | None, device: torch.device | None = None
+    ) -> Workload:
+        """Returns what there is to do for an input ``(B, C, T, H, W)``, as ``estimate_memory``."""
         height, width = self._pixels(shape)
         like = first_parameter(self.network.layers)
-        rehearsal = find_rehearsal(like.device)
+        rehearsal = find_rehearsal(like.device if device is None else device)
         return Workload(
             shape[0],
             shape[1],
