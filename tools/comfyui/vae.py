@@ -163,9 +163,7 @@ class ExactVAE(VAE):
             for side in (height, width)
         ]
         network = self.vae.encoder_network()
-        return Runner(network).estimate_memory(
-            (1, config.in_channels, length, *sides), self.device
-        )
+        return Runner(network).estimate_memory((1, config.in_channels, length, *sides), self.device)
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> int:
         """Returns the bytes that decoding takes: ``shape`` is ``(B, C, H, W)`` or with latents.

@@ -149,7 +149,8 @@ class NormActivate(torch.autograd.Function):
         # Gradients are on here only if somebody will differentiate the result.
         again = torch.is_grad_enabled()
         differentiate = norm_activate_backward if again else OPERATORS.norm_activate_backward
-        return *differentiate(grad, x, gamma, ctx.activation), None
+        of_x, of_gamma = differentiate(grad, x, gamma, ctx.activation)
+        return of_x, of_gamma, None
 
 
 def concatenate(

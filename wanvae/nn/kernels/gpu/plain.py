@@ -84,13 +84,7 @@ def allocate_joined(
 
 
 def join_fits(
-    past: Tensor | None,
-    x: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    activation: str,
-    history: int,
-    kept: int,
+    past: Tensor | None, x: Tensor, bias: Tensor | None, gamma: Tensor | None, *_: object
 ) -> bool:
     """Returns whether the shapes of the arguments of ``join`` suit each other."""
     channels = x.shape[1]
