@@ -7,13 +7,13 @@ from os import PathLike
 
 import torch
 
+from wanvae.checkpoints.architecture import ALPHA_DECODER
 from wanvae.checkpoints.formats import Checkpoint
 from wanvae.config import RGB, RGBA, WanVAEConfig
 from wanvae.engine.stored_tensors import CheckpointError, StoredTensors
 from wanvae.engine.text import first_few
 
 DECODER = "decoder."
-ALPHA_DECODER = "decoder.alpha."
 # Layers of the decoder that both models share.
 SHARED = ("conv2.weight", "conv2.bias")
 
