@@ -306,6 +306,14 @@ def test_alpha_is_padded_and_dropped(nodes: Nodes) -> None:
     assert decoded.shape == (2, 64, 64, 4)
 
 
+@pytest.mark.parametrize("name", ["tiny.safetensors", "qwen21.safetensors"])
+def test_gray_images_are_encoded_as_gray(nodes: Nodes, name: str) -> None:
+    vae, gray = nodes.load(name), frames(1)[..., :1]
+    torch.testing.assert_close(vae.encode(gray), vae.encode(gray.repeat(1, 1, 1, 3)), **CLOSE)
+    with pytest.raises(UserError, match="gray, RGB or RGBA, not of 2 channels"):
+        vae.encode(frames(1)[..., :2])
+
+
 def test_a_pair_of_wan_alpha_decodes_alpha(nodes: Nodes, models: Path) -> None:
     vae = nodes.load("alpha.safetensors")
     assert vae.decode(vae.encode(frames(5))).shape == (1, 5, 64, 64, 4)

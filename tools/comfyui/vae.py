@@ -16,7 +16,7 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 
 from wanvae import TinyVAE, WanVAE
-from wanvae.config import WanVAEConfig
+from wanvae.config import RGB, WanVAEConfig
 from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
 from wanvae.execution.limits import Limits, Memory
@@ -182,12 +182,14 @@ class ExactVAE(VAE):
     def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
         """Returns images ``(..., H, W, C)`` with sides and channels as the model takes them.
 
-        What is over a multiple of the spatial factor is cropped, half of it at each side. Missing
-        alpha is opaque; more channels than the model has are dropped.
+        What is over a multiple of the spatial factor is cropped, half of it at each side. One
+        channel is gray. Missing alpha is opaque; more channels than the model has are dropped.
 
         Raises:
-            UserError: nothing is left.
+            UserError: nothing is left, or there are two channels.
         """
+        if pixels.shape[-1] == 1:
+            pixels = pixels.expand(*pixels.shape[:-1], RGB)
         height, width, channels = pixels.shape[-3:]
         factor, wanted = self.vae.config.spatial_factor, self.vae.config.in_channels
         if min(height, width) < factor or not pixels.numel():
@@ -195,6 +197,8 @@ class ExactVAE(VAE):
                 f"the VAE encodes images of at least {factor}x{factor} pixels, not "
                 f"{prod(pixels.shape[:-3])} of {height}x{width}"
             )
+        if channels < RGB:
+            raise UserError(f"images must be gray, RGB or RGBA, not of {channels} channels")
         rest = height % factor, width % factor
         if any(rest):
             kept = height - rest[0], width - rest[1]
