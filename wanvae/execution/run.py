@@ -10,10 +10,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.execution.budget import choose_plan, estimate_memory
 from wanvae.execution.compilation import Compilation
 from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import StepOfLayer, first_parameter, run_step
+from wanvae.execution.graphs import CUDAGraphs
 from wanvae.execution.limits import Limits
 from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan, make_tiles
@@ -27,7 +29,11 @@ Identity: TypeAlias = "tuple[str, str, str, int, int]"
 
 @dataclass(frozen=True)
 class Runner:
-    """A network, the limits of its runs, and how its steps are compiled.
+    """A network, the limits of its runs, and how its steps run.
+
+    Raises:
+        UserError: ``graphs`` are given for a network that is not on a GPU, with a memory limit, or
+            for a compiled model.
 
     >>> from wanvae import WanVAE, WanVAEConfig
     >>> import torch
@@ -41,6 +47,21 @@ class Runner:
     network: Network
     limits: Limits = field(default_factory=Limits)
     compilation: Compilation | None = None
+    graphs: CUDAGraphs | None = None
+
+    def __post_init__(self) -> None:
+        if self.graphs is None:
+            return
+        if self.limits.max_memory is not None:
+            raise UserError(
+                "CUDA graphs keep memory that no plan counts: give max_memory or graphs, not both"
+            )
+        if self.compilation is not None:
+            raise UserError(
+                "this model is compiled: leave graphs out, and let PyTorch record graphs with "
+                'vae.compile(mode="reduce-overhead")'
+            )
+        self.graphs.check_device(first_parameter(self.network.layers).device)
 
     def run(
         self,
@@ -109,7 +130,8 @@ class Runner:
             network.require_streamable()
             shares = share_out(network, plan, height, width, limits.processes)
             exchange = SharedTiles(shares, limits.rank)
-        return Coding(network, plan, exchange, latents, state, self.compilation, step)
+        options = self.compilation, self.graphs, step
+        return Coding(network, plan, exchange, latents, state, *options)
 
     @property
     def identity(self) -> Identity:

@@ -23,6 +23,7 @@ from wanvae.nn.kernels.attention import (
     attend_at_once,
     attend_in_blocks,
 )
+from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_contiguously
 from wanvae.nn.kernels.convolution import (
     allocate_convolution,
     convolve_by_onednn,
@@ -35,6 +36,7 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_in_phases,
 )
 from wanvae.nn.kernels.gpu import fused
+from wanvae.nn.kernels.gpu.operators import programs_exist
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -174,6 +176,13 @@ MEMORY_OF_CPU = replace(
     attend=allocate_in_blocks,
 )
 
+# Apple's GPUs. Frames are joined by PyTorch, because nothing may be padded or strided there.
+PYTORCH_ON_MPS = replace(
+    PYTORCH, convolve=convolve_by_frames, convolve_doubled=convolve_doubled_contiguously
+)
+
+INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_shapes=False)
+
 # The same for FUSED.
 MEMORY_OF_GPU = replace(
     FUSED,
@@ -190,20 +199,23 @@ META_FOR_GPU = "meta for cuda"
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": PYTORCH_ON_CPU,
-        "cuda": FUSED_WITH_GRADIENTS,
+        "cuda": FUSED_WITH_GRADIENTS if programs_exist() else PYTORCH,
         "meta": PYTORCH,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.COMPILER: {
         "cpu": COMPILED_ON_CPU,
         "cuda": PYTORCH,
         "meta": COMPILED_ON_CPU,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
-        "cuda": FUSED,
+        "cuda": FUSED if programs_exist() else IN_PLACE,
         "meta": MEMORY_OF_CPU,
+        "mps": INFERENCE_ON_MPS,
         META_FOR_GPU: MEMORY_OF_GPU,
         None: IN_PLACE,
     },

@@ -22,7 +22,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 # The first PyTorch whose Triton compiles these programs.
 LEAST_PYTORCH = "2.7"
-
 DEFINITIONS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "join": (
         "(Tensor? past, Tensor x, Tensor? bias, Tensor? gamma, str activation, int history, "
@@ -79,13 +78,17 @@ def can_launch(arguments: Any) -> bool:
 
 @cache
 def has_programs(device: torch.device) -> bool:
-    """Returns whether a CUDA device can run Triton's programs.
+    """Returns whether a CUDA device can run Triton's programs."""
+    return programs_exist() and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
+def programs_exist() -> bool:
+    """Returns whether this PyTorch has programs in Triton for its GPUs.
 
     They are untried on GPUs of AMD, so these run PyTorch's operations.
     """
-    if find_spec("triton") is None or torch.__version__ < LEAST_PYTORCH or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    known = torch.__version__ >= LEAST_PYTORCH and torch.version.hip is None
+    return known and find_spec("triton") is not None
 
 
 for operator in DEFINITIONS:
