@@ -449,6 +449,21 @@ def test_custom_nodes_call_the_first_stage_model(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("decoding", [False, True])
+def test_memory_is_asked_for_the_device_that_a_model_will_run_on(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, decoding: bool
+) -> None:
+    """A GPU takes longer steps. Models that are not in use wait in the memory of the host."""
+    vae, device = nodes.load(), torch.device("cuda")
+    network = vae.vae.decoder_network() if decoding else vae.vae.encoder_network()
+    shape = (1, 2, 9, 32, 32) if decoding else (1, 3, 33, 256, 256)
+    expected = Runner(network).estimate_memory(shape, device)
+    assert expected > Runner(network).estimate_memory(shape)
+    monkeypatch.setattr(vae, "device", device)
+    asked = vae.memory_used_decode(shape) if decoding else vae.memory_used_encode(shape)
+    assert asked == expected
+
+
+@pytest.mark.parametrize("decoding", [False, True])
 def test_memory_is_asked_for_and_kept(nodes: Nodes, comfyui: ComfyUI, decoding: bool) -> None:
     vae, images = nodes.load(), frames(5, 128, 128)
     latents = encode_plainly(vae, images)

@@ -168,7 +168,7 @@ class ExactVAE(VAE):
             for side in (height, width)
         ]
         network = self.vae.encoder_network()
-        return Runner(network).estimate_memory((1, config.in_channels, length, *sides))
+        return Runner(network).estimate_memory((1, config.in_channels, length, *sides), self.device)
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> int:
         """Returns the bytes that decoding takes: ``shape`` is ``(B, C, H, W)`` or with latents.
@@ -177,7 +177,7 @@ class ExactVAE(VAE):
         """
         channels, *latents, height, width = shape[1:]
         clip = (1, channels, latents[0] if latents else 1, height, width)
-        return Runner(self.vae.decoder_network()).estimate_memory(clip)
+        return Runner(self.vae.decoder_network()).estimate_memory(clip, self.device)
 
     def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
         """Returns images ``(..., H, W, C)`` with sides and channels as the model takes them.
@@ -340,7 +340,7 @@ class ExactVAE(VAE):
         """Returns the limits of a run on a clip, after ComfyUI has loaded the model."""
         asked = Limits(options.tile_size, options.max_memory)  # refuses both
         limit = self.max_memory if asked.max_memory is None else parse_memory(asked.max_memory)
-        need = Runner(network, Limits(options.tile_size)).estimate_memory(clip.shape)
+        need = Runner(network, Limits(options.tile_size)).estimate_memory(clip.shape, self.device)
         model_management.load_models_gpu(
             [self.patcher],
             memory_required=need if limit is None else min(need, limit),
