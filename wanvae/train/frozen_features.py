@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from wanvae.engine.json_files import read_json
 from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import show_over_gray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Kinds of transformers whose output is some tokens of the whole image, then a token for each patch.
 KINDS = (
@@ -39,13 +43,16 @@ class FrozenFeatures(nn.Module):
         UserError: transformers is not installed, or the folder holds no such network.
     """
 
+    patch: int
+    channels: int
     mean: Tensor
     std: Tensor
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self.network = load_network(folder).float().requires_grad_(False).eval()
-        self.patch, self.channels = self.network.config.patch_size, self.network.config.hidden_size
+        network = load_network(folder)
+        self.network = network.float().requires_grad_(False).eval()
+        self.patch, self.channels = network.config.patch_size, network.config.hidden_size
         # Without this, some kinds take images of one size only.
         known = inspect.signature(self.network.forward).parameters
         self.options = {name: True for name in ("interpolate_pos_encoding",) if name in known}
@@ -68,12 +75,10 @@ class FrozenFeatures(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             tokens = self.network(pixel_values=pixels, **self.options).last_hidden_state
         patches = tokens[:, -height * width :].float()
-        return rearrange(
-            patches, "(b t) (h w) c -> b c t h w", b=len(video), h=height, w=width
-        )
+        return rearrange(patches, "(b t) (h w) c -> b c t h w", b=len(video), h=height, w=width)
 
 
-def load_network(folder: str) -> nn.Module:
+def load_network(folder: str) -> PreTrainedModel:
     """Loads a vision transformer from a folder; no code in it is run, and no pickle is read.
 
     Raises:
@@ -121,12 +126,12 @@ def pixel_statistics(folder: Path) -> dict[str, Tensor]:
     content = read_json(path) if path.is_file() else {}
     found = {}
     for name, usual in (("mean", MEAN), ("std", STD)):
-        values = content.get(f"image_{name}", usual) if isinstance(content, dict) else None
-        numbers = isinstance(values, (list, tuple)) and len(values) == 3
-        if not numbers or not all(isinstance(value, (int, float)) for value in values):
+        values = content.get(f"image_{name}", list(usual)) if isinstance(content, dict) else []
+        numbers = values if isinstance(values, list) else []
+        if len(numbers) != 3 or not all(isinstance(value, (int, float)) for value in numbers):
             raise UserError(
                 f"{path} has no three numbers as image_{name}; download it again, or delete it to "
                 "use the statistics of ImageNet"
             )
-        found[name] = torch.tensor(values, dtype=torch.float32)
+        found[name] = torch.tensor(numbers, dtype=torch.float32)
     return found

@@ -192,7 +192,8 @@ class VideoLosses:
             return terms, {}
         config = self.config.alignment
         frames = video[:, :, :: output.frames_per_latent]
-        features = self.features(frames, *output.latents.shape[3:])
+        height, width = output.latents.shape[3:]
+        features = self.features(frames, height, width)
         alignment = alignment_loss(output.latents, output.projected, features, config)
         if config.adaptive:
             reconstruction = total(self.compare(output.reconstruction.video, video))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from wanvae.train.regularizers import draw_kept, draw_turn, drop_channels
 
 if TYPE_CHECKING:
     from wanvae.train.losses import LossConfig
+
+Method = TypeVar("Method")
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ class TrainingOutput:
     projected: Tensor | None
 
 
+def uncompiled(method: Method) -> Method:
+    """Leaves a method out of torch.compile, which would compile it anew for each scale."""
+    return cast(Method, torch.compiler.disable(method))
+
+
 class Trainee(nn.Module):
     """A VAE and, for the alignment of its latents, a linear projection that learns with it.
 
-    One call computes all that a step needs gradients of, so that accelerate may wrap it.
+    One call computes all that needs gradients from the parameters, so that accelerate may wrap it.
 
     Args:
         loss: says which latents are decoded besides.
@@ -58,14 +65,17 @@ class Trainee(nn.Module):
         smallest_side: the least height and width of a video that the loss compares, in pixels.
     """
 
+    fill: Tensor
+
     def __init__(
         self, vae: WanVAE, loss: LossConfig, *, feature_channels: int = 0, smallest_side: int = 1
     ) -> None:
         super().__init__()
         self.vae = vae
         self.loss = loss
+        self.changes = loss.equivariance.weight > 0 or loss.channel_dropout.weight > 0
         self.smallest_side = smallest_side
-        self.projection = None
+        self.projection: nn.Linear | None = None
         if feature_channels:
             self.projection = nn.Linear(vae.config.z_dim, feature_channels, bias=False)
         fill = torch.tensor(vae.config.latents_mean or (0.0,) * vae.config.z_dim)
@@ -82,7 +92,7 @@ class Trainee(nn.Module):
             Reconstruction(self.decode(latents, recompute), posterior),
             latents,
             self.vae.config.temporal_factor,
-            self.decode_changed(latents, video, recompute),
+            self.decode_changed(latents, video, recompute) if self.changes else {},
             self.project(latents),
         )
 
@@ -90,21 +100,19 @@ class Trainee(nn.Module):
         """Returns the video of whole latents."""
         return self.vae.decode_step(latents, None, recompute=recompute)[0]
 
-    # Each scale would be compiled anew.
-    @torch.compiler.disable
-    def decode_changed(
-        self, latents: Tensor, video: Tensor, recompute: bool
-    ) -> dict[str, Decoded]:
+    @uncompiled
+    def decode_changed(self, latents: Tensor, video: Tensor, recompute: bool) -> dict[str, Decoded]:
         """Returns what changed latents decode to, by the name of the term that changes them."""
         decoded = {}
         if self.loss.equivariance.weight > 0:
             factor = self.vae.config.decoded_spatial_factor
             smallest = -(-self.smallest_side // factor)
-            turn = draw_turn(self.loss.equivariance, *latents.shape[3:], smallest)
+            height, width = latents.shape[3:]
+            turn = draw_turn(self.loss.equivariance, height, width, smallest)
             turned = self.decode(turn.apply(latents).to(latents.dtype), recompute)
             decoded["equivariance"] = Decoded(turned, turn.apply(video, factor))
         if self.loss.channel_dropout.weight > 0:
-            kept = draw_kept(self.loss.channel_dropout, *latents.shape[:2])
+            kept = draw_kept(self.loss.channel_dropout, len(latents), self.vae.config.z_dim)
             lacking = drop_channels(latents, kept, self.fill)
             decoded["channel_dropout"] = Decoded(self.decode(lacking, recompute), video)
         return decoded

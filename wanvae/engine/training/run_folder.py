@@ -70,8 +70,8 @@ class Checkpoints:
     """Complete checkpoints in ``run/checkpoints/step-N``, written aside and then renamed.
 
     Each holds the weights and their moving average in the model's own format, the discriminator,
-    the companion, accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose ``best_step``
-    names the best checkpoint. Only tensors and plain values are unpickled.
+    the companion, accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose
+    ``best_step`` names the best checkpoint. Only tensors and plain values are unpickled.
     """
 
     def __init__(
