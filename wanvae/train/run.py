@@ -50,6 +50,7 @@ from wanvae.train.held_out import (
 )
 from wanvae.train.initialize import inflate, start_as_image_model
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
+from wanvae.train.trainee import Trainee, TrainingOutput
 from wanvae.video import write_video
 
 # Where --config finds the configs of the package by name: installed, or in a checkout.
@@ -94,14 +95,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.freeze_encoder and self.weights is None:
             raise UserError("freeze_encoder needs weights: a new encoder has not learnt anything")
+        if self.freeze_encoder and self.loss.alignment.weight > 0:
+            raise UserError(
+                "freeze_encoder leaves latents as they are, so nothing can align them: set "
+                "loss.alignment.weight to 0, or freeze_encoder to false"
+            )
 
 
 class VideoTraining:
     """The training of a video VAE: its losses, and how it is judged.
 
+    Attributes:
+        trainee: the model of a step.
+
     Raises:
         UserError: the model cannot take the crops or decodes videos of another size, no clip for
-            the evaluation can be read, or the weights of the LPIPS network are missing.
+            the evaluation can be read, or the weights of a network of the losses are missing.
     """
 
     def __init__(self, config: TrainConfig, vae: WanVAE, accelerator: Accelerator) -> None:
@@ -112,7 +121,13 @@ class VideoTraining:
         self.config = config
         self.vae = vae
         self.accelerator = accelerator
-        self.video_losses = VideoLosses(config.loss, accelerator.device)
+        self.video_losses = losses = VideoLosses(config.loss, accelerator.device)
+        self.trainee = Trainee(
+            vae,
+            config.loss,
+            feature_channels=0 if losses.features is None else losses.features.channels,
+            smallest_side=1 if losses.lpips is None else losses.lpips.smallest_side,
+        )
         self.held_out: list[HeldOutClip] = []
         if config.evaluation.folder is not None:
             found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
@@ -137,12 +152,13 @@ class VideoTraining:
         )
         self.say_ignored(self.config.data.folder, samples.ignored)
         return Task(
-            model=self.vae,
+            model=self.trainee,
             samples=samples,
             losses=self.losses,
-            save_weights=lambda model, path: model.save_pretrained(path),
-            load_weights=load_in_place,
+            save_weights=lambda trainee, path: trainee.vae.save_pretrained(path),
+            load_weights=lambda trainee, path: load_in_place(trainee.vae, path),
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
+            companion=self.trainee.projection,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
             # Weights to start from bring their own architecture.
@@ -155,17 +171,22 @@ class VideoTraining:
         self, model: nn.Module, discriminator: nn.Module | None, video: Tensor, step: int
     ) -> StepLosses:
         """The losses of the VAE, and the PSNR of its output."""
-        output = model(video, recompute=self.config.gradient_checkpointing)
+        output: TrainingOutput = model(video, recompute=self.config.gradient_checkpointing)
+        reconstruction = output.reconstruction
         with torch.no_grad():
-            figures = {"psnr": peak_signal_to_noise(output.video, video)}
+            psnr = peak_signal_to_noise(reconstruction.video, video)
         terms = self.video_losses.generator(
-            output,
+            reconstruction,
             video,
             discriminator=discriminator,
             last_layer=self.vae.decoder.head[-1].get_parameter("weight"),
             step=step,
         )
-        return StepLosses(terms, figures, output.video.detach())
+        regularizers, figures = self.video_losses.regularizers(
+            output, video, last_layer=self.vae.conv1.weight
+        )
+        figures = {"psnr": psnr, **figures}
+        return StepLosses(terms | regularizers, figures, reconstruction.video.detach())
 
     def discriminator(self) -> Discriminator:
         """A new discriminator and its losses."""
@@ -177,18 +198,18 @@ class VideoTraining:
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
         return Discriminator(model, losses, gan.start_step, gan.learning_rate)
 
-    def evaluate(self, vae: WanVAE) -> dict[str, float]:
+    def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """The mean scores over the held-out clips, which the processes share."""
         metrics = dict(METRICS)
         if self.video_losses.lpips is not None:
             metrics["lpips"] = partial(frame_lpips, self.video_losses.lpips)
-        return evaluate(vae, self.held_out, metrics, self.accelerator).means
+        return evaluate(trainee.vae, self.held_out, metrics, self.accelerator).means
 
-    def preview(self, vae: WanVAE, path: Path) -> None:
+    def preview(self, trainee: Trainee, path: Path) -> None:
         """Frames of held-out clips above their reconstructions."""
         shape = self.held_out[0].video.shape
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
-        picture = comparison_grid(vae, alike[:PREVIEWED_CLIPS])
+        picture = comparison_grid(trainee.vae, alike[:PREVIEWED_CLIPS])
         write_video(path, picture[:, None].cpu(), Fraction(1))
 
 

@@ -70,6 +70,7 @@ class Task:
         save_weights: writes the model to a file.
         load_weights: reads such a file into the model, whose parameters stay the same objects.
         discriminator: a second model that is trained against the first.
+        companion: a part of the model that ``save_weights`` leaves out. Only checkpoints keep it.
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
@@ -90,6 +91,7 @@ class Task:
     save_weights: Callable[[Any, Path], None]
     load_weights: Callable[[Any, Path], None]
     discriminator: Discriminator | None = None
+    companion: nn.Module | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
     preview: Callable[[Any, Path], None] | None = None
     begin_step: Callable[[Sequence[Any]], None] | None = None
