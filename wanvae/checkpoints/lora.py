@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wanvae.checkpoints.diffusers_layout import diffusers_names
 from wanvae.checkpoints.formats import Checkpoint, load
-from wanvae.checkpoints.pair import require_wan_vae, with_alpha_decoder
+from wanvae.checkpoints.pair import with_alpha_decoder
 from wanvae.config import RGBA, WanVAEConfig
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -149,7 +149,9 @@ def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be read, is no LoRA, or belongs to another model.
     """
-    config = require_wan_vae(base, path)
+    config = base.config
+    if not isinstance(config, WanVAEConfig):
+        raise CheckpointError(f"{path} changes a Wan VAE, and not a tiny autoencoder")
     file = open_tensors(path)
     tensors = file.tensors
     try:

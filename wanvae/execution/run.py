@@ -22,6 +22,7 @@ from wanvae.execution.plan import Plan, make_tiles
 from wanvae.execution.progress import Progress, TellingSteps
 from wanvae.execution.sharding import SharedTiles, share_out
 from wanvae.execution.tiling import Coding, CodingState, LocalTiles
+from wanvae.nn.kernels.dispatch import find_rehearsal
 
 # Role, hash of the shapes of the weights, dtype, process and number of processes.
 Identity: TypeAlias = "tuple[str, str, str, int, int]"
@@ -95,17 +96,21 @@ class Runner:
         """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""
         return choose_plan(self.network, self._workload(shape, latents), self.limits)
 
-    def estimate_memory(self, shape: Sequence[int]) -> int:
+    def estimate_memory(self, shape: Sequence[int], device: torch.device | None = None) -> int:
         """Returns the expected peak of memory for a clip ``(B, C, T, H, W)``, in bytes.
 
         The model and the clip are not counted.
+
+        Args:
+            device: where the network will run; None is where it is now.
 
         Raises:
             UserError: the limits cannot be kept.
         """
         latents = self.network.count_latents(shape[2])
-        plan = self.choose_plan(shape, latents)
-        return estimate_memory(self.network, self._workload(shape, latents), plan)
+        workload = self._workload(shape, latents, device)
+        plan = choose_plan(self.network, workload, self.limits)
+        return estimate_memory(self.network, workload, plan)
 
     def start(
         self,
@@ -149,12 +154,23 @@ class Runner:
             limits.processes,
         )
 
-    def _workload(self, shape: Sequence[int], latents: int | None) -> Workload:
-        """Returns what there is to do for an input ``(B, C, T, H, W)``."""
+    def _workload(
+        self, shape: Sequence[int], latents: int | None, device: torch.device | None = None
+    ) -> Workload:
+        """Returns what there is to do for an input ``(B, C, T, H, W)``, as ``estimate_memory``."""
         height, width = self._pixels(shape)
         like = first_parameter(self.network.layers)
-        offloads = like.device.type != "cpu"
-        return Workload(shape[0], shape[1], latents, height, width, like.dtype, offloads)
+        rehearsal = find_rehearsal(like.device if device is None else device)
+        return Workload(
+            shape[0],
+            shape[1],
+            latents,
+            height,
+            width,
+            like.dtype,
+            offloads=rehearsal != "cpu",
+            rehearsal=rehearsal,
+        )
 
     def _pixels(self, shape: Sequence[int]) -> tuple[int, int]:
         """Returns height and width of the frames in pixels."""

@@ -5,16 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from tests.helpers import random_video, tiny
 from wanvae.nn import ResidualBlock
 from wanvae.nn.kernels import convolution, dispatch, winograd
 from wanvae.nn.kernels.dispatch import (
+    IN_PLACE,
     PYTORCH,
     TABLE,
     Kernels,
     Observer,
     current_observer,
+    find_rehearsal,
     kernels_for,
 )
 from wanvae.nn.kernels.rms_norm import rms_norm_by_squares
@@ -115,6 +118,31 @@ def test_a_whole_model_gives_the_same_with_and_without_gradients(taken, changes)
     torch.testing.assert_close(vae.encode(video).mean, latents, rtol=0, atol=1e-9)
     torch.testing.assert_close(vae.decode(latents, clamp=False), decoded, rtol=0, atol=1e-9)
     assert {*taken} == {"time", "height", "phases"}
+
+
+@pytest.mark.parametrize(
+    ("gradients", "expected"), [(True, PYTORCH), (False, IN_PLACE)], ids=["training", "inference"]
+)
+def test_a_gpu_without_programs_is_like_any_other_device(monkeypatch, gradients, expected):
+    monkeypatch.setattr(dispatch, "has_programs", lambda device: device.index == 1)
+    with FakeTensorMode(), torch.set_grad_enabled(gradients):
+        old, new = (torch.empty(1, device=f"cuda:{index}") for index in range(2))
+        assert kernels_for(old) is expected
+        assert kernels_for(new) is TABLE[current_observer()]["cuda"]
+        found = [find_rehearsal(x.device) for x in (old, new)]
+    assert found == ["others", "cuda"]
+    assert [find_rehearsal(torch.device(kind)) for kind in ("cpu", "mps", "xpu")] == [
+        "cpu",
+        "mps",
+        "others",
+    ]
+
+
+def test_a_compiler_sees_no_trial_of_programs(monkeypatch):
+    monkeypatch.setattr(dispatch, "has_programs", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode():
+        assert kernels_for(torch.empty(1, device="cuda")) is TABLE[Observer.COMPILER]["cuda"]
 
 
 @pytest.mark.parametrize("gradients", [True, False])
