@@ -133,7 +133,7 @@ class VideoLosses:
             video: ``(B, C, T, H, W)`` in [-1, 1].
             discriminator: as PatchDiscriminator3D, perhaps wrapped; None is for steps without. Its
                 parameters get no gradients.
-            last_layer: the weight of the decoder's last layer, for an adaptive weight of "gan".
+            last_layer: what is trained of the last layer, for an adaptive weight of "gan".
             step: steps done before this one.
 
         Raises:

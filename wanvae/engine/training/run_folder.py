@@ -20,10 +20,9 @@ from wanvae.engine.files import FileError
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.processes import gather_from_processes
 from wanvae.engine.text import first_sentence
-from wanvae.engine.training.task import Task
+from wanvae.engine.training.task import WEIGHTS, Task
 from wanvae.errors import UserError
 
-WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 # The name of that file in runs of earlier versions.

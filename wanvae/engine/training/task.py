@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+WEIGHTS = "model.safetensors"
+
 
 @dataclass(frozen=True)
 class StepLosses:
@@ -81,6 +83,7 @@ class Task:
             them. None: there are no others.
         identify_start: gives a digest of the checkpoint that the model starts from, which tells
             whether it is the same when the run goes on. None: a new model.
+        result: name of the file in the folder of the run that gets the model at the end.
         describe_data: gives a line for each file or clip that is trained on, which tells whether it
             is the same when the run goes on.
     """
@@ -98,4 +101,5 @@ class Task:
     end_step: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
     config: DataclassInstance | None = None
     identify_start: Callable[[], str] | None = None
+    result: str = WEIGHTS
     describe_data: Callable[[], Iterable[str]] = tuple
