@@ -170,7 +170,9 @@ def write_json(path: Path, header: str, outcomes: Sequence[Outcome]) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the options; exits with status 2 for a bad option."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--device", default="cuda", help="where to check (default: cuda)")
     parser.add_argument("--size", choices=SIZES, default="full", help="of the model and frames")

@@ -288,7 +288,7 @@ def test_a_cut_video_is_reconstructed_as_far_as_it_goes(tmp_path: Path, vae: Wan
 
 
 def test_few_frames_are_held(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wanvae.execution.flow.STEP_PIXELS", 8 * 16 * 16)  # two groups
+    monkeypatch.setattr("wanvae.execution.cost.STEP_PIXELS", 8 * 16 * 16)  # two groups
     read: list[Frame] = []
     frames = (Frame(waves(1, 16, 16)[:, 0], index / 25) for index in range(51))
     encoded, ahead = 0, []

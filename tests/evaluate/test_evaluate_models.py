@@ -125,6 +125,6 @@ def live_frames(frames: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> i
 def test_memory_does_not_grow_with_the_length(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("wanvae.execution.flow.STEP_PIXELS", 8 * 16 * 16)
+    monkeypatch.setattr("wanvae.execution.cost.STEP_PIXELS", 8 * 16 * 16)
     counts = [live_frames(frames, monkeypatch, tmp_path) for frames in (40, 80)]
     assert counts[0] == counts[1] < 36

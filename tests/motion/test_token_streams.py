@@ -147,7 +147,7 @@ def test_a_push_that_failed_changes_nothing(name, monkeypatch):
     def failing(session, layer, piece):
         """A push that runs out of memory in the last convolution, and the same push again."""
         with monkeypatch.context() as patched, pytest.raises(MemoryError):
-            patched.setattr(layer, "step", out_of_memory)
+            patched.setattr(layer, "begin", out_of_memory)
             session.push(piece)
         return session.push(piece)
 

@@ -112,7 +112,7 @@ def test_the_report_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
         for side in ("ours", "diffusers"):
             kernels = result["kernels"][side]
             summary = result["summary"][side]
-            assert sum(kernel["launches"] for kernel in kernels) == summary["kernels"] > 100
+            assert sum(kernel["launches"] for kernel in kernels) == summary["kernels"] > 50
             multiply_adds = sum(one["launches"] * one["multiply_adds"] for one in kernels)
             assert summary["T multiply-adds"] == pytest.approx(multiply_adds / 1e12)
             assert summary["expected s"] == max(summary["device s"], summary["host s"])
