@@ -24,6 +24,7 @@ from wanvae.nn.kernels.attention import (
     attend_in_blocks,
 )
 from wanvae.nn.kernels.convolution import (
+    Convolve,
     allocate_convolution,
     convolve_by_onednn,
     convolve_by_pytorch,
@@ -35,17 +36,20 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_in_phases,
 )
 from wanvae.nn.kernels.gpu import fused
+from wanvae.nn.kernels.gradients import remember_recipe
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
     clone_to_pool,
     concatenate,
+    forget,
     join_in_native_dtype,
     join_in_place,
     pair_frames,
 )
 from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place
 from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
+from wanvae.nn.kernels.remaking import join_and_remake, rms_norm_and_remake
 from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
     rms_norm_by_squares,
@@ -74,6 +78,8 @@ class Kernels:
             ``(x, weight, bias)``.
         join: joins past and new frames to the input of a causal convolution: ``(past, x,
             pointwise, history)``. Returns the input, and the frames for the next piece or None.
+        remember: ``(past, x, pointwise, history)`` as for ``join``. Returns how to convolve what is
+            joined, if the backward pass can make it again; otherwise None, and ``convolve`` does.
         clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
         attend: attention over the positions of images: ``(layers, images)``.
@@ -92,6 +98,7 @@ class Kernels:
     join: Callable[
         [Tensor | None, Tensor, Sequence[PointwiseFunction], int], tuple[Tensor, Tensor | None]
     ]
+    remember: Callable[[Tensor | None, Tensor, Sequence[PointwiseFunction], int], Convolve | None]
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]
     attend: Callable[[Projections, Tensor], Tensor]
@@ -105,6 +112,7 @@ PYTORCH = Kernels(
     convolve=convolve_by_pytorch,
     convolve_doubled=convolve_doubled_by_pytorch,
     join=concatenate,
+    remember=forget,
     clone=clone,
     rms_norm=rms_norm_by_squares,
     attend=attend_at_once,
@@ -118,10 +126,14 @@ convolve_on_cpu = (
     convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
 )
 
-PYTORCH_ON_CPU = replace(
+# Keeps no input of a convolution for the backward pass that norm and activation can make again.
+TRAINING_ON_CPU = replace(
     PYTORCH,
     convolve=in_native_dtype_of_weights(convolve_on_cpu),
     convolve_doubled=in_native_dtype_of_weights(convolve_doubled_by_pytorch),
+    join=join_and_remake,
+    remember=remember_recipe,
+    rms_norm=rms_norm_and_remake,
 )
 
 COMPILED_ON_CPU = replace(
@@ -189,7 +201,7 @@ META_FOR_GPU = "meta for cuda"
 # The key None stands for every other device.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
-        "cpu": PYTORCH_ON_CPU,
+        "cpu": TRAINING_ON_CPU,
         "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
         None: PYTORCH,
