@@ -1,8 +1,8 @@
 """The table that says which function computes each operation, by observer and device.
 
 To add an algorithm, write it in its own file and name it in the rows where it is faster. For
-example, a fused CUDA kernel for inference belongs to ``Observer.NOBODY`` and ``"cuda"``, and a
-convolution with a backward pass of its own to ``Observer.AUTOGRAD``.
+example, a fused CUDA kernel for inference belongs to ``Observer.NOBODY`` and ``"cuda"``, and an
+operation with a backward pass of its own to ``Observer.AUTOGRAD``.
 """
 
 from __future__ import annotations

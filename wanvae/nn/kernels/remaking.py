@@ -28,7 +28,7 @@ ACTIVATIONS_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": lambda grad, y: torch.ops.aten.silu_backward(grad, y),
     "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
 }
-# Of a norm that is not limited, see ``inverse_norm``.
+# Vectors of at least this norm become 1 long, see ``inverse_norm``.
 SMALLEST_NORM = 1e-12
 
 
