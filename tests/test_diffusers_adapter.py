@@ -500,6 +500,13 @@ def test_other_lengths_lose_the_frames_that_diffusers_drops(frames: int) -> None
         vae.encode(video)
 
 
+def test_a_memory_limit_that_cannot_be_read_is_refused_at_once(ours: WanVAE) -> None:
+    vae = ours.as_diffusers()
+    with pytest.raises(UserError, match="cannot read 'much'"):
+        vae.enable_tiling(max_memory="much")
+    assert not vae.use_tiling
+
+
 @pytest.mark.parametrize("sides", [(20, 20), (30, 17), (4, 4)])
 def test_tile_sizes_are_rounded(sides: tuple[int, int]) -> None:
     vae, theirs = twins()

@@ -1,65 +1,27 @@
 """The video VAE against the reference, and the properties streaming rests on."""
 
 import copy
-import json
 import pickle
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 
 from tests.helpers import WAN22, random_video, randomize, run_steps, tiny
+from tools.golden import CASES, load_golden
 from wanvae import WanVAE, WanVAEConfig
-from wanvae.checkpoints.diffusers_layout import diffusers_names
 from wanvae.nn import BlockSpec, Decoder, Encoder
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.kernels import precision
 
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def load_golden(name: str) -> tuple[WanVAE, dict[str, torch.Tensor]]:
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        reference = json.loads(file.metadata()["config"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    config = WanVAEConfig(
-        dim=reference["dim"],
-        z_dim=reference["z_dim"],
-        dim_mult=tuple(reference["dim_mult"]),
-        num_res_blocks=reference["num_res_blocks"],
-        attn_scales=tuple(reference["attn_scales"]),
-        temporal_downsample=tuple(reference["temperal_downsample"]),
-        decoder_dim=reference.get("dec_dim"),
-        stage_shortcuts=name.startswith("wan22"),
-        patch_size=2 if name.startswith("wan22") else 1,
-        latents_mean=tuple(tensors["latents_mean"].tolist()),
-        latents_std=tuple(tensors["latents_std"].tolist()),
-    )
-    vae = WanVAE(config).eval()
-    prefix = "weights."
-    vae.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    )
-    return vae, tensors
-
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [
-        ("wan21_tiny", "1x3x1x32x48"),
-        ("wan21_tiny", "1x3x5x40x24"),
-        ("wan21_tiny", "1x3x17x16x16"),
-        ("wan21_tiny", "2x3x9x32x48"),
-        ("wan21_attn_tiny", "1x3x9x32x32"),
-        ("wan22_tiny", "1x3x1x32x48"),
-        ("wan22_tiny", "1x3x9x32x64"),
-    ],
+    [(name, case) for name, cases in CASES.items() if name.startswith("wan2") for case in cases],
 )
 @torch.no_grad()
 def test_matches_the_official_model(name, case):
@@ -82,36 +44,10 @@ def test_matches_the_official_model(name, case):
 @pytest.fixture
 def qwen21() -> tuple[WanVAE, dict[str, torch.Tensor]]:
     """A small VAE of Qwen-Image 2.1, and what its own code computes with the same weights."""
-    with safe_open(GOLDEN / "qwen21_tiny.safetensors", "pt") as file:
-        reference = json.loads(file.metadata()["config"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    config = WanVAEConfig(
-        dim=reference["base_dim"],
-        decoder_dim=reference["decoder_base_dim"],
-        z_dim=reference["z_dim"],
-        dim_mult=tuple(reference["dim_mult"]),
-        num_res_blocks=reference["num_res_blocks"],
-        temporal_downsample=tuple(reference["temperal_downsample"]),
-        in_channels=reference["in_channels"],
-        out_channels=reference["out_channels"],
-        stage_shortcuts=True,
-        ndim=2,
-        latents_mean=tuple(tensors["latents_mean"].tolist()),
-        latents_std=tuple(tensors["latents_std"].tolist()),
-    )
-    vae = WanVAE(config).eval()
-    names = diffusers_names(len(config.dim_mult), config.num_res_blocks, nested=True)
-    # The code of diffusers is 2D: its kernels have no axis of time.
-    vae.load_state_dict(
-        {
-            name: tensors[f"weights.{names[name]}"].reshape(own.shape)
-            for name, own in vae.state_dict().items()
-        }
-    )
-    return vae, tensors
+    return load_golden("qwen21_tiny")
 
 
-@pytest.mark.parametrize("case", ["1x4x1x32x48", "2x4x1x16x16"])
+@pytest.mark.parametrize("case", CASES["qwen21_tiny"])
 @torch.no_grad()
 def test_matches_the_vae_of_qwen_image_21(qwen21, case):
     vae, tensors = qwen21

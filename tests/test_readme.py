@@ -330,7 +330,7 @@ def names_of_options() -> frozenset[str]:
 def names_of_the_api() -> frozenset[str]:
     """What can be called, passed or read on the objects that people use."""
     known = chain.from_iterable(names_on(thing) for owners in things().values() for thing in owners)
-    return frozenset(known) | {"step", "forward", "vae"}
+    return frozenset(known) | {"step", "forward", "vae", *wanvae.__all__}
 
 
 def names_on(thing: object) -> set[str]:

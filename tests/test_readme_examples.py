@@ -36,11 +36,13 @@ from tests.hub_server import HubServer
 from tests.latents.caches import musubi, natural
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, ROOT, call_of
+from tests.rerunning import Rerunner
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
 from tests.two_devices import DEVICES, run_example
 from wanvae import TinyVAE, WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
+from wanvae.execution import graphs
 from wanvae.video import probe
 
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -271,6 +273,14 @@ def test_progress(
     assert_close(names["video"], vae.decode(latents))
     shares = capsys.readouterr().out.split("\r")
     assert len(shares) > 10 and shares[-2:] == ["100%", ""]
+
+
+def test_graphs(vae: WanVAE, latents: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "CUDARecorder", Rerunner)
+    expected = vae.decode(latents)
+    names = run_python("replay steps on a GPU", vae=vae, latents=latents)
+    assert_close(names["video"], expected)
+    assert_close(names["frames"], expected[:, :, -4:])
 
 
 def test_several_devices(folder: Path, vae: WanVAE, video: Tensor, latents: Tensor) -> None:

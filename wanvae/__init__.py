@@ -2,6 +2,7 @@
 
 from wanvae.config import WanVAEConfig
 from wanvae.dataset.reader import LatentDataset
+from wanvae.execution.graphs import CUDAGraphs
 from wanvae.model import Reconstruction, WanVAE
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
@@ -10,6 +11,7 @@ from wanvae.tiny_config import TinyVAEConfig
 __version__ = "0.1.0"
 
 __all__ = [
+    "CUDAGraphs",
     "LatentDataset",
     "Posterior",
     "Reconstruction",

@@ -20,6 +20,7 @@ from wanvae.engine.tensors import check_is_tensor
 from wanvae.errors import UserError
 from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.flow import first_parameter
+from wanvae.execution.graphs import CUDAGraphs
 from wanvae.execution.limits import Limits, Memory, Processes, TileSize
 from wanvae.execution.network import Network
 from wanvae.execution.progress import Progress
@@ -88,6 +89,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
         progress: Progress | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> Posterior:
         """Returns the posterior of a video ``(B, C, T, H, W)`` in [-1, 1].
 
@@ -104,7 +106,10 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             shard: an ``Accelerator`` or ``PartialState``. All its processes call this method with
                 the same video and share the work. Each process gets the posterior.
             progress: a function that is told the share of the work that is done, from 0 to 1, after
-                the step of each layer. What it raises ends the call. Compiled steps tell nothing.
+                the step of each layer. What it raises ends the call. Compiled steps and
+                graphs tell nothing.
+            graphs: records the steps of whole frames on a GPU, and replays them. The same object
+                serves all calls and sessions that shall share its graphs.
 
         Raises:
             UserError: T is not 1 + 4n, H, W or ``tile_size`` is not a multiple of 8, or
@@ -112,7 +117,12 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             NotFiniteError: the video has values that are NaN or infinite, or the output has.
         """
         moments = self.encode_moments(
-            video, tile_size=tile_size, max_memory=max_memory, shard=shard, progress=progress
+            video,
+            tile_size=tile_size,
+            max_memory=max_memory,
+            shard=shard,
+            progress=progress,
+            graphs=graphs,
         )
         return Posterior.from_moments(moments)
 
@@ -125,10 +135,11 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
         progress: Progress | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> Tensor:
         """Returns mean and logvar of ``encode`` in one tensor ``(B, 2 * z_dim, T, H, W)``."""
         self.check_clip(video)
-        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard), graphs)
         moments = runner.run(video, progress)
         check_result(moments, video, decoding=False)
         return moments
@@ -143,6 +154,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         max_memory: Memory | None = None,
         shard: Processes | None = None,
         progress: Progress | None = None,
+        graphs: CUDAGraphs | None = None,
         output_device: torch.device | str | None = None,
     ) -> Tensor:
         """Returns the video ``(B, C, 1 + 4n, 8H, 8W)`` of raw latents ``(B, z_dim, 1 + n, H, W)``.
@@ -163,6 +175,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
                 the same latents and share the work. The first process gets the video, the others
                 get a video without frames.
             progress: as for ``encode``.
+            graphs: as for ``encode``.
             output_device: the device of the video; None is the device of the model. With "cpu",
                 frames leave a GPU while the GPU decodes the next ones, so a long video need not
                 fit on the GPU. Tiles are still put together on the GPU.
@@ -174,7 +187,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         """
         self.check_latents(latents)
         check_input(latents, "latents")
-        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard), graphs)
         device = None if output_device is None else torch.device(output_device)
         video = runner.run(latents, progress, device)
         check_result(video, latents, decoding=True)
@@ -187,6 +200,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> StreamEncoder:
         """Returns a session that encodes frames as they come.
 
@@ -195,8 +209,9 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             tile_size, max_memory: as for ``encode``. A session keeps the state of every tile, so
                 it needs a larger ``max_memory`` than a clip.
             shard: as for ``encode``. Each process continues from its own state.
+            graphs: as for ``encode``. The state of a session never lies in memory of a graph.
         """
-        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.encoder_network(), Limits(tile_size, max_memory, shard), graphs)
         return StreamEncoder(runner, self.check_video, state)
 
     def stream_decode(
@@ -207,6 +222,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         tile_size: TileSize | None = None,
         max_memory: Memory | None = None,
         shard: Processes | None = None,
+        graphs: CUDAGraphs | None = None,
     ) -> StreamDecoder:
         """Returns a session that decodes latents as they come.
 
@@ -216,8 +232,9 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
             tile_size, max_memory: as for ``decode``. A session keeps the state of every tile, so
                 it needs a larger ``max_memory`` than a clip.
             shard: as for ``decode``. Each process continues from its own state.
+            graphs: as for ``encode``. The state of a session never lies in memory of a graph.
         """
-        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard))
+        runner = self._runner(self.decoder_network(), Limits(tile_size, max_memory, shard), graphs)
         return StreamDecoder(runner, self.check_latents, state, clamp=clamp)
 
     def compile(self, **options: Any) -> None:
@@ -305,8 +322,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self.warn_of_statistics(stacklevel=4)
         return statistics_like(latents, self.config.latents_mean, self.config.latents_std)
 
-    def _runner(self, network: Network, limits: Limits) -> Runner:
-        return Runner(network, limits, self.compilation)
+    def _runner(self, network: Network, limits: Limits, graphs: CUDAGraphs | None) -> Runner:
+        return Runner(network, limits, self.compilation, graphs)
 
     def _check_tensor(self, x: Tensor, name: str, channels: int) -> None:
         check_is_tensor(x, name)

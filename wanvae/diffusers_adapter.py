@@ -32,6 +32,7 @@ from wanvae.checkpoints.formats import diffusers_differences
 from wanvae.config import WAN22, WanVAEConfig
 from wanvae.engine.config import check_option
 from wanvae.errors import UserError
+from wanvae.execution.budget import parse_memory
 from wanvae.execution.limits import Memory, TileSize
 from wanvae.nn import State, Unpatchify
 from wanvae.tiny_config import TinyVAEConfig
@@ -155,7 +156,7 @@ def make_empty(config: WanVAEConfig, class_name: DiffusersClass) -> DiffusersVAE
     for difference in diffusers_differences(config, class_name):
         raise UserError(
             f"{class_name} of diffusers has no {difference}; encode and decode with the methods "
-            "of the WanVAE itself"
+            "of the model itself"
         )
     kind = getattr(diffusers, class_name, None)
     if kind is None:
@@ -206,12 +207,12 @@ class Bridge(Generic[Ours]):
 
     Attributes:
         ours: the model that does the work.
-        max_memory: the limit that ``enable_tiling`` was given.
+        max_memory: bytes, the limit that ``enable_tiling`` was given.
     """
 
     def __init__(self, ours: Ours, theirs: DiffusersVAE) -> None:
         self.ours = ours
-        self.max_memory: Memory | None = None
+        self.max_memory: int | None = None
         # Weak, because a circle would keep the memory of a deleted pipeline.
         self._reference = weakref.ref(theirs)
         self._kinds = {name: type(layer) for name, layer in theirs.named_modules()}
@@ -241,14 +242,18 @@ class Bridge(Generic[Ours]):
                 diffusers runs, because exact tiles are not blended.
             max_memory: text like "4GB", or bytes. Steps and tiles are chosen to fit this limit,
                 and the tile size is not used.
+
+        Raises:
+            UserError: the text cannot be read.
         """
+        limit = None if max_memory is None else parse_memory(max_memory)
         self._own("enable_tiling")(
             tile_sample_min_height,
             tile_sample_min_width,
             tile_sample_stride_height,
             tile_sample_stride_width,
         )
-        self.max_memory = max_memory
+        self.max_memory = limit
 
     def encode(self, x: Tensor) -> Tensor:
         """Returns the moments ``(B, 2 * z_dim, 1 + n, H / 8, W / 8)`` of a video.

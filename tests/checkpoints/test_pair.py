@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.helpers import tiny
+from tests.helpers import WAN_ALPHA, tiny, tiny_autoencoder
 from wanvae import WanVAE
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.diffusers_layout import diffusers_names
@@ -94,6 +94,27 @@ def test_models_that_are_no_pair_are_refused(
     files = official(tmp_path / "rgb.pth", base), official(tmp_path / "alpha.pth", alpha)
     with pytest.raises(CheckpointError, match=rf"alpha\.pth cannot be the alpha.*{message}"):
         WanVAE.from_pretrained(files[0], alpha=files[1])
+
+
+@pytest.mark.parametrize("tiny_one", ["rgb", "alpha"])
+def test_a_tiny_autoencoder_is_no_half_of_a_pair(
+    tmp_path: Path, base: WanVAE, tiny_one: str
+) -> None:
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("rgb", "alpha")}
+    for name, path in files.items():
+        (tiny_autoencoder() if name == tiny_one else base).float().save_pretrained(path)
+    with pytest.raises(CheckpointError, match=r"alpha\.safetensors cannot be the alpha.*is a tiny"):
+        WanVAE.from_pretrained(files["rgb"], alpha=files["alpha"])
+
+
+def test_a_pair_is_known_without_its_config(tmp_path: Path) -> None:
+    """As the node VAESave of ComfyUI writes it."""
+    vae, path = tiny(**WAN_ALPHA).float(), tmp_path / "saved.safetensors"
+    save_file({name: x.contiguous() for name, x in vae.state_dict().items()}, path)
+    loaded = WanVAE.from_pretrained(path)
+    assert loaded.config == vae.config
+    latents = torch.randn(1, 2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.decode(latents), vae.decode(latents))
 
 
 @pytest.mark.parametrize("layout", [Layout.WAN, Layout.DIFFUSERS, Layout.QWEN_IMAGE])

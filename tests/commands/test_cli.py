@@ -375,7 +375,7 @@ def test_a_plan_for_a_gpu_is_the_plan_that_a_gpu_chooses(
     monkeypatch.setattr("wanvae.commands.plan.Planner", planner)
     size = "plan", "--checkpoint", files / "vae.safetensors", "--height", 64, "--width", 96
     size = *size, "--frames", 9, "--max-memory"
-    limit = "1.7MB"
+    limit = "1.4MB"
     lines = run(*size, limit, "--device", "cuda")[0].splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "encode",

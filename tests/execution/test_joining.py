@@ -60,6 +60,21 @@ def test_a_video_is_decoded_to_another_device():
     assert elsewhere.is_meta and elsewhere.shape == video.shape
 
 
+def test_memory_that_a_gpu_can_write_to_is_not_needed(monkeypatch):
+    """Systems limit it."""
+    asked = []
+
+    def empty(shape, *, dtype, pin_memory=False):
+        asked.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(joining, "torch", SimpleNamespace(empty=empty))
+    assert joining.allocate_on_host((2, 3), torch.float16).shape == (2, 3)
+    assert asked == [True, False]
+
+
 class Stream:
     """A stream of a GPU that does nothing before it has waited for what it reads."""
 

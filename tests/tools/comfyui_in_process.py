@@ -290,6 +290,18 @@ def manage() -> dict[str, Any]:
     return found
 
 
+def save() -> dict[str, Any]:
+    """ComfyUI saves our VAE, and its own VAE loads the file."""
+    import comfy.utils
+
+    folder_paths.set_output_directory(str(Path(FOLDER) / "saved"))
+    call(load_extras("nodes_model_merging.py")["VAESave"], load_ours(), "vae")
+    (path,) = (Path(FOLDER) / "saved").iterdir()
+    loaded, native = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path))), load_native()
+    latents = native.encode(make_frames(1, 32, 48))
+    return {"levels": find_levels(loaded.decode(latents), native.decode(latents))}
+
+
 def third_interface() -> dict[str, Any]:
     """A folder that has nothing but an entry point is loaded through it."""
     folder = Path(FOLDER) / "third"
@@ -365,6 +377,7 @@ TASKS = {
     "sample": sample,
     "edit": edit,
     "manage": manage,
+    "save": save,
     "third": third_interface,
     "measure native": lambda: measure(load_native()),
     "measure ours": lambda: measure(load_ours()),

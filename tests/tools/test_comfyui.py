@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.helpers import QWEN21, WAN22, WAN_ALPHA, random_video, tiny, tiny_autoencoder
@@ -305,6 +306,14 @@ def test_alpha_is_padded_and_dropped(nodes: Nodes) -> None:
     assert decoded.shape == (2, 64, 64, 4)
 
 
+@pytest.mark.parametrize("name", ["tiny.safetensors", "qwen21.safetensors"])
+def test_gray_images_are_encoded_as_gray(nodes: Nodes, name: str) -> None:
+    vae, gray = nodes.load(name), frames(1)[..., :1]
+    torch.testing.assert_close(vae.encode(gray), vae.encode(gray.repeat(1, 1, 1, 3)), **CLOSE)
+    with pytest.raises(UserError, match="gray, RGB or RGBA, not of 2 channels"):
+        vae.encode(frames(1)[..., :2])
+
+
 def test_a_pair_of_wan_alpha_decodes_alpha(nodes: Nodes, models: Path) -> None:
     vae = nodes.load("alpha.safetensors")
     assert vae.decode(vae.encode(frames(5))).shape == (1, 5, 64, 64, 4)
@@ -396,6 +405,36 @@ def test_a_tiny_autoencoder_previews(nodes: Nodes) -> None:
         nodes("LoadTinyVAE", name="full.safetensors")
 
 
+@pytest.mark.parametrize("size", [(5, 64), (64, 5)])
+def test_images_too_small_to_encode_are_refused(nodes: Nodes, size: tuple[int, int]) -> None:
+    vae = nodes.load()
+    with pytest.raises(UserError, match=f"at least 8x8 pixels, not 1 of {size[0]}x{size[1]}"):
+        vae.encode(frames(1, *size))
+    with pytest.raises(UserError, match="at least 8x8 pixels, not 0 of 64x64"):
+        vae.encode(frames(1)[:0])
+
+
+def test_latents_of_another_model_are_refused(nodes: Nodes) -> None:
+    vae = nodes.load()
+    for shape in ((1, 4, 8, 8), (1, 64, 22), (1, 16, 1, 8, 8)):
+        with pytest.raises(UserError, match=f"latents of 2 channels, not of {shape[1]}"):
+            vae.decode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_saved(nodes: Nodes, models: Path, name: str) -> None:
+    """As the node VAESave does, which knows no metadata of ours."""
+    vae = nodes.load(name)
+    saved = models / "vae" / "saved.safetensors"
+    save_file(vae.get_sd(), saved)
+    try:
+        loaded = nodes.load(saved.name)
+    finally:
+        saved.unlink()
+    latents = torch.randn(1, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.decode(latents), vae.decode(latents), **CLOSE)
+
+
 def test_custom_nodes_call_the_first_stage_model(nodes: Nodes) -> None:
     vae = nodes.load()
     video = random_video(7, 64, 64).float()
@@ -407,6 +446,21 @@ def test_custom_nodes_call_the_first_stage_model(nodes: Nodes) -> None:
     image = nodes.load("qwen21.safetensors").first_stage_model
     latents = image.encode(random_video(1, 16, 16, channels=4)[:, :, 0].float())
     assert latents.shape == (1, 2, 4, 4) and image.decode(latents).shape == (1, 4, 16, 16)
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_memory_is_asked_for_the_device_that_a_model_will_run_on(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, decoding: bool
+) -> None:
+    """A GPU takes longer steps. Models that are not in use wait in the memory of the host."""
+    vae, device = nodes.load(), torch.device("cuda")
+    network = vae.vae.decoder_network() if decoding else vae.vae.encoder_network()
+    shape = (1, 2, 9, 32, 32) if decoding else (1, 3, 33, 256, 256)
+    expected = Runner(network).estimate_memory(shape, device)
+    assert expected > Runner(network).estimate_memory(shape)
+    monkeypatch.setattr(vae, "device", device)
+    asked = vae.memory_used_decode(shape) if decoding else vae.memory_used_encode(shape)
+    assert asked == expected
 
 
 @pytest.mark.parametrize("decoding", [False, True])

@@ -115,6 +115,10 @@ def test_comfyui_manages_the_model(folder: Path) -> None:
     assert seconds < 1
 
 
+def test_comfyui_saves_the_model(folder: Path) -> None:
+    assert run_task(folder, "save") == {"levels": 0}
+
+
 def test_the_third_interface(folder: Path) -> None:
     assert run_task(folder, "third") == {"equal": True}
 

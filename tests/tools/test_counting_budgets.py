@@ -17,6 +17,8 @@ from wanvae import WanVAE, WanVAEConfig
 from wanvae.execution.budget import Planner
 from wanvae.execution.cost import Workload
 from wanvae.execution.plan import make_default_plan
+from wanvae.nn.kernels import dispatch
+from wanvae.nn.kernels.dispatch import Observer
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="only PyTorch for CUDA knows what a GPU would run"
@@ -87,15 +89,23 @@ def test_a_long_clip_against_diffusers(direction: str) -> None:
 
 
 @pytest.mark.parametrize(("direction", "slack"), [("decode", 0.01), ("encode", 0.1)])
-def test_plans_for_gpus_expect_the_memory_that_is_counted(direction: str, slack: float) -> None:
+@pytest.mark.parametrize("rehearsal", ["cuda", "mps", "others"])
+def test_plans_for_gpus_expect_the_memory_that_is_counted(
+    monkeypatch: pytest.MonkeyPatch, rehearsal: str, direction: str, slack: float
+) -> None:
     """Except that PyTorch's fake ``cat`` keeps its inputs for a while, which counts in encode."""
     frames, latents = 17, 5
+    if rehearsal == "others":
+        monkeypatch.setattr(dispatch, "has_programs", lambda _: False)
+    elif rehearsal == "mps":
+        inference = dispatch.TABLE[Observer.NOBODY]
+        monkeypatch.setitem(inference, "cuda", inference["mps"])
     with torch.device("meta"):
         vae = WanVAE(WanVAEConfig()).bfloat16().eval()
     decodes = direction == "decode"
     network = vae.decoder_network() if decodes else vae.encoder_network()
     channels = vae.config.z_dim if decodes else 3
-    workload = Workload(1, channels, latents, *MIDDLE, torch.bfloat16, offloads=True)
+    workload = Workload(1, channels, latents, *MIDDLE, torch.bfloat16, True, rehearsal)
     plan = make_default_plan(network, *MIDDLE, None, workload.step_pixels)
     expected = Planner(network, overhead=0).memory(workload, plan)
     counted = work_of("ours", direction, frames, MIDDLE).peak

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from wanvae.engine.checkpoint import load_tensors, read_tensors, write_tensors
 from wanvae.train.discriminator import AVERAGE_KEPT, PatchDiscriminator3D
@@ -78,3 +79,17 @@ def test_its_file_keeps_weights_and_averages(tmp_path):
     assert after.real_average != 0
     assert torch.equal(after.real_average, before.real_average)
     assert torch.equal(after.fake_average, before.fake_average)
+
+
+@pytest.mark.parametrize("size", [(1, 7, 9), (4, 8, 8), (6, 9, 15)])
+def test_edges_are_repeated_to_whole_patches(size: tuple[int, int, int]) -> None:
+    discriminator = PatchDiscriminator3D(3, 4, layers=3)
+    clip = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    time, space = discriminator.factors
+    frames, height, width = size
+    padding = (0, -width % space, 0, -height % space, -frames % time, 0)
+    filled, expected = discriminator.fill_patches(clip), F.pad(clip, padding, mode="replicate")
+    assert torch.equal(filled, expected)
+    weights = torch.randn_like(filled)
+    found, wanted = (torch.autograd.grad((y * weights).sum(), clip) for y in (filled, expected))
+    torch.testing.assert_close(found, wanted)

@@ -16,7 +16,8 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 
 from wanvae import TinyVAE, WanVAE
-from wanvae.config import WanVAEConfig
+from wanvae.config import RGB, WanVAEConfig
+from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
 from wanvae.execution.limits import Limits, Memory
 from wanvae.execution.network import Network
@@ -143,6 +144,10 @@ class ExactVAE(VAE):
         """Changes pixels in [-1, 1] to pixels in [0, 1], and returns them."""
         return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
 
+    def get_sd(self) -> dict[str, Tensor]:
+        """Returns the tensors by their names in official files, as the node VAESave writes them."""
+        return {name: x.contiguous() for name, x in super().get_sd().items()}
+
     def vae_output_dtype(self) -> torch.dtype:
         """Returns the dtype of images and latents between nodes."""
         of_comfyui: Callable[[], torch.dtype] | None = getattr(
@@ -163,7 +168,7 @@ class ExactVAE(VAE):
             for side in (height, width)
         ]
         network = self.vae.encoder_network()
-        return Runner(network).estimate_memory((1, config.in_channels, length, *sides))
+        return Runner(network).estimate_memory((1, config.in_channels, length, *sides), self.device)
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> int:
         """Returns the bytes that decoding takes: ``shape`` is ``(B, C, H, W)`` or with latents.
@@ -172,16 +177,28 @@ class ExactVAE(VAE):
         """
         channels, *latents, height, width = shape[1:]
         clip = (1, channels, latents[0] if latents else 1, height, width)
-        return Runner(self.vae.decoder_network()).estimate_memory(clip)
+        return Runner(self.vae.decoder_network()).estimate_memory(clip, self.device)
 
     def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
         """Returns images ``(..., H, W, C)`` with sides and channels as the model takes them.
 
-        What is over a multiple of the spatial factor is cropped, half of it at each side. Missing
-        alpha is opaque; more channels than the model has are dropped.
+        What is over a multiple of the spatial factor is cropped, half of it at each side. One
+        channel is gray. Missing alpha is opaque; more channels than the model has are dropped.
+
+        Raises:
+            UserError: nothing is left, or there are two channels.
         """
+        if pixels.shape[-1] == 1:
+            pixels = pixels.expand(*pixels.shape[:-1], RGB)
         height, width, channels = pixels.shape[-3:]
         factor, wanted = self.vae.config.spatial_factor, self.vae.config.in_channels
+        if min(height, width) < factor or not pixels.numel():
+            raise UserError(
+                f"the VAE encodes images of at least {factor}x{factor} pixels, not "
+                f"{prod(pixels.shape[:-3])} of {height}x{width}"
+            )
+        if channels < RGB:
+            raise UserError(f"images must be gray, RGB or RGBA, not of {channels} channels")
         rest = height % factor, width % factor
         if any(rest):
             kept = height - rest[0], width - rest[1]
@@ -264,7 +281,16 @@ class ExactVAE(VAE):
         return latents[:, :, 0] if self.latent_dim == 2 else latents
 
     def decode_with(self, options: Options, latents: Tensor) -> Tensor:
-        """Returns what ``decode`` returns, with tiles and a memory limit."""
+        """Returns what ``decode`` returns, with tiles and a memory limit.
+
+        Raises:
+            UserError: the latents are of another model.
+        """
+        if latents.shape[1] != self.latent_channels:
+            raise UserError(
+                f"this VAE decodes latents of {self.latent_channels} channels, not of "
+                f"{latents.shape[1]}: take the VAE of the diffusion model, and empty latents for it"
+            )
         if self.latent_dim == 2 and latents.dim() == 5:
             latents = latents.movedim(2, 1).flatten(0, 1)
         clips = latents.unsqueeze(2) if latents.dim() == 4 else latents
@@ -314,7 +340,7 @@ class ExactVAE(VAE):
         """Returns the limits of a run on a clip, after ComfyUI has loaded the model."""
         asked = Limits(options.tile_size, options.max_memory)  # refuses both
         limit = self.max_memory if asked.max_memory is None else parse_memory(asked.max_memory)
-        need = Runner(network, Limits(options.tile_size)).estimate_memory(clip.shape)
+        need = Runner(network, Limits(options.tile_size)).estimate_memory(clip.shape, self.device)
         model_management.load_models_gpu(
             [self.patcher],
             memory_required=need if limit is None else min(need, limit),

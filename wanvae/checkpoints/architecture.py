@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from wanvae.config import Half, WanVAEConfig
+from wanvae.config import RGBA, Half, WanVAEConfig
 from wanvae.errors import UserError
 
 # Side of the patches of published models.
@@ -17,6 +17,8 @@ PATCH = 2
 PIXELS = (3, 4)
 # Channels of the last layer of published decoders that upscale by 2.
 UPSCALED = 12
+# The decoder of alpha inside the decoder of colour.
+ALPHA_DECODER = "decoder.alpha."
 
 
 @dataclass
@@ -43,7 +45,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
     A model whose kernels have no extent in time is an image model. A model with stage shortcuts has
     patches of 2x2 pixels if its layers read and write as many channels as such patches of RGB or
     RGBA have. Any other model whose decoder returns four times the channels of the video upscales
-    by 2.
+    by 2. A model with a decoder inside its decoder decodes alpha with it.
 
     Raises:
         UserError: a tensor that tells the architecture is missing or has an impossible shape; the
@@ -76,7 +78,10 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         stage_shortcuts=nested,
         ndim=2 if images else 3,
     )
-    return replace(config, **channel_fields(first, last, patch_size))
+    config = replace(config, **channel_fields(first, last, patch_size))
+    if any(name.startswith(ALPHA_DECODER) for name in tensors):
+        return replace(config, alpha_decoder=True, out_channels=RGBA)
+    return config
 
 
 def patch_of(*channels: int, images: bool) -> int:

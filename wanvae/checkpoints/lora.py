@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wanvae.checkpoints.diffusers_layout import diffusers_names
 from wanvae.checkpoints.formats import Checkpoint
-from wanvae.checkpoints.pair import require_wan_vae, with_alpha_decoder
+from wanvae.checkpoints.pair import with_alpha_decoder
 from wanvae.config import RGBA, WanVAEConfig
 from wanvae.engine.checkpoint import CheckpointError, open_tensors
 from wanvae.engine.stored_tensors import StoredTensors
@@ -71,7 +71,9 @@ def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be read, is no LoRA, or belongs to another model.
     """
-    config = require_wan_vae(base, path)
+    config = base.config
+    if not isinstance(config, WanVAEConfig):
+        raise CheckpointError(f"{path} changes a Wan VAE, and not a tiny autoencoder")
     tensors = open_tensors(path).tensors
     try:
         others = [name for name in tensors if OTHERS.fullmatch(name)]

@@ -7,13 +7,13 @@ from os import PathLike
 
 import torch
 
+from wanvae.checkpoints.architecture import ALPHA_DECODER
 from wanvae.checkpoints.formats import Checkpoint
 from wanvae.config import RGB, RGBA, WanVAEConfig
 from wanvae.engine.stored_tensors import CheckpointError, StoredTensors
 from wanvae.engine.text import first_few
 
 DECODER = "decoder."
-ALPHA_DECODER = "decoder.alpha."
 # Layers of the decoder that both models share.
 SHARED = ("conv2.weight", "conv2.bias")
 
@@ -29,7 +29,8 @@ def join_alpha(colour: Checkpoint, alpha: Checkpoint, source: str | PathLike[str
     Raises:
         CheckpointError: a model has no decoder of RGB, or the decoders do not fit together.
     """
-    configs = [require_wan_vae(model, source) for model in (colour, alpha)]
+    if not (isinstance(colour.config, WanVAEConfig) and isinstance(alpha.config, WanVAEConfig)):
+        raise unfit(source, "both must be Wan VAEs, but one is a tiny autoencoder")
     for model in (colour, alpha):
         if not any(name.startswith(DECODER) for name in model.tensors):
             raise unfit(source, "a pair of models for colour and alpha needs both decoders")
@@ -41,7 +42,7 @@ def join_alpha(colour: Checkpoint, alpha: Checkpoint, source: str | PathLike[str
             )
     if problem := difference(colour.tensors, alpha.tensors):
         raise unfit(source, problem)
-    config = replace(configs[0], alpha_decoder=True, out_channels=RGBA)
+    config = replace(colour.config, alpha_decoder=True, out_channels=RGBA)
     unused = unequal_encoder(colour.tensors, alpha.tensors)
     notes = (
         (f"the encoder beside the decoder of alpha is another one and is not used: {unused}",)
@@ -50,13 +51,6 @@ def join_alpha(colour: Checkpoint, alpha: Checkpoint, source: str | PathLike[str
     )
     tensors = with_alpha_decoder(colour.tensors, alpha.tensors)
     return replace(colour, config=config, tensors=tensors, notes=(*colour.notes, *notes))
-
-
-def require_wan_vae(model: Checkpoint, source: str | PathLike[str]) -> WanVAEConfig:
-    """Returns the config of a model; raises CheckpointError if it is a tiny autoencoder."""
-    if not isinstance(model.config, WanVAEConfig):
-        raise CheckpointError(f"{source} changes a Wan VAE, and not a tiny autoencoder")
-    return model.config
 
 
 def with_alpha_decoder(colour: StoredTensors, alpha: StoredTensors) -> StoredTensors:

@@ -22,6 +22,7 @@ from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan
 from wanvae.execution.sharding import estimate_speedup, share_out
 from wanvae.model import make_model
+from wanvae.nn.kernels.dispatch import find_rehearsal
 
 
 def plan(arguments: Namespace) -> None:
@@ -31,7 +32,8 @@ def plan(arguments: Namespace) -> None:
     check_length(config, arguments.frames)
     latents = 1 + (arguments.frames - 1) // config.temporal_factor
     limits = Limits(arguments.tile_size, arguments.max_memory)
-    offloads = (arguments.device or default_device()) != "cpu"
+    rehearsal = find_rehearsal(torch.device(arguments.device or default_device()))
+    offloads = rehearsal != "cpu"
     with torch.device("meta"):
         vae = make_model(config).to(DTYPES[arguments.dtype])
     networks: dict[str, Network] = {}
@@ -44,7 +46,8 @@ def plan(arguments: Namespace) -> None:
         channels = config.z_dim if decoding else config.in_channels
         scale = config.upscale_factor if decoding else 1
         sides = scale * arguments.height, scale * arguments.width
-        workload = Workload(1, channels, latents, *sides, DTYPES[arguments.dtype], offloads)
+        dtype = DTYPES[arguments.dtype]
+        workload = Workload(1, channels, latents, *sides, dtype, offloads, rehearsal)
         planner = Planner(network)
         chosen = planner.choose(workload, limits)
         print(f"{task}: {describe(planner, workload, chosen)}")

@@ -265,7 +265,7 @@ class Planner:
     @contextmanager
     def _meter(self, workload: Workload, x: Tensor) -> Iterator[MemoryMeter]:
         """Measures the memory of a run on ``x``, without model and input."""
-        device = "cuda" if workload.offloads else "cpu"
+        device = workload.rehearsal if workload.offloads else "cpu"
         with MemoryMeter([x, *self._parameters]) as meter, rehearsing(device):
             yield meter
 

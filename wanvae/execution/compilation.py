@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from wanvae.nn import State
+from wanvae.execution.nested import copy_tensors
+from wanvae.nn import State, Streaming
 from wanvae.nn.sequential import step_through
+
+# Runs a step of all layers of a stage, for an input and the states of the layers; None starts a
+# stream.
+StepOfStage: TypeAlias = Callable[
+    [Sequence[Streaming], Tensor, "tuple[State, ...] | None"], "tuple[Tensor, tuple[State, ...]]"
+]
+# Modes of ``torch.compile`` that record CUDA graphs.
+MODES_WITH_GRAPHS = ("max-autotune", "reduce-overhead")
 
 # How often a step may be compiled. Each size needs a few compilations: encoder and decoder, first
 # step and later steps. After PyTorch's own limit of 8, new sizes run without compilation.
@@ -50,8 +59,24 @@ class Compilation:
             for name, value in self.pairs
         }
 
+    @property
+    def records_graphs(self) -> bool:
+        """Whether PyTorch records CUDA graphs, whose results the next step overwrites."""
+        options = self.options
+        of_backend = options.get("options") or {}
+        return options.get("mode") in MODES_WITH_GRAPHS or bool(of_backend.get("triton.cudagraphs"))
+
 
 @cache
-def compiled_step(compilation: Compilation) -> Callable[..., tuple[Tensor, tuple[State, ...]]]:
-    """Returns ``step_through``, compiled."""
-    return torch.compile(step_through, **compilation.options)
+def compiled_step(compilation: Compilation) -> StepOfStage:
+    """Returns ``step_through``, compiled. Its results belong to the caller."""
+    step: StepOfStage = torch.compile(step_through, **compilation.options)
+    if not compilation.records_graphs:
+        return step
+
+    def step_and_copy(
+        layers: Sequence[Streaming], x: Tensor, states: tuple[State, ...] | None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        return copy_tensors(step(layers, x, states))
+
+    return step_and_copy

@@ -32,6 +32,7 @@ class Workload:
         height, width: size of the frames in pixels.
         dtype: dtype to compute in.
         offloads: whether the device is a GPU: then states can wait outside of its memory.
+        rehearsal: what runs on this GPU, as ``wanvae.nn.kernels.dispatch.find_rehearsal`` says.
     """
 
     batch: int
@@ -41,6 +42,7 @@ class Workload:
     width: int
     dtype: torch.dtype
     offloads: bool = False
+    rehearsal: str = "cuda"
 
     @property
     def step_pixels(self) -> int:

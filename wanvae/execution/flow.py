@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from wanvae.errors import UserError
-from wanvae.execution.compilation import Compilation, compiled_step
+from wanvae.execution.compilation import StepOfStage
 from wanvae.nn import State, Streaming
 from wanvae.nn.region import Region
 from wanvae.nn.sequential import count_output, find_regions_between, space_factor, time_factor
@@ -156,8 +156,8 @@ class Flow:
             pieces are the part ``input_region`` of each input frame.
         latents: the length of the stream in latents, if known. States are dropped at its end.
         state: the state of an earlier flow, to continue from.
-        compilation: how to compile each stage to one step; None runs layer by layer. Regions
-            always run layer by layer.
+        stage_step: runs the step of a whole stage; None runs layer by layer. Regions always run
+            layer by layer.
         step: runs the step of a layer, layer by layer.
     """
 
@@ -167,12 +167,12 @@ class Flow:
         region: Region | None = None,
         latents: int | None = None,
         state: FlowState | None = None,
-        compilation: Compilation | None = None,
+        stage_step: StepOfStage | None = None,
         step: StepOfLayer = run_step,
     ) -> None:
         self._stages = stages
         self._step = step
-        self._compilation = compilation if region is None else None
+        self._stage_step = stage_step if region is None else None
         self._latents = latents
         self._processed = [0] * len(stages)
         self._guard = PushGuard()
@@ -231,8 +231,8 @@ class Flow:
         return self._processed[index] == stage.first + (self._latents - 1) * stage.group
 
     def _run(self, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
-        if self._compilation is not None:
-            return self._compiled_step(self._compilation, stage, x, ends=ends)
+        if self._stage_step is not None:
+            return self._step_at_once(self._stage_step, stage, x, ends=ends)
         for layer in stage.layers:
             # Not held here, so that the old state is freed while the layer runs.
             state, self._states[layer] = give_away(self._states[layer]), None
@@ -240,12 +240,10 @@ class Flow:
             self._states[layer] = None if ends else state
         return x
 
-    def _compiled_step(
-        self, compilation: Compilation, stage: Stage, x: Tensor, *, ends: bool
-    ) -> Tensor:
+    def _step_at_once(self, step: StepOfStage, stage: Stage, x: Tensor, *, ends: bool) -> Tensor:
         states = tuple(self._states[layer] for layer in stage.layers)
         started = any(state is not None for state in states)
-        x, states = compiled_step(compilation)(stage.layers, x, states if started else None)
+        x, states = step(stage.layers, x, states if started else None)
         for layer, state in zip(stage.layers, states, strict=True):
             self._states[layer] = None if ends else state
         return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,12 @@ def join(
             if piece.shape[2] == frames and piece.device == target:
                 joined = piece
                 continue
-            road = RoadToHost(piece.device) if piece.is_cuda and target.type == "cpu" else None
             shape = (*piece.shape[:2], frames, *piece.shape[3:])
-            joined = torch.empty(
-                shape, dtype=piece.dtype, device=target, pin_memory=road is not None
-            )
+            if piece.is_cuda and target.type == "cpu":
+                joined = allocate_on_host(shape, piece.dtype)
+                road = RoadToHost(piece.device)
+            else:
+                joined = torch.empty(shape, dtype=piece.dtype, device=target)
         place = joined[:, :, start : start + piece.shape[2]]
         if road is None:
             place.copy_(piece)
@@ -40,6 +41,17 @@ def join(
     if road is not None:
         road.wait()
     return None if joined is None else joined.contiguous()
+
+
+def allocate_on_host(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Returns memory of the host that a GPU writes to while it computes, if there is enough of it.
+
+    Systems limit such memory, which cannot be swapped out. Copies to other memory are only slower.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(shape, dtype=dtype)
 
 
 class RoadToHost:

@@ -75,8 +75,12 @@ class MemoryMeter(TorchDispatchMode):
 
 def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
     """Allocates a tensor with the dtype of ``like`` and axes in its order."""
-    order = sorted(range(like.dim()), key=like.stride, reverse=True)
-    return torch.empty_permuted(shape, order, dtype=like.dtype, device=like.device)
+    return torch.empty_permuted(shape, find_order(like), dtype=like.dtype, device=like.device)
+
+
+def find_order(x: Tensor) -> tuple[int, ...]:
+    """Returns the axes of a tensor in the order of its memory, the outermost first."""
+    return tuple(sorted(range(x.dim()), key=x.stride, reverse=True))
 
 
 def change_in_place(x: Tensor, *_: object, **__: object) -> Tensor:

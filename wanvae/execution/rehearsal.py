@@ -6,16 +6,17 @@ A layer keeps nothing itself. So a step with inputs of the same shapes takes the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from wanvae.execution.meter import MemoryMeter
+from wanvae.execution.nested import map_nested
 from wanvae.nn import State, Streaming
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.region import Region
@@ -90,18 +91,6 @@ def find_form(state: State) -> StateForm:
 def allocate_state(form: StateForm) -> State:
     """Returns a state of this form on the meta device."""
     return map_nested(Form.allocate, form)
-
-
-def map_nested(function: Callable[[Any], object], nested: Any) -> Any:
-    """Returns nested tuples with the results of ``function``. None stays None.
-
-    ``tree_map`` of PyTorch knows more containers, and takes a tenth of the time of planning.
-    """
-    if nested is None:
-        return None
-    if isinstance(nested, (tuple, list)):
-        return tuple(map_nested(function, part) for part in nested)
-    return function(nested)
 
 
 def share_nothing(x: Tensor, state: State, y: Tensor, next_state: State) -> bool:

@@ -10,16 +10,19 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from wanvae.errors import UserError
 from wanvae.execution.budget import choose_plan, estimate_memory
 from wanvae.execution.compilation import Compilation
 from wanvae.execution.cost import Costs, Workload
 from wanvae.execution.flow import StepOfLayer, first_parameter, run_step
+from wanvae.execution.graphs import CUDAGraphs
 from wanvae.execution.limits import Limits
 from wanvae.execution.network import Network
 from wanvae.execution.plan import Plan, make_tiles
 from wanvae.execution.progress import Progress, TellingSteps
 from wanvae.execution.sharding import SharedTiles, share_out
 from wanvae.execution.tiling import Coding, CodingState, LocalTiles
+from wanvae.nn.kernels.dispatch import find_rehearsal
 
 # Role, hash of the shapes of the weights, dtype, process and number of processes.
 Identity: TypeAlias = "tuple[str, str, str, int, int]"
@@ -27,7 +30,11 @@ Identity: TypeAlias = "tuple[str, str, str, int, int]"
 
 @dataclass(frozen=True)
 class Runner:
-    """A network, the limits of its runs, and how its steps are compiled.
+    """A network, the limits of its runs, and how its steps run.
+
+    Raises:
+        UserError: ``graphs`` are given for a network that is not on a GPU, with a memory limit, or
+            for a compiled model.
 
     >>> from wanvae import WanVAE, WanVAEConfig
     >>> import torch
@@ -41,6 +48,21 @@ class Runner:
     network: Network
     limits: Limits = field(default_factory=Limits)
     compilation: Compilation | None = None
+    graphs: CUDAGraphs | None = None
+
+    def __post_init__(self) -> None:
+        if self.graphs is None:
+            return
+        if self.limits.max_memory is not None:
+            raise UserError(
+                "CUDA graphs keep memory that no plan counts: give max_memory or graphs, not both"
+            )
+        if self.compilation is not None:
+            raise UserError(
+                "this model is compiled: leave graphs out, and let PyTorch record graphs with "
+                'vae.compile(mode="reduce-overhead")'
+            )
+        self.graphs.check_device(first_parameter(self.network.layers).device)
 
     def run(
         self,
@@ -74,17 +96,21 @@ class Runner:
         """Returns the plan for an input ``(B, C, T, H, W)``; ``latents`` is None for a stream."""
         return choose_plan(self.network, self._workload(shape, latents), self.limits)
 
-    def estimate_memory(self, shape: Sequence[int]) -> int:
+    def estimate_memory(self, shape: Sequence[int], device: torch.device | None = None) -> int:
         """Returns the expected peak of memory for a clip ``(B, C, T, H, W)``, in bytes.
 
         The model and the clip are not counted.
+
+        Args:
+            device: where the network will run; None is where it is now.
 
         Raises:
             UserError: the limits cannot be kept.
         """
         latents = self.network.count_latents(shape[2])
-        plan = self.choose_plan(shape, latents)
-        return estimate_memory(self.network, self._workload(shape, latents), plan)
+        workload = self._workload(shape, latents, device)
+        plan = choose_plan(self.network, workload, self.limits)
+        return estimate_memory(self.network, workload, plan)
 
     def start(
         self,
@@ -109,7 +135,8 @@ class Runner:
             network.require_streamable()
             shares = share_out(network, plan, height, width, limits.processes)
             exchange = SharedTiles(shares, limits.rank)
-        return Coding(network, plan, exchange, latents, state, self.compilation, step)
+        options = self.compilation, self.graphs, step
+        return Coding(network, plan, exchange, latents, state, *options)
 
     @property
     def identity(self) -> Identity:
@@ -127,12 +154,23 @@ class Runner:
             limits.processes,
         )
 
-    def _workload(self, shape: Sequence[int], latents: int | None) -> Workload:
-        """Returns what there is to do for an input ``(B, C, T, H, W)``."""
+    def _workload(
+        self, shape: Sequence[int], latents: int | None, device: torch.device | None = None
+    ) -> Workload:
+        """Returns what there is to do for an input ``(B, C, T, H, W)``, as ``estimate_memory``."""
         height, width = self._pixels(shape)
         like = first_parameter(self.network.layers)
-        offloads = like.device.type != "cpu"
-        return Workload(shape[0], shape[1], latents, height, width, like.dtype, offloads)
+        rehearsal = find_rehearsal(like.device if device is None else device)
+        return Workload(
+            shape[0],
+            shape[1],
+            latents,
+            height,
+            width,
+            like.dtype,
+            offloads=rehearsal != "cpu",
+            rehearsal=rehearsal,
+        )
 
     def _pixels(self, shape: Sequence[int]) -> tuple[int, int]:
         """Returns height and width of the frames in pixels."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from wanvae.engine.memory import returning_freed_memory
-from wanvae.execution.compilation import Compilation
+from wanvae.execution.compilation import Compilation, compiled_step
 from wanvae.execution.flow import (
     Flow,
     FlowState,
@@ -31,6 +31,7 @@ from wanvae.execution.flow import (
     make_stages,
     run_step,
 )
+from wanvae.execution.graphs import CUDAGraphs
 from wanvae.execution.joining import join
 from wanvae.execution.network import Network, Part
 from wanvae.execution.plan import Plan, find_regions
@@ -148,7 +149,8 @@ class Coding:
         exchange: which process computes which tiles.
         latents: the length of the stream in latents, if known.
         state: the state of an earlier coding by the same plan, to continue from.
-        compilation: how to compile steps of one latent; None runs layer by layer.
+        compilation: how to compile steps of one latent; None does not compile.
+        graphs: records and replays steps of whole frames; None runs layer by layer.
         step: runs the step of a layer, layer by layer.
 
     Attributes:
@@ -164,12 +166,15 @@ class Coding:
         latents: int | None = None,
         state: CodingState | None = None,
         compilation: Compilation | None = None,
+        graphs: CUDAGraphs | None = None,
         step: StepOfLayer = run_step,
     ) -> None:
         if compilation is not None:
             stages = [Stage(network.layers, network.group, network.group, network.first)]
+            stage_step = compiled_step(compilation)
         else:
             stages = make_stages(network.layers, plan.frames, network.group, network.first)
+            stage_step = None if graphs is None else graphs.start()
         self._network = network
         self._plan = plan
         self._exchange = exchange
@@ -180,7 +185,7 @@ class Coding:
             regions = find_regions(part, exchange.tiles)
             states = [None] * len(regions) if state is None else state[index]
             flows = [
-                (region, Flow(of_part, region, latents, flow_state, compilation, step))
+                (region, Flow(of_part, region, latents, flow_state, stage_step, step))
                 for region, flow_state in zip(regions, states, strict=True)
             ]
             self.parts.append((part, flows))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Dtypes by their names in safetensors files.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -64,7 +67,7 @@ class LatentsSpool:
 
     def times_content(self) -> bytes:
         """Returns ``times`` as bytes. They must come first in a file to keep all data aligned."""
-        return np.array(self.times, np.float64).tobytes()
+        return array("d", self.times).tobytes()
 
     def entries(self) -> dict[str, TensorEntry]:
         """Returns dtype, shape and size of the tensors that ``copy_to`` writes, in order."""
@@ -74,7 +77,7 @@ class LatentsSpool:
 
     def tensor(self) -> Tensor:
         """Returns all collected latents ``(channels of all tensors, T, H, W)`` in memory."""
-        channels_first = np.array(self._on_disk().swapaxes(0, 1), order="C")
+        channels_first = self._on_disk().swapaxes(0, 1).copy(order="C")
         return torch.from_numpy(channels_first).view(self._dtype)
 
     def copy_to(self, file: IO[bytes]) -> None:
@@ -82,10 +85,12 @@ class LatentsSpool:
         latents = self._on_disk()
         for channel in range(self._sizes[0]):
             for start in range(0, self.length, PIECE):
-                file.write(np.ascontiguousarray(latents[start : start + PIECE, channel]).data)
+                file.write(latents[start : start + PIECE, channel].copy(order="C").data)
 
     def _on_disk(self) -> np.ndarray:
         """Returns all collected latents ``(T, channels, H, W)`` as whole numbers, mapped."""
+        import numpy as np
+
         self._file.flush()
         kind = f"u{self._dtype.itemsize}"
         return np.memmap(self._file, kind, "r", shape=(self.length, *self._sizes))

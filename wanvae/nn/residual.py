@@ -84,8 +84,8 @@ class Residual(Streaming):
         """Runs one step of the body alone.
 
         Returns:
-            A new tensor, the pointwise layers of the body that are still to be applied to it, and
-            the state.
+            A new tensor or ``x``, the pointwise layers of the body that are still to be applied to
+            it, and the state.
         """
         raise self._unanswered("body_step")
 
@@ -94,7 +94,7 @@ class Residual(Streaming):
         raise self._unanswered("body_input_region")
 
     def body_forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes ``forward_masked`` of the body alone. The output is a new tensor."""
+        """Computes ``forward_masked`` of the body alone. The output is a new tensor or ``x``."""
         raise self._unanswered("body_forward_masked")
 
     def body_input_interval(self, interval: Interval) -> Interval:
@@ -119,6 +119,8 @@ class Residual(Streaming):
             of_body = crop(x, given, self.body_input_region(region))
             of_shortcut = crop(x, given, input_region([self.shortcut], region))
         y, pointwise, body_state = body_step(of_body, body_state, region)
+        if y is of_body:
+            y = y.clone()  # of a body that only has pointwise layers; ``x`` is not ours to change
         shortcut, shortcut_state = step_layer(self.shortcut, of_shortcut, shortcut_state, region)
         return self.add(y, pointwise, shortcut), (body_state, shortcut_state)
 
@@ -128,7 +130,7 @@ class Residual(Streaming):
     def forward_masked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         shortcut, _ = forward_masked([self.shortcut], x, lengths)
         y, lengths = self.body_forward_masked(x, lengths)
-        return self.add(y, (), shortcut), lengths
+        return self.add(y.clone() if y is x else y, (), shortcut), lengths
 
     def input_interval(self, interval: Interval) -> Interval:
         of_shortcut = input_interval([self.shortcut], interval)

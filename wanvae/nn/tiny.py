@@ -40,10 +40,17 @@ class Affine(Pointwise):
         self.shift = tuple(shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = (
-            x.new_tensor(values)[:, None, None, None] for values in (self.scale, self.shift)
-        )
-        return x * scale + shift
+        return x * spread(self.scale, x) + spread(self.shift, x)
+
+
+def spread(values: Sequence[float], x: Tensor) -> Tensor | float:
+    """Returns numbers for the channels of ``x``.
+
+    The device writes them itself. A copy from the host would not be allowed in a CUDA graph.
+    """
+    if len(values) == 1:
+        return values[0]
+    return torch.cat([x.new_full((1, 1, 1, 1), value) for value in values])
 
 
 class WithLogvar(Pointwise):

@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wanvae.engine.processes import mean_over_processes
@@ -94,14 +93,29 @@ class PatchDiscriminator3D(nn.Module):
         """``video`` with its first frame, last row and last column repeated to whole patches."""
         time, space = self.factors
         frames, height, width = video.shape[2:]
-        padding = (0, -width % space, 0, -height % space, -frames % time, 0)
-        return F.pad(video, padding, mode="replicate") if any(padding) else video
+        video = repeat_slice(video, 2, 0, -frames % time)
+        video = repeat_slice(video, 3, height - 1, -height % space)
+        return repeat_slice(video, 4, width - 1, -width % space)
 
     @torch.no_grad()
     def move_averages(self, fake: Tensor, real: Tensor) -> None:
         means = mean_over_processes(torch.stack([fake.float().mean(), real.float().mean()]))
         for average, mean in zip((self.fake_average, self.real_average), means, strict=True):
             average.lerp_(mean.to(average.dtype), 1 - AVERAGE_KEPT)
+
+
+def repeat_slice(video: Tensor, axis: int, index: int, times: int) -> Tensor:
+    """Repeats a slice of ``video`` where it is, ``times`` more times.
+
+    ``F.pad`` gives wrong values for frames of 65536 pixels or more on Apple's GPUs (PyTorch 2.13).
+    """
+    if not times:
+        return video
+    repeats = video.narrow(axis, index, 1).expand(
+        [times if each == axis else size for each, size in enumerate(video.shape)]
+    )
+    before, after = video.tensor_split([index], dim=axis)
+    return torch.cat([before, repeats, after], dim=axis)
 
 
 def make_conv(in_dim: int, out_dim: int, time: int, space: int) -> CausalConv:

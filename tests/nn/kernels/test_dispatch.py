@@ -5,16 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from tests.helpers import random_video, tiny
 from wanvae.nn import ResidualBlock
 from wanvae.nn.kernels import convolution, dispatch, winograd
 from wanvae.nn.kernels.dispatch import (
+    IN_PLACE,
     PYTORCH,
     TABLE,
     Kernels,
     Observer,
     current_observer,
+    find_rehearsal,
     kernels_for,
 )
 from wanvae.nn.kernels.rms_norm import rms_norm_by_squares
@@ -119,6 +122,31 @@ def test_a_whole_model_gives_the_same_with_and_without_gradients(taken, changes)
     assert {*taken} == {"time", "height", "phases"}
 
 
+@pytest.mark.parametrize(
+    ("gradients", "expected"), [(True, PYTORCH), (False, IN_PLACE)], ids=["training", "inference"]
+)
+def test_a_gpu_without_programs_is_like_any_other_device(monkeypatch, gradients, expected):
+    monkeypatch.setattr(dispatch, "has_programs", lambda device: device.index == 1)
+    with FakeTensorMode(), torch.set_grad_enabled(gradients):
+        old, new = (torch.empty(1, device=f"cuda:{index}") for index in range(2))
+        assert kernels_for(old) is expected
+        assert kernels_for(new) is TABLE[current_observer()]["cuda"]
+        found = [find_rehearsal(x.device) for x in (old, new)]
+    assert found == ["others", "cuda"]
+    assert [find_rehearsal(torch.device(kind)) for kind in ("cpu", "mps", "xpu")] == [
+        "cpu",
+        "mps",
+        "others",
+    ]
+
+
+def test_a_compiler_sees_no_trial_of_programs(monkeypatch):
+    monkeypatch.setattr(dispatch, "has_programs", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode():
+        assert kernels_for(torch.empty(1, device="cuda")) is TABLE[Observer.COMPILER]["cuda"]
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 def test_the_compiler_comes_before_autograd(monkeypatch, gradients):
     with torch.set_grad_enabled(gradients):
@@ -140,12 +168,12 @@ def test_only_inference_writes_in_place_or_takes_the_memory_of_the_pool(operatio
     """What else autograd and the compiler see are PyTorch's operations, on every device."""
     for observer in (Observer.AUTOGRAD, Observer.COMPILER):
         for device, kernels in TABLE[observer].items():
-            convolves_on_cpu = operation.startswith("convolve") and device in ("cpu", "meta")
+            own_device = device in ("cpu", "meta", "mps")
+            convolves_its_way = operation.startswith("convolve") and own_device
             # The input of a convolution has a backward pass of its own.
-            own_backward = observer is Observer.AUTOGRAD and operation in OWN_BACKWARD.get(
-                device, ()
-            )
-            if not (convolves_on_cpu or own_backward):
+            own_operations = OWN_BACKWARD.get(device, ())
+            own_backward = observer is Observer.AUTOGRAD and operation in own_operations
+            if not (convolves_its_way or own_backward):
                 assert getattr(kernels, operation) == getattr(PYTORCH, operation)
 
 

@@ -23,6 +23,7 @@ from wanvae.nn.kernels.attention import (
     attend_at_once,
     attend_in_blocks,
 )
+from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_contiguously
 from wanvae.nn.kernels.convolution import (
     Convolve,
     allocate_convolution,
@@ -32,10 +33,12 @@ from wanvae.nn.kernels.convolution import (
 )
 from wanvae.nn.kernels.doubled import (
     allocate_doubled,
+    allocate_doubled_by_pytorch,
     convolve_doubled_by_pytorch,
     convolve_doubled_in_phases,
 )
 from wanvae.nn.kernels.gpu import fused
+from wanvae.nn.kernels.gpu.operators import has_programs
 from wanvae.nn.kernels.gradients import remember_recipe
 from wanvae.nn.kernels.history import (
     allocate_joined,
@@ -186,37 +189,63 @@ MEMORY_OF_CPU = replace(
     attend=allocate_in_blocks,
 )
 
+# Apple's GPUs. Frames are joined by PyTorch, because nothing may be padded or strided there.
+PYTORCH_ON_MPS = replace(
+    PYTORCH, convolve=convolve_by_frames, convolve_doubled=convolve_doubled_contiguously
+)
+
+INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_shapes=False)
+
 # The same for FUSED.
-MEMORY_OF_GPU = replace(
+MEMORY_OF_CUDA = replace(
     FUSED,
     convolve=allocate_convolution,
     convolve_doubled=fused.allocate_doubled,
     attend=allocate_at_once,
 )
 
+# The same for IN_PLACE on other devices than the CPU.
+MEMORY_OF_OTHERS = replace(
+    IN_PLACE,
+    convolve=allocate_convolution,
+    convolve_doubled=allocate_doubled_by_pytorch,
+    rms_norm=allocate_rms_norm,
+    attend=allocate_in_blocks,
+)
+
+# Rehearses the operations themselves, except attention, for which the meta device takes more.
+MEMORY_OF_MPS = replace(INFERENCE_ON_MPS, attend=allocate_in_blocks)
+
 # The device whose memory is measured on the meta device, for each thread.
 REHEARSED: ContextVar[str] = ContextVar("REHEARSED", default="cpu")
-META_FOR_GPU = "meta for cuda"
+META_FOR_CUDA = "meta for cuda"
+META_FOR_MPS = "meta for mps"
+META_FOR_OTHERS = "meta for others"
 
-# The key None stands for every other device.
+# The key None stands for every other device, and for GPUs without the programs of FUSED.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
         "cpu": TRAINING_ON_CPU,
         "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.COMPILER: {
         "cpu": COMPILED_ON_CPU,
         "cuda": PYTORCH,
         "meta": COMPILED_ON_CPU,
+        "mps": PYTORCH_ON_MPS,
         None: PYTORCH,
     },
     Observer.NOBODY: {
         "cpu": IN_PLACE_ON_CPU,
         "cuda": FUSED,
         "meta": MEMORY_OF_CPU,
-        META_FOR_GPU: MEMORY_OF_GPU,
+        "mps": INFERENCE_ON_MPS,
+        META_FOR_CUDA: MEMORY_OF_CUDA,
+        META_FOR_MPS: MEMORY_OF_MPS,
+        META_FOR_OTHERS: MEMORY_OF_OTHERS,
         None: IN_PLACE,
     },
 }
@@ -224,16 +253,26 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
 
 def kernels_for(x: Tensor) -> Kernels:
     """Returns the functions that compute the operations on ``x`` now."""
-    kernels = TABLE[current_observer()]
-    kind = x.device.type
-    if kind == "meta" and REHEARSED.get() == "cuda":
-        kind = META_FOR_GPU
+    observer = current_observer()
+    kind: str | None = x.device.type
+    if kind == "meta" and REHEARSED.get() != "cpu":
+        kind = f"meta for {REHEARSED.get()}"
+    elif kind == "cuda" and observer is not Observer.COMPILER and not has_programs(x.device):
+        kind = None
+    kernels = TABLE[observer]
     return kernels.get(kind) or kernels[None]
+
+
+def find_rehearsal(device: torch.device) -> str:
+    """Returns what to rehearse on the meta device: "cpu", "cuda", "mps" or "others"."""
+    if device.type in ("cpu", "mps"):
+        return device.type
+    return "cuda" if device.type == "cuda" and has_programs(device) else "others"
 
 
 @contextmanager
 def rehearsing(device: str) -> Iterator[None]:
-    """Makes tensors on the meta device take the memory of a device, "cpu" or "cuda"."""
+    """Makes tensors on the meta device take the memory of "cpu", "cuda", "mps" or "others"."""
     token = REHEARSED.set(device)
     try:
         yield

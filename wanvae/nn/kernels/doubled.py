@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanvae.nn.kernels.convolution import convolve_by_pytorch
+from wanvae.nn.kernels.convolution import allocate_convolution, convolve_by_pytorch
 from wanvae.nn.kernels.pool import empty
 
 
@@ -17,6 +17,13 @@ def convolve_doubled_by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) 
     """Doubles the images and convolves them."""
     doubled = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
     return convolve_by_pytorch(doubled, weight, bias, (1, 1), (1, 1), (1, 1))
+
+
+def allocate_doubled_by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Allocates on the meta device what ``convolve_doubled_by_pytorch`` takes on GPUs."""
+    batch, channels, height, width = x.shape
+    doubled = empty((batch, channels, 2 * height, 2 * width), x.dtype, x.device)
+    return allocate_convolution(doubled, weight, bias, (1, 1), (1, 1), (1, 1))
 
 
 def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,13 +20,18 @@ from tests.helpers import (
     tiny_autoencoder,
 )
 from wanvae import WanVAE, WanVAEConfig
-from wanvae.nn import make_norm, use_channels_last
+from wanvae.nn import ResidualBlock, make_norm, use_channels_last
 from wanvae.nn.kernels.dispatch import FUSED, FUSED_WITH_GRADIENTS, TABLE, Observer, kernels_for
-from wanvae.nn.kernels.gpu.fused import Steps, find_steps
+from wanvae.nn.kernels.gpu.fused import NormActivate, Steps, find_steps
+from wanvae.nn.kernels.gpu.operators import programs_exist
 from wanvae.nn.kernels.history import concatenate
 from wanvae.nn.kernels.pointwise import AddBias
+from wanvae.nn.residual import SequentialResidual
 
 LENGTHS = (1, 4, 4, 8)
+needs_programs = pytest.mark.skipif(
+    not programs_exist(), reason="GPUs take the operators only with programs in Triton"
+)
 MODELS = {
     "wan21": {},
     "wan22": WAN22,
@@ -123,6 +128,63 @@ def test_gradients_are_those_of_pytorch(fused, changes):
     fused()
     for actual, plain in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(actual, plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["none", "silu", "relu"])
+def test_second_derivatives_are_those_of_pytorch(activation):
+    """Otherwise ``autograd.grad`` leaves them out without a word where another path leads on."""
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    gamma = torch.randn(4, 1, dtype=torch.float64, requires_grad=True)
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda x, gamma: NormActivate.apply(x, gamma, activation), (x, gamma))
+
+
+def test_a_penalty_on_gradients_is_as_on_every_other_device(fused):
+    block = ResidualBlock(3, 4, 4).double()
+    x = torch.randn(1, 4, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty():
+        (slope,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    expected = penalty()
+    fused()
+    torch.testing.assert_close(penalty(), expected)
+
+
+def test_gradients_by_torch_func(fused):
+    block = ResidualBlock(3, 4, 4).double()
+    x = torch.randn(1, 4, 3, 4, 4, dtype=torch.float64)
+
+    def loss(parameters):
+        return torch.func.functional_call(block, parameters, (x,)).square().sum()
+
+    parameters = dict(block.named_parameters())
+    expected = torch.func.grad(loss)(parameters)
+    fused()
+    torch.testing.assert_close(torch.func.grad(loss)(parameters), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("body", [[], [nn.Identity()], [nn.Dropout(0.5)], [nn.SiLU()]], ids=str)
+def test_a_body_of_pointwise_layers_does_not_change_its_input(fused, on_gpu, body):
+    block = SequentialResidual(body).eval()
+    x = torch.randn(1, 4, 3)
+    before, lengths = x.clone(), torch.tensor([3])
+    expected = x + nn.Sequential(*body).eval()(x)
+    if on_gpu:
+        fused()
+    for y in (block(x), block.forward_masked(x, lengths)[0]):
+        torch.testing.assert_close(y, expected)
+        assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_a_sum_of_different_shapes_is_pytorchs():
+    y, shortcut = torch.ones(2, 3, 1), torch.ones(2, 3, 4)
+    sums = FUSED.add(y, layers_of("bias"), shortcut)
+    assert torch.equal(sums, torch.arange(2.0, 5).view(3, 1).expand(2, 3, 4))
 
 
 def layers_of(*kinds: str) -> list[nn.Module]:
@@ -232,6 +294,7 @@ def move_to_fake_gpu(vae):
                 layer._parameters[name] = nn.Parameter(fake)
 
 
+@needs_programs
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_no_convolution_on_a_gpu_gets_another_layout_and_little_is_copied(direction):
     channels, pieces = (3, (1, 4)) if direction == "encode" else (16, (1, 1))
@@ -255,6 +318,7 @@ def test_no_convolution_on_a_gpu_gets_another_layout_and_little_is_copied(direct
     assert not names & {"cat", "constant_pad_nd", "copy_", "silu", "linalg_vector_norm"}
 
 
+@needs_programs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
 def test_gpus_take_the_operators(monkeypatch, dtype, gradients):

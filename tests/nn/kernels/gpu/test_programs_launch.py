@@ -8,7 +8,8 @@ from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", minversion="3.3")
 
-from wanvae.nn.kernels.gpu.operators import has_programs
+from wanvae.nn.kernels.gpu import operators, programs
+from wanvae.nn.kernels.gpu.operators import can_launch, compute_on_cuda, has_programs
 from wanvae.nn.kernels.gpu.programs import settings
 from wanvae.nn.kernels.gpu.programs.rows import as_video, choose_block, strides_of
 
@@ -27,7 +28,101 @@ def test_where_programs_run(monkeypatch, capability, pytorch, hip, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch, "__version__", TorchVersion(pytorch))
     monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(operators, "try_programs", lambda _: None)
     assert has_programs.__wrapped__(torch.device("cuda")) == expected
+
+
+def test_a_gpu_for_which_triton_cannot_compile_runs_pytorch(monkeypatch, caplog):
+    def try_programs(device):
+        raise RuntimeError("Failed to find C compiler.\n Please specify via CC")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(operators, "try_programs", try_programs)
+    assert not has_programs.__wrapped__(torch.device("cuda"))
+    (record,) = caplog.records
+    assert "RuntimeError: Failed to find C compiler. Please specify via CC (" in record.message
+
+
+def test_a_gpu_without_memory_is_not_one_without_programs(monkeypatch):
+    def try_programs(device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(operators, "try_programs", try_programs)
+    with pytest.raises(torch.OutOfMemoryError):
+        has_programs.__wrapped__(torch.device("cuda"))
+
+
+def test_programs_take_tensors_of_one_device_and_known_dtypes(monkeypatch):
+    monkeypatch.setattr(operators, "has_programs", lambda _: True)
+    x, half = torch.empty(2), torch.empty(2, dtype=torch.bfloat16)
+    assert can_launch([None, x, half, "silu", 0])
+    assert not can_launch([x, x.to("meta")])
+    assert not can_launch([x, x.double()])
+
+
+def x(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape)
+
+
+# Arguments whose shapes suit each other, and shapes that do not.
+FITTING = {
+    "join": [x(2, 4, 1, 3, 3), x(2, 4, 2, 3, 3), x(4), x(4, 1, 1, 1), "none", 2, 2],
+    "add_": [x(2, 4, 3), x(4), x(2, 4, 3)],
+    "make_phases": [x(4, 2, 3, 3)],
+    "interleave": [x(1, 8, 3, 3), x(2)],
+    "interleave_frames": [x(1, 8, 2, 3, 3), x(8)],
+    "norm_activate_backward": [x(1, 4, 3), x(1, 4, 3), x(4, 1), "silu"],
+}
+UNFITTING = [
+    ("join", 0, (2, 4, 1, 3, 2)),
+    ("join", 0, (1, 5, 1, 3, 3)),
+    ("join", 2, (3,)),
+    ("join", 3, (8, 1, 1, 1)),
+    ("add_", 1, (3,)),
+    ("add_", 2, (2, 4, 2)),
+    ("make_phases", 0, (4, 2, 2, 2)),
+    ("interleave", 1, (8,)),
+    ("interleave_frames", 1, (4,)),
+    ("norm_activate_backward", 0, (1, 4, 2)),
+    ("norm_activate_backward", 2, (3, 1)),
+]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the programs that are called instead of launched."""
+    names: list[str] = []
+    monkeypatch.setattr(operators, "has_programs", lambda _: True)
+    for name in FITTING:
+        monkeypatch.setattr(programs, name, lambda *_, name=name: names.append(name))
+    return names
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_shapes_that_fit_are_launched(launched, name):
+    compute_on_cuda(name, *FITTING[name])
+    assert launched == [name]
+    assert FITTING.keys() == operators.DEFINITIONS.keys()
+
+
+@pytest.mark.parametrize(("name", "index", "shape"), UNFITTING, ids=str)
+def test_a_program_never_reads_beyond_the_end_of_a_tensor(launched, name, index, shape):
+    """A GPU would give wrong values, or stop the process. PyTorch raises an error."""
+    arguments = [*FITTING[name]]
+    arguments[index] = x(*shape)
+    with pytest.raises((RuntimeError, ValueError)):
+        compute_on_cuda(name, *arguments)
+    assert launched == []
+
+
+def test_a_shortcut_may_repeat_values_as_in_pytorch(launched):
+    y, shortcut = torch.ones(2, 4, 3), torch.ones(1, 4, 1)
+    assert (compute_on_cuda("add_", y, None, shortcut) == 2).all()
+    assert launched == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wanvae.nn.kernels.convolution import allocate_convolution, convolve_by_pytorch
 from wanvae.nn.kernels.gpu.operators import OPERATORS
+from wanvae.nn.kernels.gpu.plain import norm_activate_backward
 from wanvae.nn.kernels.history import put_after
 from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
 from wanvae.nn.kernels.precision import output_dtype
@@ -121,7 +122,7 @@ def add(y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> 
     steps = find_steps(pointwise)
     if steps is None or not steps.only_adds:
         y, steps = apply(pointwise, y), Steps()
-    if y.dtype != shortcut.dtype:
+    if y.dtype != shortcut.dtype or y.shape != shortcut.shape:
         return y + shortcut if steps.bias is None else AddBias(steps.bias)(y) + shortcut
     return OPERATORS.add_(y, steps.bias, shortcut)
 
@@ -129,20 +130,27 @@ def add(y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> 
 class NormActivate(torch.autograd.Function):
     """``activation(norm(x))``. It keeps ``x`` alone, and the backward pass computes the rest again.
 
-    Second derivatives are not computed.
+    Second derivatives are PyTorch's.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, activation: str) -> Tensor:
-        ctx.save_for_backward(x, gamma)
-        ctx.activation = activation
+    def forward(x: Tensor, gamma: Tensor, activation: str) -> Tensor:
         return OPERATORS.join(None, x, None, gamma, activation, 0, 0)[0]
 
+    # Apart from ``forward``, because the transforms of torch.func need it so.
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        x, gamma, ctx.activation = inputs
+        ctx.save_for_backward(x, gamma)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, gamma = ctx.saved_tensors
-        return *OPERATORS.norm_activate_backward(grad, x, gamma, ctx.activation), None
+        # Gradients are on here only if somebody will differentiate the result.
+        again = torch.is_grad_enabled()
+        differentiate = norm_activate_backward if again else OPERATORS.norm_activate_backward
+        of_x, of_gamma = differentiate(grad, x, gamma, ctx.activation)
+        return of_x, of_gamma, None
 
 
 def concatenate(

@@ -83,6 +83,21 @@ def allocate_joined(
     return joined, last
 
 
+def join_fits(
+    past: Tensor | None, x: Tensor, bias: Tensor | None, gamma: Tensor | None, *_: object
+) -> bool:
+    """Returns whether the shapes of the arguments of ``join`` suit each other."""
+    channels = x.shape[1]
+    if past is not None and past.shape != (*x.shape[:2], past.shape[2], *x.shape[3:]):
+        return False
+    return is_for(channels, bias) and is_for(channels, gamma)
+
+
+def is_for(channels: float, parameter: Tensor | None) -> bool:
+    """Returns whether a parameter has one value for each of some channels; None always suits."""
+    return parameter is None or parameter.numel() == channels
+
+
 def add_(y: Tensor, bias: Tensor | None, shortcut: Tensor) -> Tensor:
     """Adds a bias ``(C,)`` or None, and a tensor of the same shape and dtype, to ``y`` in place."""
     return y.copy_(add_bias(y.to(wide_dtype(y)), bias) + shortcut)
