@@ -42,24 +42,28 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         joined: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         past: Tensor | None,
         x: Tensor,
         gamma: Tensor | None,
-        recipe: Recipe,
+        activation: str,
+        history: int,
         geometry: Geometry,
     ) -> Tensor:
-        ctx.save_for_backward(weight, past, x, gamma)
-        ctx.activation, ctx.history = recipe.activation, recipe.history
-        ctx.geometry, ctx.dtype = geometry, joined.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
         kernel, bias = weight.to(joined.dtype), convert(bias, joined.dtype)
         strides = geometry.stride, geometry.padding, geometry.dilation
         with torch.autocast(joined.device.type, enabled=False):
             return convolve_directly(joined, kernel, bias, *strides)
+
+    # Apart from ``forward``, because the transforms of torch.func need it so.
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        joined, weight, bias, past, x, gamma, ctx.activation, ctx.history, ctx.geometry = inputs
+        ctx.save_for_backward(weight, past, x, gamma)
+        ctx.dtype = joined.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -83,7 +87,7 @@ class Convolution(torch.autograd.Function):
         of_joined, of_weight, of_bias = gradients
         of_weight = None if of_weight is None else of_weight.to(weight.dtype)
         of_bias = None if of_bias is None else of_bias.to(ctx.bias_dtype)
-        return of_joined, of_weight, of_bias, None, None, None, None, None
+        return of_joined, of_weight, of_bias, None, None, None, None, None, None
 
 
 def remember_recipe(
@@ -107,6 +111,6 @@ def convolve_by_recipe(
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))
     dtype = autocast_dtype(weight)
     x = x.to(dtype or native_dtype(weight.dtype))
-    of_recipe = recipe.past, recipe.x, recipe.gamma
-    y = Convolution.apply(x, weight, bias, *of_recipe, recipe, geometry)
+    of_recipe = recipe.past, recipe.x, recipe.gamma, recipe.activation, recipe.history
+    y = Convolution.apply(x, weight, bias, *of_recipe, geometry)
     return y.to(dtype or weight.dtype)

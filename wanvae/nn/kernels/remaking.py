@@ -96,17 +96,16 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        past: Tensor | None,
-        x: Tensor,
-        gamma: Tensor | None,
-        activation: str,
-        history: int,
+        past: Tensor | None, x: Tensor, gamma: Tensor | None, activation: str, history: int
     ) -> Tensor:
-        ctx.save_for_backward(x, gamma)
-        ctx.activation, ctx.history = activation, history
-        ctx.length = 0 if past is None else past.shape[2]
         return Recipe(past, x, gamma, activation, history).make()
+
+    # Apart from ``forward``, because the transforms of torch.func need it so.
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        past, x, gamma, ctx.activation, ctx.history = inputs
+        ctx.save_for_backward(x, gamma)
+        ctx.length = 0 if past is None else past.shape[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
