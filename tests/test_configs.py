@@ -49,6 +49,12 @@ def test_fine_tuning_leaves_the_encoder_alone():
     assert config.freeze_encoder and config.weights == "Wan2.1_VAE.pth"
 
 
+def test_a_lora_leaves_the_encoder_and_the_rest_of_fine_tuning_alone():
+    lora, whole = load("video/lora.yaml"), load("video/finetune_decoder.yaml")
+    assert (lora.lora.rank, lora.lora.part, lora.weights) == (4, "decoder", whole.weights)
+    assert (lora.data, lora.loss) == (whole.data, whole.loss)
+
+
 def test_the_motion_of_the_seed_and_of_the_published_models():
     seed, published = load("motion/beat2_330.yaml"), load("motion/beat2_330_growth3.yaml")
     assert seed.model.resnet.dilation_growth_rate == (3, 9)

@@ -62,7 +62,7 @@ FOREIGN = {
     *("taew2_1", "taew2_2", "lighttaew2_1", "lighttaew2_2"),
     *("custom_nodes", "example_workflows", "carphone_pristine", "recompile_limit"),
     *("WANVAE_COMFYUI", "WANVAE_COMFYUI_PYTHON"),
-    *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "huggingface_hub"),
+    *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "TRITON_CACHE_DIR", "huggingface_hub"),
 }
 # Of files that a command reads or writes.
 SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".jpg", ".npz", ".safetensors", ".yaml")

@@ -379,13 +379,25 @@ def test_caches_of_other_programs(folder: Path, run: Run) -> None:
 def test_fine_tuning_a_decoder(folder: Path, run: Run) -> None:
     """For two steps, without LPIPS, whose network would be downloaded."""
     run_bash("fine-tune a decoder", run, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})
-    before = WanVAE.from_pretrained("Wan2.1_VAE.pth").state_dict()
-    after = WanVAE.from_pretrained("runs/finetune_decoder/model.safetensors").state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith(("conv2.", "decoder.")) for name in changed)
+    trained = "runs/finetune_decoder/model.safetensors"
+    check_that_only_the_decoder_changed("Wan2.1_VAE.pth", trained)
+    after = WanVAE.from_pretrained(trained).state_dict()
     assert torch.equal(
         WanVAE.from_pretrained("vae").conv2.weight, after["conv2.weight"].to(torch.float32)
     )
+    assert probe("out.mp4").frames == 71
+
+
+def check_that_only_the_decoder_changed(before: str, after: str) -> None:
+    tensors, trained = (WanVAE.from_pretrained(path).state_dict() for path in (before, after))
+    changed = {name for name in tensors if not torch.equal(tensors[name], trained[name])}
+    assert changed and all(name.startswith(("conv2.", "decoder.")) for name in changed)
+
+
+def test_training_a_lora(folder: Path, run: Run) -> None:
+    """For two steps, without LPIPS, whose network would be downloaded."""
+    run_bash("train a LoRA", run, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})
+    check_that_only_the_decoder_changed("Wan2.1_VAE.pth", "merged.safetensors")
     assert probe("out.mp4").frames == 71
 
 

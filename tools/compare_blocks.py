@@ -78,6 +78,7 @@ from wanvae.train.held_out import EvaluationConfig, HeldOutClip, evaluate, usabl
 from wanvae.train.initialize import start_as_image_model
 from wanvae.train.losses import LossConfig
 from wanvae.train.run import TrainConfig, VideoTraining
+from wanvae.train.trainee import Trainee
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -300,11 +301,11 @@ def make_video_task(
         TrainConfig(model=config, loss=loss, trainer=trainer), vae, make_accelerator(trainer)
     )
     return Task(
-        model=vae,
+        model=training.trainee,
         samples=videos.samples,
         losses=training.losses,
-        save_weights=lambda model, path: model.save_pretrained(path),
-        load_weights=load_in_place,
+        save_weights=lambda trainee, path: trainee.vae.save_pretrained(path),
+        load_weights=lambda trainee, path: load_in_place(trainee.vae, path),
     )
 
 
@@ -312,8 +313,8 @@ def train_video(videos: Videos, size: Size, variant: str, trainer: TrainerConfig
     """Trains a video VAE; returns losses, and the PSNR of the held-out clips."""
     task = make_video_task(find_video_config(size, variant), variant, trainer, videos)
 
-    def judge(vae: WanVAE) -> dict[str, float]:
-        return evaluate(vae, videos.held_out, {"psnr": psnr}).means
+    def judge(trainee: Trainee) -> dict[str, float]:
+        return evaluate(trainee.vae, videos.held_out, {"psnr": psnr}).means
 
     return train(task, trainer, partial(videos.batch, trainer.batch_size), judge)
 
@@ -339,7 +340,7 @@ def measure_video_costs(videos: Videos, size: Size, rounds: int) -> Values:
     trainer = make_trainer_config(1, size.batch[0], 1e-3, 0)
     batch = videos.batch(trainer.batch_size, 0)
     tasks = {v: make_video_task(find_video_config(size, v), v, trainer, videos) for v in VARIANTS}
-    widths = {v: task.model.config.dim for v, task in tasks.items()}
+    widths = {v: task.model.vae.config.dim for v, task in tasks.items()}
     return measure_variants(tasks, batch, widths, trainer, rounds)
 
 

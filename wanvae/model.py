@@ -209,6 +209,18 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
                 tensors inside blocks again: less memory, more time, the same gradients.
         """
         check_has(self.config, "decoder")
+        latents, posterior = self.encode_for_training(video, recompute=recompute)
+        video = self.decode_step(latents, None, recompute=recompute)[0]
+        return Reconstruction(video, posterior)
+
+    def encode_for_training(
+        self, video: Tensor, *, recompute: bool = False
+    ) -> tuple[Tensor, Posterior]:
+        """Returns the latents that ``forward`` decodes, and the posterior that they come from.
+
+        Args:
+            video, recompute: as for ``forward``.
+        """
         self.check_clip(video)
         video = video.to(self.device, self.encode_dtype)
         frozen = self.encoder_is_frozen
@@ -220,9 +232,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
             moments = self.encode_step(video, None, recompute=recompute)[0]
         posterior = Posterior.from_moments(moments)
         latents = posterior.sample() if self.training and not frozen else posterior.mode()
-        latents = latents.to(self.decode_dtype)
-        video = self.decode_step(latents, None, recompute=recompute)[0]
-        return Reconstruction(video, posterior)
+        return latents.to(self.decode_dtype), posterior
 
     def freeze_encoder(self) -> None:
         """Freezes the encoder, so that only the decoder is trained from now on.

@@ -30,8 +30,7 @@ from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
-from wanvae.engine.training.run_folder import WEIGHTS
-from wanvae.engine.training.task import StepLosses, Task
+from wanvae.engine.training.task import WEIGHTS, StepLosses, Task
 from wanvae.errors import UserError
 
 # Where --config finds the configs of the package by name: installed, or in a checkout.

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from tests.helpers import tiny
 from wanvae import WanVAE, WanVAEConfig, cli
@@ -21,25 +20,6 @@ from wanvae.train.run import TrainConfig, first_model, main
 from wanvae.video import VideoError, probe, write_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A video of colours that drift over the picture."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    time, y, x = torch.meshgrid(torch.arange(12), torch.arange(32), torch.arange(48), indexing="ij")
-    phases = [x / 9 + time / 5, y / 7 - time / 6, (x + y) / 11]
-    video = 0.7 * torch.stack([torch.sin(phase) for phase in phases])
-    write_video(folder / "waves.mp4", video, Fraction(25))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
 
 
 def options(folder: Path, run: Path, steps: int) -> list[str]:

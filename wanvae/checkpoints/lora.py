@@ -7,14 +7,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from wanvae.checkpoints.diffusers_layout import diffusers_names
-from wanvae.checkpoints.formats import Checkpoint
+from wanvae.checkpoints.formats import Checkpoint, load
 from wanvae.checkpoints.pair import with_alpha_decoder
 from wanvae.config import RGBA, WanVAEConfig
-from wanvae.engine.checkpoint import CheckpointError, open_tensors
+from wanvae.engine.checkpoint import (
+    CheckpointError,
+    digest_of_tensors,
+    open_tensors,
+    write_tensors,
+)
 from wanvae.engine.stored_tensors import StoredTensors
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
@@ -31,6 +38,11 @@ PART = re.compile(
 OTHERS = re.compile(r".*(lora_magnitude_vector|dora_scale|hada_w\d|lokr_w\d|lora_mid|diff_b?$).*")
 # The models of Wan-Alpha: colour (foreground) and alpha.
 COLOUR, ALPHA = "vae_fgr.", "vae_pha."
+# What the metadata of our LoRAs say that they are, and of which model.
+FORMAT = "wanvae-lora"
+BASE, BASE_DIGEST = "base", "base_digest"
+# Digits of a digest that people see.
+SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,72 @@ class Change:
         return (weight.float() + change).to(weight.dtype)
 
 
+@dataclass(frozen=True)
+class Base:
+    """The model that a LoRA changes.
+
+    Attributes:
+        name: of its file, folder or repository.
+        digest: of its tensors in float32, whatever the layout of the file.
+    """
+
+    name: str
+    digest: str
+
+    @classmethod
+    def of(cls, path: str) -> Base:
+        """Returns what identifies the checkpoint ``path``, of any layout.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        name = Path(path).name if Path(path).exists() else path
+        return cls(name, digest_of_base(load(path, dtype=torch.float32)))
+
+
+def digest_of_base(base: Checkpoint) -> str:
+    """Returns a digest of the tensors of a model in float32, as they are trained."""
+    return digest_of_tensors(base.tensors.to(torch.float32), {})
+
+
+def save_lora(
+    path: str | PathLike[str],
+    changes: Mapping[str, Change],
+    base: Base,
+    about: Mapping[str, str],
+) -> None:
+    """Writes a LoRA as a safetensors file with kohya's names, and the model that it belongs to.
+
+    Args:
+        changes: by the official names of their layers.
+        about: more metadata.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    tensors = {}
+    for layer, change in changes.items():
+        tensors[f"{layer}.lora_down.weight"] = change.down
+        tensors[f"{layer}.lora_up.weight"] = change.up
+        tensors[f"{layer}.alpha"] = torch.tensor(change.scale * len(change.down))
+    metadata = {"format": FORMAT, BASE: base.name, BASE_DIGEST: base.digest, **about}
+    write_tensors(path, tensors, metadata)
+
+
+def load_lora(path: str | PathLike[str]) -> dict[str, Change]:
+    """Returns the changes in a plain LoRA, by the names of their layers in the file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no LoRA.
+    """
+    try:
+        return read_changes(open_tensors(path).tensors, 1.0)[0]
+    except CheckpointError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
     """Returns a model with a LoRA added to its weights.
 
@@ -74,7 +152,8 @@ def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
     config = base.config
     if not isinstance(config, WanVAEConfig):
         raise CheckpointError(f"{path} changes a Wan VAE, and not a tiny autoencoder")
-    tensors = open_tensors(path).tensors
+    file = open_tensors(path)
+    tensors = file.tensors
     try:
         others = [name for name in tensors if OTHERS.fullmatch(name)]
         if others:
@@ -85,7 +164,7 @@ def merge_lora(base: Checkpoint, path: str | PathLike[str]) -> Checkpoint:
         return replace(
             base,
             tensors=add(changes, base.tensors, config),
-            notes=(*base.notes, *note_on(changes, unread)),
+            notes=(*base.notes, *note_on(changes, unread), *note_on_base(base, file.metadata)),
         )
     except CheckpointError:
         raise
@@ -206,3 +285,17 @@ def note_on(changes: Mapping[str, Change], unread: list[str]) -> tuple[str, ...]
     merged = f"merged a LoRA of rank {', '.join(map(str, ranks))} into {len(changes)} layers"
     left = f"{len(unread)} other entries of the LoRA left unread: {first_few(unread)}"
     return (merged, left) if unread else (merged,)
+
+
+def note_on_base(base: Checkpoint, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns a note if a LoRA says that it belongs to another model than ``base``."""
+    expected = metadata.get(BASE_DIGEST)
+    if expected is None:
+        return ()
+    found, name = digest_of_base(base), metadata.get(BASE, "a model")
+    if expected == found:
+        return ()
+    return (
+        f"the LoRA was trained on {name} (digest {expected[:SHORT]}), but it is merged into a "
+        f"model with other weights (digest {found[:SHORT]}), so results may be worse",
+    )

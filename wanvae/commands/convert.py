@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 
@@ -87,6 +87,10 @@ def convert(
     if alpha is not None:
         checkpoint = join_alpha(checkpoint, load_complete(alpha, dtype), alpha)
     if lora is not None:
+        if dtype is not None:
+            # Rounded once, after the merge, so that a wider dtype keeps all of the LoRA.
+            wide = checkpoint.tensors.to(torch.float32)
+            checkpoint = replace(checkpoint, tensors=wide)
         checkpoint = merge_lora(checkpoint, lora)
     config, tensors = checkpoint.config, checkpoint.tensors
     if only is not None:

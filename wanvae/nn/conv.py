@@ -13,7 +13,7 @@ from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.convolution import Convolve
 from wanvae.nn.kernels.dispatch import kernels_for
-from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
+from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction
 from wanvae.nn.masking import zero_padding
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, get_tensors
@@ -92,8 +92,8 @@ class CausalConv(Streaming):
         return self.weight
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
-        y, pointwise, state = self.finish(self.begin(x, state), region)
-        return apply(pointwise, y), state
+        y, _, state = self.finish(self.begin(x, state), region)
+        return y, state
 
     def begin(
         self, x: Tensor, state: State, pointwise: Sequence[PointwiseFunction] = ()
@@ -129,18 +129,21 @@ class CausalConv(Streaming):
         return ConvInput(joined, last, x.dtype, convolve)
 
     def finish(
-        self, halfway: ConvInput, region: Region | None = None
+        self, halfway: ConvInput, region: Region | None = None, *, bias_apart: bool = False
     ) -> tuple[Tensor, list[PointwiseFunction], State]:
         """Does the second half of a step: convolves.
 
+        Args:
+            bias_apart: whether the layers after the convolution may add the bias, where the device
+                has kernels for that.
+
         Returns:
-            The output, the pointwise layers that are still to be applied to it, and the state. On
-            some devices the layers after a convolution add its bias.
+            The output, the pointwise layers that are still to be applied to it, and the state.
         """
         x, kernel, bias = halfway.joined, self.kernel, self.bias
         kernels = kernels_for(x)
         pointwise: list[PointwiseFunction] = []
-        if bias is not None and kernels.bias_apart:
+        if bias is not None and bias_apart and kernels.bias_apart:
             pointwise, bias = [AddBias(bias)], None
         convolve = halfway.convolve or kernels.convolve
         if not self.history:

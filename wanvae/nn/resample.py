@@ -192,7 +192,7 @@ class Upsample(Resample):
         return crop(y, repeated(self.input_region(region), 2), region)
 
     def _double_time(self, conv: CausalConv, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, pointwise, state = conv.finish(conv.begin(x, state))
+        y, pointwise, state = conv.finish(conv.begin(x, state), bias_apart=True)
         return kernels_for(y).pair_frames(y, pointwise), state
 
 

@@ -107,7 +107,7 @@ def pass_through(
         elif isinstance(streaming, CausalConv):
             halfway = streaming.begin(x, layer_state, pointwise)
             del x  # freed before the convolution, unless somebody else holds it
-            x, pointwise, layer_state = streaming.finish(halfway, layer_region)
+            x, pointwise, layer_state = streaming.finish(halfway, layer_region, bias_apart=True)
             del halfway
         else:
             step = streaming.recomputed_step if recompute else streaming.step

@@ -7,6 +7,7 @@ computes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -25,6 +26,15 @@ from wanvae.train.adversarial import (
     lecam_penalty,
     r1_penalty,
 )
+from wanvae.train.frozen_features import FrozenFeatures
+from wanvae.train.regularizers import (
+    AlignmentConfig,
+    ChannelDropoutConfig,
+    EquivarianceConfig,
+    alignment_loss,
+    similarity,
+)
+from wanvae.train.trainee import TrainingOutput
 
 PixelError = Literal["l1", "charbonnier"]
 Reduction = Literal["sum", "mean"]
@@ -48,6 +58,9 @@ class LossConfig:
         lpips_network: the network that LPIPS compares features of.
         lpips_weights: file of torchvision's weights of that network, for use without internet.
         gan: the discriminator.
+        equivariance: latents that are scaled or turned as the video is.
+        channel_dropout: latents with channels missing.
+        alignment: latents that are alike where the features of a frozen network are.
     """
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"lpips_weights"})
@@ -61,6 +74,9 @@ class LossConfig:
     lpips_network: LpipsNetwork = "vgg"
     lpips_weights: str | None = None
     gan: GanConfig = field(default_factory=GanConfig)
+    equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
+    channel_dropout: ChannelDropoutConfig = field(default_factory=ChannelDropoutConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
     def __post_init__(self) -> None:
         for name in ("l1", "kl", "lpips"):
@@ -79,10 +95,14 @@ class VideoLosses:
     """The loss terms that a config asks for, of the VAE and of its discriminator.
 
     Args:
-        device: where the network of LPIPS computes, if LPIPS has a weight.
+        device: where the networks of LPIPS and of the alignment compute, if these have a weight.
+
+    Attributes:
+        lpips: the network of LPIPS; None without a weight.
+        features: the network of the alignment; None without a weight.
 
     Raises:
-        UserError: the weights of that network are not there and cannot be downloaded.
+        UserError: the weights of a network are not there, or cannot be downloaded.
     """
 
     def __init__(self, config: LossConfig, device: torch.device | str) -> None:
@@ -90,6 +110,9 @@ class VideoLosses:
         self.lpips = None
         if config.lpips > 0:
             self.lpips = Lpips(config.lpips_network, config.lpips_weights).to(device)
+        self.features = None
+        if config.alignment.weight > 0 and config.alignment.network is not None:
+            self.features = FrozenFeatures(config.alignment.network).to(device)
 
     def generator(
         self,
@@ -110,21 +133,15 @@ class VideoLosses:
             video: ``(B, C, T, H, W)`` in [-1, 1].
             discriminator: as PatchDiscriminator3D, perhaps wrapped; None is for steps without. Its
                 parameters get no gradients.
-            last_layer: the weight of the decoder's last layer, for an adaptive weight of "gan".
+            last_layer: what is trained of the last layer, for an adaptive weight of "gan".
             step: steps done before this one.
 
         Raises:
             UserError: there is no discriminator for "gan", or frames are too small for "lpips".
         """
         config = self.config
-        errors = pixel_errors(output.video, video, config).flatten(1)
-        error = errors.sum(1) if config.l1_reduction == "sum" else errors.mean(1)
-        terms = {
-            config.pixel_error: config.l1 * error.mean(),
-            "kl": config.kl * output.posterior.kl().float().mean(),
-        }
-        if self.lpips is not None:
-            terms["lpips"] = config.lpips * self.lpips(output.video, video).mean()
+        terms = self.compare(output.video, video)
+        terms["kl"] = config.kl * output.posterior.kl().float().mean()
         if config.gan.plays(step):
             if discriminator is None:
                 raise UserError(
@@ -132,10 +149,58 @@ class VideoLosses:
                 )
             adversarial = generator_loss(discriminator, output.video)
             if config.gan.adaptive:
-                others = torch.stack(list(terms.values())).sum()
-                adversarial = adaptive_weight(others, adversarial, last_layer) * adversarial
+                adversarial = adaptive_weight(total(terms), adversarial, last_layer) * adversarial
             terms["gan"] = config.gan.weight * adversarial
         return terms
+
+    def compare(self, output: Tensor, video: Tensor) -> dict[str, Tensor]:
+        """The weighted terms by name, float32 scalars, that compare a video with what it should be.
+
+        "l1" or "charbonnier"; and "lpips" if it has a weight.
+        """
+        config = self.config
+        errors = pixel_errors(output, video, config).flatten(1)
+        error = errors.sum(1) if config.l1_reduction == "sum" else errors.mean(1)
+        terms = {config.pixel_error: config.l1 * error.mean()}
+        if self.lpips is not None:
+            terms["lpips"] = config.lpips * self.lpips(output, video).mean()
+        return terms
+
+    def regularizers(
+        self, output: TrainingOutput, video: Tensor, *, last_layer: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms of the regularizers by name, float32 scalars, and figures to report.
+
+        "equivariance", "channel_dropout" and "alignment", each if it has a weight. The figure is
+        the mean cosine "similarity" of projected latents and features, with "alignment".
+
+        Args:
+            output: of the model for ``video``.
+            video: ``(B, C, T, H, W)`` in [-1, 1].
+            last_layer: the weight of the encoder's last layer, for an adaptive weight of
+                "alignment".
+        """
+        weights = {
+            "equivariance": self.config.equivariance.weight,
+            "channel_dropout": self.config.channel_dropout.weight,
+        }
+        terms = {
+            name: weights[name] * total(self.compare(decoded.video, decoded.target))
+            for name, decoded in output.decoded.items()
+        }
+        if self.features is None or output.projected is None:
+            return terms, {}
+        config = self.config.alignment
+        frames = video[:, :, :: output.frames_per_latent]
+        height, width = output.latents.shape[3:]
+        features = self.features(frames, height, width)
+        alignment = alignment_loss(output.latents, output.projected, features, config)
+        if config.adaptive:
+            reconstruction = total(self.compare(output.reconstruction.video, video))
+            alignment = adaptive_weight(reconstruction, alignment, last_layer) * alignment
+        terms["alignment"] = config.weight * alignment
+        mean = similarity(output.projected.detach(), features).mean()
+        return terms, {"similarity": mean}
 
     def discriminator(
         self, discriminator: nn.Module, fake: Tensor, video: Tensor, step: int
@@ -167,6 +232,11 @@ class VideoLosses:
             "fake_logit": verdict.fake.detach().float().mean(),
         }
         return terms, figures
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of terms, a scalar."""
+    return torch.stack([*terms.values()]).sum()
 
 
 def pixel_errors(output: Tensor, video: Tensor, config: LossConfig) -> Tensor:

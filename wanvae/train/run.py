@@ -6,6 +6,8 @@ the same options on any number of devices.
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -19,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.checkpoints.formats import identify
+from wanvae.checkpoints.lora import Base, save_lora
 from wanvae.config import (
     WanVAEConfig,
     check_length,
@@ -27,13 +30,13 @@ from wanvae.config import (
     encodes_alpha,
 )
 from wanvae.engine.checkpoint import load_in_place
+from wanvae.engine.config import to_json_dict
 from wanvae.engine.files import is_in, refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
-from wanvae.engine.training.run_folder import WEIGHTS
-from wanvae.engine.training.task import Discriminator, StepLosses, Task
+from wanvae.engine.training.task import WEIGHTS, Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.metrics.lpips import Lpips
 from wanvae.model import WanVAE, require_wan_vae
@@ -49,12 +52,23 @@ from wanvae.train.held_out import (
     read_held_out,
 )
 from wanvae.train.initialize import inflate, start_as_image_model
+from wanvae.train.lora import (
+    LoraConfig,
+    add_lora,
+    changes_of,
+    last_trained_weight,
+    load_changes,
+    merged,
+)
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
+from wanvae.train.trainee import Trainee, TrainingOutput
 from wanvae.video import write_video
 
 # Where --config finds the configs of the package by name: installed, or in a checkout.
 PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = PACKAGE / "configs" / "video", PACKAGE.parent / "configs" / "video"
+# The file that a run of a LoRA ends with.
+LORA = "lora.safetensors"
 # How many of the held-out clips a picture shows.
 PREVIEWED_CLIPS = 4
 
@@ -78,6 +92,8 @@ class TrainConfig:
             with the same weights, in whatever file.
         freeze_encoder: train the decoder alone. Latents stay the same, so diffusion models that
             generate them keep working. The decoder learns from the mode of the latents.
+        lora: train a LoRA of ``weights``, a file of a few MB, instead of the weights themselves.
+            ``wanvae convert --lora`` merges it.
     """
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
@@ -90,18 +106,45 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     weights: str | None = None
     freeze_encoder: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         if self.freeze_encoder and self.weights is None:
             raise UserError("freeze_encoder needs weights: a new encoder has not learnt anything")
+        if self.freeze_encoder and self.loss.alignment.weight > 0:
+            raise UserError(
+                "freeze_encoder leaves latents as they are, so nothing can align them: set "
+                "loss.alignment.weight to 0, or freeze_encoder to false"
+            )
+        if self.lora.rank is None:
+            return
+        if self.weights is None:
+            raise UserError("lora.rank needs weights: the checkpoint that the LoRA changes")
+        if self.freeze_encoder and self.lora.part != "decoder":
+            raise UserError(
+                f"freeze_encoder is true, but lora.part is {self.lora.part!r}: choose one of them"
+            )
+        if self.loss.alignment.weight > 0:
+            raise UserError(
+                "an alignment trains the whole encoder, and a LoRA leaves weights as they are: set "
+                "loss.alignment.weight to 0, or leave lora.rank out"
+            )
+
+    @property
+    def result(self) -> str:
+        """The file in the folder of the run that it ends with."""
+        return WEIGHTS if self.lora.rank is None else LORA
 
 
 class VideoTraining:
     """The training of a video VAE: its losses, and how it is judged.
 
+    Attributes:
+        trainee: the model of a step.
+
     Raises:
         UserError: the model cannot take the crops or decodes videos of another size, no clip for
-            the evaluation can be read, or the weights of the LPIPS network are missing.
+            the evaluation can be read, or the weights of a network of the losses are missing.
     """
 
     def __init__(self, config: TrainConfig, vae: WanVAE, accelerator: Accelerator) -> None:
@@ -112,7 +155,16 @@ class VideoTraining:
         self.config = config
         self.vae = vae
         self.accelerator = accelerator
-        self.video_losses = VideoLosses(config.loss, accelerator.device)
+        self.video_losses = losses = VideoLosses(config.loss, accelerator.device)
+        self.trainee = Trainee(
+            vae,
+            config.loss,
+            feature_channels=0 if losses.features is None else losses.features.channels,
+            smallest_side=1 if losses.lpips is None else losses.lpips.smallest_side,
+        )
+        self.base = None
+        if config.lora.rank is not None and config.weights is not None:
+            self.base = Base.of(config.weights)
         self.held_out: list[HeldOutClip] = []
         if config.evaluation.folder is not None:
             found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
@@ -137,35 +189,59 @@ class VideoTraining:
         )
         self.say_ignored(self.config.data.folder, samples.ignored)
         return Task(
-            model=self.vae,
+            model=self.trainee,
             samples=samples,
             losses=self.losses,
-            save_weights=lambda model, path: model.save_pretrained(path),
-            load_weights=load_in_place,
+            save_weights=self.save,
+            load_weights=self.load,
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
+            companion=self.trainee.projection,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.vae.config),
             identify_start=None if weights is None else partial(identify, weights),
+            result=self.config.result,
             describe_data=samples.describe,
         )
+
+    def load(self, trainee: Trainee, path: Path) -> None:
+        """Reads what is trained of a model."""
+        load = load_in_place if self.base is None else load_changes
+        load(trainee.vae, path)
+
+    def save(self, trainee: Trainee, path: Path) -> None:
+        """Writes what is trained of a model, and of which model it is."""
+        vae = trainee.vae
+        if self.base is None:
+            vae.save_pretrained(path)
+            return
+        about = {
+            "lora": json.dumps(to_json_dict(self.config.lora)),
+            "config": json.dumps(to_json_dict(vae.config)),
+        }
+        save_lora(path, changes_of(vae), self.base, about)
 
     def losses(
         self, model: nn.Module, discriminator: nn.Module | None, video: Tensor, step: int
     ) -> StepLosses:
         """The losses of the VAE, and the PSNR of its output."""
-        output = model(video, recompute=self.config.gradient_checkpointing)
+        output: TrainingOutput = model(video, recompute=self.config.gradient_checkpointing)
+        reconstruction = output.reconstruction
         with torch.no_grad():
-            figures = {"psnr": peak_signal_to_noise(output.video, video)}
+            psnr = peak_signal_to_noise(reconstruction.video, video)
         terms = self.video_losses.generator(
-            output,
+            reconstruction,
             video,
             discriminator=discriminator,
-            last_layer=self.vae.decoder.head[-1].get_parameter("weight"),
+            last_layer=last_trained_weight(self.vae),
             step=step,
         )
-        return StepLosses(terms, figures, output.video.detach())
+        regularizers, figures = self.video_losses.regularizers(
+            output, video, last_layer=self.vae.conv1.weight
+        )
+        figures = {"psnr": psnr, **figures}
+        return StepLosses(terms | regularizers, figures, reconstruction.video.detach())
 
     def discriminator(self) -> Discriminator:
         """A new discriminator and its losses."""
@@ -177,18 +253,22 @@ class VideoTraining:
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
         return Discriminator(model, losses, gan.start_step, gan.learning_rate)
 
-    def evaluate(self, vae: WanVAE) -> dict[str, float]:
+    def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """The mean scores over the held-out clips, which the processes share."""
         metrics = dict(METRICS)
         if self.video_losses.lpips is not None:
             metrics["lpips"] = partial(frame_lpips, self.video_losses.lpips)
-        return evaluate(vae, self.held_out, metrics, self.accelerator).means
+        return evaluate(self.judged(trainee.vae), self.held_out, metrics, self.accelerator).means
 
-    def preview(self, vae: WanVAE, path: Path) -> None:
+    def judged(self, vae: WanVAE) -> WanVAE:
+        """The model that people use after training: with a LoRA, the two merged."""
+        return vae if self.base is None else merged(vae)
+
+    def preview(self, trainee: Trainee, path: Path) -> None:
         """Frames of held-out clips above their reconstructions."""
         shape = self.held_out[0].video.shape
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
-        picture = comparison_grid(vae, alike[:PREVIEWED_CLIPS])
+        picture = comparison_grid(self.judged(trainee.vae), alike[:PREVIEWED_CLIPS])
         write_video(path, picture[:, None].cpu(), Fraction(1))
 
 
@@ -210,14 +290,39 @@ def run(config: TrainConfig) -> None:
                 f"the folder of the run, {config.trainer.run}, must not be in {folder}, because "
                 "its pictures would be read as data; name another (trainer.run)"
             )
-    refuse_overwriting(Path(config.trainer.run) / WEIGHTS, [config.weights])
+    result = Path(config.trainer.run) / config.result
+    refuse_overwriting(result, [config.weights])
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
-    task = VideoTraining(config, first_model(config), accelerator).task()
+    vae = first_model(config)
+    task = VideoTraining(config, vae, accelerator).task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
         trainer = replace(trainer, best="psnr")
+    if config.lora.rank is not None:
+        accelerator.print(describe_trained(vae, config))
     train(task, trainer, accelerator)
+    if config.lora.rank is not None:
+        merge = [
+            "wanvae",
+            "convert",
+            str(config.weights),
+            "merged.safetensors",
+            "--lora",
+            str(result),
+        ]
+        accelerator.print(f"to merge it: {shlex.join(merge)}")
+
+
+def describe_trained(vae: WanVAE, config: TrainConfig) -> str:
+    """One line on what is trained of a model with a LoRA."""
+    parameters = list(vae.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
+    return (
+        f"a LoRA of rank {config.lora.rank} in {len(changes_of(vae))} layers: {trained} parameters "
+        f"are trained, the {frozen} of {config.weights} stay as they are"
+    )
 
 
 def first_model(config: TrainConfig) -> WanVAE:
@@ -226,20 +331,33 @@ def first_model(config: TrainConfig) -> WanVAE:
         vae = WanVAE(config.model)
         start_as_image_model(vae)
     else:
-        vae = load_first(config.weights, config.model.ndim)
+        vae = load_first(config.weights, config.model.ndim, inflated=config.lora.rank is None)
     use_channels_last(vae)
     if config.freeze_encoder:
         vae.freeze_encoder()
+    if config.lora.rank is not None:
+        add_lora(vae, config.lora)
     return vae
 
 
-def load_first(path: str, ndim: Literal[2, 3]) -> WanVAE:
-    """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3."""
+def load_first(path: str, ndim: Literal[2, 3], *, inflated: bool) -> WanVAE:
+    """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3.
+
+    Args:
+        inflated: whether it may be inflated.
+    """
     vae = require_wan_vae(WanVAE.from_pretrained(path, torch.float32), path, "training")
     check_weights(vae, path)
     if ndim < vae.config.ndim:
         raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
-    return inflate(vae) if ndim > vae.config.ndim else vae
+    if ndim == vae.config.ndim:
+        return vae
+    if not inflated:
+        raise UserError(
+            f"{path} is an image model, and a LoRA of a video model cannot be merged into it: set "
+            "model.ndim to 2"
+        )
+    return inflate(vae)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:

@@ -37,7 +37,7 @@ from wanvae.engine.training.evaluating import evaluating
 from wanvae.engine.training.log import Log
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.record import flat_options, keep_record, make_record
-from wanvae.engine.training.run_folder import WEIGHTS, Checkpoints, Progress
+from wanvae.engine.training.run_folder import Checkpoints, Progress
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
 
@@ -125,14 +125,14 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
                 break
         done = progress.step >= config.steps
         if done and accelerator.is_main_process:
-            task.save_weights(judged, run / WEIGHTS)
+            task.save_weights(judged, run / task.result)
     if not done:
         saved = checkpoints.path(progress.step)
         end_by_signal(received, f"step {progress.step} of {config.steps}", saved, accelerator)
     if accelerator.is_main_process:
         # The terminal may have closed.
         with suppress(OSError):
-            print(outcome(run, config, progress, checkpoints), flush=True)
+            print(outcome(run / task.result, config, progress, checkpoints), flush=True)
 
 
 def keep_record_of(
@@ -157,9 +157,11 @@ def keep_record_of(
     run_on_first_process(keep)
 
 
-def outcome(run: Path, config: TrainerConfig, progress: Progress, checkpoints: Checkpoints) -> str:
+def outcome(
+    result: Path, config: TrainerConfig, progress: Progress, checkpoints: Checkpoints
+) -> str:
     """One line on where the model of a complete run is."""
-    line = f"{run / WEIGHTS}: the model after {progress.step} steps"
+    line = f"{result}: the model after {progress.step} steps"
     if progress.best_step is None:
         return line
     return (

@@ -20,14 +20,14 @@ from wanvae.engine.files import FileError
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.processes import gather_from_processes
 from wanvae.engine.text import first_sentence
-from wanvae.engine.training.task import Task
+from wanvae.engine.training.task import WEIGHTS, Task
 from wanvae.errors import UserError
 
-WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 # The name of that file in runs of earlier versions.
 FORMER_DISCRIMINATOR = "adversary.safetensors"
+COMPANION = "companion.safetensors"
 PROGRESS = "progress.json"
 
 
@@ -69,8 +69,8 @@ class Checkpoints:
     """Complete checkpoints in ``run/checkpoints/step-N``, written aside and then renamed.
 
     Each holds the weights and their moving average in the model's own format, the discriminator,
-    accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose ``best_step``
-    names the best checkpoint. Only tensors and plain values are unpickled.
+    the companion, accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose
+    ``best_step`` names the best checkpoint. Only tensors and plain values are unpickled.
     """
 
     def __init__(
@@ -169,6 +169,8 @@ class Checkpoints:
         if self.task.discriminator is not None:
             tensors = self.task.discriminator.model.state_dict()
             write_tensors(Path(folder) / DISCRIMINATOR, tensors, {})
+        if self.task.companion is not None:
+            write_tensors(Path(folder) / COMPANION, self.task.companion.state_dict(), {})
 
     def _load_models(self, models: list[nn.Module], folder: str) -> None:
         models.clear()
@@ -177,6 +179,8 @@ class Checkpoints:
             self.task.load_weights(self.average.module, Path(folder) / AVERAGE)
         if self.task.discriminator is not None:
             load_in_place(self.task.discriminator.model, discriminator_file(Path(folder)))
+        if self.task.companion is not None:
+            load_in_place(self.task.companion, Path(folder) / COMPANION)
 
 
 def discriminator_file(checkpoint: Path) -> Path:

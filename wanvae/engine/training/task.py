@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+WEIGHTS = "model.safetensors"
+
 
 @dataclass(frozen=True)
 class StepLosses:
@@ -70,6 +72,7 @@ class Task:
         save_weights: writes the model to a file.
         load_weights: reads such a file into the model, whose parameters stay the same objects.
         discriminator: a second model that is trained against the first.
+        companion: a part of the model that ``save_weights`` leaves out. Only checkpoints keep it.
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
@@ -80,6 +83,7 @@ class Task:
             them. None: there are no others.
         identify_start: gives a digest of the checkpoint that the model starts from, which tells
             whether it is the same when the run goes on. None: a new model.
+        result: name of the file in the folder of the run that gets the model at the end.
         describe_data: gives a line for each file or clip that is trained on, which tells whether it
             is the same when the run goes on.
     """
@@ -90,10 +94,12 @@ class Task:
     save_weights: Callable[[Any, Path], None]
     load_weights: Callable[[Any, Path], None]
     discriminator: Discriminator | None = None
+    companion: nn.Module | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
     preview: Callable[[Any, Path], None] | None = None
     begin_step: Callable[[Sequence[Any]], None] | None = None
     end_step: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
     config: DataclassInstance | None = None
     identify_start: Callable[[], str] | None = None
+    result: str = WEIGHTS
     describe_data: Callable[[], Iterable[str]] = tuple
