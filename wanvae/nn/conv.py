@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
+from wanvae.nn.kernels.convolution import Convolve
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction
 from wanvae.nn.masking import zero_padding
@@ -28,11 +29,13 @@ class ConvInput:
         joined: the past, then the new frames.
         last: the frames for the next piece; None if nobody has copied them yet.
         dtype: the dtype of the frames for the next piece.
+        convolve: how to convolve what the backward pass can make again; None otherwise.
     """
 
     joined: Tensor
     last: Tensor | None
     dtype: torch.dtype
+    convolve: Convolve | None = None
 
 
 class CausalConv(Streaming):
@@ -107,8 +110,9 @@ class CausalConv(Streaming):
             self.refuse_to_continue(state)
         kernels = kernels_for(x)
         if not self.history:
+            convolve = kernels.remember(None, x, pointwise, 0)
             joined = kernels.join(None, x, pointwise, 0)[0] if pointwise else x
-            return ConvInput(joined, None, x.dtype)
+            return ConvInput(joined, None, x.dtype, convolve)
         if x.shape[2] % self.stride[0]:
             raise UserError(
                 f"a stride of {self.stride[0]} needs a multiple of it in time, not {x.shape[2]}"
@@ -116,10 +120,13 @@ class CausalConv(Streaming):
         if state is None and x.shape[2] == 1:
             history = self.history - 1 if kernels.fixed_state_shapes else 0
             joined, _ = kernels.join(None, x, pointwise, history)
-            return ConvInput(joined, joined if joined.dtype == x.dtype else None, x.dtype)
+            last = joined if joined.dtype == x.dtype else None
+            # Only the new frame is convolved, see ``finish``.
+            return ConvInput(joined, last, x.dtype, kernels.remember(None, x, pointwise, 0))
         past = None if state is None else get_tensors(state)[0]
         joined, last = kernels.join(past, x, pointwise, self.history)
-        return ConvInput(joined, last, x.dtype)
+        convolve = kernels.remember(past, x, pointwise, self.history)
+        return ConvInput(joined, last, x.dtype, convolve)
 
     def finish(
         self, halfway: ConvInput, region: Region | None = None, *, bias_apart: bool = False
@@ -138,14 +145,15 @@ class CausalConv(Streaming):
         pointwise: list[PointwiseFunction] = []
         if bias is not None and bias_apart and kernels.bias_apart:
             pointwise, bias = [AddBias(bias)], None
+        convolve = halfway.convolve or kernels.convolve
         if not self.history:
-            return self._convolve(x, kernel, bias, region), pointwise, ()
+            return self._convolve(convolve, x, kernel, bias, region), pointwise, ()
         if x.shape[2] <= self.history:
             # The first frame of a stream. Only the last slice of the kernel sees more than zeros: a
             # third of the work.
-            y = self._convolve(x[:, :, -1:], kernel[:, :, -1:], bias, region)
+            y = self._convolve(convolve, x[:, :, -1:], kernel[:, :, -1:], bias, region)
         else:
-            y = self._convolve(x, kernel, bias, region)
+            y = self._convolve(convolve, x, kernel, bias, region)
         last = halfway.last
         if last is None:
             last = kernels.clone(x[:, :, -self.history :], halfway.dtype)
@@ -198,7 +206,12 @@ class CausalConv(Streaming):
         return [((k - 1) * d + 1, s, before) for k, d, s, (before, _) in axes][-2:]
 
     def _convolve(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, region: Region | None
+        self,
+        convolve: Convolve,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        region: Region | None,
     ) -> Tensor:
         padding = list(self.padding)
         if region is not None:
@@ -213,7 +226,6 @@ class CausalConv(Streaming):
             cuts.append(
                 (skipped, (size + before + after - (kernel - 1) * dilation - 1) // stride + 1)
             )
-        convolve = kernels_for(x).convolve
         y = convolve(x, weight, bias, self.stride, uniform, self.dilation)
         for axis, (start, length) in enumerate(cuts, start=2):
             y = y if y.shape[axis] == length else y.narrow(axis, start, length)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
+from wanvae.nn.kernels.convolution import Convolve
 from wanvae.nn.kernels.dispatch import kernels_for
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
@@ -115,7 +116,12 @@ class DoublingConv(FlatConv):
         super().__init__(in_channels, out_channels, 3, bias=False)
 
     def _convolve(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, region: Region | None
+        self,
+        convolve: Convolve,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        region: Region | None,
     ) -> Tensor:
         images = rearrange(x, "b c t h w -> (b t) c h w")
         y = kernels_for(images).convolve_doubled(images, self.weight, bias)

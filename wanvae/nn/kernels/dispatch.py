@@ -1,8 +1,8 @@
 """The table that says which function computes each operation, by observer and device.
 
 To add an algorithm, write it in its own file and name it in the rows where it is faster. For
-example, a fused CUDA kernel for inference belongs to ``Observer.NOBODY`` and ``"cuda"``, and a
-convolution with a backward pass of its own to ``Observer.AUTOGRAD``.
+example, a fused CUDA kernel for inference belongs to ``Observer.NOBODY`` and ``"cuda"``, and an
+operation with a backward pass of its own to ``Observer.AUTOGRAD``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from wanvae.nn.kernels.attention import (
 )
 from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_contiguously
 from wanvae.nn.kernels.convolution import (
+    Convolve,
     allocate_convolution,
     convolve_by_onednn,
     convolve_by_pytorch,
@@ -38,17 +39,20 @@ from wanvae.nn.kernels.doubled import (
 )
 from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.gpu.operators import has_programs
+from wanvae.nn.kernels.gradients import remember_recipe
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
     clone_to_pool,
     concatenate,
+    forget,
     join_in_native_dtype,
     join_in_place,
     pair_frames,
 )
 from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place
 from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
+from wanvae.nn.kernels.remaking import join_and_remake, rms_norm_and_remake
 from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
     rms_norm_by_squares,
@@ -77,6 +81,8 @@ class Kernels:
             ``(x, weight, bias)``.
         join: joins past and new frames to the input of a causal convolution: ``(past, x,
             pointwise, history)``. Returns the input, and the frames for the next piece or None.
+        remember: ``(past, x, pointwise, history)`` as for ``join``. Returns how to convolve what is
+            joined, if the backward pass can make it again; otherwise None, and ``convolve`` does.
         clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
         attend: attention over the positions of images: ``(layers, images)``.
@@ -95,6 +101,7 @@ class Kernels:
     join: Callable[
         [Tensor | None, Tensor, Sequence[PointwiseFunction], int], tuple[Tensor, Tensor | None]
     ]
+    remember: Callable[[Tensor | None, Tensor, Sequence[PointwiseFunction], int], Convolve | None]
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]
     attend: Callable[[Projections, Tensor], Tensor]
@@ -108,6 +115,7 @@ PYTORCH = Kernels(
     convolve=convolve_by_pytorch,
     convolve_doubled=convolve_doubled_by_pytorch,
     join=concatenate,
+    remember=forget,
     clone=clone,
     rms_norm=rms_norm_by_squares,
     attend=attend_at_once,
@@ -121,10 +129,14 @@ convolve_on_cpu = (
     convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
 )
 
-PYTORCH_ON_CPU = replace(
+# Keeps no input of a convolution for the backward pass that norm and activation can make again.
+TRAINING_ON_CPU = replace(
     PYTORCH,
     convolve=in_native_dtype_of_weights(convolve_on_cpu),
     convolve_doubled=in_native_dtype_of_weights(convolve_doubled_by_pytorch),
+    join=join_and_remake,
+    remember=remember_recipe,
+    rms_norm=rms_norm_and_remake,
 )
 
 COMPILED_ON_CPU = replace(
@@ -213,7 +225,7 @@ META_FOR_OTHERS = "meta for others"
 # The key None stands for every other device, and for GPUs without the programs of FUSED.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
     Observer.AUTOGRAD: {
-        "cpu": PYTORCH_ON_CPU,
+        "cpu": TRAINING_ON_CPU,
         "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
         "mps": PYTORCH_ON_MPS,

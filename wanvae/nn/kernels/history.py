@@ -35,6 +35,12 @@ def put_after(past: Tensor | None, x: Tensor, history: int) -> Tensor:
     return torch.cat(parts, dim=2) if len(parts) > 1 else x
 
 
+def forget(
+    past: Tensor | None, x: Tensor, pointwise: Sequence[PointwiseFunction], history: int
+) -> None:
+    """Says that what is joined is kept where it is needed again."""
+
+
 def join_in_place(
     past: Tensor | None, x: Tensor, pointwise: Sequence[PointwiseFunction], history: int
 ) -> tuple[Tensor, None]:
