@@ -87,7 +87,7 @@ def inputs(vae: WanVAE, side: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def check_cost(vae: WanVAE, side: int, **limits: object) -> None:
-    """Checks that the adapter adds no operator and no byte to those of the library."""
+    """Checks that the adapter runs the operators and takes the bytes of the library, no more."""
     adapter, (video, latents) = vae.as_diffusers(), inputs(vae, side)
     if limits:
         adapter.enable_tiling(*limits.get("tile_size", ()), max_memory=limits.get("max_memory"))

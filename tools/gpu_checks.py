@@ -42,7 +42,7 @@ class Setup:
 
     Attributes:
         config: the architecture of the model that is measured.
-        small: a smaller one, for what takes long: compilation and gradients.
+        small: a smaller architecture, for compilation and gradients, which take long.
         scale: of the height and the width of frames.
         most_frames: the most frames of a clip.
         repeats: how often a call is timed.

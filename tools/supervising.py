@@ -71,7 +71,7 @@ class Worker:
         Thread(target=forward, args=(self._process.stdout, self._lines), daemon=True).start()
 
     def run(self, job: Job, seconds: float) -> Outcome:
-        """Runs a job for at most this many seconds, and those of a start."""
+        """Runs a job for at most this many seconds. Seconds of a start are added to them."""
         assert self._process.stdin is not None
         began = monotonic()
         try:

@@ -125,7 +125,7 @@ def make_diffusers_vae(vae: VAE, class_name: DiffusersClass) -> DiffusersVAE:
 def make_diffusers_preview(vae: TinyAutoencoder, class_name: DiffusersClass) -> DiffusersVAE:
     """Returns a VAE of this class of diffusers that has the layers of a tiny autoencoder.
 
-    Its config is that of the Wan VAE whose latents the tiny autoencoder shares.
+    The tiny autoencoder shares the latents of a Wan VAE, and the result has the config of this VAE.
 
     Raises:
         UserError: the class has no such latents.

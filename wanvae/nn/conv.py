@@ -146,14 +146,14 @@ class CausalConv(Streaming):
         if bias is not None and bias_apart and kernels.bias_apart:
             pointwise, bias = [AddBias(bias)], None
         convolve = halfway.convolve or kernels.convolve
-        if not self.history:
-            return self._convolve(convolve, x, kernel, bias, region), pointwise, ()
-        if x.shape[2] <= self.history:
+        seen = x
+        if self.history and x.shape[2] <= self.history:
             # The first frame of a stream. Only the last slice of the kernel sees more than zeros: a
             # third of the work.
-            y = self._convolve(convolve, x[:, :, -1:], kernel[:, :, -1:], bias, region)
-        else:
-            y = self._convolve(convolve, x, kernel, bias, region)
+            seen, kernel = x[:, :, -1:], kernel[:, :, -1:]
+        y = self._convolve(convolve, seen, kernel, bias, region)
+        if not self.history:
+            return y, pointwise, ()
         last = halfway.last
         if last is None:
             last = kernels.clone(x[:, :, -self.history :], halfway.dtype)

@@ -72,6 +72,11 @@ def convolve_by_onednn(
     return convolve_by_pytorch(x, weight, bias, stride, padding, dilation)
 
 
+convolve_on_cpu = (
+    convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
+)
+
+
 def allocate_convolution(
     x: Tensor,
     weight: Tensor,

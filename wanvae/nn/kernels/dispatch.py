@@ -27,8 +27,8 @@ from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_con
 from wanvae.nn.kernels.convolution import (
     Convolve,
     allocate_convolution,
-    convolve_by_onednn,
     convolve_by_pytorch,
+    convolve_on_cpu,
     with_fewest_multiplications,
 )
 from wanvae.nn.kernels.doubled import (
@@ -125,10 +125,6 @@ PYTORCH = Kernels(
     bias_apart=False,
 )
 
-convolve_on_cpu = (
-    convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
-)
-
 # Keeps no input of a convolution for the backward pass that norm and activation can make again.
 TRAINING_ON_CPU = replace(
     PYTORCH,
@@ -213,7 +209,7 @@ MEMORY_OF_OTHERS = replace(
     attend=allocate_in_blocks,
 )
 
-# Rehearses the operations themselves, except attention, for which the meta device takes more.
+# Rehearses the operations themselves. Only attention takes more memory on the meta device.
 MEMORY_OF_MPS = replace(INFERENCE_ON_MPS, attend=allocate_in_blocks)
 
 # The device whose memory is measured on the meta device, for each thread.

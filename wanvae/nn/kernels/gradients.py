@@ -10,18 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanvae.nn.kernels.convolution import (
-    Convolve,
-    convolve_by_onednn,
-    convolve_by_pytorch,
-)
+from wanvae.nn.kernels.convolution import Convolve, convolve_on_cpu
 from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.kernels.precision import autocast_dtype, convert, native_dtype
 from wanvae.nn.kernels.remaking import Recipe, find_recipe
-
-convolve_directly = (
-    convolve_by_onednn if torch.backends.mkldnn.is_available() else convolve_by_pytorch
-)
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Convolution(torch.autograd.Function):
         kernel, bias = weight.to(joined.dtype), convert(bias, joined.dtype)
         strides = geometry.stride, geometry.padding, geometry.dilation
         with torch.autocast(joined.device.type, enabled=False):
-            return convolve_directly(joined, kernel, bias, *strides)
+            return convolve_on_cpu(joined, kernel, bias, *strides)
 
     # Apart from ``forward``, because the transforms of torch.func need it so.
     @staticmethod

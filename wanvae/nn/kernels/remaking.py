@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanvae.nn.kernels.gpu.fused import Steps, find_steps
 from wanvae.nn.kernels.gpu.plain import ACTIVATIONS, DERIVATIVES, norm_activate_backward
 from wanvae.nn.kernels.history import concatenate, put_after, write_joined
 from wanvae.nn.kernels.pointwise import PointwiseFunction, cut_into_blocks
 from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.nn.kernels.rms_norm import rms_norm_by_squares, rms_norm_by_vector_norm
+from wanvae.nn.kernels.steps import Steps, find_steps
 
 ACTIVATIONS_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda grad, y: grad,

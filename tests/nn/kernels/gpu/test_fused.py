@@ -22,10 +22,11 @@ from tests.helpers import (
 from wanvae import WanVAE, WanVAEConfig
 from wanvae.nn import ResidualBlock, make_norm, use_channels_last
 from wanvae.nn.kernels.dispatch import FUSED, FUSED_WITH_GRADIENTS, TABLE, Observer, kernels_for
-from wanvae.nn.kernels.gpu.fused import NormActivate, Steps, find_steps
+from wanvae.nn.kernels.gpu.fused import NormActivate
 from wanvae.nn.kernels.gpu.operators import programs_exist
 from wanvae.nn.kernels.history import concatenate
 from wanvae.nn.kernels.pointwise import AddBias
+from wanvae.nn.kernels.steps import Steps, find_steps
 from wanvae.nn.residual import SequentialResidual
 
 LENGTHS = (1, 4, 4, 8)

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanvae.nn.kernels.convolution import allocate_convolution, convolve_by_pytorch
 from wanvae.nn.kernels.gpu.operators import OPERATORS
 from wanvae.nn.kernels.gpu.plain import norm_activate_backward
 from wanvae.nn.kernels.history import put_after
-from wanvae.nn.kernels.pointwise import AddBias, PointwiseFunction, apply
+from wanvae.nn.kernels.pointwise import PointwiseFunction, apply
+from wanvae.nn.kernels.pointwise import add as add_by_pytorch
 from wanvae.nn.kernels.precision import output_dtype
-from wanvae.nn.kernels.rms_norm import ScaledNorm
-
-ACTIVATIONS = {nn.SiLU: "silu", nn.ReLU: "relu"}
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Pointwise layers as one operator does them: add a bias, normalize, activate.
-
-    Attributes:
-        bias: ``(C,)``; None adds nothing.
-        gamma: of Wan's norm, ``(C, 1, ...)``; None does not normalize.
-        activation: a name that the operator ``join`` knows.
-    """
-
-    bias: Tensor | None = None
-    gamma: Tensor | None = None
-    activation: str = "none"
-
-    @property
-    def only_adds(self) -> bool:
-        """Whether a bias is all there is, or nothing."""
-        return self.gamma is None and self.activation == "none"
-
-
-def find_steps(layers: Sequence[PointwiseFunction]) -> Steps | None:
-    """Returns pointwise layers as ``Steps``; None if one operator cannot do them."""
-    bias = gamma = None
-    activation = "none"
-    for layer in layers:
-        if isinstance(layer, AddBias) and (bias, gamma, activation) == (None, None, "none"):
-            bias = layer.bias
-        elif isinstance(layer, ScaledNorm) and gamma is None and activation == "none":
-            gamma = layer.gamma
-        elif type(layer) in ACTIVATIONS and activation == "none":
-            activation = ACTIVATIONS[type(layer)]
-        elif not changes_nothing(layer):
-            return None
-    return Steps(bias, gamma, activation)
-
-
-def changes_nothing(layer: PointwiseFunction) -> bool:
-    """Returns whether a layer returns its input."""
-    dropout = isinstance(layer, nn.Dropout) and not (layer.training and layer.p)
-    return dropout or isinstance(layer, nn.Identity)
+from wanvae.nn.kernels.steps import Steps, find_steps
 
 
 def join(
@@ -119,11 +75,11 @@ def pair_frames(x: Tensor, pointwise: Sequence[PointwiseFunction]) -> Tensor:
 
 def add(y: Tensor, pointwise: Sequence[PointwiseFunction], shortcut: Tensor) -> Tensor:
     """Returns ``pointwise(y) + shortcut``, written to ``y``; no gradients."""
+    if y.dtype != shortcut.dtype or y.shape != shortcut.shape:
+        return add_by_pytorch(y, pointwise, shortcut)
     steps = find_steps(pointwise)
     if steps is None or not steps.only_adds:
         y, steps = apply(pointwise, y), Steps()
-    if y.dtype != shortcut.dtype or y.shape != shortcut.shape:
-        return y + shortcut if steps.bias is None else AddBias(steps.bias)(y) + shortcut
     return OPERATORS.add_(y, steps.bias, shortcut)
 
 
