@@ -37,6 +37,7 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_by_pytorch,
     convolve_doubled_in_phases,
 )
+from wanvae.nn.kernels.doubled_gradients import convolve_doubled_with_gradients
 from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.gpu.operators import has_programs
 from wanvae.nn.kernels.gradients import remember_recipe
@@ -129,7 +130,7 @@ PYTORCH = Kernels(
 TRAINING_ON_CPU = replace(
     PYTORCH,
     convolve=in_native_dtype_of_weights(convolve_on_cpu),
-    convolve_doubled=in_native_dtype_of_weights(convolve_doubled_by_pytorch),
+    convolve_doubled=convolve_doubled_with_gradients,
     join=join_and_remake,
     remember=remember_recipe,
     rms_norm=rms_norm_and_remake,
