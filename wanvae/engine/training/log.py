@@ -171,7 +171,10 @@ class Log:
 
 def add_picture(writer: SummaryWriter, name: str, path: Path, step: int) -> None:
     """Adds a PNG file to TensorBoard as it is."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    # Its names are made when it is imported.
+    from tensorboard.compat.proto.summary_pb2 import (
+        Summary,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     content = path.read_bytes()
     # A PNG file begins with a signature of 8 bytes and a chunk of 8 bytes and these two numbers.
