@@ -33,6 +33,7 @@ from motion.skeleton.packaged import HUMANML3D, SMPLX
 from motion.skeleton.tree import Skeleton, forward_kinematics
 from motion.train.losses import ERRORS, MotionLosses, find_position_channels
 from motion.train.run import TrainConfig, figures_of
+from motion.train.windows import MotionWindows
 from tools.benchmark_motion import PEER, Block, import_peer_quantizer, named_model
 from tools.measuring import (
     add_options,
@@ -217,7 +218,7 @@ def make_our_step(
 
     task = Task(
         model=model,
-        samples=[],
+        samples=MotionWindows([motion[0]], motion.shape[1], 0),
         losses=losses,
         save_weights=never,
         load_weights=never,
