@@ -61,7 +61,7 @@ def make(case: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Ten
 def test_values_and_gradients_are_those_of_pytorch(case, activation, dtype, tolerance):
     inputs = make(case, dtype)
     *_, stride, padding, dilation, _ = case
-    y = convolve_activated(activation, *inputs, [stride], [padding], [dilation])
+    y = RowConvolution.apply(*inputs, activation, Sweep(stride, padding, dilation))
     x, weight, bias = (each.double() for each in inputs)
     expected = F.conv1d(ACTIVATIONS[activation](x), weight, bias, stride, padding, dilation)
     assert y.dtype == dtype and y.shape == expected.shape
@@ -102,7 +102,7 @@ def test_first_and_second_derivatives_of_winograd(monkeypatch, check):
     assert check(lambda *given: RowConvolution.apply(*given, "relu", Sweep(1, 1, 1)), inputs)
 
 
-@pytest.mark.parametrize("case", [BY_WINOGRAD[0], BY_TAPS[0]], ids=str)
+@pytest.mark.parametrize("case", [BY_WINOGRAD[0], BY_TAPS[0], (4, 16, 8, 3, 1, 1, 1, 7)], ids=str)
 def test_only_wanted_gradients(case):
     x, weight, bias = make(case, torch.float32)
     full = torch.autograd.grad(

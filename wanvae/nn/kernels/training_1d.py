@@ -18,10 +18,14 @@ from wanvae.nn.kernels import training_1d_taps as taps
 from wanvae.nn.kernels import training_1d_winograd as winograd
 from wanvae.nn.kernels.convolution import EXACT_DTYPES, Convolve, convolve_on_cpu
 from wanvae.nn.kernels.gpu.plain import ACTIVATIONS
+from wanvae.nn.kernels.gradients import convolve_by_recipe
 from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.kernels.precision import in_native_dtype_of_weights, output_dtype
-from wanvae.nn.kernels.remaking import find_gradients_by_pytorch
+from wanvae.nn.kernels.remaking import Join, Recipe, find_gradients_by_pytorch
 from wanvae.nn.kernels.steps import find_steps
+
+# With fewer channels, PyTorch's convolution is as fast.
+FEWEST_CHANNELS = 48
 
 
 class Sweep(NamedTuple):
@@ -51,10 +55,14 @@ def convolve_activated(
 ) -> Tensor:
     """Convolves the activation of ``x`` ``(B, C, T)``."""
     sweep = Sweep(stride[0], padding[0], dilation[0])
-    if output_dtype(weight) not in EXACT_DTYPES or not taps.suits(weight.shape[2], *sweep):
-        convolve = in_native_dtype_of_weights(convolve_on_cpu)
-        return convolve(ACTIVATIONS[activation](x), weight, bias, stride, padding, dilation)
-    return RowConvolution.apply(x.to(weight.dtype), weight, bias, activation, sweep)
+    wide = min(weight.shape[:2]) >= FEWEST_CHANNELS and output_dtype(weight) in EXACT_DTYPES
+    if wide and taps.suits(weight.shape[2], *sweep):
+        return RowConvolution.apply(x.to(weight.dtype), weight, bias, activation, sweep)
+    axes = stride, padding, dilation
+    if activation == "none":
+        return in_native_dtype_of_weights(convolve_on_cpu)(x, weight, bias, *axes)
+    joined = Join.apply(None, x, None, activation, 0)
+    return convolve_by_recipe(Recipe(None, x, None, activation, 0), joined, weight, bias, *axes)
 
 
 class RowConvolution(torch.autograd.Function):
