@@ -62,11 +62,17 @@ class HeldOutClip:
 
     Attributes:
         name: path of its file inside the folder.
-        video: ``(C, T, H, W)`` in [-1, 1].
+        video: ``(C, T, H, W)`` in [-1, 1], with which reconstructions are compared.
+        input: what is encoded instead of it; None is the video itself.
     """
 
     name: str
     video: Tensor
+    input: Tensor | None = None
+
+    def reconstruct(self, vae: WanVAE) -> Tensor:
+        """Returns the reconstruction, in float32 on the device of the model."""
+        return reconstruct(vae, self.video if self.input is None else self.input)
 
 
 @dataclass(frozen=True)
@@ -215,13 +221,15 @@ def evaluate(
 
 def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Each metric of the reconstruction of a clip."""
-    frames = rearrange(reconstruct(vae, clip.video), "c t h w -> t c h w")
+    frames = rearrange(clip.reconstruct(vae), "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
     return {name: float(metric(frames, originals)) for name, metric in metrics.items()}
 
 
 def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) -> Tensor:
     """One picture ``(C, H, W)`` in [-1, 1]: for each clip, frames above their reconstructions.
+
+    Between them is what is encoded, where it is not the clip itself.
 
     Args:
         clips: of one size.
@@ -230,7 +238,8 @@ def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) 
     rows = []
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
-        for video in (clip.video, reconstruct(vae, clip.video).cpu()):
+        encoded = () if clip.input is None else (clip.input,)
+        for video in (clip.video, *encoded, clip.reconstruct(vae).cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 

@@ -61,6 +61,7 @@ from wanvae.train.lora import (
     merged,
 )
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
+from wanvae.train.pair import Pair, pair_of
 from wanvae.train.trainee import Trainee, TrainingOutput
 from wanvae.video import write_video
 
@@ -223,10 +224,11 @@ class VideoTraining:
         save_lora(path, changes_of(vae), self.base, about)
 
     def losses(
-        self, model: nn.Module, discriminator: nn.Module | None, video: Tensor, step: int
+        self, model: nn.Module, discriminator: nn.Module | None, batch: Tensor | Pair, step: int
     ) -> StepLosses:
         """The losses of the VAE, and the PSNR of its output."""
-        output: TrainingOutput = model(video, recompute=self.config.gradient_checkpointing)
+        seen, video = pair_of(batch)
+        output: TrainingOutput = model(seen, video, recompute=self.config.gradient_checkpointing)
         reconstruction = output.reconstruction
         with torch.no_grad():
             psnr = peak_signal_to_noise(reconstruction.video, video)
@@ -247,7 +249,10 @@ class VideoTraining:
         """A new discriminator and its losses."""
         gan = self.config.loss.gan
 
-        def losses(discriminator: nn.Module, fake: Tensor, video: Tensor, step: int) -> StepLosses:
+        def losses(
+            discriminator: nn.Module, fake: Tensor, batch: Tensor | Pair, step: int
+        ) -> StepLosses:
+            video = pair_of(batch).target
             return StepLosses(*self.video_losses.discriminator(discriminator, fake, video, step))
 
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
@@ -265,7 +270,7 @@ class VideoTraining:
         return vae if self.base is None else merged(vae)
 
     def preview(self, trainee: Trainee, path: Path) -> None:
-        """Frames of held-out clips above their reconstructions."""
+        """Frames of held-out clips, what the encoder sees of them, and their reconstructions."""
         shape = self.held_out[0].video.shape
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
         picture = comparison_grid(self.judged(trainee.vae), alike[:PREVIEWED_CLIPS])
