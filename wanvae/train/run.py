@@ -62,6 +62,7 @@ from wanvae.train.lora import (
 )
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.train.pair import Pair, pair_of
+from wanvae.train.restoration import DegradedCrops, degrade_clip
 from wanvae.train.trainee import Trainee, TrainingOutput
 from wanvae.video import write_video
 
@@ -171,6 +172,8 @@ class VideoTraining:
             found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
             self.say_ignored(config.evaluation.folder, found.ignored)
             self.held_out = found.clips
+            if config.data.degradation.changes:
+                self.held_out = [degrade_clip(c, config.data.degradation) for c in found.clips]
 
     def say_ignored(self, folder: str, ignored: str) -> None:
         """Says, in the first process, how many files of a folder are ignored, if any are."""
@@ -180,6 +183,7 @@ class VideoTraining:
     def task(self) -> Task:
         """What to train."""
         trainer, weights = self.config.trainer, self.config.weights
+        degradation = self.config.data.degradation
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
         samples = VideoCrops(
             self.config.data,
@@ -188,10 +192,13 @@ class VideoTraining:
             alpha=encodes_alpha(self.vae.config),
             report=self.accelerator.is_main_process,
         )
-        self.say_ignored(self.config.data.folder, samples.ignored)
+        for source in samples.sources:
+            self.say_ignored(str(source.folder), source.ignored)
         return Task(
             model=self.trainee,
-            samples=samples,
+            samples=DegradedCrops(samples, degradation, trainer.seed)
+            if degradation.changes
+            else samples,
             losses=self.losses,
             save_weights=self.save,
             load_weights=self.load,
@@ -289,7 +296,7 @@ def run(config: TrainConfig) -> None:
     Raises:
         UserError: the run would write pictures into a folder of data, or replace its weights.
     """
-    for folder in (config.data.folder, config.evaluation.folder):
+    for folder in (*config.data.shares, config.evaluation.folder):
         if folder is not None and is_in(Path(config.trainer.run), Path(folder)):
             raise UserError(
                 f"the folder of the run, {config.trainer.run}, must not be in {folder}, because "
