@@ -70,9 +70,10 @@ class HeldOutClip:
     video: Tensor
     input: Tensor | None = None
 
-    def reconstruct(self, vae: WanVAE) -> Tensor:
-        """Returns the reconstruction, in float32 on the device of the model."""
-        return reconstruct(vae, self.video if self.input is None else self.input)
+    @property
+    def seen(self) -> Tensor:
+        """What is encoded."""
+        return self.video if self.input is None else self.input
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def evaluate(
 
 def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Each metric of the reconstruction of a clip."""
-    frames = rearrange(clip.reconstruct(vae), "c t h w -> t c h w")
+    frames = rearrange(reconstruct(vae, clip.seen), "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
     return {name: float(metric(frames, originals)) for name, metric in metrics.items()}
 
@@ -239,7 +240,7 @@ def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) 
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
         encoded = () if clip.input is None else (clip.input,)
-        for video in (clip.video, *encoded, clip.reconstruct(vae).cpu()):
+        for video in (clip.video, *encoded, reconstruct(vae, clip.seen).cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 
