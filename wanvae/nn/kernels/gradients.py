@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.nn.kernels.convolution import Convolve, convolve_on_cpu
 from wanvae.nn.kernels.pointwise import PointwiseFunction
-from wanvae.nn.kernels.precision import autocast_dtype, convert, native_dtype
+from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
 from wanvae.nn.kernels.remaking import Recipe, find_recipe
 
 
@@ -90,6 +91,29 @@ def remember_recipe(
     return None if recipe is None else partial(convolve_by_recipe, recipe)
 
 
+def convolve_in_training(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolves in ``computing_dtype``, and keeps the input in the dtype of the output."""
+    dtype = output_dtype(weight)
+    if computing_dtype(weight) == dtype:
+        return convolve_on_cpu(x, weight, bias, stride, padding, dilation)
+    x = x.to(dtype)
+    recipe = Recipe(None, x, None, "none", 0)
+    return convolve_by_recipe(recipe, x, weight, bias, stride, padding, dilation)
+
+
+def convolve_doubled_in_training(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Doubles the images and convolves them, as ``convolve_in_training``."""
+    doubled = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
+    return convolve_in_training(doubled, weight, bias, (1, 1), (1, 1), (1, 1))
+
+
 def convolve_by_recipe(
     recipe: Recipe,
     x: Tensor,
@@ -101,8 +125,7 @@ def convolve_by_recipe(
 ) -> Tensor:
     """Convolves ``x``, which ``recipe`` makes, and keeps the tensors of the recipe instead."""
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation))
-    dtype = autocast_dtype(weight)
-    x = x.to(dtype or native_dtype(weight.dtype))
+    x = x.to(computing_dtype(weight))
     of_recipe = recipe.past, recipe.x, recipe.gamma, recipe.activation, recipe.history
     y = Convolution.apply(x, weight, bias, *of_recipe, geometry)
-    return y.to(dtype or weight.dtype)
+    return y.to(output_dtype(weight))
