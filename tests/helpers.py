@@ -102,9 +102,13 @@ def write_sound(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-CONFIG = Path(__file__).parents[1] / "configs" / "accelerate" / "cpu.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 # What starts two processes on a CPU.
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+LAUNCHER = [*LAUNCH, str(CONFIGS / "cpu.yaml")]
+# The same with FSDP.
+FSDP_LAUNCHER = [*LAUNCH, str(CONFIGS / "fsdp.yaml"), "--num_processes=2", "--mixed_precision=no"]
+FSDP_LAUNCHER += ["--main_process_port=0"]
 
 
 def launched(*arguments: object) -> list[str]:

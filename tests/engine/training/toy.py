@@ -36,16 +36,25 @@ class KillAt(Noise):
         return super().__getitem__(number)
 
 
+class Block(nn.Sequential):
+    """Layers in a row that are run by ``step``."""
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class Model(nn.Module):
     """The spare layer takes part in no loss, as a convolution along time for single frames."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
+        self.layers = Block(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
         self.spare = nn.Linear(2, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        return self.layers.step(x)
 
 
 def losses(model: nn.Module, discriminator: nn.Module | None, batch: torch.Tensor, step: int):
@@ -68,10 +77,12 @@ def make_task(
     torch.manual_seed(0)
     discriminator = None
     if discriminator_from is not None:
-        model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
-        discriminator = Discriminator(model, judge, discriminator_from, 0.05)
+        second = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+        discriminator = Discriminator(second, judge, discriminator_from, 0.05)
+    model = Model(dropout)
     return Task(
-        model=Model(dropout),
+        model=model,
+        blocks=[model.layers],
         samples=samples or Noise(),
         losses=losses,
         save_weights=lambda model, path: write_tensors(path, model.state_dict(), {}),

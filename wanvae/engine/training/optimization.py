@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +16,33 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from wanvae.engine.processes import mean_over_processes
 from wanvae.engine.training.config import TrainerConfig
-from wanvae.engine.training.sharding import Sharded, asks_for_sharding, gather
 from wanvae.engine.training.task import StepLosses, Task
+from wanvae.errors import UserError
+
+if TYPE_CHECKING:
+    from wanvae.engine.training.sharding import Sharded
 
 # Scalars that must be finite, or the step is skipped.
 DECISIVE = ("loss", "gradient_norm", "discriminator_loss", "discriminator_gradient_norm")
+
+
+def asks_for_sharding(accelerator: Accelerator) -> bool:
+    """Whether the launcher asks for FSDP, with more than one process.
+
+    Raises:
+        UserError: it asks for something that the loop cannot do.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("this asks for the first version of FSDP: set fsdp_version to 2")
+    for option, instead in (
+        ("OFFLOAD_PARAMS", "leave it out"),
+        ("ACTIVATION_CHECKPOINTING", "train with --gradient_checkpointing true instead"),
+    ):
+        if os.environ.get(f"FSDP_{option}", "false").lower() == "true":
+            raise UserError(f"fsdp_{option.lower()} is not supported: {instead}")
+    return accelerator.num_processes > 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,18 @@ class Learner:
     optimizer: Optimizer
     learning_rate: float
     sharded: Sharded | None
+
+    def state(self) -> dict[str, Any]:
+        """The state of the optimizer, with whole tensors."""
+        if self.sharded is None:
+            return self.optimizer.state_dict()
+        return self.sharded.gather_state(self.optimizer)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Loads such a state into the optimizer."""
+        if self.sharded is not None:
+            state = self.sharded.distribute_state(self.optimizer, state)
+        self.optimizer.load_state_dict(state)
 
     @contextmanager
     def whole(self, source: nn.Module, *, changes: bool = False) -> Iterator[nn.Module]:
@@ -59,7 +94,12 @@ def make_learner(
     Args:
         blocks: of the model, as in ``Task``.
     """
-    sharded = Sharded(model, blocks, accelerator) if asks_for_sharding(accelerator) else None
+    sharded = None
+    if asks_for_sharding(accelerator):
+        # Here, because not every PyTorch has it.
+        from wanvae.engine.training.sharding import Sharded
+
+        sharded = Sharded(model, blocks, accelerator)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer: Optimizer
     if config.optimizer == "sgd":
@@ -115,7 +155,7 @@ class Optimization:
             limit = self.config.gradient_clip
             norm = self.accelerator.clip_grad_norm_(each.model.parameters(), limit)
             assert norm is not None, "accelerate gives no norm with DeepSpeed"
-            values[f"{prefix}gradient_norm"] = gather(norm)
+            values[f"{prefix}gradient_norm"] = norm if each.sharded is None else norm.full_tensor()
         finite = self._all_finite(values[name] for name in DECISIVE if name in values)
         if finite:
             for each in learners.values():

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from wanvae.engine.checkpoint import CheckpointError, load_in_place, write_tensors
@@ -22,8 +21,7 @@ from wanvae.engine.files import FileError
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.processes import gather_from_processes
 from wanvae.engine.text import first_sentence
-from wanvae.engine.training.optimization import Optimization
-from wanvae.engine.training.sharding import gather_state, load_state
+from wanvae.engine.training.optimization import Learner, Optimization
 from wanvae.engine.training.task import WEIGHTS
 from wanvae.errors import UserError
 
@@ -195,24 +193,24 @@ class Checkpoints:
                 load_in_place(model, discriminator_file(folder))
 
     def _save_states(self, folder: Path) -> None:
-        for name, optimizer in self._optimizers():
-            state = gather_state(optimizer)
+        for name, learner in self._learners():
+            state = learner.state()
             if self._is_first:
                 torch.save(state, folder / name)
         if self.accelerator.scaler is not None and self._is_first:
             torch.save(self.accelerator.scaler.state_dict(), folder / SCALER)
 
     def _load_states(self, folder: Path) -> None:
-        for name, optimizer in self._optimizers():
-            load_state(optimizer, load_values(folder / name))
+        for name, learner in self._learners():
+            learner.load_state(load_values(folder / name))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(load_values(folder / SCALER))
 
-    def _optimizers(self) -> Iterator[tuple[str, Optimizer]]:
-        """The optimizers with the names of their files."""
-        yield OPTIMIZER, self.optimization.learner.optimizer
+    def _learners(self) -> Iterator[tuple[str, Learner]]:
+        """The models that are trained, with the names of the files of their optimizers."""
+        yield OPTIMIZER, self.optimization.learner
         if self.optimization.discriminator is not None:
-            yield DISCRIMINATOR_OPTIMIZER, self.optimization.discriminator.optimizer
+            yield DISCRIMINATOR_OPTIMIZER, self.optimization.discriminator
 
     @property
     def _is_first(self) -> bool:

@@ -7,9 +7,8 @@ in files of its own, so the loop calls PyTorch's ``fully_shard`` and gathers wha
 from __future__ import annotations
 
 import copy
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,35 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from wanvae.engine.processes import copy_from_first_process, sum_over_processes
-from wanvae.errors import UserError
-
-try:
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-except ImportError:  # PyTorch without distributed training
-    FSDPModule = None
-
-
-def asks_for_sharding(accelerator: Accelerator) -> bool:
-    """Whether the launcher asks for FSDP, with more than one process.
-
-    Raises:
-        UserError: it asks for something that the loop cannot do.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return False
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("this asks for the first version of FSDP: set fsdp_version to 2")
-    for option, instead in (
-        ("OFFLOAD_PARAMS", "leave it out"),
-        ("ACTIVATION_CHECKPOINTING", "train with --gradient_checkpointing true instead"),
-    ):
-        if os.environ.get(f"FSDP_{option}", "false").lower() == "true":
-            raise UserError(f"fsdp_{option.lower()} is not supported: {instead}")
-    return accelerator.num_processes > 1
 
 
 class Sharded:
@@ -143,6 +118,29 @@ class Sharded:
             )
             replace_parameter(other, name, share)
 
+    def gather_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of an optimizer with whole tensors, as it is without sharding."""
+        state = optimizer.state_dict()
+        entries = {
+            index: {name: gather(value) for name, value in entry.items()}
+            for index, entry in state["state"].items()
+        }
+        return {**state, "state": entries}
+
+    def distribute_state(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Shares such a state out, as the parameters of the optimizer are."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        entries = {
+            index: {
+                name: distribute(value.to(self.mesh.device_type), parameters[index])
+                if isinstance(value, Tensor) and value.shape == parameters[index].shape
+                else value
+                for name, value in entry.items()
+            }
+            for index, entry in state["state"].items()
+        }
+        return {**state, "state": entries}
+
     @contextmanager
     def whole(self, source: nn.Module, *, changes: bool = False) -> Iterator[nn.Module]:
         """Gives a plain model with the whole parameters of ``source``, for a while.
@@ -186,28 +184,3 @@ def replace_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> N
     """Puts a parameter in the place of another."""
     owner, _, leaf = name.rpartition(".")
     model.get_submodule(owner)._parameters[leaf] = parameter
-
-
-def gather_state(optimizer: Optimizer) -> dict[str, Any]:
-    """The state of an optimizer with whole tensors, as it is without sharding."""
-    state = optimizer.state_dict()
-    entries = {
-        index: {name: gather(value) for name, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    return {**state, "state": entries}
-
-
-def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads such a state into an optimizer, whose parameters may be shared out."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    entries = {
-        index: {
-            name: distribute(value.to(parameters[index].device), parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in entry.items()
-        }
-        for index, entry in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": entries})
