@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from wanvae.engine.processes import mean_over_processes
+from wanvae.engine.training.compiling import compile_blocks
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.task import StepLosses, Task
 from wanvae.errors import UserError
@@ -122,11 +123,15 @@ class Optimization:
         self.task = task
         self.config = config
         self.accelerator = accelerator
+        if config.compile and asks_for_sharding(accelerator):
+            raise UserError("trainer.compile does not work with FSDP: leave one of them out")
         self.learner = make_learner(
             task.model, task.blocks, config.learning_rate, config, accelerator
         )
         self.forward = self.learner.model
-        if config.compile:
+        if config.compile and task.blocks:
+            compile_blocks(task.blocks)
+        elif config.compile:
             self.forward = cast(nn.Module, torch.compile(self.forward))
         self.discriminator = None
         if task.discriminator is not None:
