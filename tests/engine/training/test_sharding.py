@@ -26,12 +26,12 @@ OPTIONS = {"ema_decay": 0.5, "accumulate": 2, "keep_checkpoints": 9, "gradient_c
 GAME = {"dropout": 0.0, "discriminator_from": 2}
 
 
-def start(launcher: list[str], run: Path, changes: dict[str, object], **options: object):
+def start(launcher: list[str], run: Path, changes: dict[str, object]) -> subprocess.Popen:
     """Starts the command of tests.engine.training.toy, in two processes or one."""
     config = settings(run, **{**OPTIONS, **changes})
-    processes = 1 if launcher is ALONE else 2
+    how = {"processes": 1 if launcher is ALONE else 2, "sharded": launcher is FSDP_LAUNCHER}
     return subprocess.Popen(
-        [*launcher, *TOY, f"--processes={processes}", *arguments(config, **GAME, **options)],
+        [*launcher, *TOY, *arguments(config, **GAME, **how)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,

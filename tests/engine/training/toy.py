@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jsonargparse import CLI
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 from wanvae.engine.checkpoint import load_in_place, write_tensors
@@ -39,10 +40,10 @@ class KillAt(Noise):
 class Block(nn.Sequential):
     """Layers in a row that are run by ``step``."""
 
-    def step(self, x: torch.Tensor) -> torch.Tensor:
+    def step(self, x: torch.Tensor, state: None, region: None = None) -> tuple[torch.Tensor, None]:
         for layer in self:
             x = layer(x)
-        return x
+        return x, None
 
 
 class Model(nn.Module):
@@ -54,7 +55,7 @@ class Model(nn.Module):
         self.spare = nn.Linear(2, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers.step(x)
+        return self.layers.step(x, None)[0]
 
 
 def losses(model: nn.Module, discriminator: nn.Module | None, batch: torch.Tensor, step: int):
@@ -112,6 +113,7 @@ def main(
     discriminator_from: int | None = None,
     kill_at: int | None = None,
     processes: int = 1,
+    sharded: bool = False,
 ) -> int:
     accelerator = make_accelerator(trainer)
     if accelerator.num_processes != processes:
@@ -121,6 +123,9 @@ def main(
 
     def run() -> int:
         train(task, trainer, accelerator)
+        shares = {isinstance(p, DTensor) for p in task.model.parameters()}
+        if shares != {sharded}:
+            raise RuntimeError(f"parameters are shared out or not: {shares}, not {sharded}")
         return 0
 
     return exit_status(run, "toy", [])

@@ -81,9 +81,13 @@ def step_compiled(
                 stacklevel=2,
             )
     try:
-        return compiled(x, None)
+        with warnings.catch_warnings():
+            # PyTorch looks at the gradient of the input while it compiles, and warns of that.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+            return compiled(x, None)
     except TorchDynamoException as error:
+        why = first_sentence(getattr(error, "inner_exception", error))
         raise UserError(
-            f"trainer.compile: PyTorch cannot compile the model ({first_sentence(error)}); leave "
-            "compile out, or install what is missing"
+            f"trainer.compile: PyTorch cannot compile the model ({why}); leave compile out, or "
+            "install what is missing"
         ) from error
