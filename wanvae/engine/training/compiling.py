@@ -11,6 +11,7 @@ from inspect import signature
 from typing import Any, TypeAlias
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
@@ -46,11 +47,12 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     Other calls, such as those of an evaluation, compute what they would without compilation.
     """
     # A first backward pass must leave its memory alone, because losses may ask for two.
-    if hasattr(torch._functorch.config, "donated_buffer"):
-        torch._functorch.config.donated_buffer = False
+    if hasattr(functorch_config, "donated_buffer"):
+        functorch_config.donated_buffer = False
     for block in blocks:
         step: Any = block.step
-        block.step = partial(step_compiled, step, torch.compile(step, **OPTIONS), set())
+        compiled = partial(step_compiled, step, torch.compile(step, **OPTIONS), set())
+        vars(block)["step"] = compiled
 
 
 def step_compiled(

@@ -73,6 +73,12 @@ class Learner:
             state = self.sharded.distribute_state(self.optimizer, state)
         self.optimizer.load_state_dict(state)
 
+    def clip(self, limit: float, accelerator: Accelerator) -> Tensor:
+        """Limits the norm of the gradient; returns the norm before."""
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        assert norm is not None, "accelerate gives no norm with DeepSpeed"
+        return norm if self.sharded is None else self.sharded.gather(norm)
+
     @contextmanager
     def whole(self, source: nn.Module, *, changes: bool = False) -> Iterator[nn.Module]:
         """Gives ``source`` as a plain model, as ``Sharded.whole`` does, if it is shared out."""
@@ -157,10 +163,8 @@ class Optimization:
             if each.sharded is not None:
                 each.sharded.reshard()
                 each.sharded.drop_unused_gradients()
-            limit = self.config.gradient_clip
-            norm = self.accelerator.clip_grad_norm_(each.model.parameters(), limit)
-            assert norm is not None, "accelerate gives no norm with DeepSpeed"
-            values[f"{prefix}gradient_norm"] = norm if each.sharded is None else norm.full_tensor()
+            norm = each.clip(self.config.gradient_clip, self.accelerator)
+            values[f"{prefix}gradient_norm"] = norm
         finite = self._all_finite(values[name] for name in DECISIVE if name in values)
         if finite:
             for each in learners.values():

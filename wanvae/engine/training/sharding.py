@@ -118,11 +118,16 @@ class Sharded:
             )
             replace_parameter(other, name, share)
 
+    @staticmethod
+    def gather(value: Any) -> Any:
+        """The whole of a tensor that is shared out; anything else stays as it is."""
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
     def gather_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state of an optimizer with whole tensors, as it is without sharding."""
         state = optimizer.state_dict()
         entries = {
-            index: {name: gather(value) for name, value in entry.items()}
+            index: {name: self.gather(value) for name, value in entry.items()}
             for index, entry in state["state"].items()
         }
         return {**state, "state": entries}
@@ -153,7 +158,7 @@ class Sharded:
         for name, parameter in parameters.items():
             template = self._plain.get_parameter(name)
             tensor = torch.empty_like(template, device=parameter.device, requires_grad=False)
-            tensor.copy_(gather(parameter.detach()))
+            tensor.copy_(self.gather(parameter.detach()))
             replace_parameter(self._plain, name, nn.Parameter(tensor, parameter.requires_grad))
         for name, buffer in source.named_buffers():
             owner, _, leaf = name.rpartition(".")
@@ -166,11 +171,6 @@ class Sharded:
                     share.copy_(distribute(parameter.detach(), share))
         finally:
             self._plain.to("meta")
-
-
-def gather(value: Any) -> Any:
-    """The whole of a tensor that is shared out; anything else stays as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def distribute(value: Tensor, like: Tensor) -> Tensor:
