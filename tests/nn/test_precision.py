@@ -192,8 +192,8 @@ def test_gradients_of_mixed_precision_are_those_of_float32_to_bfloat16(variant):
 
     expected = gradients(autocast=False)
     error = (gradients(autocast=True) - expected).norm()
-    # A value in bfloat16 is off by 1 / 256 at most.
-    assert 0 < error < 5 / 256 * expected.norm(), error / expected.norm()
+    # A value in bfloat16 is off by 1 / 256 at most, in each of some twenty layers and back.
+    assert 0 < error < 20 / 256 * expected.norm(), error / expected.norm()
 
 
 def test_convolutions_in_float32_keep_no_more_for_the_backward_pass(monkeypatch):
