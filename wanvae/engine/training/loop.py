@@ -34,10 +34,11 @@ from wanvae.engine.signals import SIGNALED, STOP_SIGNALS, Interrupted, handle_si
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.live_report import LiveReport
 from wanvae.engine.training.log import Log
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.record import flat_options, keep_record, make_record
-from wanvae.engine.training.run_folder import Checkpoints, Progress
+from wanvae.engine.training.run_folder import Checkpoints, Progress, preview_path
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
 
@@ -105,7 +106,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
     batches = load_batches(task.samples, config, accelerator, progress.step)
     options = flat_options(task.config or config) if progress.step == 0 else None
     log = Log(run, config.steps, progress.step, accelerator, options)
-    with stop_on_signal(accelerator) as received, log, closing(batches):
+    report = LiveReport(task.report, config, progress, log, accelerator)
+    with stop_on_signal(accelerator) as received, log, report, closing(batches):
         for parts in batches:
             values, finite = optimization.step(parts, progress.step)
             progress.count_step(skipped=not finite)
@@ -117,7 +119,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             rate = config.learning_rate * config.schedule(progress.step - 1)
             if config.due(progress.step, config.log_every):
                 log.write_means(progress, rate)
-            best = judge(optimization, judged, progress, log)
+                report.update_if_due()
+            best = judge(optimization, judged, progress, log, report)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
                 checkpoints.save(progress)
@@ -223,7 +226,13 @@ def report_skipped(
         )
 
 
-def judge(optimization: Optimization, judged: nn.Module, progress: Progress, log: Log) -> bool:
+def judge(
+    optimization: Optimization,
+    judged: nn.Module,
+    progress: Progress,
+    log: Log,
+    report: LiveReport,
+) -> bool:
     """Evaluates and previews ``judged`` if it is time; returns whether it is the best so far.
 
     Args:
@@ -243,8 +252,10 @@ def judge(optimization: Optimization, judged: nn.Module, progress: Progress, log
                 score = figure_named(config.best, figures)
                 best = progress.note_score(score, config.best_is)
         if task.preview is not None and previews:
-            path = Path(config.run) / "previews" / f"step-{progress.step:08d}.png"
+            path = preview_path(Path(config.run), progress.step)
             preview(task.preview, model, path, optimization.accelerator)
+            log.previewed(progress.step, path)
+    report.update()
     return best
 
 

@@ -35,6 +35,8 @@ OPTIMIZER = "optimizer.bin"
 DISCRIMINATOR_OPTIMIZER = "optimizer_1.bin"
 SCALER = "scaler.pt"
 PROGRESS = "progress.json"
+# The folder of the pictures of what the model can do.
+PREVIEWS = "previews"
 
 
 @dataclass(kw_only=True)
@@ -236,6 +238,17 @@ def load_values(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({first_sentence(error)}): delete its folder to go on from the "
             "checkpoint before"
         ) from error
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """The picture of what the model of a run can do after ``step`` steps."""
+    return run / PREVIEWS / f"step-{step:08d}.png"
+
+
+def previews(run: Path) -> dict[int, Path]:
+    """The previews of a run by their steps, in this order."""
+    paths = sorted((run / PREVIEWS).glob("step-*.png"))
+    return {int(path.stem.removeprefix("step-")): path for path in paths}
 
 
 def discriminator_file(checkpoint: Path) -> Path:
