@@ -86,8 +86,10 @@ def test_a_lora_is_trained_through_compiled_blocks(folder, tmp_path, graphs):
 def test_code_by_inductor_trains_and_goes_on_as_if_it_never_stopped(folder, tmp_path):
     """With weights that are the same, bit for bit."""
     torch._dynamo.reset()
-    changes = ["--trainer.compile=true", "--trainer.checkpoint_every=2"]
-    expected = train(folder, tmp_path / "plain", steps=4)
+    # AdamW would make steps of full size of gradients that are nothing but rounding.
+    plain = ["--trainer.checkpoint_every=2", "--trainer.optimizer=sgd"]
+    changes = [*plain, "--trainer.compile=true"]
+    expected = train(folder, tmp_path / "plain", *plain)
     whole = train(folder, tmp_path / "whole", *changes)
     assert_close(whole, expected)
     (tmp_path / "whole" / "model.safetensors").unlink()
