@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from wanvae.engine.training.compiling import no_new_shapes
 from wanvae.model import Reconstruction, WanVAE
 from wanvae.train.regularizers import draw_kept, draw_turn, drop_channels
 
 if TYPE_CHECKING:
     from wanvae.train.losses import LossConfig
-
-Method = TypeVar("Method")
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,6 @@ class TrainingOutput:
     frames_per_latent: int
     decoded: dict[str, Decoded]
     projected: Tensor | None
-
-
-def uncompiled(method: Method) -> Method:
-    """Leaves a method out of torch.compile, which would compile it anew for each scale."""
-    return cast(Method, torch.compiler.disable(method))
 
 
 class Trainee(nn.Module):
@@ -92,11 +86,17 @@ class Trainee(nn.Module):
         """
         target = video if target is None else target
         latents, posterior = self.vae.encode_for_training(video, recompute=recompute)
+        reconstruction = Reconstruction(self.decode(latents, recompute), posterior)
+        decoded: dict[str, Decoded] = {}
+        if self.changes:
+            # Each scale is another shape.
+            with no_new_shapes():
+                decoded = self.decode_changed(latents, target, recompute)
         return TrainingOutput(
-            Reconstruction(self.decode(latents, recompute), posterior),
+            reconstruction,
             latents,
             self.vae.config.temporal_factor,
-            self.decode_changed(latents, target, recompute) if self.changes else {},
+            decoded,
             self.project(latents),
         )
 
@@ -104,7 +104,6 @@ class Trainee(nn.Module):
         """Returns the video of whole latents."""
         return self.vae.decode_step(latents, None, recompute=recompute)[0]
 
-    @uncompiled
     def decode_changed(
         self, latents: Tensor, target: Tensor, recompute: bool
     ) -> dict[str, Decoded]:
