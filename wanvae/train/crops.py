@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.training.notices import warn_about
 from wanvae.folders.manifest import Entry, read_folder, reason
+from wanvae.train.colour import ColourConfig, draw_colours, recolour
 from wanvae.video import HdrWarning, VideoError, read_clip
 
 # How many files in a row may fail before something else must be wrong.
@@ -68,6 +69,7 @@ class DataConfig:
         crops_per_clip: how many samples in a row are crops of the same decoded frames, because
             decoding often costs more than training a small model.
         flip: mirror half of the crops.
+        colour: random colours of crops.
     """
 
     # The files that are trained on are compared instead: a folder can be moved.
@@ -81,6 +83,7 @@ class DataConfig:
     largest_scale: float = 1.0
     crops_per_clip: int = 1
     flip: bool = True
+    colour: ColourConfig = field(default_factory=ColourConfig)
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "largest_scale", "crops_per_clip"):
@@ -153,7 +156,11 @@ class VideoCrops(Dataset):
         if wanted != self._held:
             self._held, self._clip = wanted, self.read_clip(*wanted)
         random = np.random.default_rng([self.seed, 0, number])
-        return random_crop(self._clip, self.buckets[bucket], self.config, random)
+        crop = random_crop(self._clip, self.buckets[bucket], self.config, random)
+        if not self.config.colour.changes:
+            return crop
+        random = np.random.default_rng([self.seed, 3, number])
+        return recolour(crop, draw_colours(self.config.colour, random))
 
     def describe(self) -> Iterator[str]:
         """A line for each video or image that is used: which it is and how large."""
