@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from wanvae.video import write_video
 
 Colour = tuple[int, int, int]
 Background = Callable[[Generator, int], Image.Image]
+Value = TypeVar("Value")
 
 # Frames are drawn larger by the first factor, and backgrounds by both, so that the camera can move.
 OVERSAMPLING, MARGIN = 2, 2
@@ -72,6 +74,10 @@ class Motion:
             (along, across, left, -across, along, top),
             Image.Resampling.BILINEAR,
         )
+
+
+def draw_one(random: Generator, values: Sequence[Value]) -> Value:
+    return values[int(random.integers(len(values)))]
 
 
 def draw_colour(random: Generator) -> Colour:
@@ -210,10 +216,10 @@ def draw_scene(
     """Draws the frames of a scene, ``(side, side, 3)`` in uint8."""
     large = OVERSAMPLING * side
     if photographs and random.random() < PHOTOGRAPH:
-        behind = open_photograph(random.choice([*photographs]), MARGIN * large)
+        behind = open_photograph(draw_one(random, photographs), MARGIN * large)
         sprites = random.integers(0, 3)
     else:
-        behind = BACKGROUNDS[random.integers(len(BACKGROUNDS))](random, MARGIN * large)
+        behind = draw_one(random, BACKGROUNDS)(random, MARGIN * large)
         sprites = random.integers(0, 9)
     camera = draw_motion(random, background=True)
     images = [draw_sprite(random, large // 2) for _ in range(sprites)]
@@ -232,8 +238,8 @@ def write_scene(path: Path, frames: Iterator[np.ndarray]) -> None:
     write_video(path, video, FPS, crf=CRF)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("folder", type=Path, help="for the files")
     parser.add_argument("--clips", type=int, default=100, help="how many videos (default: 100)")
     parser.add_argument("--stills", type=int, default=100, help="how many images (default: 100)")
@@ -243,7 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--photographs", type=Path, help="a folder of images to move over")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     photographs = []
     if options.photographs is not None:
         photographs = sorted(path for path in options.photographs.iterdir() if path.is_file())
@@ -252,10 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("clip", "mp4", options.clips, options.frames),
         ("still", "png", options.stills, 1),
     ):
+        # A camera over a photograph that stands still shows nothing that the file does not.
+        behind = photographs if frames > 1 else ()
         for number in range(count):
             random = np.random.default_rng([options.seed, len(kind), number])
-            # A camera over a photograph that stands still shows nothing that the file does not.
-            behind = photographs if frames > 1 else ()
             scene = draw_scene(random, frames=frames, side=options.side, photographs=behind)
             write_scene(options.folder / f"{kind}-{number:05}.{suffix}", scene)
 
