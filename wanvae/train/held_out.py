@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,9 @@ from wanvae.errors import UserError
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
 from wanvae.folders.manifest import reason
 from wanvae.metrics.images import psnr, ssim
+from wanvae.metrics.temporal import TemporalError
 from wanvae.model import WanVAE
+from wanvae.posterior import Posterior
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.
@@ -74,8 +77,8 @@ class HeldOutScores:
     """The scores of a model.
 
     Attributes:
-        rows: the value of each metric by name, for each clip by name.
-        means: the mean of each metric over the clips.
+        rows: the value of each figure by name, for each clip by name.
+        means: the mean of each figure over the clips that have it.
     """
 
     rows: dict[str, dict[str, float]]
@@ -196,6 +199,10 @@ def evaluate(
 ) -> HeldOutScores:
     """Reconstructs each clip from the mode of its latents, and compares.
 
+    Besides the metrics, clips have the figures of ``temporal_figures`` and "kl_bits", the KL
+    divergence of the latents from N(0, 1) in bits per pixel. A clip without changes has no
+    "flicker", and an image no "temporal" either.
+
     Args:
         metrics: by name.
         accelerator: of several processes, which share the clips. All must call this, and each gets
@@ -209,15 +216,31 @@ def evaluate(
         rows = gather_object(rows)
     by_name = dict(rows)
     ordered = {clip.name: by_name[clip.name] for clip in clips}
-    means = {name: sum(row[name] for row in ordered.values()) / len(clips) for name in metrics}
-    return HeldOutScores(ordered, means)
+    names = dict.fromkeys(name for row in ordered.values() for name in row)
+    values = {name: [row[name] for row in ordered.values() if name in row] for name in names}
+    return HeldOutScores(ordered, {name: sum(own) / len(own) for name, own in values.items()})
 
 
 def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Each metric of the reconstruction of a clip."""
-    frames = rearrange(reconstruct(vae, clip.video), "c t h w -> t c h w")
+    """Each figure of the reconstruction of a clip."""
+    video, posterior = reconstruct(vae, clip.video)
+    frames = rearrange(video, "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
-    return {name: float(metric(frames, originals)) for name, metric in metrics.items()}
+    bits = posterior.kl().sum().item() / math.log(2)
+    return {
+        **{name: float(metric(frames, originals)) for name, metric in metrics.items()},
+        **temporal_figures(frames, originals, vae.config.temporal_factor),
+        "kl_bits": bits / clip.video[0].numel(),
+    }
+
+
+def temporal_figures(frames: Tensor, originals: Tensor, factor: int) -> dict[str, float]:
+    """ "temporal" and "flicker" of wanvae.metrics.temporal, if there are enough frames for them."""
+    errors = TemporalError(factor)
+    for original, frame in zip(originals, frames, strict=True):
+        errors.add(original, frame)
+    figures = {"temporal": errors.value, "flicker": errors.flicker}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) -> Tensor:
@@ -230,12 +253,13 @@ def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) 
     rows = []
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
-        for video in (clip.video, reconstruct(vae, clip.video).cpu()):
+        for video in (clip.video, reconstruct(vae, clip.video)[0].cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 
 
-def reconstruct(vae: WanVAE, video: Tensor) -> Tensor:
-    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model."""
+def reconstruct(vae: WanVAE, video: Tensor) -> tuple[Tensor, Posterior]:
+    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model; its latents."""
     with evaluating(vae):
-        return vae.decode(vae.encode(video[None]).mode())[0].float()
+        posterior = vae.encode(video[None])
+        return vae.decode(posterior.mode())[0].float(), posterior

@@ -17,7 +17,6 @@ from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.checkpoints.formats import identify
@@ -38,20 +37,22 @@ from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import WEIGHTS, Discriminator, StepLosses, Task
 from wanvae.errors import UserError
-from wanvae.metrics.lpips import Lpips
 from wanvae.model import WanVAE, require_wan_vae
 from wanvae.nn import use_channels_last
+from wanvae.report.training import TrainingPage
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
 from wanvae.train.held_out import (
     METRICS,
     EvaluationConfig,
     HeldOutClip,
+    Metric,
     comparison_grid,
     evaluate,
     read_held_out,
 )
 from wanvae.train.initialize import inflate, start_as_image_model
+from wanvae.train.judging import COLUMNS, NO_EVALUATION, PICTURES, find_lpips, frame_lpips
 from wanvae.train.lora import (
     LoraConfig,
     add_lora,
@@ -170,6 +171,26 @@ class VideoTraining:
             found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
             self.say_ignored(config.evaluation.folder, found.ignored)
             self.held_out = found.clips
+        self.metrics: dict[str, Metric] = dict(METRICS)
+        self.note = NO_EVALUATION
+        if self.held_out:
+            self.note = self.judge_by_lpips()
+
+    def judge_by_lpips(self) -> str:
+        """Adds LPIPS to the metrics; returns, and says once, why not if this is not possible.
+
+        Raises:
+            UserError: LPIPS should choose the best checkpoint.
+        """
+        lpips = find_lpips(self.video_losses, self.config.evaluation.size)
+        if not isinstance(lpips, str):
+            self.metrics["lpips"] = partial(frame_lpips, lpips.to(self.accelerator.device))
+            return ""
+        if self.config.trainer.best == "lpips":
+            raise UserError(f"trainer.best is lpips, but LPIPS cannot be measured: {lpips}")
+        note = f"LPIPS is left out: {lpips}."
+        self.accelerator.print(note)
+        return note
 
     def say_ignored(self, folder: str, ignored: str) -> None:
         """Says, in the first process, how many files of a folder are ignored, if any are."""
@@ -198,6 +219,9 @@ class VideoTraining:
             companion=self.trainee.projection,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
+            report=TrainingPage(
+                columns=COLUMNS, pictures=PICTURES, side_by_side=3, note=self.note
+            ).write,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.vae.config),
             identify_start=None if weights is None else partial(identify, weights),
@@ -255,10 +279,8 @@ class VideoTraining:
 
     def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """The mean scores over the held-out clips, which the processes share."""
-        metrics = dict(METRICS)
-        if self.video_losses.lpips is not None:
-            metrics["lpips"] = partial(frame_lpips, self.video_losses.lpips)
-        return evaluate(self.judged(trainee.vae), self.held_out, metrics, self.accelerator).means
+        vae = self.judged(trainee.vae)
+        return evaluate(vae, self.held_out, self.metrics, self.accelerator).means
 
     def judged(self, vae: WanVAE) -> WanVAE:
         """The model that people use after training: with a LoRA, the two merged."""
@@ -270,12 +292,6 @@ class VideoTraining:
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
         picture = comparison_grid(self.judged(trainee.vae), alike[:PREVIEWED_CLIPS])
         write_video(path, picture[:, None].cpu(), Fraction(1))
-
-
-def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
-    """The mean LPIPS of frames ``(T, C, H, W)``, a scalar."""
-    videos = (rearrange(x, "t c h w -> 1 c t h w") for x in (frames, originals))
-    return lpips(*videos).mean()
 
 
 def run(config: TrainConfig) -> None:

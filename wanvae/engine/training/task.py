@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from wanvae.engine.training.live_report import RunStatus
+
 WEIGHTS = "model.safetensors"
 
 
@@ -76,6 +78,8 @@ class Task:
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
+        report: writes a report of the run to its folder, while the run works and at its end. The
+            first process calls it.
         begin_step: gets the batches of a step on this process, before their losses.
         end_step: gets the statistics of these batches, after their losses; returns more figures by
             name. A step that is not finite puts the buffers of the model back afterwards.
@@ -97,6 +101,7 @@ class Task:
     companion: nn.Module | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
     preview: Callable[[Any, Path], None] | None = None
+    report: Callable[[RunStatus], None] | None = None
     begin_step: Callable[[Sequence[Any]], None] | None = None
     end_step: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
     config: DataclassInstance | None = None
