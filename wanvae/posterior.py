@@ -41,9 +41,14 @@ class Posterior:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Returns random latents of the distribution; differentiable in mean and logvar."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
+        """Returns random latents of the distribution; differentiable in mean and logvar.
+
+        A seed gives the noise that it gives diffusers, in whatever order the mean is in memory.
+        """
+        mean = self.mean
+        noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device)
+        noise.normal_(generator=generator)
+        return mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
 
     def kl(self) -> Tensor:
         """Returns the KL divergence from N(0, 1) in nats, ``(B,)``: the sum over C, T, H and W.
