@@ -40,6 +40,8 @@ class TrainingOutput:
         frames_per_latent: latent t has seen frames up to this times t.
         decoded: what latents decode to that a regularizer has changed, by the name of its term.
         projected: the latents projected to the features of a frozen network, in float32; or None.
+        encoded: what was encoded, ``(B, C, T, H, W)``.
+        features: what the stages of a student compute, projected to the teacher's channels.
     """
 
     reconstruction: Reconstruction
@@ -47,6 +49,8 @@ class TrainingOutput:
     frames_per_latent: int
     decoded: dict[str, Decoded]
     projected: Tensor | None
+    encoded: Tensor
+    features: list[Tensor]
 
 
 def uncompiled(method: Method) -> Method:
@@ -62,6 +66,9 @@ class Trainee(nn.Module):
     Args:
         loss: says which latents are decoded besides.
         feature_channels: of the features that latents are projected to; 0 is without.
+        half: the half that learns from a teacher; None is no half.
+        teacher_widths: channels of the teacher's stages that the student's stages are projected to;
+            empty is without.
         smallest_side: the least height and width of a video that the loss compares, in pixels.
     """
 
