@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wanvae.config import Half, WanVAEConfig
@@ -221,12 +220,16 @@ class Teacher:
 
     Args:
         vae: the whole teacher, on the device where it computes.
+
+    Attributes:
+        widths: channels of the features that the student learns to compute.
     """
 
     def __init__(self, vae: WanVAE, config: DistillConfig) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.half: Half = config.half or "decoder"
         self.config = config
+        self.widths = widths_of_features(vae, self.half) if config.features > 0 else []
 
     @torch.no_grad()
     def teach(self, video: Tensor, latents: Tensor) -> Features:

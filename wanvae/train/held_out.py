@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check_length, check_size, encodes_alpha
+from wanvae.config import WanVAEConfig, check_length, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.training.evaluating import evaluating
@@ -25,7 +25,8 @@ from wanvae.errors import UserError
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
 from wanvae.folders.manifest import reason
 from wanvae.metrics.images import psnr, ssim
-from wanvae.model import WanVAE
+from wanvae.train.trainee import Trained
+from wanvae.train.upscaling import Downscaling, check_shape, scale_down
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.
@@ -109,7 +110,7 @@ def read_held_out(
     Raises:
         UserError: the model cannot encode clips of this shape, or the folder holds none.
     """
-    check_size(model, config.size, config.size)
+    check_shape(model, config.size, config.size)
     check_length(model, config.frames)
     if config.folder is None:
         raise UserError("there is no evaluation folder; name one as evaluation.folder")
@@ -189,10 +190,12 @@ def centre_crop(video: Tensor, size: int) -> Tensor:
 
 
 def evaluate(
-    vae: WanVAE,
+    vae: Trained,
     clips: Sequence[HeldOutClip],
     metrics: Mapping[str, Metric] = METRICS,
     accelerator: Accelerator | None = None,
+    *,
+    downscaling: Downscaling = "area",
 ) -> HeldOutScores:
     """Reconstructs each clip from the mode of its latents, and compares.
 
@@ -200,11 +203,12 @@ def evaluate(
         metrics: by name.
         accelerator: of several processes, which share the clips. All must call this, and each gets
             the whole result.
+        downscaling: how clips are scaled down for the encoder if the decoder upscales.
     """
     rank, ranks = 0, 1
     if accelerator is not None:
         rank, ranks = accelerator.process_index, accelerator.num_processes
-    rows = [(clip.name, compare(vae, clip, metrics)) for clip in clips[rank::ranks]]
+    rows = [(clip.name, compare(vae, clip, metrics, downscaling)) for clip in clips[rank::ranks]]
     if ranks > 1:
         rows = gather_object(rows)
     by_name = dict(rows)
@@ -213,29 +217,45 @@ def evaluate(
     return HeldOutScores(ordered, means)
 
 
-def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
+def compare(
+    vae: Trained,
+    clip: HeldOutClip,
+    metrics: Mapping[str, Metric],
+    downscaling: Downscaling = "area",
+) -> dict[str, float]:
     """Each metric of the reconstruction of a clip."""
-    frames = rearrange(reconstruct(vae, clip.video), "c t h w -> t c h w")
+    frames = rearrange(reconstruct(vae, clip.video, downscaling), "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
     return {name: float(metric(frames, originals)) for name, metric in metrics.items()}
 
 
-def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) -> Tensor:
+def comparison_grid(
+    vae: Trained,
+    clips: Sequence[HeldOutClip],
+    frames: int = 3,
+    *,
+    downscaling: Downscaling = "area",
+) -> Tensor:
     """One picture ``(C, H, W)`` in [-1, 1]: for each clip, frames above their reconstructions.
 
     Args:
         clips: of one size.
         frames: of each clip, evenly spread from its first to its last.
+        downscaling: as for ``evaluate``.
     """
     rows = []
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
-        for video in (clip.video, reconstruct(vae, clip.video).cpu()):
+        for video in (clip.video, reconstruct(vae, clip.video, downscaling).cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 
 
-def reconstruct(vae: WanVAE, video: Tensor) -> Tensor:
-    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model."""
+def reconstruct(vae: Trained, video: Tensor, downscaling: Downscaling = "area") -> Tensor:
+    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model.
+
+    The encoder of a model whose decoder upscales gets the video scaled down.
+    """
+    encoded = scale_down(video[None], vae.config.upscale_factor, downscaling)
     with evaluating(vae):
-        return vae.decode(vae.encode(video[None]).mode())[0].float()
+        return vae.decode(vae.encode(encoded).mode())[0].float()

@@ -461,7 +461,9 @@ def tied(channel_map: ChannelMap, groups: Iterable[Channels]) -> list[list[Chann
         joined = sets[some.found()] | sets[others.found()]
         for group in joined:
             sets[group] = joined
-    return [list(members) for members in {id(members): members for members in sets.values()}.values()]
+    return [
+        list(members) for members in {id(members): members for members in sets.values()}.values()
+    ]
 
 
 def choose_together(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from os import PathLike
-
 import torch
 from torch import Tensor, nn
 
 from wanvae.model import WanVAE
-from wanvae.nn import State
+from wanvae.nn import CausalConv, State
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
 
@@ -49,9 +47,14 @@ class WithTinyDecoder(nn.Module):
         return self.tiny.decode_dtype
 
     @property
-    def last_layer(self) -> nn.Module:
-        """The last layer with weights."""
-        return self.tiny.decoder[-1]
+    def conv1(self) -> CausalConv:
+        """The last layer that encodes."""
+        return self.encoding.conv1
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last layer that decodes."""
+        return self.tiny.decoder[-1].get_parameter("weight")
 
     def encode_for_training(
         self, video: Tensor, *, recompute: bool = False
@@ -72,10 +75,6 @@ class WithTinyDecoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Does the same as the method of ``TinyVAE``."""
         return self.tiny.decode(latents)
-
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Writes the tiny autoencoder."""
-        self.tiny.save_pretrained(path)
 
 
 def encodes(name: str) -> bool:
