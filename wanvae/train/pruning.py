@@ -384,7 +384,7 @@ def copy_channels(teacher: HalfOfModel, student: HalfOfModel) -> None:
         energy = weights.written[group]
         if energy.any():
             ratio = energy[kept[group]].mean() / energy.mean()
-            targets[name] *= ratio.rsqrt().to(targets[name].dtype)
+            targets[name] *= ratio.sqrt().to(targets[name].dtype)
 
 
 def indices_of(use: Use, kept: dict[Channels, Tensor]) -> Tensor:
