@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import WAN22, random_video, tiny
+from tests.train.short_runs import lines, short_run
 from wanvae import TinyVAE, WanVAE, cli
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
@@ -23,7 +25,7 @@ from wanvae.train.distillation import (
 )
 from wanvae.train.run import TrainConfig, main
 from wanvae.train.trainee import Trainee
-from wanvae.video import read_video
+from wanvae.video import read_video, write_video
 
 HALVES = ("decoder", "encoder")
 ROOTS = {"decoder": ("decoder.", "conv2."), "encoder": ("encoder.", "conv1.")}
@@ -45,30 +47,13 @@ def options(folder: Path, teacher: Path, run: Path, steps: int, half: str) -> li
         f"--weights={teacher}",
         f"--distill.half={half}",
         *weights,
-        f"--data.folder={folder}",
-        "--data.size=16",
-        f"--evaluation.folder={folder}",
-        "--evaluation.frames=5",
-        "--evaluation.size=16",
-        "--loss.l1_reduction=mean",
-        f"--trainer.run={run}",
-        f"--trainer.steps={steps}",
-        "--trainer.batch_size=2",
-        "--trainer.warmup_steps=2",
-        "--trainer.learning_rate=1e-2",
-        "--trainer.log_every=1",
         "--trainer.checkpoint_every=2",
-        "--trainer.tracker=none",
-        "--trainer.workers=0",
+        *short_run(folder, run, steps),
     ]
 
 
 def tensors(vae: WanVAE, half: str) -> dict[str, Tensor]:
     return {n: t for n, t in vae.state_dict().items() if n.startswith(ROOTS[half])}
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 # The student
@@ -280,6 +265,40 @@ def test_a_tiny_student_goes_on_bit_for_bit(folder: Path, teacher: Path, tmp_pat
     assert main([*options(folder, teacher, runs[1], 4, "decoder"), *more]) == 0
     whole, parts = ((run / "model.safetensors").read_bytes() for run in runs)
     assert whole == parts
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_gradients_with_gradient_checkpointing_are_the_same(half: str) -> None:
+    teacher = tiny(dim=2)
+    students = [make_student(teacher, DistillConfig(half=half)).double()]
+    if half == "decoder":
+        tiny_student = DistillConfig(half=half, tiny_dims=(4, 4, 2, 2), start="new")
+        students.append(make_student(teacher, tiny_student).double())
+    video = random_video(5)
+    for student in students:
+        trainee = Trainee(student, TrainConfig().loss, half=half).double().train()
+        gradients = []
+        for recompute in (False, True):
+            torch.manual_seed(0)
+            output = trainee(video, recompute=recompute).reconstruction.video
+            trained = [p for p in student.parameters() if p.requires_grad]
+            gradients.append(torch.autograd.grad(output.square().mean(), trained))
+        for some, others in zip(*gradients, strict=True):
+            torch.testing.assert_close(some, others)
+
+
+def test_clips_that_cannot_be_judged_leave_the_student(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
+    write_video(images / "one.png", random_video(1, 16, 16)[0].float(), Fraction(1))
+    more = [f"--evaluation.folder={images}"]
+    assert main([*options(folder, teacher, run, 1, "decoder"), *more]) == 0
+    assert (run / "model.safetensors").exists()
+    assert "no report of the student beside its teacher: nothing to judge" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Training of decoders that upscale."""
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 import wanvae.train.run
 from tests.helpers import WAN22, random_video, tiny
+from tests.train.short_runs import lines, short_run
 from wanvae import WanVAE, cli
 from wanvae.errors import UserError
 from wanvae.train.held_out import EvaluationConfig, comparison_grid, evaluate, read_held_out
@@ -24,29 +24,6 @@ SMALL = {"dim_mult": (1, 2), "temporal_downsample": (True,)}
 def enlarged(video: Tensor, factor: int) -> Tensor:
     """Each pixel as a square of equal pixels."""
     return video.repeat_interleave(factor, dim=3).repeat_interleave(factor, dim=4)
-
-
-def options(folder: Path, run: Path, steps: int) -> list[str]:
-    return [
-        f"--data.folder={folder}",
-        "--data.size=16",
-        f"--evaluation.folder={folder}",
-        "--evaluation.frames=5",
-        "--evaluation.size=16",
-        "--loss.l1_reduction=mean",
-        f"--trainer.run={run}",
-        f"--trainer.steps={steps}",
-        "--trainer.batch_size=2",
-        "--trainer.warmup_steps=2",
-        "--trainer.learning_rate=1e-2",
-        "--trainer.log_every=1",
-        "--trainer.tracker=none",
-        "--trainer.workers=0",
-    ]
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 # Scaling down
@@ -150,7 +127,7 @@ def test_an_upscaling_decoder_learns(
 
     monkeypatch.setattr(wanvae.train.run.VideoLosses, "compare", watch)
     more = [f"--weights={base}", "--model.upscale_factor=2", f"--model.ndim={ndim}"]
-    assert main([*options(folder, run, 12), *more, "--freeze_encoder=true"]) == 0
+    assert main([*short_run(folder, run, 12), *more, "--freeze_encoder=true"]) == 0
     assert set(compared) == {((2, 3, 5, 16, 16), (2, 3, 5, 16, 16))}
     logged = [line for line in lines(run) if "loss" in line]
     assert logged[-1]["l1"] < logged[0]["l1"]
@@ -165,13 +142,13 @@ def test_an_upscaling_decoder_learns(
     assert vae.decode(latents).shape == (1, 3, 5, 32, 32)
     # A run starts from such weights without being told that they upscale.
     again = [f"--weights={run / 'model.safetensors'}", f"--model.ndim={ndim}"]
-    assert main([*options(folder, tmp_path / "again", 1), *again]) == 0
+    assert main([*short_run(folder, tmp_path / "again", 1), *again]) == 0
 
 
 def test_the_commands_decode_a_trained_upscaler(folder: Path, tmp_path: Path, base: Path) -> None:
     run, latents = tmp_path / "run", tmp_path / "latents.safetensors"
     more = [f"--weights={base}", "--model.upscale_factor=2"]
-    assert main([*options(folder, run, 1), *more]) == 0
+    assert main([*short_run(folder, run, 1), *more]) == 0
     model = str(run / "model.safetensors")
     clip, written = tmp_path / "clip.mp4", tmp_path / "out.mp4"
     write_video(clip, random_video(5, 16, 16)[0].float(), Fraction(25))
@@ -185,11 +162,11 @@ def test_a_new_model_that_upscales_by_4_learns(folder: Path, tmp_path: Path) -> 
     model += ["--model.dim_mult=[1,2]", "--model.temporal_downsample=[true]"]
     run = tmp_path / "run"
     more = [*model, "--model.upscale_factor=4", "--downscaling=bicubic"]
-    assert main([*options(folder, run, 8), *more]) == 0
+    assert main([*short_run(folder, run, 8), *more]) == 0
     logged = [line for line in lines(run) if "loss" in line]
     assert logged[-1]["l1"] < logged[0]["l1"]
     # How clips are scaled down belongs to the run.
-    with_area = [*options(folder, run, 9), *model, "--model.upscale_factor=4"]
+    with_area = [*short_run(folder, run, 9), *model, "--model.upscale_factor=4"]
     assert main(with_area) == 1
 
 
@@ -199,10 +176,10 @@ def test_a_lora_of_an_upscaling_decoder_learns_and_of_a_plain_one_is_refused(
     upscaling, run = tmp_path / "upscaling.safetensors", tmp_path / "run"
     with_upscaling(tiny(**SMALL).float(), 2).save_pretrained(upscaling)
     lora = ["--lora.rank=1"]
-    assert main([*options(folder, run, 2), f"--weights={upscaling}", *lora]) == 0
+    assert main([*short_run(folder, run, 2), f"--weights={upscaling}", *lora]) == 0
     assert (run / "lora.safetensors").exists()
     more = [f"--weights={base}", "--model.upscale_factor=2", *lora]
-    assert main([*options(folder, tmp_path / "other", 2), *more]) == 1
+    assert main([*short_run(folder, tmp_path / "other", 2), *more]) == 1
     assert "cannot be merged into" in capsys.readouterr().err
 
 
@@ -210,5 +187,5 @@ def test_crops_that_the_decoder_cannot_give_are_refused(
     folder: Path, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = [f"--weights={base}", "--model.upscale_factor=2", "--data.size=18"]
-    assert main([*options(folder, tmp_path / "run", 2), *more]) == 1
+    assert main([*short_run(folder, tmp_path / "run", 2), *more]) == 1
     assert "the decoder upscales by 2" in capsys.readouterr().err

@@ -37,7 +37,7 @@ class DistillConfig:
         res_blocks: residual blocks of each stage of the student; by default as many as the teacher
             has.
         tiny_dims: channels of each stage of a tiny autoencoder, and after its last stage, like
-            256,128,64,64. Then the student is the decoder of such a model.
+            [256, 128, 64, 64]. Then the student is the decoder of such a model.
         start: "pruned" starts as the teacher's blocks and channels of the largest weights, "new"
             from nothing.
         features: weight of the error of what the student's stages compute, projected to what the

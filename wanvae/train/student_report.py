@@ -28,6 +28,7 @@ from wanvae.train.held_out import EvaluationConfig
 # Names of the models in tables.
 STUDENT, TEACHER = "student", "teacher"
 FIGURES = "student.json"
+NO_REPORT = "no report of the student beside its teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +86,12 @@ def report_student(
         student: its file.
         output: the folder of the report, new or of the same models.
         lpips: the network of LPIPS, and which one it is.
-
-    Raises:
-        UserError: no clip can be judged.
     """
     device = accelerator.device
     vaes = [WanVAE.from_pretrained(path, torch.float32, device) for path in (teacher, student)]
     reason = why_not(vaes[0], config)
     if reason is not None:
-        return f"no report of the student beside its teacher: {reason}"
+        return f"{NO_REPORT}: {reason}"
     options = EvaluationOptions(
         frames=(config.frames,),
         resize=(f"{config.size}x{config.size}",),
@@ -101,17 +99,16 @@ def report_student(
         lpips="alex" if lpips is None else lpips[1],
     )
     networks = Networks("left out: loss.lpips is 0" if lpips is None else lpips[0].eval(), None)
-    evaluation = evaluate(
-        [
-            judged(vaes[0], None, TEACHER, teacher),
-            judged(vaes[0] if isinstance(vaes[1], TinyVAE) else vaes[1], vaes[1], STUDENT, student),
-        ],
-        networks,
-        str(config.folder),
-        output,
-        options,
-        PartialState(),
-    )
+    encoding = vaes[0] if isinstance(vaes[1], TinyVAE) else vaes[1]
+    models = [
+        judged(vaes[0], vaes[0], TEACHER, teacher),
+        judged(encoding, vaes[1], STUDENT, student),
+    ]
+    folder = str(config.folder)
+    try:
+        evaluation = evaluate(models, networks, folder, output, options, PartialState())
+    except UserError as error:  # the student is there already
+        return f"{NO_REPORT}: {error}"
     if evaluation is None:
         return ""
     figures = figures_of(evaluation, vaes, half)
@@ -132,10 +129,15 @@ def why_not(teacher: AnyVAE, config: EvaluationConfig) -> str | None:
     return None
 
 
-def judged(vae: AnyVAE, decoder: AnyVAE | None, name: str, path: str | Path) -> Judged:
-    """Returns a model to judge."""
+def judged(vae: AnyVAE, decoder: AnyVAE, name: str, path: str | Path) -> Judged:
+    """Returns a model to judge.
+
+    Args:
+        vae: encodes.
+        decoder: decodes, and has the weights of ``path``.
+    """
     digests = digest_of_file(weights_file(path)), identify(path)
-    facts = facts_of_model(vae, name, digests, "wanvae")
+    facts = facts_of_model(decoder, name, digests, "wanvae")
     return judge_stream(vae, facts, decoded_by=decoder)
 
 
