@@ -1,4 +1,4 @@
-"""The list of commands and the version need no command's libraries."""
+"""Commands import only the libraries that they need."""
 
 import subprocess
 import sys
@@ -24,3 +24,16 @@ except SystemExit:
     root = Path(__file__).parent.parent
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert result.stdout and result.stderr == ""
+
+
+def test_commands_on_a_video_import_no_library_of_metrics() -> None:
+    """It would import transformers where that is installed, which takes seconds."""
+    code = """
+import sys
+import wanvae.commands.video
+print(*(name for name in ("torchmetrics", "transformers") if name in sys.modules), end="")
+"""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert result.stdout == ""

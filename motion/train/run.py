@@ -32,10 +32,25 @@ from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import WEIGHTS, StepLosses, Task
 from wanvae.errors import UserError
+from wanvae.report import Column
+from wanvae.report.training import TrainingPage
 
 # Where --config finds the configs of the package by name: installed, or in a checkout.
 PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = PACKAGE / "configs", PACKAGE.parent / "configs" / "motion"
+
+# How the figures of evaluations are shown.
+COLUMNS = {
+    "mpjpe": Column("MPJPE (mm)", 2, "lower", "mean distance of joints from their places"),
+    "rotation_error": Column("rotation error (degrees)", 3, "lower"),
+    "code_use": Column("share of the codes in use", 3, "higher"),
+    "perplexity": Column("perplexity of the codes", 1, explanation="e to their entropy"),
+}
+PICTURES = "Frames of motion that is held out, above its reconstruction."
+NO_EVALUATION = (
+    "This run is not evaluated. Hold motion out, as data.held_out, to see here whether it gets "
+    "better."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +124,18 @@ class MotionTraining:
             load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out else None,
+            report=TrainingPage(
+                columns=COLUMNS,
+                pictures=PICTURES,
+                side_by_side=1,
+                note="" if self.data.held_out else NO_EVALUATION,
+            ).write,
             begin_step=self.begin_step if together else None,
             end_step=self.end_step if together else None,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.model.config),
             identify_start=lambda: self.start,
-            describe_data=self.data.describe,
+            describe_data=lambda: {self.config.data.folder: self.data.describe()},
         )
 
     def losses(

@@ -21,6 +21,7 @@ from tests.helpers import WAN22, tiny, write_sound
 from wanvae import WanVAE, __version__, cli
 from wanvae.checkpoints import formats
 from wanvae.commands.options import DTYPES, load_model
+from wanvae.commands.video import opening_command
 from wanvae.engine.memory import is_out_of_memory
 from wanvae.execution.budget import Planner, parse_memory
 from wanvae.execution.cost import Workload
@@ -230,9 +231,38 @@ def test_without_input_the_demo_runs(
     monkeypatch.setattr("wanvae.demo.find_spec", lambda name: None)
     assert 'pip install "wanvae[demo]"' in fail("reconstruct")
     monkeypatch.setattr("wanvae.commands.video.demo_clip", lambda: files / "a.mp4")
-    assert "-> reconstruction.mp4: 7 frames" in run("reconstruct")[0]
-    assert read_video("reconstruction.mp4")[0].shape == (3, 7, 22, 60)
+    monkeypatch.setattr("wanvae.commands.video.DEMO_SECONDS", 0.2)
+    monkeypatch.setattr("wanvae.commands.video.opening_command", lambda: ["see"])
+    out, _ = run("reconstruct")
+    assert "-> reconstruction.mp4: 5 frames" in out
+    assert read_video("reconstruction.mp4")[0].shape == (3, 5, 22, 60)
+    path = (tmp_path / "reconstruction.mp4").resolve()
+    assert f"The result is {path}" in out and path.as_uri() in out and f"see {path}" in out
+    assert "--whole takes all of it" in out
+    monkeypatch.setattr("wanvae.commands.video.opening_command", lambda: None)
+    out, _ = run("reconstruct", "--whole")
+    assert "-> reconstruction.mp4: 7 frames" in out and "copy the file" in out
+    assert "--whole" not in out
+    assert "2 frames" in run("reconstruct", "--duration", 0.08)[0]
+    assert "leave out one" in fail("reconstruct", "--whole", "--duration", 1)
+    # Of a video of one's own, all is taken, and nobody needs to be told how to open it.
+    out, _ = run("reconstruct", files / "a.mp4", "own.mp4")
+    assert "7 frames" in out and "The result is" not in out
     assert run("info")[0].startswith(f"{files / 'vae.safetensors'}: native layout")
+
+
+def test_a_file_is_opened_as_the_system_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wanvae.commands.video.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    for system, display, expected in (
+        ("linux", ":0", ["xdg-open"]),
+        ("linux", "", None),
+        ("darwin", "", ["open"]),
+        ("win32", "", ["explorer"]),
+    ):
+        monkeypatch.setattr("wanvae.commands.video.sys.platform", system)
+        monkeypatch.setenv("DISPLAY", display)
+        assert opening_command() == expected
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,6 @@ from tests.commands import outputs_of
 from tests.helpers import launched, occupied, tiny
 from tests.metrics.test_frechet import Stand, save
 from wanvae import WanVAE, cli
-from wanvae.commands import evaluate as evaluate_command
 from wanvae.evaluate import evaluation, run
 from wanvae.frames import pad_to_multiple
 from wanvae.metrics.images import psnr, ssim
@@ -338,7 +337,7 @@ def test_what_cannot_be_done_is_one_line(
         (tmp_path / "memory", ["--max-memory", "2MB"], files / "videos", "is shared by 2 coders"),
         (tmp_path / "out", ["--lpips-weights", "x"], files / "videos", "torchvision is not"),
     ]
-    monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None)
+    monkeypatch.setattr("wanvae.metrics.lpips.find_spec", lambda name: None)
     for target, options, source, message in cases:
         out, err = evaluate(target, *options, source=source, status=1)
         assert out == "" and err.count("\n") == 1 and message in err, err

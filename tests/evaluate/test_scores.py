@@ -11,8 +11,9 @@ from torch import Tensor
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from tests.metrics.test_lpips import features
-from wanvae.evaluate.scores import APART, WORST, Mean, Scores
+from wanvae.evaluate.scores import APART, WORST, Scores
 from wanvae.metrics.lpips import Lpips
+from wanvae.metrics.means import Mean
 
 # Of the scales of MS-SSIM, from fine to coarse (Wang et al. 2003).
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -110,32 +111,6 @@ def test_lpips_is_that_of_its_definition(monkeypatch: pytest.MonkeyPatch) -> Non
     assert scores_of(*pairs, lpips=network).lpips.value == pytest.approx(expected, abs=1e-4)
     small = scores_of(tuple(x[:, :30, :30] for x in images()), lpips=network)
     assert small.lpips.value is None
-
-
-def test_the_temporal_error_is_that_of_differences() -> None:
-    originals = [images(seed=seed)[0] * (1 - 0.1 * seed) for seed in range(6)]
-    # An error that stays is none of what changes.
-    assert scores_of(*((x, x * 0.5 + x * 0.5 - 0.1) for x in originals)).temporal.value < 1e-4
-    outputs = [images(seed=seed)[1] for seed in range(6)]
-    scores = scores_of(*zip(originals, outputs, strict=True))
-    changes = torch.stack(outputs).diff(dim=0) - torch.stack(originals).diff(dim=0)
-    assert scores.temporal.value == pytest.approx(changes.abs().mean().item() * 127.5, rel=1e-4)
-
-
-def test_flicker_is_seen_where_groups_begin() -> None:
-    original = torch.zeros(3, 16, 16)
-    # Each group of frames is brighter or darker as a whole, and frames in it differ less.
-    levels = [0.0] + [0.1 * (group % 2) + 0.01 * frame for group in range(4) for frame in range(4)]
-    scores = scores_of(*((original, original + level) for level in levels))
-    changes = np.abs(np.diff(levels))
-    borders = np.arange(len(changes)) % GROUP == 0
-    assert scores.flicker == pytest.approx(changes[borders].mean() / changes[~borders].mean())
-    assert scores.flicker > 5
-    even = scores_of(*((original, original + 0.01 * number) for number in range(9)))
-    assert even.flicker == pytest.approx(1, rel=1e-3)
-    # Too short, or without a change, there is nothing to tell.
-    assert scores_of((original, original)).flicker is None
-    assert scores_of(*((original, original) for _ in range(9))).flicker is None
 
 
 def test_the_worst_frames_are_few_and_apart() -> None:

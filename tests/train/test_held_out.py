@@ -1,6 +1,7 @@
 """Judging models by clips of a folder."""
 
 import json
+import math
 import os
 import subprocess
 from fractions import Fraction
@@ -124,9 +125,25 @@ def test_rows_and_means(folder, vae):
         original = clip.video.transpose(0, 1)
         expected = {"psnr": psnr(output, original), "ssim": ssim(output, original)}
         expected["largest"] = (output - original).abs().max().item()
-        assert result.rows[clip.name] == pytest.approx(expected)
+        pixels = clip.video[0].numel()
+        kl = vae.encode(clip.video[None]).kl().sum().item()
+        expected["kl_bits"] = kl / math.log(2) / pixels
+        if len(output) > 1:
+            # Frame 0 is a group, and 1 to 4 are the next one.
+            changes = (output - original).diff(dim=0).abs().mean((1, 2, 3)) * 127.5
+            expected["temporal"] = changes.mean().item()
+            expected["flicker"] = (changes[0] / changes[1:].mean()).item()
+        assert result.rows[clip.name] == pytest.approx(expected, rel=1e-4)
     for name, mean in result.means.items():
-        assert mean == pytest.approx(sum(row[name] for row in result.rows.values()) / 4)
+        # The image has no changes.
+        values = [row[name] for row in result.rows.values() if name in row]
+        assert len(values) == (3 if name in ("temporal", "flicker") else 4)
+        assert mean == pytest.approx(sum(values) / len(values))
+
+
+def test_images_alone_have_no_changes(folder, vae):
+    clips = [HeldOutClip("a", torch.zeros(3, 1, 16, 16))]
+    assert evaluate(vae, clips).means.keys() == {"psnr", "ssim", "kl_bits"}
 
 
 def largest_error(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from tests.helpers import tiny
+from tests.metrics.test_lpips import features
 from wanvae import WanVAE, WanVAEConfig, cli
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.train.crops import DataConfig, VideoCrops
@@ -329,7 +331,7 @@ def test_an_interrupted_game_goes_on_as_if_it_had_not_been(folder, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_held_out_clips_are_judged_and_shown_and_the_best_is_kept(folder, tmp_path):
+def test_held_out_clips_are_judged_and_shown_and_the_best_is_kept(folder, tmp_path, capsys):
     run = tmp_path / "run"
     changes = [f"--evaluation.folder={folder}", "--evaluation.frames=5", "--evaluation.size=32"]
     changes += ["--trainer.evaluate_every=3", "--trainer.preview_every=3"]
@@ -345,6 +347,44 @@ def test_held_out_clips_are_judged_and_shown_and_the_best_is_kept(folder, tmp_pa
     for step in scores:
         info = probe(run / "previews" / f"step-{step:08d}.png")
         assert (info.height, info.width) == (2 * 32, 3 * 32)
+    for line in lines_of(run):
+        if "evaluation_psnr" in line:
+            names = {f"evaluation_{name}" for name in ("ssim", "temporal", "flicker", "kl_bits")}
+            assert names < line.keys() and "evaluation_lpips" not in line
+    assert capsys.readouterr().out.count("LPIPS is left out: ") == 1
+    page = (run / "report.html").read_text()
+    assert "<dd>complete</dd>" in page and "PSNR (dB), higher is better" in page
+    assert "LPIPS is left out: " in page and f"after step {best}: " in page
+
+
+def test_lpips_is_measured_and_chooses_the_best_if_its_weights_are_there(
+    folder, tmp_path, monkeypatch, capsys
+):
+    changes = [f"--evaluation.folder={folder}", "--evaluation.frames=5", "--evaluation.size=32"]
+    changes += ["--trainer.best=lpips", "--trainer.best_is=lowest"]
+    assert main([*options(folder, tmp_path / "without", 2), *changes]) == 1
+    err = capsys.readouterr().err
+    assert "trainer.best is lpips, but LPIPS cannot be measured: " in err and "alexnet" in err
+    torch.manual_seed(0)
+    cached = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    cached.parent.mkdir(parents=True)
+    state = {f"features.{k}": v for k, v in features("alexnet").state_dict().items()}
+    torch.save(state, cached)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(
+        torchmetrics_lpips, "_get_tv_model_features", lambda net, pretrained=False: features(net)
+    )
+    monkeypatch.setattr("wanvae.metrics.lpips.find_spec", lambda name: name)
+    run = tmp_path / "run"
+    assert main([*options(folder, run, 2), *changes]) == 0
+    assert lines_of(run)[-1]["evaluation_lpips"] > 0
+    assert "LPIPS is left out" not in (run / "report.html").read_text()
+
+
+def test_a_run_without_evaluation_has_a_page_that_says_so(folder, tmp_path):
+    run = tmp_path / "run"
+    assert main(options(folder, run, 2)) == 0
+    assert "This run is not evaluated." in (run / "report.html").read_text()
 
 
 def test_held_out_clips_that_the_model_cannot_take_are_refused(folder, tmp_path, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +18,6 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import digest_of_file
-from wanvae.errors import UserError
 from wanvae.evaluate.evaluation import Networks, evaluate
 from wanvae.evaluate.models import Judged, facts_of_model, judge_diffusers, judge_stream
 from wanvae.evaluate.page import PAGE, QUALITY
@@ -27,7 +25,7 @@ from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.evaluate.summary import Evaluation
 from wanvae.execution.budget import parse_memory
 from wanvae.metrics.frechet import I3D
-from wanvae.metrics.lpips import BACKBONES, Lpips, LpipsNetwork, find_cached_backbone
+from wanvae.metrics.lpips import LpipsNetwork, load_lpips
 from wanvae.model import require_wan_vae
 
 DEFAULTS = EvaluationOptions()
@@ -107,20 +105,8 @@ def load_networks(arguments: Namespace, device: torch.device) -> Networks:
         UserError: a named file does not hold such a network, or torchvision is not installed.
     """
     i3d = None if arguments.i3d is None else I3D(arguments.i3d, device)
-    weights = arguments.lpips_weights or find_cached_backbone(arguments.lpips)
-    missing = []
-    if find_spec("torchvision") is None:
-        missing.append("torchvision is not installed")
-        if arguments.lpips_weights is not None:
-            raise UserError(f"--lpips-weights: {missing[0]}; install it, or leave the option out")
-    if weights is None:
-        missing.append(
-            f"the weights of torchvision's {BACKBONES[arguments.lpips][0]} were not downloaded "
-            "before; name a file of them as --lpips-weights"
-        )
-    if missing:
-        return Networks(f"left out: {', and '.join(missing)}", i3d)
-    return Networks(Lpips(arguments.lpips, weights).to(device).eval(), i3d)
+    lpips = load_lpips(arguments.lpips, arguments.lpips_weights, "--lpips-weights")
+    return Networks(f"left out: {lpips}" if isinstance(lpips, str) else lpips.to(device), i3d)
 
 
 def show(output: str, evaluation: Evaluation) -> None:

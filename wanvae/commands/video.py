@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from fractions import Fraction
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 from jsonargparse import Namespace
@@ -23,6 +28,8 @@ from wanvae.model import AnyVAE
 from wanvae.tiny import TinyVAE
 from wanvae.video.rate import parse_rate
 
+# How much of the sample clip is reconstructed, so that newcomers soon have something to see.
+DEMO_SECONDS = 4.0
 VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
 OUTPUT_HELP = (
     "file to write: .mp4, .mkv, .mov, .webm, .apng; .png, .jpg, .webp for one frame, or numbered "
@@ -32,8 +39,8 @@ OUTPUT_HELP = (
 
 def reconstruct(arguments: Namespace) -> None:
     """Encodes and decodes a video, and prints how close the result is."""
-    source = arguments.input or demo_clip()
     demo = arguments.input is None
+    source = demo_clip() if demo else arguments.input
     fps = rate_of(arguments)
     with model_to_share(arguments) as (vae, processes):
         report = reconstruct_file(
@@ -43,7 +50,7 @@ def reconstruct(arguments: Namespace) -> None:
             side_by_side=arguments.side_by_side or demo,
             crf=arguments.crf,
             start=arguments.start,
-            duration=arguments.duration,
+            duration=duration_of(arguments),
             fps=fps,
             shard=processes,
             **common_options(arguments),
@@ -55,7 +62,50 @@ def reconstruct(arguments: Namespace) -> None:
             f"compression {report.compression:.1f}x, "
             f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
         )
+        if demo:
+            print(describe_demo(Path(arguments.output).resolve(), whole=arguments.whole))
         tell_of_tiny(arguments, vae)
+
+
+def duration_of(arguments: Namespace) -> float | None:
+    """Returns the seconds to reconstruct: of the sample clip a few, of other videos all.
+
+    Raises:
+        UserError: the options contradict each other.
+    """
+    if arguments.whole and arguments.duration is not None:
+        raise UserError("--whole and --duration contradict each other; leave out one")
+    if arguments.input is None and not arguments.whole and arguments.duration is None:
+        return DEMO_SECONDS
+    return arguments.duration
+
+
+def describe_demo(path: Path, *, whole: bool) -> str:
+    """Returns lines that say what the reconstruction of the sample clip is, and how to see it."""
+    command = opening_command()
+    other = "if this computer has no screen, copy the file to one that has a screen"
+    if command is not None:
+        other = f"or run: {shlex.join([*command, str(path)])}"
+    lines = [
+        f"The result is {path}: the original on the left, its reconstruction on the right.",
+        f"To see it, open {path.as_uri()} in a web browser; {other}",
+    ]
+    if not whole:
+        lines.append(
+            f"It is {DEMO_SECONDS:g} seconds of a sample clip; --whole takes all of it, and "
+            "`wanvae reconstruct IN.mp4 OUT.mp4` a video of yours."
+        )
+    return "\n".join(lines)
+
+
+def opening_command() -> list[str] | None:
+    """Returns the command that opens a file on this system; None if there is no screen."""
+    if sys.platform == "win32":
+        return ["explorer"]
+    if sys.platform == "darwin":
+        return ["open"]
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return ["xdg-open"] if screen and which("xdg-open") else None
 
 
 def encode(arguments: Namespace) -> None:
@@ -184,6 +234,12 @@ def add_reconstruct_options(parser: Parser) -> None:
     parser.reads("input")
     parser.writes("output")
     parser.add_argument("--side-by-side", action="store_true", help="put the original at the left")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help=f"take all of the sample clip (default: {DEMO_SECONDS:g} seconds; of a video that you "
+        "name, all)",
+    )
     add_time_options(parser)
     add_quality_option(parser)
     add_model_options(parser)
@@ -246,8 +302,8 @@ RECONSTRUCT = Command(
     reconstruct,
     add_reconstruct_options,
     "Encode and decode a video of any length, or a part of it, and print how close the result "
-    "is. Without input: a sample clip, side by side with the original. With --shard, all "
-    "processes of accelerate launch -m wanvae share the work.",
+    "is. Without input: the beginning of a sample clip, side by side with the original. With "
+    "--shard, all processes of accelerate launch -m wanvae share the work.",
 )
 
 ENCODE = Command(

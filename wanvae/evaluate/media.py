@@ -15,8 +15,9 @@ from einops import einsum
 from torch import Tensor
 
 from wanvae.evaluate.records import WorstRecord
-from wanvae.evaluate.scores import LEVELS, WorstFrame
+from wanvae.evaluate.scores import WorstFrame
 from wanvae.frames import pad_to_multiple
+from wanvae.metrics.temporal import LEVELS
 from wanvae.report.elements import number
 from wanvae.video import VideoWriter, write_video
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wanvae.evaluate.records import ModelRecord, TrialRecord
-from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.summary import Evaluation, Summary
+from wanvae.metrics.columns import QUALITY, RATE
+from wanvae.metrics.means import mean_of
 from wanvae.report import (
     Column,
     Comparison,
@@ -26,47 +27,6 @@ PAGE = "report.html"
 MEDIA_LIMIT = 48 * 2**20
 
 SIZE = Column("size", explanation="height and width in pixels, or the shorter side")
-QUALITY = {
-    "psnr": Column("PSNR (dB)", 2, "higher", "peak signal-to-noise ratio, the mean over frames"),
-    "ssim": Column("SSIM", 4, "higher", "structural similarity, 11 pixels, the mean over frames"),
-    "ms_ssim": Column(
-        "MS-SSIM",
-        4,
-        "higher",
-        "SSIM at five scales, the mean over frames with sides of 176 pixels or more",
-    ),
-    "lpips": Column(
-        "LPIPS", 4, "lower", "how different frames look to a trained network, the mean over frames"
-    ),
-    "rfvd": Column(
-        "rFVD", 1, "lower", "Frechet distance between I3D features of originals and reconstructions"
-    ),
-    "temporal": Column(
-        "change (levels)",
-        3,
-        "lower",
-        "mean absolute error of the differences between consecutive frames, in levels of 255",
-    ),
-    "flicker": Column(
-        "flicker",
-        3,
-        "lower",
-        "this error where groups of frames begin, over the error inside groups; 1 is no flicker",
-    ),
-}
-RATE = {
-    "compression": Column(
-        "compression", 1, explanation="values of the video per value of the latents"
-    ),
-    "bits": Column("bits per pixel", 3, explanation="of latents stored in 16 bits; a video has 24"),
-    "information": Column(
-        "KL (bits per pixel)",
-        3,
-        explanation="divergence of the latents from N(0, 1): their information",
-    ),
-    "encode_fps": Column("encoded per second", 2, "higher", "frames, without reading them"),
-    "decode_fps": Column("decoded per second", 2, "higher", "frames, without writing them"),
-}
 
 
 def write_report(folder: Path, trials: Path, evaluation: Evaluation, facts: dict[str, str]) -> Path:

@@ -125,7 +125,7 @@ def model_record(
         ms_ssim=scores.ms_ssim.value,
         lpips=scores.lpips.value,
         temporal=scores.temporal.value,
-        flicker=scores.flicker,
+        flicker=scores.temporal.flicker,
         compression=3 * pixels / cost.values,
         bits=16 * cost.values / pixels,
         information=cost.nats / math.log(2) / pixels,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from wanvae.engine.json_files import write_value
 from wanvae.evaluate.records import ORIGINAL, ModelRecord, TrialRecord, read_features
-from wanvae.evaluate.scores import mean_of
 from wanvae.evaluate.settings import EvaluationSettings
 from wanvae.folders.failure import Failure
 from wanvae.metrics.frechet import Moments, frechet_distance
+from wanvae.metrics.means import mean_of
 from wanvae.report import write_rows
 
 JSON = "evaluation.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -101,6 +102,33 @@ def find_cached_backbone(network: LpipsNetwork) -> Path | None:
     found = Path(torch.hub.get_dir(), "checkpoints").glob(f"{name}-*.pth")
     # torchvision calls the weights of AlexNet "alexnet-owt-7be5be79.pth".
     return next(iter(sorted(found)), None)
+
+
+def load_lpips(
+    network: LpipsNetwork, weights: str | PathLike[str] | None, option: str
+) -> Lpips | str:
+    """Returns LPIPS, or why it cannot be measured. Nothing is downloaded.
+
+    Args:
+        weights: file with the weights of the network; None takes what torchvision has downloaded
+            before.
+        option: the option that names this file, for messages.
+
+    Raises:
+        UserError: ``weights`` are named and cannot be used.
+    """
+    found = weights or find_cached_backbone(network)
+    missing = []
+    if find_spec("torchvision") is None:
+        missing.append("torchvision is not installed")
+        if weights is not None:
+            raise UserError(f"{option}: {missing[0]}; install it, or leave the option out")
+    if found is None:
+        missing.append(
+            f"the weights of torchvision's {BACKBONES[network][0]} were not downloaded before; "
+            f"name a file of them as {option}"
+        )
+    return ", and ".join(missing) if missing else Lpips(network, found).eval()
 
 
 def load_backbone(backbone: nn.Module, path: str | PathLike[str]) -> None:

@@ -237,6 +237,7 @@ class Section:
         elements: shown one below the other. An iterator gives each when it is written.
         text: shown below the heading.
         folded: whether readers must open the section to see it.
+        columns: how many curves are side by side, where there is room.
     """
 
     title: str
@@ -244,6 +245,7 @@ class Section:
     elements: Iterable[Element]
     text: str = ""
     folded: bool = False
+    columns: int = 1
 
 
 def number(value: float | None) -> float | None:

@@ -26,6 +26,7 @@ def write_page(
     title: str,
     facts: Mapping[str, str],
     sections: Iterable[Section],
+    reload: int | None = None,
 ) -> None:
     """Writes a page that needs no other file and no network.
 
@@ -33,6 +34,7 @@ def write_page(
         title: the heading.
         facts: how the page came about, by name; shown below the title.
         sections: shown one below the other. An iterator gives each when it is written.
+        reload: seconds after which the page loads itself again; None: never.
 
     Raises:
         FileError: the page cannot be written.
@@ -48,7 +50,7 @@ def write_page(
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"base64": encode, "media_type": media_type}
     template = environment.get_template("page.html")
-    pieces = template.generate(title=title, facts=facts, sections=sections)
+    pieces = template.generate(title=title, facts=facts, sections=sections, reload=reload)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(pieces)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from wanvae.errors import UserError
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
 from wanvae.folders.manifest import reason
 from wanvae.metrics.images import psnr, ssim
+from wanvae.metrics.temporal import TemporalError
+from wanvae.posterior import Posterior
 from wanvae.train.trainee import Trained
 from wanvae.train.upscaling import Downscaling, check_shape, scale_down
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
@@ -63,11 +66,18 @@ class HeldOutClip:
 
     Attributes:
         name: path of its file inside the folder.
-        video: ``(C, T, H, W)`` in [-1, 1].
+        video: ``(C, T, H, W)`` in [-1, 1], with which reconstructions are compared.
+        input: what is encoded instead of it; None is the video itself.
     """
 
     name: str
     video: Tensor
+    input: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """What is encoded."""
+        return self.video if self.input is None else self.input
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ class HeldOutScores:
     """The scores of a model.
 
     Attributes:
-        rows: the value of each metric by name, for each clip by name.
-        means: the mean of each metric over the clips.
+        rows: the value of each figure by name, for each clip by name.
+        means: the mean of each figure over the clips that have it.
     """
 
     rows: dict[str, dict[str, float]]
@@ -199,6 +209,10 @@ def evaluate(
 ) -> HeldOutScores:
     """Reconstructs each clip from the mode of its latents, and compares.
 
+    Besides the metrics, clips have the figures of ``temporal_figures`` and "kl_bits", the KL
+    divergence of the latents from N(0, 1) in bits per pixel. A clip without changes has no
+    "flicker", and an image no "temporal" either.
+
     Args:
         metrics: by name.
         accelerator: of several processes, which share the clips. All must call this, and each gets
@@ -213,8 +227,9 @@ def evaluate(
         rows = gather_object(rows)
     by_name = dict(rows)
     ordered = {clip.name: by_name[clip.name] for clip in clips}
-    means = {name: sum(row[name] for row in ordered.values()) / len(clips) for name in metrics}
-    return HeldOutScores(ordered, means)
+    names = dict.fromkeys(name for row in ordered.values() for name in row)
+    values = {name: [row[name] for row in ordered.values() if name in row] for name in names}
+    return HeldOutScores(ordered, {name: sum(own) / len(own) for name, own in values.items()})
 
 
 def compare(
@@ -223,10 +238,25 @@ def compare(
     metrics: Mapping[str, Metric],
     downscaling: Downscaling = "area",
 ) -> dict[str, float]:
-    """Each metric of the reconstruction of a clip."""
-    frames = rearrange(reconstruct(vae, clip.video, downscaling), "c t h w -> t c h w")
+    """Each figure of the reconstruction of a clip."""
+    video, posterior = reconstruct(vae, clip.seen, downscaling)
+    frames = rearrange(video, "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
-    return {name: float(metric(frames, originals)) for name, metric in metrics.items()}
+    bits = posterior.kl().sum().item() / math.log(2)
+    return {
+        **{name: float(metric(frames, originals)) for name, metric in metrics.items()},
+        **temporal_figures(frames, originals, vae.config.temporal_factor),
+        "kl_bits": bits / clip.video[0].numel(),
+    }
+
+
+def temporal_figures(frames: Tensor, originals: Tensor, factor: int) -> dict[str, float]:
+    """ "temporal" and "flicker" of wanvae.metrics.temporal, if there are enough frames for them."""
+    errors = TemporalError(factor)
+    for original, frame in zip(originals, frames, strict=True):
+        errors.add(original, frame)
+    figures = {"temporal": errors.value, "flicker": errors.flicker}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def comparison_grid(
@@ -238,6 +268,8 @@ def comparison_grid(
 ) -> Tensor:
     """One picture ``(C, H, W)`` in [-1, 1]: for each clip, frames above their reconstructions.
 
+    Between them is what is encoded, where it is not the clip itself.
+
     Args:
         clips: of one size.
         frames: of each clip, evenly spread from its first to its last.
@@ -246,16 +278,21 @@ def comparison_grid(
     rows = []
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
-        for video in (clip.video, reconstruct(vae, clip.video, downscaling).cpu()):
+        encoded = () if clip.input is None else (clip.input,)
+        output, _ = reconstruct(vae, clip.seen, downscaling)
+        for video in (clip.video, *encoded, output.cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 
 
-def reconstruct(vae: Trained, video: Tensor, downscaling: Downscaling = "area") -> Tensor:
-    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model.
+def reconstruct(
+    vae: Trained, video: Tensor, downscaling: Downscaling = "area"
+) -> tuple[Tensor, Posterior]:
+    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model; its latents.
 
     The encoder of a model whose decoder upscales gets the video scaled down.
     """
     encoded = scale_down(video[None], vae.config.upscale_factor, downscaling)
     with evaluating(vae):
-        return vae.decode(vae.encode(encoded).mode())[0].float()
+        posterior = vae.encode(encoded)
+        return vae.decode(posterior.mode())[0].float(), posterior

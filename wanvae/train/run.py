@@ -17,7 +17,6 @@ from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
-from einops import rearrange
 from torch import Tensor, nn
 
 from wanvae.checkpoints.formats import identify
@@ -36,9 +35,9 @@ from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import WEIGHTS, Discriminator, StepLosses, Task
 from wanvae.errors import UserError
-from wanvae.metrics.lpips import Lpips
 from wanvae.model import WanVAE, require_wan_vae
 from wanvae.nn import use_channels_last
+from wanvae.report.training import TrainingPage
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
 from wanvae.train.distillation import DistillConfig, Teacher, make_student
@@ -46,11 +45,13 @@ from wanvae.train.held_out import (
     METRICS,
     EvaluationConfig,
     HeldOutClip,
+    Metric,
     comparison_grid,
     evaluate,
     read_held_out,
 )
 from wanvae.train.initialize import inflate, start_as_image_model
+from wanvae.train.judging import COLUMNS, NO_EVALUATION, PICTURES, find_lpips, frame_lpips
 from wanvae.train.lora import (
     LoraConfig,
     add_lora,
@@ -59,6 +60,8 @@ from wanvae.train.lora import (
     merged,
 )
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
+from wanvae.train.pair import Pair, pair_of
+from wanvae.train.restoration import DegradedCrops, degrade_clip
 from wanvae.train.student_report import report_student
 from wanvae.train.trainee import (
     Trained,
@@ -210,6 +213,28 @@ class VideoTraining:
             found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
             self.say_ignored(config.evaluation.folder, found.ignored)
             self.held_out = found.clips
+            if config.data.degradation.changes:
+                self.held_out = [degrade_clip(c, config.data.degradation) for c in found.clips]
+        self.metrics: dict[str, Metric] = dict(METRICS)
+        self.note = NO_EVALUATION
+        if self.held_out:
+            self.note = self.judge_by_lpips()
+
+    def judge_by_lpips(self) -> str:
+        """Adds LPIPS to the metrics; returns, and says once, why not if this is not possible.
+
+        Raises:
+            UserError: LPIPS should choose the best checkpoint.
+        """
+        lpips = find_lpips(self.video_losses, self.config.evaluation.size)
+        if not isinstance(lpips, str):
+            self.metrics["lpips"] = partial(frame_lpips, lpips.to(self.accelerator.device))
+            return ""
+        if self.config.trainer.best == "lpips":
+            raise UserError(f"trainer.best is lpips, but LPIPS cannot be measured: {lpips}")
+        note = f"LPIPS is left out: {lpips}."
+        self.accelerator.print(note)
+        return note
 
     def say_ignored(self, folder: str, ignored: str) -> None:
         """Says, in the first process, how many files of a folder are ignored, if any are."""
@@ -219,6 +244,7 @@ class VideoTraining:
     def task(self) -> Task:
         """What to train."""
         trainer, weights = self.config.trainer, self.config.weights
+        degradation = self.config.data.degradation
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
         samples = VideoCrops(
             self.config.data,
@@ -227,10 +253,13 @@ class VideoTraining:
             alpha=encodes_alpha(self.vae.config),
             report=self.accelerator.is_main_process,
         )
-        self.say_ignored(self.config.data.folder, samples.ignored)
+        for source in samples.sources:
+            self.say_ignored(str(source.folder), source.ignored)
         return Task(
             model=self.trainee,
-            samples=samples,
+            samples=DegradedCrops(samples, degradation, trainer.seed)
+            if degradation.changes
+            else samples,
             losses=self.losses,
             save_weights=self.save,
             load_weights=self.load,
@@ -238,6 +267,9 @@ class VideoTraining:
             companion=self.trainee.companion,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
+            report=TrainingPage(
+                columns=COLUMNS, pictures=PICTURES, side_by_side=3, note=self.note
+            ).write,
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.vae.config),
             identify_start=None if weights is None else partial(identify, weights),
@@ -265,10 +297,11 @@ class VideoTraining:
         save_lora(path, changes_of(require_whole(vae)), self.base, about)
 
     def losses(
-        self, model: nn.Module, discriminator: nn.Module | None, video: Tensor, step: int
+        self, model: nn.Module, discriminator: nn.Module | None, batch: Tensor | Pair, step: int
     ) -> StepLosses:
         """The losses of the VAE, and the PSNR of its output."""
-        output: TrainingOutput = model(video, recompute=self.config.gradient_checkpointing)
+        seen, video = pair_of(batch)
+        output: TrainingOutput = model(seen, video, recompute=self.config.gradient_checkpointing)
         reconstruction = output.reconstruction
         with torch.no_grad():
             psnr = peak_signal_to_noise(reconstruction.video, video)
@@ -293,7 +326,10 @@ class VideoTraining:
         """A new discriminator and its losses."""
         gan = self.config.loss.gan
 
-        def losses(discriminator: nn.Module, fake: Tensor, video: Tensor, step: int) -> StepLosses:
+        def losses(
+            discriminator: nn.Module, fake: Tensor, batch: Tensor | Pair, step: int
+        ) -> StepLosses:
+            video = pair_of(batch).target
             return StepLosses(*self.video_losses.discriminator(discriminator, fake, video, step))
 
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
@@ -301,13 +337,10 @@ class VideoTraining:
 
     def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """The mean scores over the held-out clips, which the processes share."""
-        metrics = dict(METRICS)
-        if self.video_losses.lpips is not None:
-            metrics["lpips"] = partial(frame_lpips, self.video_losses.lpips)
         return evaluate(
             self.judged(trainee.vae),
             self.held_out,
-            metrics,
+            self.metrics,
             self.accelerator,
             downscaling=self.config.downscaling,
         ).means
@@ -316,7 +349,7 @@ class VideoTraining:
         """The model that people use after training: with a LoRA, the two merged."""
         return vae if self.base is None else merged(require_whole(vae))
 
-    def report(self, result: Path) -> str:
+    def report_student(self, result: Path) -> str:
         """Writes how good a student is beside its teacher, and returns a line for people."""
         config, lpips = self.config, self.video_losses.lpips
         if config.distill.half is None or config.weights is None:
@@ -332,7 +365,7 @@ class VideoTraining:
         )
 
     def preview(self, trainee: Trainee, path: Path) -> None:
-        """Frames of held-out clips above their reconstructions."""
+        """Frames of held-out clips, what the encoder sees of them, and their reconstructions."""
         shape = self.held_out[0].video.shape
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
         picture = comparison_grid(
@@ -343,19 +376,13 @@ class VideoTraining:
         write_video(path, picture[:, None].cpu(), Fraction(1))
 
 
-def frame_lpips(lpips: Lpips, frames: Tensor, originals: Tensor) -> Tensor:
-    """The mean LPIPS of frames ``(T, C, H, W)``, a scalar."""
-    videos = (rearrange(x, "t c h w -> 1 c t h w") for x in (frames, originals))
-    return lpips(*videos).mean()
-
-
 def run(config: TrainConfig) -> None:
     """Trains as ``config`` says.
 
     Raises:
         UserError: the run would write pictures into a folder of data, or replace its weights.
     """
-    for folder in (config.data.folder, config.evaluation.folder):
+    for folder in (*config.data.shares, config.evaluation.folder):
         if folder is not None and is_in(Path(config.trainer.run), Path(folder)):
             raise UserError(
                 f"the folder of the run, {config.trainer.run}, must not be in {folder}, because "
@@ -375,7 +402,7 @@ def run(config: TrainConfig) -> None:
         accelerator.print(describe_trained(vae, config))
     train(task, trainer, accelerator)
     if config.distill.half is not None:
-        accelerator.print(training.report(result))
+        accelerator.print(training.report_student(result))
     if config.lora.rank is not None:
         merge = [
             "wanvae",

@@ -263,12 +263,16 @@ def test_held_out_motion_is_judged_and_shown_and_the_best_is_kept(folder, tmp_pa
     }
     info = probe(tmp_path / "previews" / "step-00000006.png")
     assert (info.width, info.height) == (8 * 240, 2 * 320)
+    page = (tmp_path / "report.html").read_text()
+    assert "<dd>complete</dd>" in page and "MPJPE (mm), lower is better" in page
+    assert "after step 6: " in page and "after step 4: " in page
 
 
 def test_nothing_held_out_is_nothing_judged(folder, tmp_path):
     assert main(options(folder, tmp_path, 2, "--data.held_out=0")) == 0
     assert not any("evaluation_mpjpe" in line for line in lines_of(tmp_path))
     assert not (tmp_path / "previews").exists()
+    assert "This run is not evaluated." in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -14,11 +14,11 @@ class TrainerConfig:
     """How to train any model.
 
     Attributes:
-        run: folder of the run: config.yaml, run.json, checkpoints, log.jsonl, loss.png, previews
-            and, at the end, model.safetensors. A run that has checkpoints goes on from the newest;
-            what its result depends on must be the same, or it is refused. The steps may change, and
-            what only concerns speed, log, checkpoints and processes. Several machines need a folder
-            on a disk that all of them share.
+        run: folder of the run: report.html, config.yaml, run.json, log.jsonl, loss.png,
+            checkpoints, previews and, at the end, model.safetensors. A run that has checkpoints
+            goes on from the newest; what its result depends on must be the same, or it is refused.
+            The steps may change, and what only concerns speed, log, checkpoints and processes.
+            Several machines need a folder on a disk that all of them share.
         steps: optimizer steps.
         batch_size: samples at once on each process.
         accumulate: batches of one step on each process; their gradients are averaged.

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import resource
+import struct
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +26,13 @@ from wanvae.engine.processes import means_over_processes
 from wanvae.engine.training.run_folder import Progress
 from wanvae.errors import UserError
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# The file of a run.
+LOG = "log.jsonl"
+# What the names of figures of evaluations begin with.
+EVALUATION = "evaluation_"
 # Figures that say how the run goes, not how well it learns. They are not plotted.
 CIRCUMSTANCES = {"step", "seconds", "steps_per_second", "memory_gb", "learning_rate", "skipped"}
 
@@ -67,7 +77,7 @@ class Log:
         accelerator: Accelerator,
         options: Mapping[str, bool | int | float | str] | None = None,
     ) -> None:
-        self.path = run / "log.jsonl"
+        self.path = run / LOG
         self.accelerator = accelerator
         self.bar = tqdm(
             total=steps,
@@ -81,7 +91,12 @@ class Log:
         self.means = Means()
         if accelerator.is_main_process and self.path.exists():
             write_lines(self.path, read_lines(self.path, step))
-        accelerator.init_trackers("tensorboard", None if options is None else dict(options))
+        # TensorBoard drops later steps too.
+        accelerator.init_trackers(
+            "tensorboard",
+            None if options is None else dict(options),
+            {"tensorboard": {"purge_step": step + 1}},
+        )
 
     def __enter__(self) -> Log:
         return self
@@ -124,7 +139,15 @@ class Log:
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
         """Reports the figures of an evaluation after ``step`` steps."""
         self.say(f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()))
-        self._write(step, {f"evaluation_{name}": value for name, value in figures.items()})
+        self._write(step, {f"{EVALUATION}{name}": value for name, value in figures.items()})
+
+    def previewed(self, step: int, path: Path) -> None:
+        """Shows the tracker a PNG file, the preview after ``step`` steps."""
+        if not self.accelerator.is_main_process:
+            return
+        for tracker in self.accelerator.trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                add_picture(tracker.tracker, "preview", path, step)
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -144,6 +167,23 @@ class Log:
             seconds = round(time.monotonic() - self.started, 1)
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "seconds": seconds, **figures}) + "\n")
+
+
+def add_picture(writer: SummaryWriter, name: str, path: Path, step: int) -> None:
+    """Adds a PNG file to TensorBoard as it is."""
+    # Its names are made when it is imported.
+    from tensorboard.compat.proto.summary_pb2 import (
+        Summary,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+    content = path.read_bytes()
+    # A PNG file begins with a signature of 8 bytes and a chunk of 8 bytes and these two numbers.
+    width, height = struct.unpack(">II", content[16:24])
+    image = Summary.Image(width=width, height=height, encoded_image_string=content)
+    writer._get_file_writer().add_summary(
+        Summary(value=[Summary.Value(tag=name, image=image)]), step
+    )
+    writer.flush()
 
 
 def rounded(figures: dict[str, float]) -> dict[str, float]:

@@ -34,10 +34,11 @@ from wanvae.engine.signals import SIGNALED, STOP_SIGNALS, Interrupted, handle_si
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.evaluating import evaluating
+from wanvae.engine.training.live_report import LiveReport
 from wanvae.engine.training.log import Log
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.record import flat_options, keep_record, make_record
-from wanvae.engine.training.run_folder import Checkpoints, Progress
+from wanvae.engine.training.run_folder import Checkpoints, Progress, preview_path
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
 
@@ -102,7 +103,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
     batches = load_batches(task.samples, config, accelerator, progress.step)
     options = flat_options(task.config or config) if progress.step == 0 else None
     log = Log(run, config.steps, progress.step, accelerator, options)
-    with stop_on_signal(accelerator) as received, log, closing(batches):
+    report = LiveReport(task.report, config, progress, log, accelerator)
+    with stop_on_signal(accelerator) as received, log, report, closing(batches):
         for parts in batches:
             values, finite = optimization.step(parts, progress.step)
             progress.count_step(skipped=not finite)
@@ -114,7 +116,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             rate = config.learning_rate * config.schedule(progress.step - 1)
             if config.due(progress.step, config.log_every):
                 log.write_means(progress, rate)
-            best = judge(task, judged, progress, config, log, accelerator)
+                report.update_if_due()
+            best = judge(task, judged, progress, config, log, report, accelerator)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
                 checkpoints.save(progress)
@@ -224,19 +227,25 @@ def judge(
     progress: Progress,
     config: TrainerConfig,
     log: Log,
+    report: LiveReport,
     accelerator: Accelerator,
 ) -> bool:
     """Evaluates and previews ``model`` if it is time; returns whether it is the best so far."""
-    best = False
+    best = judged = False
     if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
         figures = evaluate(task.evaluate, model, accelerator)
         log.evaluated(progress.step, figures)
+        judged = True
         if config.best is not None:
             score = figure_named(config.best, figures)
             best = progress.note_score(score, config.best_is)
     if task.preview is not None and config.due(progress.step, config.preview_every):
-        path = Path(config.run) / "previews" / f"step-{progress.step:08d}.png"
+        path = preview_path(Path(config.run), progress.step)
         preview(task.preview, model, path, accelerator)
+        log.previewed(progress.step, path)
+        judged = True
+    if judged:
+        report.update()
     return best
 
 

@@ -29,6 +29,8 @@ DISCRIMINATOR = "discriminator.safetensors"
 FORMER_DISCRIMINATOR = "adversary.safetensors"
 COMPANION = "companion.safetensors"
 PROGRESS = "progress.json"
+# The folder of the pictures of what the model can do.
+PREVIEWS = "previews"
 
 
 @dataclass(kw_only=True)
@@ -181,6 +183,17 @@ class Checkpoints:
             load_in_place(self.task.discriminator.model, discriminator_file(Path(folder)))
         if self.task.companion is not None:
             load_in_place(self.task.companion, Path(folder) / COMPANION)
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """The picture of what the model of a run can do after ``step`` steps."""
+    return run / PREVIEWS / f"step-{step:08d}.png"
+
+
+def previews(run: Path) -> dict[int, Path]:
+    """The previews of a run by their steps, in this order."""
+    paths = sorted((run / PREVIEWS).glob("step-*.png"))
+    return {int(path.stem.removeprefix("step-")): path for path in paths}
 
 
 def discriminator_file(checkpoint: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from wanvae.engine.training.live_report import RunStatus
 
 WEIGHTS = "model.safetensors"
 
@@ -76,6 +78,8 @@ class Task:
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
+        report: writes a report of the run to its folder, while the run works and at its end. The
+            first process calls it.
         begin_step: gets the batches of a step on this process, before their losses.
         end_step: gets the statistics of these batches, after their losses; returns more figures by
             name. A step that is not finite puts the buffers of the model back afterwards.
@@ -84,8 +88,9 @@ class Task:
         identify_start: gives a digest of the checkpoint that the model starts from, which tells
             whether it is the same when the run goes on. None: a new model.
         result: name of the file in the folder of the run that gets the model at the end.
-        describe_data: gives a line for each file or clip that is trained on, which tells whether it
-            is the same when the run goes on.
+        describe_data: gives, for each part of the training data by name, a line for each file or
+            clip in it, which tells whether it is the same when the run goes on. The names may
+            change.
     """
 
     model: nn.Module
@@ -97,9 +102,10 @@ class Task:
     companion: nn.Module | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
     preview: Callable[[Any, Path], None] | None = None
+    report: Callable[[RunStatus], None] | None = None
     begin_step: Callable[[Sequence[Any]], None] | None = None
     end_step: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
     config: DataclassInstance | None = None
     identify_start: Callable[[], str] | None = None
     result: str = WEIGHTS
-    describe_data: Callable[[], Iterable[str]] = tuple
+    describe_data: Callable[[], Mapping[str, Iterable[str]]] = dict

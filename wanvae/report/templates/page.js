@@ -122,7 +122,9 @@ function curves(part) {
   const room = Math.max(3, Math.round(breadth / 95));
   const most = whole ? Math.min(room, at(length - 1) - at(0)) : room;
   for (const value of length > 1 ? ticks(xLow, xHigh, most) : [xLow]) {
-    shape(svg, "text", {x: px(value), y: bottom + 16, "text-anchor": "middle"}, shown(value));
+    // The last one may be too long for where it belongs.
+    const text = shown(value), x = Math.min(px(value), breadth - 4 - 3.6 * text.length);
+    shape(svg, "text", {x, y: bottom + 16, "text-anchor": "middle"}, text);
   }
   shape(svg, "text", {x: (left + right) / 2, y: bottom + 33, "text-anchor": "middle"}, xLabel);
   shape(svg, "text", {x: 14, y: (top + bottom) / 2, "text-anchor": "middle",
