@@ -102,9 +102,13 @@ def write_sound(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-CONFIG = Path(__file__).parents[1] / "configs" / "accelerate" / "cpu.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 # What starts two processes on a CPU.
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+LAUNCHER = [*LAUNCH, str(CONFIGS / "cpu.yaml")]
+# The same with FSDP.
+FSDP_LAUNCHER = [*LAUNCH, str(CONFIGS / "fsdp.yaml"), "--num_processes=2", "--mixed_precision=no"]
+FSDP_LAUNCHER += ["--main_process_port=0"]
 
 
 def launched(*arguments: object) -> list[str]:
@@ -129,3 +133,20 @@ def occupied(folder: Path) -> Iterator[None]:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         yield
         other.communicate()
+
+
+def kept_bytes(function, *apart: torch.Tensor) -> int:
+    """The bytes of different memory that are kept for a backward pass, parameters apart."""
+    known = {x.untyped_storage().data_ptr() for x in apart}
+    kept = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        output = function()
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())

@@ -36,7 +36,7 @@ from wanvae.engine.training.loop import make_accelerator, train
 from wanvae.engine.training.task import WEIGHTS, Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.model import WanVAE, require_wan_vae
-from wanvae.nn import use_channels_last
+from wanvae.nn import Residual, use_channels_last
 from wanvae.report.training import TrainingPage
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
@@ -263,6 +263,7 @@ class VideoTraining:
             losses=self.losses,
             save_weights=self.save,
             load_weights=self.load,
+            blocks=innermost_blocks(self.vae),
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
             companion=self.trainee.companion,
             evaluate=self.evaluate if self.held_out else None,
@@ -374,6 +375,16 @@ class VideoTraining:
             downscaling=self.config.downscaling,
         )
         write_video(path, picture[:, None].cpu(), Fraction(1))
+
+
+def innermost_blocks(vae: WanVAE) -> list[nn.Module]:
+    """The residual blocks of a model that have no blocks inside."""
+    blocks = [module for module in vae.modules() if isinstance(module, Residual)]
+    return [
+        block
+        for block in blocks
+        if not any(isinstance(part, Residual) for part in block.modules() if part is not block)
+    ]
 
 
 def run(config: TrainConfig) -> None:

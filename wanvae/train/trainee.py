@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from wanvae.config import Half
+from wanvae.engine.training.compiling import no_new_shapes
 from wanvae.model import Reconstruction, WanVAE
 from wanvae.posterior import Posterior
 from wanvae.tiny import TinyVAE
@@ -22,7 +23,6 @@ from wanvae.train.upscaling import Downscaling, scale_down
 if TYPE_CHECKING:
     from wanvae.train.losses import LossConfig
 
-Method = TypeVar("Method")
 # What is trained.
 Trained: TypeAlias = "WanVAE | WithTinyDecoder"
 
@@ -61,11 +61,6 @@ class TrainingOutput:
     projected: Tensor | None
     encoded: Tensor
     features: list[Tensor]
-
-
-def uncompiled(method: Method) -> Method:
-    """Leaves a method out of torch.compile, which would compile it anew for each scale."""
-    return cast(Method, torch.compiler.disable(method))
 
 
 class Trainee(nn.Module):
@@ -131,13 +126,18 @@ class Trainee(nn.Module):
         target = video if target is None else target
         encoded = scale_down(video, self.vae.config.upscale_factor, self.downscaling)
         latents, posterior, of_encoder = self.encode(encoded, recompute)
-        decoded, of_decoder = self.decode_with_features(latents, recompute)
+        output, of_decoder = self.decode_with_features(latents, recompute)
         features = [*of_encoder, *of_decoder]
+        decoded: dict[str, Decoded] = {}
+        if self.changes:
+            # Each scale is another shape.
+            with no_new_shapes():
+                decoded = self.decode_changed(latents, target, recompute)
         return TrainingOutput(
-            Reconstruction(decoded, posterior),
+            Reconstruction(output, posterior),
             latents,
             self.vae.config.temporal_factor,
-            self.decode_changed(latents, target, recompute) if self.changes else {},
+            decoded,
             self.project(latents),
             encoded,
             [] if self.projections is None else self.projections(features),
@@ -164,7 +164,6 @@ class Trainee(nn.Module):
         """Returns the video of whole latents."""
         return self.vae.decode_step(latents, None, recompute=recompute)[0]
 
-    @uncompiled
     def decode_changed(
         self, latents: Tensor, target: Tensor, recompute: bool
     ) -> dict[str, Decoded]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jsonargparse import CLI
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 from wanvae.engine.checkpoint import load_in_place, write_tensors
@@ -36,16 +37,25 @@ class KillAt(Noise):
         return super().__getitem__(number)
 
 
+class Block(nn.Sequential):
+    """Layers in a row that are run by ``step``."""
+
+    def step(self, x: torch.Tensor, state: None, region: None = None) -> tuple[torch.Tensor, None]:
+        for layer in self:
+            x = layer(x)
+        return x, None
+
+
 class Model(nn.Module):
     """The spare layer takes part in no loss, as a convolution along time for single frames."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
+        self.layers = Block(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
         self.spare = nn.Linear(2, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        return self.layers.step(x, None)[0]
 
 
 def losses(model: nn.Module, discriminator: nn.Module | None, batch: torch.Tensor, step: int):
@@ -68,10 +78,12 @@ def make_task(
     torch.manual_seed(0)
     discriminator = None
     if discriminator_from is not None:
-        model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
-        discriminator = Discriminator(model, judge, discriminator_from, 0.05)
+        second = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+        discriminator = Discriminator(second, judge, discriminator_from, 0.05)
+    model = Model(dropout)
     return Task(
-        model=Model(dropout),
+        model=model,
+        blocks=[model.layers],
         samples=samples or Noise(),
         losses=losses,
         save_weights=lambda model, path: write_tensors(path, model.state_dict(), {}),
@@ -101,6 +113,7 @@ def main(
     discriminator_from: int | None = None,
     kill_at: int | None = None,
     processes: int = 1,
+    sharded: bool = False,
 ) -> int:
     accelerator = make_accelerator(trainer)
     if accelerator.num_processes != processes:
@@ -110,6 +123,9 @@ def main(
 
     def run() -> int:
         train(task, trainer, accelerator)
+        shares = {isinstance(p, DTensor) for p in task.model.parameters()}
+        if shares != {sharded}:
+            raise RuntimeError(f"parameters are shared out or not: {shares}, not {sharded}")
         return 0
 
     return exit_status(run, "toy", [])

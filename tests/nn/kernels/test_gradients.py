@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import random_video, tiny
+from tests.helpers import kept_bytes, random_video, tiny
 from wanvae.nn import ResidualBlock
 from wanvae.nn.conv import CausalConv, use_channels_last
 from wanvae.nn.kernels import products
@@ -120,23 +120,6 @@ def test_half_types_give_the_dtypes_and_about_the_gradients_of_float64(dtype, au
     for gradient, like, other in zip(found, inputs, exact, strict=True):
         assert gradient.dtype == like.dtype
         assert (gradient - other).norm() < 0.03 * other.norm()
-
-
-def kept_bytes(function, *apart: Tensor) -> int:
-    """The bytes of different memory that are kept for a backward pass, parameters apart."""
-    known = {x.untyped_storage().data_ptr() for x in apart}
-    kept = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        output = function()
-    assert output.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def test_a_block_keeps_its_input_and_one_tensor_more():

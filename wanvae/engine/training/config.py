@@ -45,7 +45,8 @@ class TrainerConfig:
         log_every: steps between lines in log.jsonl. A line has the means over the steps since the
             line before, on all processes, without skipped steps.
         tracker: also log for TensorBoard, to tensorboard in the folder of the run.
-        compile: run the model through torch.compile; needs a C++ compiler.
+        compile: compile the residual blocks with torch.compile, for each shape of a batch. The
+            first steps take minutes. Needs a C++ compiler, and no FSDP.
         workers: processes that load data, for each process that trains.
         seed: of weights, samples and noise.
     """

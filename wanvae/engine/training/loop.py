@@ -97,7 +97,10 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
         average = moving_average(task.model, config.ema_decay, accelerator.device)
     judged = task.model if average is None else average.module
     optimization = Optimization(task, config, accelerator)
-    checkpoints = Checkpoints(run, config.keep_checkpoints, task, average, accelerator)
+    learner = optimization.learner
+    if average is not None and learner.sharded is not None:
+        learner.sharded.share_out(average.module)
+    checkpoints = Checkpoints(run, config.keep_checkpoints, optimization, average)
     keep_record_of(task, config, checkpoints, accelerator)
     progress = checkpoints.load_newest()
     batches = load_batches(task.samples, config, accelerator, progress.step)
@@ -117,7 +120,7 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             if config.due(progress.step, config.log_every):
                 log.write_means(progress, rate)
                 report.update_if_due()
-            best = judge(task, judged, progress, config, log, report, accelerator)
+            best = judge(optimization, judged, progress, log, report)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
                 checkpoints.save(progress)
@@ -127,8 +130,10 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             if stop:
                 break
         done = progress.step >= config.steps
-        if done and accelerator.is_main_process:
-            task.save_weights(judged, run / task.result)
+        if done:
+            with learner.whole(judged) as model:
+                if accelerator.is_main_process:
+                    task.save_weights(model, run / task.result)
     if not done:
         saved = checkpoints.path(progress.step)
         end_by_signal(received, f"step {progress.step} of {config.steps}", saved, accelerator)
@@ -222,30 +227,35 @@ def report_skipped(
 
 
 def judge(
-    task: Task,
-    model: nn.Module,
+    optimization: Optimization,
+    judged: nn.Module,
     progress: Progress,
-    config: TrainerConfig,
     log: Log,
     report: LiveReport,
-    accelerator: Accelerator,
 ) -> bool:
-    """Evaluates and previews ``model`` if it is time; returns whether it is the best so far."""
-    best = judged = False
-    if task.evaluate is not None and config.due(progress.step, config.evaluate_every):
-        figures = evaluate(task.evaluate, model, accelerator)
-        log.evaluated(progress.step, figures)
-        judged = True
-        if config.best is not None:
-            score = figure_named(config.best, figures)
-            best = progress.note_score(score, config.best_is)
-    if task.preview is not None and config.due(progress.step, config.preview_every):
-        path = preview_path(Path(config.run), progress.step)
-        preview(task.preview, model, path, accelerator)
-        log.previewed(progress.step, path)
-        judged = True
-    if judged:
-        report.update()
+    """Evaluates and previews ``judged`` if it is time; returns whether it is the best so far.
+
+    Args:
+        judged: the model of the task, or its average.
+    """
+    task, config = optimization.task, optimization.config
+    evaluates = task.evaluate is not None and config.due(progress.step, config.evaluate_every)
+    previews = task.preview is not None and config.due(progress.step, config.preview_every)
+    if not evaluates and not previews:
+        return False
+    best = False
+    with optimization.learner.whole(judged) as model:
+        if task.evaluate is not None and evaluates:
+            figures = evaluate(task.evaluate, model, optimization.accelerator)
+            log.evaluated(progress.step, figures)
+            if config.best is not None:
+                score = figure_named(config.best, figures)
+                best = progress.note_score(score, config.best_is)
+        if task.preview is not None and previews:
+            path = preview_path(Path(config.run), progress.step)
+            preview(task.preview, model, path, optimization.accelerator)
+            log.previewed(progress.step, path)
+    report.update()
     return best
 
 

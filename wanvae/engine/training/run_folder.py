@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -20,7 +21,8 @@ from wanvae.engine.files import FileError
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.processes import gather_from_processes
 from wanvae.engine.text import first_sentence
-from wanvae.engine.training.task import WEIGHTS, Task
+from wanvae.engine.training.optimization import Learner, Optimization
+from wanvae.engine.training.task import WEIGHTS
 from wanvae.errors import UserError
 
 AVERAGE = "ema.safetensors"
@@ -28,6 +30,10 @@ DISCRIMINATOR = "discriminator.safetensors"
 # The name of that file in runs of earlier versions.
 FORMER_DISCRIMINATOR = "adversary.safetensors"
 COMPANION = "companion.safetensors"
+# The names that accelerate gives these files.
+OPTIMIZER = "optimizer.bin"
+DISCRIMINATOR_OPTIMIZER = "optimizer_1.bin"
+SCALER = "scaler.pt"
 PROGRESS = "progress.json"
 # The folder of the pictures of what the model can do.
 PREVIEWS = "previews"
@@ -71,26 +77,20 @@ class Checkpoints:
     """Complete checkpoints in ``run/checkpoints/step-N``, written aside and then renamed.
 
     Each holds the weights and their moving average in the model's own format, the discriminator,
-    the companion, accelerate's files (optimizers, gradient scaler) and ``progress.json``, whose
-    ``best_step`` names the best checkpoint. Only tensors and plain values are unpickled.
+    the companion, the states of the optimizers and of the gradient scaler, and ``progress.json``,
+    whose ``best_step`` names the best checkpoint. All tensors are whole, so any number of processes
+    can go on. Only tensors and plain values are unpickled.
     """
 
     def __init__(
-        self,
-        run: Path,
-        keep: int,
-        task: Task,
-        average: AveragedModel | None,
-        accelerator: Accelerator,
+        self, run: Path, keep: int, optimization: Optimization, average: AveragedModel | None
     ) -> None:
         self.folder = run / "checkpoints"
         self.keep = keep
-        self.task = task
+        self.optimization = optimization
+        self.task = optimization.task
         self.average = average
-        self.accelerator = accelerator
-        # Accelerate would save models to files of its own; the hooks write and read ours instead.
-        accelerator.register_save_state_pre_hook(self._save_models)
-        accelerator.register_load_state_pre_hook(self._load_models)
+        self.accelerator = optimization.accelerator
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint; removes the ones that are neither among the newest nor the best.
@@ -104,7 +104,8 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(partial))
+            self._save_models(partial)
+            self._save_states(partial)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 write_value(partial / PROGRESS, progress)
@@ -145,7 +146,8 @@ class Checkpoints:
             )
         for path in newest:
             self.accelerator.print(f"going on from {path}")
-            self.accelerator.load_state(str(path), load_kwargs={"weights_only": True})
+            self._load_models(path)
+            self._load_states(path)
         if self.average is not None:
             self.average.n_averaged.fill_(progress.step - progress.skipped)
         if self.accelerator.is_main_process:
@@ -161,28 +163,81 @@ class Checkpoints:
         """The folder of the checkpoint after ``step`` steps."""
         return self.folder / f"step-{step:08d}"
 
-    def _save_models(self, models: list[nn.Module], weights: list[dict], folder: str) -> None:
-        weights.clear()
-        if not self.accelerator.is_main_process:
-            return
-        self.task.save_weights(self.task.model, Path(folder) / WEIGHTS)
+    def _save_models(self, folder: Path) -> None:
+        task, whole, first = self.task, self.optimization.learner.whole, self._is_first
+        with whole(task.model) as model:
+            if first:
+                task.save_weights(model, folder / WEIGHTS)
+                if task.companion is not None:
+                    companion = counterpart(task.companion, task.model, model)
+                    write_tensors(folder / COMPANION, companion.state_dict(), {})
         if self.average is not None:
-            self.task.save_weights(self.average.module, Path(folder) / AVERAGE)
-        if self.task.discriminator is not None:
-            tensors = self.task.discriminator.model.state_dict()
-            write_tensors(Path(folder) / DISCRIMINATOR, tensors, {})
-        if self.task.companion is not None:
-            write_tensors(Path(folder) / COMPANION, self.task.companion.state_dict(), {})
+            with whole(self.average.module) as model:
+                if first:
+                    task.save_weights(model, folder / AVERAGE)
+        if task.discriminator is not None and self.optimization.discriminator is not None:
+            with self.optimization.discriminator.whole(task.discriminator.model) as model:
+                if first:
+                    write_tensors(folder / DISCRIMINATOR, model.state_dict(), {})
 
-    def _load_models(self, models: list[nn.Module], folder: str) -> None:
-        models.clear()
-        self.task.load_weights(self.task.model, Path(folder) / WEIGHTS)
+    def _load_models(self, folder: Path) -> None:
+        task, whole = self.task, self.optimization.learner.whole
+        with whole(task.model, changes=True) as model:
+            task.load_weights(model, folder / WEIGHTS)
+            if task.companion is not None:
+                load_in_place(counterpart(task.companion, task.model, model), folder / COMPANION)
         if self.average is not None:
-            self.task.load_weights(self.average.module, Path(folder) / AVERAGE)
-        if self.task.discriminator is not None:
-            load_in_place(self.task.discriminator.model, discriminator_file(Path(folder)))
-        if self.task.companion is not None:
-            load_in_place(self.task.companion, Path(folder) / COMPANION)
+            with whole(self.average.module, changes=True) as model:
+                task.load_weights(model, folder / AVERAGE)
+        if task.discriminator is not None and self.optimization.discriminator is not None:
+            learner = self.optimization.discriminator
+            with learner.whole(task.discriminator.model, changes=True) as model:
+                load_in_place(model, discriminator_file(folder))
+
+    def _save_states(self, folder: Path) -> None:
+        for name, learner in self._learners():
+            state = learner.state()
+            if self._is_first:
+                torch.save(state, folder / name)
+        if self.accelerator.scaler is not None and self._is_first:
+            torch.save(self.accelerator.scaler.state_dict(), folder / SCALER)
+
+    def _load_states(self, folder: Path) -> None:
+        for name, learner in self._learners():
+            learner.load_state(load_values(folder / name))
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(load_values(folder / SCALER))
+
+    def _learners(self) -> Iterator[tuple[str, Learner]]:
+        """The models that are trained, with the names of the files of their optimizers."""
+        yield OPTIMIZER, self.optimization.learner
+        if self.optimization.discriminator is not None:
+            yield DISCRIMINATOR_OPTIMIZER, self.optimization.discriminator
+
+    @property
+    def _is_first(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def counterpart(part: nn.Module, model: nn.Module, other: nn.Module) -> nn.Module:
+    """The part of ``other`` that has the place of ``part`` in ``model``."""
+    (name,) = (name for name, module in model.named_modules() if module is part)
+    return other.get_submodule(name)
+
+
+def load_values(path: Path) -> dict[str, Any]:
+    """The tensors and plain values of a file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({first_sentence(error)}): delete its folder to go on from the "
+            "checkpoint before"
+        ) from error
 
 
 def preview_path(run: Path, step: int) -> Path:

@@ -73,6 +73,9 @@ class Task:
             The discriminator is None before its first step. Its parameters are constants here.
         save_weights: writes the model to a file.
         load_weights: reads such a file into the model, whose parameters stay the same objects.
+        blocks: parts of the model with most of the parameters, none inside another, of which the
+            model calls ``step``. Where processes share the parameters out, a process has whole
+            blocks one at a time. Gradients may be asked for of parameters outside of blocks only.
         discriminator: a second model that is trained against the first.
         companion: a part of the model that ``save_weights`` leaves out. Only checkpoints keep it.
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
@@ -98,6 +101,7 @@ class Task:
     losses: Callable[[nn.Module, nn.Module | None, Any, int], StepLosses]
     save_weights: Callable[[Any, Path], None]
     load_weights: Callable[[Any, Path], None]
+    blocks: Sequence[nn.Module] = ()
     discriminator: Discriminator | None = None
     companion: nn.Module | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None

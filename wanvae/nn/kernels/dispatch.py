@@ -41,7 +41,7 @@ from wanvae.nn.kernels.doubled_gradients import convolve_doubled_with_gradients
 from wanvae.nn.kernels.dropout import add_dropped
 from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.gpu.operators import has_programs
-from wanvae.nn.kernels.gradients import remember_recipe
+from wanvae.nn.kernels.gradients import convolve_in_training, remember_recipe
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -53,7 +53,7 @@ from wanvae.nn.kernels.history import (
     pair_frames,
 )
 from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place, apply_before
-from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
+from wanvae.nn.kernels.precision import in_native_dtype
 from wanvae.nn.kernels.remaking import join_and_remake, rms_norm_and_remake
 from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
@@ -135,7 +135,7 @@ PYTORCH = Kernels(
 # Keeps no input of a convolution for the backward pass that norm and activation can make again.
 TRAINING_ON_CPU = replace(
     PYTORCH,
-    convolve=in_native_dtype_of_weights(convolve_on_cpu),
+    convolve=convolve_in_training,
     convolve_doubled=convolve_doubled_with_gradients,
     join=join_and_remake,
     remember=remember_recipe,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wanvae.nn.kernels.doubled import convolve_doubled_in_phases, make_phases
 from wanvae.nn.kernels.pool import empty
-from wanvae.nn.kernels.precision import autocast_dtype, convert, native_dtype
+from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
 from wanvae.nn.kernels.remaking import sum_over_positions
 
 
@@ -21,14 +21,14 @@ class DoubledConvolution(torch.autograd.Function):
     """A padded 3x3 convolution of images that are first doubled by repetition."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return convolve_doubled_in_phases(x, weight.to(x.dtype), convert(bias, x.dtype))
+            return convolve_doubled_in_phases(x.to(dtype), weight.to(dtype), convert(bias, dtype))
 
     # Apart from ``forward``, because the transforms of torch.func need it so.
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias = inputs
+        x, weight, bias, ctx.dtype = inputs
         ctx.save_for_backward(x, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -36,18 +36,18 @@ class DoubledConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         find = find_gradients_by_pytorch if torch.is_grad_enabled() else find_gradients
-        of_x, of_weight = find(grad, x, weight.to(x.dtype))
+        of_x, of_weight = find(grad, x.to(ctx.dtype), weight.to(ctx.dtype))
         of_bias = None
         if ctx.needs_input_grad[2]:
             of_bias = sum_over_positions(grad).to(ctx.bias_dtype)
-        return of_x, of_weight.to(weight.dtype), of_bias
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias, None
 
 
 def convolve_doubled_with_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolves as ``convolve_doubled_by_pytorch``, and keeps ``x`` for the backward pass."""
-    dtype = autocast_dtype(weight)
-    y = DoubledConvolution.apply(x.to(dtype or native_dtype(weight.dtype)), weight, bias)
-    return y.to(dtype or weight.dtype)
+    """Convolves as ``convolve_doubled_by_pytorch``, and keeps ``x`` alone for the backward pass."""
+    x = x.to(output_dtype(weight))
+    y = DoubledConvolution.apply(x, weight, bias, computing_dtype(weight))
+    return y.to(output_dtype(weight))
 
 
 def find_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wanvae.nn.kernels.convolution import Convolve, convolve_on_cpu
 from wanvae.nn.kernels.pointwise import PointwiseFunction
-from wanvae.nn.kernels.precision import autocast_dtype, convert, native_dtype
+from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
 from wanvae.nn.kernels.products import (
     Product,
     convolve_by_products,
@@ -99,8 +99,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
         return convolve_on_cpu(
             x, weight, bias, geometry.stride, geometry.padding, geometry.dilation
         )
-    frames, (_, *padding) = count_frames(x, weight), geometry.padding
-    return convolve_by_products(products, x, weight, bias, frames, tuple(padding))
+    frames, padding = count_frames(x, weight), geometry.padding[1:]
+    return convolve_by_products(products, x, weight, bias, frames, padding)
 
 
 def find_gradients(
@@ -153,6 +153,23 @@ def remember_recipe(
     return None if recipe is None else partial(convolve_by_recipe, recipe)
 
 
+def convolve_in_training(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolves in ``computing_dtype``, and keeps the input in the dtype of the output."""
+    dtype = output_dtype(weight)
+    if computing_dtype(weight) == dtype:
+        return convolve_on_cpu(x, weight, bias, stride, padding, dilation)
+    x = x.to(dtype)
+    recipe = Recipe(None, x, None, "none", 0)
+    return convolve_by_recipe(recipe, x, weight, bias, stride, padding, dilation)
+
+
 def convolve_by_recipe(
     recipe: Recipe,
     x: Tensor,
@@ -164,8 +181,7 @@ def convolve_by_recipe(
 ) -> Tensor:
     """Convolves ``x``, which ``recipe`` makes, and keeps the tensors of the recipe instead."""
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), recipe.zeros)
-    dtype = autocast_dtype(weight)
-    x = x.to(dtype or native_dtype(weight.dtype))
+    x = x.to(computing_dtype(weight))
     of_recipe = recipe.past, recipe.x, recipe.gamma, recipe.activation, recipe.history
     y = Convolution.apply(x, weight, bias, *of_recipe, geometry)
-    return y.to(dtype or weight.dtype)
+    return y.to(output_dtype(weight))

@@ -129,7 +129,7 @@ def convolve_by_products(
     weight: Tensor,
     bias: Tensor | None,
     frames: int,
-    padding: tuple[int, int],
+    padding: Sequence[int],
 ) -> Tensor:
     """Computes a 3D convolution of stride 1 by ``products``; no gradients.
 
@@ -160,8 +160,8 @@ def find_gradients_by_products(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    padding: tuple[int, int],
-    wanted: tuple[bool, bool],
+    padding: Sequence[int],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Returns the gradients of ``x`` and ``weight``; no gradients of these.
 

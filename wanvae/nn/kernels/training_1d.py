@@ -16,11 +16,11 @@ from torch import Tensor
 from wanvae.nn.kernels import training_1d_frames as alone
 from wanvae.nn.kernels import training_1d_taps as taps
 from wanvae.nn.kernels import training_1d_winograd as winograd
-from wanvae.nn.kernels.convolution import EXACT_DTYPES, Convolve, convolve_on_cpu
+from wanvae.nn.kernels.convolution import EXACT_DTYPES, Convolve
 from wanvae.nn.kernels.gpu.plain import ACTIVATIONS
-from wanvae.nn.kernels.gradients import convolve_by_recipe
+from wanvae.nn.kernels.gradients import convolve_by_recipe, convolve_in_training
 from wanvae.nn.kernels.pointwise import PointwiseFunction
-from wanvae.nn.kernels.precision import in_native_dtype_of_weights, output_dtype
+from wanvae.nn.kernels.precision import output_dtype
 from wanvae.nn.kernels.remaking import Join, Recipe, find_gradients_by_pytorch
 from wanvae.nn.kernels.steps import find_steps
 
@@ -60,7 +60,7 @@ def convolve_activated(
         return RowConvolution.apply(x.to(weight.dtype), weight, bias, activation, sweep)
     axes = stride, padding, dilation
     if activation == "none":
-        return in_native_dtype_of_weights(convolve_on_cpu)(x, weight, bias, *axes)
+        return convolve_in_training(x, weight, bias, *axes)
     joined = Join.apply(None, x, None, activation, 0)
     return convolve_by_recipe(Recipe(None, x, None, activation, 0), joined, weight, bias, *axes)
 
