@@ -377,7 +377,7 @@ class VideoTraining:
         write_video(path, picture[:, None].cpu(), Fraction(1))
 
 
-def innermost_blocks(vae: WanVAE) -> list[nn.Module]:
+def innermost_blocks(vae: Trained) -> list[nn.Module]:
     """The residual blocks of a model that have no blocks inside."""
     blocks = [module for module in vae.modules() if isinstance(module, Residual)]
     return [
