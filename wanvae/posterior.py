@@ -59,5 +59,15 @@ class Posterior:
         logvar = self._clamped_logvar()
         return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
+    def kl_from(self, other: Posterior) -> Tensor:
+        """Returns the KL divergence from another posterior in nats, ``(B,)``, summed as in ``kl``.
+
+        Computed in at least float32.
+        """
+        ours, theirs = self._clamped_logvar(), other._clamped_logvar()
+        error = self.mean.to(wide_dtype(self.mean)) - other.mean.to(wide_dtype(other.mean))
+        spread = (ours.exp() + error.square()) * (-theirs).exp()
+        return 0.5 * (spread - 1 + theirs - ours).flatten(1).sum(1)
+
     def _clamped_logvar(self) -> Tensor:
         return self.logvar.to(wide_dtype(self.logvar)).clamp(*LOGVAR_RANGE)
