@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from wanvae.nn.kernels.attention import (
     Projections,
@@ -294,7 +294,7 @@ def current_observer() -> Observer:
     if torch.compiler.is_compiling():
         return Observer.COMPILER
     # Functions with a backward pass of their own suit ``torch.func.grad``, but no other transform.
-    levels = torch._C._functorch.get_interpreter_stack() or ()
+    levels = get_interpreter_stack() or ()
     if any(level.key() != TransformType.Grad for level in levels):
         return Observer.TRANSFORM
     return Observer.AUTOGRAD if torch.is_grad_enabled() else Observer.NOBODY
