@@ -1,5 +1,7 @@
 """Blocks that are computed again for the backward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -72,6 +74,21 @@ def test_recomputing_keeps_the_state_of_a_stream(coder):
     (kept_output, kept), (output, again) = run(False), run(True)
     assert torch.equal(kept_output, output)
     assert_same(kept, again)
+
+
+def test_recomputing_changes_the_statistics_of_batch_norm_once():
+    spec = replace(SPEC, num_res_blocks=2, block=BlockSpec(norm="batch"))
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        module = Encoder(spec, 3, 3).train()
+        output, _ = module.step(random_video(5, 8, 8).float(), None, recompute=recompute)
+        output.square().sum().backward()
+        found.append((gradients(module), dict(module.named_buffers())))
+    (kept, statistics), (again, others) = found
+    assert_same(kept, again)
+    assert len(statistics) > 10
+    assert_same(statistics, others)
 
 
 class Results(TorchDispatchMode):

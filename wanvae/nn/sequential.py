@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, pairwise
-from typing import cast
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
 from wanvae.nn.kernels.pointwise import PointwiseFunction, apply
+from wanvae.nn.recomputing import compute_twice
 from wanvae.nn.region import Region
 from wanvae.nn.streaming import State, Streaming, as_streaming, split_state, streaming_layers
 
@@ -136,8 +135,7 @@ def pass_through_again(
             x, new_state = first.recomputed_step(x, part_states[0], wanted[stop])
             part_states = (new_state,)
         else:
-            run = checkpoint(step_through, part, x, part_states, wanted[stop], use_reentrant=False)
-            x, part_states = cast("tuple[Tensor, tuple[State, ...]]", run)
+            x, part_states = compute_twice(part, step_through, part, x, part_states, wanted[stop])
         new_states += part_states
     return x, pointwise, tuple(new_states)
 

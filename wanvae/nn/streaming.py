@@ -19,10 +19,10 @@ from fractions import Fraction
 from typing import Any, ClassVar, TypeAlias, cast
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
+from wanvae.nn.recomputing import compute_twice
 from wanvae.nn.region import Region
 
 State: TypeAlias = "tuple[Tensor | State, ...] | None"
@@ -53,11 +53,8 @@ class Streaming(nn.Module):
     def recomputed_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        """Does the same as ``step``, but the backward pass computes inner tensors again.
-
-        Less memory, more time, the same dropout and gradients (Chen et al., arXiv 1604.06174).
-        """
-        return checkpoint(self.step, x, state, region, use_reentrant=False)
+        """Does the same as ``step``, but the backward pass computes inner tensors again."""
+        return compute_twice([self], self.step, x, state, region)
 
     def forward(self, x: Tensor) -> Tensor:
         """Processes a whole input at once."""

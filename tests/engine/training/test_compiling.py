@@ -1,5 +1,7 @@
 """Blocks that are compiled for training, by a backend that computes as PyTorch does."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +65,19 @@ def test_blocks_of_one_kind_share_what_is_compiled(compiled):
     for block in blocks:
         run(block, 2)
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))]
+)
+def test_a_copy_of_a_block_runs_its_own_weights(compiled, copied):
+    block = make_block()
+    expected = run(block, 2)
+    other = copied(block)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+    assert torch.equal(run(other, 2), expected) and not run(block, 2).any()
 
 
 def test_only_training_is_compiled(compiled):

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from tests.helpers import random_video, tiny
-from wanvae.nn import ResidualBlock
+from wanvae.nn import ResConv1DBlock, ResidualBlock
 from wanvae.nn.kernels import convolution, dispatch, winograd
 from wanvae.nn.kernels.dispatch import (
     IN_PLACE,
@@ -25,7 +25,7 @@ from wanvae.nn.kernels.winograd import HEIGHT, TIME
 
 ONES = (1, 1, 1)
 # Operations whose backward pass is not PyTorch's, by device.
-OWN_BACKWARD = {"cpu": ("join", "remember", "rms_norm"), "cuda": ("join",)}
+OWN_BACKWARD = {"cpu": ("join", "remember", "rms_norm", "add"), "cuda": ("join",)}
 
 
 def example(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -153,6 +153,30 @@ def test_the_compiler_comes_before_autograd(monkeypatch, gradients):
         assert current_observer() is (Observer.AUTOGRAD if gradients else Observer.NOBODY)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert current_observer() is Observer.COMPILER
+
+
+# PyTorch warns of its own rules for forward derivatives.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize(
+    "block",
+    [ResidualBlock(3, 4, 4), ResConv1DBlock(50, 50, activation="relu", dropout=0.0)],
+    ids=["3d", "1d"],
+)
+def test_transforms_of_torch_func(block, gradients):
+    x = example(3, 50, 6, dtype=torch.float32)
+    if isinstance(block, ResidualBlock):
+        x = example(3, 4, 5, 4, 6, dtype=torch.float32)
+    with torch.set_grad_enabled(gradients):
+        y = block(x)
+        each = torch.func.vmap(lambda clip: block(clip[None])[0])(x)
+        torch.testing.assert_close(each, y, rtol=1e-4, atol=1e-5)
+        change = torch.ones_like(x)
+        forward = torch.func.jvp(block, (x,), (change,))[1]
+    of_y = torch.randn_like(y)
+    back = torch.func.vjp(block, x)[1](of_y)[0]
+    torch.testing.assert_close((forward * of_y).sum(), (back * change).sum(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("observer", Observer)

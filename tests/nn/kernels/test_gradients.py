@@ -104,6 +104,36 @@ def test_gradients_of_zeros_are_finite_and_those_of_pytorch(monkeypatch):
     torch.testing.assert_close(ours, gradients())
 
 
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("norm", ["rms", "none"])
+def test_an_empty_batch_has_gradients_of_zero(ndim, norm):
+    layers = make_layers(ndim, norm, "silu")
+    x = torch.empty(0, *SHAPES[ndim][1:], dtype=torch.float64, requires_grad=True)
+    y = run(layers, x)
+    assert y.shape == (0, 3, *x.shape[2:])
+    of_x, *others = torch.autograd.grad(y.sum(), (x, *layers.parameters()))
+    assert of_x.shape == x.shape and not any(gradient.any() for gradient in others)
+    with torch.no_grad():
+        assert run(layers, x).shape == y.shape
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("ndim", [1, 3])
+def test_a_stream_that_starts_without_gradients(monkeypatch, ndim, mode):
+    layers, x = make_layers(ndim, "rms", "silu"), example(*SHAPES[ndim])
+    first, then = x[:, :, :2], x[:, :, 2:].clone().requires_grad_()
+
+    def gradients() -> tuple[Tensor, ...]:
+        with mode():
+            _, state = step_through(layers, first, None)
+        y, _ = step_through(layers, then, state)
+        return torch.autograd.grad(y.square().sum(), (then, *layers.parameters()))
+
+    ours = gradients()
+    by_pytorch(monkeypatch)
+    torch.testing.assert_close(ours, gradients())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_half_types_give_the_dtypes_and_about_the_gradients_of_float64(dtype, autocast):

@@ -142,3 +142,22 @@ def test_autocast_has_its_own_convolution(dtype):
     x = torch.randn(2, 4, 6)
     with torch.autocast("cpu", dtype):
         assert conv(x).dtype == dtype
+
+
+def test_a_backward_pass_within_autocast_is_exact():
+    conv = CausalConv(1, 50, 60, 1)
+    x = torch.randn(3, 50, 20, requires_grad=True)
+    y = conv(x).square().sum()
+    expected = torch.autograd.grad(y, (x, conv.weight), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, (x, conv.weight))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("stride", "taps", "frames"), [(2, 4, 1), (1, 3, 2), (1, 6, 2)])
+def test_clips_that_are_too_short(stride, taps, frames):
+    x, weight = torch.randn(2, 48, frames), torch.randn(48, 48, taps, requires_grad=True)
+    padding = 1 if taps > 3 else 0
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        convolve_activated("relu", x, weight, None, [stride], [padding], [1])

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from inspect import signature
 from typing import Any, TypeAlias
 
@@ -51,45 +50,50 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
         functorch_config.donated_buffer = False
     for block in blocks:
         step: Any = block.step
-        compiled = partial(step_compiled, step, torch.compile(step, **OPTIONS), set())
-        vars(block)["step"] = compiled
+        vars(block)["step"] = CompiledStep(step)
 
 
-def step_compiled(
-    plain: Step,
-    compiled: Step,
-    shapes: set[torch.Size],
-    x: Tensor,
-    state: Any,
-    region: Any = None,
-) -> tuple[Tensor, Any]:
-    """Runs a step of a block, compiled where that pays.
+class CompiledStep:
+    """The step of a block, compiled where that pays. The copy of a block has one of its own.
 
     A step that is run again in a backward pass, to save memory, does what it did the first time.
 
     Args:
+        plain: the method of the block.
+
+    Attributes:
         shapes: of the inputs that the block is compiled for.
     """
-    if state is not None or region is not None or not torch.is_grad_enabled():
-        return plain(x, state, region)
-    if x.shape not in shapes:
-        again = torch._C._current_graph_task_id() != -1
-        if again or not ALLOWED.get() or len(shapes) == SHAPES:
-            return plain(x, state, region)
-        shapes.add(x.shape)
-        if len(shapes) == SHAPES:
-            warnings.warn(
-                f"compiled for {SHAPES} shapes; inputs of further shapes run uncompiled",
-                stacklevel=2,
-            )
-    try:
-        with warnings.catch_warnings():
-            # PyTorch looks at the gradient of the input while it compiles, and warns of that.
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
-            return compiled(x, None)
-    except TorchDynamoException as error:
-        why = first_sentence(getattr(error, "inner_exception", error))
-        raise UserError(
-            f"trainer.compile: PyTorch cannot compile the model ({why}); leave compile out, or "
-            "install what is missing"
-        ) from error
+
+    def __init__(self, plain: Step) -> None:
+        self.plain = plain
+        self.compiled: Step = torch.compile(plain, **OPTIONS)
+        self.shapes: set[torch.Size] = set()
+
+    def __reduce__(self) -> tuple[type[CompiledStep], tuple[Step]]:
+        return CompiledStep, (self.plain,)
+
+    def __call__(self, x: Tensor, state: Any, region: Any = None) -> tuple[Tensor, Any]:
+        if state is not None or region is not None or not torch.is_grad_enabled():
+            return self.plain(x, state, region)
+        if x.shape not in self.shapes:
+            again = torch._C._current_graph_task_id() != -1
+            if again or not ALLOWED.get() or len(self.shapes) == SHAPES:
+                return self.plain(x, state, region)
+            self.shapes.add(x.shape)
+            if len(self.shapes) == SHAPES:
+                warnings.warn(
+                    f"compiled for {SHAPES} shapes; inputs of further shapes run uncompiled",
+                    stacklevel=2,
+                )
+        try:
+            with warnings.catch_warnings():
+                # PyTorch looks at the gradient of the input while it compiles, and warns of that.
+                warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+                return self.compiled(x, None)
+        except TorchDynamoException as error:
+            why = first_sentence(getattr(error, "inner_exception", error))
+            raise UserError(
+                f"trainer.compile: PyTorch cannot compile the model ({why}); leave compile out, or "
+                "install what is missing"
+            ) from error

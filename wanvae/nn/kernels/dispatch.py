@@ -15,6 +15,7 @@ from enum import Enum, auto
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from wanvae.nn.kernels.attention import (
     Projections,
@@ -64,8 +65,10 @@ from wanvae.nn.kernels.training_1d import convolve_after
 
 
 class Observer(Enum):
-    """An observer of the operations of a layer: autograd, a compiler or nobody."""
+    """An observer of the operations of a layer: a transform, autograd, a compiler or nobody."""
 
+    # ``torch.func.vmap`` and forward derivatives follow PyTorch's operations alone.
+    TRANSFORM = auto()
     # Gradients are recorded: operations need a backward pass, and nothing is overwritten.
     AUTOGRAD = auto()
     # torch.compile traces: it fuses PyTorch's operations itself, with gradients or without.
@@ -229,6 +232,7 @@ META_FOR_OTHERS = "meta for others"
 
 # The key None stands for every other device, and for GPUs without the programs of FUSED.
 TABLE: dict[Observer, dict[str | None, Kernels]] = {
+    Observer.TRANSFORM: {"cpu": PYTORCH, "mps": PYTORCH_ON_MPS, None: PYTORCH},
     Observer.AUTOGRAD: {
         "cpu": TRAINING_ON_CPU,
         "cuda": FUSED_WITH_GRADIENTS,
@@ -289,4 +293,8 @@ def current_observer() -> Observer:
     """Returns the observer of the operations that run now."""
     if torch.compiler.is_compiling():
         return Observer.COMPILER
+    # Functions with a backward pass of their own suit ``torch.func.grad``, but no other transform.
+    levels = get_interpreter_stack() or ()
+    if any(level.key() != TransformType.Grad for level in levels):
+        return Observer.TRANSFORM
     return Observer.AUTOGRAD if torch.is_grad_enabled() else Observer.NOBODY

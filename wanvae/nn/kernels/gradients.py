@@ -41,7 +41,7 @@ class Geometry:
 
     def list_products(self, x: Tensor, weight: Tensor) -> list[Product] | None:
         """Returns the products of the convolution; None if PyTorch's own is as fast."""
-        if x.dim() != 5 or max(*self.stride, *self.dilation) > 1 or self.padding[0]:
+        if x.dim() != 5 or not len(x) or max(*self.stride, *self.dilation) > 1 or self.padding[0]:
             return None
         return list_products(count_frames(x, weight), self.zeros, weight.shape, x.dtype)
 

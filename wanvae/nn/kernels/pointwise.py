@@ -39,7 +39,12 @@ def apply_into(layers: Sequence[PointwiseFunction], x: Tensor, out: Tensor) -> N
 
 
 def cut_into_blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Yields blocks of ``(B, C, T, H, W)`` along T and H, or of 3D and 4D tensors along dim 2."""
+    """Yields blocks of ``(B, C, T, H, W)`` along T and H, or of 3D and 4D tensors along dim 2.
+
+    A tensor without values has no blocks.
+    """
+    if not x.numel():
+        return
     limit = CPU_BLOCK * torch.get_num_threads() if x.device.type == "cpu" else DEVICE_BLOCK
     everything = slice(None)
     if x.dim() == 5:

@@ -74,9 +74,14 @@ class Recipe:
 def find_recipe(
     past: Tensor | None, x: Tensor, pointwise: Sequence[PointwiseFunction], history: int
 ) -> Recipe | None:
-    """Returns how to make the input of a convolution; None if ``pointwise`` has other layers."""
+    """Returns how to make the input of a convolution; None if ``pointwise`` has other layers.
+
+    PyTorch refuses to keep tensors of ``torch.inference_mode``, so these have no recipe either.
+    """
     steps: Steps | None = find_steps(pointwise)
     if steps is None or steps.bias is not None or steps.only_adds:
+        return None
+    if x.is_inference() or (past is not None and past.is_inference()):
         return None
     return Recipe(past, x, steps.gamma, steps.activation, history)
 

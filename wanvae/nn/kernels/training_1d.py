@@ -56,7 +56,9 @@ def convolve_activated(
     """Convolves the activation of ``x`` ``(B, C, T)``."""
     sweep = Sweep(stride[0], padding[0], dilation[0])
     wide = min(weight.shape[:2]) >= FEWEST_CHANNELS and output_dtype(weight) in EXACT_DTYPES
-    if wide and taps.suits(weight.shape[2], *sweep):
+    # PyTorch tells people of clips that are too short.
+    long = x.shape[2] + 2 * padding[0] > (weight.shape[2] - 1) * dilation[0]
+    if wide and long and taps.suits(weight.shape[2], *sweep):
         return RowConvolution.apply(x.to(weight.dtype), weight, bias, activation, sweep)
     axes = stride, padding, dilation
     if activation == "none":
@@ -90,7 +92,10 @@ class RowConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         find = find_gradients_twice if torch.is_grad_enabled() else find_gradients
-        of_x, of_weight = find(grad, x, weight, ctx.activation, ctx.sweep, ctx.needs_input_grad[:2])
+        with torch.autocast(x.device.type, enabled=False):
+            of_x, of_weight = find(
+                grad, x, weight, ctx.activation, ctx.sweep, ctx.needs_input_grad[:2]
+            )
         of_bias = grad.sum((0, 2)) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None, None
 
