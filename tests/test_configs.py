@@ -55,6 +55,20 @@ def test_a_lora_leaves_the_encoder_and_the_rest_of_fine_tuning_alone():
     assert (lora.data, lora.loss) == (whole.data, whole.loss)
 
 
+def test_a_distillation_trains_one_half_and_judges_it_by_more_than_pixels():
+    for half in ("decoder", "encoder"):
+        config = load(f"video/distill_{half}.yaml")
+        assert (config.distill.half, config.weights) == (half, "Wan2.1_VAE.pth")
+        assert config.distill.features > 0 and config.loss.lpips > 0
+        assert (config.distill.posterior > 0) == (half == "encoder")
+
+
+def test_an_upscaling_decoder_leaves_the_encoder_alone():
+    config = load("video/upscale2x.yaml")
+    assert config.freeze_encoder and config.model.upscale_factor == 2
+    assert {(shape.height % 16, shape.width % 16) for shape in config.data.shapes} == {(0, 0)}
+
+
 def test_the_motion_of_the_seed_and_of_the_published_models():
     seed, published = load("motion/beat2_330.yaml"), load("motion/beat2_330_growth3.yaml")
     assert seed.model.resnet.dilation_growth_rate == (3, 9)

@@ -29,6 +29,7 @@ import wanvae.train.run
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, GUIDES, LEFT_OUT, README, ROOT, TEXT, Block, Call, Guide
 from tests.stand_ins import small_model
+from tools.benchmark import OTHERS
 from wanvae import Posterior
 from wanvae.engine.command_line.arguments import config_parser
 from wanvae.engine.command_line.program import TRAIN
@@ -102,8 +103,9 @@ def test_commands_can_be_parsed(call: Call) -> None:
     arguments = [*call.arguments]
     if call.module.endswith(".py"):
         script = call.module.removesuffix(".py")
-        if arguments[:1] in (["motion"], ["--count"]):  # tools/benchmark.py has others for these
-            script, arguments = f"{script}_{arguments[0].strip('-')}", arguments[1:]
+        if arguments and arguments[0] in (*OTHERS, "--count"):  # for these, benchmark.py has others
+            name = arguments[0].strip("-").replace("-", "_")
+            script, arguments = f"{script}_{name}", arguments[1:]
         module = importlib.import_module(script.replace("/", "."))
         if call.complete or arguments:
             module.parse(arguments)

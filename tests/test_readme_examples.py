@@ -401,6 +401,27 @@ def test_training_a_lora(folder: Path, run: Run) -> None:
     assert probe("out.mp4").frames == 71
 
 
+def test_distilling_a_decoder(folder: Path, run: Run) -> None:
+    """For two steps on smaller crops, without LPIPS."""
+    more = f"{TWO_STEPS} --data.buckets [] --data.size 64 --loss.lpips 0"
+    run_bash("distil a decoder", run, {"wanvae train": more})
+    result = "runs/distill_decoder/model.safetensors"
+    check_that_only_the_decoder_changed("Wan2.1_VAE.pth", result)
+    teacher, student = (WanVAE.from_pretrained(path) for path in ("Wan2.1_VAE.pth", result))
+    assert student.config.decoder_dim == teacher.config.dim // 2
+    assert Path("runs/distill_decoder/student-2/report.html").exists()
+    assert probe("out.mp4").frames == 71
+
+
+def test_training_an_upscaling_decoder(folder: Path, run: Run) -> None:
+    """For two steps on smaller crops, without LPIPS."""
+    smaller = "--data.buckets [] --data.size 64 --evaluation.size 64"
+    more = f"{TWO_STEPS} {smaller} --loss.lpips 0"
+    run_bash("train an upscaling decoder", run, {"wanvae train": more})
+    read, written = probe("in.mp4"), probe("out.mp4")
+    assert (written.width, written.height) == (2 * read.width, 2 * read.height)
+
+
 def test_training_a_model_that_restores(folder: Path, run: Run) -> None:
     """For two steps, without LPIPS, whose network would be downloaded."""
     run_bash("train a model that restores", run, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})

@@ -8,6 +8,7 @@ process; the peak memory of each call is measured in a process of its own, over 
     python tools/benchmark.py --sweep --dtypes float32 --plot sweep.png
     python tools/benchmark.py --count                          # see benchmark_count.py
     python tools/benchmark.py motion                           # see benchmark_motion.py
+    python tools/benchmark.py video-step                       # see benchmark_video_step.py
     python tools/benchmark.py motion-step                      # see benchmark_motion_step.py
 
 Several processes at one video are measured by benchmark_processes.py.
@@ -37,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import benchmark_count, benchmark_motion, benchmark_motion_step
+from tools import benchmark_count, benchmark_motion, benchmark_motion_step, benchmark_video_step
 from tools.measuring import (
     VIDEO_MODELS,
     BenchmarkError,
@@ -527,6 +528,13 @@ def run(options: argparse.Namespace) -> None:
         plot(options.plot, results)
 
 
+OTHERS = {
+    "motion": benchmark_motion.main,
+    "motion-step": benchmark_motion_step.main,
+    "video-step": benchmark_video_step.main,
+}
+
+
 def print_memory(request: Mapping[str, Any]) -> None:
     """Prints the peak memory that ``measure_memory`` asks its process for."""
     print(peak_memory(request["side"], Workload(**request["job"]), Setup(**request["setup"])))
@@ -534,10 +542,8 @@ def print_memory(request: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["motion"]:
-        return benchmark_motion.main(arguments[1:])
-    if arguments[:1] == ["motion-step"]:
-        return benchmark_motion_step.main(arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     if "--count" in arguments:
         others = [argument for argument in arguments if argument != "--count"]
         return benchmark_count.main(others)

@@ -72,13 +72,15 @@ class WanVAEConfig:
         z_dim: channels of the latents.
         dim_mult: channels of each stage, in multiples of dim. Height and width halve from one
             stage to the next.
-        num_res_blocks: residual blocks per stage of the encoder. The decoder has one more.
+        num_res_blocks: residual blocks per stage of the encoder.
         attn_scales: scales at which attention follows each residual block, counted as in the
             official code (see wanvae.nn.coder.CoderSpec).
         temporal_downsample: for each step from one stage to the next, whether time halves too.
         in_channels: channels of the video to encode.
         out_channels: channels of the decoded video.
         decoder_dim: channels of the decoder at full resolution; None means dim.
+        decoder_res_blocks: residual blocks per stage of the decoder; None means one more than in
+            the encoder, as in all published models.
         alpha_decoder: whether a second decoder of the same layers decodes alpha, the last of the
             out_channels, from the same latents, as in Wan-Alpha. Alpha is not premultiplied.
         stage_shortcuts: whether each stage has a shortcut, without parameters, across all of its
@@ -114,6 +116,7 @@ class WanVAEConfig:
     in_channels: int = 3
     out_channels: int = 3
     decoder_dim: int | None = None
+    decoder_res_blocks: int | None = None
     alpha_decoder: bool = False
     stage_shortcuts: bool = False
     patch_size: int = 1
@@ -159,17 +162,28 @@ class WanVAEConfig:
                 self,
                 half=half,
                 decoder_dim=None,
+                decoder_res_blocks=None,
                 alpha_decoder=False,
                 out_channels=self.in_channels,
                 upscale_factor=1,
             )
-        width = self.decoder_dim or self.dim
-        return replace(self, half=half, dim=width, decoder_dim=None, in_channels=self.out_channels)
+        blocks = self.blocks_of_decoder
+        return replace(
+            self,
+            half=half,
+            dim=self.decoder_dim or self.dim,
+            decoder_dim=None,
+            # An encoder has one block less, and no fewer than one.
+            num_res_blocks=max(1, blocks - 1),
+            decoder_res_blocks=None if blocks > 1 else blocks,
+            in_channels=self.out_channels,
+        )
 
     def _check_family(self) -> None:
         """Checks the fields in which other models differ from Wan2.1."""
-        width = self.decoder_dim
-        check(width is None or width >= 1, "decoder_dim", width, "at least 1")
+        for name in ("decoder_dim", "decoder_res_blocks"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "at least 1")
         if self.stage_shortcuts:
             check(not self.attn_scales, "attn_scales", self.attn_scales, "() with stage_shortcuts")
         if self.alpha_decoder:
@@ -195,7 +209,7 @@ class WanVAEConfig:
 
     @property
     def coder(self) -> CoderSpec:
-        """The layers of the encoder. The decoder may differ in its width."""
+        """The layers of the encoder. The decoder may differ in its width and depth."""
         block = BlockSpec(
             kind=self.block,
             norm=self.norm,
@@ -219,9 +233,15 @@ class WanVAEConfig:
         )
 
     @property
+    def blocks_of_decoder(self) -> int:
+        """Residual blocks per stage of the decoder."""
+        return self.decoder_res_blocks or self.num_res_blocks + 1
+
+    @property
     def decoder(self) -> CoderSpec:
         """The layers of the decoder."""
-        return replace(self.coder, dim=self.decoder_dim or self.dim)
+        width = self.decoder_dim or self.dim
+        return replace(self.coder, dim=width, num_res_blocks=self.blocks_of_decoder - 1)
 
     @property
     def unpatchify(self) -> Unpatchify | None:

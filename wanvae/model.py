@@ -255,10 +255,12 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         )
 
     def train(self, mode: bool = True) -> WanVAE:
-        """Sets training or evaluation mode. A frozen encoder stays in evaluation mode."""
+        """Sets training or evaluation mode. A frozen half stays in evaluation mode."""
         super().train(mode)
-        for module in self.encoding_modules():
-            module.train(mode and not self.encoder_is_frozen)
+        for modules in (self.encoding_modules(), self.decoding_modules()):
+            learns = any(p.requires_grad for module in modules for p in module.parameters())
+            for module in modules:
+                module.train(mode and learns)
         return self
 
     def encoder_network(self) -> Network:

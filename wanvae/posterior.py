@@ -41,9 +41,14 @@ class Posterior:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Returns random latents of the distribution; differentiable in mean and logvar."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
+        """Returns random latents of the distribution; differentiable in mean and logvar.
+
+        A seed gives the noise that it gives diffusers, in whatever order the mean is in memory.
+        """
+        mean = self.mean
+        noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device)
+        noise.normal_(generator=generator)
+        return mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
 
     def kl(self) -> Tensor:
         """Returns the KL divergence from N(0, 1) in nats, ``(B,)``: the sum over C, T, H and W.
@@ -53,6 +58,16 @@ class Posterior:
         mean = self.mean.to(wide_dtype(self.mean))
         logvar = self._clamped_logvar()
         return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+
+    def kl_from(self, other: Posterior) -> Tensor:
+        """Returns the KL divergence from another posterior in nats, ``(B,)``, summed as in ``kl``.
+
+        Computed in at least float32.
+        """
+        ours, theirs = self._clamped_logvar(), other._clamped_logvar()
+        error = self.mean.to(wide_dtype(self.mean)) - other.mean.to(wide_dtype(other.mean))
+        spread = (ours.exp() + error.square()) * (-theirs).exp()
+        return 0.5 * (spread - 1 + theirs - ours).flatten(1).sum(1)
 
     def _clamped_logvar(self) -> Tensor:
         return self.logvar.to(wide_dtype(self.logvar)).clamp(*LOGVAR_RANGE)

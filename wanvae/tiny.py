@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from wanvae.autoencoder import VideoAutoencoder
 from wanvae.checkpoints.diffusers_layout import WAN_CLASS, DiffusersClass
+from wanvae.engine.tensors import check_is_tensor
 from wanvae.errors import UserError
 from wanvae.execution.network import Network, make_network
-from wanvae.nn import Patchify, Sequential, Unpatchify
+from wanvae.nn import Patchify, Sequential, State, Unpatchify
+from wanvae.nn.sequential import step_through
 from wanvae.nn.tiny import (
     Affine,
     WithLogvar,
@@ -122,6 +124,19 @@ class TinyVAE(VideoAutoencoder[TinyVAEConfig]):
         return self._network(
             self._decoder_rows, core_first=True, out_channels=self.config.out_channels
         )
+
+    def decode_step(
+        self, latents: Tensor, state: State, *, recompute: bool = False
+    ) -> tuple[Tensor, State]:
+        """Returns the video of the next latents of a stream, and the next state; keeps gradients.
+
+        The video is not clamped.
+
+        Args:
+            latents, state, recompute: as for ``WanVAE.decode_step``.
+        """
+        check_is_tensor(latents, "latents")
+        return step_through(self._decoder_rows, latents, state, recompute=recompute)
 
     def _network(
         self, rows: tuple[Sequential, ...], *, core_first: bool, out_channels: int

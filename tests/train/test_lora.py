@@ -378,9 +378,9 @@ def test_what_is_judged_is_the_merged_model(
 ) -> None:
     judged, evaluate = [], wanvae.train.run.evaluate
 
-    def watch(vae: WanVAE, *arguments: object) -> object:
+    def watch(vae: WanVAE, *arguments: object, **options: object) -> object:
         judged.append(vae)
-        return evaluate(vae, *arguments)
+        return evaluate(vae, *arguments, **options)
 
     monkeypatch.setattr(wanvae.train.run, "evaluate", watch)
     run, target = tmp_path / "run", tmp_path / "merged.safetensors"

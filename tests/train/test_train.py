@@ -278,9 +278,9 @@ def test_a_model_of_the_kind_of_wan22_trains(folder, tmp_path, recompute):
     assert config.stage_shortcuts and config.patch_size == 2 and config.decoder_dim == 6
 
 
-def test_an_upscaling_decoder_has_nothing_to_be_trained_on(folder, tmp_path, capsys):
-    assert main([*options(folder, tmp_path / "run", 1), "--model.upscale_factor=2"]) == 1
-    assert "no original to compare with" in capsys.readouterr().err
+def test_a_decoder_of_other_channels_has_nothing_to_be_trained_on(folder, tmp_path, capsys):
+    assert main([*options(folder, tmp_path / "run", 1), "--model.out_channels=4"]) == 1
+    assert "no original that it could learn from" in capsys.readouterr().err
 
 
 def test_buckets_train(folder, tmp_path):

@@ -75,6 +75,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> WanVAEConfig:
         attn_scales=tuple(sorted(scales)),
         temporal_downsample=tuple(stage.temporal for stage in encoder[:-1]),
         decoder_dim=None if decoder_dim == dim else decoder_dim,
+        decoder_res_blocks=depth_of_decoder(encoder[0].blocks, decoder[0].blocks),
         stage_shortcuts=nested,
         ndim=2 if images else 3,
     )
@@ -136,7 +137,7 @@ def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
         pixels, _ = conv_channels(tensors, "decoder.head.2.weight")
         unit = f"{stages[-1].first_layer}.residual.2.weight"
         dim, _ = conv_channels(tensors, unit)
-        blocks, scales = stages[0].blocks - 1, decoder_scales(stages)
+        blocks, scales = max(1, stages[0].blocks - 1), decoder_scales(stages)
         ends = "decoder.head.2.weight"
     images = kernel_in_time(tensors, ends) == 1
     multiples = [stage_width(tensors, stage, dim, unit) for stage in stages]
@@ -149,6 +150,7 @@ def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
         z_dim=z_dim,
         dim_mult=tuple(multiples[::order]),
         num_res_blocks=blocks,
+        decoder_res_blocks=None if encoding else depth_of_decoder(blocks, stages[0].blocks),
         attn_scales=tuple(sorted(scales)),
         temporal_downsample=tuple(steps[::order]),
         stage_shortcuts=nested,
@@ -157,6 +159,11 @@ def infer_half(tensors: Mapping[str, Tensor], half: Half) -> WanVAEConfig:
     )
     first = pixels // 4 if upscaled else pixels
     return replace(config, **channel_fields(first, pixels, patch_size))
+
+
+def depth_of_decoder(encoder: int, decoder: int) -> int | None:
+    """Returns ``decoder_res_blocks`` from the blocks of a stage of both halves."""
+    return None if decoder == encoder + 1 else decoder
 
 
 def encoder_scales(stages: Sequence[StageFacts]) -> set[float]:

@@ -391,7 +391,7 @@ def differences(
 def diffusers_differences(config: WanVAEConfig, class_name: DiffusersClass) -> Iterator[str]:
     """Yields what a class of diffusers cannot express of an architecture, for people."""
     possible = QWEN_IMAGE_21 if class_name == QWEN_IMAGE_21_CLASS else WanVAEConfig()
-    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales", "ndim")
+    names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales", "ndim", "decoder_res_blocks")
     yield from differences(config, possible, names)
     if class_name == WAN_CLASS:
         read, _ = read_diffusers_config(wan_config(config))

@@ -73,7 +73,7 @@ NO_STATISTICS = "latent statistics: none, so mean 0 and standard deviation 1"
 LARGEST = torch.finfo(torch.float32).max
 # The fields of a config in which models with the same latents may differ.
 FREE_FIELDS = (
-    *("dim", "decoder_dim", "in_channels", "out_channels", "upscale_factor"),
+    *("dim", "decoder_dim", "decoder_res_blocks", "in_channels", "out_channels", "upscale_factor"),
     *("dropout", "half"),
 )
 STATISTICS_FIELDS = ("latents_mean", "latents_std")

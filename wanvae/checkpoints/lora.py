@@ -257,7 +257,10 @@ def find_weights(
         UserError: the model has no such layer.
     """
     weights = [name for name in tensors if name.endswith(".weight")]
-    theirs = diffusers_names(len(config.dim_mult), config.num_res_blocks, config.stage_shortcuts)
+    theirs = {}
+    if config.decoder_res_blocks is None:  # diffusers has no other depth
+        stages, blocks = len(config.dim_mult), config.num_res_blocks
+        theirs = diffusers_names(stages, blocks, config.stage_shortcuts)
     known = {}
     for weight in weights:
         for name in filter(None, (weight, theirs.get(weight))):

@@ -19,14 +19,14 @@ from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import digest_of_file
 from wanvae.evaluate.evaluation import Networks, evaluate
-from wanvae.evaluate.models import Judged, judge_diffusers, judge_stream
+from wanvae.evaluate.models import Judged, facts_of_model, judge_diffusers, judge_stream
 from wanvae.evaluate.page import PAGE, QUALITY
-from wanvae.evaluate.settings import EvaluationOptions, ModelFacts
+from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.evaluate.summary import Evaluation
 from wanvae.execution.budget import parse_memory
 from wanvae.metrics.frechet import I3D
 from wanvae.metrics.lpips import LpipsNetwork, load_lpips
-from wanvae.model import AnyVAE, require_wan_vae
+from wanvae.model import require_wan_vae
 
 DEFAULTS = EvaluationOptions()
 
@@ -75,10 +75,10 @@ def load_models(arguments: Namespace, default_device: str) -> list[Judged]:
         checkpoint = source_of_options(arguments, path)
         vae = load_model(arguments, checkpoint, default_device)
         digests = digest_of_file(weights_file(checkpoint)), identify(checkpoint)
-        facts = facts_of(vae, name, digests, "wanvae")
+        facts = facts_of_model(vae, name, digests, "wanvae")
         models.append(judge_stream(vae, facts, arguments.tile_size, share))
         if arguments.diffusers:
-            theirs = facts_of(vae, f"{name} (diffusers)", digests, "diffusers")
+            theirs = facts_of_model(vae, f"{name} (diffusers)", digests, "diffusers")
             full = require_wan_vae(vae, checkpoint, "--diffusers")
             models.append(judge_diffusers(full, theirs))
     return models
@@ -96,23 +96,6 @@ def names_of(checkpoints: Sequence[str | Path]) -> Iterator[str]:
         if len(set(names)) == len(names):
             return iter(names)
     return (f"{path} ({number})" for number, path in enumerate(paths, 1))
-
-
-def facts_of(vae: AnyVAE, name: str, digests: tuple[str, str], library: str) -> ModelFacts:
-    """Returns what the figures of a model depend on.
-
-    Args:
-        digests: of the file of the weights, and of the model.
-    """
-    dtypes = [str(dtype).removeprefix("torch.") for dtype in (vae.encode_dtype, vae.decode_dtype)]
-    return ModelFacts(
-        name=name,
-        checkpoint=digests[0],
-        model=digests[1],
-        library=library,
-        encode_dtype=dtypes[0],
-        decode_dtype=dtypes[1],
-    )
 
 
 def load_networks(arguments: Namespace, device: torch.device) -> Networks:

@@ -104,13 +104,36 @@ class Judged:
     reconstruct: Reconstruct
 
 
+def facts_of_model(vae: AnyVAE, name: str, digests: tuple[str, str], library: str) -> ModelFacts:
+    """Returns what the figures of a model depend on.
+
+    Args:
+        digests: of the file of the weights, and of the model.
+    """
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in (vae.encode_dtype, vae.decode_dtype)]
+    return ModelFacts(
+        name=name,
+        checkpoint=digests[0],
+        model=digests[1],
+        library=library,
+        encode_dtype=dtypes[0],
+        decode_dtype=dtypes[1],
+    )
+
+
 def judge_stream(
-    vae: AnyVAE, facts: ModelFacts, tile_size: TileSize | None, max_memory: int | None
+    vae: AnyVAE,
+    facts: ModelFacts,
+    tile_size: TileSize | None = None,
+    max_memory: int | None = None,
+    *,
+    decoded_by: AnyVAE | None = None,
 ) -> Judged:
     """Returns our model. Its memory does not grow with the length of a clip.
 
     Args:
         max_memory: bytes, half of them to encode and half to decode.
+        decoded_by: another model, which decodes the latents; None is the same model.
 
     Raises:
         UserError: the model cannot stream, decodes other videos than it encodes, or encodes alpha.
@@ -121,13 +144,14 @@ def judge_stream(
             "this model encodes RGBA, and evaluate compares RGB; use wanvae reconstruct, which "
             "prints PSNR and SSIM over all four channels"
         )
-    for network in (vae.encoder_network(), vae.decoder_network()):
+    decoding = decoded_by or vae
+    for network in (vae.encoder_network(), decoding.decoder_network()):
         network.require_streamable()
     share = None if max_memory is None else max_memory // 2
 
     def reconstruct(frames: Iterator[Frame], cost: Cost) -> Iterator[Tensor]:
         encoder = vae.stream_encode(tile_size=tile_size, max_memory=share)
-        decoder = vae.stream_decode(tile_size=tile_size, max_memory=share)
+        decoder = decoding.stream_decode(tile_size=tile_size, max_memory=share)
         # Sizes of the frames that were read and are not decoded yet.
         waiting: list[torch.Size] = []
         posteriors = encode_frames(

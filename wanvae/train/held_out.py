@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check_length, check_size, encodes_alpha
+from wanvae.config import WanVAEConfig, check_length, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.training.evaluating import evaluating
@@ -27,8 +27,9 @@ from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_m
 from wanvae.folders.manifest import reason
 from wanvae.metrics.images import psnr, ssim
 from wanvae.metrics.temporal import TemporalError
-from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
+from wanvae.train.trainee import Trained
+from wanvae.train.upscaling import Downscaling, check_shape, scale_down
 from wanvae.video import VideoError, VideoInfo, probe, read_clip
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.
@@ -119,7 +120,7 @@ def read_held_out(
     Raises:
         UserError: the model cannot encode clips of this shape, or the folder holds none.
     """
-    check_size(model, config.size, config.size)
+    check_shape(model, config.size, config.size)
     check_length(model, config.frames)
     if config.folder is None:
         raise UserError("there is no evaluation folder; name one as evaluation.folder")
@@ -200,10 +201,12 @@ def centre_crop(video: Tensor, size: int) -> Tensor:
 
 
 def evaluate(
-    vae: WanVAE,
+    vae: Trained,
     clips: Sequence[HeldOutClip],
     metrics: Mapping[str, Metric] = METRICS,
     accelerator: Accelerator | None = None,
+    *,
+    downscaling: Downscaling = "area",
 ) -> HeldOutScores:
     """Reconstructs each clip from the mode of its latents, and compares.
 
@@ -215,11 +218,12 @@ def evaluate(
         metrics: by name.
         accelerator: of several processes, which share the clips. All must call this, and each gets
             the whole result.
+        downscaling: how clips are scaled down for the encoder if the decoder upscales.
     """
     rank, ranks = 0, 1
     if accelerator is not None:
         rank, ranks = accelerator.process_index, accelerator.num_processes
-    rows = [(clip.name, compare(vae, clip, metrics)) for clip in clips[rank::ranks]]
+    rows = [(clip.name, compare(vae, clip, metrics, downscaling)) for clip in clips[rank::ranks]]
     if ranks > 1:
         rows = gather_object(rows)
     by_name = dict(rows)
@@ -229,9 +233,14 @@ def evaluate(
     return HeldOutScores(ordered, {name: sum(own) / len(own) for name, own in values.items()})
 
 
-def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
+def compare(
+    vae: Trained,
+    clip: HeldOutClip,
+    metrics: Mapping[str, Metric],
+    downscaling: Downscaling = "area",
+) -> dict[str, float]:
     """Each figure of the reconstruction of a clip."""
-    video, posterior = reconstruct(vae, clip.seen)
+    video, posterior = reconstruct(vae, clip.seen, downscaling)
     frames = rearrange(video, "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
     bits = posterior.kl().sum().item() / math.log(2)
@@ -251,7 +260,13 @@ def temporal_figures(frames: Tensor, originals: Tensor, factor: int) -> dict[str
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) -> Tensor:
+def comparison_grid(
+    vae: Trained,
+    clips: Sequence[HeldOutClip],
+    frames: int = 3,
+    *,
+    downscaling: Downscaling = "area",
+) -> Tensor:
     """One picture ``(C, H, W)`` in [-1, 1]: for each clip, frames above their reconstructions.
 
     Between them is what is encoded, where it is not the clip itself.
@@ -259,18 +274,26 @@ def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) 
     Args:
         clips: of one size.
         frames: of each clip, evenly spread from its first to its last.
+        downscaling: as for ``evaluate``.
     """
     rows = []
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
         encoded = () if clip.input is None else (clip.input,)
-        for video in (clip.video, *encoded, reconstruct(vae, clip.seen)[0].cpu()):
+        output, _ = reconstruct(vae, clip.seen, downscaling)
+        for video in (clip.video, *encoded, output.cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 
 
-def reconstruct(vae: WanVAE, video: Tensor) -> tuple[Tensor, Posterior]:
-    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model; its latents."""
+def reconstruct(
+    vae: Trained, video: Tensor, downscaling: Downscaling = "area"
+) -> tuple[Tensor, Posterior]:
+    """``(C, T, H, W)`` encoded and decoded, in float32 on the device of the model; its latents.
+
+    The encoder of a model whose decoder upscales gets the video scaled down.
+    """
+    encoded = scale_down(video[None], vae.config.upscale_factor, downscaling)
     with evaluating(vae):
-        posterior = vae.encode(video[None])
+        posterior = vae.encode(encoded)
         return vae.decode(posterior.mode())[0].float(), posterior

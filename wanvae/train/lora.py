@@ -187,4 +187,5 @@ def last_trained_weight(vae: WanVAE) -> Tensor:
     for layer in layers:
         if parametrize.is_parametrized(layer, "weight"):
             return layer.get_parameter("parametrizations.weight.0.up")
-    return layers[0].get_parameter("weight")
+    weights = [layer.get_parameter("weight") for layer in layers]
+    return next(weight for weight in weights if weight.requires_grad)

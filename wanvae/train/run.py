@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -24,12 +24,10 @@ from wanvae.checkpoints.lora import Base, save_lora
 from wanvae.config import (
     WanVAEConfig,
     check_length,
-    check_reconstructs,
-    check_size,
     encodes_alpha,
 )
 from wanvae.engine.checkpoint import load_in_place
-from wanvae.engine.config import to_json_dict
+from wanvae.engine.config import check_option, to_json_dict
 from wanvae.engine.files import is_in, refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
@@ -42,6 +40,7 @@ from wanvae.nn import Residual, use_channels_last
 from wanvae.report.training import TrainingPage
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
+from wanvae.train.distillation import DistillConfig, Teacher, make_student
 from wanvae.train.held_out import (
     METRICS,
     EvaluationConfig,
@@ -57,14 +56,22 @@ from wanvae.train.lora import (
     LoraConfig,
     add_lora,
     changes_of,
-    last_trained_weight,
     load_changes,
     merged,
 )
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
 from wanvae.train.pair import Pair, pair_of
 from wanvae.train.restoration import DegradedCrops, degrade_clip
-from wanvae.train.trainee import Trainee, TrainingOutput
+from wanvae.train.student_report import report_student
+from wanvae.train.trainee import (
+    Trained,
+    Trainee,
+    TrainingOutput,
+    last_trained,
+    require_whole,
+    saved,
+)
+from wanvae.train.upscaling import Downscaling, check_learns, check_shape, with_upscaling
 from wanvae.video import write_video
 
 # Where --config finds the configs of the package by name: installed, or in a checkout.
@@ -72,6 +79,8 @@ PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDERS = PACKAGE / "configs" / "video", PACKAGE.parent / "configs" / "video"
 # The file that a run of a LoRA ends with.
 LORA = "lora.safetensors"
+# The beginning of the folder of the report that a run of a student ends with.
+REPORT = "student"
 # How many of the held-out clips a picture shows.
 PREVIEWED_CLIPS = 4
 
@@ -90,13 +99,18 @@ class TrainConfig:
         gradient_checkpointing: keep less of the forward pass and compute it again for the
             gradients: a fraction of the memory, a sixth more time, the same result.
         weights: checkpoint to start from, of any layout. Its architecture replaces ``model``,
-            except ``model.ndim``: if this is 3, an image model is inflated to a video model.
-            Without weights the model starts as wanvae.train.initialize says. A run goes on only
-            with the same weights, in whatever file.
+            except ``model.ndim``: if this is 3, an image model is inflated to a video model; and
+            except ``model.upscale_factor``: if this is 2 or more, a decoder that does not upscale
+            is changed to one that does, and at first only makes pixels larger. Without weights the
+            model starts as wanvae.train.initialize says. A run goes on only with the same weights,
+            in whatever file.
         freeze_encoder: train the decoder alone. Latents stay the same, so diffusion models that
             generate them keep working. The decoder learns from the mode of the latents.
         lora: train a LoRA of ``weights``, a file of a few MB, instead of the weights themselves.
             ``wanvae convert --lora`` merges it.
+        distill: train a smaller encoder or decoder, whose teacher is ``weights``.
+        downscaling: how clips are scaled down for the encoder if the decoder upscales: "area" is
+            the mean of squares of pixels, "bicubic" has a filter against aliasing.
     """
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
@@ -110,8 +124,13 @@ class TrainConfig:
     weights: str | None = None
     freeze_encoder: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    downscaling: Downscaling = "area"
 
     def __post_init__(self) -> None:
+        check_option("downscaling", self.downscaling, Downscaling)
+        if self.distill.half is not None:
+            self.check_distillation()
         if self.freeze_encoder and self.weights is None:
             raise UserError("freeze_encoder needs weights: a new encoder has not learnt anything")
         if self.freeze_encoder and self.loss.alignment.weight > 0:
@@ -133,6 +152,23 @@ class TrainConfig:
                 "loss.alignment.weight to 0, or leave lora.rank out"
             )
 
+    def check_distillation(self) -> None:
+        """Raises UserError if other options do not go with a distillation."""
+        if self.weights is None:
+            raise UserError("distill.half needs weights: the checkpoint of the teacher")
+        if self.lora.rank is not None:
+            raise UserError("a student is trained without a LoRA: leave lora.rank out")
+        if self.freeze_encoder:
+            raise UserError(
+                "distill.half says which half is trained: leave freeze_encoder out, because the "
+                "other half is frozen"
+            )
+        if self.loss.alignment.weight > 0:
+            raise UserError(
+                "a student has the latents of its teacher, so nothing can align them: set "
+                "loss.alignment.weight to 0"
+            )
+
     @property
     def result(self) -> str:
         """The file in the folder of the run that it ends with."""
@@ -150,19 +186,23 @@ class VideoTraining:
             the evaluation can be read, or the weights of a network of the losses are missing.
     """
 
-    def __init__(self, config: TrainConfig, vae: WanVAE, accelerator: Accelerator) -> None:
-        check_reconstructs(vae.config)
+    def __init__(self, config: TrainConfig, vae: Trained, accelerator: Accelerator) -> None:
+        check_learns(vae.config)
         for shape in config.data.shapes:
-            check_size(vae.config, shape.height, shape.width)
+            check_shape(vae.config, shape.height, shape.width)
             check_length(vae.config, shape.frames)
         self.config = config
         self.vae = vae
         self.accelerator = accelerator
         self.video_losses = losses = VideoLosses(config.loss, accelerator.device)
+        self.teacher = load_teacher(config, accelerator.device)
         self.trainee = Trainee(
             vae,
             config.loss,
             feature_channels=0 if losses.features is None else losses.features.channels,
+            half=config.distill.half,
+            teacher_widths=() if self.teacher is None else self.teacher.widths,
+            downscaling=config.downscaling,
             smallest_side=1 if losses.lpips is None else losses.lpips.smallest_side,
         )
         self.base = None
@@ -225,7 +265,7 @@ class VideoTraining:
             load_weights=self.load,
             blocks=innermost_blocks(self.vae),
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
-            companion=self.trainee.projection,
+            companion=self.trainee.companion,
             evaluate=self.evaluate if self.held_out else None,
             preview=self.preview if self.held_out else None,
             report=TrainingPage(
@@ -240,20 +280,22 @@ class VideoTraining:
 
     def load(self, trainee: Trainee, path: Path) -> None:
         """Reads what is trained of a model."""
-        load = load_in_place if self.base is None else load_changes
-        load(trainee.vae, path)
+        if self.base is None:
+            load_in_place(saved(trainee.vae), path)
+        else:
+            load_changes(require_whole(trainee.vae), path)
 
     def save(self, trainee: Trainee, path: Path) -> None:
         """Writes what is trained of a model, and of which model it is."""
         vae = trainee.vae
         if self.base is None:
-            vae.save_pretrained(path)
+            saved(vae).save_pretrained(path)
             return
         about = {
             "lora": json.dumps(to_json_dict(self.config.lora)),
             "config": json.dumps(to_json_dict(vae.config)),
         }
-        save_lora(path, changes_of(vae), self.base, about)
+        save_lora(path, changes_of(require_whole(vae)), self.base, about)
 
     def losses(
         self, model: nn.Module, discriminator: nn.Module | None, batch: Tensor | Pair, step: int
@@ -268,13 +310,17 @@ class VideoTraining:
             reconstruction,
             video,
             discriminator=discriminator,
-            last_layer=last_trained_weight(self.vae),
+            last_layer=last_trained(self.vae),
             step=step,
         )
         regularizers, figures = self.video_losses.regularizers(
             output, video, last_layer=self.vae.conv1.weight
         )
         figures = {"psnr": psnr, **figures}
+        if self.teacher is not None:
+            lesson = self.teacher.teach(output.encoded, output.latents.detach())
+            taught, more = self.teacher.terms(lesson, output.features, reconstruction.posterior)
+            terms, figures = terms | taught, figures | more
         return StepLosses(terms | regularizers, figures, reconstruction.video.detach())
 
     def discriminator(self) -> Discriminator:
@@ -292,22 +338,46 @@ class VideoTraining:
 
     def evaluate(self, trainee: Trainee) -> dict[str, float]:
         """The mean scores over the held-out clips, which the processes share."""
-        vae = self.judged(trainee.vae)
-        return evaluate(vae, self.held_out, self.metrics, self.accelerator).means
+        return evaluate(
+            self.judged(trainee.vae),
+            self.held_out,
+            self.metrics,
+            self.accelerator,
+            downscaling=self.config.downscaling,
+        ).means
 
-    def judged(self, vae: WanVAE) -> WanVAE:
+    def judged(self, vae: Trained) -> Trained:
         """The model that people use after training: with a LoRA, the two merged."""
-        return vae if self.base is None else merged(vae)
+        return vae if self.base is None else merged(require_whole(vae))
+
+    def report_student(self, result: Path) -> str:
+        """Writes how good a student is beside its teacher, and returns a line for people."""
+        config, lpips = self.config, self.video_losses.lpips
+        if config.distill.half is None or config.weights is None:
+            raise RuntimeError("no teacher")
+        return report_student(
+            config.weights,
+            result,
+            config.distill.half,
+            config.evaluation,
+            result.parent / f"{REPORT}-{config.trainer.steps}",
+            self.accelerator,
+            None if lpips is None else (lpips, config.loss.lpips_network),
+        )
 
     def preview(self, trainee: Trainee, path: Path) -> None:
         """Frames of held-out clips, what the encoder sees of them, and their reconstructions."""
         shape = self.held_out[0].video.shape
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
-        picture = comparison_grid(self.judged(trainee.vae), alike[:PREVIEWED_CLIPS])
+        picture = comparison_grid(
+            self.judged(trainee.vae),
+            alike[:PREVIEWED_CLIPS],
+            downscaling=self.config.downscaling,
+        )
         write_video(path, picture[:, None].cpu(), Fraction(1))
 
 
-def innermost_blocks(vae: WanVAE) -> list[nn.Module]:
+def innermost_blocks(vae: Trained) -> list[nn.Module]:
     """The residual blocks of a model that have no blocks inside."""
     blocks = [module for module in vae.modules() if isinstance(module, Residual)]
     return [
@@ -334,13 +404,16 @@ def run(config: TrainConfig) -> None:
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     vae = first_model(config)
-    task = VideoTraining(config, vae, accelerator).task()
+    training = VideoTraining(config, vae, accelerator)
+    task = training.task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
         trainer = replace(trainer, best="psnr")
     if config.lora.rank is not None:
         accelerator.print(describe_trained(vae, config))
     train(task, trainer, accelerator)
+    if config.distill.half is not None:
+        accelerator.print(training.report_student(result))
     if config.lora.rank is not None:
         merge = [
             "wanvae",
@@ -353,24 +426,29 @@ def run(config: TrainConfig) -> None:
         accelerator.print(f"to merge it: {shlex.join(merge)}")
 
 
-def describe_trained(vae: WanVAE, config: TrainConfig) -> str:
+def describe_trained(vae: Trained, config: TrainConfig) -> str:
     """One line on what is trained of a model with a LoRA."""
+    layers = len(changes_of(require_whole(vae)))
     parameters = list(vae.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
     return (
-        f"a LoRA of rank {config.lora.rank} in {len(changes_of(vae))} layers: {trained} parameters "
-        f"are trained, the {frozen} of {config.weights} stay as they are"
+        f"a LoRA of rank {config.lora.rank} in {layers} layers: {trained} parameters are "
+        f"trained, the {frozen} of {config.weights} stay as they are"
     )
 
 
-def first_model(config: TrainConfig) -> WanVAE:
+def first_model(config: TrainConfig) -> Trained:
     """The model at step 0, in float32."""
+    if config.distill.half is not None:
+        student = make_student(load_base(config), config.distill)
+        use_channels_last(student)
+        return student
     if config.weights is None:
         vae = WanVAE(config.model)
         start_as_image_model(vae)
     else:
-        vae = load_first(config.weights, config.model.ndim, inflated=config.lora.rank is None)
+        vae = load_base(config)
     use_channels_last(vae)
     if config.freeze_encoder:
         vae.freeze_encoder()
@@ -379,24 +457,43 @@ def first_model(config: TrainConfig) -> WanVAE:
     return vae
 
 
-def load_first(path: str, ndim: Literal[2, 3], *, inflated: bool) -> WanVAE:
-    """The model of a checkpoint, inflated if it is an image model and ``ndim`` is 3.
+def load_base(config: TrainConfig) -> WanVAE:
+    """The model of the checkpoint that training starts from, or the teacher of a distillation.
 
-    Args:
-        inflated: whether it may be inflated.
+    Unless it is a teacher, an image model is inflated if ``model.ndim`` is 3. A decoder that does
+    not upscale is changed to one that does if ``model.upscale_factor`` says so.
     """
-    vae = require_wan_vae(WanVAE.from_pretrained(path, torch.float32), path, "training")
-    check_weights(vae, path)
-    if ndim < vae.config.ndim:
-        raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
-    if ndim == vae.config.ndim:
+    path, ndim, factor = config.weights, config.model.ndim, config.model.upscale_factor
+    vae = require_wan_vae(WanVAE.from_pretrained(str(path), torch.float32), path, "training")
+    check_weights(vae, str(path))
+    if config.distill.half is None and ndim != vae.config.ndim:
+        if ndim < vae.config.ndim:
+            raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")
+        if config.lora.rank is not None:
+            raise UserError(
+                f"{path} is an image model, and a LoRA of a video model cannot be merged into it: "
+                "set model.ndim to 2"
+            )
+        vae = inflate(vae)
+    if factor in (1, vae.config.upscale_factor):
         return vae
-    if not inflated:
+    if config.lora.rank is not None:
         raise UserError(
-            f"{path} is an image model, and a LoRA of a video model cannot be merged into it: set "
-            "model.ndim to 2"
+            f"model.upscale_factor is {factor}, and a LoRA of a decoder that upscales cannot be "
+            f"merged into {path}, which does not: train without lora.rank first"
         )
-    return inflate(vae)
+    return with_upscaling(vae, factor)
+
+
+def load_teacher(config: TrainConfig, device: torch.device) -> Teacher | None:
+    """The teacher of a distillation, if the losses need more of it than the student has."""
+    if config.distill.half is None:
+        return None
+    if config.distill.half == "decoder" and config.distill.features == 0:
+        return None
+    vae = load_base(config)
+    use_channels_last(vae)
+    return Teacher(vae.to(device), config.distill)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "wanvae.train") -> int:
