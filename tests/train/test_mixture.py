@@ -121,7 +121,8 @@ def test_a_folder_without_anything_of_use_is_named(root, tmp_path):
     (tmp_path / "empty" / "notes.txt").touch()
     with pytest.raises(VideoError, match=r"no images, only other files \(1 .txt\)"):
         VideoCrops(config, 0, samples_per_step=1)
-    with pytest.raises(VideoError, match=r"in '.*dark': nothing in it is as large"):
+    small = pytest.warns(UserWarning, match="3 are smaller")
+    with small, pytest.raises(VideoError, match=r"in '.*dark': nothing in it is as large"):
         mixture(root, {"dark": 1}, frames=1, size=1024)
     shapes = tuple(BucketConfig(frames=1, height=height, width=8) for height in (16, 32))
     with pytest.raises(VideoError, match=r"in '.*dark', '.*bright': clips of 1 frames of 8x32"):
