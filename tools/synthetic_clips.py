@@ -239,7 +239,9 @@ def write_scene(path: Path, frames: Iterator[np.ndarray]) -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=str(__doc__).partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path, help="for the files")
     parser.add_argument("--clips", type=int, default=100, help="how many videos (default: 100)")
     parser.add_argument("--stills", type=int, default=100, help="how many images (default: 100)")

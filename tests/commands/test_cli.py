@@ -294,7 +294,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["encode", "a.mp4"], "required: encode.output"),
         (["convert", "a", "b", "--to", "onnx"], "argument --to: invalid choice: 'onnx'"),
-        (["reconstruct", "a", "b", "--crf", "low"], "Expected a <class 'int'>. Got value: low"),
+        (["reconstruct", "a", "b", "--crf", "low"], "crf must be a whole number, not low"),
         (["reconstruct", "a", "b", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
     ],
 )

@@ -321,6 +321,17 @@ def test_a_value_between_gaps_is_a_dot(tmp_path: Path) -> None:
 
 
 @needs_browser
+def test_ticks_close_together_have_numbers_of_their_own(tmp_path: Path) -> None:
+    curves = Curves("t", "step", "", {"a": [0.185532, 0.185421]}, x=[120031, 120039])
+    with opened(write(tmp_path / "page.html", [Section("a", "a", [curves])])) as page:
+        ticks = [text for text in page.locator(".curves svg text").all_text_contents() if text]
+        assert len(set(ticks)) == len(ticks) and "120032" in ticks and "0.18545" in ticks
+        svg = page.locator(".curves svg").bounding_box()
+        boxes = [text.bounding_box() for text in page.locator(".curves svg text").all()]
+        assert all(box["x"] >= svg["x"] for box in boxes if box["width"])
+
+
+@needs_browser
 def test_a_phone_shows_everything(tmp_path: Path) -> None:
     """Nothing is off the screen, labels can be read, and the menu leads to every clip."""
     name = "Wan2.1_VAE_finetuned_step_00012345.safetensors"

@@ -99,7 +99,7 @@ def test_only_as_many_files_as_asked_for(folder, vae):
     [
         ({"size": 20}, "multiples of 8, not 20x20"),
         ({"frames": 6}, r"1 \+ 4n frames, not 6"),
-        ({"size": 64}, "no usable file in the evaluation folder .* 64 pixels"),
+        ({"size": 64}, "64 pixels .* evaluation.size and evaluation.frames"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(folder, vae, changes, message):

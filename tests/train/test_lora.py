@@ -223,6 +223,9 @@ def test_convert_merges_it_to_the_same_model(variant: dict, part: str, tmp_path:
     save_lora(lora, changes_of(changed), Base.of(str(base)), {})
     notes = convert(base, target, Layout.NATIVE, lora=lora).notes
     assert any(f"into {len(changes_of(changed))} layers" in note for note in notes)
+    ranks = {len(change.down) for change in changes_of(changed).values()}
+    told = "3" if ranks == {3} else f"{min(ranks)} to 3"
+    assert any(f"a LoRA of rank {told} into" in note for note in notes)
     assert not any("other weights" in note for note in notes)
     expected, found = merged(changed).state_dict(), tensors_of(target)
     for name, tensor in expected.items():
@@ -397,6 +400,7 @@ def test_what_is_judged_is_the_merged_model(
         (["--lora.rank=0"], "lora.rank must be at least 1, not 0"),
         (["--lora.rank=-3"], "lora.rank must be at least 1, not -3"),
         (["--lora.rank=null", "--lora.alpha=2"], "lora.alpha must be left out without lora.rank"),
+        (["--lora.rank=null", "--lora.part=both"], "lora.part must be left out without lora.rank"),
         (["--lora.alpha=0"], "lora.alpha must be above 0 and finite, not 0.0"),
         (["--weights=null"], "lora.rank needs weights"),
         (["--freeze_encoder=true", "--lora.part=both"], "but lora.part is 'both'"),

@@ -115,8 +115,15 @@ def test_opaque_and_transparent_folders_mix(root, tmp_path):
 def test_a_folder_without_anything_of_use_is_named(root, tmp_path):
     (tmp_path / "empty").mkdir()
     folders = (str(root / "dark"), str(tmp_path / "empty"))
-    with pytest.raises(VideoError, match=r"in '.*empty': nothing in it is as large"):
-        VideoCrops(DataConfig(folders=folders, frames=1, size=16), 0, samples_per_step=1)
+    config = DataConfig(folders=folders, frames=1, size=16)
+    with pytest.raises(VideoError, match=r"in '.*empty': it has no videos and no images$"):
+        VideoCrops(config, 0, samples_per_step=1)
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(VideoError, match=r"no images, only other files \(1 .txt\)"):
+        VideoCrops(config, 0, samples_per_step=1)
+    small = pytest.warns(UserWarning, match="3 are smaller")
+    with small, pytest.raises(VideoError, match=r"in '.*dark': nothing in it is as large"):
+        mixture(root, {"dark": 1}, frames=1, size=1024)
     shapes = tuple(BucketConfig(frames=1, height=height, width=8) for height in (16, 32))
     with pytest.raises(VideoError, match=r"in '.*dark', '.*bright': clips of 1 frames of 8x32"):
         mixture(root, {"dark": 1, "bright": 1}, buckets=shapes)

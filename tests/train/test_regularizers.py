@@ -260,18 +260,18 @@ def test_lpips_never_sees_frames_that_are_too_small():
 @pytest.mark.parametrize(
     ("config", "values", "said"),
     [
-        (EquivarianceConfig, {"weight": -1.0}, "weight must be at least 0"),
-        (EquivarianceConfig, {"smallest_scale": 0.0}, "smallest_scale must be in"),
+        (EquivarianceConfig, {"weight": -1.0}, "^equivariance.weight must be at least 0"),
+        (EquivarianceConfig, {"smallest_scale": 0.0}, "^equivariance.smallest_scale must be above"),
         (
             EquivarianceConfig,
             {"weight": 1.0, "smallest_scale": 1.0, "rotate": False},
             "neither scales nor rotates",
         ),
-        (ChannelDropoutConfig, {"weight": -1.0}, "weight must be at least 0"),
-        (ChannelDropoutConfig, {"probability": 0.0}, "probability must be in"),
+        (ChannelDropoutConfig, {"weight": -1.0}, "^channel_dropout.weight must be at least 0"),
+        (ChannelDropoutConfig, {"probability": 0.0}, "^channel_dropout.probability must be above"),
         (ChannelDropoutConfig, {"probability": 1.0}, "probability must be below 1"),
         (ChannelDropoutConfig, {"order": "first"}, "order must be any or last"),
-        (AlignmentConfig, {"weight": -1.0}, "weight must be at least 0"),
+        (AlignmentConfig, {"weight": -1.0}, "^alignment.weight must be at least 0"),
         (AlignmentConfig, {"cosine_margin": -1.0}, "cosine_margin must be at least 0"),
         (AlignmentConfig, {"weight": 1.0}, "there is no network"),
     ],

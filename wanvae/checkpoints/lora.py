@@ -285,7 +285,8 @@ def find_weights(
 def note_on(changes: Mapping[str, Change], unread: list[str]) -> tuple[str, ...]:
     """Returns notes on what was merged, and on what else is in the file."""
     ranks = sorted({len(change.down) for change in changes.values()})
-    merged = f"merged a LoRA of rank {', '.join(map(str, ranks))} into {len(changes)} layers"
+    rank = ranks[0] if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    merged = f"merged a LoRA of rank {rank} into {len(changes)} layers"
     left = f"{len(unread)} other entries of the LoRA left unread: {first_few(unread)}"
     return (merged, left) if unread else (merged,)
 

@@ -49,10 +49,10 @@ class GanConfig:
 
     def __post_init__(self) -> None:
         for name in ("weight", "start_step", "r1", "lecam"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            check(getattr(self, name) >= 0, f"gan.{name}", getattr(self, name), "at least 0")
         for name in ("dim", "layers"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+            check(getattr(self, name) >= 1, f"gan.{name}", getattr(self, name), "at least 1")
+        check(self.learning_rate > 0, "gan.learning_rate", self.learning_rate, "above 0")
 
     def plays(self, step: int) -> bool:
         """Whether there is a discriminator in this step, counted from 0."""

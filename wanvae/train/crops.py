@@ -217,6 +217,11 @@ class Source:
         self.alpha = alpha
         content = read_folder(folder)
         self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
+        if not self.entries:
+            ignored = f", only other files ({self.ignored})" if self.ignored else ""
+            raise VideoError(
+                f"no usable video in {str(folder)!r}: it has no videos and no images{ignored}"
+            )
         self.usable = find_usable(self.entries, config)
         if report:
             used = set(self.used)

@@ -140,7 +140,8 @@ def read_held_out(
     if not clips:
         raise UserError(
             f"no usable file in the evaluation folder {config.folder!r}: it needs videos of "
-            f"{config.size} pixels or more and {config.frames} frames or more, or such images"
+            f"{config.size} pixels or more and {config.frames} frames or more, or images as large; "
+            "evaluation.size and evaluation.frames choose smaller clips"
         )
     if left_out and report:
         warn_about(f"{len(left_out)} files in {config.folder!r} cannot be evaluated", left_out)

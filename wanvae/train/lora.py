@@ -42,6 +42,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank is None:
             check(self.alpha is None, "lora.alpha", self.alpha, "left out without lora.rank")
+            check(self.part == "decoder", "lora.part", self.part, "left out without lora.rank")
             return
         check(self.rank >= 1, "lora.rank", self.rank, "at least 1")
         positive = self.alpha is None or 0 < self.alpha < math.inf

@@ -44,8 +44,9 @@ class EquivarianceConfig:
     rotate: bool = True
 
     def __post_init__(self) -> None:
-        check(self.weight >= 0, "weight", self.weight, "at least 0")
-        check(0 < self.smallest_scale <= 1, "smallest_scale", self.smallest_scale, "in (0, 1]")
+        check(self.weight >= 0, "equivariance.weight", self.weight, "at least 0")
+        scale = self.smallest_scale
+        check(0 < scale <= 1, "equivariance.smallest_scale", scale, "above 0 and at most 1")
         if self.weight > 0 and self.smallest_scale == 1 and not self.rotate:
             raise UserError(
                 "equivariance neither scales nor rotates: set smallest_scale below 1, or weight to "
@@ -76,11 +77,12 @@ class ChannelDropoutConfig:
     order: DropoutOrder = "any"
 
     def __post_init__(self) -> None:
-        check(self.weight >= 0, "weight", self.weight, "at least 0")
-        check(0 < self.probability <= 1, "probability", self.probability, "in (0, 1]")
-        check_option("order", self.order, DropoutOrder)
+        check(self.weight >= 0, "channel_dropout.weight", self.weight, "at least 0")
+        name, value = "channel_dropout.probability", self.probability
+        check(0 < value <= 1, name, value, "above 0 and at most 1")
+        check_option("channel_dropout.order", self.order, DropoutOrder)
         if self.order == "any":
-            check(self.probability < 1, "probability", self.probability, "below 1 with order any")
+            check(value < 1, name, value, "below 1 with order any")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("weight", "cosine_margin", "distance_margin"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            check(getattr(self, name) >= 0, f"alignment.{name}", getattr(self, name), "at least 0")
         if self.weight > 0 and self.network is None:
             raise UserError(
                 f"alignment.weight is {self.weight} and there is no network: name a folder of one "

@@ -93,6 +93,31 @@ def test_an_error_is_one_line_that_says_what_may_be_meant(capsys) -> None:
     assert "must be at least 1, not 0" in error_of(capsys, "--trainer.steps=0")
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("data.folders=a", "data.folders must be a list in brackets, such as [a,b], not a"),
+        ("data.strides=[1]", "data.strides must be a list of 2, such as [a,b], not [1]"),
+        ("trainer.steps=1.5", "trainer.steps must be a whole number, not 1.5"),
+        ("lora.rank=x", "lora.rank must be a whole number, not x"),
+        ("lora.alpha=x", "lora.alpha must be a number, not x"),
+        ("freeze_encoder=perhaps", "freeze_encoder must be true or false, not perhaps"),
+        ("model.ndim=4", "model.ndim must be 2 or 3, not 4"),
+        (
+            "trainer.mixed_precision=bf",
+            "trainer.mixed_precision must be no or fp16 or bf16, not bf",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_named_without_names_of_python(
+    capsys, argument: str, said: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(TRAINERS["wanvae"].TrainConfig, "toy train", None, [f"--{argument}"])
+    expected = f"toy train: error: {said} (see toy train --help)\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize("program", TRAINERS)
 def test_a_config_of_the_package_is_found_by_its_name_from_anywhere(
     capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str

@@ -301,6 +301,8 @@ def test_a_run_says_how_it_ended_and_where_its_model_is(
     assert said == f"{tmp_path / 'model.safetensors'}: the model after 8 steps"
     start(make_task(), config)
     assert capsys.readouterr().out.splitlines()[-1] == said
+    start(make_task(), replace(config, run=str(tmp_path / "short"), steps=1))
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": the model after 1 step")
 
 
 def test_the_best_checkpoint_is_named_at_the_end(

@@ -308,7 +308,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["convert", "a", "b", "--to", "t2m-gpt"], "argument --to: invalid choice: 't2m-gpt'"),
         (["info", "a", "--activation", "tanh"], "--activation: invalid choice: 'tanh'"),
-        (["sample", "a.bvh", "--frames", "many"], "Expected a <class 'int'>. Got value: many"),
+        (["sample", "a.bvh", "--frames", "many"], "frames must be a whole number, not many"),
     ],
 )
 def test_usage_errors(

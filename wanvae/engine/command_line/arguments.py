@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
+KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'tuple'>": "a list in brackets, such as [a,b]",
+    "tuple with 2 elements": "a list of 2, such as [a,b]",
+}
+"""What jsonargparse calls the types of options, and what people call them."""
+
 
 class HelpFormatter(DefaultHelpFormatter):
     """Help that does not say "default: null" of an option without a default."""
@@ -170,7 +179,7 @@ class Parser(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        text = " ".join(message.split()) + parser.suggestion(message)
+        text = plain(" ".join(message.split())) + parser.suggestion(message)
         # jsonargparse calls a subcommand "wanvae [options] encode".
         program, of_command = (each.prog.replace(" [options]", "") for each in (self, parser))
         self.exit(2, f"{program}: error: {text} (see {of_command} --help)\n")
@@ -181,6 +190,24 @@ class Parser(ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         near = get_close_matches(unknown[1], known, n=1) if unknown else []
         return f"; did you mean {near[0]}?" if near else ""
+
+
+def plain(message: str) -> str:
+    """A message of jsonargparse on one line, without names of Python if it is about a type."""
+    match = re.fullmatch(r'Parser key "(\S+)": (.+) (?:Got|Given) value: (.*)', message)
+    expected = re.findall(
+        r"Expected an? (.+?)\.?(?= - Expected| Given|$)", match[2] if match else ""
+    )
+    if not match or not expected:
+        return message
+    kinds = [KINDS.get(kind) or choices(kind) for kind in expected if "NoneType" not in kind]
+    return f"{match[1]} must be {' or '.join(kinds)}, not {match[3]}"
+
+
+def choices(kind: str) -> str:
+    """``typing.Literal['a', 2]`` as "a or 2"; any other type as it is."""
+    literal = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+    return " or ".join(literal[1].replace("'", "").split(", ")) if literal else kind
 
 
 def rename(values: Any, old: str, new: str) -> bool:

@@ -169,7 +169,8 @@ def outcome(
     result: Path, config: TrainerConfig, progress: Progress, checkpoints: Checkpoints
 ) -> str:
     """One line on where the model of a complete run is."""
-    line = f"{result}: the model after {progress.step} steps"
+    steps = "1 step" if progress.step == 1 else f"{progress.step} steps"
+    line = f"{result}: the model after {steps}"
     if progress.best_step is None:
         return line
     return (

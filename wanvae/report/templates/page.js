@@ -76,12 +76,16 @@ function sortable(table) {
 
 // Curves
 
+// Each a value and its text, with as many digits as tell it from the next one.
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+  const digits = Math.min(100, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
   const made = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) made.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
+    made.push([i * step, String(Number((i * step).toFixed(digits)))]);
+  }
   return made;
 }
 
@@ -100,7 +104,7 @@ function curves(part) {
     shape(svg, "text", {x: breadth / 2, y: 130, "text-anchor": "middle"}, "no values");
     return;
   }
-  const [left, right, top, bottom] = [56, breadth - 16, 14, 222];
+  const [right, top, bottom] = [breadth - 16, 14, 222];
   const extent = (all, zero) => {
     // Not spread over arguments, of which there may be too many.
     let low = all.reduce((a, b) => Math.min(a, b)), high = all.reduce((a, b) => Math.max(a, b));
@@ -109,21 +113,23 @@ function curves(part) {
     return [low === 0 || zero ? low : low - room, high + room];
   };
   const [yLow, yHigh] = extent(values, fromZero);
+  const yTicks = ticks(yLow, yHigh, 5);
+  const left = Math.max(56, 14 + 7 * Math.max(...yTicks.map(([, text]) => text.length)));
   const [xLow, xHigh] = [at(0), Math.max(at(length - 1), at(0) + 1e-9)];
   const px = (value) => left + (value - xLow) / (xHigh - xLow) * (right - left);
   const py = (value) => bottom - (value - yLow) / (yHigh - yLow) * (bottom - top);
 
-  for (const value of ticks(yLow, yHigh, 5)) {
+  for (const [value, text] of yTicks) {
     shape(svg, "line", {class: "grid", x1: left, x2: right, y1: py(value), y2: py(value)});
-    shape(svg, "text", {x: left - 6, y: py(value) + 4, "text-anchor": "end"}, shown(value));
+    shape(svg, "text", {x: left - 6, y: py(value) + 4, "text-anchor": "end"}, text);
   }
   // Of frames, layers and the like there are no halves.
   const whole = x === null || x.every(Number.isInteger);
   const room = Math.max(3, Math.round(breadth / 95));
   const most = whole ? Math.min(room, at(length - 1) - at(0)) : room;
-  for (const value of length > 1 ? ticks(xLow, xHigh, most) : [xLow]) {
+  for (const [value, text] of length > 1 ? ticks(xLow, xHigh, most) : [[xLow, shown(xLow)]]) {
     // The last one may be too long for where it belongs.
-    const text = shown(value), x = Math.min(px(value), breadth - 4 - 3.6 * text.length);
+    const x = Math.min(px(value), breadth - 4 - 3.6 * text.length);
     shape(svg, "text", {x, y: bottom + 16, "text-anchor": "middle"}, text);
   }
   shape(svg, "text", {x: (left + right) / 2, y: bottom + 33, "text-anchor": "middle"}, xLabel);
