@@ -66,3 +66,13 @@ def test_half_types_have_about_the_gradients_of_float64_of_doubled(dtype, autoca
     for gradient, like, other in zip(found, given, expected, strict=True):
         assert gradient.dtype == like.dtype
         assert (gradient - other).norm() < 0.03 * other.norm()
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_only_the_gradients_that_are_wanted_of_doubled(wanted):
+    x, weight = example(2, 2, 2, 3), example(3, 2, 3, 3)
+    chosen = x if wanted[0] else weight
+    chosen.requires_grad_()
+    outputs = (way(x, weight, None).square().sum() for way in (WAYS[0], WAYS[2]))
+    expected, found = (torch.autograd.grad(output, chosen) for output in outputs)
+    torch.testing.assert_close(found, expected)

@@ -5,6 +5,7 @@ The backward pass keeps the small images. It goes through the phases of the forw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,11 +37,14 @@ class DoubledConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         find = find_gradients_by_pytorch if torch.is_grad_enabled() else find_gradients
-        of_x, of_weight = find(grad, x.to(ctx.dtype), weight.to(ctx.dtype))
+        wanted = ctx.needs_input_grad[:2]
+        of_x, of_weight = find(grad, x.to(ctx.dtype), weight.to(ctx.dtype), wanted)
         of_bias = None
         if ctx.needs_input_grad[2]:
             of_bias = sum_over_positions(grad).to(ctx.bias_dtype)
-        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias, None
+        of_x = None if of_x is None else of_x.to(x.dtype)
+        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        return of_x, of_weight, of_bias, None
 
 
 def convolve_doubled_with_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,10 +54,12 @@ def convolve_doubled_with_gradients(x: Tensor, weight: Tensor, bias: Tensor | No
     return y.to(output_dtype(weight))
 
 
-def find_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of ``x`` and ``weight``, phase by phase; no gradients of these."""
+def find_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the gradients of ``x`` and ``weight`` where ``wanted``; no gradients of these."""
     height, width = x.shape[2:]
-    of_x = torch.zeros_like(x)
+    of_x = torch.zeros_like(x) if wanted[0] else None
     with torch.enable_grad():
         leaf = weight.detach().requires_grad_()
         kernels = make_phases(leaf)
@@ -61,24 +67,31 @@ def find_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     for (row, column), kernel in kernels.items():
         of_phase = empty((*grad.shape[:2], height + 1, width + 1), x.dtype, x.device).zero_()
         of_phase[:, :, row : row + height, column : column + width] = grad[:, :, row::2, column::2]
-        of_images, of_kernel = convolve_backward(of_phase, x, kernel.detach())
-        of_x += of_images
+        of_images, of_kernel = convolve_backward(of_phase, x, kernel.detach(), wanted)
+        if of_x is not None and of_images is not None:
+            of_x += of_images
         of_kernels.append(of_kernel)
-    (of_weight,) = torch.autograd.grad(list(kernels.values()), leaf, of_kernels)
+    if not wanted[1]:
+        return of_x, None
+    return of_x, torch.autograd.grad(list(kernels.values()), leaf, of_kernels)[0]
+
+
+def find_gradients_by_pytorch(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns what ``find_gradients`` does, by PyTorch; their own gradients pass through it."""
+    doubled = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
+    of_doubled, of_weight = convolve_backward(grad, doubled, weight, wanted)
+    of_x = None if of_doubled is None else F.avg_pool2d(of_doubled, 2, divisor_override=1)
     return of_x, of_weight
 
 
-def find_gradients_by_pytorch(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of ``x`` and ``weight``; their own gradients pass through it."""
-    doubled = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
-    of_doubled, of_weight = convolve_backward(grad, doubled, weight)
-    return F.avg_pool2d(of_doubled, 2, divisor_override=1), of_weight
-
-
-def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """Returns the gradients of input and weight of a 2D convolution that pads by one."""
     geometry = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
     gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, *geometry, (True, True, False)
+        grad, x, weight, None, *geometry, (*wanted, False)
     )
     return gradients[0], gradients[1]
