@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanvae.nn.kernels.doubled import convolve_doubled_by_pytorch, convolve_doubled_in_phases
-from wanvae.nn.kernels.doubled_gradients import convolve_doubled_with_gradients
+from wanvae.nn.kernels.training.doubled import convolve_doubled_with_gradients
 
 WAYS = (
     convolve_doubled_by_pytorch,

@@ -38,11 +38,8 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_by_pytorch,
     convolve_doubled_in_phases,
 )
-from wanvae.nn.kernels.doubled_gradients import convolve_doubled_with_gradients
-from wanvae.nn.kernels.dropout import add_dropped
 from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.gpu.operators import has_programs
-from wanvae.nn.kernels.gradients import convolve_in_training, remember_recipe
 from wanvae.nn.kernels.history import (
     allocate_joined,
     clone,
@@ -55,13 +52,16 @@ from wanvae.nn.kernels.history import (
 )
 from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place, apply_before
 from wanvae.nn.kernels.precision import in_native_dtype
-from wanvae.nn.kernels.remaking import join_and_remake, rms_norm_and_remake
 from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
     rms_norm_by_squares,
     rms_norm_by_vector_norm,
 )
-from wanvae.nn.kernels.training_1d import convolve_after
+from wanvae.nn.kernels.training.convolution import convolve_in_training, remember_recipe
+from wanvae.nn.kernels.training.convolution_1d import convolve_after
+from wanvae.nn.kernels.training.doubled import convolve_doubled_with_gradients
+from wanvae.nn.kernels.training.dropout import add_dropped
+from wanvae.nn.kernels.training.remaking import join_and_remake, rms_norm_and_remake
 
 
 class Observer(Enum):

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wanvae.nn.kernels.activations import activate_backward_into, activate_into
+from wanvae.nn.kernels.training.activations import activate_backward_into, activate_into
 
 # Rows of a product, for each thread.
 ROWS = 256
 
 
 @dataclass(frozen=True)
-class Steps:
+class KernelSteps:
     """How a kernel steps over clips.
 
     Attributes:
@@ -40,7 +40,7 @@ class Steps:
     dilation: int
 
     @classmethod
-    def of(cls, frames: int, size: int, stride: int, padding: int, dilation: int) -> Steps:
+    def of(cls, frames: int, size: int, stride: int, padding: int, dilation: int) -> KernelSteps:
         """Returns the steps of a kernel of ``size`` positions, a multiple of ``stride``."""
         length = (frames + 2 * padding - (size - 1) * dilation - 1) // stride + 1
         return cls(frames, length, size // stride, stride, padding, dilation)
@@ -96,7 +96,7 @@ def convolve(
     dilation: int,
 ) -> Tensor:
     """Convolves ``activation(rows)`` ``(B, T, C)`` with ``(O, K, C)`` to ``(B, length, O)``."""
-    steps = Steps.of(rows.shape[1], kernel.shape[1], stride, padding, dilation)
+    steps = KernelSteps.of(rows.shape[1], kernel.shape[1], stride, padding, dilation)
     factors = kernel.reshape(len(kernel), steps.taps, -1).unbind(1)
     y = rows.new_empty(len(rows), steps.length, len(kernel))
     for clips in steps.cut(len(rows)):
@@ -126,7 +126,7 @@ def find_gradients(
         grad: ``(B, length, O)``.
         wanted: whether the gradients of rows and kernel are wanted.
     """
-    steps = Steps.of(rows.shape[1], kernel.shape[1], stride, padding, dilation)
+    steps = KernelSteps.of(rows.shape[1], kernel.shape[1], stride, padding, dilation)
     factors = kernel.reshape(len(kernel), steps.taps, -1).unbind(1)
     of_rows = torch.empty_like(rows) if wanted[0] else None
     of_kernel = kernel.new_zeros(steps.taps, *factors[0].shape) if wanted[1] else None
@@ -148,7 +148,7 @@ def find_gradients(
     return of_rows, of_kernel.movedim(0, 1).reshape(kernel.shape)
 
 
-def gather_inputs(steps: Steps, rows: Tensor, activation: str) -> Tensor:
+def gather_inputs(steps: KernelSteps, rows: Tensor, activation: str) -> Tensor:
     """Returns the activation of clips ``(B, T, C)``, with padding, as ``(rows, B, stride * C)``."""
     batch, _, channels = rows.shape
     padded = rows.new_zeros(batch, steps.rows * steps.stride, channels)
@@ -157,7 +157,7 @@ def gather_inputs(steps: Steps, rows: Tensor, activation: str) -> Tensor:
 
 
 def scatter_gradients(
-    steps: Steps, of_inputs: Tensor, rows: Tensor, activation: str, out: Tensor
+    steps: KernelSteps, of_inputs: Tensor, rows: Tensor, activation: str, out: Tensor
 ) -> None:
     """Writes the gradient of clips ``(B, T, C)`` from the gradient of ``gather_inputs``."""
     batch, _, channels = rows.shape

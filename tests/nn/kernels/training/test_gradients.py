@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from tests.helpers import kept_bytes, random_video, tiny
 from wanvae.nn import ResidualBlock
 from wanvae.nn.conv import CausalConv, use_channels_last
-from wanvae.nn.kernels import products
 from wanvae.nn.kernels.dispatch import PYTORCH, TABLE, Observer
+from wanvae.nn.kernels.training import products
 from wanvae.nn.norm import make_norm
 from wanvae.nn.residual import make_activation
 from wanvae.nn.sequential import step_through

@@ -13,19 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wanvae.nn.kernels import training_1d_frames as alone
-from wanvae.nn.kernels import training_1d_taps as taps
-from wanvae.nn.kernels import training_1d_winograd as winograd
 from wanvae.nn.kernels.convolution import EXACT_DTYPES, Convolve
 from wanvae.nn.kernels.gpu.plain import ACTIVATIONS
-from wanvae.nn.kernels.gradients import convolve_by_recipe, convolve_in_training
 from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.kernels.precision import output_dtype
-from wanvae.nn.kernels.remaking import Join, Recipe, find_gradients_by_pytorch
 from wanvae.nn.kernels.steps import find_steps
-
-# With fewer channels, PyTorch's convolution is as fast.
-FEWEST_CHANNELS = 48
+from wanvae.nn.kernels.training import frames_1d as alone
+from wanvae.nn.kernels.training import taps_1d as taps
+from wanvae.nn.kernels.training import winograd_1d as winograd
+from wanvae.nn.kernels.training.convolution import convolve_by_recipe, convolve_in_training
+from wanvae.nn.kernels.training.remaking import Join, Recipe, find_gradients_by_pytorch
+from wanvae.nn.kernels.winograd_1d import FEWEST_CHANNELS
 
 
 class Sweep(NamedTuple):

@@ -42,7 +42,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class TileScheme:
     """Winograd's F(n, 3): how to find ``n`` frames, a tile, by ``n + 2`` products.
 
     Attributes:
@@ -55,7 +55,7 @@ class Scheme:
     products: tuple[tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]], ...]
 
 
-PAIRS = Scheme(
+PAIRS = TileScheme(
     2,
     (
         ((0, 1, 1, 0), (1 / 2, 1 / 2, 1 / 2), (1, 1)),
@@ -65,7 +65,7 @@ PAIRS = Scheme(
     ),
 )
 
-FOURS = Scheme(
+FOURS = TileScheme(
     4,
     (
         ((0, -4, -4, 1, 1, 0), (-1 / 6, -1 / 6, -1 / 6), (1, 1, 1, 1)),

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wanvae.nn.kernels.activations import activate_backward_into, activate_into
-from wanvae.nn.kernels.training_1d_taps import Steps
+from wanvae.nn.kernels.training.activations import activate_backward_into, activate_into
+from wanvae.nn.kernels.training.taps_1d import KernelSteps
+from wanvae.nn.kernels.winograd_1d import FEWEST_CHANNELS
 
 OUTPUTS, TAPS, POINTS = 4, 3, 6
 # Rows of a product in a strip, for each thread.
@@ -28,8 +29,6 @@ ROWS = 128
 FEWEST_ROWS, MOST_ROWS = 128, 2**12
 # The largest part of the products of three taps that is worth the additions.
 MOST_PRODUCTS = 0.75
-# With fewer channels, the additions cost as much as they save.
-FEWEST_CHANNELS = 48
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def suits(rows: Tensor, kernel: Tensor, stride: int, padding: int, dilation: int
     if stride != 1 or taps != TAPS or min(channels, out_channels) < FEWEST_CHANNELS:
         return False
     tiles = Tiles.cut(len(rows), length, dilation)
-    products = Steps.of(rows.shape[1], TAPS, stride, padding, dilation).products
+    products = KernelSteps.of(rows.shape[1], TAPS, stride, padding, dilation).products
     saves = POINTS * tiles.rows < MOST_PRODUCTS * products
     return saves and len(rows) * tiles.rows >= FEWEST_ROWS and tiles.rows <= MOST_ROWS
 

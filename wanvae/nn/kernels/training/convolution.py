@@ -13,13 +13,13 @@ from torch import Tensor
 from wanvae.nn.kernels.convolution import Convolve, convolve_on_cpu
 from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
-from wanvae.nn.kernels.products import (
+from wanvae.nn.kernels.training.products import (
     Product,
     convolve_by_products,
     find_gradients_by_products,
     list_products,
 )
-from wanvae.nn.kernels.remaking import Recipe, find_recipe, sum_over_positions
+from wanvae.nn.kernels.training.remaking import Recipe, find_recipe, sum_over_positions
 
 # Of input, weight and bias.
 Gradients: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None]"

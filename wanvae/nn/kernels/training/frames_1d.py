@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from wanvae.nn.kernels.activations import activate_backward_into, activate_into
+from wanvae.nn.kernels.training.activations import activate_backward_into, activate_into
 
 # Frames at once, for each thread.
 FRAMES = 256

@@ -15,7 +15,7 @@ from torch import Tensor
 from wanvae.nn.kernels.doubled import convolve_doubled_in_phases, make_phases
 from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
-from wanvae.nn.kernels.remaking import sum_over_positions
+from wanvae.nn.kernels.training.remaking import sum_over_positions
 
 
 class DoubledConvolution(torch.autograd.Function):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wanvae.nn import ResConv1DBlock
-from wanvae.nn.kernels.dropout import DropAndAdd, add_dropped, draw_mask
+from wanvae.nn.kernels.training.dropout import DropAndAdd, add_dropped, draw_mask
 
 
 def run(probability: float, y: Tensor, shortcut: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wanvae.nn.kernels.products import (
+from wanvae.nn.kernels.training.products import (
     convolve_by_products,
     find_gradients_by_products,
     list_products,

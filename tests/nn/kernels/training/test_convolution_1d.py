@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.nn import CausalConv, ResConv1DBlock
-from wanvae.nn.kernels import training_1d_taps, training_1d_winograd
 from wanvae.nn.kernels.dispatch import PYTORCH, TABLE, Observer
-from wanvae.nn.kernels.training_1d import RowConvolution, Sweep, convolve_activated
+from wanvae.nn.kernels.training import taps_1d, winograd_1d
+from wanvae.nn.kernels.training.convolution_1d import RowConvolution, Sweep, convolve_activated
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -76,9 +76,9 @@ def test_values_and_gradients_are_those_of_pytorch(case, activation, dtype, tole
 def test_which_way_is_taken(case):
     clips, channels, out_channels, taps, stride, padding, dilation, frames = case
     rows, kernel = torch.empty(clips, frames, channels), torch.empty(out_channels, taps, channels)
-    by_winograd = training_1d_winograd.suits(rows, kernel, stride, padding, dilation)
+    by_winograd = winograd_1d.suits(rows, kernel, stride, padding, dilation)
     assert by_winograd == (case in BY_WINOGRAD)
-    assert training_1d_taps.suits(taps, stride, padding, dilation)
+    assert taps_1d.suits(taps, stride, padding, dilation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -93,11 +93,11 @@ def test_first_and_second_derivatives(check, case, activation):
 
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 def test_first_and_second_derivatives_of_winograd(monkeypatch, check):
-    monkeypatch.setattr(training_1d_winograd, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(training_1d_winograd, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(winograd_1d, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(winograd_1d, "FEWEST_ROWS", 1)
     case = (2, 3, 2, 3, 1, 1, 1, 8)
     rows, kernel = torch.empty(2, 8, 3), torch.empty(2, 3, 3)
-    assert training_1d_winograd.suits(rows, kernel, *case[4:7])
+    assert winograd_1d.suits(rows, kernel, *case[4:7])
     inputs = make(case, torch.float64)
     assert check(lambda *given: RowConvolution.apply(*given, "relu", Sweep(1, 1, 1)), inputs)
 

@@ -1,0 +1,1 @@
+"""How layers are computed in training on CPUs, with backward passes of their own."""
