@@ -140,6 +140,8 @@ def test_colours_come_from_the_command_line_and_impossible_ones_are_refused():
     assert config.data.colour == ColourConfig(saturation=1.5, permutation=0.5)
     with pytest.raises(ValueError, match=r"hue must be between 0 and 0\.5, not 0\.6"):
         ColourConfig(hue=0.6)
+    with pytest.raises(ValueError, match=r"probability 0\.8 of colour changes nothing"):
+        ColourConfig(probability=0.8, permutation=0.5)
     with pytest.raises(ValueError, match="permutation must be between 0 and 1, not 2"):
         ColourConfig(permutation=2)
     with pytest.raises(ValueError, match="brightness must be at least 0, not -1"):

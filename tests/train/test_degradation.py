@@ -220,6 +220,7 @@ def test_options_come_from_the_command_line_and_impossible_ones_are_refused():
         ({"h264_crf": (30.0, 20.0)}, r"h264_crf must be two numbers in order, .* 0 and 51, not"),
         ({"jpeg_scale": (0.0, 20.0)}, "jpeg_scale must be two numbers in order, between 1 and 31"),
         ({"noise_level": (3.0,)}, "noise_level must be two numbers"),
+        ({"blur_sigma": ()}, "blur_sigma must be two numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             DegradationConfig(**changes)

@@ -151,6 +151,7 @@ def test_folders_come_from_the_command_line_and_impossible_ones_are_refused():
         ({"folders": ("a", "b"), "folder_weights": (1.0, 0.0)}, "folder_weights must be one above"),
         ({"folder_weights": (1.0,)}, "folder_weights must be one above 0 for each of folders"),
         ({"folders": ("a", "b", "a")}, "folders must be different from each other"),
+        ({"folder": "c", "folders": ("a", "b")}, "data.folder is 'c' and data.folders are a, b"),
     ):
         with pytest.raises(ValueError, match=message):
             DataConfig(**changes)
@@ -160,7 +161,8 @@ def test_a_run_of_a_mixture_resumes_bit_for_bit_and_remembers_each_folder(root, 
     def command(run: Path, steps: int, folders: list[Path], weights: list[int]) -> list[str]:
         names = ",".join(map(str, folders))
         mixture = [f"--data.folders=[{names}]", f"--data.folder_weights={weights}"]
-        return [*options(root, run, steps), *mixture, "--data.frames=1", "--data.crops_per_clip=1"]
+        mixture += ["--data.folder=data", "--data.frames=1", "--data.crops_per_clip=1"]
+        return [*options(root, run, steps), *mixture]
 
     folders = [root / "dark", root / "photos"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

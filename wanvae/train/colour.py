@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wanvae.engine.config import check
+from wanvae.errors import UserError
 
 BLACK = -1.0
 
@@ -51,12 +52,21 @@ class ColourConfig:
             value = getattr(self, name)
             check(0 <= value < float("inf"), name, value, "at least 0")
         check(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5")
+        if self.probability not in (0, 1) and not self.jitters:
+            raise UserError(
+                f"probability {self.probability} of colour changes nothing: "
+                "brightness, contrast, saturation and hue are all 0"
+            )
+
+    @property
+    def jitters(self) -> bool:
+        """Whether brightness, contrast, saturation or hue can change."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
 
     @property
     def changes(self) -> bool:
         """Whether any crop can get other colours."""
-        jitters = self.brightness or self.contrast or self.saturation or self.hue
-        return bool((self.probability and jitters) or self.permutation)
+        return bool((self.probability and self.jitters) or self.permutation)
 
 
 def draw_colours(config: ColourConfig, random: np.random.Generator) -> np.ndarray:

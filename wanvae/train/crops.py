@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.training.notices import warn_about
+from wanvae.errors import UserError
 from wanvae.folders.manifest import Entry, read_folder, reason
 from wanvae.train.colour import ColourConfig, draw_colours, recolour
 from wanvae.train.degradation import DegradationConfig
@@ -51,6 +52,10 @@ class BucketConfig:
         return f"{self.frames} frames of {self.width}x{self.height} pixels"
 
 
+# Where training videos are if nobody says so.
+FOLDER = "data"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where training crops come from.
@@ -82,7 +87,7 @@ class DataConfig:
     # The files that are trained on are compared instead: a folder can be moved.
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder", "folders"})
 
-    folder: str = "data"
+    folder: str = FOLDER
     folders: tuple[str, ...] = ()
     folder_weights: tuple[float, ...] = ()
     frames: int = 5
@@ -100,6 +105,11 @@ class DataConfig:
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         smallest, largest = self.strides
         check(1 <= smallest <= largest, "strides", self.strides, "1 or more and in order")
+        if self.folders and self.folder != FOLDER:
+            raise UserError(
+                f"data.folder is {self.folder!r} and data.folders are {', '.join(self.folders)}: "
+                "give one of the two"
+            )
         different = len(set(self.folders)) == len(self.folders)
         check(different, "folders", self.folders, "different from each other")
         weights = self.folder_weights

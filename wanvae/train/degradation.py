@@ -72,9 +72,8 @@ class DegradationConfig:
             ("h264_crf", 0, 51),
         ):
             limits = getattr(self, name)
-            ordered = least <= limits[0] <= limits[-1] <= most
-            expected = f"two numbers in order, between {least} and {most}"
-            check(len(limits) == 2 and ordered, name, limits, expected)
+            ordered = len(limits) == 2 and least <= limits[0] <= limits[1] <= most
+            check(ordered, name, limits, f"two numbers in order, between {least} and {most}")
 
     @property
     def changes(self) -> bool:
