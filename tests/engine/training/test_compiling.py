@@ -67,9 +67,7 @@ def test_blocks_of_one_kind_share_what_is_compiled(compiled):
     assert len(compiled) == 1
 
 
-@pytest.mark.parametrize(
-    "copy_of", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
 def test_a_copy_of_a_block_runs_its_own_weights(compiled, copied):
     block = make_block()
     expected = run(block, 2)
