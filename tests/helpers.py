@@ -133,20 +133,3 @@ def occupied(folder: Path) -> Iterator[None]:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         yield
         other.communicate()
-
-
-def kept_bytes(function, *apart: torch.Tensor) -> int:
-    """The bytes of different memory that are kept for a backward pass, parameters apart."""
-    known = {x.untyped_storage().data_ptr() for x in apart}
-    kept = {}
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        output = function()
-    assert output.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())

@@ -48,12 +48,11 @@ from tools.measuring import (
     describe,
     exit_status,
     format_table,
-    measure_all,
     measure_difference,
     measure_peak_memory,
     require,
+    run_jobs,
     time_call,
-    write_json,
 )
 from wanvae import WanVAE
 from wanvae.checkpoints.formats import Layout
@@ -516,14 +515,13 @@ def run(options: argparse.Namespace) -> None:
     with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
         setup = Setup(options.model, folder, options.device)
         write_weights(setup)
-        results = measure_all(
+        results = run_jobs(
             jobs,
             lambda job: measure(job, setup, options.repeats),
-            lambda results: f"{header}\n\n{report(results)}",
+            report,
+            header,
+            options.json,
         )
-    if options.json:
-        entries = (asdict(result) | {"summary": result.summary()} for result in results)
-        write_json(options.json, header, entries)
     if options.plot:
         plot(options.plot, results)
 

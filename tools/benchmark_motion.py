@@ -13,7 +13,7 @@ import argparse
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,10 +32,9 @@ from tools.measuring import (
     describe,
     exit_status,
     format_table,
-    measure_all,
     require,
+    run_jobs,
     time_call,
-    write_json,
 )
 
 PEER = "vector-quantize-pytorch"
@@ -293,14 +292,13 @@ def run(options: argparse.Namespace) -> None:
     require(PEER)
     header = describe(f"{options.model} motion model on cpu", PEER)
     jobs = [job.scaled(options.size_scale) for job in JOBS if job.name in options.jobs]
-    results = measure_all(
+    run_jobs(
         jobs,
         lambda job: measure(job, MODELS[options.model], options.repeats),
-        lambda results: f"{header}\n\n{report(results)}",
+        report,
+        header,
+        options.json,
     )
-    if options.json:
-        entries = (asdict(result) | {"summary": result.summary()} for result in results)
-        write_json(options.json, header, entries)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,9 +41,8 @@ from tools.measuring import (
     describe,
     exit_status,
     format_table,
-    measure_all,
     require,
-    write_json,
+    run_jobs,
 )
 from wanvae.engine.config import from_json_dict
 from wanvae.engine.memory import keep_freed_memory
@@ -317,14 +316,13 @@ def run(options: argparse.Namespace) -> None:
         for config in options.configs
         for threads in options.threads
     ]
-    results = measure_all(
+    run_jobs(
         jobs,
         lambda job: measure(job, options.repeats, options.size_scale),
-        lambda results: f"{header}\n\n{report(results)}",
+        report,
+        header,
+        options.json,
     )
-    if options.json:
-        entries = (asdict(result) | {"summary": result.summary()} for result in results)
-        write_json(options.json, header, entries)
 
 
 def main(arguments: Sequence[str]) -> int:

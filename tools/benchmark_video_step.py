@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,12 +30,12 @@ from tools.measuring import (
     VIDEO_MODELS,
     add_options,
     check_options,
+    count_kept,
     describe,
     exit_status,
     format_table,
-    measure_all,
     require,
-    write_json,
+    run_jobs,
 )
 from wanvae import WanVAE
 from wanvae.checkpoints.formats import Layout
@@ -145,22 +145,6 @@ def take_step(side: Side, vae: nn.Module, video: Tensor, job: VideoStep) -> Grad
     return found
 
 
-def count_kept(call: Callable[[], Tensor], model: nn.Module) -> int:
-    """Returns the bytes of different memory that ``call`` keeps for a backward pass."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        call()
-    return sum(storage.nbytes() for storage in kept.values())
-
-
 def compare_gradients(found: Gradients, expected: Gradients) -> float:
     """Returns the norm of the difference of two gradients, relative to the norm of the second."""
     difference = sum((found[name] - expected[name]).square().sum() for name in expected)
@@ -190,7 +174,7 @@ def measure(job: VideoStep, models: Mapping[Side, nn.Module], repeats: int, scal
         difference = compare_gradients(take_step("ours", models["ours"], video, job), expected)
         del expected
         kept = {
-            side: count_kept(partial(find_loss, side, model, video, job), model)
+            side: count_kept(partial(find_loss, side, model, video, job), model.parameters())
             for side, model in models.items()
         }
         seconds: dict[Side, list[float]] = {side: [] for side in models}
@@ -248,14 +232,13 @@ def run(options: argparse.Namespace) -> None:
         for threads in options.threads
     ]
     header = describe("training steps of video models on cpu", "diffusers")
-    results = measure_all(
+    run_jobs(
         jobs,
         lambda job: measure(job, models, options.repeats, options.size_scale),
-        lambda results: f"{header}\n\n{report(results)}",
+        report,
+        header,
+        options.json,
     )
-    if options.json:
-        entries = (asdict(result) | {"summary": result.summary()} for result in results)
-        write_json(options.json, header, entries)
 
 
 def main(arguments: Sequence[str]) -> int:

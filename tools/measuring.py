@@ -12,12 +12,13 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -183,6 +184,47 @@ def measure_all(
         if results:
             print(report(results))
     return results
+
+
+def run_jobs(
+    jobs: Sequence[T],
+    measure: Callable[[T], Any],
+    report: Callable[[list[Any]], str],
+    header: str,
+    path: Path | None,
+) -> list[Any]:
+    """Measures all jobs, prints a report, and writes everything that was measured to ``path``.
+
+    Args:
+        measure: returns a dataclass with a ``summary``.
+    """
+    results = measure_all(jobs, measure, lambda results: f"{header}\n\n{report(results)}")
+    if path:
+        entries = (asdict(result) | {"summary": result.summary()} for result in results)
+        write_json(path, header, entries)
+    return results
+
+
+def count_kept(call: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Returns the bytes of different memory that ``call`` keeps for the backward pass.
+
+    Args:
+        call: returns a tensor with a gradient.
+        parameters: tensors that do not count.
+    """
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        output = call()
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def exit_status(run: Callable[[], None], program: str = "benchmark") -> int:

@@ -1,4 +1,4 @@
-"""The error of the changes between frames is that of its definition."""
+"""The error of the changes between frames follows its definition."""
 
 import numpy as np
 import pytest

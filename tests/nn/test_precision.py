@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.dtypes import ConvolutionDtypes
-from tests.helpers import WAN22, kept_bytes, random_video, randomize, run_steps, tensors_in, tiny
+from tests.helpers import WAN22, random_video, randomize, run_steps, tensors_in, tiny
+from tools.measuring import count_kept
 from wanvae import Posterior, WanVAE
 from wanvae.nn import (
     AttentionBlock,
@@ -204,7 +205,7 @@ def test_convolutions_in_float32_keep_no_more_for_the_backward_pass(monkeypatch)
     for slow in (frozenset(), frozenset({torch.bfloat16})):
         monkeypatch.setattr(precision, "SLOW_DTYPES", slow)
         with torch.autocast("cpu", torch.bfloat16):
-            kept.append(kept_bytes(lambda: vae(video).video, *vae.parameters()))
+            kept.append(count_kept(lambda: vae(video).video, vae.parameters()))
     assert kept[1] <= 1.01 * kept[0]
 
 

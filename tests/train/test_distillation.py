@@ -169,7 +169,7 @@ def test_a_student_learns_and_its_file_has_both_halves(
     folder: Path, teacher: Path, tmp_path: Path, half: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    # Pixels would pull latents away from those of a teacher that knows nothing.
+    # A new teacher has poor latents. An error of pixels would pull the student away from them.
     alone = ["--loss.l1=0"] if half == "encoder" else []
     assert main([*options(folder, teacher, run, 40, half), *alone]) == 0
     logged = [line for line in lines(run) if "loss" in line]

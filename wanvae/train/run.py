@@ -97,7 +97,7 @@ class TrainConfig:
             PSNR is kept, unless ``trainer.best`` names another figure.
         trainer: the loop.
         gradient_checkpointing: keep less of the forward pass and compute it again for the
-            gradients: a fraction of the memory, a sixth more time, the same result.
+            gradients: a fraction of the memory, a quarter more time, the same result.
         weights: checkpoint to start from, of any layout. Its architecture replaces ``model``,
             except ``model.ndim``: if this is 3, an image model is inflated to a video model; and
             except ``model.upscale_factor``: if this is 2 or more, a decoder that does not upscale

@@ -1,4 +1,4 @@
-"""Positions of joints for training are those of forward kinematics, and so are their gradients."""
+"""Positions of joints in training, and their gradients, equal forward kinematics."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def no_new_shapes() -> Iterator[None]:
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """Compiles ``step`` of each block, for whole inputs and with gradients.
 
-    Other calls, such as those of an evaluation, compute what they would without compilation.
+    Other calls, for example in an evaluation, compute the same as without compilation.
     """
     # A first backward pass must leave its memory alone, because losses may ask for two.
     if hasattr(functorch_config, "donated_buffer"):

@@ -5,6 +5,8 @@ The convolutions pad by one. The output is ``(B, O, 2 * H, 2 * W)``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor | None) -
     """
     batch, _, height, width = x.shape
     y = empty((batch, weight.shape[0], 2 * height, 2 * width), x.dtype, x.device)
-    for (row, column), kernel in make_phases(weight).items():
+    for row, column, kernel in make_phases(weight):
         phase = F.conv2d(x, kernel, bias, padding=1)
         y[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
     return y
@@ -55,15 +57,13 @@ def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def make_phases(weight: Tensor) -> dict[tuple[int, int], Tensor]:
-    """Returns the 2x2 kernel of each phase, by the row and the column of its first output."""
+def make_phases(weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Yields the row and the column of the first output of each phase, and its 2x2 kernel."""
     # Sums are rounded to half types once. The error is a fifth of the error of rounded weights.
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return {
-        (row, column): kernel.to(weight.dtype, memory_format=torch.channels_last)
-        for row, rows in enumerate(make_phase_weights(exact, dim=2))
-        for column, kernel in enumerate(make_phase_weights(rows, dim=3))
-    }
+    for row, rows in enumerate(make_phase_weights(exact, dim=2)):
+        for column, kernel in enumerate(make_phase_weights(rows, dim=3)):
+            yield row, column, kernel.to(weight.dtype, memory_format=torch.channels_last)
 
 
 def make_phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:

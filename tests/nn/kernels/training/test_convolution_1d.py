@@ -1,4 +1,4 @@
-"""1D convolutions in training: values and gradients are those of PyTorch."""
+"""1D convolutions in training have the values and gradients of PyTorch."""
 
 from __future__ import annotations
 

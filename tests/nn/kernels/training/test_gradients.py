@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import kept_bytes, random_video, tiny
+from tests.helpers import random_video, tiny
+from tools.measuring import count_kept
 from wanvae.nn import ResidualBlock
 from wanvae.nn.conv import CausalConv, use_channels_last
 from wanvae.nn.kernels.dispatch import PYTORCH, TABLE, Observer
@@ -155,7 +156,7 @@ def test_half_types_give_the_dtypes_and_about_the_gradients_of_float64(dtype, au
 def test_a_block_keeps_its_input_and_one_tensor_more():
     block, x = ResidualBlock(3, 8, 8).train(), example(1, 8, 5, 9, 10, dtype=torch.float32)
     x.requires_grad_()
-    assert kept_bytes(lambda: block(x), *block.parameters()) == 2 * x.nbytes
+    assert count_kept(lambda: block(x), block.parameters()) == 2 * x.nbytes
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -166,6 +167,6 @@ def test_a_model_keeps_little(monkeypatch, autocast):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return vae(video).video
 
-    ours = kept_bytes(run_model, *vae.parameters())
+    ours = count_kept(run_model, vae.parameters())
     by_pytorch(monkeypatch)
-    assert ours < 0.4 * kept_bytes(run_model, *vae.parameters())
+    assert ours < 0.4 * count_kept(run_model, vae.parameters())

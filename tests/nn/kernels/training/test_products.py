@@ -1,4 +1,4 @@
-"""Convolutions along time as products: output and gradients are those of the convolution."""
+"""Convolutions by products along time have the output and gradients of PyTorch."""
 
 import pytest
 import torch

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+# From the gradient of an activation and its input to the gradient of the input; no gradients.
+ACTIVATIONS_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda grad, y: grad,
+    "silu": lambda grad, y: torch.ops.aten.silu_backward(grad, y),
+    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
+}
 
 
 def activate_into(name: str, x: Tensor, out: Tensor) -> None:

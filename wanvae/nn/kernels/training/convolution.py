@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from wanvae.nn.kernels.convolution import Convolve, convolve_on_cpu
 from wanvae.nn.kernels.pointwise import PointwiseFunction
 from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
+from wanvae.nn.kernels.training.gradients import Gradients, find_gradients_of_convolution
 from wanvae.nn.kernels.training.products import (
     Product,
     convolve_by_products,
@@ -20,9 +21,6 @@ from wanvae.nn.kernels.training.products import (
     list_products,
 )
 from wanvae.nn.kernels.training.remaking import Recipe, find_recipe, sum_over_positions
-
-# Of input, weight and bias.
-Gradients: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None]"
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 def find_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: Sequence[bool]
 ) -> Gradients:
-    """Returns what ``find_gradients_by_pytorch`` returns, by the fastest algorithm."""
+    """Returns the gradients of input, weight and bias by the fastest algorithm; no gradients.
+
+    Args:
+        grad: the gradient of the output.
+        wanted: which gradients to compute; others are None.
+    """
     products = geometry.list_products(x, weight)
     if products is None:
         return find_gradients_by_pytorch(grad, x, weight, geometry, wanted)
@@ -119,25 +122,9 @@ def find_gradients(
 def find_gradients_by_pytorch(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: Sequence[bool]
 ) -> Gradients:
-    """Returns the gradients of input, weight and bias; their own gradients pass through it.
-
-    Args:
-        grad: the gradient of the output.
-        wanted: which gradients to compute; others are None.
-    """
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        [len(weight)],
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        [0] * len(geometry.stride),
-        1,
-        wanted,
-    )
+    """Returns what ``find_gradients`` returns; the gradients have gradients of their own."""
+    axes = geometry.stride, geometry.padding, geometry.dilation
+    return find_gradients_of_convolution(grad, x, weight, *axes, wanted)
 
 
 def count_frames(x: Tensor, weight: Tensor) -> int:

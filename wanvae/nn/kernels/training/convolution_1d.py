@@ -22,6 +22,7 @@ from wanvae.nn.kernels.training import frames_1d as alone
 from wanvae.nn.kernels.training import taps_1d as taps
 from wanvae.nn.kernels.training import winograd_1d as winograd
 from wanvae.nn.kernels.training.convolution import convolve_by_recipe, convolve_in_training
+from wanvae.nn.kernels.training.gradients import find_gradients_of_convolution
 from wanvae.nn.kernels.training.remaking import Join, Recipe, find_gradients_by_pytorch
 from wanvae.nn.kernels.winograd_1d import FEWEST_CHANNELS
 
@@ -132,19 +133,10 @@ def find_gradients_twice(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Returns what ``find_gradients`` does, by PyTorch; their own gradients pass through it."""
     stride, padding, dilation = ([number] for number in sweep)
-    of_activated, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad,
-        ACTIVATIONS[activation](x),
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0],
-        1,
-        (*wanted, False),
+    activated = ACTIVATIONS[activation](x)
+    of_activated, of_weight, _ = find_gradients_of_convolution(
+        grad, activated, weight, stride, padding, dilation, (*wanted, False)
     )
-    if not wanted[0]:
+    if of_activated is None:
         return None, of_weight
     return find_gradients_by_pytorch(of_activated, x, None, activation)[0], of_weight

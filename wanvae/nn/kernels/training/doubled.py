@@ -15,7 +15,11 @@ from torch import Tensor
 from wanvae.nn.kernels.doubled import convolve_doubled_in_phases, make_phases
 from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.precision import computing_dtype, convert, output_dtype
+from wanvae.nn.kernels.training.gradients import find_gradients_of_convolution
 from wanvae.nn.kernels.training.remaking import sum_over_positions
+
+# Stride, padding and dilation, also of each phase.
+GEOMETRY = (1, 1), (1, 1), (1, 1)
 
 
 class DoubledConvolution(torch.autograd.Function):
@@ -62,18 +66,20 @@ def find_gradients(
     of_x = torch.zeros_like(x) if wanted[0] else None
     with torch.enable_grad():
         leaf = weight.detach().requires_grad_()
-        kernels = make_phases(leaf)
+        phases = [*make_phases(leaf)]
     of_kernels = []
-    for (row, column), kernel in kernels.items():
+    for row, column, kernel in phases:
         of_phase = empty((*grad.shape[:2], height + 1, width + 1), x.dtype, x.device).zero_()
         of_phase[:, :, row : row + height, column : column + width] = grad[:, :, row::2, column::2]
-        of_images, of_kernel = convolve_backward(of_phase, x, kernel.detach(), wanted)
+        of_images, of_kernel, _ = find_gradients_of_convolution(
+            of_phase, x, kernel.detach(), *GEOMETRY, (*wanted, False)
+        )
         if of_x is not None and of_images is not None:
             of_x += of_images
         of_kernels.append(of_kernel)
     if not wanted[1]:
         return of_x, None
-    return of_x, torch.autograd.grad(list(kernels.values()), leaf, of_kernels)[0]
+    return of_x, torch.autograd.grad([kernel for *_, kernel in phases], leaf, of_kernels)[0]
 
 
 def find_gradients_by_pytorch(
@@ -81,17 +87,8 @@ def find_gradients_by_pytorch(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Returns what ``find_gradients`` does, by PyTorch; their own gradients pass through it."""
     doubled = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
-    of_doubled, of_weight = convolve_backward(grad, doubled, weight, wanted)
+    of_doubled, of_weight, _ = find_gradients_of_convolution(
+        grad, doubled, weight, *GEOMETRY, (*wanted, False)
+    )
     of_x = None if of_doubled is None else F.avg_pool2d(of_doubled, 2, divisor_override=1)
     return of_x, of_weight
-
-
-def convolve_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the gradients of input and weight of a 2D convolution that pads by one."""
-    geometry = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
-    gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, *geometry, (*wanted, False)
-    )
-    return gradients[0], gradients[1]

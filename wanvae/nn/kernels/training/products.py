@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.nn.kernels.pool import empty
+from wanvae.nn.kernels.training.gradients import find_gradients_of_convolution
 from wanvae.nn.kernels.winograd_1d import FEWEST_CHANNELS
 
 # Frames along time, and the number that they are multiplied by.
@@ -172,23 +173,19 @@ def find_gradients_by_products(
     of_x = empty(x.shape, x.dtype, x.device).zero_() if wanted[0] else None
     of_weight = torch.zeros_like(weight) if wanted[1] else None
     for product in products:
-        of_images, of_kernel, _ = torch.ops.aten.convolution_backward(
+        of_images, of_kernel, _ = find_gradients_of_convolution(
             add_up(grad, product.outputs),
             add_up(x, product.inputs),
             combine_taps(weight, product.taps),
-            None,
             (1, 1),
             padding,
             (1, 1),
-            False,
-            (0, 0),
-            1,
             (*wanted, False),
         )
-        if of_x is not None:
+        if of_x is not None and of_images is not None:
             for place, factor in product.inputs:
                 of_x[:, :, place].add_(group_frames(of_images, len(x)), alpha=factor)
-        if of_weight is not None:
+        if of_weight is not None and of_kernel is not None:
             for tap, factor in enumerate(product.taps):
                 if factor:
                     of_weight[:, :, tap].add_(of_kernel, alpha=factor)

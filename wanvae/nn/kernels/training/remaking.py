@@ -8,7 +8,7 @@ a residual block keeps anyway, and the backward pass computes the rest again, bl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,8 @@ from wanvae.nn.kernels.pool import empty
 from wanvae.nn.kernels.precision import wide_dtype
 from wanvae.nn.kernels.rms_norm import rms_norm_by_squares, rms_norm_by_vector_norm
 from wanvae.nn.kernels.steps import Steps, find_steps
+from wanvae.nn.kernels.training.activations import ACTIVATIONS_BACKWARD
 
-ACTIVATIONS_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": lambda grad, y: grad,
-    "silu": lambda grad, y: torch.ops.aten.silu_backward(grad, y),
-    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
-}
 # Vectors of at least this norm become 1 long, see ``inverse_norm``.
 SMALLEST_NORM = 1e-12
 
