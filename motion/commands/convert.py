@@ -19,18 +19,20 @@ from motion.features.normalizer import Normalizer
 from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
-from motion.files.formats import READERS, read_motion, write_motion
+from motion.files.formats import READERS, check_suffix, read_motion, write_motion
 from motion.model import RVQVAE
 from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
-from wanvae.engine.files import refuse_overwriting
+from wanvae.engine.files import atomic_path, refuse_overwriting
 from wanvae.errors import UserError
 
 WRITERS = {Layout.NATIVE: formats.save_native, Layout.MOMASK: formats.save_momask}
 # These features hold all of a motion except where it begins.
 COMPLETE = FeatureSpec(rot6d="rows")
+# Of a joint in a written file, divided by the size of the skeleton. Rounding is far below.
+LARGEST_ERROR = 1e-3
 
 
 def add_options(parser: Parser) -> None:
@@ -212,17 +214,27 @@ def convert_motion(
         roundtrip: turn the motion into features and back before it is written.
 
     Raises:
-        MotionError: ``source`` cannot be read, or the format of ``destination`` cannot hold it.
+        MotionError: ``source`` cannot be read, the format of ``destination`` cannot hold it, or
+            one would read another motion from ``destination``. Then nothing is written.
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
         raise MotionError(f"{destination} must end as {source} does, to go there and back")
     clip = read_motion(source)
-    write_motion(destination, pass_through_features(clip) if roundtrip else clip)
-    written = read_motion(destination)
-    errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
-    return MotionReport(len(clip), errors.max().item(), clip.skeleton.span)
+    check_suffix(Path(destination))
+    with atomic_path(destination) as temporary:
+        write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
+        written = read_motion(temporary)
+        errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
+        report = MotionReport(len(clip), errors.max().item(), clip.skeleton.span)
+        if report.relative_error > LARGEST_ERROR:
+            raise MotionError(
+                f"{destination} is not written: a joint would be up to "
+                f"{report.largest_error * 1000:.3g} mm away from its place, "
+                f"{report.relative_error:.2g} of the skeleton's size"
+            )
+    return report
 
 
 def pass_through_features(clip: MotionClip) -> MotionClip:

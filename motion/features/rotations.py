@@ -15,7 +15,7 @@ from torch import Tensor
 from motion.config import FeatureSpec
 from motion.errors import MotionError
 from motion.skeleton.clip import MotionClip
-from motion.skeleton.tree import Skeleton
+from motion.skeleton.tree import Skeleton, end_positions, forward_kinematics
 
 # Shorter vectors have no direction. A network may output them; the result is still defined.
 SHORTEST = 1e-8
@@ -52,8 +52,8 @@ def restore_clip(
 ) -> MotionClip:
     """Returns the clip of features (T, D). Only their rotations and their root are used.
 
-    Features without a root stay above ``start``, as high as the root of a person who stands
-    upright, if ``root_positions`` are not given.
+    Features without a root stay above ``start``, so high that the lowest point of the person is on
+    the ground in half of the frames, if ``root_positions`` are not given.
 
     Args:
         start: (x, z) of the root in the first frame, metres. Features do not hold it.
@@ -77,7 +77,7 @@ def restore_clip(
         path = steps.cumsum(dim=0)
         root_positions = torch.stack([path[:, 0], height.double(), path[:, 1]], dim=1)
     elif root_positions is None:
-        place = (start[0], find_standing_height(skeleton), start[1])
+        place = (start[0], find_height(skeleton, rotations), start[1])
         root_positions = features.new_tensor(place).expand(len(features), -1)
     return MotionClip(
         skeleton=skeleton,
@@ -146,9 +146,14 @@ def project_to_ground(root_positions: Tensor) -> Tensor:
     return root_positions * root_positions.new_tensor([1.0, 0.0, 1.0])
 
 
-def find_standing_height(skeleton: Skeleton) -> float:
-    """Returns metres from the lowest joint to the root, in the rest pose."""
-    heights = [0.0]
-    for offset, parent in zip(skeleton.offsets[1:], skeleton.parents[1:], strict=True):
-        heights.append(heights[parent] + offset[1])
-    return -min(heights)
+def find_height(skeleton: Skeleton, rotations: Tensor) -> float:
+    """Returns metres from the lowest point of a person to the root, the median over frames.
+
+    The rest pose does not tell this height, because it may lie on its side.
+
+    Args:
+        rotations: (T, J, 3, 3), with y up.
+    """
+    pose = forward_kinematics(skeleton, rotations, rotations.new_zeros(len(rotations), 3))
+    points = torch.cat([pose.positions, end_positions(skeleton, pose)], dim=1)
+    return -points[..., 1].amin(dim=1).median().item()

@@ -180,13 +180,10 @@ def make_clip(
     root_positions, offsets = place_joints(path, joints, positions, rotations)
 
     in_file = make_skeleton(joints, offsets, orders)
-    still = torch.eye(3, dtype=torch.float64).expand(1, len(joints), 3, 3)
-    two_poses = torch.cat([still, rotations[:1]])
-    places = forward_kinematics(in_file, two_poses, offsets.new_zeros(2, 3)).positions
-    sizes = places.amax(dim=1) - places.amin(dim=1)
     unit = guess_unit(in_file.span) if unit is None else unit
     if up is None:
-        up = "z" if (sizes[:, 2] > UPRIGHT * sizes[:, 1]).all() else "y"
+        first = forward_kinematics(in_file, rotations[0], offsets.new_zeros(3)).positions
+        up = find_up(in_file.rest_extent, first.amax(dim=0) - first.amin(dim=0))
     clip = MotionClip(
         skeleton=make_skeleton(joints, offsets, orders, unit, up),
         rotations=rotations,
@@ -296,6 +293,16 @@ def warn_of_moving(
         )
 
 
+def find_up(*extents: Tensor) -> Literal["y", "z"]:
+    """Returns the axis that points up for poses in boxes of these sizes (3,)."""
+    return "z" if all(map(stands_along_z, extents)) else "y"
+
+
+def stands_along_z(extent: Tensor) -> bool:
+    """Whether a person in a box of this size (3,) clearly stands along z, and not along y."""
+    return bool(extent[2] > UPRIGHT * extent[1])
+
+
 def make_skeleton(
     joints: Sequence[Joint],
     offsets: Tensor,
@@ -353,13 +360,17 @@ def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
 def write_bvh(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Writes a BVH file that Blender and others read. If writing fails, no file is left.
 
-    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, and
-    its axis points up. Lengths and angles have 6 digits after the point. The root has positions.
+    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, with
+    6 digits after the point, as angles. The root has positions. The axis of the skeleton points up,
+    except that y does where the axis is z and the rest pose stands along y, as in files of AMASS:
+    a BVH file tells its axis by its rest pose alone.
 
     Raises:
         FileError: the file cannot be written.
     """
-    skeleton, clip = clip.skeleton, to_file_axes(clip)
+    skeleton = clip.skeleton
+    if stands_along_z(skeleton.rest_extent):
+        clip = to_file_axes(clip)
     hierarchy, order = write_hierarchy(skeleton)
     angles = rotations_to_euler(clip.rotations.detach().cpu().double(), skeleton.orders)
     positions = clip.root_positions.detach().cpu().double() / skeleton.unit

@@ -122,8 +122,8 @@ def write_npz(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """
     if clip.skeleton.names != SMPLX.names:
         raise MotionError(
-            f"{path} cannot be written: the skeleton has {clip.skeleton.joints} joints, "
-            "not the joints of SMPL-X; write a .bvh file"
+            f"an .npz file of SMPL-X cannot be written: the skeleton has {clip.skeleton.joints} "
+            "joints, not the joints of SMPL-X; write a .bvh file"
         )
     clip = to_file_axes(clip)
     vectors = roma.rotmat_to_rotvec(clip.rotations.detach().cpu().double())
