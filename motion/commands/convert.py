@@ -92,6 +92,8 @@ def show_motion_conversion(arguments: Namespace) -> None:
         f"{report.largest_error * 1000:.3g} mm, {report.relative_error:.2g} of the "
         "skeleton's size"
     )
+    for note in report.notes:
+        print(f"note: {note}")
 
 
 def read_statistics(arguments: Namespace) -> FeatureStatistics | None:
@@ -193,11 +195,13 @@ class MotionReport:
         frames: the number of frames.
         largest_error: the largest distance of a joint from its original position, metres.
         size: the length along the bones between the two points furthest apart, metres.
+        notes: what is not kept, for people; one sentence each.
     """
 
     frames: int
     largest_error: float
     size: float
+    notes: tuple[str, ...] = ()
 
     @property
     def relative_error(self) -> float:
@@ -227,7 +231,8 @@ def convert_motion(
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
         written = read_motion(temporary)
         errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
-        report = MotionReport(len(clip), errors.max().item(), clip.skeleton.span)
+        notes = lost_in_writing(clip, written)
+        report = MotionReport(len(clip), errors.max().item(), clip.skeleton.span, notes)
         if report.relative_error > LARGEST_ERROR:
             raise MotionError(
                 f"{destination} is not written: a joint would be up to "
@@ -235,6 +240,16 @@ def convert_motion(
                 f"{report.relative_error:.2g} of the skeleton's size"
             )
     return report
+
+
+def lost_in_writing(clip: MotionClip, written: MotionClip) -> tuple[str, ...]:
+    """Returns notes on what a clip has beside its motion, and what is written of it has not."""
+    lost = []
+    if clip.expressions is not None and clip.expressions.any() and written.expressions is None:
+        lost.append("facial expressions")
+    if any(clip.betas) and not written.betas:
+        lost.append("shape parameters (betas)")
+    return tuple(f"not kept: {what}" for what in lost)
 
 
 def pass_through_features(clip: MotionClip) -> MotionClip:

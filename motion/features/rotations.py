@@ -15,6 +15,7 @@ from torch import Tensor
 from motion.config import FeatureSpec
 from motion.errors import MotionError
 from motion.skeleton.clip import MotionClip
+from motion.skeleton.joint_names import FOOT_PARTS, find_feet
 from motion.skeleton.tree import Skeleton, end_positions, forward_kinematics
 
 # Shorter vectors have no direction. A network may output them; the result is still defined.
@@ -25,7 +26,7 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     """Returns the features (T, D) of a clip, in its dtype.
 
     Raises:
-        MotionError: the skeleton does not have the contact joints.
+        MotionError: the skeleton does not have the contact joints, or they are not its feet.
     """
     parts = [to_rot6d(clip.rotations, spec.rot6d).flatten(1)]
     root, positions = clip.root_positions, clip.pose.positions
@@ -37,6 +38,7 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     if spec.velocities:
         parts.append((difference_backward(positions) * clip.fps).flatten(1))
     if spec.contacts:
+        check_contact_joints(clip.skeleton, spec)
         parts.append(find_contacts(positions, spec).to(root))
     return torch.cat(parts, dim=1)
 
@@ -100,7 +102,13 @@ def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> Motio
         start=clip.start,
         root_positions=None if spec.root else clip.root_positions[: len(features)],
     )
-    return replace(clip, rotations=restored.rotations, root_positions=restored.root_positions)
+    expressions = clip.expressions
+    return replace(
+        clip,
+        rotations=restored.rotations,
+        root_positions=restored.root_positions,
+        expressions=None if expressions is None else expressions[: len(features)],
+    )
 
 
 def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
@@ -117,20 +125,26 @@ def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
     return rotations.mT if lines == "rows" else rotations
 
 
+def check_contact_joints(skeleton: Skeleton, spec: FeatureSpec) -> None:
+    """Raises MotionError if the contact joints are not there, or if others are feet by name."""
+    chosen, count = spec.contact_joints, skeleton.joints
+    if not all(0 <= joint < count for joint in chosen):
+        raise MotionError(f"contact_joints are {chosen}, but the skeleton has {count} joints")
+    feet = find_feet(skeleton.names)
+    names = [skeleton.names[joint] for joint in chosen]
+    if feet and not any(part in name.lower() for part in FOOT_PARTS for name in names):
+        raise MotionError(
+            f"contact_joints are {chosen}, which are {', '.join(names)} here and no feet; set "
+            f"features.contact_joints to {list(feet)}, as the names of the joints say"
+        )
+
+
 def find_contacts(positions: Tensor, spec: FeatureSpec) -> Tensor:
     """Returns which contact joints rest: bool (T, C) for positions (T, J, 3) in metres.
 
     A joint rests if it moves less than the threshold to the next frame. In the last frame it rests
     if it rests in the frame before.
-
-    Raises:
-        MotionError: the skeleton does not have the contact joints.
     """
-    joints = positions.shape[1]
-    if not all(0 <= joint < joints for joint in spec.contact_joints):
-        raise MotionError(
-            f"contact_joints are {spec.contact_joints}, but the skeleton has {joints} joints"
-        )
     feet = positions[:, list(spec.contact_joints)]
     steps = difference_backward(feet).norm(dim=-1) < spec.contact_threshold
     return torch.cat([steps[1:], steps[-1:]])

@@ -20,12 +20,12 @@ from wanvae.engine.files import atomic_path
 
 # AMASS has two spellings.
 RATE_KEYS = ("mocap_frame_rate", "mocap_framerate")
-WANTED = {"poses", "trans", "betas", "gender", *RATE_KEYS}
+WANTED = {"poses", "trans", "betas", "gender", "expressions", *RATE_KEYS}
 # Keys of AMASS files, where z points up. BEAT2 files do not have them.
 AMASS_KEYS = ("mocap_framerate", "surface_model_type")
 # The joints of SMPL-X that SMPL+H has, in its order: all except the jaw and the eyes.
 SMPLH_JOINTS = tuple(j for j in range(55) if j not in (22, 23, 24))
-EXPRESSIONS = 100  # facial expressions of a BEAT2 file; ours are at rest
+EXPRESSIONS = 100  # facial expressions of a BEAT2 file; at rest where a clip has none
 
 
 def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = None) -> MotionClip:
@@ -53,6 +53,11 @@ def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = Non
     if positions.shape != (frames, 3):
         shape = tuple(positions.shape)
         raise MotionError(f"{path}: trans is {shape}; {(frames, 3)} is expected, as poses")
+    expressions = None
+    if "expressions" in arrays:
+        expressions = read_numbers(path, arrays, "expressions", ndim=2)
+        if len(expressions) != frames:
+            raise MotionError(f"{path}: expressions are of {len(expressions)} frames, not {frames}")
     if up is None:
         up = "z" if any(key in arrays for key in AMASS_KEYS) else "y"
     vectors = torch.zeros(frames, 55, 3, dtype=torch.float64)
@@ -66,6 +71,7 @@ def read_npz(path: str | os.PathLike[str], *, up: Literal["y", "z"] | None = Non
         if "betas" in arrays
         else (),
         gender=read_word(path, arrays, "gender", "neutral"),
+        expressions=expressions,
     )
     return from_file_axes(clip)
 
@@ -128,11 +134,14 @@ def write_npz(path: str | os.PathLike[str], clip: MotionClip) -> None:
     clip = to_file_axes(clip)
     vectors = roma.rotmat_to_rotvec(clip.rotations.detach().cpu().double())
     positions = clip.root_positions.detach().cpu().double() - locate_pelvis(clip.skeleton)
+    expressions = np.zeros((len(clip), EXPRESSIONS))
+    if clip.expressions is not None:
+        expressions = clip.expressions.detach().cpu().double().numpy()
     arrays = {
         "poses": vectors.flatten(1).numpy(),
         "trans": positions.numpy(),
         "betas": np.array(clip.betas),
-        "expressions": np.zeros((len(clip), EXPRESSIONS)),
+        "expressions": expressions,
         "gender": np.array(clip.gender),
         "model": np.array("smplx2020"),
         "mocap_frame_rate": np.array(clip.fps),

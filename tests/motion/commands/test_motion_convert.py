@@ -16,7 +16,7 @@ from motion.features.statistics import FeatureStatistics
 from motion.files import bvh
 from motion.files.arrays import read_array
 from motion.files.formats import read_motion, write_motion
-from motion.skeleton.clip import MotionClip
+from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.packaged import HUMANML3D, PACKAGED_SKELETONS
 from motion.skeleton.sample import walk
 from motion.skeleton.tree import Skeleton
@@ -225,3 +225,20 @@ def test_a_file_that_reads_otherwise_is_not_written(
         convert_motion(tmp_path / "amass.npz", tmp_path / "out.bvh")
     assert (tmp_path / "out.bvh").read_text() == "finished"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["amass.npz", "out.bvh"]
+
+
+def test_expressions_are_kept_or_told(tmp_path: Path) -> None:
+    clip = replace(walk(10), expressions=torch.ones(10, 100, dtype=torch.float64), betas=(1.0,))
+    write_motion(tmp_path / "a.npz", clip)
+    assert not convert_motion(tmp_path / "a.npz", tmp_path / "b.npz").notes
+    assert torch.equal(read_motion(tmp_path / "b.npz").expressions, clip.expressions)
+    assert convert_motion(tmp_path / "a.npz", tmp_path / "c.bvh").notes == (
+        "not kept: facial expressions",
+        "not kept: shape parameters (betas)",
+    )
+
+
+def test_expressions_follow_their_frames() -> None:
+    clip = replace(walk(9), expressions=torch.arange(9.0).double()[:, None])
+    assert clip[2:4].expressions.flatten().tolist() == [2, 3]
+    assert resample(clip, 60.0).expressions.flatten().tolist() == [x / 2 for x in range(17)]

@@ -151,6 +151,10 @@ def test_bad_features_say_why():
         restore_clip(torch.zeros(0, 333), spec, SMPLX, 30.0)
     with pytest.raises(MotionError, match=r"contact_joints are .* the skeleton has 3 joints"):
         extract_features(random_clip(random_skeleton(3)), dataclasses.replace(spec, contacts=True))
+    arms = dataclasses.replace(spec, contacts=True, contact_joints=(18, 20))
+    message = r"are left_elbow, left_wrist here and no feet; set .* to \[10, 11\]"
+    with pytest.raises(MotionError, match=message):
+        extract_features(walk(4), arms)
     with pytest.raises(ValueError, match="rows or columns, not 'both'"):
         FeatureSpec(rot6d="both")
     with pytest.raises(ValueError, match="contact_threshold must be above 0"):

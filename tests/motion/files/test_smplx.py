@@ -32,13 +32,17 @@ def save(path, contents):
 
 def test_what_is_written_is_read(tmp_path):
     clip = random_clip(SMPLX)
-    clip = dataclasses.replace(clip, betas=(0.5, -1.0), gender="male", fps=29.97)
+    expressions = torch.randn(len(clip), 100, dtype=torch.float64)
+    clip = dataclasses.replace(
+        clip, betas=(0.5, -1.0), gender="male", fps=29.97, expressions=expressions
+    )
     for up in ("y", "z"):
         skeleton = dataclasses.replace(SMPLX, up=up)
         write_npz(tmp_path / "a.npz", dataclasses.replace(clip, skeleton=skeleton))
         again = read_npz(tmp_path / "a.npz")
         assert (again.skeleton, again.fps) == (skeleton, 29.97)
         assert (again.betas, again.gender) == (clip.betas, "male")
+        assert torch.equal(again.expressions, expressions)
         assert largest_difference(again.rotations, clip.rotations) < 1e-12
         assert largest_difference(again.root_positions, clip.root_positions) < 1e-12
 
