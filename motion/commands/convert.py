@@ -12,7 +12,12 @@ from jsonargparse import Namespace
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint, Layout
-from motion.commands.options import add_untold_options, read_untold
+from motion.commands.options import (
+    add_reading_options,
+    add_untold_options,
+    read_reading,
+    read_untold,
+)
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.normalizer import Normalizer
@@ -20,6 +25,7 @@ from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
 from motion.files.formats import READERS, check_suffix, read_motion, write_motion
+from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
@@ -55,6 +61,7 @@ def add_options(parser: Parser) -> None:
         action="store_true",
         help="turn a motion into features and back, and say how large the error is",
     )
+    add_reading_options(parser)
     add_untold_options(parser)
 
 
@@ -86,7 +93,12 @@ def show_checkpoint_conversion(arguments: Namespace) -> None:
 
 
 def show_motion_conversion(arguments: Namespace) -> None:
-    report = convert_motion(arguments.input, arguments.output, roundtrip=arguments.roundtrip)
+    report = convert_motion(
+        arguments.input,
+        arguments.output,
+        roundtrip=arguments.roundtrip,
+        reading=read_reading(arguments),
+    )
     print(
         f"{arguments.input} -> {arguments.output}: {report.frames} frames, largest joint error "
         f"{report.largest_error * 1000:.3g} mm, {report.relative_error:.2g} of the "
@@ -210,12 +222,17 @@ class MotionReport:
 
 
 def convert_motion(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, roundtrip: bool = False
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    roundtrip: bool = False,
+    reading: Reading = GUESSED,
 ) -> MotionReport:
     """Writes a motion file in another format, reads it again, and compares.
 
     Args:
         roundtrip: turn the motion into features and back before it is written.
+        reading: what ``source`` does not tell.
 
     Raises:
         MotionError: ``source`` cannot be read, the format of ``destination`` cannot hold it, or
@@ -225,11 +242,12 @@ def convert_motion(
     refuse_overwriting(destination, [source])
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
         raise MotionError(f"{destination} must end as {source} does, to go there and back")
-    clip = read_motion(source)
-    check_suffix(Path(destination))
+    clip = read_motion(source, reading)
+    # Nothing guesses a unit that somebody had to name.
+    told = Reading(unit=clip.skeleton.unit if check_suffix(Path(destination)) == ".bvh" else None)
     with atomic_path(destination) as temporary:
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
-        written = read_motion(temporary)
+        written = read_motion(temporary, told)
         errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
         notes = lost_in_writing(clip, written)
         report = MotionReport(len(clip), errors.max().item(), clip.skeleton.span, notes)

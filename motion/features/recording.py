@@ -20,6 +20,7 @@ from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.rotations import extract_features, from_rot6d, restore_onto
 from motion.files.formats import READERS, read_motion, write_motion
+from motion.files.reading import GUESSED, Reading
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
@@ -153,8 +154,13 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
     return MotionFiles(found, describe_ignored(ignored))
 
 
-def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Recording:
+def read_recording(
+    path: str | os.PathLike[str], config: RVQVAEConfig, reading: Reading = GUESSED
+) -> Recording:
     """Reads a motion file as features of a model. Clips are converted to its frame rate.
+
+    Args:
+        reading: what the file does not tell.
 
     Raises:
         MotionError: the file cannot be read, has another format, or its skeleton has another number
@@ -170,7 +176,7 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
         features = humanml3d.read_features(path)
         check_channels(path, features.shape[1], channels, "")
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    clip = read_motion(path)
+    clip = read_motion(path, reading)
     joints = clip.skeleton.joints
     check_channels(path, spec.channels(joints), channels, f" of {joints} joints")
     file_fps = clip.fps

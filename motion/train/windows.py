@@ -17,6 +17,7 @@ from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.statistics import FeatureStatistics
+from motion.files.reading import GUESSED, Reading
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.config import check
 from wanvae.engine.digest import digest_of_file
@@ -38,6 +39,7 @@ class DataConfig:
             it is 0, the files that val.txt of HumanML3D and KIT names are evaluated.
         feature_bias: the root and the contacts of HumanML3D and KIT count so many times as much as
             other features; their standard deviations are divided by it. 1 for other motion.
+        reading: what the files do not tell, such as their unit.
     """
 
     # The files that are trained on are compared instead: a folder can be moved.
@@ -47,6 +49,7 @@ class DataConfig:
     window: int = 64
     held_out: float = 0.0
     feature_bias: float = 1.0
+    reading: Reading = GUESSED
 
     def __post_init__(self) -> None:
         check(self.window >= 2, "window", self.window, "at least 2 frames")
@@ -99,10 +102,10 @@ class SplitRecording:
     held_out: Recording | None
 
     @classmethod
-    def read(cls, path: Path, model: RVQVAEConfig, held_out: float) -> SplitRecording:
+    def read(cls, path: Path, model: RVQVAEConfig, config: DataConfig) -> SplitRecording:
         """Reads a file; MotionError if it cannot be read, or does not fit the model."""
-        recording = read_recording(path, model)
-        cut = int((1 - held_out) * len(recording))
+        recording = read_recording(path, model, config.reading)
+        cut = int((1 - config.held_out) * len(recording))
         return cls(
             path=path,
             skeleton=recording.skeleton,
@@ -165,7 +168,7 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
     sources = read_all(
         config.folder,
         split.training,
-        lambda path: SplitRecording.read(path, model, config.held_out),
+        lambda path: SplitRecording.read(path, model, config),
         report,
     )
     check_joints(sources)
@@ -174,7 +177,10 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
     held_out = [source.held_out for source in sources if source.held_out is not None]
     if split.validation:
         held_out = read_all(
-            config.folder, split.validation, lambda path: read_recording(path, model), report
+            config.folder,
+            split.validation,
+            lambda path: read_recording(path, model, config.reading),
+            report,
         )
     return MotionData(
         windows=MotionWindows(training, config.window, seed),
