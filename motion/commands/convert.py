@@ -25,6 +25,7 @@ from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
 from motion.files.formats import READERS, check_suffix, read_motion, write_motion
+from motion.files.formats import WRITERS as MOTION_WRITERS
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.skeleton.clip import MotionClip
@@ -42,7 +43,10 @@ LARGEST_ERROR = 1e-3
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("input", help="checkpoint of any layout; .bvh or SMPL-X .npz")
+    parser.add_argument(
+        "input",
+        help="checkpoint of any layout; .bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++",
+    )
     parser.add_argument(
         "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
     )
@@ -244,7 +248,11 @@ def convert_motion(
         raise MotionError(f"{destination} must end as {source} does, to go there and back")
     clip = read_motion(source, reading)
     # Nothing guesses a unit that somebody had to name.
-    told = Reading(unit=clip.skeleton.unit if check_suffix(Path(destination)) == ".bvh" else None)
+    told = Reading(
+        unit=clip.skeleton.unit
+        if check_suffix(Path(destination), MOTION_WRITERS) == ".bvh"
+        else None
+    )
     with atomic_path(destination) as temporary:
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
         written = read_motion(temporary, told)

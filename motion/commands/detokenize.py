@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 
 from motion.checkpoints.formats import require_suffix
 from motion.commands.options import (
-    MOTION_HELP,
     add_layers_option,
     add_model_options,
     add_reading_options,
@@ -21,7 +20,7 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.evaluate.reconstruction import make_figure
 from motion.features.humanml3d import skeleton_of
-from motion.features.recording import Recording, check_channels, suffixes_of
+from motion.features.recording import Recording, check_channels, suffixes_written
 from motion.features.rotations import restore_clip
 from motion.files.formats import read_motion
 from motion.files.reading import GUESSED, Reading
@@ -40,7 +39,11 @@ def add_options(parser: Parser) -> None:
         "input",
         help="tokens: .npz or .safetensors; or .npy of indices (T, Q), (1, T, Q), (1, T) or (T,)",
     )
-    parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
+    parser.add_argument(
+        "output",
+        help="file to write: .bvh or SMPL-X .npz; .npy for a model of features of HumanML3D or KIT; "
+        ".mp4 or .png to look at",
+    )
     parser.reads("input", "skeleton")
     parser.writes("output")
     add_layers_option(parser)
@@ -152,7 +155,7 @@ def detokenize_file(
         FileError, VideoError: ``destination`` cannot be written, or is ``source`` or ``skeleton``.
     """
     refuse_overwriting(destination, [source, skeleton])
-    motion_suffixes = suffixes_of(model.config)
+    motion_suffixes = suffixes_written(model.config)
     require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)
     tokens = read_tokens(source)
     check_tokens(tokens, model, source)

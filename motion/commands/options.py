@@ -17,7 +17,10 @@ from wanvae.engine.devices import check_device, default_device
 from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
-MOTION_HELP = ".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT for a model of such features"
+MOTION_HELP = (
+    ".bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++; or .npy of HumanML3D or KIT for a model "
+    "of such features"
+)
 
 
 def add_untold_options(parser: Parser) -> None:

@@ -18,7 +18,7 @@ from motion.commands.options import (
 )
 from motion.evaluate.evaluation import count_indices
 from motion.evaluate.reconstruction import reconstruct
-from motion.features.recording import read_recording, suffixes_of
+from motion.features.recording import read_recording, suffixes_written
 from motion.files.reading import GUESSED, Reading
 from motion.metrics import mpjpe, rotation_error
 from motion.model import RVQVAE
@@ -98,7 +98,7 @@ def reconstruct_file(
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
-    require_suffix(destination, *suffixes_of(model.config))
+    require_suffix(destination, *suffixes_written(model.config))
     recording = read_recording(source, model.config, reading)
     indices, features = reconstruct(model, recording, layers)
     joints, original = recording.joints_of(features), recording.joints

@@ -19,7 +19,7 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.rotations import extract_features, from_rot6d, restore_onto
-from motion.files.formats import READERS, read_motion, write_motion
+from motion.files.formats import READERS, WRITERS, read_motion, write_motion
 from motion.files.reading import GUESSED, Reading
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
@@ -103,9 +103,14 @@ class Recording:
         return replace(self, features=self.features[frames], clip=clip)
 
 
-def suffixes_of(config: RVQVAEConfig) -> tuple[str, ...]:
-    """Returns the suffixes of motion files that a model of ``config`` reads and writes."""
+def suffixes_read(config: RVQVAEConfig) -> tuple[str, ...]:
+    """Returns the suffixes of motion files that a model of ``config`` reads."""
     return (".npy",) if config.features is None else tuple(READERS)
+
+
+def suffixes_written(config: RVQVAEConfig) -> tuple[str, ...]:
+    """Returns the suffixes of motion files that a model of ``config`` writes."""
+    return (".npy",) if config.features is None else tuple(WRITERS)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
         return MotionFiles([path])
     if not path.is_dir():
         raise MotionError(f"{path} does not exist; check the path")
-    suffixes = suffixes_of(config)
+    suffixes = suffixes_read(config)
     folder = humanml3d.find_features_folder(path) if config.features is None else path
     found, ignored = [], Counter[str]()
     for file in sorted(folder.rglob("*")):
@@ -168,7 +173,7 @@ def read_recording(
     """
     path = Path(path)
     spec, channels = config.features, config.channels
-    suffixes = suffixes_of(config)
+    suffixes = suffixes_read(config)
     if path.suffix.lower() not in suffixes:
         raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
     if spec is None:

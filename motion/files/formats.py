@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from motion.errors import MotionError
 from motion.files.bvh import read_bvh, write_bvh
 from motion.files.reading import GUESSED, Reading
-from motion.files.smplx import read_npz, write_npz
+from motion.files.smplx import read_aist, read_npz, write_npz
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
@@ -26,21 +26,22 @@ def read_as_bvh(path: Path, reading: Reading) -> MotionClip:
     )
 
 
-def read_as_npz(path: Path, reading: Reading) -> MotionClip:
+def read_as_smpl(path: Path, reading: Reading) -> MotionClip:
     if reading.unit is not None or reading.root is not None:
         raise MotionError(f"{path} is in metres and has one root: leave out --unit and --root")
-    return read_npz(path, up=reading.up)
+    return (read_aist if path.suffix.lower() == ".pkl" else read_npz)(path, up=reading.up)
 
 
 READERS: dict[str, Callable[[Path, Reading], MotionClip]] = {
     ".bvh": read_as_bvh,
-    ".npz": read_as_npz,
+    ".npz": read_as_smpl,
+    ".pkl": read_as_smpl,
 }
 WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_npz}
 
 
 def read_motion(path: str | os.PathLike[str], reading: Reading = GUESSED) -> MotionClip:
-    """Reads a .bvh file, or an .npz file of SMPL-X.
+    """Reads a .bvh file, an .npz file of SMPL-X, SMPL+H or SMPL, or a .pkl file of AIST++.
 
     BVH files have joints depth first. If the tree is the tree of a packaged skeleton, the joints
     come in the order of the packaged skeleton.
@@ -52,7 +53,7 @@ def read_motion(path: str | os.PathLike[str], reading: Reading = GUESSED) -> Mot
         MotionError: the file does not exist, has another suffix, or its content is wrong.
     """
     path = Path(path)
-    return reorder_joints(READERS[check_suffix(path)](path, reading))
+    return reorder_joints(READERS[check_suffix(path, READERS)](path, reading))
 
 
 def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
@@ -63,14 +64,14 @@ def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
         FileError: the file cannot be written.
     """
     path = Path(path)
-    WRITERS[check_suffix(path)](path, clip)
+    WRITERS[check_suffix(path, WRITERS)](path, clip)
 
 
-def check_suffix(path: Path) -> str:
-    """Returns the suffix of a motion file; MotionError if it is another."""
+def check_suffix(path: Path, known: Iterable[str]) -> str:
+    """Returns the suffix of a motion file; MotionError if it is not ``known``."""
     suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(READERS)}")
+    if suffix not in known:
+        raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(known)}")
     return suffix
 
 
