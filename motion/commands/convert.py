@@ -248,11 +248,8 @@ def convert_motion(
         raise MotionError(f"{destination} must end as {source} does, to go there and back")
     clip = read_motion(source, reading)
     # Nothing guesses a unit that somebody had to name.
-    told = Reading(
-        unit=clip.skeleton.unit
-        if check_suffix(Path(destination), MOTION_WRITERS) == ".bvh"
-        else None
-    )
+    suffix = check_suffix(Path(destination), MOTION_WRITERS)
+    told = Reading(unit=clip.skeleton.unit) if suffix == ".bvh" else GUESSED
     with atomic_path(destination) as temporary:
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
         written = read_motion(temporary, told)

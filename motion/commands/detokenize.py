@@ -41,8 +41,8 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "output",
-        help="file to write: .bvh or SMPL-X .npz; .npy for a model of features of HumanML3D or KIT; "
-        ".mp4 or .png to look at",
+        help="file to write: .bvh or SMPL-X .npz; .npy for a model of features of HumanML3D or "
+        "KIT; .mp4 or .png to look at",
     )
     parser.reads("input", "skeleton")
     parser.writes("output")
