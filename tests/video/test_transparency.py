@@ -24,7 +24,7 @@ def glass(frames: int, height: int = 33, width: int = 50) -> torch.Tensor:
     return torch.stack(images, dim=1)
 
 
-@pytest.mark.filterwarnings("ignore:.*numbered images have no frame rate")
+@pytest.mark.filterwarnings("ignore:.*several images have no frame rate")
 @pytest.mark.parametrize(
     ("name", "colour", "alpha"),
     [
