@@ -105,9 +105,9 @@ class Notices:
 
 
 @contextmanager
-def one_line_errors(action: str, path: Source) -> Iterator[None]:
-    """Turns errors of FFmpeg and the system into a VideoError."""
+def one_line_errors(action: str, path: Source, advice: str = "") -> Iterator[None]:
+    """Turns errors of FFmpeg and the system into a VideoError, which ends with ``advice``."""
     try:
         yield
     except (FFmpegError, OSError) as error:
-        raise VideoError(f"cannot {action} {path}: {reason(error)}") from error
+        raise VideoError(f"cannot {action} {path}: {reason(error)}{advice}") from error

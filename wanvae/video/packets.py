@@ -35,6 +35,10 @@ _BESIDE = {"audio": "sound", "subtitle": "subtitles"}
 _COVER = ("cover picture",)
 _HEIF_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
 _DEFAULT_RATE = Fraction(25)
+_PIPE_ADVICE = (
+    "; a pipe is read without going back, so send Matroska or Y4M, or MP4 with its header first "
+    "(-movflags +faststart, or frag_keyframe+empty_moov)"
+)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
 _LONGEST_PAUSE = 10
 # Packets that are searched for the first keyframe. Some streams have none.
@@ -99,7 +103,7 @@ class PacketSource:
         path = self.path if self._images is None else self._images.paths[0]
         if not isinstance(path, FilePart) and not self.is_pipe and os.path.exists(path):
             options["pattern_type"] = "none"  # a "%" in its name is no pattern
-        with one_line_errors("read", self.path):
+        with one_line_errors("read", self.path, self.advice):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._container = av.open(address(path), metadata_errors="replace", options=options)
         try:
@@ -111,6 +115,11 @@ class PacketSource:
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         if self.is_sequence:
             self.tick = 1 / self._image_rate
+
+    @property
+    def advice(self) -> str:
+        """What may help if nothing can be read, as the end of a sentence."""
+        return _PIPE_ADVICE if self.is_pipe else ""
 
     @property
     def kind(self) -> str:

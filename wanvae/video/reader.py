@@ -147,7 +147,8 @@ class VideoReader:
         self._reached: Fraction | None = None  # time of the last frame that was given
         self._origin: int | None = None  # timestamp of the first frame
         packets = self._source.from_start()
-        first_packet = list(islice(packets, 1))
+        with one_line_errors("read", self.path, self._source.advice):
+            first_packet = list(islice(packets, 1))
         decoder = Decoder(self._source, chain(first_packet, packets))
         frames = iter(decoder)
         first = next(frames, None)
