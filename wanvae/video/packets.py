@@ -197,7 +197,18 @@ class PacketSource:
     def counts_frames(self) -> bool:
         """Whether the container has a count of its frames that can be relied on."""
         counts = "mov" in self.kind or self.kind == "avi"
-        return self.is_sequence or (counts and bool(self.stream.frames))
+        return self.is_sequence or (counts and bool(self.frames))
+
+    @cached_property
+    def frames(self) -> int:
+        """Frames as the header counts them, without those that it hides; 0 if it does not count.
+
+        MP4 and MOV hide frames where an edit list begins or ends between keyframes.
+        """
+        stream = self.stream
+        if "mov" in self.kind and stream.frames * self.period > (stream.duration or 0):
+            return sum(not entry.is_discard for entry in stream.index_entries)
+        return stream.frames
 
     @property
     def seeks_exactly(self) -> bool:

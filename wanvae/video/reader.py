@@ -172,7 +172,7 @@ class VideoReader:
             fps = self._source.rate(self._origin is not None)
             duration = self._source.duration(self._origin)
             estimate = None if duration is None else max(1, round(duration * fps))
-            frames = self._source.stream.frames or estimate
+            frames = self._source.frames or estimate
         turned = self._orientation.transposed
         width, height = self._square_size[::-1] if turned else self._square_size
         return VideoInfo(
