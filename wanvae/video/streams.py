@@ -12,14 +12,16 @@ _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 def choose_stream(container: InputContainer, source: Source) -> VideoStream:
-    """Returns the video that FFmpeg finds best, but no cover picture.
+    """Returns the video that FFmpeg finds best, but no cover picture, and no single picture if
+    another video has more frames.
 
     Raises:
         VideoError: there is no video, or a picture that is stored in tiles.
     """
+    videos = [stream for stream in container.streams.video if not is_picture(stream)]
+    videos = [stream for stream in videos if stream.frames != 1] or videos
     best = container.streams.best("video")
-    if best is None or is_picture(best):
-        videos = [stream for stream in container.streams.video if not is_picture(stream)]
+    if best not in videos:
         best = max(videos, key=lambda stream: stream.width * stream.height, default=None)
     if not isinstance(best, VideoStream):
         found = "only a cover picture" if container.streams.video else "no video"
