@@ -17,6 +17,7 @@ from av.format import Flags
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from wanvae.video.animated_webp import find_animation
 from wanvae.video.clock import Clock
 from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
 from wanvae.video.common import (
@@ -28,13 +29,12 @@ from wanvae.video.common import (
     is_pipe,
     one_line_errors,
 )
-from wanvae.video.sequence import find_sequence
+from wanvae.video.sequence import DEFAULT_RATE, find_sequence
 from wanvae.video.streams import choose_stream, is_picture
 
 _BESIDE = {"audio": "sound", "subtitle": "subtitles"}
 _COVER = ("cover picture",)
 _HEIF_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
-_DEFAULT_RATE = Fraction(25)
 _PIPE_ADVICE = (
     "; a pipe is read without going back, so send Matroska or Y4M, or MP4 with its header first "
     "(-movflags +faststart, or frag_keyframe+empty_moov)"
@@ -79,15 +79,17 @@ class PacketSource:
     ) -> None:
         self.path = path
         self._fps = fps
-        self._images = find_sequence(path)
         self.is_pipe = is_pipe(path)
+        self._images = find_sequence(path, fps or DEFAULT_RATE)
+        # What becomes packets here, instead of in FFmpeg.
+        self._own = self._images if self.is_sequence else find_animation(self._opened)
         self.key_lead = 0
         self._notices = notices
         self._fresh = True
         self._open()
         if self.is_of_several_images and fps is None:
             self._tell(
-                f"several images have no frame rate; {_DEFAULT_RATE} frames per second are "
+                f"several images have no frame rate; {DEFAULT_RATE} frames per second are "
                 "assumed, name another rate with --fps (in Python, with fps)"
             )
         if fps is not None and not self.is_of_several_images:
@@ -100,7 +102,7 @@ class PacketSource:
 
     def _open(self) -> None:
         options = {} if self._fps is None else {"framerate": str(self._fps)}
-        path = self.path if self._images is None else self._images.paths[0]
+        path = self._opened
         if not isinstance(path, FilePart) and not self.is_pipe and os.path.exists(path):
             options["pattern_type"] = "none"  # a "%" in its name is no pattern
         with one_line_errors("read", self.path, self.advice):
@@ -113,8 +115,13 @@ class PacketSource:
             raise
         self.decoder = decoder_of(self.stream)
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
-        if self.is_sequence:
-            self.tick = 1 / self._image_rate
+        if self._own is not None:
+            self.tick = self._own.tick
+
+    @property
+    def _opened(self) -> Source:
+        """The file that FFmpeg opens: of several images, the first."""
+        return self.path if self._images is None else self._images.paths[0]
 
     @property
     def advice(self) -> str:
@@ -129,7 +136,7 @@ class PacketSource:
     @property
     def is_image(self) -> bool:
         """Whether the file is a still image."""
-        return self.is_of_images and not self.is_of_several_images
+        return self.is_of_images and not self.is_of_several_images and self._own is None
 
     @property
     def is_heif(self) -> bool:
@@ -140,16 +147,12 @@ class PacketSource:
     @property
     def is_sequence(self) -> bool:
         """Whether this is several image files, like frames/%05d.png."""
-        return self._images is not None and len(self._images.paths) > 1
+        return self._images is not None and self._images.length > 1
 
     @property
     def is_of_several_images(self) -> bool:
         """Whether pictures come one after the other without times. A pipe of images may be long."""
         return self.is_sequence or (self.is_pipe and self.is_of_images)
-
-    @property
-    def _image_rate(self) -> Fraction:
-        return self._fps or _DEFAULT_RATE
 
     @property
     def gap(self) -> str | None:
@@ -197,7 +200,7 @@ class PacketSource:
     def counts_frames(self) -> bool:
         """Whether the container has a count of its frames that can be relied on."""
         counts = "mov" in self.kind or self.kind == "avi"
-        return self.is_sequence or (counts and bool(self.frames))
+        return self._own is not None or (counts and bool(self.frames))
 
     @cached_property
     def frames(self) -> int:
@@ -205,6 +208,8 @@ class PacketSource:
 
         MP4 and MOV hide frames where an edit list begins or ends between keyframes.
         """
+        if self._own is not None:
+            return self._own.length
         stream = self.stream
         if "mov" in self.kind and stream.frames * self.period > (stream.duration or 0):
             return sum(not entry.is_discard for entry in stream.index_entries)
@@ -225,17 +230,21 @@ class PacketSource:
         Args:
             has_times: whether frames have timestamps.
         """
+        if self._own is not None:
+            return self._own.rate
         if self.is_of_several_images:
-            return self._image_rate
+            return self._fps or DEFAULT_RATE
         rates = [self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate]
         if not has_times:
             # There is nothing to average, and FFmpeg reports 25. Its guess reads the header.
             rates = rates[1:]
-        return next((rate for rate in rates if rate), _DEFAULT_RATE)
+        return next((rate for rate in rates if rate), DEFAULT_RATE)
 
     @cached_property
     def grid(self) -> Fraction:
         """Frames per second of a constant rate that all times may be multiples of."""
+        if self._own is not None:
+            return 1 / self.tick
         guess = None if self.is_of_several_images else self.stream.guessed_rate
         return guess or self.rate(True)
 
@@ -250,8 +259,8 @@ class PacketSource:
         Args:
             origin: the timestamp of the first frame.
         """
-        if self.is_sequence and self._images is not None:
-            return len(self._images.paths) * self.tick
+        if self._own is not None:
+            return self._own.ticks * self.tick
         if self.stream.duration:
             start = self.stream.start_time
             if origin is None or start is None or not self.has_display_times:
@@ -293,8 +302,8 @@ class PacketSource:
             self._container.close()
             self._open()
         self._fresh = False
-        if self.is_sequence:
-            return self._from_image(0)
+        if self._own is not None:
+            return self._of_stream(self._own.packets())
         return self._from_keyframe(self._continued())
 
     def before(self, time: int) -> Iterator[Iterator[Packet]]:
@@ -303,9 +312,9 @@ class PacketSource:
         The nearest keyframe comes first. Not each will do, because some frames after a keyframe may
         need frames before it. The last way is from the beginning.
         """
-        if self.is_sequence:
+        if self._own is not None:
             self.decoder.flush_buffers()
-            yield self._from_image(time)
+            yield self._of_stream(self._own.packets(time))
         elif self.seeks_exactly:
             yield from self._sought(time)
         else:
@@ -325,12 +334,15 @@ class PacketSource:
                 )
             yield packet
 
-    def _from_image(self, index: int) -> Iterator[Packet]:
-        """The packets of the images from the one of an index on. Each image is a keyframe."""
-        assert self._images is not None
-        for packet in self._images.packets(index):
+    def _of_stream(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+        """Packets that did not come from FFmpeg, as packets of the video."""
+        for packet in packets:
             packet.stream = self.stream
             yield packet
+
+    def shown_frames(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """What is shown, given the frames of the decoder."""
+        return frames if self._own is None else self._own.frames(frames)
 
     def _from_keyframe(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets from the first keyframe on; all packets if there is none near."""

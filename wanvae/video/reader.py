@@ -150,7 +150,7 @@ class VideoReader:
         with one_line_errors("read", self.path, self._source.advice):
             first_packet = list(islice(packets, 1))
         decoder = Decoder(self._source, chain(first_packet, packets))
-        frames = iter(decoder)
+        frames = self._source.shown_frames(iter(decoder))
         first = next(frames, None)
         if first is None:
             reason = decoder.damage or "it is empty; encode it again"
@@ -297,7 +297,7 @@ class VideoReader:
 
     def _timed_from(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         decoder = Decoder(self._source, packets)
-        return self._whole(self._timed(decoder, iter(decoder)))
+        return self._whole(self._timed(decoder, self._source.shown_frames(iter(decoder))))
 
     def skip(self, count: int) -> None:
         """Passes over the next `count` frames, which are decoded but not converted."""

@@ -8,9 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import PurePath
 
-from av import Packet
+from av import Packet, VideoFrame
 
 from wanvae.video.common import FilePart, Source, VideoError, is_pipe
 from wanvae.video.numbered import find_numbered
@@ -21,6 +22,8 @@ _IMAGES = """
 """
 # Suffixes of still images. Each file is one packet for its decoder.
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
+# Frames per second where nothing tells.
+DEFAULT_RATE = Fraction(25)
 # Suffixes of one kind of image.
 _SAME = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 
@@ -31,23 +34,40 @@ class ImageSequence:
 
     Attributes:
         paths: the files.
+        rate: frames per second.
         gap: says which images are not read, because a number is missing; None if all are read.
         choice: says which files are taken, where people do not name each; None where they do.
     """
 
     paths: tuple[str, ...]
+    rate: Fraction
     gap: str | None = None
     choice: str | None = None
 
-    def packets(self, first: int = 0) -> Iterator[Packet]:
-        """Yields the files from the one of an index on. Times are their indices.
+    @property
+    def length(self) -> int:
+        """How many frames there are."""
+        return len(self.paths)
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds of one unit of time."""
+        return 1 / self.rate
+
+    @property
+    def ticks(self) -> int:
+        """How long it is, in units of time."""
+        return self.length
+
+    def packets(self, start: int = 0) -> Iterator[Packet]:
+        """Yields the files from the one that is shown at ``start``, in ticks.
 
         The last packet is empty.
 
         Raises:
             VideoError: a file cannot be read.
         """
-        for index, path in enumerate(self.paths[first:], first):
+        for index, path in enumerate(self.paths[start:], start):
             try:
                 with open(path, "rb") as file:
                     content = file.read()
@@ -65,11 +85,15 @@ class ImageSequence:
             yield packet
         yield Packet()
 
+    def frames(self, pictures: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """Returns what is shown, given the pictures of all files in order."""
+        return pictures
 
-def find_sequence(source: Source) -> ImageSequence | None:
+
+def find_sequence(source: Source, rate: Fraction) -> ImageSequence | None:
     """Returns the images that a pattern, a folder or a glob names; None for a single file.
 
-    A name that exists is never a glob.
+    A name that exists is never a glob. ``rate`` is in frames per second.
 
     Raises:
         VideoError: a folder or a glob names no images, or images of several kinds.
@@ -78,12 +102,12 @@ def find_sequence(source: Source) -> ImageSequence | None:
         return None
     path = os.fspath(source)
     if os.path.isdir(path):
-        return _images_of_folder(path)
+        return _images_of_folder(path, rate)
     if os.path.exists(path):
         return None
     if (numbered := find_numbered(path)) is not None:
-        return ImageSequence(numbered.paths, gap=numbered.gap)
-    return _images_of_glob(path) if glob.has_magic(path) else None
+        return ImageSequence(numbered.paths, rate, gap=numbered.gap)
+    return _images_of_glob(path, rate) if glob.has_magic(path) else None
 
 
 def natural_order(path: str) -> tuple[list[str | int], str]:
@@ -93,7 +117,7 @@ def natural_order(path: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path
 
 
-def _images_of_folder(folder: str) -> ImageSequence:
+def _images_of_folder(folder: str, rate: Fraction) -> ImageSequence:
     """Returns the images of a folder, without those of folders in it."""
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
     paths = [os.path.join(folder, name) for name in names if _suffix(name) in IMAGE_SUFFIXES]
@@ -103,10 +127,10 @@ def _images_of_folder(folder: str) -> ImageSequence:
             f"cannot read {folder}: it is a folder without images; give a video, an image, or a "
             "folder of images"
         )
-    return _sequence(folder, images, others=len(names) - len(images))
+    return _sequence(folder, images, rate, others=len(names) - len(images))
 
 
-def _images_of_glob(pattern: str) -> ImageSequence:
+def _images_of_glob(pattern: str, rate: Fraction) -> ImageSequence:
     """Returns the images that a glob names."""
     files = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
     if not files:
@@ -117,10 +141,10 @@ def _images_of_glob(pattern: str) -> ImageSequence:
             f"cannot read {pattern}: {min(files)} is no image; a pattern names the images of one "
             "video, so give a video by its own name"
         )
-    return _sequence(pattern, images, others=len(files) - len(images))
+    return _sequence(pattern, images, rate, others=len(files) - len(images))
 
 
-def _sequence(source: str, images: Sequence[str], others: int) -> ImageSequence:
+def _sequence(source: str, images: Sequence[str], rate: Fraction, others: int) -> ImageSequence:
     """Returns images in order. ``others`` counts what is beside them and is left out."""
     kinds = Counter(_SAME.get(suffix, suffix) for suffix in map(_suffix, images))
     if len(kinds) > 1:
@@ -138,7 +162,7 @@ def _sequence(source: str, images: Sequence[str], others: int) -> ImageSequence:
         choice = f"{first} is its only image"
     if others:
         choice += f"; what else it holds is left out ({others})"
-    return ImageSequence(paths, choice=choice)
+    return ImageSequence(paths, rate, choice=choice)
 
 
 def _suffix(path: str) -> str:
