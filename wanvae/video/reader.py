@@ -125,6 +125,8 @@ class VideoReader:
         self._alpha = alpha
         self._options = options
         self._background = BLACK if options.background is None else options.background
+        self._reached: Fraction | None = None  # time of the last frame that was given
+        self._interlaced = False  # whether any frame was so far
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
         self._source = PacketSource(path, self._notices, fps)
@@ -144,7 +146,6 @@ class VideoReader:
         if self._source.choice is not None:
             self._notices.tell(self._source.choice)
         self._reformatter = VideoReformatter()
-        self._reached: Fraction | None = None  # time of the last frame that was given
         self._origin: int | None = None  # timestamp of the first frame
         packets = self._source.from_start()
         with one_line_errors("read", self.path, self._source.advice):
@@ -161,7 +162,6 @@ class VideoReader:
         self._coded_size = first.width, first.height
         self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
         self._square_size = square_size(*self._coded_size, self._source.pixel_ratio)
-        self._interlaced = False  # whether any frame was so far
         self.info = self._describe(first)
         self._frames = self._whole(self._timed(decoder, chain([first], frames)))
 
@@ -224,14 +224,7 @@ class VideoReader:
         self, timed: Iterator[tuple[Fraction, av.VideoFrame]]
     ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Frames with all lines of one time, if that is wanted."""
-        if not self._options.deinterlace:
-            yield from timed
-            return
-        yield from deinterlaced(timed)
-        if not self._interlaced:
-            self._notices.tell(
-                "none of the frames that were read is marked as interlaced, so all are as they were"
-            )
+        return deinterlaced(timed) if self._options.deinterlace else timed
 
     def _time(self, timestamp: int | None) -> Fraction | None:
         """Seconds from the first frame, as the file says."""
@@ -372,6 +365,10 @@ class VideoReader:
         """Closes the file; no more frames follow."""
         self._frames = iter(())
         self._source.close()
+        if self._options.deinterlace and self._reached is not None and not self._interlaced:
+            self._notices.tell(
+                "none of the frames that were read is marked as interlaced, so all are as they were"
+            )
 
     def __enter__(self) -> "VideoReader":
         return self
