@@ -105,6 +105,20 @@ def test_pictures_are_scaled_as_ffmpeg_scales_them(tmp_path: Path) -> None:
     assert (levels - torch.from_numpy(expected.astype(np.float32))).abs().max() <= 2
 
 
+def test_a_change_of_the_shape_of_pixels_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.ts", 144, 116, Fraction(16, 15))
+    write(tmp_path / "b.ts", 144, 116, Fraction(64, 45))
+    path = tmp_path / "c.ts"
+    path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read_video(path)[0].shape == (3, 6, 108, 144)
+    told = [str(each.message).removeprefix(f"{path}: ") for each in caught]
+    assert [each for each in told if "shape" in each] == [
+        "the shape of its pixels changes from 16:15 to 64:45; all frames are scaled as the first"
+    ]
+
+
 def test_data_sets_get_square_pixels(tmp_path: Path) -> None:
     write(tmp_path / "a.mp4", 72, 58, Fraction(64, 45))
     (entry,) = load_entries(tmp_path)

@@ -28,6 +28,11 @@ def square_size(width: int, height: int, ratio: Fraction | None) -> tuple[int, i
     return _nearest(width * ratio, even=width % 2 == 0), height
 
 
+def ratio_text(ratio: Fraction | None) -> str:
+    """Returns a ratio as people write it, like 64:45."""
+    return f"{ratio.numerator}:{ratio.denominator}" if ratio else "1:1"
+
+
 def _nearest(side: Fraction, *, even: bool) -> int:
     """Returns the whole number next to ``side`` that is positive, and ``even`` if asked for."""
     return max(2, 2 * round(side / 2)) if even else max(1, round(side))

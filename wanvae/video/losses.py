@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 from av.video.reformatter import ColorPrimaries, ColorTrc
 
-from wanvae.video.aspect import square_size
+from wanvae.video.aspect import ratio_text, square_size
 from wanvae.video.background import Colour, name_of
 from wanvae.video.common import HdrWarning, Notices
 from wanvae.video.packets import PacketSource
@@ -72,7 +72,7 @@ class Losses:
         if ratio is None or (square := square_size(width, height, ratio)) == (width, height):
             return
         self._notices.tell(
-            f"its pixels are not square ({ratio.numerator}:{ratio.denominator}); its pictures of "
+            f"its pixels are not square ({ratio_text(ratio)}); its pictures of "
             f"{width}x{height} are scaled to {square[0]}x{square[1]}, as players show them"
         )
 

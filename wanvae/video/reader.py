@@ -18,7 +18,7 @@ from av.video.reformatter import (
     VideoReformatter,
 )
 
-from wanvae.video.aspect import square_size
+from wanvae.video.aspect import ratio_text, square_size
 from wanvae.video.background import BLACK, lay_on
 from wanvae.video.clock import increasing, on_grid
 from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, is_pipe, one_line_errors
@@ -161,6 +161,7 @@ class VideoReader:
             self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
         self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
+        self._pixel_shape = ratio_text(self._source.decoder.sample_aspect_ratio)
         self._square_size = square_size(*self._coded_size, self._source.pixel_ratio)
         self.info = self._describe(first)
         self._frames = self._whole(self._timed(decoder, chain([first], frames)))
@@ -247,6 +248,15 @@ class VideoReader:
                 f"{float(time):.2f} s; these frames are scaled to "
                 f"{self.info.width}x{self.info.height}",
                 once="size",
+            )
+
+        # The decoder may be ahead of this frame.
+        shape = ratio_text(self._source.decoder.sample_aspect_ratio)
+        if shape != self._pixel_shape:
+            self._notices.tell(
+                f"the shape of its pixels changes from {self._pixel_shape} to {shape}; all frames "
+                "are scaled as the first",
+                once="shape",
             )
 
     def _tell_damage(self, what: str) -> None:

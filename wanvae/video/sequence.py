@@ -101,6 +101,8 @@ def find_sequence(source: Source, rate: Fraction) -> ImageSequence | None:
     if isinstance(source, FilePart) or is_pipe(source):
         return None
     path = os.fspath(source)
+    if "://" in path:  # "?" in the address of a server is no glob
+        return None
     if os.path.isdir(path):
         return _images_of_folder(path, rate)
     if os.path.exists(path):
@@ -124,8 +126,8 @@ def _images_of_folder(folder: str, rate: Fraction) -> ImageSequence:
     images = [path for path in paths if os.path.isfile(path)]
     if not images:
         raise VideoError(
-            f"cannot read {folder}: it is a folder without images; give a video, an image, or a "
-            "folder of images"
+            f"cannot read {folder}: it is a folder without images that make a video "
+            f"({' '.join(sorted(IMAGE_SUFFIXES))}); give a video, an image, or another folder"
         )
     return _sequence(folder, images, rate, others=len(names) - len(images))
 
