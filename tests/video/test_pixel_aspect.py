@@ -127,7 +127,11 @@ def test_data_sets_get_square_pixels(tmp_path: Path) -> None:
 
 def test_images_stay_as_viewers_show_them(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", dpi=(300, 150))
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.jpg", dpi=(150, 300))
     assert (probe(tmp_path / "a.jpg").width, probe(tmp_path / "a.jpg").height) == (30, 20)
+    with pytest.warns(UserWarning) as told:
+        assert read_video(tmp_path, fps=Fraction(5))[0].shape == (3, 2, 20, 30)
+    assert len(told) == 1  # which images are taken
 
 
 @pytest.mark.parametrize(

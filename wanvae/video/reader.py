@@ -252,7 +252,7 @@ class VideoReader:
 
         # The decoder may be ahead of this frame.
         shape = ratio_text(self._source.decoder.sample_aspect_ratio)
-        if shape != self._pixel_shape:
+        if shape != self._pixel_shape and not self._source.is_of_images:
             self._notices.tell(
                 f"the shape of its pixels changes from {self._pixel_shape} to {shape}; all frames "
                 "are scaled as the first",
