@@ -5,12 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 import av
-from av.video.reformatter import ColorPrimaries, ColorTrc
 
+from wanvae.video.colour import Colours
 from wanvae.video.common import HdrWarning, Notices
 from wanvae.video.packets import PacketSource
 
-_HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 # How far from square pixels are before anyone sees it.
 _SQUARE = Fraction(1, 100)
 
@@ -25,11 +24,13 @@ class Losses:
         # Nothing is left out where alpha is read, and nothing is told twice.
         self._transparent = alpha
 
-    def tell(self, frame: av.VideoFrame) -> None:
+    def tell(self, frame: av.VideoFrame, colours: Colours) -> None:
         """Tells what of the next frame is lost."""
         if not self._begun:
             self._begun = True
             self._tell_of_file(frame)
+        if colours.name is not None:
+            self._notices.tell(colours.conversion, kind=HdrWarning)
         if frame.interlaced_frame:
             self._notices.tell(
                 "it is interlaced, and read as it is: lines of two times alternate where something "
@@ -43,12 +44,6 @@ class Losses:
             )
 
     def _tell_of_file(self, frame: av.VideoFrame) -> None:
-        if (hdr := hdr_of(frame)) is not None:
-            self._notices.tell(
-                f"it is HDR or has wide colours ({hdr}), and is read as if it were SDR, "
-                "so its colours look gray; convert it to SDR (tone mapping) first",
-                kind=HdrWarning,
-            )
         ratio = self._source.stream.sample_aspect_ratio
         if ratio and abs(ratio - 1) > _SQUARE:
             self._notices.tell(
@@ -60,13 +55,6 @@ class Losses:
                 f"it holds {self._source.pictures} videos or pictures; the one of {frame.width}x"
                 f"{frame.height} pixels is read, and the others (such as transparency) are left out"
             )
-
-
-def hdr_of(frame: av.VideoFrame) -> str | None:
-    """Returns why a frame does not look right as SDR, as its tags say; None for SDR."""
-    if frame.color_trc in _HDR_TRANSFERS:
-        return _HDR_TRANSFERS[frame.color_trc]
-    return "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else None
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:

@@ -12,23 +12,18 @@ from itertools import chain, dropwhile, islice
 import av
 import numpy as np
 import torch
-from av.video.reformatter import (
-    ColorRange,
-    Colorspace,
-    VideoReformatter,
-)
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from wanvae.video.clock import increasing, on_grid
+from wanvae.video.colour import assume_matrix, colours_of, peak_of, unknown_matrix
 from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
 from wanvae.video.decoder import Decoder
-from wanvae.video.losses import Losses, has_alpha, hdr_of
+from wanvae.video.losses import Losses, has_alpha
 from wanvae.video.orientation import orientation_of
 from wanvae.video.packets import PacketSource, count_frames
 
 _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their durations
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
-# FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
-_UNTAGGED_MATRICES = (0, 2, 3)
 # How far an average rate may be from the rate of the header before the header is not believed.
 _RATE_TOLERANCE = Fraction(1, 50)
 
@@ -44,8 +39,8 @@ class VideoInfo:
         frames: the count in the container, or an estimate from its duration; None if the file has
             neither. Good for a progress bar, not for the size of an array.
         is_image: whether the file is a still image.
-        hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
-            "BT.2020"; None for SDR.
+        hdr: what the colours are before they are converted to SDR: "PQ", "HLG", "BT.2020" or
+            "P3"; None for SDR.
         has_alpha: whether pictures have alpha, also if it is not read.
         beside: what the file holds beside its video: "sound", "subtitles".
     """
@@ -143,6 +138,7 @@ class VideoReader:
         if not self._source.has_display_times and self._origin is not None:
             self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
+        self._peak = peak_of(first)
         self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
         self.info = self._describe(first)
         self._frames = self._timed(decoder, chain([first], frames))
@@ -163,7 +159,7 @@ class VideoReader:
             fps=fps,
             frames=frames,
             is_image=self._source.is_image,
-            hdr=hdr_of(first),
+            hdr=colours_of(first).name,
             has_alpha=self._source.drops_alpha or has_alpha(first),
             beside=self._source.beside,
         )
@@ -294,29 +290,39 @@ class VideoReader:
 
     def _image(self, frame: av.VideoFrame) -> torch.Tensor:
         """(3, H, W) RGB in [-1, 1], or (4, H, W) RGBA, upright and of the size in `info`."""
-        if not frame.format.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
-            # Untagged video is by custom BT.709 when high definition and BT.601 below, as players
-            # take it; the still image formats are defined with BT.601.
-            high = frame.height >= 720 and not self._source.is_of_images
-            frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
-        self._losses.tell(frame)
+        assume_matrix(frame, is_of_images=self._source.is_of_images)
+        if (matrix := unknown_matrix(frame)) is not None:
+            raise VideoError(
+                f"cannot read {self.path}: its colours are stored with the matrix {matrix}; convert "
+                "it to BT.709 first"
+            )
+        colours = colours_of(frame, self._peak)
+        self._losses.tell(frame, colours)
         width, height = self._coded_size  # a stream that changes size is scaled back to its first
         with_alpha = self._alpha and has_alpha(frame)
         formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
+        deep = _bits(frame) > 8 or colours.is_converted
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
-                format=formats[_bits(frame) > 8],
+                format=formats[deep],
                 interpolation=INTERPOLATION,
             )
-        pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
-        image = _scale(pixels[:3], *_levels(frame))
+        levels = picture.to_ndarray()
+        black, white = _levels(frame, deep)
+        if colours.is_converted:
+            image = colours.convert(levels[..., :3], black, white) * 2 - 1
+        else:
+            pixels = torch.from_numpy(levels[..., :3].astype(np.float32)).permute(2, 0, 1)
+            image = _scale(pixels, black, white)
         if self._alpha:
             opaque = image.new_ones(1, *image.shape[1:])
-            alpha = _scale(pixels[3:], 0, _full_range(frame)) if with_alpha else opaque
-            image = torch.cat([image, alpha])
+            if with_alpha:
+                alpha = torch.from_numpy(levels[None, ..., 3].astype(np.float32))
+                opaque = _scale(alpha, 0, _full_range(frame, deep))
+            image = torch.cat([image, opaque])
         return self._orientation.apply(image).contiguous()
 
     def close(self) -> None:
@@ -414,22 +420,24 @@ def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
     return ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
 
 
-def _full_range(frame: av.VideoFrame) -> int:
-    """The highest level after swscale copies a full range to 8 or 16 bit; it shifts deep YUV up."""
+def _full_range(frame: av.VideoFrame, deep: bool) -> int:
+    """The highest level after swscale copies a full range to 8 or 16 bit.
+
+    It shifts samples up, except for RGB of more than 8 bits.
+    """
     bits = _bits(frame)
-    if bits == 8:
+    if not deep:
         return 255
-    return 65535 if frame.format.is_rgb else (2**bits - 1) << (16 - bits)
+    return 65535 if frame.format.is_rgb and bits > 8 else (2**bits - 1) << (16 - bits)
 
 
-def _levels(frame: av.VideoFrame) -> tuple[int, int]:
-    """The levels of black and white after swscale converts this frame to rgb24 or rgb48."""
-    bits = _bits(frame)
-    unit = 1 if bits == 8 else 256
+def _levels(frame: av.VideoFrame, deep: bool) -> tuple[int, int]:
+    """The levels of black and white after swscale converts this frame to rgb24, or deep to rgb48."""
+    unit = 256 if deep else 1
     gray = frame.format.name.startswith("gray")
     if gray and frame.color_range == ColorRange.MPEG:
         return 16 * unit, 235 * unit  # gray is copied as if it were always full range
     # Deep YUV and gray are shifted up, not stretched: white stays short of 65535.
-    if bits == 8 or frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
-        return 0, _full_range(frame)
+    if frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
+        return 0, _full_range(frame, deep)
     return 0, 255 * unit
