@@ -30,7 +30,18 @@ WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 # Names of the filter, by the numbers of H.273.
 MATRIX = {1: "bt709", 6: "smpte170m", 9: "bt2020"}
 RANGE = {LIMITED: "limited", FULL: "full"}
-PRIMARY = {1: "bt709", 5: "bt470bg", 6: "smpte170m", 9: "bt2020", 11: "smpte431", 12: "smpte432"}
+PRIMARY = {
+    1: "bt709",
+    4: "bt470m",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "film",
+    9: "bt2020",
+    11: "smpte431",
+    12: "smpte432",
+    22: "jedec-p22",
+}
 TRANSFER = {
     1: "bt709",
     6: "smpte170m",
@@ -227,7 +238,7 @@ DEFINED = [(m, m, t) for m, t in product(MATRIX, (1, PQ, HLG)) if (m, t) != (1, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("matrix", "primaries", "transfer"), [*DEFINED, (1, 5, 1), (1, 11, 1), (1, 12, 1), (9, 12, PQ)]
+    ("matrix", "primaries", "transfer"), [*DEFINED, (1, 5, 1), (1, 12, 1), (9, 12, PQ)]
 )
 def test_every_transfer_and_all_primaries_are_as_ffmpeg_converts_them(
     tmp_path: Path, matrix: int, primaries: int, transfer: int
@@ -316,6 +327,23 @@ def test_primaries_convert_as_bt2087_says() -> None:
         assert np.allclose(conversion(primaries, BT709).sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("primaries", PRIMARIES)
+def test_primaries_convert_as_the_filter_colorspace_does(primaries: int) -> None:
+    """The reference is a filter of FFmpeg that shares no code with swscale; it adapts white too."""
+    colours = np.random.default_rng(3).uniform(0.3, 0.7, (ACROSS * DOWN, 3))
+    light = (colours + colours.mean(axis=1, keepdims=True)) / 2
+    frame = frame_of(planes_of(patches(light), 1, LIMITED, 12, "444"), "yuv444p12le")
+    frame.colorspace, frame.color_range = 1, LIMITED
+    frame.color_primaries, frame.color_trc = primaries, 8
+    options = (
+        f"ispace=bt709:irange=tv:iprimaries={PRIMARY[primaries]}:itrc=linear:space=bt709:range=tv"
+        ":primaries=bt709:trc=linear:format=yuv444p12"
+    )
+    expected = middles(rgb_by_ffmpeg(filtered(frame, ("colorspace", options)), 1, LIMITED))
+    found = light @ conversion(PRIMARIES[primaries], BT709).T
+    assert np.abs(found - expected).max() * 255 < 0.5
+
+
 # Light and its metadata
 
 
@@ -348,18 +376,18 @@ def test_tone_mapping_keeps_order_and_fills_the_range(tmp_path: Path) -> None:
     assert row[0] == 0 and row[-1] == pytest.approx(1, abs=2e-3)
 
 
-def metadata_of(path: Path, peak: str, content: str) -> Path:
+def with_metadata(path: Path, peak: str, content: str) -> Path:
     """Writes HDR with the metadata of a display and of the content, in cd/m2."""
     display = f"G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L({peak},1)"
     options = {
-        "x265-params": f"log-level=none:master-display={display}:max-cll={content}",
-        "crf": "1",
+        "x264-params": f"log-level=none:mastering-display={display}:cll={content}",
+        "crf": "0",
     }
     value = round(0.7 * 876 + 64)
     planes = [np.full((64, 64), value, np.uint16), *[np.full((32, 32), 512, np.uint16)] * 2]
     frame = frame_of(planes, "yuv420p10le")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=25, options=options)
+        stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
         for target in (stream.codec_context, frame):
             target.colorspace, target.color_range = 9, LIMITED
@@ -371,12 +399,12 @@ def metadata_of(path: Path, peak: str, content: str) -> Path:
 
 @pytest.mark.parametrize(
     ("display", "content", "peak"),
-    [("40000000", "0,0", 4000), ("40000000", "1200,200", 1200), ("10000000", "0,0", 1000)],
+    [("40000000", "0,0", 4000), ("40000000", "1200,200", 1200), ("1500000", "0,0", 203)],
 )
 def test_the_peak_of_pq_comes_from_its_metadata(
     tmp_path: Path, display: str, content: str, peak: float
 ) -> None:
-    path = metadata_of(tmp_path / "a.mp4", display, content)
+    path = with_metadata(tmp_path / "a.mp4", display, content)
     with pytest.warns(HdrWarning, match=f"PQ, up to {peak} cd/m2"):
         image = read_video(path)[0][:, 0]
     assert probe(path).hdr == "PQ"

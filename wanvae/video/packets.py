@@ -20,7 +20,15 @@ from av.video.stream import VideoStream
 
 from wanvae.video.clock import Clock
 from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
-from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
+from wanvae.video.common import (
+    RATES,
+    FilePart,
+    Notices,
+    Source,
+    VideoError,
+    address,
+    one_line_errors,
+)
 from wanvae.video.numbered import find_images
 
 _BESIDE = {"audio": "sound", "subtitle": "subtitles"}
@@ -191,12 +199,16 @@ class PacketSource:
         if not has_times:
             # There is nothing to average, and FFmpeg reports 25. Its guess reads the header.
             rates = rates[1:]
-        return next((rate for rate in rates if rate), _DEFAULT_RATE)
+        # For few frames FFmpeg may take the units of time for frames.
+        lowest, highest = RATES
+        likely = (rate for rate in rates if rate and lowest <= rate <= highest)
+        return next(likely, _DEFAULT_RATE)
 
     @cached_property
     def grid(self) -> Fraction:
         """Frames per second of a constant rate that all times may be multiples of."""
-        return self.stream.guessed_rate or self.rate(True)
+        guess = self.stream.guessed_rate
+        return guess if guess and guess <= RATES[1] else self.rate(True)
 
     @property
     def period(self) -> int:
@@ -213,6 +225,8 @@ class PacketSource:
             return self._images.length * self.tick
         if self.stream.duration:
             start = self.stream.start_time
+            if start is None and "matroska" in self.kind:
+                start = 0  # the duration of the file, which counts from time 0
             if origin is None or start is None or not self.has_display_times:
                 start = origin = 0
             # What comes before the first keyframe is counted too.

@@ -125,6 +125,7 @@ class VideoReader:
             self._notices.tell(f"{self._source.gap}; rename the others")
         self._reformatter = VideoReformatter()
         self._reached: Fraction | None = None  # time of the last frame that was given
+        self._end = Fraction(0)
         self._origin: int | None = None  # timestamp of the first frame
         packets = self._source.from_start()
         first_packet = list(islice(packets, 1))
@@ -169,31 +170,35 @@ class VideoReader:
     ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Frames with their times in seconds. Tells of missing frames, before or after them."""
         source, tick = self._source, self._source.tick
-        furthest = Fraction(0)  # of the times in the file, which may be far off
+        furthest = Fraction(0)  # end of the frames by their times in the file, which may be far off
 
         def read_times() -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
             nonlocal furthest
             for frame in frames:
                 time = self._time(decoder.timestamp(frame))
-                furthest = max(furthest, time or furthest)
+                furthest = max(furthest, (time or 0) + (frame.duration or 0) * tick)
                 yield time, frame
 
-        last, length = None, 0
+        last = None
         for time, frame in increasing(read_times(), 1 / self.info.fps):
             if last is None and decoder.lost is not None:
                 self._tell_damage(f"{decoder.lost}; frames before {float(time):.2f} s")
             exact = on_grid(time, source.grid, tick)
             last = self._reached = exact if last is None or exact > last else time
-            length = frame.duration or 0
+            length = (frame.duration or 0) * tick or 1 / self.info.fps
+            self._end = last + length
             self._check_size(frame, last)
             yield last, frame
         if last is None:
             return
         damage, duration = decoder.damage, source.duration(self._origin)
         if damage is None and duration is not None and not self.info.is_image:
-            missing = duration - length * tick - max(last, furthest)
+            missing = duration - max(self._end, furthest)
             if missing > self._allowed_shortfall():
                 damage = f"it ends {float(missing):.1f} s early"
+            elif duration > last + 2 * tick:
+                # Packets in the order of decoding may say it wrong, and Matroska has it only here.
+                self._end = duration
         if damage is not None:
             self._tell_damage(f"{damage}; frames after {float(last):.2f} s")
 
@@ -254,6 +259,15 @@ class VideoReader:
     def _timed_from(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         decoder = Decoder(self._source, packets)
         return self._timed(decoder, iter(decoder))
+
+    @property
+    def end(self) -> Fraction:
+        """Seconds from the first frame to the end of the last frame that was given.
+
+        It is what the file says of that frame, or 1 / fps. It is exact when no more frames follow;
+        any other frame lasts until the next.
+        """
+        return self._end
 
     def skip(self, count: int) -> None:
         """Passes over the next `count` frames, which are decoded but not converted."""
