@@ -19,7 +19,7 @@ import pytest
 import torch
 from av.filter import Graph
 
-from wanvae.video import HdrWarning, VideoError, VideoReader, probe, read_video, write_video
+from wanvae.video import HdrWarning, VideoError, probe, read_video, write_video
 from wanvae.video.primaries import BT709, BT2020, PRIMARIES, conversion
 
 PATCH, ACROSS, DOWN = 16, 6, 4
@@ -481,3 +481,56 @@ def test_chroma_lies_where_ffmpeg_takes_it_to_be(tmp_path: Path, layout: str) ->
     with av.open(str(path)) as container:
         expected = rgb_by_ffmpeg(next(container.decode(video=0)), 1, LIMITED, "left")
     assert np.abs(by_reader(path) - expected).max() * 255 <= 1
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    ("suffix", "alpha"),
+    [("mp4", 0), ("mov", 0), ("mkv", 0), ("webm", 0), ("webm", 1), ("mov", 1)],
+)
+def test_stream_and_container_say_what_the_colours_are(
+    tmp_path: Path, suffix: str, alpha: int
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, torch.zeros(3 + alpha, 2, 32, 32), Fraction(25))
+    bt709 = 1, LIMITED, 1, 1
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0].codec_context  # as the container says, before decoding
+        said = stream.colorspace, stream.color_range, stream.color_primaries, stream.color_trc
+        frame = next(container.decode(video=0))
+    assert said == bt709
+    found = frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc
+    assert found == bt709
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "webm"])
+@pytest.mark.parametrize(
+    "tags",
+    [(1, LIMITED, 1, 1), (6, FULL, 6, 6), (9, LIMITED, 9, 14), (9, LIMITED, 9, PQ), (9, FULL, 9, HLG)],
+)
+def test_colours_stay_on_the_way_there_and_back(tmp_path: Path, suffix: str, tags) -> None:
+    """What is read is rounded to 8 bits of RGB, of YUV, and of RGB again: at most 0.5 + 1.6 + 0.5."""
+    matrix, levels, primaries, transfer = tags
+    rgb = patches(encoded(colours_inside(primaries), transfer))
+    frame = frame_of(planes_of(rgb, matrix, levels, 10, "420"), "yuv420p10le")
+    source, target = write(tmp_path / "a.mkv", frame, tags), tmp_path / f"b.{suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HdrWarning)
+        video, info = read_video(source)
+    write_video(target, video, info.fps, crf=0)
+    back = read_video(target)[0][:, 0].double().numpy()
+    difference = np.abs(middles(back) - middles(video[:, 0].numpy())) * 127.5
+    assert difference.max() <= 2.6
+    assert probe(target).hdr is None
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+def test_chroma_stays_where_it_is(tmp_path: Path, suffix: str) -> None:
+    x = torch.arange(WIDTH).expand(HEIGHT, -1)
+    video = torch.stack([0.5 * torch.cos(x / a) for a in (9, 13, 17)])[:, None]
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, video, Fraction(25), crf=0)
+    difference = (read_video(path)[0] - video)[..., 8:-8, 8:-8].abs().max() * 127.5
+    assert difference <= 3

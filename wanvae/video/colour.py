@@ -92,7 +92,7 @@ class Colours:
         if self.is_hdr:
             return (
                 f"it is HDR ({self.transfer.name}, up to {self.peak:g} cd/m2), and is converted to "
-                f"SDR by tone mapping: highlights are darker, {WHITE:g} cd/m2 is close to white"
+                "SDR by tone mapping; highlights are darker"
             )
         return (
             f"it has wide colours ({self.primaries.name}), and is converted to BT.709; colours "

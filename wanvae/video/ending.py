@@ -18,7 +18,7 @@ class Ending:
     All times are in ticks of the encoder.
 
     Args:
-        step: the least step of decoding times.
+        step: the least step of times in the container. Shorter durations become 0 in it.
     """
 
     def __init__(self, step: int) -> None:
@@ -34,7 +34,7 @@ class Ending:
         if self._shown in self._lengths:
             self._lengths[self._shown] = time - self._shown
         self._shown = time
-        self._lengths[time] = 1
+        self._lengths[time] = self._step
 
     def pass_on(self, packets: list[Packet]) -> Iterator[Packet]:
         """Yields packets that can be written. The last one is held back."""
@@ -53,7 +53,7 @@ class Ending:
     def finish(self, packets: list[Packet], end: int) -> Iterator[Packet]:
         """Yields the rest of the packets. The last frame is shown until ``end``."""
         if self._shown is not None:
-            end = max(end, self._shown + 1)
+            end = max(end, self._shown + self._step)
             if self._shown in self._lengths:
                 self._lengths[self._shown] = end - self._shown
         yield from self.pass_on(packets)
@@ -61,10 +61,9 @@ class Ending:
         if last is None or last.pts is None or last.dts is None:
             return
         even = last.pts - self._delay  # decoded as early as the first frame
-        if last.pts == self._shown:
-            last.dts = even if self._before is None else max(even, self._before + self._step)
-            last.duration = end - last.pts
-        else:
-            last.dts = max(even, last.dts)
-            last.duration = end - last.dts - self._delay
+        is_shown_last = last.pts == self._shown
+        dts = even if is_shown_last else min(max(even, last.dts), end - self._delay - self._step)
+        last.dts = dts if self._before is None else max(dts, self._before + self._step)
+        length = end - last.pts if is_shown_last else end - last.dts - self._delay
+        last.duration = max(length, self._step)
         yield last

@@ -75,8 +75,8 @@ class VideoReader:
     missing, with a UserWarning; if `strict`, a VideoError. A single image is a still image.
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
     says. Transparency is left out, except with `alpha`: then pictures are RGBA, and opaque where
-    the file has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as
-    if it were SDR (a HdrWarning), interlaced frames and pixels that are not square stay as they
+    the file has no alpha. Colours are taken as they are, not multiplied with alpha. HDR and wide
+    colours are converted to SDR (a HdrWarning), interlaced frames and pixels that are not square stay as they
     are, and one of several videos is read: each with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always

@@ -186,6 +186,9 @@ class VideoWriter:
                 dst_color_range=ColorRange.MPEG if self._is_yuv else ColorRange.JPEG,
                 interpolation=INTERPOLATION,
             )
+            if self._is_yuv:  # some encoders take the tags of frames
+                frame.color_primaries = ColorPrimaries.BT709
+                frame.color_trc = ColorTrc.BT709
             frame.pts, frame.time_base = pts, self._time_base
             self._ending.show(pts)
             container.mux(list(self._ending.pass_on(self._stream.encode(frame))))
