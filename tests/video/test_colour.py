@@ -1,10 +1,10 @@
 """Colours are read as FFmpeg itself converts them.
 
 The reference of these tests is FFmpeg's filter "scale", which is told matrix, range, primaries and
-transfer by name. It does not read the tags of the file, and none of our code runs in it: it converts
-YUV, transfer (with the system gamma of HLG) and primaries. For HDR it gives PQ of BT.709, which the
-test makes linear by the formula of BT.2100; FFmpeg's filter "tonemap" maps the tones. Some values of
-FFmpeg's filter "zscale" (zimg), which wheels of PyAV do not have, are written down at the end.
+transfer by name. It does not read the tags of the file, and none of our code runs in it. It
+converts YUV, transfer (with the system gamma of HLG) and primaries. For HDR it gives PQ of BT.709,
+which is made linear by the formula of BT.2100; FFmpeg's filter "tonemap" maps the tones. Some values
+of FFmpeg's filter "zscale" (zimg), which wheels of PyAV do not have, are written down below.
 """
 
 import warnings
@@ -508,10 +508,16 @@ def test_stream_and_container_say_what_the_colours_are(
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "webm"])
 @pytest.mark.parametrize(
     "tags",
-    [(1, LIMITED, 1, 1), (6, FULL, 6, 6), (9, LIMITED, 9, 14), (9, LIMITED, 9, PQ), (9, FULL, 9, HLG)],
+    [
+        (1, LIMITED, 1, 1),
+        (6, FULL, 6, 6),
+        (9, LIMITED, 9, 14),
+        (9, LIMITED, 9, PQ),
+        (9, FULL, 9, HLG),
+    ],
 )
 def test_colours_stay_on_the_way_there_and_back(tmp_path: Path, suffix: str, tags) -> None:
-    """What is read is rounded to 8 bits of RGB, of YUV, and of RGB again: at most 0.5 + 1.6 + 0.5."""
+    """What is read is rounded to 8 bits of RGB, YUV and RGB again: at most 0.5 + 1.6 + 0.5."""
     matrix, levels, primaries, transfer = tags
     rgb = patches(encoded(colours_inside(primaries), transfer))
     frame = frame_of(planes_of(rgb, matrix, levels, 10, "420"), "yuv420p10le")

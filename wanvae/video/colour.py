@@ -177,9 +177,7 @@ def assume_matrix(frame: av.VideoFrame, *, is_of_images: bool) -> None:
     high = frame.height >= _HIGH_HEIGHT or frame.width >= _HIGH_WIDTH
     if primaries == ColorPrimaries.BT2020 or hdr:
         frame.colorspace = Colorspace.BT2020
-    elif is_of_images:
-        frame.colorspace = Colorspace.ITU601
-    elif primaries in (ColorPrimaries.BT470BG, ColorPrimaries.SMPTE170M):
+    elif is_of_images or primaries in (ColorPrimaries.BT470BG, ColorPrimaries.SMPTE170M):
         frame.colorspace = Colorspace.ITU601
     else:
         bt709 = high or primaries == ColorPrimaries.BT709

@@ -76,8 +76,8 @@ class VideoReader:
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
     says. Transparency is left out, except with `alpha`: then pictures are RGBA, and opaque where
     the file has no alpha. Colours are taken as they are, not multiplied with alpha. HDR and wide
-    colours are converted to SDR (a HdrWarning), interlaced frames and pixels that are not square stay as they
-    are, and one of several videos is read: each with a UserWarning.
+    colours are converted to SDR (a HdrWarning), interlaced frames and pixels that are not square
+    stay as they are, and one of several videos is read: each with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -307,8 +307,8 @@ class VideoReader:
         assume_matrix(frame, is_of_images=self._source.is_of_images)
         if (matrix := unknown_matrix(frame)) is not None:
             raise VideoError(
-                f"cannot read {self.path}: its colours are stored with the matrix {matrix}; convert "
-                "it to BT.709 first"
+                f"cannot read {self.path}: its colours are stored with the matrix {matrix}; "
+                "convert it to BT.709 first"
             )
         colours = colours_of(frame, self._peak)
         self._losses.tell(frame, colours)
@@ -446,7 +446,7 @@ def _full_range(frame: av.VideoFrame, deep: bool) -> int:
 
 
 def _levels(frame: av.VideoFrame, deep: bool) -> tuple[int, int]:
-    """The levels of black and white after swscale converts this frame to rgb24, or deep to rgb48."""
+    """The levels of black and white after swscale converts a frame to rgb24, or deep to rgb48."""
     unit = 256 if deep else 1
     gray = frame.format.name.startswith("gray")
     if gray and frame.color_range == ColorRange.MPEG:

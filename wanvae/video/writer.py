@@ -81,8 +81,8 @@ class VideoWriter:
         tick = _COARSE_TICKS.get(self._format.container, self._time_base)
         if fps * tick > 1:
             raise self._error(
-                f"it counts time in 1/{tick.denominator} s, too coarse for {fps} frames per second; "
-                "write .mp4 or .mov"
+                f"it counts time in 1/{tick.denominator} s, too coarse for {fps} frames per "
+                "second; write .mp4 or .mov"
             )
         self._least_step = ceil(tick / self._time_base)
         self._last_pts: int | None = None
