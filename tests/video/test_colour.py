@@ -3,8 +3,8 @@
 The reference of these tests is FFmpeg's filter "scale", which is told matrix, range, primaries and
 transfer by name. It does not read the tags of the file, and none of our code runs in it. It
 converts YUV, transfer (with the system gamma of HLG) and primaries. For HDR it gives PQ of BT.709,
-which is made linear by the formula of BT.2100; FFmpeg's filter "tonemap" maps the tones. Some values
-of FFmpeg's filter "zscale" (zimg), which wheels of PyAV do not have, are written down below.
+which is made linear by the formula of BT.2100; FFmpeg's filter "tonemap" maps the tones. Some
+values of FFmpeg's filter "zscale" (zimg), which PyAV's wheels do not have, are written down below.
 """
 
 import warnings
