@@ -28,7 +28,8 @@ class BucketBatches(Sampler[list[int]]):
     In each epoch every clip is in exactly one batch. All processes get the same number of batches,
     and in each step batches of about the same work, mostly of one shape. Where clips of a shape are
     left over, a batch is smaller. If the number of batches is no multiple of the number of
-    processes, a few batches are divided in two.
+    processes, a few batches are divided in two; if all have one clip, some come twice, which is
+    logged.
 
     The order depends on ``seed`` and the epoch alone. Loop over ``track(loader)``: each pass is one
     epoch, and ``state_dict`` tells which batches the loop has had, however many batches a
@@ -43,8 +44,8 @@ class BucketBatches(Sampler[list[int]]):
         seed: decides the order.
         shuffle: whether clips and batches come in random order. Without it, the batches with the
             most work come first.
-        drop_last: leave out smaller batches, and batches that are no multiple of the number of
-            processes. Logs how many clips are left out in every epoch.
+        drop_last: leave out smaller batches, and batches that are too many for a multiple of the
+            number of processes. Clips that no epoch has are logged.
         processes: how many processes share the batches; None takes all processes of the run.
         process: the number of this process, which gets only its own batches. None gives the batches
             of all processes, one step after the other, for accelerate.
@@ -53,8 +54,8 @@ class BucketBatches(Sampler[list[int]]):
         epoch: number of the epoch that the next batch belongs to.
 
     Raises:
-        UserError: an argument is out of range. Asking for batches raises it if there are too few
-            clips for a batch in each process.
+        UserError: an argument is out of range. Asking for batches raises it if there are no clips,
+            or ``drop_last`` leaves none.
     """
 
     def __init__(
@@ -85,16 +86,23 @@ class BucketBatches(Sampler[list[int]]):
         self._step = 0
         # Whether a pass goes through track, and whether there was one that does not.
         self._tracking = self._missed = False
-        if drop_last:
-            self._warn_of_dropped()
+        self._warn()
 
-    def _warn_of_dropped(self) -> None:
-        rare = [len(clips) for clips in self._clips.values() if len(clips) < self._size]
-        if rare:
+    def _warn(self) -> None:
+        """Logs which clips no epoch has, or how many come twice."""
+        sizes = [len(clips) for clips in self._clips.values()]
+        rare = [size for size in sizes if size < self._size]
+        if self.drop_last and rare:
             LOGGER.warning(
                 "drop_last leaves out %d clips in every epoch, because there are fewer than %d of "
                 "their shape",
                 *(sum(rare), self._size),
+            )
+        twice = self._steps * self.processes - sum(sizes)
+        if twice > 0:
+            LOGGER.warning(
+                "%d of %d clips come twice in every epoch, so that all %d processes have as many",
+                *(twice, sum(sizes), self.processes),
             )
 
     @property
