@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -203,8 +204,6 @@ def test_too_few_clips(clips: int, drop_last: bool) -> None:
 
 
 def test_accelerate_must_not_share_out_a_share() -> None:
-    from accelerate.data_loader import BatchSamplerShard
-
     batches = BucketBatches(some_shapes(), 4, processes=2, process=0)
     with pytest.raises(UserError, match="share out the batches of one process once more"):
         BatchSamplerShard(batches, 2, 0)
@@ -277,6 +276,23 @@ def test_a_state_before_the_end_of_an_epoch_is_told_apart() -> None:
     again.load_state_dict(state)
     assert list(again.track(again)) == [] and again.epoch == 1
     assert next(again.track(again)) == next(iter(batches))
+
+
+def test_a_loader_of_accelerate_does_not_start_at_the_first_epoch() -> None:
+    """It counts epochs itself, from 0, and sets them in its sampler if there is one process."""
+    batches, shapes = BucketBatches(some_shapes(), 4), some_shapes()
+    batches.set_epoch(2)
+    second = list(batches)
+    for _ in islice(batches.track(batches), 3):
+        state = batches.state_dict()
+    again = BucketBatches(shapes, 4)
+    again.load_state_dict(state)
+    loader = DataLoaderShard(Clips(shapes), batch_sampler=again)
+    assert [numbers(batch) for batch in again.track(loader)] == second[3:]
+    again.set_epoch(3)  # as loops over epochs do
+    third = [numbers(batch) for batch in again.track(loader)]
+    batches.set_epoch(3)
+    assert third == list(batches)
 
 
 def test_batches_that_nothing_counts_have_no_state() -> None:
