@@ -342,7 +342,19 @@ def launch(folder: Path, *arguments: object) -> list[dict[str, object]]:
     return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("drop_last", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_accelerate_gives_each_process_its_batches(processes: int, drop_last: bool) -> None:
+    batches = BucketBatches(some_shapes(), 4, processes=processes, drop_last=drop_last)
+    parts = [BatchSamplerShard(batches, processes, rank) for rank in range(processes)]
+    assert [list(part) for part in parts] == shares(
+        some_shapes(), 4, processes, drop_last=drop_last
+    )
+    assert {len(part) for part in parts} == {len(batches) // processes}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drop_last", [False, True])
 def test_two_processes_of_accelerate(tmp_path: Path, drop_last: bool) -> None:
     """Each gets its share, once; a run that is interrupted ends with the same weights."""
     options = ["--drop_last"] if drop_last else []

@@ -116,9 +116,9 @@ def test_batches_of_one_shape(tmp_path: Path, run: Run) -> None:
     dataset = LatentDataset(tmp_path / "out")
     batches = BucketBatches(dataset.shapes, 2)
     sources: list[str] = []
-    for latents, fps, names in batches.track(DataLoader(dataset, batch_sampler=batches)):
-        assert latents.shape[0] == len(fps) == len(names)
-        sources += names
+    for clips in batches.track(DataLoader(dataset, batch_sampler=batches)):
+        assert len(clips.latents) == len(clips.fps) == len(clips.source)
+        sources += clips.source
     assert Counter(sources) == Counter(source for source, *_ in CLIPS)
 
 
@@ -155,10 +155,8 @@ def test_options_come_from_a_file_too(tmp_path: Path, run: Run) -> None:
 # However it comes about, the bytes are the same
 
 
-SLOW_BUT_ONE = [pytest.param(name, marks=pytest.mark.slow) for name in ("files", "safetensors")]
-
-
-@pytest.mark.parametrize("container", ["tar", *SLOW_BUT_ONE])
+@pytest.mark.slow
+@pytest.mark.parametrize("container", ["files", "tar", "safetensors"])
 def test_two_processes_write_the_same(
     tmp_path: Path, files: Path, run: Run, container: str
 ) -> None:
@@ -254,7 +252,7 @@ def test_caches_of_other_programs_are_read_back(tmp_path: Path, run: Run, layout
     assert Counter(cache.shapes) == Counter(clip.shape for clip in clips)
     batches = BucketBatches(cache.shapes, 2)
     loader = DataLoader(cache, batch_sampler=batches)
-    assert sum(len(latents) for latents, *_ in batches.track(loader)) == len(clips)
+    assert sum(len(batch.latents) for batch in batches.track(loader)) == len(clips)
 
 
 def names_in(folder: Path, pattern: str) -> set[str]:

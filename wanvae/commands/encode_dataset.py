@@ -115,8 +115,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--frames",
         help="frames of each clip, 1 + 4n: cut videos into such clips, and drop the rest; "
-        "17,49,81: of 81, and from the rest again and again the longest that fits (default: one "
-        "clip for each whole video)",
+        "17,49,81: cut clips of 81, and from the rest again and again the longest that fits "
+        "(default: one clip for each whole video)",
     )
     parser.add_argument(
         "--fps", help="frames per second, like 16 or 30000/1001 (default: the rate of each video)"
