@@ -15,7 +15,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tests.helpers import LAUNCHER
 from wanvae import BucketBatches
@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("bucket_program.py")
 data_sets = st.lists(st.sampled_from(SHAPES), min_size=12, max_size=80)
 
 
-class Clips:
+class Clips(Dataset):
     """Clips of shapes; the numbers in a clip tell which it is."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -193,6 +193,11 @@ def test_clips_that_come_twice_are_told(caplog: pytest.LogCaptureFixture) -> Non
 def test_impossible_arguments(options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         BucketBatches(SHAPES, **{"batch_size": 1, **options})
+
+
+def test_a_data_set_is_no_list_of_shapes() -> None:
+    with pytest.raises(UserError, match="takes the shapes of the clips: give dataset.shapes"):
+        BucketBatches(Clips(SHAPES), 4)
 
 
 @pytest.mark.parametrize(("clips", "drop_last"), [(0, False), (0, True), (3, True)])

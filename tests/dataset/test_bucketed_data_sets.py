@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from jsonargparse import Namespace
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.commands import outputs_of
-from tests.helpers import launched, tiny
+from tests.helpers import WAN22, launched, tiny
 from wanvae import BucketBatches, LatentDataset, WanVAE
 from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
+from wanvae.commands.buckets import buckets_of_area
 from wanvae.dataset.settings import DatasetOptions
 from wanvae.errors import UserError
 from wanvae.video import read_video, write_video
@@ -132,6 +134,15 @@ def test_buckets_of_an_area(tmp_path: Path, run: Run) -> None:
     out = run(tmp_path / "more", "--area", "32x64")
     assert out.count("\nbucket ") == 5 and "bucket 48x32: " in out and "bucket 32x64: " in out
     run(tmp_path / "out", "--buckets", "16x16,16x32,32x16")
+
+
+@pytest.mark.parametrize(("variant", "square"), [({}, "624x624"), (WAN22, "608x608")])
+def test_sides_are_multiples_of_what_a_diffusion_model_needs(
+    variant: dict[str, object], square: str
+) -> None:
+    arguments = Namespace(area="480x832", multiple=None, aspects=3)
+    buckets = buckets_of_area(arguments, tiny(**variant).config)
+    assert buckets == ("832x480", square, "480x832")
 
 
 def test_lengths_alone(tmp_path: Path, run: Run) -> None:

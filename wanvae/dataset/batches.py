@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from wanvae.dataset.steps import count_steps, plan_steps
 from wanvae.engine.config import check
@@ -69,6 +69,9 @@ class BucketBatches(Sampler[list[int]]):
         processes: int | None = None,
         process: int | None = None,
     ) -> None:
+        # A data set can be iterated over too, but gives clips.
+        if isinstance(shapes, Dataset):
+            raise UserError("BucketBatches takes the shapes of the clips: give dataset.shapes")
         check(batch_size >= 1, "batch_size", batch_size, "1 or more")
         check(processes is None or processes >= 1, "processes", processes, "1 or more")
         self.drop_last = drop_last

@@ -109,7 +109,7 @@ def prepare(
         options = replace(options, architecture=architecture)
         clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
-    if enlarged := sum(is_enlarged(clip) for clip in clips) if options.buckets else 0:
+    if enlarged := sum(clip.is_enlarged for clip in clips) if options.buckets else 0:
         notes.append(f"{enlarged} clips are smaller than their bucket, and are enlarged")
     many = options.many
     vae.warn_of_statistics(stacklevel=2)
@@ -152,11 +152,6 @@ def prepare(
         ignored=describe_ignored(content.ignored),
         notes=tuple(notes),
     )
-
-
-def is_enlarged(clip: Clip) -> bool:
-    """Whether the frames of a clip become larger than they are in the video."""
-    return clip.scaled[0] > clip.entry.height
 
 
 def read_index(folder: Path) -> list[IndexedClip]:

@@ -93,6 +93,11 @@ class Clip:
         return self.first / self.fps
 
     @property
+    def is_enlarged(self) -> bool:
+        """Whether the frames become larger than they are in the video."""
+        return self.scaled[0] > self.entry.height
+
+    @property
     def pixels(self) -> int:
         """Pixels of all frames together."""
         return self.frames * self.size[0] * self.size[1]
