@@ -196,7 +196,7 @@ def test_impossible_arguments(options: dict[str, int], message: str) -> None:
 
 
 def test_a_data_set_is_no_list_of_shapes() -> None:
-    with pytest.raises(UserError, match="takes the shapes of the clips: give dataset.shapes"):
+    with pytest.raises(UserError, match=r"takes the shapes of the clips: give dataset\.shapes"):
         BucketBatches(Clips(SHAPES), 4)
 
 
