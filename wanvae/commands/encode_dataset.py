@@ -71,6 +71,7 @@ def show(name: str, report: DatasetReport) -> None:
         f"{speed:.2f} frames per second"
     )
     print_some("encoded again, because it has changed", report.changed)
+    print_some("latents are kept, but captions or metadata are new", report.redescribed)
     print_some("not in the folder any more, so the index leaves out its clips", report.gone)
     if report.unknown:
         print(

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby, islice, repeat
 from os import PathLike
 from pathlib import Path
@@ -38,6 +38,7 @@ from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
 from wanvae.folders.listing import MANIFEST
+from wanvae.folders.sidecars import SidecarReader
 from wanvae.frames import encode_frames
 from wanvae.latents.formats.layout import ClipFacts
 from wanvae.latents.spool import LatentsSpool
@@ -103,7 +104,9 @@ class DatasetReport:
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
         unknown: number of clips of an earlier version, which does not tell whether their videos
             have changed since.
-        notes: what people must know of the files of a layout.
+        notes: what people must know of the files of a layout, and of what describes the videos.
+        redescribed: videos and images whose captions or metadata have changed. The index has the
+            new ones; the latents are as they were.
     """
 
     written: int
@@ -118,6 +121,7 @@ class DatasetReport:
     ignored: str
     unknown: int
     notes: tuple[str, ...]
+    redescribed: tuple[str, ...]
 
 
 def encode_dataset(
@@ -209,19 +213,23 @@ def carry_out(
     written = list(chain(*(work.written for work in works)))
     kept = list(chain(*(kept for _, kept in everything)))
     failed = chain(*(work.failures for work in works))
+    with SidecarReader(source, plan.descriptions) as sidecars:
+        failures = write_lists(destination, plan, written + kept, failed, sidecars)
+        notes = (*plan.notes, *sidecars.notes)
     return DatasetReport(
         written=len(written),
         kept=len(kept),
         frames=sum(clip.frames for clip in written),
         size=sum(work.size for work in works),
         seconds=time.perf_counter() - started,
-        failures=tuple(write_lists(destination, plan, written + kept, failed)),
+        failures=tuple(failures),
         left_out=plan.left_out,
         changed=plan.changed,
         gone=plan.gone,
         ignored=plan.ignored,
         unknown=sum(clip.stamp is None for clip in kept),
-        notes=plan.notes,
+        notes=notes,
+        redescribed=plan.redescribed,
     )
 
 
@@ -399,7 +407,11 @@ def sample_frames(posterior: Posterior, generator: torch.Generator) -> Tensor:
 
 
 def write_lists(
-    folder: Path, plan: DatasetPlan, clips: Iterable[IndexedClip], failed: Iterable[Failure]
+    folder: Path,
+    plan: DatasetPlan,
+    clips: Iterable[IndexedClip],
+    failed: Iterable[Failure],
+    sidecars: SidecarReader,
 ) -> list[Failure]:
     """Writes the index and the list of failures, and returns the failures."""
     index = {clip.name: clip for clip in clips}
@@ -408,7 +420,13 @@ def write_lists(
     failures = [recorded[name] for name in names if name in recorded and name not in index]
     failures.extend(plan.broken)
     write_lines(folder / FAILURES, failures)
-    write_lines(folder / INDEX, (index[name] for name in names if name in index))
+    described = (
+        replace(index[clip.name], sidecars=sidecars.read(clip.entry))
+        for file in plan.files
+        for clip in file.clips
+        if clip.name in index
+    )
+    write_lines(folder / INDEX, described)
     layout = layouts.layout_of(plan.settings.options)
     if layout is not None:
         layouts.finish(folder, plan.files, layout)

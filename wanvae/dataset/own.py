@@ -12,7 +12,7 @@ from torch import Tensor
 from wanvae.dataset.clip import LatentClip
 from wanvae.dataset.records import INDEX, IndexedClip
 from wanvae.dataset.settings import read_settings
-from wanvae.engine.json_files import read_lines
+from wanvae.engine.json_lines import JsonLines
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
 
@@ -35,7 +35,7 @@ class OwnLatents:
     def __init__(self, folder: Path, sample: bool) -> None:
         self.folder = folder
         self.settings = read_settings(folder)
-        self.clips = self._read_index()
+        self.clips = self._open_index()
         self._sample = sample
         store = self.settings.options.store
         if sample and store != "moments":
@@ -44,19 +44,31 @@ class OwnLatents:
                 "sample, or encode the videos again with --store moments"
             )
 
-    def _read_index(self) -> list[IndexedClip]:
-        path = self.folder / INDEX
+    def _open_index(self) -> JsonLines[IndexedClip]:
+        advice = "delete it, and run wanvae encode-dataset again"
         try:
-            return read_lines(path, IndexedClip)
+            return JsonLines(self.folder / INDEX, IndexedClip, advice)
         except FileNotFoundError:
             raise UserError(
                 f"{self.folder} is not complete, because it has no {INDEX}; "
                 "run wanvae encode-dataset again to go on"
             ) from None
-        except UserError as error:
-            raise UserError(
-                f"{path} is damaged ({error}); delete it, and run wanvae encode-dataset again"
-            ) from error
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shape of the latents of each clip, without parsing all of the index.
+
+        Raises:
+            UserError: the index is damaged.
+        """
+        known: dict[bytes, tuple[int, ...]] = {}
+        found = []
+        for number, line in enumerate(self.clips.lines()):
+            # Text in a line has no unescaped quotes, and fields with objects come after the shape.
+            shape = line.partition(b'"shape": [')[2].partition(b"]")[0]
+            if shape not in known or not shape:
+                known[shape] = self.clips.parse(line, number).shape
+            found.append(known[shape])
+        return found
 
     def read(self, index: int) -> LatentClip:
         """Returns a clip.

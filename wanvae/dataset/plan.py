@@ -17,14 +17,16 @@ from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.json_files import read_lines, write_lines
+from wanvae.engine.json_files import write_lines
+from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
-from wanvae.engine.text import writable
+from wanvae.engine.text import first_few, writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import read_folder
+from wanvae.folders.sidecars import SidecarReader
 from wanvae.latents.formats.layout import Layout
 from wanvae.model import WanVAE
 
@@ -42,7 +44,10 @@ class DatasetPlan:
         changed: videos and images that have changed since some of their clips were encoded.
         gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
-        notes: what people must know of the files of a layout.
+        notes: what people must know of the files of a layout, and of what describes the videos.
+        descriptions: captions and tables of metadata of the source, by path.
+        redescribed: videos and images that have clips in the index, but are described in another
+            way now.
     """
 
     settings: DatasetSettings
@@ -54,6 +59,8 @@ class DatasetPlan:
     gone: tuple[str, ...]
     ignored: str
     notes: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    redescribed: tuple[str, ...]
 
     @property
     def kept(self) -> list[LatentsFilePlan]:
@@ -122,8 +129,17 @@ def prepare(
     existing = {file.name for file in files if (destination / file.name).exists()}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    index = open_index(destination)
+    with SidecarReader(source, content.descriptions) as sidecars:
+        redescribed = find_redescribed(index, files, sidecars)
+        unmatched = sidecars.unmatched({entry.name for entry in content.entries})
+    if unmatched:
+        notes.append(f"tables of metadata describe files that are not there: {first_few(unmatched)}")
+    if layout is not None and content.descriptions:
+        notes.append(
+            f"captions and metadata are in {INDEX} alone, which {layout.program} does not read"
+        )
     if not many:
-        index = read_index(destination)
         sources = {writable(entry.name) for entry in content.entries}
         gone = tuple(dict.fromkeys(c.source for c in index if c.source not in sources))
         stale = [
@@ -142,14 +158,31 @@ def prepare(
         gone=gone,
         ignored=describe_ignored(content.ignored),
         notes=tuple(notes),
+        descriptions=content.descriptions,
+        redescribed=redescribed,
     )
 
 
-def read_index(folder: Path) -> list[IndexedClip]:
+def open_index(folder: Path) -> Sequence[IndexedClip]:
     """Returns the clips in the index of a data set; none if there is no index that can be read."""
     with suppress(OSError, UserError):
-        return read_lines(folder / INDEX, IndexedClip)
+        return JsonLines(folder / INDEX, IndexedClip, "delete it, and run it again")
     return []
+
+
+def find_redescribed(
+    index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan], sidecars: SidecarReader
+) -> tuple[str, ...]:
+    """Returns the videos of clips in the index whose sidecars are not those in the index."""
+    entries = {clip.name: clip.entry for file in files for clip in file.clips} if index else {}
+    pairs = ((clip, entries.get(clip.name)) for clip in index)
+    return tuple(
+        dict.fromkeys(
+            clip.source
+            for clip, entry in pairs
+            if entry is not None and sidecars.read(entry) != clip.sidecars
+        )
+    )
 
 
 def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:
