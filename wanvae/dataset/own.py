@@ -77,7 +77,23 @@ class OwnLatents:
             UserError: the clip cannot be read, or is not finite.
         """
         clip = self.clips[index]
-        tensors = self.read_tensors(clip)
+        tensors, *others = self.read_stored(clip)
+        latents = self._normalized(tensors, clip)
+        conditions = {
+            condition: self._normalized(stored, clip)
+            for condition, stored in zip(self.settings.options.conditions, others, strict=True)
+        }
+        return LatentClip(
+            latents,
+            float(Fraction(clip.fps)),
+            clip.source,
+            clip.caption or "",
+            conditions.get("first_frame", latents[:, :0]),
+            conditions.get("control", latents[:, :0]),
+        )
+
+    def _normalized(self, tensors: Tensor, clip: IndexedClip) -> Tensor:
+        """Returns latents ``(z_dim, T, H, W)`` of stored tensors, as ``read_stored`` gives them."""
         if not tensors.isfinite().all():
             raise UserError(
                 f"the latents of {clip.name} in {self.folder / clip.file} are not finite (NaN or "
@@ -89,13 +105,23 @@ class OwnLatents:
         if self.settings.options.scale == "raw":
             mean, std = self.settings.statistics()
             latents = (latents - mean) / std
-        return LatentClip(latents[0], float(Fraction(clip.fps)), clip.source)
+        return latents[0]
 
     def read_tensors(self, clip: IndexedClip) -> Tensor:
         """Returns the tensors of a clip, ``(1 or 2, z_dim, T, H, W)``, as float32."""
+        return self.read_stored(clip)[0]
+
+    def read_stored(self, clip: IndexedClip) -> list[Tensor]:
+        """Returns what is stored of a clip, ``(1 or 2, z_dim, T, H, W)`` each, as float32.
+
+        First come the tensors of the clip, then the tensors of its conditions. They follow each
+        other in the file.
+        """
         options = self.settings.options
-        shape = len(options.tensors), *clip.shape
-        content = bytearray(prod(shape) * options.torch_dtype.itemsize)
+        channels, length, height, width = clip.shape
+        lengths = [length, *(1 if c == "first_frame" else length for c in options.conditions)]
+        shapes = [(len(options.tensors), channels, each, height, width) for each in lengths]
+        content = bytearray(sum(map(prod, shapes)) * options.torch_dtype.itemsize)
         path = self.folder / clip.file
         try:
             with path.open("rb") as file:
@@ -107,4 +133,6 @@ class OwnLatents:
             raise UserError(
                 f"{path} ends too early; delete it, and run wanvae encode-dataset again"
             )
-        return torch.frombuffer(content, dtype=options.torch_dtype).view(shape).float()
+        values = torch.frombuffer(content, dtype=options.torch_dtype).float()
+        parts = values.split([prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -12,11 +12,13 @@ from pathlib import Path
 from wanvae.checkpoints.formats import identify, weights_file
 from wanvae.config import check_has
 from wanvae.dataset import layouts
+from wanvae.dataset.control import add_controls
 from wanvae.dataset.files import index_file, plan_files
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan
 from wanvae.engine.digest import digest_of_file
+from wanvae.engine.files import is_in
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
@@ -101,13 +103,25 @@ def prepare(
         )
     source = source.resolve()
     layout = layouts.layout_of(options)
+    planned: Sequence[Clip] = found.clips
+    unusable: list[Failure] = []
+    if options.control is not None:
+        control = Path(options.control).resolve()
+        if is_in(control, source):
+            raise UserError(
+                f"the folder of controls, {control}, lies in {source}, so that its videos would be "
+                "encoded as videos too: move it out"
+            )
+        options = replace(options, control=str(control))
+        planned, unusable = add_controls(planned, control, destination)
     if layout is None:
-        clips, notes, unnamed = found.clips, [], []
+        clips, notes, unnamed = planned, [], []
         files = list(plan_files(clips, options, vae.config))
     else:
         architecture = layout.architecture_of(options.architecture, vae.config.z_dim)
+        layout.check_conditions(options.conditions, architecture)
         options = replace(options, architecture=architecture)
-        clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
+        clips, notes = layouts.choose_clips(planned, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
     many = options.many
     vae.warn_of_statistics(stacklevel=2)
@@ -134,7 +148,9 @@ def prepare(
         redescribed = find_redescribed(index, files, sidecars)
         unmatched = sidecars.unmatched({entry.name for entry in content.entries})
     if unmatched:
-        notes.append(f"tables of metadata describe files that are not there: {first_few(unmatched)}")
+        notes.append(
+            f"tables of metadata describe files that are not there: {first_few(unmatched)}"
+        )
     if layout is not None and content.descriptions:
         notes.append(
             f"captions and metadata are in {INDEX} alone, which {layout.program} does not read"
@@ -152,7 +168,7 @@ def prepare(
         settings=settings,
         files=tuple(files),
         existing=frozenset(existing),
-        broken=(*found.broken, *unnamed),
+        broken=(*found.broken, *unusable, *unnamed),
         left_out=found.left_out,
         changed=changed,
         gone=gone,
@@ -192,7 +208,12 @@ def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool
         UserError: the file is damaged.
     """
     (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
-    return stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)
+    control = planned.control
+    return (stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)) or (
+        stored.control is not None
+        and control is not None
+        and not stored.control.matches(control.entry.stamp)
+    )
 
 
 def remove_outdated(
@@ -221,12 +242,21 @@ def remove_outdated(
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
     """Returns a digest of the names of clips, and of what they are cut from."""
-    lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in clips)
+    parts = with_controls(clips)
+    lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in parts)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def with_controls(clips: Iterable[Clip]) -> Iterator[Clip]:
+    """Yields each clip, and its control after it if it has one."""
+    for clip in clips:
+        yield clip
+        if clip.control is not None:
+            yield clip.control
 
 
 def digest_of_stamps(clips: Sequence[Clip]) -> str:
     """Returns a digest of the stamps of the videos of clips."""
-    stamps = (clip.entry.stamp for clip in clips)
+    stamps = (clip.entry.stamp for clip in with_controls(clips))
     lines = (f"{stamp.size} {stamp.mtime} {stamp.head}\n" for stamp in stamps)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

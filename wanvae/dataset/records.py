@@ -40,6 +40,7 @@ class IndexedClip:
         shape: shape of each tensor, (z_dim, T, H, W).
         stamp: the state of the file of the video when it was encoded; None in data sets of earlier
             versions.
+        control: the state of the file of its control; None if there is none.
         sidecars: what describes the video: texts and values of JSON by the suffix of their file,
             such as "txt", and its row of a table of metadata as "metadata".
     """
@@ -55,6 +56,7 @@ class IndexedClip:
     offset: int
     shape: tuple[int, ...]
     stamp: Stamp | None = None
+    control: Stamp | None = None
     sidecars: Mapping[str, Any] = field(default_factory=dict)
 
     @property

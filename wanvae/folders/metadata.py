@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -53,17 +54,15 @@ class MetadataTables:
     def __init__(self, folder: Path, paths: Sequence[str]) -> None:
         self.notes: list[str] = []
         self._places: dict[str, tuple[int, int]] = {}
-        self._rows = TemporaryFile(prefix="wanvae-")
-        try:
+        with ExitStack() as opened:
+            self._rows = opened.enter_context(TemporaryFile(prefix="wanvae-"))
             for path in sorted(paths, key=lambda path: (path.count("/"), path)):
                 self._add(folder, path)
-        except BaseException:
-            self.close()
-            raise
+            self._held = opened.pop_all()
 
     def close(self) -> None:
         """Deletes the rows."""
-        self._rows.close()
+        self._held.close()
 
     def row_of(self, name: str) -> Row:
         """Returns what the tables say of a video; empty if they say nothing."""
