@@ -504,7 +504,7 @@ def write_lists(
         for clip in file.clips
         if clip.name in index
     )
-    write_lines(folder / INDEX, described)
+    write_lines(folder / INDEX, described, whole=False)
     layout = layouts.layout_of(plan.settings.options)
     if layout is not None:
         layouts.finish(folder, plan.files, layout)
