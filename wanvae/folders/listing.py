@@ -57,6 +57,8 @@ METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 MANIFEST = "wanvae-manifest.jsonl"
 # What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
+# The numbers of the entries of a manifest, so that it opens in a moment.
+TABLE = "wanvae-manifest.npz"
 
 
 class File(NamedTuple):
@@ -123,7 +125,7 @@ def list_files(folder: Path) -> Listing:
 
 def is_left_out(path: str) -> bool:
     """Whether a file or folder is litter, or belongs to the index of the folder."""
-    return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL)
+    return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL, TABLE)
 
 
 def stems_of(name: str) -> tuple[str, str]:

@@ -110,12 +110,12 @@ class MediaFolder:
         descriptions: captions beside videos and images, and tables of metadata, by path.
     """
 
-    entries: list[Entry]
+    entries: Sequence[Entry]
     ignored: Counter[str]
     descriptions: tuple[str, ...] = ()
 
 
-def load_entries(folder: Path) -> list[Entry]:
+def load_entries(folder: Path) -> Sequence[Entry]:
     """Returns the entries of ``folder``, as ``read_folder`` does."""
     return read_folder(folder).entries
 
