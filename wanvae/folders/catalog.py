@@ -47,7 +47,7 @@ NUMBERS = np.dtype(
 # Names that do not count for the digest of a folder, besides hidden ones.
 PASSED_OVER = LITTER | {MANIFEST, JOURNAL, TABLE}
 # What a table raises that is damaged or of another version.
-DAMAGE = (OSError, ValueError, KeyError, UserError, zipfile.BadZipFile)
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, UserError, zipfile.BadZipFile)
 
 
 class Entries(Sequence[Entry]):
@@ -118,7 +118,7 @@ def open_folder(folder: Path) -> MediaFolder:
 def open_table(folder: Path) -> MediaFolder | None:
     """Returns what is in ``folder`` by its table; None without one that is up to date."""
     try:
-        with np.load(folder / TABLE) as table:
+        with (folder / TABLE).open("rb") as file, np.load(file) as table:
             facts = parse_json(table["facts"].tobytes())
             numbers = table["numbers"]
         names, tars = facts["names"].items(), facts["tars"].items()
