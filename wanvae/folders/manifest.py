@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from wanvae.folders.listing import (
 from wanvae.folders.tars import TAR_SUFFIX, find_members, split_key
 from wanvae.video import FilePart, VideoError, probe
 
+# Files for each thread that wait to be opened.
+AHEAD = 4
 # What a line raises that is not JSON, not text, or does not have the fields of an entry.
 NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
 
@@ -267,9 +269,17 @@ def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
     Threads are enough, because FFmpeg and the disk take nearly all of the time, without holding
     Python's lock.
     """
-    pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
+    workers = min(32, 2 * (os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers)
+    # Few at a time, so that the memory does not grow with their number.
+    waiting: deque[Future[list[Entry]]] = deque()
     try:
-        yield from pool.map(lambda file: probe_file(folder, file), files)
+        for file in files:
+            waiting.append(pool.submit(probe_file, folder, file))
+            if len(waiting) == AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
