@@ -63,6 +63,7 @@ FOREIGN = {
     *("taew2_1", "taew2_2", "lighttaew2_1", "lighttaew2_2"),
     *("custom_nodes", "example_workflows", "carphone_pristine", "recompile_limit"),
     *("WANVAE_COMFYUI", "WANVAE_COMFYUI_PYTHON"),
+    *("control_latents", "file_name", "first_frame_mean"),
     *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "TRITON_CACHE_DIR", "huggingface_hub"),
 }
 # Of files that a command reads or writes.
