@@ -68,7 +68,7 @@ def choose_tracks(
         if change is not None:
             changed.setdefault(change, []).append(_name(stream))
     for change, names in changed.items():
-        notices.tell(f"{suffix} cannot hold its {_listed(names)}: encoded again as {change}")
+        notices.tell(f"{suffix} cannot hold its {_listed(names)}: {change}")
     if dropped:
         notices.tell(f"{suffix} cannot hold its {_listed(dropped)}: left out")
     return tracks
@@ -110,22 +110,22 @@ def _is_silent(stream: Stream, source: InputContainer, beside: Beside) -> bool:
 def _sound(
     stream: AudioStream, output: OutputContainer, end: Fraction | None
 ) -> tuple[Track | None, str | None]:
-    """Returns the track for sound, and what it is encoded to; None if it can only be left out."""
+    """Returns the track for sound, and what becomes of it; None if it can only be left out."""
     if stream.codec_context is None:
         return None, None
     container = output.format.name
     if holds(container, stream):
         return CopiedSound(stream, output, end), None
-    for encoder, name in _SOUND.items():
+    for encoder, name in _SOUND.items() if container in EDITED else reversed(_SOUND.items()):
         if can_encode(container, encoder):
-            return EncodedSound(stream, output, end, encoder), name
+            return EncodedSound(stream, output, end, encoder), f"encoded again as {name}"
     return None, None
 
 
 def _subtitles(
     stream: SubtitleStream, output: OutputContainer, end: Fraction | None
 ) -> tuple[Track | None, str | None]:
-    """Returns the track for subtitles, and what they become; None if they can only be left out."""
+    """Returns the track for subtitles, and what becomes of them; None if they can only be left out."""
     if stream.codec_context is None:
         return None, None
     container = output.format.name
@@ -133,7 +133,7 @@ def _subtitles(
         return CopiedSubtitles(stream, output, end), None
     for encoder, name in _TEXT.items():
         if stream.codec_context.codec.text_sub and can_encode(container, encoder):
-            return RewrittenSubtitles(stream, output, end, encoder), name
+            return RewrittenSubtitles(stream, output, end, encoder), f"rewritten as {name}"
     return None, None
 
 

@@ -8,6 +8,7 @@ subtitles are rewritten. Times are seconds from the beginning of the written vid
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from contextlib import suppress
 from errno import EAGAIN
 from fractions import Fraction
@@ -29,12 +30,13 @@ from wanvae.video.clock import on_grid
 EDITED = ("mov", "mp4")
 _MILLISECOND = Fraction(1, 1000)
 _BITS_PER_CHANNEL = 96_000  # per second
+# The usual order of so many channels, which encoders take.
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 # Tags that say how a file was written, not what it holds.
 _OWN_TAGS = (
     *("major_brand", "minor_version", "compatible_brands", "encoder", "vendor_id", "duration"),
     *("rotate", "bps", "number_of_frames", "number_of_bytes", "handler_name"),
-    "_statistics",
+    *("_statistics", "software"),
 )
 
 
@@ -53,18 +55,19 @@ class Track(Protocol):
 class CopiedSound:
     """Sound whose packets stay as they are.
 
-    One packet before the beginning is kept where the container can say that it is not heard, because
-    decoders need it. The packets that begin a file for this purpose are kept everywhere.
+    Where the container can say that the beginning of its first packets is not heard, the packet at
+    the beginning of the video is kept, and the packet before it, which decoders need. Elsewhere
+    sound begins with the next packet.
     """
 
     def __init__(self, source: AudioStream, output: OutputContainer, end: Fraction | None) -> None:
         self._source = source
         self._end = end
         self._tick = Fraction(1, source.rate)
-        self._stream = output.add_stream_from_template(source)
+        self._stream = _add_copy(source, output)
         self._stream.time_base = self._tick
         describe(source, self._stream)
-        self._needs_earlier = source.codec.lossy and output.format.name in EDITED
+        self._has_edits = output.format.name in EDITED
         self._lead: Fraction | None = None
         self._first: Fraction | None = None
         self._last: int | None = None
@@ -72,14 +75,9 @@ class CopiedSound:
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns the packet with its time in the written file, or nothing."""
         duration = (packet.duration or 0) * packet.time_base
-        if self._lead is None:
-            self._lead = _samples_to_skip(packet) * self._tick
-            if time + self._lead + duration < 0:  # the sound begins long before
-                self._lead = Fraction(0)
-            if self._needs_earlier:
-                self._lead = max(self._lead, duration)
-        after = self._end is not None and time >= self._end
-        if after or (time < 0 and time + duration <= -self._lead):
+        if self._last is None and not self._opens(packet, time, duration):
+            return []
+        if self._end is not None and time >= self._end:
             return []
         if self._first is None:
             self._first = time
@@ -98,6 +96,19 @@ class CopiedSound:
         packet.duration = round(duration / self._tick)
         packet.stream = self._stream
         return [packet]
+
+    def _opens(self, packet: Packet, time: Fraction, duration: Fraction) -> bool:
+        """Returns whether the written track may begin with a packet."""
+        if self._lead is None:
+            silent = max(_samples_to_skip(packet) * self._tick, duration)
+            # A track that begins here has silent packets for the decoder.
+            self._lead = silent if time + silent >= 0 else Fraction(0)
+        if time >= -self._lead:
+            return True
+        if not self._has_edits:
+            return False
+        # Decoders of lossy codecs need the packet before.
+        return time + duration * (2 if self._source.codec.lossy else 1) > 0
 
     def finish(self) -> list[Packet]:
         """Returns nothing."""
@@ -124,38 +135,46 @@ class EncodedSound:
         self._stream = stream
         self._graph: Graph | None = None
         self._taken: tuple[object, ...] = ()  # what the graph takes
+        self._shift = Fraction(0)  # from times of the file
+        self._following = Fraction(0)
         self._over = False
 
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns the packets that are ready; raises FFmpegError for a damaged packet."""
         if self._over:
             return []
-        packet.pts = packet.dts = round(time / packet.time_base)
-        encoded = []
-        for frame in self._source.decode(packet):
-            encoded += self._encode(frame)
-        return encoded
+        ticks = packet.dts if packet.pts is None else packet.pts
+        self._shift = time - (ticks or 0) * packet.time_base
+        return self._encode_all(self._source.decode(packet))
 
     def finish(self) -> list[Packet]:
         """Returns the packets that are left after the last."""
-        encoded = []
+        encoded: list[Packet] = []
         with suppress(FFmpegError):
-            for frame in self._source.decode(None):
-                encoded += self._encode(frame)
+            encoded += self._encode_all(self._source.decode(None))
         return encoded + self._drain() + self._stream.encode(None)
 
-    def _encode(self, frame: AudioFrame) -> list[Packet]:
-        taken = frame.format.name, frame.layout.name, frame.sample_rate, frame.time_base
-        encoded = []
-        if taken != self._taken:
-            encoded += self._drain()
-            self._graph, self._taken = self._new_graph(frame), taken
-        assert self._graph is not None
-        try:
-            self._graph.push(frame)
-        except EOFError:  # it is after the end
-            self._over = True
-        return encoded + self._pull()
+    def _encode_all(self, frames: Iterable[AudioFrame]) -> list[Packet]:
+        encoded: list[Packet] = []
+        for frame in frames:
+            # Samples are finer than the ticks of some containers.
+            time = self._following
+            if frame.pts is not None:
+                time = frame.pts * (frame.time_base or Fraction(1)) + self._shift
+            self._following = time + Fraction(frame.samples, frame.sample_rate)
+            frame.time_base = Fraction(1, frame.sample_rate)
+            frame.pts = round(time * frame.sample_rate)
+            taken = frame.format.name, frame.layout.name, frame.sample_rate
+            if taken != self._taken:
+                encoded += self._drain()
+                self._graph, self._taken = self._new_graph(frame), taken
+            assert self._graph is not None
+            try:
+                self._graph.push(frame)
+            except EOFError:  # it is after the end
+                self._over = True
+            encoded += self._pull()
+        return encoded
 
     def _new_graph(self, frame: AudioFrame) -> Graph:
         """Fills gaps with silence, and cuts what is before the beginning or after the end."""
@@ -277,6 +296,14 @@ def _placed(
     return [packet]
 
 
+def _add_copy(source: AudioStream, output: OutputContainer) -> AudioStream:
+    """Adds a stream for the packets of another stream."""
+    stream = output.add_stream_from_template(source)
+    if source.layout.name.endswith(" channels"):  # in no order that the file tells
+        stream.layout = _LAYOUTS.get(source.channels, source.layout.name)
+    return stream
+
+
 def _samples_to_skip(packet: Packet) -> int:
     """Returns how many samples from this packet on are only there for the decoder."""
     if not packet.has_sidedata("skip_samples"):
@@ -297,12 +324,21 @@ def tags_of(metadata: dict[str, str]) -> dict[str, str]:
     }
 
 
-def holds(container: str, stream: Stream) -> bool:
+def holds(container: str, stream: AudioStream | SubtitleStream) -> bool:
     """Returns whether a container, by FFmpeg's name, can hold the packets of a stream."""
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:
-            trial.add_stream_from_template(stream)
+            if isinstance(stream, SubtitleStream):
+                trial.add_stream_from_template(stream)
+                trial.start_encoding()
+                return True
+            copy = _add_copy(stream, trial)
             trial.start_encoding()
+            if stream.codec.name.startswith("pcm"):
+                # Only the end of a file tells whether it takes the order of the channels.
+                silence = Packet(bytes(8 * stream.channels))
+                silence.stream, silence.pts, silence.dts = copy, 0, 0
+                trial.mux(silence)
     except (ValueError, FFmpegError):
         return False
     return True
