@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 
 import av
 from av import Packet
@@ -15,7 +16,7 @@ from av.video.stream import VideoStream
 
 from wanvae.video.beside import Beside
 from wanvae.video.choice import choose_tracks, write_tags
-from wanvae.video.common import Notices, address, one_line_errors, reason
+from wanvae.video.common import Notices, address, one_line_errors
 from wanvae.video.restarts import continued, restarts, time_of
 
 # Seconds. A subtitle may be shown for so long before the beginning, and tracks may be so far apart
@@ -27,8 +28,8 @@ class Carrier:
     """Writes the tracks of a file beside a video that is being written.
 
     The streams are added to the output, which must not have begun. Packets are read as they are
-    needed, so memory does not grow with the length. What cannot be carried is told once. Damage
-    ends a track, not the video, with a warning.
+    needed, so memory does not grow with the length. What cannot be carried is told once. Damaged
+    parts are left out with a warning, and the video goes on.
 
     Args:
         output: the written file, which has its stream of video.
@@ -63,59 +64,49 @@ class Carrier:
         """
         while self._next is not None and self._next[0] <= time:
             begin, packet = self._next
-            index = packet.stream.index
-            try:
-                written = self._tracks[index].convert(packet, begin)
-            except (FFmpegError, ValueError) as error:
-                self._tell_damage("a part cannot be decoded", begin, error)
-            else:
-                self._write(index, written, begin)
+            track = self._tracks[packet.stream.index]
+            self._write(partial(track.convert, packet, begin), begin)
             self._advance()
 
     def finish(self) -> None:
         """Writes the rest; raises as ``until``."""
         while self._next is not None:
             self.until(self._next[0])
-        for index, track in list(self._tracks.items()):
-            try:
-                written = track.finish()
-            except (FFmpegError, ValueError) as error:
-                self._tell_damage("its end cannot be decoded", self._reached, error)
-            else:
-                self._write(index, written, self._reached)
+        for track in self._tracks.values():
+            self._write(track.finish, self._reached)
 
     def close(self) -> None:
         """Closes the source."""
         self._input.close()
 
-    def _write(self, index: int, packets: list[Packet], time: Fraction) -> None:
-        """Writes packets of a track; leaves out the rest of the track if the output refuses one."""
+    def _write(self, packets: Callable[[], list[Packet]], time: Fraction) -> None:
+        """Writes packets. Leaves out those that cannot be decoded, or that the output refuses."""
         try:
-            self._output.mux(packets)
-        except (ArgumentError, InvalidDataError) as error:
-            del self._tracks[index]
-            self._notices.tell(
-                f"track {index} is damaged, and left out from {float(time):.2f} s on "
-                f"({reason(error)})"
-            )
+            ready = packets()
+        except (FFmpegError, ValueError, OverflowError):
+            self._tell_damage(time)
+            return
+        for packet in ready:
+            try:
+                self._output.mux(packet)
+            except (ArgumentError, InvalidDataError):
+                self._tell_damage(time)
 
     def _advance(self) -> None:
         """Reads the next packet of a track that is carried."""
         self._next = None
         try:
-            for time, packet in self._packets:
-                if self._end is not None and time >= self._end + _LEAD:
-                    return
-                if packet.stream.index in self._tracks:
-                    self._next = time, packet
-                    return
-        except FFmpegError as error:
-            self._tell_damage("the rest cannot be read", self._reached, error)
+            following = next(self._packets, None)
+        except FFmpegError:
+            self._tell_damage(self._reached)
+            return
+        # Tracks are not further apart in a file.
+        if following is not None and (self._end is None or following[0] < self._end + _LEAD):
+            self._next = following
 
-    def _tell_damage(self, what: str, time: Fraction, error: Exception) -> None:
+    def _tell_damage(self, time: Fraction) -> None:
         self._notices.tell(
-            f"its sound or subtitles are damaged: {what}, from {float(time):.2f} s on "
-            f"({reason(error)})",
+            f"its sound or subtitles are damaged; parts from {float(time):.2f} s on are left out",
             once="damage",
         )
 
@@ -127,7 +118,7 @@ class Carrier:
         following: dict[int, Fraction] = {}
         for time, packet in self._continued():
             index = packet.stream.index
-            if not packet.size or index not in self._tracks:
+            if not packet.size:
                 continue
             begin = following.get(index, Fraction(0)) if time is None else time - self._beside.start
             following[index] = begin + (packet.duration or 0) * packet.time_base

@@ -110,7 +110,7 @@ def _is_silent(stream: Stream, source: InputContainer, beside: Beside) -> bool:
 def _sound(
     stream: AudioStream, output: OutputContainer, end: Fraction | None
 ) -> tuple[Track | None, str | None]:
-    """Returns the track for sound, and what becomes of it; None if it can only be left out."""
+    """Returns the track for sound, and what becomes of it; None if it is left out."""
     if stream.codec_context is None:
         return None, None
     container = output.format.name
@@ -125,7 +125,7 @@ def _sound(
 def _subtitles(
     stream: SubtitleStream, output: OutputContainer, end: Fraction | None
 ) -> tuple[Track | None, str | None]:
-    """Returns the track for subtitles, and what becomes of them; None if they can only be left out."""
+    """Returns the track for subtitles, and what becomes of them; None if they are left out."""
     if stream.codec_context is None:
         return None, None
     container = output.format.name
