@@ -122,8 +122,10 @@ def test_an_excerpt_has_the_sound_of_its_time(
     assert bytes_of(path) in bytes_of(source)
     assert offset_of(path) == pytest.approx(offset_of(source), abs=TICK)
     (first, last), length = span_of(path), packets_of(source)[2][0] - packets_of(source)[1][0]
-    assert -2.1 * length <= first <= length + 2 * TICK
-    assert 1.5 - 0.04 - length - 2 * TICK <= last <= 1.5
+    if name.startswith("pcm"):
+        length = PACKET
+    assert -2.1 * length <= first <= length + TICK
+    assert 1.5 - 0.04 - length - TICK <= last <= 1.5
 
 
 def span_of(path: Path) -> tuple[float, float]:
@@ -321,8 +323,24 @@ def test_what_a_format_cannot_hold_is_told(tmp_path: Path) -> None:
         f"{source}: .apng cannot hold its sound (aac): left out",
         f"{source}: .apng cannot hold its tags (title, MOOD), chapters: left out",
     ]
-    with pytest.warns(UserWarning, match=r"\.png cannot hold its sound"):
+    with pytest.warns(UserWarning) as caught:
         copy(source, tmp_path / "frames" / "%05d.png")
+    assert [".png cannot hold its sound" in str(each.message) for each in caught] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_languages_that_a_format_does_not_know(tmp_path: Path) -> None:
+    """QuickTime calls German "ger"; other codes it does not know."""
+    sounds = [Sound(language=code) for code in ("deu", "eng", "gsw")]
+    source = record(tmp_path / "a.mkv", sounds, end=Fraction(1))
+    path = copy(source, tmp_path / "out.mp4")
+    assert [each.language for each in streams_of(path, "audio")] == ["deu", "eng", "gsw"]
+    with pytest.warns(UserWarning, match=r"\.mov cannot hold its language \(gsw\): left out"):
+        path = copy(source, tmp_path / "out.mov")
+    assert [each.language for each in streams_of(path, "audio")] == ["ger", "eng", None]
 
 
 def test_attachments_are_told(tmp_path: Path) -> None:
@@ -428,7 +446,7 @@ def test_an_interrupted_file_is_deleted(recordings: Path, tmp_path: Path, suffix
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 from fractions import Fraction
 import torch
 from wanvae.video import Beside, VideoWriter
@@ -438,11 +456,12 @@ frame = torch.zeros(3, 1, 16, 16)
 with VideoWriter("out.mkv", width=16, height=16, fps=Fraction(5), beside=beside) as writer:
     for _ in range(5 * seconds):
         writer.write(frame)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory that was used")
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     """Ten minutes of sound are 115 MB."""
     used = []

@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from wanvae.video.beside import Beside
 from wanvae.video.common import Notices
+from wanvae.video.languages import language_for
 from wanvae.video.tracks import (
     EDITED,
     CopiedSound,
@@ -65,6 +66,8 @@ def choose_tracks(
             dropped.append(_name(stream))
             continue
         tracks[stream.index] = track
+        if language_for(output.format.name, language := stream.language or "und") is None:
+            dropped.append(f"language ({language})")
         if change is not None:
             changed.setdefault(change, []).append(_name(stream))
     for change, names in changed.items():

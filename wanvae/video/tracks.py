@@ -25,6 +25,7 @@ from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
 from wanvae.video.clock import on_grid
+from wanvae.video.languages import language_for
 
 # Containers that say where in its first packets a track begins.
 EDITED = ("mov", "mp4")
@@ -313,7 +314,10 @@ def _samples_to_skip(packet: Packet) -> int:
 
 def describe(source: Stream, stream: Stream) -> None:
     """Gives a stream the language, the other tags and the roles of its source."""
-    stream.metadata.update(tags_of(source.metadata))
+    tags = tags_of(source.metadata)
+    if (language := tags.get("language")) is not None:
+        tags["language"] = language_for(stream.container.format.name, language) or language
+    stream.metadata.update(tags)
     stream.disposition = source.disposition
 
 
