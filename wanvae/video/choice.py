@@ -17,17 +17,9 @@ from av.video.stream import VideoStream
 from wanvae.video.beside import Beside
 from wanvae.video.common import Notices
 from wanvae.video.languages import language_for
-from wanvae.video.tracks import (
-    EDITED,
-    CopiedSound,
-    CopiedSubtitles,
-    EncodedSound,
-    RewrittenSubtitles,
-    Track,
-    can_encode,
-    holds,
-    tags_of,
-)
+from wanvae.video.sound import CopiedSound, EncodedSound
+from wanvae.video.subtitles import CopiedSubtitles, RewrittenSubtitles
+from wanvae.video.tracks import EDITED, LAYOUTS, Track, can_encode, holds, tags_of
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -114,14 +106,15 @@ def _sound(
     stream: AudioStream, output: OutputContainer, end: Fraction | None
 ) -> tuple[Track | None, str | None]:
     """Returns the track for sound, and what becomes of it; None if it is left out."""
-    if stream.codec_context is None:
+    if stream.codec_context is None or not stream.rate or not stream.channels:
         return None, None
     container = output.format.name
     if holds(container, stream):
         return CopiedSound(stream, output, end), None
+    mixed = "" if stream.channels in LAYOUTS else ", in stereo"
     for encoder, name in _SOUND.items() if container in EDITED else reversed(_SOUND.items()):
         if can_encode(container, encoder):
-            return EncodedSound(stream, output, end, encoder), f"encoded again as {name}"
+            return EncodedSound(stream, output, end, encoder), f"encoded again as {name}{mixed}"
     return None, None
 
 
