@@ -7,8 +7,9 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -34,6 +35,7 @@ from wanvae.video import (
     read_video,
     sound_of,
 )
+from wanvae.video.restarts import continued, time_of
 
 PACKET = 1024 / 48_000  # seconds
 TICK = 0.0011  # of Matroska, and a little
@@ -208,6 +210,26 @@ def test_joined_recordings_stay_in_step(tmp_path: Path, suffix: str) -> None:
     assert len(read_video(path)[0][0]) == 225
     excerpt = copy(joined, tmp_path / f"excerpt{suffix}", 7)
     assert offset_of(excerpt) == pytest.approx(0, abs=0.002)
+
+
+def test_a_long_silence_is_no_restart(tmp_path: Path) -> None:
+    """MPEG streams may leave out sound for longer than their clock may pause."""
+    length = Fraction(30)
+    path = record(tmp_path / "a.ts", [Sound(end=length)], end=length, fps=5)
+    with av.open(str(path)) as container:
+        times = []
+
+        def with_gap() -> Iterator[av.Packet]:
+            for packet in container.demux():
+                time = time_of(packet)
+                if packet.stream.type != "audio":
+                    yield packet
+                elif time is not None and not 8 < time < 23:
+                    times.append(time)
+                    yield packet
+
+        assert [time for time, _ in continued(with_gap(), container.streams.video[0])] == times
+    assert max(b - a for a, b in pairwise(times)) > 12
 
 
 @pytest.mark.parametrize("source_suffix", [".mp4", ".mkv", ".ts"])

@@ -46,14 +46,17 @@ def continued(
     assert tick is not None
     clock = Clock(max(1, round(1 / (rate * tick))), float(LONGEST_PAUSE / tick))
     offset = Fraction(0)
+    shown: Fraction | None = None  # time of the video
     last: dict[int, Fraction] = {}
     waiting: list[Packet] = []
 
     def follows(packet: Packet) -> bool:
-        time, before = time_of(packet), last.get(packet.stream.index)
-        if time is None or before is None:
+        """Returns whether a time does not go back, and is not far ahead of the video."""
+        time = time_of(packet)
+        if time is None or shown is None:
             return True
-        return -_OVERLAP <= time + offset - before <= LONGEST_PAUSE
+        earliest = last.get(packet.stream.index, time + offset) - _OVERLAP
+        return earliest <= time + offset <= shown + LONGEST_PAUSE
 
     def timed(packet: Packet) -> tuple[Fraction | None, Packet]:
         time = time_of(packet)
@@ -73,6 +76,7 @@ def continued(
             before = packet.dts
             clock.adjust(packet)
             now = (packet.dts - before) * tick
+            shown = packet.dts * tick
             if now != offset:
                 offset = now
                 yield from map(timed, waiting)
