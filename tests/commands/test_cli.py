@@ -87,7 +87,7 @@ def test_sound(tmp_path: Path, files: Path, run: Run, fail: Fail) -> None:
     assert not streams_of(target, "audio")
     run("encode", source, latents, *model)
     assert run("decode", latents, target, "--audio-from", source, *model)[1] == ""
-    assert len(bytes_of(target)) > 1000 and bytes_of(source).startswith(bytes_of(target))
+    assert bytes_of(target) and bytes_of(source).startswith(bytes_of(target))
     _, err = run("decode", latents, tmp_path / "b.webm", "--audio-from", source, *model)
     told = f"{source}: .webm cannot hold its sound (aac): encoded again as Opus"
     assert err == f"wanvae: warning: {told}\n"
