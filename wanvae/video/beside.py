@@ -9,7 +9,7 @@ from fractions import Fraction
 import av
 from av.stream import Disposition
 
-from wanvae.video.common import Source, VideoError, address, one_line_errors
+from wanvae.video.common import Source, VideoError, address, is_pipe, one_line_errors
 from wanvae.video.reader import VideoReader
 
 
@@ -37,13 +37,15 @@ class Beside:
 def beside_of(
     reader: VideoReader, start: float | Fraction = 0, end: float | None = None
 ) -> Beside | None:
-    """Returns what lies beside a part of the pictures of a reader; None for images.
+    """Returns what lies beside a part of the pictures of a reader.
+
+    Images have nothing beside them, and a pipe cannot be read once more: these give None.
 
     Args:
         start: seconds from the first frame of the file to the first frame of the part.
         end: seconds from the first frame of the file to the end of the part; None takes the rest.
     """
-    if reader.is_of_images:
+    if reader.is_of_images or is_pipe(reader.path):
         return None
     origin = reader.origin
     last = None if end is None else origin + Fraction(end)
@@ -59,8 +61,10 @@ def sound_of(
         start, end: seconds from the first frame, or from time 0 of a file without a video.
 
     Raises:
-        VideoError: the file cannot be read or has no sound.
+        VideoError: the file cannot be read, has no sound or is a pipe, which is read only once.
     """
+    if is_pipe(path):
+        raise VideoError(f"cannot read the sound of {path}: it is read twice; name a file")
     with one_line_errors("read", path), av.open(address(path), metadata_errors="replace") as file:
         if not file.streams.audio:
             raise VideoError(f"{path} has no sound; name a file that has")
