@@ -21,6 +21,8 @@ from av.video.reformatter import (
 )
 from av.video.stream import VideoStream
 
+from wanvae.video.beside import Beside
+from wanvae.video.carrier import Carrier
 from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
 from wanvae.video.ending import Ending
 from wanvae.video.formats import Format, find_format, known_suffixes
@@ -43,6 +45,11 @@ class VideoWriter:
     alpha, .mov ProRes 4444 (10 bit); .apng, .png and .webp are as above, but .webp does not keep
     the colours of pixels that are fully transparent. Other formats hold no alpha.
 
+    `beside` says which file's sound, subtitles, chapters and tags the file gets, in order of time
+    with the frames, where its format holds them. Packets are copied; where the format cannot hold a
+    codec, sound is encoded again (AAC or Opus) and text rewritten, with a UserWarning. What cannot
+    be kept is told in a UserWarning. Damage beside the pictures does not end the video.
+
     `width` and `height` are in pixels, `fps` in frames per second. `crf` is the quality of H.264
     and VP9 from 0 (best) to 51.
 
@@ -61,6 +68,7 @@ class VideoWriter:
         fps: Fraction,
         crf: int = 18,
         alpha: bool = False,
+        beside: Beside | None = None,
     ) -> None:
         folder = os.fspath(path).endswith(("/", os.sep))
         self.path = Path(path, "%05d.png") if folder else Path(path)
@@ -91,10 +99,13 @@ class VideoWriter:
         self._ending = Ending(self._least_step)
         self._reformatter = VideoReformatter()
         self._container: OutputContainer | None = None
+        self._carrier: Carrier | None = None
         try:
             with one_line_errors("write", self.path):
                 self._target.begin()
-                self._open(fps, crf)
+                container = self._open(fps, crf)
+                if beside is not None:
+                    self._carrier = Carrier(beside, container, self.path.suffix)
         except BaseException:
             self._discard()
             raise
@@ -112,7 +123,7 @@ class VideoWriter:
             )
         raise self._error(f"its suffix is {suffix!r}; use one of {known}")
 
-    def _open(self, fps: Fraction, crf: int) -> None:
+    def _open(self, fps: Fraction, crf: int) -> OutputContainer:
         format, many = self._format, self._target.holds_many
         options = dict(format.container_options)
         if format.is_image and not many:
@@ -139,6 +150,7 @@ class VideoWriter:
             context.color_primaries = ColorPrimaries.BT709
             context.color_trc = ColorTrc.BT709
         self._stream = stream
+        return container
 
     def write(self, frames: torch.Tensor, times: Sequence[float] | None = None) -> None:
         """Appends frames (3, T, H, W), RGB in [-1, 1], clamped and rounded to 8 bit.
@@ -190,6 +202,8 @@ class VideoWriter:
                 frame.color_primaries = ColorPrimaries.BT709
                 frame.color_trc = ColorTrc.BT709
             frame.pts, frame.time_base = pts, self._time_base
+            if self._carrier is not None:
+                self._carrier.until(pts * self._time_base)
             self._ending.show(pts)
             container.mux(list(self._ending.pass_on(self._stream.encode(frame))))
         self._last_pts = pts
@@ -215,6 +229,9 @@ class VideoWriter:
                 if self._end is not None:
                     end = round(Fraction(self._end) / self._time_base)
                 self._container.mux(list(self._ending.finish(self._stream.encode(None), end)))
+                if self._carrier is not None:
+                    self._carrier.finish()
+                    self._carrier.close()
                 self._container.close()
                 self._target.complete()
             self._container = None
@@ -225,6 +242,8 @@ class VideoWriter:
     def _discard(self) -> None:
         """Deletes the unfinished file."""
         container, self._container = self._container, None
+        if self._carrier is not None:
+            self._carrier.close()
         with suppress(FFmpegError, OSError):
             if container is not None:
                 container.close()
