@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -40,7 +40,19 @@ from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
-from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
+from wanvae.video import (
+    Beside,
+    Frame,
+    ReadOptions,
+    VideoError,
+    VideoInfo,
+    VideoReader,
+    VideoWriter,
+    beside_of,
+    sound_of,
+)
+from wanvae.video.common import is_pipe
+from wanvae.video.options import AS_STORED
 
 T = TypeVar("T")
 
@@ -80,6 +92,8 @@ def reconstruct_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    sound: bool = True,
+    options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -87,14 +101,19 @@ def reconstruct_file(
 ) -> ReconstructionReport | None:
     """Encodes and decodes a video or image file. Memory does not grow with the length.
 
+    Sound, subtitles, chapters and tags are copied as far as ``destination`` can hold them. Sound
+    that it cannot hold is encoded again. The rest is told.
+
     Args:
         destination: the file to write; its suffix tells the kind.
         side_by_side: put the original at the left of the reconstruction.
         crf: quality of the written video, 0 (best) to 51.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
-        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+        fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        sound: keep the sound.
+        options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -110,12 +129,15 @@ def reconstruct_file(
         NotFiniteError: latents or frames are not finite.
     """
     refuse_overwriting(destination, [source])
+    refuse_shared_pipe(source, shard)
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
+    with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
+        if excerpt.beside is None and first:  # a pipe
+            tell_left_out(info, source)
         waiting: deque[Frame] = deque()
         # Encoder and decoder work at the same time, so each gets half of the memory.
         share = half(max_memory)
@@ -125,7 +147,14 @@ def reconstruct_file(
         with (
             show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
             open_writer(
-                destination, first, width, info.height, info.fps, crf, decodes_alpha(vae.config)
+                destination,
+                first,
+                width,
+                info.height,
+                info.fps,
+                crf,
+                decodes_alpha(vae.config),
+                excerpt.beside and replace(excerpt.beside, sound=sound),
             ) as writer,
             limit_shared_by(2),
         ):
@@ -143,6 +172,8 @@ def reconstruct_file(
                     total_ssim += ssim(*pair)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
+            if writer is not None:
+                writer.end_at(excerpt.end())
     if not first:
         return None
     return ReconstructionReport(
@@ -163,6 +194,7 @@ def encode_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -174,8 +206,9 @@ def encode_file(
         checkpoint: where the model comes from. The file then says which model encoded it.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
-        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+        fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -190,15 +223,19 @@ def encode_file(
         NotFiniteError: the latents are not finite.
     """
     refuse_overwriting(destination, [source, checkpoint])
+    refuse_shared_pipe(source, shard)
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
-    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
+    with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
+        tell_left_out(info, source)
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape, model=model) if first else nullcontext() as writer,
+            write_latents(destination, shape, model=model, start=excerpt.start)
+            if first
+            else nullcontext() as writer,
             show_progress(excerpt.frames, excerpt.count, progress and first) as frames,
         ):
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory, shard=shard)
@@ -224,6 +261,7 @@ def decode_file(
     drop_alpha: bool = False,
     fps: Fraction | None = None,
     crf: int = 18,
+    audio_from: str | PathLike[str] | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -243,6 +281,8 @@ def decode_file(
             ``destination`` must hold alpha.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
         crf: quality of the written video, 0 (best) to 51.
+        audio_from: the video that was encoded, or a file of sound. Its sound, subtitles, chapters
+            and tags are kept as in ``reconstruct_file``, for the time that the latents cover.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -255,11 +295,11 @@ def decode_file(
         CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
             not finite or whose values do not tell their scale, holds several clips although
             ``entry`` is None, or says that its latents have another scale than ``scale``.
-        FileError: ``destination`` is ``source`` or ``checkpoint``.
-        VideoError: ``destination`` cannot be written.
+        FileError: ``destination`` is ``source``, ``checkpoint`` or ``audio_from``.
+        VideoError: ``destination`` cannot be written, or ``audio_from`` has no sound.
         NotFiniteError: the decoded frames are not finite.
     """
-    refuse_overwriting(destination, [source, checkpoint])
+    refuse_overwriting(destination, [source, checkpoint, audio_from])
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
@@ -275,9 +315,14 @@ def decode_file(
         alpha = decodes_alpha(vae.config) and not drop_alpha
         channels = RGBA if alpha else RGB
         done, first = 0, is_first(shard)
+        beside = None
+        if audio_from is not None and first:
+            beside = find_sound(audio_from, latents, source, frames, fps)
         with (
             show_progress(range(latents.length), latents.length, progress and first) as starts,
-            open_writer(destination, first, width, height, fps or rate, crf, alpha) as writer,
+            open_writer(
+                destination, first, width, height, fps or rate, crf, alpha, beside
+            ) as writer,
         ):
             pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized:
@@ -291,6 +336,15 @@ def decode_file(
     return done
 
 
+def refuse_shared_pipe(source: str | PathLike[str], shard: Processes | None) -> None:
+    """Raises VideoError if several processes would read a pipe, which gives each a part of it."""
+    if shard is not None and shard.num_processes > 1 and is_pipe(source):
+        raise VideoError(
+            f"cannot read {source}: several processes cannot share a pipe; write it to a file "
+            "first, or leave out --shard"
+        )
+
+
 @dataclass(frozen=True)
 class Excerpt:
     """The part of a video from one time to another.
@@ -299,11 +353,24 @@ class Excerpt:
         info: facts of the whole video.
         frames: frames of the part, with times from its first frame.
         count: number of frames in the part, as far as it is known.
+        start: time of its first frame, in seconds from the first frame of the video.
+        beside: what the file holds beside these frames; None for images.
+        end: returns when the last frame ends, in seconds from the first frame, once all are read.
     """
 
     info: VideoInfo
     frames: Iterator[Frame]
     count: int | None
+    start: float
+    beside: Beside | None
+    end: Callable[[], float]
+
+
+def tell_left_out(info: VideoInfo, source: str | PathLike[str]) -> None:
+    """Warns that sound and subtitles of a file are left out, if it has any."""
+    if beside := info.beside:
+        verb = "is" if beside == ("sound",) else "are"
+        warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
 
 
 @contextmanager
@@ -312,12 +379,14 @@ def open_excerpt(
     start: float,
     duration: float | None,
     fps: Fraction | None,
+    options: ReadOptions,
     config: VideoConfig,
 ) -> Iterator[Excerpt]:
     """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
 
     Args:
-        fps: frames per second of numbered images.
+        fps: frames per second of several images.
+        options: how pictures come out of the file.
         config: the model that encodes the video. It tells whether alpha is read.
 
     Raises:
@@ -329,10 +398,10 @@ def open_excerpt(
             f"cannot read {source} from {start} s{length}: the start must be 0 or more, "
             "the duration more than 0"
         )
-    with VideoReader(source, fps=fps, alpha=encodes_alpha(config)) as reader:
-        if beside := reader.info.beside:
-            verb = "is" if beside == ("sound",) else "are"
-            warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
+    alpha = encodes_alpha(config)
+    if alpha and options.background is not None:
+        raise VideoError("this model encodes alpha, so there is no background: leave it out")
+    with VideoReader(source, fps=fps, alpha=alpha, options=options) as reader:
         if start > 0:
             reader.seek(start)
         first = next(reader, None)
@@ -347,7 +416,12 @@ def open_excerpt(
             count = max(1, count)
         frames = takewhile(lambda frame: frame.time < end, chain([first], reader))
         yield Excerpt(
-            reader.info, (replace(frame, time=frame.time - first.time) for frame in frames), count
+            info=reader.info,
+            frames=(replace(frame, time=frame.time - first.time) for frame in frames),
+            count=count,
+            start=first.time,
+            beside=beside_of(reader, first.time, None if end == math.inf else end),
+            end=lambda: min(float(reader.end), end) - first.time,
         )
 
 
@@ -360,12 +434,15 @@ def open_writer(
     fps: Fraction,
     crf: int,
     alpha: bool,
+    beside: Beside | None,
 ) -> Iterator[VideoWriter | None]:
     """Opens a video or image file to write in the ``first`` process; gives None to the others."""
     if not first:
         yield None
         return
-    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf, alpha=alpha) as writer:
+    with VideoWriter(
+        path, width=width, height=height, fps=fps, crf=crf, alpha=alpha, beside=beside
+    ) as writer:
         yield writer
 
 
@@ -461,6 +538,44 @@ def find_normalized(
     if told and choice.reason:
         LOGGER.warning("%s: its latents are %s", source, choice.reason)
     return choice.scale == "normalized"
+
+
+def find_sound(
+    path: str | PathLike[str],
+    latents: LatentsFile,
+    source: str | PathLike[str],
+    frames: int,
+    fps: Fraction | None,
+) -> Beside:
+    """Returns what lies in a file beside the frames of latents. Warns of what is not sure.
+
+    Args:
+        path: the file with the sound.
+        source: the file of the latents.
+        frames: number of frames of the decoded video.
+        fps: the rate of the decoded video, if it is not the rate of the encoded video.
+
+    Raises:
+        VideoError: the file cannot be read, or has no sound.
+    """
+    if latents.start is None:
+        warnings.warn(
+            f"{source} does not say where in its video it begins; the sound is taken from the "
+            f"beginning of {path}",
+            stacklevel=3,
+        )
+    start = Fraction(latents.start or 0)
+    length = frames / (fps or WAN_RATE)
+    if latents.video is not None:
+        encoded = Fraction(latents.times[-1]) + 1 / latents.video.rate
+        if fps is not None and abs(encoded - length) * fps > 1:
+            warnings.warn(
+                f"{source} has {float(encoded):.2f} s of video, which last {float(length):.2f} s "
+                f"at {fps} frames per second; the sound keeps its speed",
+                stacklevel=3,
+            )
+        length = encoded
+    return sound_of(path, start, start + length)
 
 
 def warn_of_other_model(

@@ -70,6 +70,16 @@ class LatentDataset(Dataset):
                 raise UserError(f"{folder} says how it was encoded; leave out scale and config")
         self.clips: Sequence[IndexedClip] | Sequence[CachedClip] = self._source.clips
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape ``(z_dim, T, H, W)`` of the latents of each clip, for ``BucketBatches``.
+
+        No latents are read.
+        """
+        if isinstance(self._source, OwnLatents):
+            return self._source.shapes()
+        return [clip.shape for clip in self.clips]
+
     def __len__(self) -> int:
         return len(self.clips)
 
