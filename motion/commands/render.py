@@ -80,7 +80,7 @@ def render_file(
     render(destination, figures, fps, progress=progress)
 
 
-def read_figure(path: str | os.PathLike[str], reading: Reading) -> tuple[Figure, float]:
+def read_figure(path: str | os.PathLike[str], reading: Reading = GUESSED) -> tuple[Figure, float]:
     """Reads the stick figure of a motion file of any kind, and its frames per second."""
     if Path(path).suffix.lower() != ".npy":
         clip = read_motion(path, reading)

@@ -125,7 +125,7 @@ def test_a_warning_names_the_first_few(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no .bvh or .npz files"),
+        ({}, "has no .bvh or .npz or .pkl files"),
         ({"short.bvh": 7, "long.bvh": 10}, "8 frames to train on, the longest has 7: lower data"),
         ({"large.bvh": None}, r"can be used, of 1 files; the first: .*large.bvh"),
     ],
