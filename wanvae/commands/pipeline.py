@@ -40,13 +40,15 @@ from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
-from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
+from wanvae.video import Encoding, Frame, VideoError, VideoInfo, VideoReader, VideoWriter
+from wanvae.video.output import Destination, path_of
 
 T = TypeVar("T")
 
 LOGGER = logging.getLogger("wanvae")
 # Latent frames that are looked at to tell raw from normalized latents.
 MEASURED_FRAMES = 64
+DEFAULT_ENCODING = Encoding()
 # The frame rate of videos that Wan models generate.
 WAN_RATE = Fraction(16)
 
@@ -73,10 +75,10 @@ class ReconstructionReport:
 def reconstruct_file(
     vae: AnyVAE,
     source: str | PathLike[str],
-    destination: str | PathLike[str],
+    destination: Destination,
     *,
     side_by_side: bool = False,
-    crf: int = 18,
+    encoding: Encoding = DEFAULT_ENCODING,
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
@@ -88,9 +90,10 @@ def reconstruct_file(
     """Encodes and decodes a video or image file. Memory does not grow with the length.
 
     Args:
-        destination: the file to write; its suffix tells the kind.
+        destination: the file to write; its suffix tells the kind. Or a binary file that is open for
+            writing.
         side_by_side: put the original at the left of the reconstruction.
-        crf: quality of the written video, 0 (best) to 51.
+        encoding: codec, bits and quality of the written video.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
         fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
@@ -109,7 +112,7 @@ def reconstruct_file(
         UserError: the model cannot stream, or decodes other videos than it encodes.
         NotFiniteError: latents or frames are not finite.
     """
-    refuse_overwriting(destination, [source])
+    refuse_overwriting(path_of(destination), [source])
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
@@ -125,10 +128,18 @@ def reconstruct_file(
         with (
             show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
             open_writer(
-                destination, first, width, info.height, info.fps, crf, decodes_alpha(vae.config)
+                destination,
+                first,
+                width,
+                info.height,
+                info.fps,
+                encoding,
+                decodes_alpha(vae.config),
             ) as writer,
             limit_shared_by(2),
         ):
+            if writer is not None:
+                writer.require_room(excerpt.count or 1)
             for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
@@ -216,14 +227,14 @@ def encode_file(
 def decode_file(
     vae: AnyVAE,
     source: str | PathLike[str],
-    destination: str | PathLike[str],
+    destination: Destination,
     *,
     checkpoint: str | PathLike[str] | None = None,
     scale: Scale | None = None,
     entry: str | None = None,
     drop_alpha: bool = False,
     fps: Fraction | None = None,
-    crf: int = 18,
+    encoding: Encoding = DEFAULT_ENCODING,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -242,7 +253,7 @@ def decode_file(
         drop_alpha: write colour alone if the model decodes alpha. Otherwise the format of
             ``destination`` must hold alpha.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
-        crf: quality of the written video, 0 (best) to 51.
+        encoding: codec, bits and quality of the written video.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -259,7 +270,7 @@ def decode_file(
         VideoError: ``destination`` cannot be written.
         NotFiniteError: the decoded frames are not finite.
     """
-    refuse_overwriting(destination, [source, checkpoint])
+    refuse_overwriting(path_of(destination), [source, checkpoint])
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
@@ -277,8 +288,10 @@ def decode_file(
         done, first = 0, is_first(shard)
         with (
             show_progress(range(latents.length), latents.length, progress and first) as starts,
-            open_writer(destination, first, width, height, fps or rate, crf, alpha) as writer,
+            open_writer(destination, first, width, height, fps or rate, encoding, alpha) as writer,
         ):
+            if writer is not None:
+                writer.require_room(frames)
             pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized:
                 pieces = map(vae.denormalize, pieces)
@@ -353,19 +366,29 @@ def open_excerpt(
 
 @contextmanager
 def open_writer(
-    path: str | PathLike[str],
+    destination: Destination,
     first: bool,
     width: int,
     height: int,
     fps: Fraction,
-    crf: int,
+    encoding: Encoding,
     alpha: bool,
 ) -> Iterator[VideoWriter | None]:
     """Opens a video or image file to write in the ``first`` process; gives None to the others."""
     if not first:
         yield None
         return
-    with VideoWriter(path, width=width, height=height, fps=fps, crf=crf, alpha=alpha) as writer:
+    with VideoWriter(
+        destination,
+        width=width,
+        height=height,
+        fps=fps,
+        crf=encoding.crf,
+        alpha=alpha,
+        codec=encoding.codec,
+        bits=encoding.bits,
+        container=encoding.container,
+    ) as writer:
         yield writer
 
 

@@ -1,10 +1,12 @@
 """Video and image files in and out, through PyAV (FFmpeg)."""
 
 from wanvae.video.common import FilePart, HdrWarning, VideoError
+from wanvae.video.formats import Encoding
 from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
 from wanvae.video.writer import VideoWriter, write_video
 
 __all__ = [
+    "Encoding",
     "FilePart",
     "Frame",
     "HdrWarning",

@@ -87,8 +87,15 @@ class Notices:
 
 @contextmanager
 def one_line_errors(action: str, path: Source) -> Iterator[None]:
-    """Turns errors of FFmpeg and the system into a VideoError."""
+    """Turns errors of FFmpeg and the system into a VideoError, except that nobody reads a pipe."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (FFmpegError, OSError) as error:
         raise VideoError(f"cannot {action} {path}: {reason(error)}") from error
+
+
+def unwritable(path: os.PathLike[str] | str, reason: str) -> VideoError:
+    """Returns the error for a file that cannot be written."""
+    return VideoError(f"cannot write {path}: {reason}")
