@@ -10,20 +10,19 @@ from jsonargparse import Namespace
 
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.errors import UserError
-from wanvae.video.formats import Encoding, codec_names, pipe_containers
+from wanvae.video.formats import Encoding, codec_names, pipe_containers, suffixes
 from wanvae.video.output import Destination, check_output
 
 # The name that stands for stdout.
 STDOUT = "-"
 OUTPUT_HELP = (
-    "file to write: .mp4, .mov, .mkv, .webm, .gif, .apng, .webp, .y4m, .npy; .png, .tiff, .jpg for "
-    "one frame, or numbered images (frames/%05d.png); with alpha: .mov, .mkv, .webm, .apng, .webp, "
-    ".png, .tiff, .npy; - for stdout"
+    f"file to write: {' '.join(suffixes())}; .png, .tiff and .jpg hold one frame, or are numbered "
+    f"images (frames/%05d.png); - is stdout. These hold alpha: {' '.join(suffixes(alpha=True))}"
 )
 
 
 def add_encoding_options(parser: Parser) -> None:
-    """Declares ``--codec``, ``--bits``, ``--crf`` and ``--container``."""
+    """Declares ``--codec``, ``--bits``, ``--crf`` and ``--stdout``."""
     parser.add_argument(
         "--codec",
         choices=codec_names(),
@@ -44,9 +43,9 @@ def add_encoding_options(parser: Parser) -> None:
     )
     pipes = pipe_containers()
     parser.add_argument(
-        "--container",
+        "--stdout",
         choices=pipes,
-        help=f"what is written to stdout (default: {pipes[0]}); files have their suffix",
+        help=f"what the output - is (default: {pipes[0]}); files have their suffix",
     )
 
 
@@ -56,7 +55,7 @@ def encoding_of(arguments: Namespace) -> Encoding:
         codec=arguments.codec,
         bits=arguments.bits,
         crf=arguments.crf,
-        container=arguments.container,
+        container=arguments.stdout,
     )
 
 

@@ -305,6 +305,12 @@ def formats(*, numbered: bool = False) -> Iterator[Format]:
                 yield Format(suffix=suffix, container=container, codec=codec, pixels=pixels)
 
 
+def suffixes(*, alpha: bool = False) -> list[str]:
+    """Returns the suffixes of all files, or of those that hold alpha."""
+    able = (one.suffix for one in formats() if not alpha or one.pixels.alpha is not None)
+    return list(dict.fromkeys(able))
+
+
 def codec_names() -> list[str]:
     """Returns the names of the codecs that people can choose between."""
     several = (one.codecs for one in _FILES.values() if len(one.codecs) > 1)

@@ -49,7 +49,7 @@ def find_format(destination: Destination, encoding: Encoding, *, alpha: bool | N
     if isinstance(path, Path):
         refuse_folder(path)
         if container is not None:
-            raise unwritable(path, f"its suffix says what it is; leave out container {container}")
+            raise unwritable(path, f"its suffix says what it is; {container} is for pipes")
         return choose_format(path, path.suffix, encoding, alpha=alpha)
     container = container or pipes[0]
     if container not in pipes:

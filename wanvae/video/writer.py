@@ -176,9 +176,10 @@ class VideoWriter:
 
     def _mux(self, container: OutputContainer, pictures: Iterable[av.VideoFrame]) -> None:
         for picture in pictures:
-            if self._format.container.tick is not None:
-                picture.duration = self._schedule.period  # of the last one, which no other follows
-            container.mux(self._stream.encode(picture))
+            for packet in self._stream.encode(picture):
+                if self._format.container.tick is not None:
+                    packet.duration = self._schedule.period  # of the last, which no other follows
+                container.mux(packet)
 
     def _picture(self, image: torch.Tensor) -> av.VideoFrame:
         """Returns an image ``(C, H, W)`` in the pixel format of the stream."""
