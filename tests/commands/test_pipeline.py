@@ -181,7 +181,9 @@ def test_a_pair_of_colour_and_alpha_decodes_to_a_transparent_video(tmp_path: Pat
     assert written.shape == (4, 7, 21, 30)
     expected = by_hand(vae, read_video(tmp_path / "a.mp4")[0])
     assert (written - expected).abs().max() < 1.01 * LEVEL
-    with pytest.raises(VideoError, match=r"\.mp4 holds no alpha; use one of \.mov \.webm"):
+    with pytest.raises(
+        VideoError, match=r"\.mp4 holds no alpha; use one of \.mov \(prores\) \.mkv"
+    ):
         decode_file(vae, latents, tmp_path / "b.mp4")
     decode_file(vae, latents, tmp_path / "b.mp4", drop_alpha=True, encoding=LOSSLESS)
     assert_close(read_video(tmp_path / "b.mp4")[0], expected[:3])

@@ -41,7 +41,7 @@ from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
 from wanvae.video import Encoding, Frame, VideoError, VideoInfo, VideoReader, VideoWriter
-from wanvae.video.output import Destination, path_of
+from wanvae.video.output import Destination
 
 T = TypeVar("T")
 
@@ -112,7 +112,8 @@ def reconstruct_file(
         UserError: the model cannot stream, or decodes other videos than it encodes.
         NotFiniteError: latents or frames are not finite.
     """
-    refuse_overwriting(path_of(destination), [source])
+    if isinstance(destination, (str, PathLike)):
+        refuse_overwriting(destination, [source])
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
@@ -270,7 +271,8 @@ def decode_file(
         VideoError: ``destination`` cannot be written.
         NotFiniteError: the decoded frames are not finite.
     """
-    refuse_overwriting(path_of(destination), [source, checkpoint])
+    if isinstance(destination, (str, PathLike)):
+        refuse_overwriting(destination, [source, checkpoint])
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))

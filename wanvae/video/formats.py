@@ -12,48 +12,25 @@ from av.codec.codec import UnknownCodecError
 
 from wanvae.engine.files import is_numbered
 from wanvae.video.common import unwritable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """The pixel formats of a codec for one number of bits.
-
-    Attributes:
-        bits: of each sample of colour.
-        colour: the pixel format for colour alone.
-        odd: the pixel format for colour where a side is odd; None if ``colour`` can have one.
-        alpha: the pixel format for colour and alpha; None if the codec has no alpha.
-    """
-
-    bits: int
-    colour: str
-    odd: str | None = None
-    alpha: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codec:
-    """How pictures are compressed.
-
-    Attributes:
-        name: as people write it.
-        encoder: FFmpeg's name of the encoder.
-        depths: what it writes for each number of bits. The first is the default.
-        options: options of the encoder.
-        has_quality: whether the encoder takes ``crf``.
-        smallest: the shortest side that the encoder takes, in pixels.
-        palette: whether each picture has a palette of its own.
-        delay: frames after which the encoder knows decoding times. Those of fewer frames are noise.
-    """
-
-    name: str
-    encoder: str
-    depths: tuple[Pixels, ...]
-    options: Mapping[str, str] = field(default_factory=dict)
-    has_quality: bool = False
-    smallest: int = 1
-    palette: bool = False
-    delay: int = 0
+from wanvae.video.encoders import (
+    ANIMATED_WEBP,
+    APNG,
+    AV1,
+    FFV1,
+    GIF,
+    H264,
+    H265,
+    JPEG,
+    PNG,
+    PRORES,
+    RAW_RGB,
+    RAW_YUV,
+    TIFF,
+    VP9,
+    WEBP,
+    Pixels,
+    VideoCodec,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +53,7 @@ class Container:
     """
 
     name: str
-    codecs: tuple[Codec, ...]
+    codecs: tuple[VideoCodec, ...]
     options: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     tags_colour: bool = False
@@ -99,7 +76,7 @@ class Format:
 
     suffix: str
     container: Container
-    codec: Codec
+    codec: VideoCodec
     pixels: Pixels
 
     def pixel_format(self, width: int, height: int, *, alpha: bool) -> str:
@@ -119,140 +96,41 @@ class Format:
         return not known or self.pixels.colour in known
 
 
-# swscale centres chroma samples; encoders take them as left-sited unless they are told.
-_CENTERED = {"chroma_sample_location": "center"}
-_H264 = Codec(
-    name="h264",
-    encoder="libx264",
-    # 4:2:0 cannot hold a side that is odd in H.264 and H.265.
-    depths=(
-        Pixels(bits=8, colour="yuv420p", odd="yuv444p"),
-        Pixels(bits=10, colour="yuv420p10le", odd="yuv444p10le"),
-    ),
-    options=_CENTERED,
-    has_quality=True,
-)
-_H265 = Codec(
-    name="h265",
-    encoder="libx265",
-    depths=_H264.depths,
-    options=_CENTERED | {"x265-params": "log-level=none"},
-    has_quality=True,
-    # x265 refuses sides under 16, and overwrites memory of its own in some sizes under 64.
-    smallest=64,
-    delay=2,
-)
-_AV1 = Codec(
-    name="av1",
-    encoder="libsvtav1",
-    depths=(Pixels(bits=8, colour="yuv420p"), Pixels(bits=10, colour="yuv420p10le")),
-    # Faster presets than 6 leave out small changes of colour, also at crf 1. AV1 has no name for
-    # centred chroma samples.
-    options={"preset": "6"},
-    has_quality=True,
-    smallest=4,
-)
-_VP9 = Codec(
-    name="vp9",
-    encoder="libvpx-vp9",
-    depths=(Pixels(bits=8, colour="yuv420p", alpha="yuva420p"),),
-    # Quality alone decides about the size only where the rate of bits is 0.
-    options=_CENTERED | {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
-    has_quality=True,
-)
-_FFV1 = Codec(
-    name="ffv1",
-    encoder="ffv1",
-    depths=(
-        Pixels(bits=8, colour="bgr0", alpha="bgra"),
-        Pixels(bits=10, colour="gbrp10le", alpha="gbrap10le"),
-        Pixels(bits=16, colour="gbrp16le", alpha="gbrap16le"),
-    ),
-    # Version 3 has checksums.
-    options={"level": "3", "slicecrc": "1", "g": "1"},
-)
-_PRORES = Codec(
-    name="prores",
-    encoder="prores_ks",
-    depths=(Pixels(bits=10, colour="yuv444p10le", alpha="yuva444p10le"),),
-    options={"profile": "4444", "alpha_bits": "16"},
-)
-_GIF = Codec(name="gif", encoder="gif", depths=(Pixels(bits=8, colour="pal8"),), palette=True)
-_APNG = Codec(
-    name="apng",
-    encoder="apng",
-    depths=(
-        Pixels(bits=8, colour="rgb24", alpha="rgba"),
-        Pixels(bits=16, colour="rgb48be", alpha="rgba64be"),
-    ),
-)
-_PNG = Codec(name="png", encoder="png", depths=_APNG.depths)
-_TIFF = Codec(
-    name="tiff",
-    encoder="tiff",
-    depths=(
-        Pixels(bits=8, colour="rgb24", alpha="rgba"),
-        Pixels(bits=16, colour="rgb48le", alpha="rgba64le"),
-    ),
-    options={"compression_algo": "deflate"},
-)
-_JPEG = Codec(
-    name="jpeg",
-    encoder="mjpeg",
-    depths=(Pixels(bits=8, colour="yuvj444p"),),
-    options={"qmin": "1", "qmax": "1"},  # the finest quantizer
-)
-_WEBP = Codec(
-    name="webp",
-    encoder="libwebp",
-    depths=(Pixels(bits=8, colour="bgra", alpha="bgra"),),
-    options={"lossless": "1"},
-)
-_ANIMATED_WEBP = Codec(
-    name="webp", encoder="libwebp_anim", depths=_WEBP.depths, options=_WEBP.options
-)
-_RAW_RGB = Codec(name="raw", encoder="rawvideo", depths=_TIFF.depths)
-_RAW_YUV = Codec(
-    name="raw",
-    encoder="rawvideo",
-    depths=(Pixels(bits=8, colour="yuv444p"), Pixels(bits=10, colour="yuv444p10le")),
-)
-
 # What Apple's players know H.265 by.
 _HVC1 = {"h265": "hvc1"}
-_MP4 = Container(name="mp4", codecs=(_H264, _H265, _AV1), tags=_HVC1, tags_colour=True)
-_MOV = Container(name="mov", codecs=(_H264, _H265, _PRORES), tags=_HVC1, tags_colour=True)
+_MP4 = Container(name="mp4", codecs=(H264, H265, AV1), tags=_HVC1, tags_colour=True)
+_MOV = Container(name="mov", codecs=(H264, H265, PRORES), tags=_HVC1, tags_colour=True)
 _MATROSKA = Container(
     name="matroska",
-    codecs=(_H264, _H265, _AV1, _FFV1, _PRORES),
+    codecs=(H264, H265, AV1, FFV1, PRORES),
     tags_colour=True,
     streams=True,
 )
-_WEBM = Container(name="webm", codecs=(_VP9, _AV1), tags_colour=True)
+_WEBM = Container(name="webm", codecs=(VP9, AV1), tags_colour=True)
 _FOREVER = "0"
 _GIF_FILE = Container(
     name="gif",
-    codecs=(_GIF,),
+    codecs=(GIF,),
     options={"loop": _FOREVER},
     tick=Fraction(1, 100),
     least_ticks=2,  # players show anything shorter for a tenth of a second
 )
-_APNG_FILE = Container(name="apng", codecs=(_APNG,), options={"plays": _FOREVER})
+_APNG_FILE = Container(name="apng", codecs=(APNG,), options={"plays": _FOREVER})
 _WEBP_FILE = Container(
-    name="webp", codecs=(_ANIMATED_WEBP,), options={"loop": _FOREVER}, tick=Fraction(1, 1000)
+    name="webp", codecs=(ANIMATED_WEBP,), options={"loop": _FOREVER}, tick=Fraction(1, 1000)
 )
 _PNG_IMAGE, _TIFF_IMAGE, _JPEG_IMAGE, _WEBP_IMAGE = (
     Container(name="image2", codecs=(codec,), is_image=True, keeps_times=False)
-    for codec in (_PNG, _TIFF, _JPEG, _WEBP)
+    for codec in (PNG, TIFF, JPEG, WEBP)
 )
 _Y4M = Container(
     name="yuv4mpegpipe",
-    codecs=(_RAW_YUV,),
+    codecs=(RAW_YUV,),
     options={"strict": "-1"},  # FFmpeg takes more than 8 bits for an extension of its own
     keeps_times=False,
     streams=True,
 )
-_NPY = Container(name="rawvideo", codecs=(_RAW_RGB,), is_array=True, keeps_times=False)
+_NPY = Container(name="rawvideo", codecs=(RAW_RGB,), is_array=True, keeps_times=False)
 
 _FILES: dict[str, Container] = {
     ".mp4": _MP4,

@@ -47,7 +47,8 @@ def find_format(destination: Destination, encoding: Encoding, *, alpha: bool | N
     path, container = path_of(destination), encoding.container
     pipes = pipe_containers()
     if isinstance(path, Path):
-        refuse_folder(path)
+        with one_line_errors("write", path):
+            refuse_folder(path)
         if container is not None:
             raise unwritable(path, f"its suffix says what it is; {container} is for pipes")
         return choose_format(path, path.suffix, encoding, alpha=alpha)

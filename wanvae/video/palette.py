@@ -9,8 +9,8 @@ import av
 from av.error import BlockingIOError, EOFError
 from av.filter import Graph
 
-# A pattern that stays where it is. Errors that are carried on to the next pixels would flicker.
-_DITHER = "dither=bayer:bayer_scale=5"
+# Of the kinds of FFmpeg that leave small errors where eyes average, the one without wrong pixels.
+_DITHER = "dither=sierra2"
 
 
 class Palettes:
