@@ -68,7 +68,7 @@ def options(format: Format) -> dict[str, object]:
 
 def videos(numbered: bool = False) -> list[Format]:
     """Formats that hold several frames in one file, and that FFmpeg reads."""
-    unread = {".webp", ".npy"}
+    unread = {".npy"}
     return [
         one
         for one in formats(numbered=numbered)

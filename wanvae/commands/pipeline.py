@@ -40,7 +40,17 @@ from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
-from wanvae.video import Encoding, Frame, VideoError, VideoInfo, VideoReader, VideoWriter
+from wanvae.video import (
+    Encoding,
+    Frame,
+    ReadOptions,
+    VideoError,
+    VideoInfo,
+    VideoReader,
+    VideoWriter,
+)
+from wanvae.video.common import is_pipe
+from wanvae.video.options import AS_STORED
 from wanvae.video.output import Destination
 
 T = TypeVar("T")
@@ -82,6 +92,7 @@ def reconstruct_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -96,8 +107,9 @@ def reconstruct_file(
         encoding: codec, bits and quality of the written video.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
-        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+        fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -114,11 +126,12 @@ def reconstruct_file(
     """
     if isinstance(destination, (str, PathLike)):
         refuse_overwriting(destination, [source])
+    refuse_shared_pipe(source, shard)
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
+    with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         waiting: deque[Frame] = deque()
         # Encoder and decoder work at the same time, so each gets half of the memory.
@@ -175,6 +188,7 @@ def encode_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -186,8 +200,9 @@ def encode_file(
         checkpoint: where the model comes from. The file then says which model encoded it.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
-        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+        fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -202,9 +217,10 @@ def encode_file(
         NotFiniteError: the latents are not finite.
     """
     refuse_overwriting(destination, [source, checkpoint])
+    refuse_shared_pipe(source, shard)
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
-    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
+    with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
@@ -306,6 +322,15 @@ def decode_file(
     return done
 
 
+def refuse_shared_pipe(source: str | PathLike[str], shard: Processes | None) -> None:
+    """Raises VideoError if several processes would read a pipe, which gives each a part of it."""
+    if shard is not None and shard.num_processes > 1 and is_pipe(source):
+        raise VideoError(
+            f"cannot read {source}: several processes cannot share a pipe; write it to a file "
+            "first, or leave out --shard"
+        )
+
+
 @dataclass(frozen=True)
 class Excerpt:
     """The part of a video from one time to another.
@@ -327,12 +352,14 @@ def open_excerpt(
     start: float,
     duration: float | None,
     fps: Fraction | None,
+    options: ReadOptions,
     config: VideoConfig,
 ) -> Iterator[Excerpt]:
     """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
 
     Args:
-        fps: frames per second of numbered images.
+        fps: frames per second of several images.
+        options: how pictures come out of the file.
         config: the model that encodes the video. It tells whether alpha is read.
 
     Raises:
@@ -344,7 +371,10 @@ def open_excerpt(
             f"cannot read {source} from {start} s{length}: the start must be 0 or more, "
             "the duration more than 0"
         )
-    with VideoReader(source, fps=fps, alpha=encodes_alpha(config)) as reader:
+    alpha = encodes_alpha(config)
+    if alpha and options.background is not None:
+        raise VideoError("this model encodes alpha, so there is no background: leave it out")
+    with VideoReader(source, fps=fps, alpha=alpha, options=options) as reader:
         if beside := reader.info.beside:
             verb = "is" if beside == ("sound",) else "are"
             warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)

@@ -2,6 +2,7 @@
 
 from wanvae.video.common import FilePart, HdrWarning, VideoError
 from wanvae.video.formats import Encoding
+from wanvae.video.options import ReadOptions
 from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
 from wanvae.video.writer import VideoWriter, write_video
 
@@ -10,6 +11,7 @@ __all__ = [
     "FilePart",
     "Frame",
     "HdrWarning",
+    "ReadOptions",
     "VideoError",
     "VideoInfo",
     "VideoReader",

@@ -27,6 +27,10 @@ class Orientation:
     transposed: bool
     flips: tuple[int, ...]
 
+    def stored_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the height and width of the stored picture of an upright one."""
+        return (width, height) if self.transposed else (height, width)
+
     def apply(self, image: torch.Tensor) -> torch.Tensor:
         """Returns ``(..., H, W)`` upright."""
         upright = image.transpose(-1, -2) if self.transposed else image
