@@ -117,7 +117,7 @@ def test_a_video_comes_back_as_it_was(tmp_path: Path, format: Format) -> None:
         assert torch.allclose(back, rounded(video, format.pixels.bits), atol=3e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*numbered images have no frame rate")
+@pytest.mark.filterwarnings("ignore:.*images have no frame rate")
 @pytest.mark.parametrize("format", videos(numbered=True), ids=named)
 def test_numbered_images_come_back_as_they_were(tmp_path: Path, format: Format) -> None:
     path, video = tmp_path / "frames" / f"%03d{format.suffix}", waves()
@@ -130,7 +130,7 @@ def test_numbered_images_come_back_as_they_were(tmp_path: Path, format: Format) 
         assert torch.allclose(back, rounded(video, format.pixels.bits), atol=3e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*numbered images have no frame rate")
+@pytest.mark.filterwarnings("ignore:.*images have no frame rate")
 @pytest.mark.parametrize(
     "format",
     [one for one in ALL if one.pixels.alpha is not None and one.suffix != ".npy"],
