@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -168,6 +168,8 @@ def reconstruct_file(
                     total_ssim += ssim(*pair)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
+            if writer is not None:
+                writer.end_at(excerpt.end())
     if not first:
         return None
     return ReconstructionReport(
@@ -339,11 +341,13 @@ class Excerpt:
         info: facts of the whole video.
         frames: frames of the part, with times from its first frame.
         count: number of frames in the part, as far as it is known.
+        end: returns when the last frame ends, in seconds from the first frame, once all are read.
     """
 
     info: VideoInfo
     frames: Iterator[Frame]
     count: int | None
+    end: Callable[[], float]
 
 
 @contextmanager
@@ -392,7 +396,10 @@ def open_excerpt(
             count = max(1, count)
         frames = takewhile(lambda frame: frame.time < end, chain([first], reader))
         yield Excerpt(
-            reader.info, (replace(frame, time=frame.time - first.time) for frame in frames), count
+            reader.info,
+            (replace(frame, time=frame.time - first.time) for frame in frames),
+            count,
+            lambda: min(float(reader.end), end) - first.time,
         )
 
 

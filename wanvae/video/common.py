@@ -28,7 +28,7 @@ class VideoError(UserError):
 
 
 class HdrWarning(UserWarning):
-    """A video is HDR, or has wide colours, and is read as if it were SDR."""
+    """A video is HDR, or has wide colours, and is converted to SDR."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Container:
         is_array: whether it is a NumPy array.
         keeps_times: whether each frame has a time of its own.
         tick: the unit of its times, in seconds; None if a unit may be chosen.
+        stored_tick: the unit that it rounds times to, if it is not the unit that may be chosen.
         least_ticks: the shortest time from frame to frame that players show as it is.
         streams: whether it can be written to a pipe.
     """
@@ -61,6 +62,7 @@ class Container:
     is_array: bool = False
     keeps_times: bool = True
     tick: Fraction | None = None
+    stored_tick: Fraction | None = None
     least_ticks: int = 1
     streams: bool = False
 
@@ -104,9 +106,10 @@ _MATROSKA = Container(
     name="matroska",
     codecs=(H264, H265, AV1, FFV1, PRORES),
     tags_colour=True,
+    stored_tick=Fraction(1, 1000),
     streams=True,
 )
-_WEBM = Container(name="webm", codecs=(VP9, AV1), tags_colour=True)
+_WEBM = Container(name="webm", codecs=(VP9, AV1), tags_colour=True, stored_tick=Fraction(1, 1000))
 _FOREVER = "0"
 _GIF_FILE = Container(
     name="gif",

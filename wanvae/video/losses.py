@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import av
-from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from wanvae.video.aspect import ratio_text, square_size
 from wanvae.video.background import Colour, name_of
+from wanvae.video.colour import Colours
 from wanvae.video.common import HdrWarning, Notices
 from wanvae.video.packets import PacketSource
-
-_HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 
 
 class Losses:
@@ -27,11 +25,13 @@ class Losses:
         self._background = background
         self._begun = False
 
-    def tell(self, frame: av.VideoFrame) -> None:
+    def tell(self, frame: av.VideoFrame, colours: Colours) -> None:
         """Tells what of the next frame is lost."""
         if not self._begun:
             self._begun = True
             self._tell_of_file(frame)
+        if colours.name is not None:
+            self._notices.tell(colours.conversion, kind=HdrWarning)
         if frame.interlaced_frame:
             self._notices.tell(
                 "it is interlaced, and read as it is: lines of two times alternate where something "
@@ -50,12 +50,6 @@ class Losses:
         )
 
     def _tell_of_file(self, frame: av.VideoFrame) -> None:
-        if (hdr := hdr_of(frame)) is not None:
-            self._notices.tell(
-                f"it is HDR or has wide colours ({hdr}), and is read as if it were SDR, "
-                "so its colours look gray; convert it to SDR (tone mapping) first",
-                kind=HdrWarning,
-            )
         self._tell_of_pixels(frame.width, frame.height)
         if self._source.drops_alpha:
             self._notices.tell(
@@ -75,13 +69,6 @@ class Losses:
             f"its pixels are not square ({ratio_text(ratio)}); its pictures of "
             f"{width}x{height} are scaled to {square[0]}x{square[1]}, as players show them"
         )
-
-
-def hdr_of(frame: av.VideoFrame) -> str | None:
-    """Returns why a frame does not look right as SDR, as its tags say; None for SDR."""
-    if frame.color_trc in _HDR_TRANSFERS:
-        return _HDR_TRANSFERS[frame.color_trc]
-    return "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else None
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:

@@ -21,6 +21,7 @@ from wanvae.video.animated_webp import find_animation
 from wanvae.video.clock import Clock
 from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
 from wanvae.video.common import (
+    RATES,
     FilePart,
     Notices,
     Source,
@@ -238,7 +239,10 @@ class PacketSource:
         if not has_times:
             # There is nothing to average, and FFmpeg reports 25. Its guess reads the header.
             rates = rates[1:]
-        return next((rate for rate in rates if rate), DEFAULT_RATE)
+        # For few frames FFmpeg may take the units of time for frames.
+        lowest, highest = RATES
+        likely = (rate for rate in rates if rate and lowest <= rate <= highest)
+        return next(likely, DEFAULT_RATE)
 
     @cached_property
     def grid(self) -> Fraction:
@@ -246,7 +250,7 @@ class PacketSource:
         if self._own is not None:
             return 1 / self.tick
         guess = None if self.is_of_several_images else self.stream.guessed_rate
-        return guess or self.rate(True)
+        return guess if guess and guess <= RATES[1] else self.rate(True)
 
     @property
     def period(self) -> int:
@@ -263,6 +267,8 @@ class PacketSource:
             return self._own.ticks * self.tick
         if self.stream.duration:
             start = self.stream.start_time
+            if start is None and "matroska" in self.kind:
+                start = 0  # the duration of the file, which counts from time 0
             if origin is None or start is None or not self.has_display_times:
                 start = origin = 0
             # What comes before the first keyframe is counted too.

@@ -12,27 +12,22 @@ from itertools import chain, dropwhile, islice
 import av
 import numpy as np
 import torch
-from av.video.reformatter import (
-    ColorRange,
-    Colorspace,
-    VideoReformatter,
-)
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from wanvae.video.aspect import ratio_text, square_size
 from wanvae.video.background import BLACK, lay_on
 from wanvae.video.clock import increasing, on_grid
+from wanvae.video.colour import assume_matrix, colours_of, peak_of, unknown_matrix
 from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, is_pipe, one_line_errors
 from wanvae.video.decoder import Decoder
 from wanvae.video.interlacing import deinterlaced
-from wanvae.video.losses import Losses, has_alpha, hdr_of
+from wanvae.video.losses import Losses, has_alpha
 from wanvae.video.options import AS_STORED, ReadOptions
 from wanvae.video.orientation import Orientation, orientation_of
 from wanvae.video.packets import PacketSource, count_frames
 
 _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their durations
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
-# FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
-_UNTAGGED_MATRICES = (0, 2, 3)
 _GAP_ADVICE = "rename the others, or name all of them with * in place of the number"
 # How far an average rate may be from the rate of the header before the header is not believed.
 _RATE_TOLERANCE = Fraction(1, 50)
@@ -48,8 +43,8 @@ class VideoInfo:
         frames: the count in the container, or an estimate from its duration; None if the file has
             neither. Good for a progress bar, not for the size of an array.
         is_image: whether the file is a still image.
-        hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
-            "BT.2020"; None for SDR.
+        hdr: what the colours are before they are converted to SDR: "PQ", "HLG", "BT.2020" or
+            "P3"; None for SDR.
         has_alpha: whether pictures have alpha, also if it is not read.
         beside: what the file holds beside its video: "sound", "subtitles", "cover picture".
     """
@@ -90,9 +85,9 @@ class VideoReader:
     says. Pixels become square: the larger side of a picture stays, and the other is scaled, with a
     UserWarning. With `alpha` pictures are RGBA, and opaque where the file has no alpha; colours are
     taken as they are, not multiplied with alpha. Without `alpha`, pictures are laid on the
-    background that `options` say, with a UserWarning where something is transparent. HDR is read as
-    if it were SDR (a HdrWarning), interlaced frames stay as they are unless `options` say
-    otherwise, and one of several videos is read: each with a UserWarning.
+    background that `options` say, with a UserWarning where something is transparent. HDR and wide
+    colours are converted to SDR (a HdrWarning), interlaced frames stay as they are unless `options`
+    say otherwise, and one of several videos is read: each with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -146,6 +141,8 @@ class VideoReader:
         if self._source.choice is not None:
             self._notices.tell(self._source.choice)
         self._reformatter = VideoReformatter()
+        self._reached: Fraction | None = None  # time of the last frame that was given
+        self._end = Fraction(0)
         self._origin: int | None = None  # timestamp of the first frame
         packets = self._source.from_start()
         with one_line_errors("read", self.path, self._source.advice):
@@ -160,6 +157,7 @@ class VideoReader:
         if not self._source.has_display_times and self._origin is not None:
             self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
+        self._peak = peak_of(first)
         self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
         self._pixel_shape = ratio_text(self._source.decoder.sample_aspect_ratio)
         self._square_size = square_size(*self._coded_size, self._source.pixel_ratio)
@@ -182,7 +180,7 @@ class VideoReader:
             fps=fps,
             frames=frames,
             is_image=self._source.is_image,
-            hdr=hdr_of(first),
+            hdr=colours_of(first).name,
             has_alpha=self._source.drops_alpha or has_alpha(first),
             beside=self._source.beside,
         )
@@ -192,22 +190,23 @@ class VideoReader:
     ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Frames with their times in seconds. Tells of missing frames, before or after them."""
         source, tick = self._source, self._source.tick
-        furthest = Fraction(0)  # of the times in the file, which may be far off
+        furthest = Fraction(0)  # end of the frames by their times in the file, which may be far off
 
         def read_times() -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
             nonlocal furthest
             for frame in frames:
                 time = self._time(decoder.timestamp(frame))
-                furthest = max(furthest, time or furthest)
+                furthest = max(furthest, (time or 0) + (frame.duration or 0) * tick)
                 yield time, frame
 
-        last, length = None, 0
+        last = None
         for time, frame in increasing(read_times(), 1 / self.info.fps):
             if last is None and decoder.lost is not None:
                 self._tell_damage(f"{decoder.lost}; frames before {float(time):.2f} s")
             exact = on_grid(time, source.grid, tick)
             last = self._reached = exact if last is None or exact > last else time
-            length = frame.duration or 0
+            length = (frame.duration or 0) * tick or 1 / self.info.fps
+            self._end = last + length
             self._interlaced |= frame.interlaced_frame
             self._check_size(frame, last)
             yield last, frame
@@ -215,9 +214,12 @@ class VideoReader:
             return
         damage, duration = decoder.damage, source.duration(self._origin)
         if damage is None and duration is not None and not self.info.is_image:
-            missing = duration - length * tick - max(last, furthest)
+            missing = duration - max(self._end, furthest)
             if missing > self._allowed_shortfall():
                 damage = f"it ends {float(missing):.1f} s early"
+            elif duration > last + 2 * tick:
+                # Packets in the order of decoding may say it wrong, and Matroska has it only here.
+                self._end = duration
         if damage is not None:
             self._tell_damage(f"{damage}; frames after {float(last):.2f} s")
 
@@ -302,6 +304,15 @@ class VideoReader:
         decoder = Decoder(self._source, packets)
         return self._whole(self._timed(decoder, self._source.shown_frames(iter(decoder))))
 
+    @property
+    def end(self) -> Fraction:
+        """Seconds from the first frame to the end of the last frame that was given.
+
+        It is what the file says of that frame, or 1 / fps. It is exact when no more frames follow;
+        any other frame lasts until the next.
+        """
+        return self._end
+
     def skip(self, count: int) -> None:
         """Passes over the next `count` frames, which are decoded but not converted."""
         for _ in islice(self._frames, count):
@@ -337,28 +348,39 @@ class VideoReader:
 
     def _image(self, frame: av.VideoFrame) -> torch.Tensor:
         """(3, H, W) RGB in [-1, 1], or (4, H, W) RGBA, upright and of the size in `info`."""
-        if not frame.format.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
-            # Untagged video is by custom BT.709 when high definition and BT.601 below, as players
-            # take it; the still image formats are defined with BT.601.
-            high = frame.height >= 720 and not self._source.is_of_images
-            frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
-        self._losses.tell(frame)
+        assume_matrix(frame, is_of_images=self._source.is_of_images)
+        if (matrix := unknown_matrix(frame)) is not None:
+            raise VideoError(
+                f"cannot read {self.path}: its colours are stored with the matrix {matrix}; "
+                "convert it to BT.709 first"
+            )
+        colours = colours_of(frame, self._peak)
+        self._losses.tell(frame, colours)
         orientation = self._orientation_of(frame)
         # A stream that changes size is scaled back to its first.
         height, width = orientation.stored_size(self.info.height, self.info.width)
         with_alpha = has_alpha(frame)
         formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
+        deep = _bits(frame) > 8 or colours.is_converted
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
-                format=formats[_bits(frame) > 8],
+                format=formats[deep],
                 interpolation=INTERPOLATION,
             )
-        pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
-        image = _scale(pixels[:3], *_levels(frame))
-        alpha = _scale(pixels[3:], 0, _full_range(frame)) if with_alpha else None
+        levels = picture.to_ndarray()
+        black, white = _levels(frame, deep)
+        if colours.is_converted:
+            image = colours.convert(levels[..., :3], black, white) * 2 - 1
+        else:
+            pixels = torch.from_numpy(levels[..., :3].astype(np.float32)).permute(2, 0, 1)
+            image = _scale(pixels, black, white)
+        alpha = None
+        if with_alpha:
+            pixels = torch.from_numpy(levels[None, ..., 3].astype(np.float32))
+            alpha = _scale(pixels, 0, _full_range(frame, deep))
         if self._alpha:
             opaque = image.new_ones(1, *image.shape[1:])
             image = torch.cat([image, opaque if alpha is None else alpha])
@@ -480,22 +502,24 @@ def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
     return ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
 
 
-def _full_range(frame: av.VideoFrame) -> int:
-    """The highest level after swscale copies a full range to 8 or 16 bit; it shifts deep YUV up."""
+def _full_range(frame: av.VideoFrame, deep: bool) -> int:
+    """The highest level after swscale copies a full range to 8 or 16 bit.
+
+    It shifts samples up, except for RGB of more than 8 bits.
+    """
     bits = _bits(frame)
-    if bits == 8:
+    if not deep:
         return 255
-    return 65535 if frame.format.is_rgb else (2**bits - 1) << (16 - bits)
+    return 65535 if frame.format.is_rgb and bits > 8 else (2**bits - 1) << (16 - bits)
 
 
-def _levels(frame: av.VideoFrame) -> tuple[int, int]:
-    """The levels of black and white after swscale converts this frame to rgb24 or rgb48."""
-    bits = _bits(frame)
-    unit = 1 if bits == 8 else 256
+def _levels(frame: av.VideoFrame, deep: bool) -> tuple[int, int]:
+    """The levels of black and white after swscale converts a frame to rgb24, or deep to rgb48."""
+    unit = 256 if deep else 1
     gray = frame.format.name.startswith("gray")
     if gray and frame.color_range == ColorRange.MPEG:
         return 16 * unit, 235 * unit  # gray is copied as if it were always full range
     # Deep YUV and gray are shifted up, not stretched: white stays short of 65535.
-    if bits == 8 or frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
-        return 0, _full_range(frame)
+    if frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
+        return 0, _full_range(frame, deep)
     return 0, 255 * unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil
 
 from wanvae.video.common import Notices
 from wanvae.video.formats import Container
@@ -21,7 +22,12 @@ class Schedule:
     Attributes:
         fps: the rate, as exactly as files say it.
         tick: the unit of times, in seconds.
+        least_step: the fewest ticks from frame to frame.
         frames: how many frames have a time.
+        last_given: seconds of the last time that was given; None if none was.
+
+    Raises:
+        ValueError: the file counts time too coarsely for the rate.
     """
 
     def __init__(self, fps: Fraction, container: Container, notices: Notices) -> None:
@@ -30,17 +36,29 @@ class Schedule:
         many = max(1, _FINE_TICKS // self.fps.numerator)
         fine = Fraction(1, self.fps.numerator * many)
         self.tick = (container.tick or fine) if container.keeps_times else 1 / self.fps
+        stored = container.stored_tick or self.tick
+        if self.fps * stored > 1 and container.keeps_times and container.tick is None:
+            raise ValueError(
+                f"it counts time in 1/{stored.denominator} s, too coarse for {self.fps} frames per "
+                "second"
+            )
+        self.least_step = max(container.least_ticks, ceil(stored / self.tick))
         self.frames = 0
         self._container = container
         self._notices = notices
         self._first, self._next = Fraction(0), Fraction(0)
-        self._last_given: float | None = None
+        self.last_given: float | None = None
         self._last_ticks = 0
 
-    @property
-    def period(self) -> int:
-        """Ticks from frame to frame at the rate of the file."""
-        return max(self._container.least_ticks, round(1 / self.fps / self.tick))
+    def end(self, time: float | None) -> int:
+        """Returns the ticks where the last frame ends.
+
+        Args:
+            time: seconds; None for 1 / fps after it begins.
+        """
+        if time is not None:
+            return round(Fraction(time) / self.tick)
+        return self._last_ticks + max(self.least_step, round(1 / self.fps / self.tick))
 
     def place(self, time: float | None) -> int:
         """Returns the ticks of the next frame.
@@ -52,16 +70,15 @@ class Schedule:
             ValueError: the time does not follow the last one.
         """
         if time is not None:
-            if self._last_given is not None and time <= self._last_given:
-                raise ValueError(f"time {time} s follows {self._last_given} s")
-            self._last_given, self._next = time, Fraction(time)
+            if self.last_given is not None and time <= self.last_given:
+                raise ValueError(f"time {time} s follows {self.last_given} s")
+            self.last_given, self._next = time, Fraction(time)
         exact = self._next
         if not self.frames:
             self._first = exact
         ticks = round(exact / self.tick)
-        if self.frames:
-            # Times closer than a tick still need a tick each.
-            ticks = max(ticks, self._last_ticks + self._container.least_ticks)
+        # Times closer than a tick still need a tick each.
+        ticks = max(ticks, self._last_ticks + self.least_step if self.frames else 0)
         if not self._container.keeps_times:
             ticks = self.frames
         self._tell(exact, ticks)

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from wanvae.video.common import INTERPOLATION, RATES, Notices, VideoError, one_line_errors
 from wanvae.video.deep import deep_picture
+from wanvae.video.ending import Ending
 from wanvae.video.formats import Encoding, check_size
 from wanvae.video.output import Destination, find_format, find_target, path_of
 from wanvae.video.palette import Palettes
@@ -83,7 +84,12 @@ class VideoWriter:
             limits = f"fps {RATES[0]} to {RATES[1]} and crf 0 to 51"
             raise self._error(f"{given}; sizes must be positive, {limits}")
         check_size(self.path, self._format, width, height)
-        self._schedule = Schedule(fps, self._format.container, Notices(self.path))
+        try:
+            self._schedule = Schedule(fps, self._format.container, Notices(self.path))
+        except ValueError as error:
+            raise self._error(f"{error}; write .mp4 or .mov") from None
+        self._end: float | None = None
+        self._ending = Ending(self._schedule.least_step)
         self._reformatter = VideoReformatter()
         self._palettes: Palettes | None = None
         if self._format.codec.palette:
@@ -166,6 +172,7 @@ class VideoWriter:
         with one_line_errors("write", self.path):
             picture = self._picture(image)
             picture.pts, picture.time_base = ticks, self._schedule.tick
+            self._ending.show(ticks)
             if self._format.container.tags_colour:
                 # Some encoders write the tags of pictures.
                 picture.colorspace, picture.color_range = context.colorspace, context.color_range
@@ -176,10 +183,7 @@ class VideoWriter:
 
     def _mux(self, container: OutputContainer, pictures: Iterable[av.VideoFrame]) -> None:
         for picture in pictures:
-            for packet in self._stream.encode(picture):
-                if self._format.container.tick is not None:
-                    packet.duration = self._schedule.period  # of the last, which no other follows
-                container.mux(packet)
+            container.mux(list(self._ending.pass_on(self._stream.encode(picture))))
 
     def _picture(self, image: torch.Tensor) -> av.VideoFrame:
         """Returns an image ``(C, H, W)`` in the pixel format of the stream."""
@@ -197,6 +201,16 @@ class VideoWriter:
             interpolation=INTERPOLATION,
         )
 
+    def end_at(self, time: float) -> None:
+        """Says when the last frame ends, in seconds; otherwise it lasts 1 / fps. Images do not end.
+
+        Raises VideoError if it begins later.
+        """
+        last = self._schedule.last_given
+        if last is not None and time <= last:
+            raise self._error(f"its last frame is at {last} s, and cannot end at {time}")
+        self._end = time
+
     def close(self) -> None:
         """Completes the file and gives it its name; VideoError if it cannot or has no frame."""
         if self._container is None:
@@ -207,10 +221,12 @@ class VideoWriter:
             with one_line_errors("write", self.path):
                 if self._palettes is not None:
                     self._mux(self._container, self._palettes.push(None))
-                for packet in self._stream.encode(None):
-                    if self._schedule.frames <= self._format.codec.delay:
+                packets = self._stream.encode(None)
+                if self._schedule.frames <= self._format.codec.delay:
+                    for packet in packets:
                         packet.dts = packet.pts  # so few frames are in order
-                    self._container.mux(packet)
+                end = self._schedule.end(self._end)
+                self._container.mux(list(self._ending.finish(packets, end)))
                 self._container.close()
                 self._target.complete()
             self._container = None
