@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.commands import Run
 from tests.helpers import WAN22, tiny, write_sound
+from tests.video.recordings import bytes_of, record, streams_of
 from wanvae import WanVAE, __version__, cli
 from wanvae.checkpoints import formats
 from wanvae.commands.options import DTYPES, load_model
@@ -73,6 +74,26 @@ def test_reconstruct(tmp_path: Path, files: Path, run: Run) -> None:
     assert read_video(target)[0].shape == (3, 7, 22, 30)
     run("reconstruct", source, target, "--side-by-side", "--crf", 0, *model)
     assert read_video(target)[0].shape == (3, 7, 22, 60)
+
+
+@pytest.mark.filterwarnings("default:.*(left out|encoded again)")
+def test_sound(tmp_path: Path, files: Path, run: Run, fail: Fail) -> None:
+    source = record(tmp_path / "a.mkv", end=Fraction(1), fps=10)
+    latents, target = tmp_path / "l.safetensors", tmp_path / "b.mp4"
+    model = ["--checkpoint", files / "vae.safetensors"]
+    assert run("reconstruct", source, target, *model)[1] == ""
+    assert bytes_of(target) == bytes_of(source)
+    assert run("reconstruct", source, target, "--no-audio", *model)[1] == ""
+    assert not streams_of(target, "audio")
+    run("encode", source, latents, *model)
+    assert run("decode", latents, target, "--audio-from", source, *model)[1] == ""
+    assert bytes_of(target) and bytes_of(source).startswith(bytes_of(target))
+    _, err = run("decode", latents, tmp_path / "b.webm", "--audio-from", source, *model)
+    told = f"{source}: .webm cannot hold its sound (aac): encoded again as Opus"
+    assert err == f"wanvae: warning: {told}\n"
+    silent = files / "a.mp4"
+    assert "a.mp4 has no sound" in fail("decode", latents, target, "--audio-from", silent, *model)
+    assert "overwritten" in fail("decode", latents, source, "--audio-from", source, *model)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from tests.helpers import WAN22, WAN_ALPHA, tiny
 from tests.latents.caches import PROGRAMS, Write, comfyui, natural
+from tests.video.recordings import bytes_of, packets_of, record, streams_of
 from wanvae import WanVAE
 from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
@@ -495,26 +495,87 @@ def test_numbers_that_a_model_cannot_hold_are_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 
-def test_sound_that_is_left_out_is_told(tmp_path: Path, vae: WanVAE) -> None:
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=25, options={"x264-params": "log-level=none"})
-        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        for _ in range(5):
-            pixels = np.zeros((32, 32, 3), np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(video.encode(frame.reformat(format="yuv420p")))
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "mono")
-        samples.rate = 8000
-        container.mux(sound.encode(samples))
-        for stream in (video, sound):
-            container.mux(stream.encode(None))
-    for convert, name in ((reconstruct_file, "b.mkv"), (encode_file, "b.safetensors")):
-        with pytest.warns(UserWarning, match="a.mkv: its sound is left out") as caught:
-            convert(vae, path, tmp_path / name)
-        assert len(caught) == 1
-    assert read_video(path)[1].beside == ("sound",)
+# Sound
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds of pictures and sound, with a title."""
+    return record(tmp_path_factory.mktemp("recording") / "a.mkv", fps=10, tags={"title": "A title"})
+
+
+def test_sound_that_is_left_out_is_told(tmp_path: Path, vae: WanVAE, recording: Path) -> None:
+    with pytest.warns(UserWarning, match=r"a\.mkv: its sound is left out") as caught:
+        encode_file(vae, recording, tmp_path / "b.safetensors", duration=0.5)
+    assert len(caught) == 1
+    assert read_video(recording)[1].beside == ("sound",)
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_reconstructions_keep_sound(
+    tmp_path: Path, vae: WanVAE, recording: Path, side_by_side: bool
+) -> None:
+    path = tmp_path / "b.mkv"
+    reconstruct_file(vae, recording, path, side_by_side=side_by_side)
+    assert bytes_of(path) == bytes_of(recording)
+    reconstruct_file(vae, recording, path, side_by_side=side_by_side, start=1.05, duration=0.5)
+    assert bytes_of(path) in bytes_of(recording)
+    assert len(packets_of(path)) == pytest.approx(0.45 * 48_000 / 1024, abs=1)
+    reconstruct_file(vae, recording, path, duration=0.5, sound=False)
+    assert not streams_of(path, "audio")
+    with av.open(str(path)) as container:
+        assert container.metadata["title"] == "A title"
+
+
+def test_decoded_videos_have_the_sound_of_their_time(
+    tmp_path: Path, vae: WanVAE, recording: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """It is the sound that a reconstruction of the same part has."""
+    latents, decoded = tmp_path / "b.safetensors", tmp_path / "b.mkv"
+    for start, duration in ((0.0, 0.7), (1.05, 0.5)):
+        encode_file(vae, recording, latents, start=start, duration=duration)
+        decode_file(vae, latents, decoded, audio_from=recording)
+        expected = tmp_path / "c.mkv"
+        reconstruct_file(vae, recording, expected, start=start, duration=duration)
+        assert times(decoded) == times(expected)
+        assert bytes_of(decoded) in bytes_of(recording)
+        found, wanted = (len(packets_of(path)) for path in (decoded, expected))
+        assert found - wanted in (0, 1, 2, 3)  # the last picture lasts as long as the others
+        assert abs(packets_of(decoded)[0][0] - packets_of(expected)[0][0]) < 0.002
+    assert {str(each.message) for each in recwarn} == {f"{recording}: its sound is left out"}
+
+
+def test_what_is_not_sure_about_sound_is_told(
+    tmp_path: Path, vae: WanVAE, recording: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    latents, decoded = tmp_path / "b.safetensors", tmp_path / "b.mkv"
+    encode_file(vae, recording, latents, start=1, duration=0.5)
+    recwarn.clear()
+    decode_file(vae, latents, decoded, audio_from=recording, fps=Fraction(5))
+    assert [str(each.message) for each in recwarn] == [
+        f"{latents} has 0.50 s of video, which last 1.00 s at 5 frames per second; the sound keeps "
+        "its speed"
+    ]
+    recwarn.clear()
+    with safe_open(latents, framework="pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "start"}
+    save_file(load_file(latents), latents, metadata)
+    decode_file(vae, latents, decoded, audio_from=recording)
+    assert [str(each.message) for each in recwarn] == [
+        f"{latents} does not say where in its video it begins; the sound is taken from the "
+        f"beginning of {recording}"
+    ]
+    assert bytes_of(recording).startswith(bytes_of(decoded))
+
+
+def test_a_file_without_sound_is_an_error_before_the_work(
+    tmp_path: Path, vae: WanVAE, recording: Path
+) -> None:
+    source = make(tmp_path / "a.mkv")
+    encode_file(vae, source, tmp_path / "b.safetensors")
+    with pytest.raises(VideoError, match=r"a\.mkv has no sound; name a file that has"):
+        decode_file(vae, tmp_path / "b.safetensors", tmp_path / "b.mkv", audio_from=source)
+    assert not (tmp_path / "b.mkv").exists()
 
 
 # Caches of other programs

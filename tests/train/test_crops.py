@@ -375,7 +375,7 @@ def test_hdr_is_told_once_for_all_files_before_the_first_sample(tmp_path, monkey
     assert str(caught[0].message).splitlines()[1:] == ["  a.mp4: PQ", "  b.mp4: PQ"]
     before = [replace(entry, hdr=None) for entry in samples.sources[0].entries]
     content = MediaFolder(before, Counter())
-    monkeypatch.setattr("wanvae.train.crops.read_folder", lambda folder: content)
+    monkeypatch.setattr("wanvae.train.crops.open_folder", lambda folder: content)
     with pytest.warns(UserWarning) as caught:
         samples = clips(tmp_path)
         drawn = [samples[number] for number in range(20)]

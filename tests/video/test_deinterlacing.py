@@ -112,5 +112,5 @@ def test_colours_stay(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected, _ = read_video(path)
-    video, _ = read_video(path, options=WHOLE)
+        video, _ = read_video(path, options=WHOLE)
     assert (video - expected).abs().max() < 0.02

@@ -44,6 +44,8 @@ def run(arguments: Namespace) -> None:
         seed=arguments.seed,
         layout=arguments.layout,
         architecture=arguments.architecture or "",
+        conditioning=arguments.conditioning,
+        control=arguments.control,
     )
     with launched_processes(arguments.device) as processes:
         checkpoint = checkpoint_of(arguments)
@@ -86,6 +88,7 @@ def show(name: str, report: DatasetReport, options: DatasetOptions) -> None:
         f"{speed:.2f} frames per second"
     )
     print_some("encoded again, because it has changed", report.changed)
+    print_some("latents are kept, but captions or metadata are new", report.redescribed)
     print_some("not in the folder any more, so the index leaves out its clips", report.gone)
     if report.unknown:
         print(
@@ -166,6 +169,17 @@ def add_options(parser: Parser) -> None:
         help="the model that the latents are for, as the program of --layout calls it: wan or qi "
         "for musubi; wan21, wan22_14b, wan22_5b, qwen_image, ... for ai-toolkit (default: one of "
         "so many channels)",
+    )
+    parser.add_argument(
+        "--conditioning",
+        choices=["first_frame"],
+        help="store the latents of the first frame of each clip alone too, to train image to video",
+    )
+    parser.add_argument(
+        "--control",
+        metavar="FOLDER",
+        help="folder of second videos with the names of the videos, like depth or poses: store "
+        "their latents at the same times and of the same size too",
     )
     add_model_options(parser)
 

@@ -10,15 +10,15 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_progress_option
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.litter import describe_ignored
+from wanvae.folders.catalog import index_folder
 from wanvae.folders.listing import MANIFEST
-from wanvae.folders.manifest import write_manifest
 
 
 def index(arguments: Namespace) -> None:
     """Writes the manifest of a folder, and prints what cannot be read."""
     folder = Path(arguments.folder)
     try:
-        content = write_manifest(folder, progress=arguments.progress)
+        content = index_folder(folder, progress=arguments.progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run it again to go on from there") from None
     entries = content.entries

@@ -41,6 +41,7 @@ from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
 from wanvae.video import (
+    Beside,
     Encoding,
     Frame,
     ReadOptions,
@@ -48,6 +49,8 @@ from wanvae.video import (
     VideoInfo,
     VideoReader,
     VideoWriter,
+    beside_of,
+    sound_of,
 )
 from wanvae.video.common import is_pipe
 from wanvae.video.options import AS_STORED
@@ -92,6 +95,7 @@ def reconstruct_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    sound: bool = True,
     options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
@@ -99,6 +103,9 @@ def reconstruct_file(
     progress: bool = False,
 ) -> ReconstructionReport | None:
     """Encodes and decodes a video or image file. Memory does not grow with the length.
+
+    Sound, subtitles, chapters and tags are copied as far as ``destination`` can hold them. Sound
+    that it cannot hold is encoded again. The rest is told.
 
     Args:
         destination: the file to write; its suffix tells the kind. Or a binary file that is open for
@@ -109,6 +116,7 @@ def reconstruct_file(
         duration: length of the part to take, in seconds; None takes the rest.
         fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        sound: keep the sound.
         options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
@@ -133,6 +141,8 @@ def reconstruct_file(
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
+        if excerpt.beside is None and first:  # a pipe
+            tell_left_out(info, source)
         waiting: deque[Frame] = deque()
         # Encoder and decoder work at the same time, so each gets half of the memory.
         share = half(max_memory)
@@ -149,6 +159,7 @@ def reconstruct_file(
                 info.fps,
                 encoding,
                 decodes_alpha(vae.config),
+                excerpt.beside and replace(excerpt.beside, sound=sound),
             ) as writer,
             limit_shared_by(2),
         ):
@@ -224,11 +235,14 @@ def encode_file(
     model = "" if checkpoint is None else identify(checkpoint)
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
+        tell_left_out(info, source)
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape, model=model) if first else nullcontext() as writer,
+            write_latents(destination, shape, model=model, start=excerpt.start)
+            if first
+            else nullcontext() as writer,
             show_progress(excerpt.frames, excerpt.count, progress and first) as frames,
         ):
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory, shard=shard)
@@ -254,6 +268,7 @@ def decode_file(
     drop_alpha: bool = False,
     fps: Fraction | None = None,
     encoding: Encoding = DEFAULT_ENCODING,
+    audio_from: str | PathLike[str] | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -273,6 +288,8 @@ def decode_file(
             ``destination`` must hold alpha.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
         encoding: codec, bits and quality of the written video.
+        audio_from: the video that was encoded, or a file of sound. Its sound, subtitles, chapters
+            and tags are kept as in ``reconstruct_file``, for the time that the latents cover.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -285,12 +302,12 @@ def decode_file(
         CheckpointError: ``source`` cannot be read, does not fit the model, holds latents that are
             not finite or whose values do not tell their scale, holds several clips although
             ``entry`` is None, or says that its latents have another scale than ``scale``.
-        FileError: ``destination`` is ``source`` or ``checkpoint``.
-        VideoError: ``destination`` cannot be written.
+        FileError: ``destination`` is ``source``, ``checkpoint`` or ``audio_from``.
+        VideoError: ``destination`` cannot be written, or ``audio_from`` has no sound.
         NotFiniteError: the decoded frames are not finite.
     """
     if isinstance(destination, (str, PathLike)):
-        refuse_overwriting(destination, [source, checkpoint])
+        refuse_overwriting(destination, [source, checkpoint, audio_from])
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
@@ -306,9 +323,14 @@ def decode_file(
         alpha = decodes_alpha(vae.config) and not drop_alpha
         channels = RGBA if alpha else RGB
         done, first = 0, is_first(shard)
+        beside = None
+        if audio_from is not None and first:
+            beside = find_sound(audio_from, latents, source, frames, fps)
         with (
             show_progress(range(latents.length), latents.length, progress and first) as starts,
-            open_writer(destination, first, width, height, fps or rate, encoding, alpha) as writer,
+            open_writer(
+                destination, first, width, height, fps or rate, encoding, alpha, beside
+            ) as writer,
         ):
             if writer is not None:
                 writer.require_room(frames)
@@ -341,13 +363,24 @@ class Excerpt:
         info: facts of the whole video.
         frames: frames of the part, with times from its first frame.
         count: number of frames in the part, as far as it is known.
+        start: time of its first frame, in seconds from the first frame of the video.
+        beside: what the file holds beside these frames; None for images.
         end: returns when the last frame ends, in seconds from the first frame, once all are read.
     """
 
     info: VideoInfo
     frames: Iterator[Frame]
     count: int | None
+    start: float
+    beside: Beside | None
     end: Callable[[], float]
+
+
+def tell_left_out(info: VideoInfo, source: str | PathLike[str]) -> None:
+    """Warns that sound and subtitles of a file are left out, if it has any."""
+    if beside := info.beside:
+        verb = "is" if beside == ("sound",) else "are"
+        warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
 
 
 @contextmanager
@@ -379,9 +412,6 @@ def open_excerpt(
     if alpha and options.background is not None:
         raise VideoError("this model encodes alpha, so there is no background: leave it out")
     with VideoReader(source, fps=fps, alpha=alpha, options=options) as reader:
-        if beside := reader.info.beside:
-            verb = "is" if beside == ("sound",) else "are"
-            warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
         if start > 0:
             reader.seek(start)
         first = next(reader, None)
@@ -396,10 +426,12 @@ def open_excerpt(
             count = max(1, count)
         frames = takewhile(lambda frame: frame.time < end, chain([first], reader))
         yield Excerpt(
-            reader.info,
-            (replace(frame, time=frame.time - first.time) for frame in frames),
-            count,
-            lambda: min(float(reader.end), end) - first.time,
+            info=reader.info,
+            frames=(replace(frame, time=frame.time - first.time) for frame in frames),
+            count=count,
+            start=first.time,
+            beside=beside_of(reader, first.time, None if end == math.inf else end),
+            end=lambda: min(float(reader.end), end) - first.time,
         )
 
 
@@ -412,6 +444,7 @@ def open_writer(
     fps: Fraction,
     encoding: Encoding,
     alpha: bool,
+    beside: Beside | None,
 ) -> Iterator[VideoWriter | None]:
     """Opens a video or image file to write in the ``first`` process; gives None to the others."""
     if not first:
@@ -427,6 +460,7 @@ def open_writer(
         codec=encoding.codec,
         bits=encoding.bits,
         container=encoding.container,
+        beside=beside,
     ) as writer:
         yield writer
 
@@ -523,6 +557,44 @@ def find_normalized(
     if told and choice.reason:
         LOGGER.warning("%s: its latents are %s", source, choice.reason)
     return choice.scale == "normalized"
+
+
+def find_sound(
+    path: str | PathLike[str],
+    latents: LatentsFile,
+    source: str | PathLike[str],
+    frames: int,
+    fps: Fraction | None,
+) -> Beside:
+    """Returns what lies in a file beside the frames of latents. Warns of what is not sure.
+
+    Args:
+        path: the file with the sound.
+        source: the file of the latents.
+        frames: number of frames of the decoded video.
+        fps: the rate of the decoded video, if it is not the rate of the encoded video.
+
+    Raises:
+        VideoError: the file cannot be read, or has no sound.
+    """
+    if latents.start is None:
+        warnings.warn(
+            f"{source} does not say where in its video it begins; the sound is taken from the "
+            f"beginning of {path}",
+            stacklevel=3,
+        )
+    start = Fraction(latents.start or 0)
+    length = frames / (fps or WAN_RATE)
+    if latents.video is not None:
+        encoded = Fraction(latents.times[-1]) + 1 / latents.video.rate
+        if fps is not None and abs(encoded - length) * fps > 1:
+            warnings.warn(
+                f"{source} has {float(encoded):.2f} s of video, which last {float(length):.2f} s "
+                f"at {fps} frames per second; the sound keeps its speed",
+                stacklevel=3,
+            )
+        length = encoded
+    return sound_of(path, start, start + length)
 
 
 def warn_of_other_model(

@@ -63,6 +63,7 @@ def reconstruct(arguments: Namespace) -> None:
             start=arguments.start,
             duration=duration_of(arguments),
             fps=fps,
+            sound=not arguments.no_audio,
             options=read_options(arguments),
             shard=processes,
             **common_options(arguments),
@@ -163,6 +164,7 @@ def decode(arguments: Namespace) -> None:
             drop_alpha=arguments.drop_alpha,
             fps=fps,
             encoding=encoding_of(arguments),
+            audio_from=arguments.audio_from,
             shard=processes,
             **common_options(arguments),
         )
@@ -268,6 +270,12 @@ def add_reconstruct_options(parser: Parser) -> None:
         help=f"take all of the sample clip (default: {DEMO_SECONDS:g} seconds; of a video that you "
         "name, all)",
     )
+    parser.add_argument(
+        "--no-audio",
+        action="store_true",
+        help="leave out the sound (default: sound is copied, or encoded again as AAC or Opus where "
+        "the format of output cannot hold it; subtitles, chapters and tags are kept too)",
+    )
     add_time_options(parser)
     add_picture_options(parser)
     add_encoding_options(parser)
@@ -317,6 +325,13 @@ def add_decode_options(parser: Parser) -> None:
         "--fps",
         help="frames per second, like 25 or 30000/1001 (default: as encoded, else 16)",
     )
+    parser.add_argument(
+        "--audio-from",
+        metavar="VIDEO",
+        help="video that was encoded, or file of sound: keep its sound, subtitles, chapters and "
+        "tags for the time that the latents cover",
+    )
+    parser.reads("audio_from")
     parser.add_argument(
         "--preview",
         metavar="TAE",

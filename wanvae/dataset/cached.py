@@ -133,7 +133,7 @@ class CachedLatents:
         if self._scales[clip.format] == "raw":
             mean, std = statistics_like(torch.empty(0), *self._statistics)
             latents = (latents - mean) / std
-        return LatentClip(latents, nan, clip.name)
+        return LatentClip(latents, nan, clip.name, "", latents[:, :0], latents[:, :0])
 
 
 def by_format(clip: CachedClip) -> str:

@@ -9,9 +9,9 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from itertools import chain, groupby, islice, repeat
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby, repeat
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -39,8 +39,9 @@ from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised, read_clips
 from wanvae.folders.listing import MANIFEST
+from wanvae.folders.sidecars import SidecarReader
 from wanvae.frames import encode_frames
-from wanvae.latents.formats.layout import ClipFacts
+from wanvae.latents.formats.layout import ClipFacts, Condition
 from wanvae.latents.spool import LatentsSpool
 from wanvae.model import WanVAE
 from wanvae.posterior import LOGVAR_RANGE, Posterior
@@ -104,8 +105,11 @@ class DatasetReport:
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
         unknown: number of clips of an earlier version, which does not tell whether their videos
             have changed since.
-        notes: what people must know of clips that become larger, and of the files of a layout.
+        notes: what people must know of clips that become larger, of the files of a layout, and of
+            captions and metadata.
         shapes: how many clips have each number of frames, height and width, now or before.
+        redescribed: videos and images whose captions or metadata have changed. The index has the
+            new ones; the latents are as they were.
     """
 
     written: int
@@ -121,6 +125,7 @@ class DatasetReport:
     unknown: int
     notes: tuple[str, ...]
     shapes: Counter[tuple[int, int, int]]
+    redescribed: tuple[str, ...]
 
 
 def encode_dataset(
@@ -193,7 +198,14 @@ def carry_out(
     files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
     clips = [clip for file in files for clip in file.clips]
     config = vae.config
-    read = read_clips(clips, source, config.temporal_factor, alpha=encodes_alpha(config))
+    control = plan.settings.options.control
+    read = read_clips(
+        clips,
+        source,
+        config.temporal_factor,
+        alpha=encodes_alpha(config),
+        control=None if control is None else Path(control),
+    )
     frames = ahead(read, FRAMES_AHEAD)
     pieces = encode_clips(vae, frames, tile_size, max_memory)
     with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
@@ -212,20 +224,24 @@ def carry_out(
     written = list(chain(*(work.written for work in works)))
     kept = list(chain(*(kept for _, kept in everything)))
     failed = chain(*(work.failures for work in works))
+    with SidecarReader(source, plan.descriptions) as sidecars:
+        failures = write_lists(destination, plan, written + kept, failed, sidecars)
+        notes = (*plan.notes, *sidecars.notes)
     return DatasetReport(
         written=len(written),
         kept=len(kept),
         frames=sum(clip.frames for clip in written),
         size=sum(work.size for work in works),
         seconds=time.perf_counter() - started,
-        failures=tuple(write_lists(destination, plan, written + kept, failed)),
+        failures=tuple(failures),
         left_out=plan.left_out,
         changed=plan.changed,
         gone=plan.gone,
         ignored=plan.ignored,
         unknown=sum(clip.stamp is None for clip in kept),
-        notes=plan.notes,
+        notes=notes,
         shapes=Counter((clip.frames, clip.height, clip.width) for clip in chain(written, kept)),
+        redescribed=plan.redescribed,
     )
 
 
@@ -279,6 +295,28 @@ def write_files(
     return writer.work
 
 
+@dataclass(frozen=True)
+class Spools:
+    """Where the latents of a clip and of its conditions are collected."""
+
+    clip: LatentsSpool
+    conditions: dict[Condition, LatentsSpool]
+
+
+@contextmanager
+def open_spools(folder: Path, options: DatasetOptions) -> Iterator[Spools]:
+    """Gives places for the latents of a clip, in temporary files in a folder."""
+    with ExitStack() as files:
+        names = [options.tensors, *map(options.tensors_of, options.conditions)]
+        clip, *others = (
+            LatentsSpool(
+                files.enter_context(TemporaryFile(dir=folder)), tensors, options.torch_dtype
+            )
+            for tensors in names
+        )
+        yield Spools(clip, dict(zip(options.conditions, others, strict=True)))
+
+
 class FileWriter:
     """Writes the files of a data set one after the other.
 
@@ -303,7 +341,7 @@ class FileWriter:
         """
         path = self._folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        clips = self._stored(islice(rows, len(file.clips)), file.facts)
+        clips = self._stored(file, rows)
         layout = layouts.layout_of(self._settings.options)
         if layout is None:
             WRITERS[self._settings.options.container](path, clips)
@@ -314,21 +352,31 @@ class FileWriter:
             self.work.size += path.stat().st_size
 
     def _stored(
-        self, rows: Iterator[tuple[Clip, Row[Piece]]], facts: Sequence[ClipFacts]
+        self, file: LatentsFilePlan, rows: Iterator[tuple[Clip, Row[Piece]]]
     ) -> Iterator[StoredClip]:
         """Yields the clips that can be read, ready to be written, and records the others."""
-        options = self._settings.options
-        for (clip, row), known in zip(rows, facts or repeat(None), strict=False):
-            with TemporaryFile(dir=self._folder) as file:
-                spool = LatentsSpool(file, options.tensors, options.torch_dtype)
+        for clip, facts in zip(file.clips, file.facts or repeat(None), strict=False):
+            with open_spools(self._folder, self._settings.options) as spools:
+                failure = None
+                times: list[float] = []
                 try:
-                    times = collect(spool, clip, row, self._settings)
-                    check_frames(times, known)
+                    times = collect(spools, clip, next(rows)[1], self._settings)
+                    check_frames(times, facts)
                 except ClipError as error:
-                    self._record(Failure(clip.name, clip.source, str(error)))
-                else:
+                    failure = error
+                if clip.control is not None:
+                    # Its row is taken in any case, so that the next row is of the next clip.
+                    _, row = next(rows)
+                    try:
+                        if failure is None:
+                            collect_control(spools, clip, row, self._settings)
+                    except ClipError as error:
+                        failure = ClipError(f"its control {clip.control.source}: {error}")
+                if failure is None:
                     metadata = clip_metadata(clip, self._settings, times)
-                    yield StoredClip(clip.name, metadata, spool, known)
+                    yield StoredClip(clip.name, metadata, spools.clip, facts, spools.conditions)
+                else:
+                    self._record(Failure(clip.name, clip.source, str(failure)))
             self._bar.update()
 
     def _record(self, failure: Failure) -> None:
@@ -336,10 +384,10 @@ class FileWriter:
         append_line(self._folder / FAILURES, failure)
 
 
-def collect(
-    spool: LatentsSpool, clip: Clip, row: Row[Piece], settings: DatasetSettings
-) -> list[float]:
-    """Puts the latents of a clip into ``spool``, with times from the first frame of the clip.
+def collect(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> list[float]:
+    """Puts the latents of a clip into ``spools``, with times from the first frame of the clip.
+
+    The model is causal, so the first latent of a clip is the latent of its first frame alone.
 
     Returns:
         The times from the first frame of the video.
@@ -347,22 +395,44 @@ def collect(
     Raises:
         ClipError: there is one in the row, or the dtype to store cannot hold the latents.
     """
-    # The seed depends on the clip alone, so that processes and other clips do not matter.
-    seed = hashlib.sha256(f"{settings.options.seed}/{clip.name}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
+    generator = generator_of(settings, clip.name)
+    first = spools.conditions.get("first_frame")
     times: list[float] = []
     for piece in raised(row):
-        latents = latents_to_store(piece.posterior, settings, generator)
-        latents = latents.to(settings.options.torch_dtype)
-        if not latents.isfinite().all():
-            raise ClipError(
-                f"the latents do not fit into {settings.options.dtype}; use --store-dtype bfloat16 "
-                "or float32"
-            )
-        spool.write(latents)
+        if first is not None and not first.length:
+            frame = Posterior(piece.posterior.mean[:, :, :1], piece.posterior.logvar[:, :, :1])
+            of_frame = generator_of(settings, f"{clip.name}/first_frame")
+            first.write(latents_to_store(frame, settings, of_frame))
+        spools.clip.write(latents_to_store(piece.posterior, settings, generator))
         times.extend(piece.times)
-    spool.times.extend(time - times[0] for time in times)
+    spools.clip.times.extend(time - times[0] for time in times)
     return times
+
+
+def collect_control(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> None:
+    """Puts the latents of the control of a clip into ``spools``, as many as the clip has.
+
+    Raises:
+        ClipError: as ``collect``, or there are fewer.
+    """
+    spool = spools.conditions["control"]
+    generator = generator_of(settings, f"{clip.name}/control")
+    frames = 0
+    for piece in raised(row):
+        spool.write(latents_to_store(piece.posterior, settings, generator))
+        frames += len(piece.times)
+    if spool.length < spools.clip.length:
+        raise ClipError(f"it has {frames} frames, but the clip has {len(spools.clip.times)}")
+    spool.cut(spools.clip.length)
+
+
+def generator_of(settings: DatasetSettings, name: str) -> torch.Generator:
+    """Returns a generator for samples of a clip.
+
+    Its seed depends on the clip alone, so that processes and other clips do not matter.
+    """
+    seed = hashlib.sha256(f"{settings.options.seed}/{name}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(seed, "little"))
 
 
 def check_frames(times: Sequence[float], facts: ClipFacts | None) -> None:
@@ -377,7 +447,24 @@ def check_frames(times: Sequence[float], facts: ClipFacts | None) -> None:
 def latents_to_store(
     posterior: Posterior, settings: DatasetSettings, generator: torch.Generator
 ) -> Tensor:
-    """Returns the tensors to store, one after the other, ``(channels, T, H, W)``."""
+    """Returns the tensors to store, one after the other, ``(channels, T, H, W)``.
+
+    Raises:
+        ClipError: the dtype to store cannot hold them.
+    """
+    latents = scaled_latents(posterior, settings, generator).to(settings.options.torch_dtype)
+    if not latents.isfinite().all():
+        raise ClipError(
+            f"the latents do not fit into {settings.options.dtype}; use --store-dtype bfloat16 "
+            "or float32"
+        )
+    return latents
+
+
+def scaled_latents(
+    posterior: Posterior, settings: DatasetSettings, generator: torch.Generator
+) -> Tensor:
+    """Returns the tensors to store, as ``latents_to_store``, in float32."""
     mean, std = settings.statistics()
     if settings.options.scale == "raw":
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
@@ -403,7 +490,11 @@ def sample_frames(posterior: Posterior, generator: torch.Generator) -> Tensor:
 
 
 def write_lists(
-    folder: Path, plan: DatasetPlan, clips: Iterable[IndexedClip], failed: Iterable[Failure]
+    folder: Path,
+    plan: DatasetPlan,
+    clips: Iterable[IndexedClip],
+    failed: Iterable[Failure],
+    sidecars: SidecarReader,
 ) -> list[Failure]:
     """Writes the index and the list of failures, and returns the failures."""
     index = {clip.name: clip for clip in clips}
@@ -412,7 +503,13 @@ def write_lists(
     failures = [recorded[name] for name in names if name in recorded and name not in index]
     failures.extend(plan.broken)
     write_lines(folder / FAILURES, failures)
-    write_lines(folder / INDEX, (index[name] for name in names if name in index))
+    described = (
+        replace(index[clip.name], sidecars=sidecars.read(clip.entry))
+        for file in plan.files
+        for clip in file.clips
+        if clip.name in index
+    )
+    write_lines(folder / INDEX, described, whole=False)
     layout = layouts.layout_of(plan.settings.options)
     if layout is not None:
         layouts.finish(folder, plan.files, layout)

@@ -84,6 +84,8 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float])
         "latents_mean": settings.latents_mean,
         "latents_std": settings.latents_std,
     }
+    if clip.control is not None:
+        origin["control"] = to_json_dict(clip.control.entry.stamp)
     normalized = settings.options.scale == "normalized"
     metadata = video_metadata(video, normalized=normalized, model=settings.model)
     return metadata | {"clip": json.dumps(origin)}
@@ -107,7 +109,7 @@ def write_single(path: Path, clips: Iterable[StoredClip]) -> None:
     """Writes the one clip to a file. Without a clip, writes no file."""
     for clip in clips:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            clip.spool.write_file(file, clip.metadata)
+            clip.spool.write_file(file, clip.metadata, [*clip.conditions.values()])
 
 
 def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
@@ -120,7 +122,7 @@ def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
             # Time and owner stay 0, so that the bytes do not depend on this run.
             member = tarfile.TarInfo(key + SUFFIX)
             with TemporaryFile(dir=path.parent) as file:
-                clip.spool.write_file(file, clip.metadata)
+                clip.spool.write_file(file, clip.metadata, [*clip.conditions.values()])
                 member.size = file.tell()
                 file.seek(0)
                 tar.addfile(member, file)
@@ -148,9 +150,10 @@ def write_many(path: Path, clips: Iterable[StoredClip]) -> None:
             metadata[clip.name] = clip.metadata
             times[f"{clip.name}/times"] = clip.spool.times_entry()
             times_content += clip.spool.times_content()
-            for name, entry in clip.spool.entries().items():
-                latents[f"{clip.name}/{name}"] = entry
-            clip.spool.copy_to(data)
+            for spool in (clip.spool, *clip.conditions.values()):
+                for name, entry in spool.entries().items():
+                    latents[f"{clip.name}/{name}"] = entry
+                spool.copy_to(data)
         data.seek(0)
         with temporary.open("wb") as file:
             described = {"format": MANY_CLIPS_FORMAT, "clips": json.dumps(metadata)}

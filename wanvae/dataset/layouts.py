@@ -71,6 +71,7 @@ def facts_of(clip: Clip, options: DatasetOptions, config: WanVAEConfig, folder: 
         asked_fps=None if options.fps is None else parse_rate(options.fps),
         architecture=options.architecture,
         dtype=options.dtype,
+        first_frame=options.conditioning is not None,
     )
 
 
@@ -176,7 +177,8 @@ def write_clip(file: IO[bytes], clip: StoredClip, layout: Layout) -> None:
     if clip.facts is None:
         raise RuntimeError("a clip for another program has no facts")
     record = {"frames": len(clip.spool.times), "shape": clip.spool.shape}
-    layout.write(file, clip.facts, clip.spool, json.dumps({**clip.metadata, **record}))
+    described = json.dumps({**clip.metadata, **record})
+    layout.write(file, clip.facts, clip.spool, described, clip.conditions)
 
 
 def finish(folder: Path, files: Iterable[LatentsFilePlan], layout: Layout) -> None:

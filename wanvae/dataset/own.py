@@ -12,7 +12,7 @@ from torch import Tensor
 from wanvae.dataset.clip import LatentClip
 from wanvae.dataset.records import INDEX, IndexedClip
 from wanvae.dataset.settings import read_settings
-from wanvae.engine.json_files import read_lines
+from wanvae.engine.json_lines import JsonLines
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
 
@@ -35,7 +35,7 @@ class OwnLatents:
     def __init__(self, folder: Path, sample: bool) -> None:
         self.folder = folder
         self.settings = read_settings(folder)
-        self.clips = self._read_index()
+        self.clips = self._open_index()
         self._sample = sample
         store = self.settings.options.store
         if sample and store != "moments":
@@ -44,19 +44,31 @@ class OwnLatents:
                 "sample, or encode the videos again with --store moments"
             )
 
-    def _read_index(self) -> list[IndexedClip]:
-        path = self.folder / INDEX
+    def _open_index(self) -> JsonLines[IndexedClip]:
+        advice = "delete it, and run wanvae encode-dataset again"
         try:
-            return read_lines(path, IndexedClip)
+            return JsonLines(self.folder / INDEX, IndexedClip, advice)
         except FileNotFoundError:
             raise UserError(
                 f"{self.folder} is not complete, because it has no {INDEX}; "
                 "run wanvae encode-dataset again to go on"
             ) from None
-        except UserError as error:
-            raise UserError(
-                f"{path} is damaged ({error}); delete it, and run wanvae encode-dataset again"
-            ) from error
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shape of the latents of each clip, without parsing all of the index.
+
+        Raises:
+            UserError: the index is damaged.
+        """
+        known: dict[bytes, tuple[int, ...]] = {}
+        found = []
+        for number, line in enumerate(self.clips.lines()):
+            # Text in a line has no unescaped quotes, and fields with objects come after the shape.
+            shape = line.partition(b'"shape": [')[2].partition(b"]")[0]
+            if shape not in known or not shape:
+                known[shape] = self.clips.parse(line, number).shape
+            found.append(known[shape])
+        return found
 
     def read(self, index: int) -> LatentClip:
         """Returns a clip.
@@ -65,7 +77,23 @@ class OwnLatents:
             UserError: the clip cannot be read, or is not finite.
         """
         clip = self.clips[index]
-        tensors = self.read_tensors(clip)
+        tensors, *others = self.read_stored(clip)
+        latents = self._normalized(tensors, clip)
+        conditions = {
+            condition: self._normalized(stored, clip)
+            for condition, stored in zip(self.settings.options.conditions, others, strict=True)
+        }
+        return LatentClip(
+            latents,
+            float(Fraction(clip.fps)),
+            clip.source,
+            clip.caption or "",
+            conditions.get("first_frame", latents[:, :0]),
+            conditions.get("control", latents[:, :0]),
+        )
+
+    def _normalized(self, tensors: Tensor, clip: IndexedClip) -> Tensor:
+        """Returns latents ``(z_dim, T, H, W)`` of stored tensors, as ``read_stored`` gives them."""
         if not tensors.isfinite().all():
             raise UserError(
                 f"the latents of {clip.name} in {self.folder / clip.file} are not finite (NaN or "
@@ -77,13 +105,23 @@ class OwnLatents:
         if self.settings.options.scale == "raw":
             mean, std = self.settings.statistics()
             latents = (latents - mean) / std
-        return LatentClip(latents[0], float(Fraction(clip.fps)), clip.source)
+        return latents[0]
 
     def read_tensors(self, clip: IndexedClip) -> Tensor:
         """Returns the tensors of a clip, ``(1 or 2, z_dim, T, H, W)``, as float32."""
+        return self.read_stored(clip)[0]
+
+    def read_stored(self, clip: IndexedClip) -> list[Tensor]:
+        """Returns what is stored of a clip, ``(1 or 2, z_dim, T, H, W)`` each, as float32.
+
+        First come the tensors of the clip, then the tensors of its conditions. They follow each
+        other in the file.
+        """
         options = self.settings.options
-        shape = len(options.tensors), *clip.shape
-        content = bytearray(prod(shape) * options.torch_dtype.itemsize)
+        channels, length, height, width = clip.shape
+        lengths = [length, *(1 if c == "first_frame" else length for c in options.conditions)]
+        shapes = [(len(options.tensors), channels, each, height, width) for each in lengths]
+        content = bytearray(sum(map(prod, shapes)) * options.torch_dtype.itemsize)
         path = self.folder / clip.file
         try:
             with path.open("rb") as file:
@@ -95,4 +133,6 @@ class OwnLatents:
             raise UserError(
                 f"{path} ends too early; delete it, and run wanvae encode-dataset again"
             )
-        return torch.frombuffer(content, dtype=options.torch_dtype).view(shape).float()
+        values = torch.frombuffer(content, dtype=options.torch_dtype).float()
+        parts = values.split([prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -12,19 +12,23 @@ from pathlib import Path
 from wanvae.checkpoints.formats import identify, weights_file
 from wanvae.config import check_has
 from wanvae.dataset import layouts
+from wanvae.dataset.control import add_controls
 from wanvae.dataset.files import index_file, plan_files
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.json_files import read_lines, write_lines
+from wanvae.engine.files import is_in
+from wanvae.engine.json_files import write_lines
+from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
-from wanvae.engine.text import writable
+from wanvae.engine.text import first_few, writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import read_folder
+from wanvae.folders.sidecars import SidecarReader
 from wanvae.latents.formats.layout import Layout
 from wanvae.model import WanVAE
 
@@ -42,7 +46,11 @@ class DatasetPlan:
         changed: videos and images that have changed since some of their clips were encoded.
         gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
-        notes: what people must know of clips that become larger, and of the files of a layout.
+        notes: what people must know of clips that become larger, of the files of a layout, and of
+            captions and metadata.
+        descriptions: captions and tables of metadata of the source, by path.
+        redescribed: videos and images that have clips in the index, but are described in another
+            way now.
     """
 
     settings: DatasetSettings
@@ -54,6 +62,8 @@ class DatasetPlan:
     gone: tuple[str, ...]
     ignored: str
     notes: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    redescribed: tuple[str, ...]
 
     @property
     def kept(self) -> list[LatentsFilePlan]:
@@ -101,13 +111,25 @@ def prepare(
         )
     source = source.resolve()
     layout = layouts.layout_of(options)
+    planned: Sequence[Clip] = found.clips
+    unusable: list[Failure] = []
+    if options.control is not None:
+        control = Path(options.control).resolve()
+        if is_in(control, source):
+            raise UserError(
+                f"the folder of controls, {control}, lies in {source}, so that its videos would be "
+                "encoded as videos too: move it out"
+            )
+        options = replace(options, control=str(control))
+        planned, unusable = add_controls(planned, control, destination)
     if layout is None:
-        clips, notes, unnamed = found.clips, [], []
+        clips, notes, unnamed = planned, [], []
         files = list(plan_files(clips, options, vae.config))
     else:
         architecture = layout.architecture_of(options.architecture, vae.config.z_dim)
+        layout.check_conditions(options.conditions, architecture)
         options = replace(options, architecture=architecture)
-        clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
+        clips, notes = layouts.choose_clips(planned, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
     if enlarged := sum(clip.is_enlarged for clip in clips) if options.buckets else 0:
         notes.append(f"{enlarged} clips are smaller than their bucket, and are enlarged")
@@ -131,8 +153,19 @@ def prepare(
     existing = {file.name for file in files if (destination / file.name).exists()}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    index = open_index(destination)
+    with SidecarReader(source, content.descriptions) as sidecars:
+        redescribed = find_redescribed(index, files, sidecars)
+        unmatched = sidecars.unmatched({entry.name for entry in content.entries})
+    if unmatched:
+        notes.append(
+            f"tables of metadata describe files that are not there: {first_few(unmatched)}"
+        )
+    if layout is not None and content.descriptions:
+        notes.append(
+            f"captions and metadata are in {INDEX} alone, which {layout.program} does not read"
+        )
     if not many:
-        index = read_index(destination)
         sources = {writable(entry.name) for entry in content.entries}
         gone = tuple(dict.fromkeys(c.source for c in index if c.source not in sources))
         stale = [
@@ -145,20 +178,37 @@ def prepare(
         settings=settings,
         files=tuple(files),
         existing=frozenset(existing),
-        broken=(*found.broken, *unnamed),
+        broken=(*found.broken, *unusable, *unnamed),
         left_out=found.left_out,
         changed=changed,
         gone=gone,
         ignored=describe_ignored(content.ignored),
         notes=tuple(notes),
+        descriptions=content.descriptions,
+        redescribed=redescribed,
     )
 
 
-def read_index(folder: Path) -> list[IndexedClip]:
+def open_index(folder: Path) -> Sequence[IndexedClip]:
     """Returns the clips in the index of a data set; none if there is no index that can be read."""
     with suppress(OSError, UserError):
-        return read_lines(folder / INDEX, IndexedClip)
+        return JsonLines(folder / INDEX, IndexedClip, "delete it, and run it again")
     return []
+
+
+def find_redescribed(
+    index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan], sidecars: SidecarReader
+) -> tuple[str, ...]:
+    """Returns the videos of clips in the index whose sidecars are not those in the index."""
+    entries = {clip.name: clip.entry for file in files for clip in file.clips} if index else {}
+    pairs = ((clip, entries.get(clip.name)) for clip in index)
+    return tuple(
+        dict.fromkeys(
+            clip.source
+            for clip, entry in pairs
+            if entry is not None and sidecars.read(entry) != clip.sidecars
+        )
+    )
 
 
 def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:
@@ -168,7 +218,12 @@ def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool
         UserError: the file is damaged.
     """
     (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
-    return stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)
+    control = planned.control
+    return (stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)) or (
+        stored.control is not None
+        and control is not None
+        and not stored.control.matches(control.entry.stamp)
+    )
 
 
 def remove_outdated(
@@ -197,12 +252,21 @@ def remove_outdated(
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
     """Returns a digest of the names of clips, and of what they are cut from."""
-    lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in clips)
+    parts = with_controls(clips)
+    lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in parts)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def with_controls(clips: Iterable[Clip]) -> Iterator[Clip]:
+    """Yields each clip, and its control after it if it has one."""
+    for clip in clips:
+        yield clip
+        if clip.control is not None:
+            yield clip.control
 
 
 def digest_of_stamps(clips: Sequence[Clip]) -> str:
     """Returns a digest of the stamps of the videos of clips."""
-    stamps = (clip.entry.stamp for clip in clips)
+    stamps = (clip.entry.stamp for clip in with_controls(clips))
     lines = (f"{stamp.size} {stamp.mtime} {stamp.head}\n" for stamp in stamps)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

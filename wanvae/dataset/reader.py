@@ -72,7 +72,12 @@ class LatentDataset(Dataset):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape ``(z_dim, T, H, W)`` of the latents of each clip, for ``BucketBatches``."""
+        """The shape ``(z_dim, T, H, W)`` of the latents of each clip, for ``BucketBatches``.
+
+        No latents are read.
+        """
+        if isinstance(self._source, OwnLatents):
+            return self._source.shapes()
         return [clip.shape for clip in self.clips]
 
     def __len__(self) -> int:

@@ -6,13 +6,16 @@ the clips and files that could not be encoded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wanvae.engine.config import from_json_dict, parse_json
 from wanvae.engine.digest import Stamp
 from wanvae.errors import UserError
+from wanvae.folders.caption import caption_of
 from wanvae.folders.failure import Failure
 
 INDEX = "index.jsonl"
@@ -37,6 +40,9 @@ class IndexedClip:
         shape: shape of each tensor, (z_dim, T, H, W).
         stamp: the state of the file of the video when it was encoded; None in data sets of earlier
             versions.
+        control: the state of the file of its control; None if there is none.
+        sidecars: what describes the video: texts and values of JSON by the suffix of their file,
+            such as "txt", and its row of a table of metadata as "metadata".
     """
 
     name: str
@@ -50,6 +56,13 @@ class IndexedClip:
     offset: int
     shape: tuple[int, ...]
     stamp: Stamp | None = None
+    control: Stamp | None = None
+    sidecars: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str | None:
+        """The caption among the sidecars, as ``caption_of`` chooses it; None if there is none."""
+        return caption_of(self.sidecars)
 
 
 def read_failures(folder: Path) -> list[Failure]:

@@ -15,6 +15,7 @@ from wanvae.engine.config import check, check_option, to_json_dict
 from wanvae.engine.output_folder import describe_differences
 from wanvae.errors import UserError
 from wanvae.latents.formats import LAYOUTS
+from wanvae.latents.formats.layout import Condition
 from wanvae.latents.scale import Scale
 
 SETTINGS = "dataset.json"
@@ -24,6 +25,7 @@ DATA_SET = "a data set of latents"
 Store = Literal["moments", "mean", "sample"]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 Container = Literal["files", "tar", "safetensors"]
+Conditioning = Literal["first_frame"]
 LayoutName = Literal["wanvae", "musubi", "ai-toolkit", "simpletuner", "diffusion-pipe", "comfyui"]
 
 
@@ -54,6 +56,9 @@ class DatasetOptions:
             had cached them, with the scale that it stores, without a variance, not in containers.
         architecture: the model that the latents are for, as the program calls it; empty takes the
             one of so many channels.
+        conditioning: "first_frame" also stores the latents of the first frame of each clip alone.
+        control: a folder of videos with the names of those that are encoded. Their latents, at the
+            same times and of the same size, are stored too.
     """
 
     frames: int | None = None
@@ -69,6 +74,8 @@ class DatasetOptions:
     seed: int = 0
     layout: LayoutName = "wanvae"
     architecture: str = ""
+    conditioning: Conditioning | None = None
+    control: str | None = None
 
     def __post_init__(self) -> None:
         for name, kinds in (
@@ -79,6 +86,8 @@ class DatasetOptions:
             ("layout", LayoutName),
         ):
             check_option(name, getattr(self, name), kinds)
+        if self.conditioning is not None:
+            check_option("conditioning", self.conditioning, Conditioning)
         check(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1 byte")
         for length in self.shorter:
             expected = f"less than frames, which is {self.frames}"
@@ -108,6 +117,20 @@ class DatasetOptions:
     def tensors(self) -> tuple[str, ...]:
         """The names of the tensors of a clip."""
         return ("mean", "logvar") if self.store == "moments" else ("latents",)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What is stored of a clip besides its own latents, in the order of the files."""
+        found: list[Condition] = []
+        if self.conditioning is not None:
+            found.append(self.conditioning)
+        if self.control is not None:
+            found.append("control")
+        return tuple(found)
+
+    def tensors_of(self, condition: Condition) -> tuple[str, ...]:
+        """The names of the tensors of a condition."""
+        return tuple(f"{condition}_{name}" for name in self.tensors)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 from os import SEEK_END
@@ -17,7 +17,7 @@ from wanvae.engine.digest import Stamp
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.latents.file import VideoShape
-from wanvae.latents.formats.layout import ClipFacts
+from wanvae.latents.formats.layout import ClipFacts, Condition
 from wanvae.latents.spool import LatentsSpool
 
 # Bytes. Readers of safetensors allow no longer header.
@@ -53,19 +53,24 @@ class StoredClip:
         metadata: metadata of a file with only this clip.
         spool: the latents.
         facts: as for ``LatentsFilePlan``; None for our own files.
+        conditions: latents of its first frame and of its control, in the order of the settings.
     """
 
     name: str
     metadata: dict[str, str]
     spool: LatentsSpool
     facts: ClipFacts | None = None
+    conditions: Mapping[Condition, LatentsSpool] = field(default_factory=dict)
 
 
 def expected_size(clip: Clip, options: DatasetOptions, config: WanVAEConfig) -> int:
     """Returns the bytes of the latents of a clip, if its video is as long as its header says."""
     length = 1 + (clip.frames - 1) // config.temporal_factor
     space = prod(side // config.spatial_factor for side in clip.size)
-    values = len(options.tensors) * config.z_dim * length * space
+    stored = length
+    for condition in options.conditions:
+        stored += 1 if condition == "first_frame" else length
+    values = len(options.tensors) * config.z_dim * stored * space
     return values * options.torch_dtype.itemsize
 
 
@@ -87,6 +92,7 @@ def indexed_clip(
         offset=offset,
         shape=shape,
         stamp=from_json_dict(Stamp, origin["stamp"]) if "stamp" in origin else None,
+        control=from_json_dict(Stamp, origin["control"]) if "control" in origin else None,
     )
 
 

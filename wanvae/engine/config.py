@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -50,8 +51,8 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     """The inverse of ``to_json_dict``; fields that have defaults may be absent.
 
     Lists become tuples and whole numbers floats where the type hints say so; nothing else is
-    converted. Hints may be bool, int, float, str, Literal, ``tuple[X, ...]``, ``X | None`` and
-    dataclasses of these.
+    converted. Hints may be bool, int, float, str, Literal, ``tuple[X, ...]``, ``X | None``,
+    dataclasses of these, and ``Mapping[str, Any]`` for any object.
 
     Raises:
         UserError: keys are unknown or missing, or a value has another type; the message names
@@ -67,8 +68,14 @@ def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:
     }
     refuse_keys(cls, "unknown", mapping.keys() - {f.name for f in fields(cls)})
     refuse_keys(cls, "missing", required - mapping.keys())
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     return cls(**{name: from_json(hints[name], value, name) for name, value in mapping.items()})
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Returns the type of each field of a dataclass, evaluated once because that is slow."""
+    return get_type_hints(cls)
 
 
 def with_new_names(cls: type, mapping: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -122,6 +129,8 @@ def from_json(hint: Any, value: Any, name: str) -> Any:
         return from_json(hint, value, name)
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return from_json_dict(hint, value)
+    if get_origin(hint) is Mapping and isinstance(value, Mapping):
+        return value
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(from_json(options[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is Literal and value in options:

@@ -69,6 +69,8 @@ class Clip:
             frame of number ``first``. It is quicker to find.
         scaled: height and width that the frames are scaled to.
         size: height and width that the scaled frames are cropped to.
+        control: the clip of a second video, in another folder, at the same times and of the same
+            size; None if there is none.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Clip:
     by_time: bool = False
     scaled: tuple[int, int]
     size: tuple[int, int]
+    control: Clip | None = None
 
     @property
     def source(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,28 +30,48 @@ Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 
 def read_clips(
-    clips: Iterable[Clip], folder: Path, temporal_factor: int, *, alpha: bool = False
+    clips: Iterable[Clip],
+    folder: Path,
+    temporal_factor: int,
+    *,
+    alpha: bool = False,
+    control: Path | None = None,
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
-    Frames that cannot be read are replaced by one error, which ends the clip.
+    Frames that cannot be read are replaced by one error, which ends the clip. The frames of the
+    control of a clip, if it has one, follow the frames of the clip.
 
     Args:
         folder: the indexed folder.
         temporal_factor: frames per latent after the first frame. The last frames of a whole video
             that do not fill such a group are dropped.
         alpha: whether frames are RGBA, opaque where a file has no alpha, or RGB.
+        control: the indexed folder of controls.
     """
-    with closing(Cutter(folder, alpha=alpha)) as cutter:
+    with ExitStack() as held:
+        cutters = [
+            held.enter_context(closing(Cutter(place, alpha=alpha)))
+            for place in (folder, control or folder)
+        ]
         for clip in clips:
-            try:
-                for frame in whole_groups(cutter.cut(clip), temporal_factor):
-                    yield clip, frame
-            except Exception as error:  # a damaged file can raise anything
-                if is_out_of_memory(error):
-                    raise
-                cutter.close()
-                yield clip, ClipError(reason(error, clip.entry.source(folder)))
+            for part, cutter in zip((clip, clip.control), cutters, strict=True):
+                if part is not None:
+                    yield from read_clip(part, cutter, temporal_factor)
+
+
+def read_clip(
+    clip: Clip, cutter: Cutter, temporal_factor: int
+) -> Iterator[tuple[Clip, Frame | ClipError]]:
+    """Yields the frames of a clip, and at their end the error if there is one."""
+    try:
+        for frame in whole_groups(cutter.cut(clip), temporal_factor):
+            yield clip, frame
+    except Exception as error:  # a damaged file can raise anything
+        if is_out_of_memory(error):
+            raise
+        cutter.close()
+        yield clip, ClipError(reason(error, clip.entry.source(cutter.folder)))
 
 
 def raised(row: Row[T]) -> Iterator[T]:
@@ -94,10 +114,13 @@ class Cutter:
 
     A clip begins with the frame of its number. Frames are counted from the beginning of the video,
     because times do not tell numbers where the rate varies.
+
+    Attributes:
+        folder: the indexed folder.
     """
 
     def __init__(self, folder: Path, *, alpha: bool = False) -> None:
-        self._folder = folder
+        self.folder = folder
         self._alpha = alpha
         self._entry: Entry | None = None
         self._reader: VideoReader | None = None
@@ -134,7 +157,7 @@ class Cutter:
         if entry == self._entry and self._reader is not None:
             return self._reader
         self.close()
-        source = entry.source(self._folder)
+        source = entry.source(self.folder)
         if entry.head and head_of(source) not in ("", entry.head):
             raise VideoError("it has changed since it was listed; run the command again")
         self._reader = reader = VideoReader(source, strict=True, alpha=self._alpha)

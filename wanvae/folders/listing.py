@@ -52,9 +52,13 @@ OTHER_SUFFIXES = frozenset(
 )
 # Files with these suffixes, beside a video or image of the same name, describe it.
 CAPTION_SUFFIXES = frozenset({".caption", ".json", ".txt"})
+# Tables that describe the videos and images of their folder and its subfolders.
+METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 MANIFEST = "wanvae-manifest.jsonl"
 # What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
+# The numbers of the entries of a manifest, so that it opens in a moment.
+TABLE = "wanvae-manifest.npz"
 
 
 class File(NamedTuple):
@@ -77,11 +81,13 @@ class Listing:
     Attributes:
         files: files to try, sorted by path.
         ignored: how many files of each suffix are something else. Litter does not count, nor do
-            captions beside videos and images.
+            descriptions.
+        descriptions: captions beside videos and images, and tables of metadata, by path.
     """
 
     files: list[File]
     ignored: Counter[str]
+    descriptions: tuple[str, ...] = ()
 
 
 def list_files(folder: Path) -> Listing:
@@ -95,7 +101,7 @@ def list_files(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise VideoError(f"no usable video in {str(folder)!r}: it is not a folder; check the path")
-    found, visited, ignored = [], set(), Counter[str]()
+    found, visited, ignored, descriptions = [], set(), Counter[str](), []
     for place, folders, names in os.walk(folder, onerror=warn_of_folder, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
@@ -105,19 +111,21 @@ def list_files(folder: Path) -> Listing:
         folders[:] = sorted(name for name in folders if not is_litter(name))
         described = {stem for name in names if may_be_media(name) for stem in stems_of(name)}
         for name in names:
-            if is_left_out(name) or is_caption(name, described):
+            if is_left_out(name):
                 continue
             path = Path(place, name)
-            if suffix_of(name) in OTHER_SUFFIXES:
+            if is_caption(name, described) or name in METADATA:
+                descriptions.append(path.relative_to(folder).as_posix())
+            elif suffix_of(name) in OTHER_SUFFIXES:
                 ignored[suffix_of(name)] += 1
             else:
                 found.append(File(path.relative_to(folder).as_posix(), *size_and_time(path)))
-    return Listing(sorted(found), ignored)
+    return Listing(sorted(found), ignored, tuple(sorted(descriptions)))
 
 
 def is_left_out(path: str) -> bool:
     """Whether a file or folder is litter, or belongs to the index of the folder."""
-    return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL)
+    return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL, TABLE)
 
 
 def stems_of(name: str) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,9 +32,11 @@ from wanvae.folders.listing import (
     list_files,
     may_be_media,
 )
-from wanvae.folders.tars import TAR_SUFFIX, find_members
+from wanvae.folders.tars import TAR_SUFFIX, find_members, split_key
 from wanvae.video import FilePart, VideoError, probe
 
+# Files for each thread that wait to be opened.
+AHEAD = 4
 # What a line raises that is not JSON, not text, or does not have the fields of an entry.
 NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
 
@@ -107,13 +109,15 @@ class MediaFolder:
     Attributes:
         entries: videos, images and files that cannot be used, in the order of their paths.
         ignored: how many files of each suffix are no videos, images or tars.
+        descriptions: captions beside videos and images, and tables of metadata, by path.
     """
 
-    entries: list[Entry]
+    entries: Sequence[Entry]
     ignored: Counter[str]
+    descriptions: tuple[str, ...] = ()
 
 
-def load_entries(folder: Path) -> list[Entry]:
+def load_entries(folder: Path) -> Sequence[Entry]:
     """Returns the entries of ``folder``, as ``read_folder`` does."""
     return read_folder(folder).entries
 
@@ -135,7 +139,7 @@ def read_folder(folder: Path) -> MediaFolder:
     unknown = [file for file in listing.files if file not in known]
     known |= zip(unknown, probe_files(folder, unknown), strict=True)
     entries = [entry for file in listing.files for entry in known[file]]
-    return without_others(entries, listing.ignored)
+    return without_others(entries, listing)
 
 
 def warn_of_changes(folder: Path, files: Sequence[File], known: Collection[File]) -> None:
@@ -152,11 +156,22 @@ def warn_of_changes(folder: Path, files: Sequence[File], known: Collection[File]
         )
 
 
-def without_others(entries: Iterable[Entry], ignored: Counter[str]) -> MediaFolder:
-    """Returns the entries that are videos, images or broken ones, and counts the others."""
-    entries = list(entries)
-    others = Counter(suffix_of(entry.name) for entry in entries if entry.other)
-    return MediaFolder([entry for entry in entries if not entry.other], ignored + others)
+def without_others(entries: Iterable[Entry], listing: Listing) -> MediaFolder:
+    """Returns the entries that are videos, images or broken ones, and counts the others.
+
+    Members of tars that describe videos do not count.
+    """
+    used, others = [], []
+    for entry in entries:
+        (others if entry.other else used).append(entry)
+    samples = {sample_of(entry) for entry in others if entry.member} and set(map(sample_of, used))
+    others = Counter(suffix_of(entry.name) for entry in others if sample_of(entry) not in samples)
+    return MediaFolder(used, listing.ignored + others, listing.descriptions)
+
+
+def sample_of(entry: Entry) -> tuple[str, str]:
+    """Returns the file of an entry, and what the members of its sample have in common."""
+    return entry.path, split_key(entry.member)[0] if entry.member else ""
 
 
 def read_manifest(folder: Path) -> list[Entry]:
@@ -221,7 +236,7 @@ def index_files(folder: Path, listing: Listing, *, progress: bool) -> MediaFolde
             "".join(json.dumps(to_json(entry)) + "\n" for entry in entries), encoding="utf-8"
         )
     journal.unlink()
-    return without_others(entries, listing.ignored)
+    return without_others(entries, listing)
 
 
 def known_entries(folder: Path) -> dict[File, list[Entry]]:
@@ -254,9 +269,17 @@ def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
     Threads are enough, because FFmpeg and the disk take nearly all of the time, without holding
     Python's lock.
     """
-    pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
+    workers = min(32, 2 * (os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers)
+    # Few at a time, so that the memory does not grow with their number.
+    waiting: deque[Future[list[Entry]]] = deque()
     try:
-        yield from pool.map(lambda file: probe_file(folder, file), files)
+        for file in files:
+            waiting.append(pool.submit(probe_file, folder, file))
+            if len(waiting) == AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -3,15 +3,15 @@
 ``webdataset`` reads tars as streams, one after another. Which samples a process sees then depends
 on the number of processes, and a resumed run has to read everything before its position. Here the
 members of an uncompressed tar are entries of the index like any other file, because such a tar can
-be read at any position. The tars must lie on disks of this machine or on mounted disks. Each member
-is a video or image of its own; a ``.json`` or ``.txt`` with the same key is ignored.
+be read at any position. The tars must lie on disks of this machine or on mounted disks. Each video
+or image is an entry of its own; the other members with its key describe it.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from wanvae.video import FilePart, VideoError
 
@@ -45,3 +45,10 @@ def find_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[FilePart
         raise VideoError(
             f"cannot read {path}: {damage}; it must be an uncompressed, complete tar"
         ) from damage
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Returns the path of a member up to the first dot of its file name, and what follows."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return str(path.with_name(stem)) if stem else name, suffix.lower()

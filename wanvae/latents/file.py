@@ -9,7 +9,7 @@ may write another dtype, ``latents`` instead of mean and logvar, and normalized 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -84,29 +84,35 @@ class LatentsWriter:
 
 
 def video_metadata(
-    shape: VideoShape, *, normalized: bool = False, model: str = ""
+    shape: VideoShape, *, normalized: bool = False, model: str = "", start: float | None = None
 ) -> dict[str, str]:
     """Returns the metadata of a file of latents.
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
+        start: time of the first frame, in seconds from the first frame of the video file; None if
+            it is not known, or told elsewhere.
     """
     metadata = {
         "format": FORMAT,
         "video": json.dumps(to_json_dict(shape)),
         "normalized": "true" if normalized else "false",
     }
+    if start is not None:
+        metadata["start"] = str(start)
     return metadata | ({"model": model} if model else {})
 
 
 @contextmanager
 def write_latents(
-    path: str | PathLike[str], shape: VideoShape, *, model: str = ""
+    path: str | PathLike[str], shape: VideoShape, *, model: str = "", start: float | None = None
 ) -> Iterator[LatentsWriter]:
     """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
+        start: time of the first frame, in seconds from the first frame of the video file; None if
+            it is not known.
 
     Raises:
         CheckpointError: ``path`` does not end in .safetensors, or nothing was written to it.
@@ -121,7 +127,7 @@ def write_latents(
         if not latents.length:
             raise CheckpointError("there are no latents to write; encode at least one frame")
         with temporary.open("wb") as file:
-            latents.write_file(file, video_metadata(shape, model=model))
+            latents.write_file(file, video_metadata(shape, model=model, start=start))
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,8 @@ class LatentsFile:
         normalized: whether the latents are normalized; None if this is not known.
         model: a digest that identifies the model that encoded; empty if the file does not say.
         program: the program that wrote the file; empty for this package.
+        start: time of the first frame, in seconds from the first frame of the video file; None if
+            the file does not say.
     """
 
     channels: int
@@ -149,6 +157,7 @@ class LatentsFile:
     normalized: bool | None
     model: str
     program: str
+    start: float | None
     _slices: Any
 
     def piece(self, start: int, end: int) -> Tensor:
@@ -195,8 +204,30 @@ def describe_latents(file: safe_open) -> LatentsFile:
         normalized=metadata.get("normalized") == "true",
         model=metadata.get("model", ""),
         program="",
+        start=find_start(metadata),
         _slices=slices,
     )
+
+
+def find_start(metadata: Mapping[str, str]) -> float | None:
+    """Returns when latents begin in their video, in seconds; None if their file does not say.
+
+    Raises:
+        UserError: what it says is no such time.
+    """
+    start = metadata.get("start")
+    if start is None:  # data sets have it among other facts of a clip
+        clip = parse_json(metadata.get("clip", "{}"))
+        start = clip.get("start") if isinstance(clip, dict) else None
+    if start is None:
+        return None
+    try:
+        seconds = float(start)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < LONGEST:
+        raise UserError(f"its start, {start!r}, is no time in seconds")
+    return seconds
 
 
 def check_times(times: Tensor) -> tuple[float, ...]:

@@ -53,5 +53,6 @@ def latents_of(clip: CachedClip) -> LatentsFile:
         normalized=None if clip.scale is None else clip.scale == "normalized",
         model="",
         program=clip.program,
+        start=None,
         _slices=clip.load(),
     )

@@ -80,6 +80,10 @@ class LatentsSpool:
         channels_first = self._on_disk().swapaxes(0, 1).copy(order="C")
         return torch.from_numpy(channels_first).view(self._dtype)
 
+    def cut(self, length: int) -> None:
+        """Drops the latents after the first ``length`` along time."""
+        self.length = min(self.length, length)
+
     def copy_to(self, file: IO[bytes]) -> None:
         """Writes all collected latents."""
         latents = self._on_disk()
@@ -95,12 +99,21 @@ class LatentsSpool:
         kind = f"u{self._dtype.itemsize}"
         return np.memmap(self._file, kind, "r", shape=(self.length, *self._sizes))
 
-    def write_file(self, file: IO[bytes], metadata: Mapping[str, str]) -> None:
-        """Writes a whole safetensors file of times and latents."""
+    def write_file(
+        self, file: IO[bytes], metadata: Mapping[str, str], others: Sequence[LatentsSpool] = ()
+    ) -> None:
+        """Writes a whole safetensors file of times and latents.
+
+        Args:
+            others: more latents for the same file, of tensors with other names.
+        """
         tensors = {"times": self.times_entry(), **self.entries()}
+        for other in others:
+            tensors |= other.entries()
         file.write(safetensors_header(tensors, metadata))
         file.write(self.times_content())
-        self.copy_to(file)
+        for spool in (self, *others):
+            spool.copy_to(file)
 
 
 def safetensors_header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytes:

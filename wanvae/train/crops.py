@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,15 +17,18 @@ from torch.utils.data import Dataset
 
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
-from wanvae.engine.training.notices import warn_about
+from wanvae.engine.training.notices import SHOWN, warn_about
 from wanvae.errors import UserError
-from wanvae.folders.manifest import Entry, read_folder, reason
+from wanvae.folders.catalog import names_of, numbers_of, open_folder
+from wanvae.folders.manifest import Entry, reason
 from wanvae.train.colour import ColourConfig, draw_colours, recolour
 from wanvae.train.degradation import DegradationConfig
 from wanvae.video import HdrWarning, VideoError, read_clip
 
 # How many files in a row may fail before something else must be wrong.
 MOST_FAILURES = 100
+# Entries whose numbers are unpacked at once.
+BLOCK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,20 +229,20 @@ class Source:
         self.folder = folder
         self.config = config
         self.alpha = alpha
-        content = read_folder(folder)
+        content = open_folder(folder)
         self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
         if not self.entries:
             ignored = f", only other files ({self.ignored})" if self.ignored else ""
             raise VideoError(
                 f"no usable video in {str(folder)!r}: it has no videos and no images{ignored}"
             )
-        self.usable = find_usable(self.entries, config)
+        numbers = numbers_of(self.entries)
+        self.usable = find_usable(numbers, config)
         if report:
-            used = set(self.used)
-            unused = [entry for i, entry in enumerate(self.entries) if i not in used]
-            warn_of(unused, folder)
-            warn_of_hdr([self.entries[i] for i in self.used], folder)
-        if config.folders and not self.used:
+            used = np.isin(np.arange(len(numbers)), self.used)
+            warn_of(self.entries, np.flatnonzero(~used), numbers["is_broken"], folder)
+            warn_of_hdr(self.entries, np.flatnonzero(used & numbers["is_hdr"]), folder)
+        if config.folders and not len(self.used):
             raise VideoError(
                 f"no usable video in {str(folder)!r}: nothing in it is as large and long as a crop"
             )
@@ -248,23 +252,26 @@ class Source:
         ).share_memory_()
 
     @property
-    def used(self) -> list[int]:
+    def used(self) -> np.ndarray:
         """The positions of the entries that some bucket can use, in their order."""
-        return np.unique(np.concatenate(self.usable)).tolist()
+        return np.unique(np.concatenate(self.usable))
 
     def describe(self) -> Iterator[str]:
         """A line for each video or image that is used: which it is and how large."""
-        for index in self.used:
-            entry = self.entries[index]
-            size = entry.size if entry.member is None else entry.length
-            yield f"{entry.name}: {size} bytes, {entry.frames} x {entry.width} x {entry.height}"
+        used = np.zeros(len(self.entries), bool)
+        used[self.used] = True
+        numbers = numbers_of(self.entries)[["size", "frames", "width", "height"]]
+        blocks = (numbers[i : i + BLOCK].tolist() for i in range(0, len(numbers), BLOCK))
+        pairs = zip(names_of(self.entries), chain.from_iterable(blocks), strict=True)
+        for name, (size, frames, width, height) in compress(pairs, used):
+            yield f"{name}: {size} bytes, {frames} x {width} x {height}"
 
     def read_clip(self, bucket: int, random: np.random.Generator) -> Tensor:
         """Random whole frames ``(C, T, height, width)`` for crops of a bucket."""
         usable, shape = self.usable[bucket], self.config.shapes[bucket]
         failure = ""
         for _ in range(MOST_FAILURES):
-            index = usable[random.integers(len(usable))]
+            index = int(usable[random.integers(len(usable))])
             entry = self.entries[index]
             stride = int(random.integers(*stride_range(entry, shape, self.config), endpoint=True))
             start = random.integers(entry.frames - (shape.frames - 1) * stride)
@@ -355,47 +362,62 @@ def random_crop(
     return crop.contiguous()
 
 
-def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray]:
-    """For each bucket, the positions of the entries that are large and long enough for it."""
-    return [
-        np.array([i for i, entry in enumerate(entries) if fits(entry, shape, config)], dtype=int)
-        for shape in config.shapes
-    ]
+def find_usable(numbers: np.ndarray, config: DataConfig) -> list[np.ndarray]:
+    """For each bucket, the positions of the entries that are large and long enough for it.
+
+    Args:
+        numbers: the numbers of the entries.
+    """
+    return [np.flatnonzero(fits(numbers, shape, config)) for shape in config.shapes]
 
 
-def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
-    """Whether an entry is large and long enough for crops of this shape."""
+def fits(numbers: np.ndarray, shape: BucketConfig, config: DataConfig) -> np.ndarray:
+    """Whether each entry is large and long enough for crops of this shape."""
     return (
-        entry.error is None
-        and entry.height >= shape.height
-        and entry.width >= shape.width
-        and entry.frames > (shape.frames - 1) * config.strides[0]
+        ~numbers["is_broken"]
+        & (numbers["height"] >= shape.height)
+        & (numbers["width"] >= shape.width)
+        & (numbers["frames"] > (shape.frames - 1) * config.strides[0])
     )
 
 
-def warn_of(unusable: Sequence[Entry], folder: Path) -> None:
-    """Warns how many files are left out, and which: first the broken ones, then the small ones."""
-    if not unusable:
+def warn_of(
+    entries: Sequence[Entry], unusable: np.ndarray, is_broken: np.ndarray, folder: Path
+) -> None:
+    """Warns how many files are left out, and which: first the broken ones, then the small ones.
+
+    Args:
+        unusable: the positions of these entries.
+        is_broken: for each entry, whether it cannot be read.
+    """
+    if not len(unusable):
         return
-    broken = [f"{entry.name}: {entry.error}" for entry in unusable if entry.error is not None]
-    small = [
-        f"{entry.name}: {entry.width}x{entry.height} pixels, {entry.frames} frames by its header"
-        for entry in unusable
-        if entry.error is None
-    ]
+    broken, small = unusable[is_broken[unusable]], unusable[~is_broken[unusable]]
     warn_about(
         f"{len(broken)} files in {str(folder)!r} cannot be read and {len(small)} are smaller or "
         "shorter than every clip",
-        [*broken, *small],
+        [describe_unusable(entries[int(i)]) for i in np.concatenate([broken, small])[:SHOWN]],
+        count=len(unusable),
     )
 
 
-def warn_of_hdr(used: Sequence[Entry], folder: Path) -> None:
-    """Warns how many files are HDR, and which."""
-    found = [f"{entry.name}: {entry.hdr}" for entry in used if entry.hdr is not None]
-    if found:
+def describe_unusable(entry: Entry) -> str:
+    """Says which entry is not used, and why."""
+    if entry.error is not None:
+        return f"{entry.name}: {entry.error}"
+    return f"{entry.name}: {entry.width}x{entry.height} pixels, {entry.frames} frames by its header"
+
+
+def warn_of_hdr(entries: Sequence[Entry], found: np.ndarray, folder: Path) -> None:
+    """Warns how many files are HDR, and which.
+
+    Args:
+        found: the positions of these entries.
+    """
+    if len(found):
         warn_about(
             f"{len(found)} files in {str(folder)!r} are HDR or have wide colours",
-            found,
+            [f"{entry.name}: {entry.hdr}" for entry in (entries[int(i)] for i in found[:SHOWN])],
             "they are converted to SDR of BT.709 (tone mapping), and highlights are darker",
+            count=len(found),
         )

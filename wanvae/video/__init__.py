@@ -1,5 +1,6 @@
 """Video and image files in and out, through PyAV (FFmpeg)."""
 
+from wanvae.video.beside import Beside, beside_of, sound_of
 from wanvae.video.common import FilePart, HdrWarning, VideoError
 from wanvae.video.formats import Encoding
 from wanvae.video.options import ReadOptions
@@ -7,6 +8,7 @@ from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip,
 from wanvae.video.writer import VideoWriter, write_video
 
 __all__ = [
+    "Beside",
     "Encoding",
     "FilePart",
     "Frame",
@@ -16,8 +18,10 @@ __all__ = [
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
+    "beside_of",
     "probe",
     "read_clip",
     "read_video",
+    "sound_of",
     "write_video",
 ]

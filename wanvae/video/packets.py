@@ -41,7 +41,7 @@ _PIPE_ADVICE = (
     "(-movflags +faststart, or frag_keyframe+empty_moov)"
 )
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
-_LONGEST_PAUSE = 10
+LONGEST_PAUSE = 10
 # Packets that are searched for the first keyframe. Some streams have none.
 _LONGEST_LEAD = 1000
 # Frames from a keyframe to the first frame that is wanted, where times of keyframes may be guessed.
@@ -330,7 +330,7 @@ class PacketSource:
     def _continued(self) -> Iterator[Packet]:
         """Packets from here on, with continued times."""
         restarts = Flags.ts_discont in Flags(self._container.format.flags)
-        gap = _LONGEST_PAUSE / self.tick if restarts else inf
+        gap = LONGEST_PAUSE / self.tick if restarts else inf
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
         for packet in self._container.demux(self.stream):
             if clock.adjust(packet):

@@ -268,6 +268,16 @@ class VideoReader:
             raise VideoError(f"cannot read {self.path}: it is {damage}")
         self._notices.tell(f"it is {damage}")
 
+    @property
+    def origin(self) -> Fraction:
+        """The time of the first frame in the file, in seconds, as sound in the file counts it."""
+        return ((self._origin or 0) - self._source.key_lead) * self._source.tick
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether the file is an image, or several numbered images."""
+        return self._source.is_of_images
+
     def seek(self, start: float | Fraction) -> None:
         """Continues with the first frame at or after `start` seconds from the first frame.
 

@@ -18,6 +18,8 @@ from av.video.reformatter import (
 )
 from av.video.stream import VideoStream
 
+from wanvae.video.beside import Beside
+from wanvae.video.carrier import Carrier
 from wanvae.video.common import INTERPOLATION, RATES, Notices, VideoError, one_line_errors
 from wanvae.video.deep import deep_picture
 from wanvae.video.ending import Ending
@@ -41,6 +43,11 @@ class VideoWriter:
 
     `path` may also be a binary file that is open for writing, such as `sys.stdout.buffer`. Then
     `container` says what is written, "y4m" or "mkv", and the file stays open.
+
+    `beside` says which file's sound, subtitles, chapters and tags the file gets, in order of time
+    with the frames, where its format holds them. Packets are copied; where the format cannot hold a
+    codec, sound is encoded again (AAC or Opus) and text rewritten, with a UserWarning. What cannot
+    be kept is told in a UserWarning. Damage beside the pictures does not end the video.
 
     `width` and `height` are in pixels, `fps` in frames per second. `crf` is the quality of H.264,
     H.265, AV1 and VP9 from 0 (best) to 51. `codec` and `bits` choose among what the suffix holds.
@@ -72,6 +79,7 @@ class VideoWriter:
         codec: str | None = None,
         bits: int | None = None,
         container: str | None = None,
+        beside: Beside | None = None,
     ) -> None:
         encoding = Encoding(codec=codec, bits=bits, crf=crf, container=container)
         self.path = path_of(path)
@@ -95,14 +103,17 @@ class VideoWriter:
         if self._format.codec.palette:
             self._palettes = Palettes(width, height, self._schedule.tick)
         self._container: OutputContainer | None = None
+        self._carrier: Carrier | None = None
         try:
             with one_line_errors("write", self.path):
-                self._open(crf)
+                output = self._open(crf)
+                if beside is not None:
+                    self._carrier = Carrier(beside, output, self._format.suffix)
         except BaseException:
             self._discard()
             raise
 
-    def _open(self, crf: int) -> None:
+    def _open(self, crf: int) -> OutputContainer:
         container_format, codec = self._format.container, self._format.codec
         options = dict(container_format.options)
         if container_format.is_image and not self._target.holds_many:
@@ -133,6 +144,7 @@ class VideoWriter:
         with _silent_svt():
             context.open()  # tells of sizes that the encoder does not take
         self._stream = stream
+        return container
 
     def write(self, frames: torch.Tensor, times: Sequence[float] | None = None) -> None:
         """Appends frames (3, T, H, W), RGB in [-1, 1], clamped and rounded.
@@ -172,6 +184,8 @@ class VideoWriter:
         with one_line_errors("write", self.path):
             picture = self._picture(image)
             picture.pts, picture.time_base = ticks, self._schedule.tick
+            if self._carrier is not None:
+                self._carrier.until(ticks * self._schedule.tick)
             self._ending.show(ticks)
             if self._format.container.tags_colour:
                 # Some encoders write the tags of pictures.
@@ -227,6 +241,9 @@ class VideoWriter:
                         packet.dts = packet.pts  # so few frames are in order
                 end = self._schedule.end(self._end)
                 self._container.mux(list(self._ending.finish(packets, end)))
+                if self._carrier is not None:
+                    self._carrier.finish()
+                    self._carrier.close()
                 self._container.close()
                 self._target.complete()
             self._container = None
@@ -237,6 +254,8 @@ class VideoWriter:
     def _discard(self) -> None:
         """Deletes the unfinished file."""
         container, self._container = self._container, None
+        if self._carrier is not None:
+            self._carrier.close()
         with suppress(FFmpegError, OSError):
             if container is not None:
                 container.close()

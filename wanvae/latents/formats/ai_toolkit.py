@@ -10,13 +10,17 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import IO
 
 from wanvae.latents.formats.base import Format, Found, Header, refuse_others
-from wanvae.latents.formats.layout import RECORD, ClipFacts, Layout, write_safetensors
+from wanvae.latents.formats.layout import RECORD, ClipFacts, Condition, Layout, write_safetensors
 from wanvae.latents.spool import LatentsSpool
 
 TENSOR = "latent"
+FIRST_FRAME = "first_frame_latent"
+# Of an image, which ai-toolkit does not train as a video that begins with it.
+UNREAD_FIRST_FRAME = "wanvae_first_frame"
 # How models of ai-toolkit are called that have latents of Wan or Qwen-Image.
 MODELS = ("wan", "qwen_image", "krea2")
 # Models of images without an axis of time.
@@ -73,10 +77,18 @@ def settings_of(facts: ClipFacts) -> dict[str, object]:
     if facts.asked_fps not in (None, DEFAULT_FPS):
         whole = facts.asked_fps.denominator == 1
         settings["fps"] = int(facts.asked_fps) if whole else float(facts.asked_fps)
+    if facts.first_frame:
+        settings["do_i2v"] = True
     return settings
 
 
-def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -> None:
+def write(
+    file: IO[bytes],
+    facts: ClipFacts,
+    spool: LatentsSpool,
+    record: str,
+    conditions: Mapping[Condition, LatentsSpool],
+) -> None:
     """Writes the file of a clip."""
     settings = settings_of(facts)
     metadata = {
@@ -89,7 +101,11 @@ def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -
         shape = (shape[0], *shape[2:])
     frames = facts.frames.to_bytes(4, "little")
     others = {} if facts.is_image else {"num_frames": ("I32", (), frames)}
-    write_safetensors(file, spool, TENSOR, shape, metadata, others)
+    first_frames = {
+        UNREAD_FIRST_FRAME if facts.is_image else FIRST_FRAME: latents
+        for latents in conditions.values()
+    }
+    write_safetensors(file, spool, TENSOR, shape, metadata, others, first_frames)
 
 
 AI_TOOLKIT_LAYOUT = Layout(
@@ -102,6 +118,7 @@ AI_TOOLKIT_LAYOUT = Layout(
     write=write,
     architectures={16: "wan21", 48: "wan22_5b"},
     one_clip=True,
+    conditions={"first_frame": ()},
     note="copy the files into the folder of the videos, and train with the same sizes, --frames "
-    "and --fps",
+    "and --fps, and with do_i2v if they have --conditioning first_frame",
 )

@@ -6,10 +6,11 @@ The nodes of ComfyUI itself save raw latents, and the nodes of WanVideoWrapper s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import IO
 
 from wanvae.latents.formats.base import Format, Found, Header
-from wanvae.latents.formats.layout import RECORD, ClipFacts, Layout, write_safetensors
+from wanvae.latents.formats.layout import RECORD, ClipFacts, Condition, Layout, write_safetensors
 from wanvae.latents.spool import LatentsSpool
 
 TENSOR = "latent_tensor"
@@ -35,7 +36,13 @@ def file_name(facts: ClipFacts) -> str:
     return f"{name}{clip}.latent"
 
 
-def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -> None:
+def write(
+    file: IO[bytes],
+    facts: ClipFacts,
+    spool: LatentsSpool,
+    record: str,
+    conditions: Mapping[Condition, LatentsSpool],
+) -> None:
     """Writes the file of a clip."""
     metadata = {"prompt": "", RECORD: record}
     others = {MARKER: ("F32", (0,), b"")}

@@ -22,7 +22,7 @@ from wanvae.engine.files import atomic_path
 from wanvae.engine.pickles import load_pickle
 from wanvae.errors import UserError
 from wanvae.latents.formats.base import Format, Found
-from wanvae.latents.formats.layout import ClipFacts, Layout, write_archive
+from wanvae.latents.formats.layout import ClipFacts, Condition, Layout, write_archive
 from wanvae.latents.spool import LatentsSpool
 
 DATABASE = "metadata.db"
@@ -164,7 +164,13 @@ def file_name(facts: ClipFacts) -> str:
     return f"cache_{width}x{height}x{facts.frames}/latents/shard_"
 
 
-def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -> None:
+def write(
+    file: IO[bytes],
+    facts: ClipFacts,
+    spool: LatentsSpool,
+    record: str,
+    conditions: Mapping[Condition, LatentsSpool],
+) -> None:
     """Writes what is stored of a clip."""
     item = {LATENTS: spool.tensor(), SOURCE: list(facts.location), "mask": None, "caption": []}
     write_archive(file, item, record)

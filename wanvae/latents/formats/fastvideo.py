@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wanvae.engine.parquet import open_parquet
 from wanvae.errors import UserError
 from wanvae.latents.formats.base import Format, Found
 
@@ -45,25 +46,6 @@ def find(path: Path) -> list[Found]:
         for number, row in enumerate(rows)
         if row.get(SHAPE)
     ]
-
-
-def open_parquet(path: Path) -> ParquetFile:
-    """Opens a Parquet file.
-
-    Raises:
-        UserError: pyarrow is missing, or the file is damaged.
-    """
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(
-            "it is a Parquet file, which needs pyarrow: pip install 'wanvae[parquet]'"
-        ) from None
-    try:
-        return ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        raise UserError(f"it is a damaged Parquet file ({error})") from error
 
 
 def check_growth(file: ParquetFile, path: Path) -> None:

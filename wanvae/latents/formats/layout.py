@@ -22,6 +22,17 @@ from wanvae.latents.spool import LatentsSpool, TensorEntry, safetensors_header
 # a file in the archive that torch.save writes.
 RECORD = "wanvae"
 ARCHIVED_RECORD = "archive/wanvae.json"
+# What may be stored of a clip besides its own latents.
+Condition = Literal["first_frame", "control"]
+# How people name conditions, and the options that ask for them.
+WORDS: dict[Condition, str] = {
+    "first_frame": "the latents of a first frame alone",
+    "control": "the latents of a control",
+}
+OPTIONS: dict[Condition, str] = {
+    "first_frame": "--conditioning first_frame",
+    "control": "--control",
+}
 # The first tensor in an archive that torch.save writes.
 FIRST_TENSOR = "archive/data/0"
 
@@ -42,6 +53,7 @@ class ClipFacts:
         asked_fps: frames per second that clips are resampled to; None keeps the rate.
         architecture: the model, as the program calls it.
         dtype: the dtype of the latents, such as "bfloat16".
+        first_frame: whether the latents of the first frame alone are stored too.
     """
 
     source: str
@@ -55,6 +67,7 @@ class ClipFacts:
     asked_fps: Fraction | None
     architecture: str
     dtype: str
+    first_frame: bool = False
 
     @property
     def path(self) -> PurePosixPath:
@@ -73,13 +86,16 @@ class Layout:
         store: what the program stores: the mean, or a sample.
         dtype: the dtype that the program stores without other settings.
         file_name: returns the path of the file of a clip.
-        write: writes the latents of a clip, with a record of them, to a file.
+        write: writes the latents of a clip, with a record of them, to a file. Last come latents of
+            its first frame and of its control, as the layout has a place for them.
         architectures: the model, as the program calls it, by channels; empty if names and metadata
             do not depend on it.
         one_clip: whether the program keeps only one clip of each video.
         shards: whether a file holds many clips. ``file_name`` then returns the path without the
             number of the file and the suffix.
         note: what people must know to use the files; empty if there is nothing.
+        conditions: what a file has a place for besides the latents of a clip, and for which models,
+            as the program calls them; none means all.
     """
 
     name: str
@@ -88,11 +104,14 @@ class Layout:
     store: Literal["mean", "sample"]
     dtype: Literal["float32", "bfloat16"]
     file_name: Callable[[ClipFacts], str]
-    write: Callable[[IO[bytes], ClipFacts, LatentsSpool, str], None]
+    write: Callable[
+        [IO[bytes], ClipFacts, LatentsSpool, str, Mapping[Condition, LatentsSpool]], None
+    ]
     architectures: Mapping[int, str] = field(default_factory=dict)
     one_clip: bool = False
     shards: bool = False
     note: str = ""
+    conditions: Mapping[Condition, tuple[str, ...]] = field(default_factory=dict)
 
     def architecture_of(self, asked: str, channels: int) -> str:
         """Returns the model that latents are for, as the program calls it.
@@ -115,6 +134,17 @@ class Layout:
             )
         return self.architectures[channels]
 
+    def check_conditions(self, asked: Sequence[Condition], architecture: str) -> None:
+        """Raises UserError if files of the layout have no place for what is asked for."""
+        for condition in asked:
+            models = self.conditions.get(condition)
+            if models is None or (models and architecture not in models):
+                of = f" of {architecture}" if models else ""
+                raise UserError(
+                    f"{self.program} has no place for {WORDS[condition]} in its files{of}: leave "
+                    f"out {OPTIONS[condition]}, or write --layout wanvae"
+                )
+
 
 # Writing
 
@@ -126,19 +156,24 @@ def write_safetensors(
     shape: Sequence[int],
     metadata: Mapping[str, str],
     others: Mapping[str, tuple[str, Sequence[int], bytes]] | None = None,
+    conditions: Mapping[str, LatentsSpool] | None = None,
 ) -> None:
     """Writes a safetensors file of the only tensor of ``spool``, under another name and shape.
 
     Args:
         others: more tensors by name: dtype, shape and content.
+        conditions: more latents, of one tensor each, by name. They follow ``spool``.
     """
     ((entry, size),) = spool.entries().values()
     tensors: dict[str, TensorEntry] = {name: ({**entry, "shape": list(shape)}, size)}
-    others = others or {}
+    others, conditions = others or {}, conditions or {}
+    for other, latents in conditions.items():
+        (tensors[other],) = latents.entries().values()
     for other, (dtype, sides, content) in others.items():
         tensors[other] = ({"dtype": dtype, "shape": list(sides)}, len(content))
     file.write(safetensors_header(tensors, metadata))
-    spool.copy_to(file)
+    for latents in (spool, *conditions.values()):
+        latents.copy_to(file)
     for _, _, content in others.values():
         file.write(content)
 

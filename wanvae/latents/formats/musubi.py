@@ -7,11 +7,12 @@ file, like ``latents_image_TxHxW_DTYPE``, are conditions of a model.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import IO
 
 from wanvae.engine.config import check
 from wanvae.latents.formats.base import Format, Found, Header, refuse_others
-from wanvae.latents.formats.layout import RECORD, ClipFacts, Layout, write_safetensors
+from wanvae.latents.formats.layout import RECORD, ClipFacts, Condition, Layout, write_safetensors
 from wanvae.latents.spool import LatentsSpool
 
 NAME = re.compile(r"latents_\d+x\d+x\d+_\w+")
@@ -39,7 +40,13 @@ def file_name(facts: ClipFacts) -> str:
     return f"{stem}_{width:04d}x{height:04d}_{architecture}.safetensors"
 
 
-def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -> None:
+def write(
+    file: IO[bytes],
+    facts: ClipFacts,
+    spool: LatentsSpool,
+    record: str,
+    conditions: Mapping[Condition, LatentsSpool],
+) -> None:
     """Writes the file of a clip.
 
     Raises:
@@ -56,7 +63,8 @@ def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -
         RECORD: record,
     }
     name = f"latents_{length}x{height}x{width}_{facts.dtype}"
-    write_safetensors(file, spool, name, spool.shape, metadata)
+    controls = {name.replace("_", "_control_", 1): latents for latents in conditions.values()}
+    write_safetensors(file, spool, name, spool.shape, metadata, conditions=controls)
 
 
 def full_name(architecture: str) -> str:
@@ -75,4 +83,5 @@ MUSUBI_LAYOUT = Layout(
     file_name=file_name,
     write=write,
     architectures={16: "wan"},
+    conditions={"control": ("wan",)},
 )

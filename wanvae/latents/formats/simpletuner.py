@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import IO
 
 from torch import Tensor
 
 from wanvae.latents.formats.base import Format, Found
-from wanvae.latents.formats.layout import ClipFacts, Layout, write_archive
+from wanvae.latents.formats.layout import ClipFacts, Condition, Layout, write_archive
 from wanvae.latents.formats.plain import Pickle, find_in_pickle
 from wanvae.latents.spool import LatentsSpool
 
@@ -36,7 +37,13 @@ def file_name(facts: ClipFacts) -> str:
     return str(facts.path.parent / f"{digest}.pt")
 
 
-def write(file: IO[bytes], facts: ClipFacts, spool: LatentsSpool, record: str) -> None:
+def write(
+    file: IO[bytes],
+    facts: ClipFacts,
+    spool: LatentsSpool,
+    record: str,
+    conditions: Mapping[Condition, LatentsSpool],
+) -> None:
     """Writes the file of a clip."""
     write_archive(file, spool.tensor(), record)
 

@@ -1,0 +1,87 @@
+"""Times of sound and subtitles where the clock of a file restarts, as that of its video does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+from av import Packet
+from av.container import InputContainer
+from av.format import Flags
+from av.video.stream import VideoStream
+
+from wanvae.video.clock import Clock
+from wanvae.video.packets import LONGEST_PAUSE
+
+# Packets that wait for the video to restart. Tracks are not that far apart in a file.
+_MOST_WAITING = 1000
+# Seconds that sound may go on after the video where recordings are joined.
+_OVERLAP = 1
+
+
+def restarts(file: InputContainer) -> bool:
+    """Returns whether the clock of a file may restart, as in MPEG streams."""
+    return Flags.ts_discont in Flags(file.format.flags)
+
+
+def time_of(packet: Packet) -> Fraction | None:
+    """Returns when a packet begins, in seconds; None if the file does not say."""
+    ticks = packet.dts if packet.pts is None else packet.pts
+    return None if ticks is None else ticks * packet.time_base
+
+
+def continued(
+    packets: Iterable[Packet], video: VideoStream
+) -> Iterator[tuple[Fraction | None, Packet]]:
+    """Yields the packets of a file whose clock restarts, without those of its video, with times.
+
+    Times go on as those of the video do in ``PacketSource``. Packets of other tracks that come
+    before the restarted video wait for it.
+
+    Args:
+        packets: of the video and of other tracks.
+    """
+    rate = video.guessed_rate or video.average_rate or 25
+    tick = video.time_base
+    assert tick is not None
+    clock = Clock(max(1, round(1 / (rate * tick))), float(LONGEST_PAUSE / tick))
+    offset = Fraction(0)
+    shown: Fraction | None = None  # time of the video
+    last: dict[int, Fraction] = {}
+    waiting: list[Packet] = []
+
+    def follows(packet: Packet) -> bool:
+        """Returns whether a time does not go back, and is not far ahead of the video."""
+        time = time_of(packet)
+        if time is None or shown is None:
+            return True
+        earliest = last.get(packet.stream.index, time + offset) - _OVERLAP
+        return earliest <= time + offset <= shown + LONGEST_PAUSE
+
+    def timed(packet: Packet) -> tuple[Fraction | None, Packet]:
+        time = time_of(packet)
+        # A single time that is far off is as good as none.
+        if time is None or not follows(packet):
+            return None, packet
+        last[packet.stream.index] = time + offset
+        return time + offset, packet
+
+    for packet in packets:
+        if packet.stream.index != video.index:
+            if waiting or not follows(packet):
+                waiting.append(packet)
+            else:
+                yield timed(packet)
+        elif packet.dts is not None:
+            before = packet.dts
+            clock.adjust(packet)
+            now = (packet.dts - before) * tick
+            shown = packet.dts * tick
+            if now != offset:
+                offset = now
+                yield from map(timed, waiting)
+                waiting = []
+        if len(waiting) > _MOST_WAITING:
+            yield from map(timed, waiting)
+            waiting = []
+    yield from map(timed, waiting)
