@@ -181,6 +181,7 @@ def add_options(parser: Parser) -> None:
         help="folder of second videos with the names of the videos, like depth or poses: store "
         "their latents at the same times and of the same size too",
     )
+    parser.reads("control")
     add_model_options(parser)
 
 
