@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
@@ -32,11 +34,19 @@ class FileError(UserError):
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
 
-    If the block raises an error, the temporary file is deleted and ``path`` stays as it is.
+    If the block raises an error, the temporary file is deleted and ``path`` stays as it is. The
+    file of an address is written to a local disk, and uploaded as a whole at the end.
 
     Raises:
         FileError: the folder of ``path`` is missing, ``path`` is a folder, or writing fails.
+        RemoteError: the upload fails.
     """
+    if isinstance(path, RemotePath):
+        with TemporaryDirectory() as folder:
+            local = Path(folder, path.name)
+            yield local
+            path.upload(local)
+        return
     path = Path(path)
     if os.path.isdir(path):
         raise FileError(f"{path} cannot be written: it is a directory; name a file")
@@ -79,11 +89,13 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:
-    """Creates a folder, unless it exists.
+    """Creates a folder, unless it exists. At an address, folders come about with their files.
 
     Raises:
         FileError: its parent is missing, or ``path`` is a file.
     """
+    if isinstance(path, RemotePath):
+        return
     path = Path(path)
     try:
         path.mkdir(exist_ok=True)
@@ -139,13 +151,15 @@ def numbered(pattern: str) -> re.Pattern[str]:
     return re.compile(r"\d+".join(map(re.escape, NUMBER.split(pattern))))
 
 
-def is_nested(path: Path, other: Path) -> bool:
+def is_nested(path: Location, other: Location) -> bool:
     """Whether one of two folders is in the other, or both are the same."""
     return is_in(path, other) or is_in(other, path)
 
 
-def is_in(path: Path, folder: Path) -> bool:
+def is_in(path: Location, folder: Location) -> bool:
     """Whether a path is in a folder or below it, or is the folder."""
+    if isinstance(path, RemotePath) or isinstance(folder, RemotePath):
+        return isinstance(path, RemotePath) and path.is_relative_to(folder)
     return path.resolve().is_relative_to(folder.resolve())
 
 

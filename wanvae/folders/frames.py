@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.engine.memory import is_out_of_memory
+from wanvae.engine.storage.remote_path import Location
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, head_of, reason
@@ -30,7 +31,7 @@ Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 
 def read_clips(
-    clips: Iterable[Clip], folder: Path, temporal_factor: int, *, alpha: bool = False
+    clips: Iterable[Clip], folder: Location, temporal_factor: int, *, alpha: bool = False
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
@@ -48,7 +49,7 @@ def read_clips(
                 for frame in whole_groups(cutter.cut(clip), temporal_factor):
                     yield clip, frame
             except Exception as error:  # a damaged file can raise anything
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) or isinstance(error, RemoteError):
                     raise
                 cutter.close()
                 yield clip, ClipError(reason(error, clip.entry.source(folder)))
@@ -96,7 +97,7 @@ class Cutter:
     because times do not tell numbers where the rate varies.
     """
 
-    def __init__(self, folder: Path, *, alpha: bool = False) -> None:
+    def __init__(self, folder: Location, *, alpha: bool = False) -> None:
         self._folder = folder
         self._alpha = alpha
         self._entry: Entry | None = None

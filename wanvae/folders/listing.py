@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from wanvae.engine.litter import is_litter, suffix_of
+from wanvae.engine.storage.remote_path import Location, RemotePath, RemoteStatus
 from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.video import VideoError
 
@@ -53,6 +56,8 @@ OTHER_SUFFIXES = frozenset(
 # Files with these suffixes, beside a video or image of the same name, describe it.
 CAPTION_SUFFIXES = frozenset({".caption", ".json", ".txt"})
 MANIFEST = "wanvae-manifest.jsonl"
+# Requests that are sent to a server at once.
+REQUESTS = 16
 # What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
 
@@ -84,18 +89,55 @@ class Listing:
     ignored: Counter[str]
 
 
-def list_files(folder: Path) -> Listing:
+def list_files(folder: Location) -> Listing:
     """Lists the files of a folder and its subfolders, except hidden ones.
 
     Links to folders are followed, so that one folder may be spread over several disks. Warns of
     folders that cannot be searched.
 
     Raises:
-        VideoError: there is no such folder.
+        VideoError: there is no such folder, or no file at an address.
+        RemoteError: a server cannot be reached.
     """
+    if isinstance(folder, RemotePath):
+        return list_remote(folder)
     if not folder.is_dir():
         raise VideoError(f"no usable video in {str(folder)!r}: it is not a folder; check the path")
-    found, visited, ignored = [], set(), Counter[str]()
+    paths, ignored = choose_files(walk(folder))
+    return Listing([File(path, *size_and_time(folder / path)) for path in paths], ignored)
+
+
+def list_remote(folder: RemotePath) -> Listing:
+    """Lists the files at an address, as ``list_files`` does."""
+    statuses = folder.files()
+    if not statuses:
+        raise VideoError(
+            f"no usable video in {str(folder)!r}: there are no files in a folder of this name, or "
+            "the server does not list them; check the address, or name a manifest in it"
+        )
+    names = defaultdict(list)
+    for path in statuses:
+        if not is_litter(path):
+            names[str(PurePosixPath(path).parent)].append(PurePosixPath(path).name)
+    paths, ignored = choose_files(names.items())
+
+    def list_file(path: str) -> File:
+        status = statuses[path] or RemoteStatus(0, 0)
+        if statuses[path] is None:
+            with suppress(FileNotFoundError):
+                status = (folder / path).status()
+        return File(path, status.size, status.mtime)
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return Listing(list(pool.map(list_file, paths)), ignored)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields the folders on a disk, as paths relative to the first, with the names of their files.
+
+    Warns of folders that cannot be searched.
+    """
+    visited = set()
     for place, folders, names in os.walk(folder, onerror=warn_of_folder, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
@@ -103,16 +145,26 @@ def list_files(folder: Path) -> Listing:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_litter(name))
+        yield Path(place).relative_to(folder).as_posix(), names
+
+
+def choose_files(places: Iterable[tuple[str, list[str]]]) -> tuple[list[str], Counter[str]]:
+    """Returns the files to try, sorted, and counts the others by suffix.
+
+    Args:
+        places: folders as relative paths, with the names of their files.
+    """
+    found, ignored = [], Counter[str]()
+    for place, names in places:
         described = {stem for name in names if may_be_media(name) for stem in stems_of(name)}
         for name in names:
             if is_left_out(name) or is_caption(name, described):
                 continue
-            path = Path(place, name)
             if suffix_of(name) in OTHER_SUFFIXES:
                 ignored[suffix_of(name)] += 1
             else:
-                found.append(File(path.relative_to(folder).as_posix(), *size_and_time(path)))
-    return Listing(sorted(found), ignored)
+                found.append(str(PurePosixPath(place, name)))
+    return sorted(found), ignored
 
 
 def is_left_out(path: str) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from av.error import EOFError, FFmpegError, InvalidDataError
 
+from wanvae.engine.storage.remote_file import RemoteFile
+from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.errors import UserError
 
 # swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP. Some versions of PyAV do not
@@ -40,7 +41,7 @@ class FilePart:
         offset, size: the first byte and the number of bytes.
     """
 
-    container: Path
+    container: Location
     name: str
     offset: int
     size: int
@@ -58,6 +59,20 @@ def address(source: Source) -> str:
         end = source.offset + source.size
         return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
     return os.path.abspath(source)
+
+
+def open_remote(source: Source) -> RemoteFile | None:
+    """Opens a video at an address, or in a file at an address; None if it is on a disk.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RemoteError: the server cannot be reached.
+    """
+    part = source if isinstance(source, FilePart) else None
+    place = location(source.container if isinstance(source, FilePart) else source)
+    if not isinstance(place, RemotePath):
+        return None
+    return RemoteFile(place) if part is None else RemoteFile(place, part.offset, part.size)
 
 
 def reason(error: Exception) -> str:

@@ -20,7 +20,15 @@ from av.video.stream import VideoStream
 
 from wanvae.video.clock import Clock
 from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
-from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
+from wanvae.video.common import (
+    FilePart,
+    Notices,
+    Source,
+    VideoError,
+    address,
+    one_line_errors,
+    open_remote,
+)
 from wanvae.video.numbered import find_images
 
 _BESIDE = {"audio": "sound", "subtitle": "subtitles"}
@@ -96,9 +104,9 @@ class PacketSource:
             options["pattern_type"] = "none"  # a "%" in its name is no pattern
         with one_line_errors("read", self.path):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(
-                address(self.path), metadata_errors="replace", options=options
-            )
+            self._remote = open_remote(self.path)
+            place = address(self.path) if self._remote is None else self._remote
+            self._container = av.open(place, "r", metadata_errors="replace", options=options)
         stream = self._container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self.close()
@@ -249,7 +257,7 @@ class PacketSource:
     def from_start(self) -> Iterator[Packet]:
         """All packets, from the first keyframe on. The last packet is empty."""
         if not self._fresh:
-            self._container.close()
+            self.close()
             self._open()
         self._fresh = False
         return self._from_keyframe(self._continued())
@@ -282,6 +290,9 @@ class PacketSource:
                     "the rate of the stream"
                 )
             yield packet
+        # FFmpeg takes a failure of the network for the end of the file.
+        if self._remote is not None and self._remote.failure is not None:
+            raise self._remote.failure
 
     def _from_keyframe(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets from the first keyframe on; all packets if there is none near."""
@@ -333,6 +344,8 @@ class PacketSource:
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
+        if self._remote is not None:
+            self._remote.close()
 
 
 def count_frames(path: Source) -> tuple[int, Fraction]:
