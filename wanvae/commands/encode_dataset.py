@@ -7,10 +7,12 @@ from jsonargparse import Namespace
 from wanvae.commands.options import DTYPES, add_model_options, checkpoint_of, load_model
 from wanvae.commands.output import print_some
 from wanvae.dataset.encode import DatasetReport, encode_dataset
+from wanvae.dataset.parts import parse_part
 from wanvae.dataset.settings import DatasetOptions
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.signals import Interrupted
 from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
 from wanvae.latents.formats import LAYOUTS
@@ -44,10 +46,13 @@ def run(arguments: Namespace) -> None:
                 arguments.destination,
                 options,
                 processes,
+                part=None if arguments.part is None else parse_part(arguments.part),
                 tile_size=arguments.tile_size,
                 max_memory=arguments.max_memory,
                 progress=arguments.progress,
             )
+        except Interrupted:
+            raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "files that were written are complete; run it again to go on from there"
@@ -90,9 +95,12 @@ def add_options(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
         "source",
-        help="folder of videos, images and tars of them, or the manifest that wanvae index wrote",
+        help="folder of videos, images and tars of them, or the manifest that wanvae index wrote; "
+        "a path or an address like s3://bucket/videos",
     )
-    parser.add_argument("destination", help="folder to write, new or from an interrupted run")
+    parser.add_argument(
+        "destination", help="folder to write, new or from an interrupted run; a path or an address"
+    )
     parser.reads("source")
     parser.writes("destination")
     parser.add_argument(
@@ -148,6 +156,11 @@ def add_options(parser: Parser) -> None:
         help="the model that the latents are for, as the program of --layout calls it: wan or qi "
         "for musubi; wan21, wan22_14b, wan22_5b, qwen_image, ... for ai-toolkit (default: one of "
         "so many channels)",
+    )
+    parser.add_argument(
+        "--part",
+        help="3/16: encode only the fourth of 16 parts, on one of 16 machines; wanvae merge-index "
+        "joins them",
     )
     add_model_options(parser)
 

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 # The names that ``temporary_sibling`` gives.
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 
 # What stands for a number in the name of a sequence of images.
 NUMBER = re.compile(r"%0?\d*d")
@@ -163,14 +163,21 @@ def is_in(path: Location, folder: Location) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def remove_temporaries(directory: Path) -> None:
+def remove_temporaries(directory: Path, names: Collection[str] | None = None) -> None:
     """Deletes the temporary files of killed processes in ``directory`` and below.
+
+    Args:
+        names: only the temporary files of these files, as paths relative to ``directory``.
 
     Raises:
         FileError: a file cannot be deleted.
     """
     for path in list(directory.rglob(".*")):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
+        match = TEMPORARY.fullmatch(path.name)
+        if match is None or not path.is_file():
+            continue
+        final = path.with_name(match[1] + (match[2] or ""))
+        if names is None or final.relative_to(directory).as_posix() in names:
             try:
                 path.unlink()
             except OSError as error:

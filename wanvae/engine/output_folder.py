@@ -24,6 +24,7 @@ def take_folder(
     what: str,
     differences: Callable[[T, T], list[str]],
     held: ExitStack,
+    share: str = "",
 ) -> bool:
     """Takes the folder of ``path`` for a job: a new folder, or one of the same job.
 
@@ -36,6 +37,8 @@ def take_folder(
         what: what the folder holds, for messages, such as "a data set".
         differences: says in words what of the second settings is not the same as in the first.
         held: gets the lock of the folder.
+        share: the name of a share of the folder, if the job leaves other shares to other jobs.
+            Then temporary files stay, because they may be of another job.
 
     Returns:
         Whether the job was started before. Temporary files that it left are then removed.
@@ -50,9 +53,10 @@ def take_folder(
     if isinstance(folder, RemotePath):
         folder.check_writable()
     else:
-        held.enter_context(locked(folder))
+        held.enter_context(locked(folder, share))
     if not path.exists():
-        if has_files(folder):
+        # Another job may have begun with its share just now.
+        if has_files(folder) and not (share and path.exists()):
             raise UserError(f"{folder} has other files in it; name a new folder")
         write_value(path, settings, indent=2)
         return False
@@ -62,7 +66,7 @@ def take_folder(
             f"{folder} was written with other settings: {'; '.join(different)}; "
             "give the same settings again, or name another folder"
         )
-    if not isinstance(folder, RemotePath):
+    if not isinstance(folder, RemotePath) and not share:
         remove_temporaries(folder)
     return True
 

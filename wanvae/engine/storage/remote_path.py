@@ -150,7 +150,8 @@ class RemotePath:
             found = retry(lambda: files.find(f"{root}/", detail=True), f"list {self}")
         except FileNotFoundError:
             return {}
-        names = {}
+        names: dict[str, RemoteStatus | None] = {}
+        assert isinstance(found, dict)
         for path, info in found.items():
             inside = path.startswith(f"{root}/") and not path.endswith("/")
             if inside and info.get("type", "file") == "file":
