@@ -172,7 +172,7 @@ def read_manifest(folder: Location) -> list[Entry]:
         UserError: the manifest is damaged, or of another version of this package.
     """
     path = folder / MANIFEST
-    with path.open(encoding="utf-8") as lines:
+    with path.open("r", encoding="utf-8") as lines:
         try:
             return [Entry(**json.loads(line)) for line in lines]
         except NO_ENTRY as error:

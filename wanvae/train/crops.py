@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
+from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
 from wanvae.folders.manifest import Entry, read_folder, reason
@@ -171,7 +171,7 @@ class VideoCrops(Dataset):
         self.buckets = config.shapes
         weights = np.array([bucket.weight for bucket in self.buckets])
         self._shares = weights / weights.sum()
-        self.sources = [Source(Path(folder), config, alpha, report) for folder in config.shares]
+        self.sources = [Source(location(folder), config, alpha, report) for folder in config.shares]
         self._source_shares = [
             shares_for(bucket, self.sources, config) for bucket in range(len(self.buckets))
         ]
@@ -221,7 +221,7 @@ class Source:
         usable: for each bucket, the positions of the entries that are large and long enough.
     """
 
-    def __init__(self, folder: Path, config: DataConfig, alpha: bool, report: bool) -> None:
+    def __init__(self, folder: Location, config: DataConfig, alpha: bool, report: bool) -> None:
         self.folder = folder
         self.config = config
         self.alpha = alpha
@@ -373,7 +373,7 @@ def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
     )
 
 
-def warn_of(unusable: Sequence[Entry], folder: Path) -> None:
+def warn_of(unusable: Sequence[Entry], folder: Location) -> None:
     """Warns how many files are left out, and which: first the broken ones, then the small ones."""
     if not unusable:
         return
@@ -390,7 +390,7 @@ def warn_of(unusable: Sequence[Entry], folder: Path) -> None:
     )
 
 
-def warn_of_hdr(used: Sequence[Entry], folder: Path) -> None:
+def warn_of_hdr(used: Sequence[Entry], folder: Location) -> None:
     """Warns how many files are HDR, and which."""
     found = [f"{entry.name}: {entry.hdr}" for entry in used if entry.hdr is not None]
     if found:

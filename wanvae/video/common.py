@@ -72,7 +72,7 @@ def open_remote(source: Source) -> RemoteFile | None:
     place = location(source.container if isinstance(source, FilePart) else source)
     if not isinstance(place, RemotePath):
         return None
-    return RemoteFile(place) if part is None else RemoteFile(place, part.offset, part.size)
+    return place.open_part() if part is None else place.open_part(part.offset, part.size)
 
 
 def reason(error: Exception) -> str:

@@ -6,10 +6,12 @@ import io
 import os
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from wanvae.engine.storage.remote_path import RemotePath
 from wanvae.engine.storage.retries import RemoteError, ShortReadError, retry
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 # Bytes that are asked for at first, and at most, when reading goes on where it stopped.
 FIRST_PIECE = 2**16
@@ -43,7 +45,9 @@ class RemoteFile(io.RawIOBase):
     jumps. From a web server that only sends whole files, the file is copied to a local disk first.
 
     Args:
-        path: the file.
+        files: the file system.
+        path: the file in it.
+        address: the file in messages.
         start: the first byte of the part.
         size: bytes of the part; None is the rest of the file.
 
@@ -56,11 +60,19 @@ class RemoteFile(io.RawIOBase):
         RemoteError: the server cannot be reached. Reading raises it as well.
     """
 
-    def __init__(self, path: RemotePath, start: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self,
+        files: AbstractFileSystem,
+        path: str,
+        address: str,
+        start: int = 0,
+        size: int | None = None,
+    ) -> None:
+        self._files = files
         self._path = path
-        self._files, self._name = path.file_system()
+        self._action = f"read {address}"
         self._directory: TemporaryDirectory[str] | None = None
-        self._content: IO[bytes] = retry(self._open, f"read {path}")
+        self._content: IO[bytes] = retry(self._open, self._action)
         length: int | None = getattr(self._content, "size", None)
         if length is None or not can_seek(self._content):
             length = self._copy()
@@ -72,13 +84,13 @@ class RemoteFile(io.RawIOBase):
 
     def _open(self) -> Any:
         # Our own pieces replace the cache of the library.
-        return self._files.open(self._name, "rb", cache_type="none")
+        return self._files.open(self._path, "rb", cache_type="none")
 
     def _copy(self) -> int:
         """Copies the file to a local disk, and returns its size."""
         self._directory = TemporaryDirectory()
         copy = os.path.join(self._directory.name, "file")
-        retry(lambda: self._files.get_file(self._name, copy), f"read {self._path}")
+        retry(lambda: self._files.get_file(self._path, copy), self._action)
         self._content = open(copy, "rb")  # noqa: SIM115 (closed with the object)
         return os.path.getsize(copy)
 
@@ -149,13 +161,13 @@ class RemoteFile(io.RawIOBase):
             return content
 
         try:
-            return retry(load, f"read {self._path}")
+            return retry(load, self._action)
         except RemoteError as error:
             # The library of web servers says so if a server only sends whole files.
             if self._directory is not None or not isinstance(error.__cause__, ValueError):
                 raise
             self._copy()
-            return retry(load, f"read {self._path}")
+            return retry(load, self._action)
 
     def close(self) -> None:
         """Closes the file, and deletes a local copy."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from urllib.parse import urlsplit
 
+from wanvae.engine.storage.remote_file import RemoteFile
 from wanvae.engine.storage.retries import RemoteError, retry
 from wanvae.engine.text import first_sentence
 
@@ -169,18 +170,32 @@ class RemotePath:
 
     # Reading
 
-    def open(self, mode: str = "rb", encoding: str | None = None) -> IO[Any]:
+    @overload
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader: ...
+
+    @overload
+    def open(self, mode: Literal["r"] = "r", encoding: str | None = None) -> io.TextIOWrapper: ...
+
+    def open(self, mode: Literal["r", "rb"] = "r", encoding: str | None = None) -> IO[Any]:
         """Opens the file for reading, "r" as text or "rb".
 
         Raises:
             FileNotFoundError: there is no such file.
         """
-        from wanvae.engine.storage.remote_file import RemoteFile
-
-        if mode not in ("r", "rb"):
-            raise ValueError(f"a file at an address cannot be opened with mode {mode!r}")
-        content = io.BufferedReader(RemoteFile(self))
+        content = io.BufferedReader(self.open_part())
         return content if mode == "rb" else io.TextIOWrapper(content, encoding=encoding)
+
+    def open_part(self, start: int = 0, size: int | None = None) -> RemoteFile:
+        """Opens bytes of the file for reading.
+
+        Args:
+            start: the first byte.
+            size: the number of bytes; None is all to the end.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return RemoteFile(*self.file_system(), self.address, start, size)
 
     def read_bytes(self) -> bytes:
         """Returns the content of the file.
@@ -221,8 +236,15 @@ class RemotePath:
             FileNotFoundError: there is no such file, unless ``missing_ok``.
         """
         files, path = self.file_system()
+
+        def remove() -> None:
+            try:
+                files.rm_file(path)
+            except KeyError:  # of files in memory
+                raise FileNotFoundError(self.address) from None
+
         try:
-            retry(lambda: files.rm_file(path), f"delete {self}")
+            retry(remove, f"delete {self}")
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -269,5 +291,6 @@ def nanoseconds(time: object) -> int | None:
                 return None
     if isinstance(time, datetime):
         zoned = time if time.tzinfo is not None else time.replace(tzinfo=timezone.utc)
-        return round(zoned.timestamp() * 1_000_000) * 1000
-    return round(time * 1e9) if isinstance(time, (int, float)) else None
+        time = zoned.timestamp()
+    # Floats are exact to microseconds, and lists and single files must give the same.
+    return round(time * 1_000_000) * 1000 if isinstance(time, (int, float)) else None
