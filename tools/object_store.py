@@ -10,14 +10,14 @@ accepts them again. It answers each word with a line. It ends with its input. It
 
 from __future__ import annotations
 
+import argparse
 import logging
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from urllib.request import Request, urlopen
-
-from moto.server import ThreadedMotoServer
 
 BLOCK = 2**16
 
@@ -75,13 +75,24 @@ class Relay:
         source.close()
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the options of this program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", type=int)
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
+    port = parse(sys.argv[1:]).port
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # Imported here, because only the server needs it.
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, target = server.get_host_and_port()
     urlopen(Request(f"http://127.0.0.1:{target}/bucket", method="PUT")).close()
-    relay = Relay(int(sys.argv[1]), target)
+    relay = Relay(port, target)
     actions = {"start": relay.start, "stop": relay.stop}
     relay.start()
     print("started", flush=True)

@@ -274,9 +274,9 @@ def test_sigterm_ends_a_process_in_time(
 ) -> None:
     source = tmp_path / "videos"
     source.mkdir()
-    for number in range(60):
+    for number in range(20):
         shutil.copy(files / "videos" / "a.mp4", source / f"{number:02}.mp4")
-    options = ["--container", container, "--shard-size", "50KB"]
+    options = ["--container", container, "--shard-size", "20KB"]
     command = encode_command(files, source, tmp_path / "out", *options)
     with start(command) as process:
         deadline = time.monotonic() + 120

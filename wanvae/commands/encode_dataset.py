@@ -59,7 +59,7 @@ def run(arguments: Namespace) -> None:
             ) from None
     # Only the first process prints, and fails, for all of them.
     if report is not None:
-        show(f"{arguments.source} -> {arguments.destination}", report)
+        show(f"{arguments.source} -> {arguments.destination}", report, arguments.part)
 
 
 def as_text(value: object) -> str | None:
@@ -67,8 +67,8 @@ def as_text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def show(name: str, report: DatasetReport) -> None:
-    """Prints the results, and raises UserError if there are no clips."""
+def show(name: str, report: DatasetReport, part: str | None) -> None:
+    """Prints the results, and raises UserError if there are no clips, except in a part."""
     speed = report.frames / report.seconds
     print(
         f"{name}: {report.written} clips written, {report.kept} were there, "
@@ -87,7 +87,9 @@ def show(name: str, report: DatasetReport) -> None:
     print_some("note", report.notes)
     print_some("left out, too small or too short", report.left_out)
     print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
-    if not report.written + report.kept:
+    if part is not None:
+        print(f"part {part} is listed; wanvae merge-index joins the parts")
+    elif not report.written + report.kept:
         raise UserError(f"not one of {len(report.failures)} clips could be encoded")
 
 

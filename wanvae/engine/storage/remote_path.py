@@ -236,15 +236,8 @@ class RemotePath:
             FileNotFoundError: there is no such file, unless ``missing_ok``.
         """
         files, path = self.file_system()
-
-        def remove() -> None:
-            try:
-                files.rm_file(path)
-            except KeyError:  # of files in memory
-                raise FileNotFoundError(self.address) from None
-
         try:
-            retry(remove, f"delete {self}")
+            retry(lambda: files.rm_file(path), f"delete {self}")
         except FileNotFoundError:
             if not missing_ok:
                 raise

@@ -61,7 +61,9 @@ def retry(action: Callable[[], T], what: str) -> T:
 
 def root_of(error: BaseException) -> BaseException:
     """Returns why a file was not found. ``fsspec`` says so of web servers that fail in any way."""
-    while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        if isinstance(error.__cause__, KeyError):  # of a dictionary of files in memory
+            break
         error = error.__cause__
     return error
 
