@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from urllib.parse import urlsplit
 
 from wanvae.engine.storage.remote_file import RemoteFile
-from wanvae.engine.storage.retries import RemoteError, retry
+from wanvae.engine.storage.retries import RemoteError, describe, retry
 from wanvae.engine.text import first_sentence
 
 if TYPE_CHECKING:
@@ -224,7 +224,8 @@ class RemotePath:
             retry(action, f"write {self}")
         except FileNotFoundError as error:
             raise RemoteError(
-                f"cannot write {self}: {error}; check that its bucket or repository exists"
+                f"cannot write {self}: {describe(error.__cause__ or error)}; check that its bucket "
+                "or repository exists"
             ) from error
         files, path = self.file_system()
         files.invalidate_cache(path)

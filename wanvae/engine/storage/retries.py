@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from errno import ENOENT
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -51,7 +53,7 @@ def retry(action: Callable[[], T], what: str) -> T:
         except Exception as error:  # libraries of networks have no class of errors in common
             cause = root_of(error)
             if isinstance(cause, FileNotFoundError) or status_in(cause) in ABSENT:
-                raise FileNotFoundError(str(error)) from error
+                raise FileNotFoundError(ENOENT, os.strerror(ENOENT)) from error
             if pause is None or is_permanent(cause):
                 again = "" if pause is not None else f", also after {len(PAUSES)} further tries"
                 raise RemoteError(f"cannot {what}{again}: {describe(cause)}") from error
