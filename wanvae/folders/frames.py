@@ -142,7 +142,8 @@ class Cutter:
         self._entry = entry
         if (reader.info.height, reader.info.width) != (entry.height, entry.width):
             raise VideoError(
-                f"it has become {reader.info.width}x{reader.info.height} since it was indexed"
+                f"it has become {reader.info.width}x{reader.info.height} since it was indexed, or "
+                "an older version indexed it: delete the manifest of the folder, and index it again"
             )
         return reader
 
