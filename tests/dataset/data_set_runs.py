@@ -1,8 +1,10 @@
 """Small models, videos and runs of ``wanvae encode-dataset`` for tests of data sets elsewhere."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import torch
 
 from tests.commands import outputs_of
 from tests.helpers import tiny
+from wanvae.dataset import encode
+from wanvae.engine.signals import StopRequest
 from wanvae.engine.storage.remote_path import RemotePath
 from wanvae.video import write_video
 
@@ -62,3 +66,47 @@ def contents(folder: Path | RemotePath) -> dict[str, bytes]:
     settings = json.loads(found["dataset.json"])
     del settings["source"]
     return found | {"dataset.json": json.dumps(settings).encode()}
+
+
+def encode_parts(
+    capsys: pytest.CaptureFixture[str],
+    files: Path,
+    folder: Path,
+    parts: list[str],
+    *options: object,
+) -> list[Path]:
+    """Encodes parts, each to a folder of its own, and returns these folders."""
+    folders = [folder / part.replace("/", "-of-") for part in parts]
+    for part, target in zip(parts, folders, strict=True):
+        command = encode_command(files, files / "videos", target, "--part", part, *options)
+        run_command(capsys, *command)
+    return folders
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, clips: int, *, overdue: bool) -> list[int]:
+    """Asks a run to stop while it encodes its n-th clip; returns a list of the clips it begins."""
+    begun: list[int] = []
+    requests: list[StopRequest] = []
+    original_encode, original_handler = encode.encode_frames, encode.stopped_by_sigterm
+
+    def encode_frames(*arguments: object):
+        begun.append(1)
+        if len(begun) == clips:
+            requests[-1].signal = signal.SIGTERM
+            requests[-1].deadline = 0 if overdue else time.monotonic() + 99
+        return original_encode(*arguments)
+
+    class Recorded:
+        def __init__(self, grace: float) -> None:
+            self._context = original_handler(grace)
+
+        def __enter__(self) -> StopRequest:
+            requests.append(self._context.__enter__())
+            return requests[-1]
+
+        def __exit__(self, *details: object) -> None:
+            self._context.__exit__(*details)
+
+    monkeypatch.setattr(encode, "encode_frames", encode_frames)
+    monkeypatch.setattr(encode, "stopped_by_sigterm", Recorded)
+    return begun

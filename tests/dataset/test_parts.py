@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataset.data_set_runs import contents, encode_command, run_command, start, write_inputs
+from tests.dataset.data_set_runs import (
+    contents,
+    encode_command,
+    encode_parts,
+    run_command,
+    start,
+    stop_after,
+    write_inputs,
+)
 from tests.helpers import occupied
 from wanvae import LatentDataset, cli
-from wanvae.dataset import encode
 from wanvae.dataset.parts import DatasetPart, parse_part
-from wanvae.engine.signals import StopRequest
 from wanvae.errors import UserError
 
 CONTAINERS = ["files", "tar", "safetensors"]
@@ -28,17 +34,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     write_inputs(folder)
     return folder
-
-
-def encode_parts(
-    capsys: Capture, files: Path, folder: Path, parts: list[str], *options: object
-) -> list[Path]:
-    """Encodes parts, each to a folder of its own, and returns these folders."""
-    folders = [folder / part.replace("/", "-of-") for part in parts]
-    for part, target in zip(parts, folders, strict=True):
-        command = encode_command(files, files / "videos", target, "--part", part, *options)
-        run_command(capsys, *command)
-    return folders
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -236,35 +231,6 @@ def test_a_stopped_part_lists_its_clips(
     out = run_command(capsys, "merge-index", first, target, merged)
     run_command(capsys, *encode_command(files, files / "videos", tmp_path / "whole"))
     assert contents(merged) == contents(tmp_path / "whole")
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, clips: int, *, overdue: bool) -> list[int]:
-    """Asks a run to stop while it encodes its n-th clip; returns a list of the clips it begins."""
-    begun: list[int] = []
-    requests: list[StopRequest] = []
-    original_encode, original_handler = encode.encode_frames, encode.stopped_by_sigterm
-
-    def encode_frames(*arguments: object):
-        begun.append(1)
-        if len(begun) == clips:
-            requests[-1].signal = signal.SIGTERM
-            requests[-1].deadline = 0 if overdue else time.monotonic() + 99
-        return original_encode(*arguments)
-
-    class Recorded:
-        def __init__(self, grace: float) -> None:
-            self._context = original_handler(grace)
-
-        def __enter__(self) -> StopRequest:
-            requests.append(self._context.__enter__())
-            return requests[-1]
-
-        def __exit__(self, *details: object) -> None:
-            self._context.__exit__(*details)
-
-    monkeypatch.setattr(encode, "encode_frames", encode_frames)
-    monkeypatch.setattr(encode, "stopped_by_sigterm", Recorded)
-    return begun
 
 
 @pytest.mark.slow
