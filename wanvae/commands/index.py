@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jsonargparse import Namespace
 
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_progress_option
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.litter import describe_ignored
+from wanvae.engine.storage.remote_path import location
 from wanvae.folders.catalog import index_folder
 from wanvae.folders.listing import MANIFEST
 
 
 def index(arguments: Namespace) -> None:
     """Writes the manifest of a folder, and prints what cannot be read."""
-    folder = Path(arguments.folder)
+    folder = location(arguments.folder)
     try:
         content = index_folder(folder, progress=arguments.progress)
     except KeyboardInterrupt:
@@ -39,7 +38,9 @@ def index(arguments: Namespace) -> None:
 def add_index_options(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
-        "folder", help="folder of videos, images and tars of them; its subfolders are searched"
+        "folder",
+        help="folder of videos, images and tars of them, as a path or an address; its subfolders "
+        "are searched",
     )
     parser.reads("folder")
     add_progress_option(parser)

@@ -12,9 +12,10 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from tqdm import tqdm
 
@@ -22,6 +23,8 @@ from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.locking import locked
+from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.listing import (
     JOURNAL,
@@ -94,7 +97,7 @@ class Entry:
         """What changes when the video or image changes. A tar changes as a whole."""
         return Stamp(size=self.size, mtime=self.mtime, head=self.head)
 
-    def source(self, folder: Path) -> Path | FilePart:
+    def source(self, folder: Location) -> Location | FilePart:
         """Returns what to read, given the indexed folder."""
         path = folder / self.path
         if self.member is None:
@@ -117,19 +120,23 @@ class MediaFolder:
     descriptions: tuple[str, ...] = ()
 
 
-def load_entries(folder: Path) -> Sequence[Entry]:
+def load_entries(folder: Location) -> Sequence[Entry]:
     """Returns the entries of ``folder``, as ``read_folder`` does."""
     return read_folder(folder).entries
 
 
-def read_folder(folder: Path) -> MediaFolder:
+def read_folder(folder: Location) -> MediaFolder:
     """Returns what is in ``folder``. Files that its manifest does not know as they are are opened.
 
-    Warns if there are such files, or if files of the manifest are gone.
+    Warns if there are such files, or if files of the manifest are gone. The manifest at an address
+    is believed, because listing many files there takes long, and web servers cannot do it. Captions
+    and tables of metadata there are not in the manifest; ``find_descriptions`` finds them.
 
     Raises:
         UserError: the manifest is damaged, or there is no such folder.
     """
+    if isinstance(folder, RemotePath) and (folder / MANIFEST).exists():
+        return without_others(read_manifest(folder), Listing([], Counter()))
     listing = list_files(folder)
     known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
@@ -142,7 +149,7 @@ def read_folder(folder: Path) -> MediaFolder:
     return without_others(entries, listing)
 
 
-def warn_of_changes(folder: Path, files: Sequence[File], known: Collection[File]) -> None:
+def warn_of_changes(folder: Location, files: Sequence[File], known: Collection[File]) -> None:
     """Warns if the files of a folder are not the files of its manifest."""
     new = sum(file not in known for file in files)
     paths = {file.path for file in files}
@@ -174,14 +181,14 @@ def sample_of(entry: Entry) -> tuple[str, str]:
     return entry.path, split_key(entry.member)[0] if entry.member else ""
 
 
-def read_manifest(folder: Path) -> list[Entry]:
+def read_manifest(folder: Location) -> list[Entry]:
     """Returns the entries of a manifest, in the order of their paths.
 
     Raises:
         UserError: the manifest is damaged, or of another version of this package.
     """
     path = folder / MANIFEST
-    with path.open(encoding="utf-8") as lines:
+    with path.open("r", encoding="utf-8") as lines:
         try:
             return [Entry(**json.loads(line)) for line in lines]
         except NO_ENTRY as error:
@@ -191,7 +198,7 @@ def read_manifest(folder: Path) -> list[Entry]:
             ) from error
 
 
-def write_manifest(folder: Path, *, progress: bool = False) -> MediaFolder:
+def write_manifest(folder: Location, *, progress: bool = False) -> MediaFolder:
     """Indexes ``folder``, writes its manifest as a whole or not at all, and returns its content.
 
     Unchanged files of the manifest are not opened again, and neither are files that an interrupted
@@ -204,7 +211,10 @@ def write_manifest(folder: Path, *, progress: bool = False) -> MediaFolder:
         UserError: there is no such folder, it has no videos, images or tars, its manifest is
             damaged, or another process indexes it.
         OSError: the manifest cannot be written.
+        RemoteError: a server cannot be reached, or takes no files.
     """
+    if isinstance(folder, RemotePath):
+        folder.check_writable()
     listing = list_files(folder)
     if not listing.files:
         ignored = describe_ignored(listing.ignored)
@@ -212,16 +222,16 @@ def write_manifest(folder: Path, *, progress: bool = False) -> MediaFolder:
             f"nothing to index in {str(folder)!r}: it has no videos, images or tars"
             + (f", only {ignored}" if ignored else "")
         )
-    with locked(folder):
+    # Object stores know no locks.
+    with nullcontext() if isinstance(folder, RemotePath) else locked(folder):
         return index_files(folder, listing, progress=progress)
 
 
-def index_files(folder: Path, listing: Listing, *, progress: bool) -> MediaFolder:
+def index_files(folder: Location, listing: Listing, *, progress: bool) -> MediaFolder:
     """Writes the manifest of the files of a folder, as ``write_manifest`` says."""
     files, known = listing.files, known_entries(folder)
     unknown = [file for file in files if file not in known]
-    journal = folder / JOURNAL
-    with journal.open("a", encoding="utf-8") as lines:
+    with open_journal(folder) as lines:
         # Ends a line that an interruption left unfinished; such a line is ignored.
         lines.write("\n")
         found = probe_files(folder, unknown)
@@ -235,11 +245,19 @@ def index_files(folder: Path, listing: Listing, *, progress: bool) -> MediaFolde
         temporary.write_text(
             "".join(json.dumps(to_json(entry)) + "\n" for entry in entries), encoding="utf-8"
         )
-    journal.unlink()
+    if not isinstance(folder, RemotePath):
+        (folder / JOURNAL).unlink()
     return without_others(entries, listing)
 
 
-def known_entries(folder: Path) -> dict[File, list[Entry]]:
+def open_journal(folder: Location) -> IO[str]:
+    """Opens the journal of an index. Files at an address cannot grow, so there it is lost."""
+    if isinstance(folder, RemotePath):
+        return TemporaryFile("w", encoding="utf-8")
+    return (folder / JOURNAL).open("a", encoding="utf-8")
+
+
+def known_entries(folder: Location) -> dict[File, list[Entry]]:
     """Returns the entries of manifest and journal by file, without files to try again."""
     known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
@@ -263,7 +281,7 @@ def to_json(entry: Entry) -> dict[str, object]:
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
+def probe_files(folder: Location, files: Sequence[File]) -> Iterator[list[Entry]]:
     """Yields the entries of each file, in order. Several files are opened at once.
 
     Threads are enough, because FFmpeg and the disk take nearly all of the time, without holding
@@ -284,7 +302,7 @@ def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
         pool.shutdown(cancel_futures=True)
 
 
-def probe_file(folder: Path, file: File) -> list[Entry]:
+def probe_file(folder: Location, file: File) -> list[Entry]:
     """Returns the entry of a file; for a tar, the entries of its videos and images."""
     itself = Entry(path=file.path, size=file.size, mtime=file.mtime)
     path = folder / file.path
@@ -302,12 +320,14 @@ def probe_file(folder: Path, file: File) -> list[Entry]:
     return entries
 
 
-def probed(entry: Entry, folder: Path) -> Entry:
+def probed(entry: Entry, folder: Location) -> Entry:
     """Returns ``entry`` with the size, length and rate that its file tells, or with the error."""
     source = entry.source(folder)
     head = head_of(source)
     try:
         info = probe(source)
+    except RemoteError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         other = suffix_of(entry.name) not in MEDIA_SUFFIXES
         return replace(entry, head=head, error=reason(error, source), other=other)
@@ -323,14 +343,14 @@ def probed(entry: Entry, folder: Path) -> Entry:
     )
 
 
-def head_of(source: Path | FilePart) -> str:
+def head_of(source: Location | FilePart) -> str:
     """Returns the ``head`` of the stamp of a video or image."""
     if isinstance(source, FilePart):
         return digest_of_head(source.container, source.offset, source.size)
     return digest_of_head(source)
 
 
-def reason(error: Exception, source: Path | FilePart) -> str:
+def reason(error: Exception, source: Location | FilePart) -> str:
     """Returns an error in one line, without the name of the file that could not be read.
 
     The line names the kind of an error that neither this package nor the system raises on purpose.

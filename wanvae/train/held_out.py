@@ -21,6 +21,7 @@ from wanvae.config import WanVAEConfig, check_length, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.litter import describe_ignored, suffix_of
+from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
@@ -124,7 +125,7 @@ def read_held_out(
     check_length(model, config.frames)
     if config.folder is None:
         raise UserError("there is no evaluation folder; name one as evaluation.folder")
-    folder = Path(config.folder)
+    folder = location(config.folder)
     listing = list_held_out(folder)
     clips, left_out, others = [], [], Counter[str]()
     for file in listing.files:
@@ -156,13 +157,13 @@ def usable_clips(config: EvaluationConfig, alpha: bool = False) -> Iterator[Held
     """
     if config.folder is None:
         return
-    folder = Path(config.folder)
+    folder = location(config.folder)
     for file in list_held_out(folder).files:
         with suppress(VideoError):
             yield read_file(folder, file.path, config, alpha)
 
 
-def list_held_out(folder: Path) -> Listing:
+def list_held_out(folder: Location) -> Listing:
     """The files of a folder that may be videos or images, sorted. Tars are not read.
 
     Raises:
@@ -174,7 +175,7 @@ def list_held_out(folder: Path) -> Listing:
     return Listing(sorted(files, key=lambda file: Path(file.path)), listing.ignored + tars)
 
 
-def read_file(folder: Path, name: str, config: EvaluationConfig, alpha: bool) -> HeldOutClip:
+def read_file(folder: Location, name: str, config: EvaluationConfig, alpha: bool) -> HeldOutClip:
     """The clip of a file of the folder; VideoError if it cannot be read, or is too small.
 
     Args:
