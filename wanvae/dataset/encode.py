@@ -96,8 +96,10 @@ class DatasetReport:
         size: bytes that were written.
         seconds: how long it took.
         failures: clips and files that could not be encoded, now or before.
-        left_out: videos and images that are too small or too short for a clip, one line each.
-        changed: videos and images whose clips were encoded again, because they have changed.
+        left_out: videos, images and scenes that are too small or too short for a clip, one line
+            each.
+        changed: videos and images whose clips were encoded again, because they or their scenes have
+            changed.
         gone: videos and images that are not in the folder any more. The index leaves out their
             clips; the files of these clips stay.
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
@@ -408,7 +410,7 @@ def write_lists(
     failures = [recorded[name] for name in names if name in recorded and name not in index]
     failures.extend(plan.broken)
     write_lines(folder / FAILURES, failures)
-    write_lines(folder / INDEX, (index[name] for name in names if name in index))
+    write_lines(folder / INDEX, (index[name] for name in names if name in index), whole=False)
     layout = layouts.layout_of(plan.settings.options)
     if layout is not None:
         layouts.finish(folder, plan.files, layout)

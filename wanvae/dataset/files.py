@@ -84,6 +84,8 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float])
         "latents_mean": settings.latents_mean,
         "latents_std": settings.latents_std,
     }
+    if clip.cut_from:
+        origin["cut_from"] = clip.cut_from
     normalized = settings.options.scale == "normalized"
     metadata = video_metadata(video, normalized=normalized, model=settings.model)
     return metadata | {"clip": json.dumps(origin)}

@@ -37,6 +37,8 @@ class IndexedClip:
         shape: shape of each tensor, (z_dim, T, H, W).
         stamp: the state of the file of the video when it was encoded; None in data sets of earlier
             versions.
+        cut_from: the scene of the video that the clip is cut from: its first frame, its number of
+            frames, and the part inside black bars; empty if it is the whole video.
     """
 
     name: str
@@ -50,6 +52,7 @@ class IndexedClip:
     offset: int
     shape: tuple[int, ...]
     stamp: Stamp | None = None
+    cut_from: str = ""
 
 
 def read_failures(folder: Path) -> list[Failure]:

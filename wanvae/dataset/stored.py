@@ -87,6 +87,7 @@ def indexed_clip(
         offset=offset,
         shape=shape,
         stamp=from_json_dict(Stamp, origin["stamp"]) if "stamp" in origin else None,
+        cut_from=origin.get("cut_from", ""),
     )
 
 

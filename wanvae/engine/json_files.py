@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
+from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
 
 if TYPE_CHECKING:
@@ -60,10 +60,15 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
         return [from_json_dict(cls, parse_json(line)) for line in lines]
 
 
-def write_lines(path: Path, values: Iterable[object]) -> None:
-    """Writes dataclasses, each as one JSON object on a line; the file is complete or not there."""
+def write_lines(path: Path, values: Iterable[object], *, whole: bool = True) -> None:
+    """Writes dataclasses, each as one JSON object on a line; the file is complete or not there.
+
+    Args:
+        whole: write all fields, and not only those that differ from their defaults.
+    """
+    as_json = to_json_dict if whole else changed_fields
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(to_json_dict(value)) + "\n" for value in values)
+        file.writelines(json.dumps(as_json(value)) + "\n" for value in values)
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -18,6 +18,8 @@ from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
+from wanvae.folders.excerpts import Selection, read_excerpt, select
+from wanvae.folders.listing import File
 from wanvae.folders.manifest import Entry, read_folder, reason
 from wanvae.train.colour import ColourConfig, draw_colours, recolour
 from wanvae.train.degradation import DegradationConfig
@@ -216,7 +218,7 @@ class Source:
         report: warn of files that are left out, and of HDR.
 
     Attributes:
-        entries: what is in it.
+        entries: what is in it; the scenes of videos that are analysed, instead of these.
         ignored: how many of its files are no videos, images or tars, by suffix; or empty.
         usable: for each bucket, the positions of the entries that are large and long enough.
     """
@@ -226,9 +228,14 @@ class Source:
         self.config = config
         self.alpha = alpha
         content = read_folder(folder)
-        self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
+        selection = select(content.entries)
+        self.entries, self.ignored = selection.entries, describe_ignored(content.ignored)
+        if report:
+            warn_of_selection(selection, folder)
         if not self.entries:
             ignored = f", only other files ({self.ignored})" if self.ignored else ""
+            if content.entries:
+                ignored = ", except those that are left out"
             raise VideoError(
                 f"no usable video in {str(folder)!r}: it has no videos and no images{ignored}"
             )
@@ -246,6 +253,9 @@ class Source:
         self._named, self._told = torch.zeros(
             2, len(self.entries), dtype=torch.bool
         ).share_memory_()
+        # The scenes of one file share the place of the first of them.
+        firsts: dict[tuple[File, str | None], int] = {}
+        self._file_of = [firsts.setdefault(e.place, i) for i, e in enumerate(self.entries)]
 
     @property
     def used(self) -> list[int]:
@@ -257,7 +267,10 @@ class Source:
         for index in self.used:
             entry = self.entries[index]
             size = entry.size if entry.member is None else entry.length
-            yield f"{entry.name}: {size} bytes, {entry.frames} x {entry.width} x {entry.height}"
+            shape = f"{entry.frames} x {entry.width} x {entry.height}"
+            excerpt = entry.excerpt
+            part = "" if excerpt is None else f", {excerpt.describe(entry.frames)}"
+            yield f"{entry.name}: {size} bytes, {shape}{part}"
 
     def read_clip(self, bucket: int, random: np.random.Generator) -> Tensor:
         """Random whole frames ``(C, T, height, width)`` for crops of a bucket."""
@@ -280,10 +293,14 @@ class Source:
         )
 
     def read(self, index: int, start: float, shape: BucketConfig, stride: int) -> Tensor:
-        source = self.entries[index].source(self.folder)
+        entry = self.entries[index]
         with warnings.catch_warnings(record=True) as notices:
             warnings.simplefilter("always")
-            clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
+            if entry.excerpt is None:
+                source = entry.source(self.folder)
+                clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
+            else:
+                clip = read_excerpt(entry, self.folder, start, shape.frames, stride, self.alpha)
         if clip.shape[2] < shape.height or clip.shape[3] < shape.width:
             raise VideoError("it has become smaller since it was indexed")
         self.tell_once(index, notices)
@@ -293,16 +310,16 @@ class Source:
         """Warns of what the reader has warned of, the first time that it does so for a file."""
         if self.entries[index].hdr is not None:  # which is told before the first sample
             notices = [notice for notice in notices if notice.category is not HdrWarning]
-        if not notices or self._told[index]:
+        if not notices or self._told[self._file_of[index]]:
             return
-        self._told[index] = True
+        self._told[self._file_of[index]] = True
         for notice in notices:
             warnings.warn(notice.message, stacklevel=2)
 
     def name_once(self, index: int, error: Exception) -> None:
-        if self._named[index]:
+        if self._named[self._file_of[index]]:
             return
-        self._named[index] = True
+        self._named[self._file_of[index]] = True
         entry = self.entries[index]
         why = reason(error, entry.source(self.folder))
         name = entry.name if not self.config.folders else f"{self.folder}/{entry.name}"
@@ -379,15 +396,24 @@ def warn_of(unusable: Sequence[Entry], folder: Path) -> None:
         return
     broken = [f"{entry.name}: {entry.error}" for entry in unusable if entry.error is not None]
     small = [
-        f"{entry.name}: {entry.width}x{entry.height} pixels, {entry.frames} frames by its header"
+        f"{entry.label}: {entry.width}x{entry.height} pixels, {entry.frames} frames"
+        + (" by its header" if entry.excerpt is None else "")
         for entry in unusable
         if entry.error is None
     ]
+    scenes = " or scenes" if any(entry.excerpt is not None for entry in unusable) else ""
     warn_about(
-        f"{len(broken)} files in {str(folder)!r} cannot be read and {len(small)} are smaller or "
-        "shorter than every clip",
+        f"{len(broken)} files in {str(folder)!r} cannot be read and {len(small)}{scenes} are "
+        "smaller or shorter than every clip",
         [*broken, *small],
     )
+
+
+def warn_of_selection(selection: Selection, folder: Path) -> None:
+    """Warns how many scenes are left out, and which; and what else is done with scenes."""
+    if selection.notes:
+        shown = selection.left_out
+        warn_about(f"{str(folder)!r}: {'; '.join(selection.notes)}", shown, "as its index says")
 
 
 def warn_of_hdr(used: Sequence[Entry], folder: Path) -> None:
