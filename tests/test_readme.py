@@ -317,6 +317,7 @@ def things() -> dict[str, tuple[object, ...]]:
         "encoder": (vae.stream_encode(),),
         "decoder": (vae.stream_decode(),),
         "end": (vae.stream_encode().finish(),),
+        "batches": (wanvae.BucketBatches([(1,)], 1),),
         "posterior": (Posterior(torch.zeros(1), torch.zeros(1)),),
     }
 

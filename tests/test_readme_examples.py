@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 import motion.cli
@@ -359,6 +360,21 @@ def test_encoding_a_data_set(folder: Path, run: Run) -> None:
     assert names["latents"].shape == (16, 2, 4, 6) and names["fps"] == 16
     assert len(names["dataset"]) == 6
     assert {clip.source for clip in names["dataset"].clips} == {"a.mp4", "b.mp4"}
+
+
+@NOT_PUBLISHED
+def test_training_on_buckets(folder: Path, run: Run) -> None:
+    """Of small shapes and few frames."""
+    small = {"wanvae encode-dataset": "--area 32x48 --multiple 8 --frames 5,9"}
+    run_bash("encode buckets", run, small)
+    model = torch.nn.Conv3d(16, 16, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    before = model.weight.detach().clone()
+    names = run_python(
+        "train on buckets", accelerator=Accelerator(cpu=True), model=model, optimizer=optimizer
+    )
+    assert len({clip.frames for clip in names["dataset"].clips}) > 1
+    assert names["batches"].epoch == 2 and not torch.equal(model.weight, before)
 
 
 @NOT_PUBLISHED

@@ -54,6 +54,18 @@ def test_every_program_is_read(tmp_path: Path, write: Write, channels: int | Non
             assert (piece[0] - LATENTS[:, start:end]).abs().max() < 2**-6
 
 
+@pytest.mark.parametrize("beginning", [b"\x80\x02", b"\x80\x04", b"\x80\x05"])
+def test_safetensors_that_begin_as_pickles_do(tmp_path: Path, beginning: bytes) -> None:
+    """Files begin with the size of their header, whose bytes may be any."""
+    path = tmp_path / "a.safetensors"
+    for length in range(0, 2000, 4):
+        save_file({"latents_3x3x5_float32": LATENTS}, path, {"note": length * "x"})
+        if path.read_bytes().startswith(beginning):
+            break
+    assert path.read_bytes().startswith(beginning)
+    assert torch.equal(read(path), LATENTS)
+
+
 @pytest.mark.parametrize("write", PROGRAMS)
 def test_a_folder_is_read_like_its_file(tmp_path: Path, write: Write) -> None:
     """Other files of the program are left out."""

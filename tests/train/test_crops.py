@@ -370,7 +370,7 @@ def test_hdr_is_told_once_for_all_files_before_the_first_sample(tmp_path, monkey
     """Of an index of an earlier version, which does not know, by the first clip of each file."""
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         encode(tmp_path / name, "libx264", range(FRAMES), trc=16 if name != "c.mp4" else None)
-    with pytest.warns(UserWarning, match="2 files in .* are HDR .* gray; convert them") as caught:
+    with pytest.warns(UserWarning, match="2 files in .* are HDR .* converted to SDR") as caught:
         samples = clips(tmp_path)
         drawn = [samples[number] for number in range(9)]
     assert len(caught) == 1 and len(drawn) == 9

@@ -362,7 +362,7 @@ def test_damage_inside_a_frame_is_told(
 def test_deep_vp9_keeps_the_decoder_that_every_build_has(pixel_format: str, name: str) -> None:
     context = av.CodecContext.create("vp9", "r")
     context.width, context.height, context.pix_fmt = 16, 16, pixel_format
-    assert decoder_of(SimpleNamespace(codec_context=context)).name == name
+    assert decoder_of(SimpleNamespace(codec_context=context, metadata={})).name == name
 
 
 @pytest.mark.parametrize(("lost", "found"), [(0, None), (1, None), (2, 23), (9, 29)])

@@ -6,9 +6,23 @@ from fractions import Fraction
 import pytest
 import torch
 
-from wanvae.video import VideoError, VideoReader, VideoWriter, read_clip, read_video, write_video
+from wanvae.video import (
+    ReadOptions,
+    VideoError,
+    VideoReader,
+    VideoWriter,
+    read_clip,
+    read_video,
+    write_video,
+)
+from wanvae.video.background import parse_colour
 
 RATE = Fraction(24)
+BACKGROUNDS = [
+    ("black", ReadOptions()),
+    ("white", ReadOptions(background=parse_colour("White"))),
+    ("#10ff80", ReadOptions(background=parse_colour("#10FF80"))),
+]
 LEVEL = 2 / 255  # one 8 bit level on the scale from -1 to 1
 
 
@@ -24,7 +38,7 @@ def glass(frames: int, height: int = 33, width: int = 50) -> torch.Tensor:
     return torch.stack(images, dim=1)
 
 
-@pytest.mark.filterwarnings("ignore:.*numbered images have no frame rate")
+@pytest.mark.filterwarnings("ignore:.*several images have no frame rate")
 @pytest.mark.parametrize(
     ("name", "colour", "alpha"),
     [
@@ -45,9 +59,13 @@ def test_alpha_comes_back(tmp_path, name, colour, alpha):
     assert (back - video)[3].abs().max() < alpha * LEVEL
     assert back[3].min() == -1
     assert back[3].max() == 1
-    with pytest.warns(UserWarning, match="transparency is left out"):
-        without, _ = read_video(path)
-    assert torch.equal(without, back[:3])
+    for colour, options in BACKGROUNDS:
+        with pytest.warns(UserWarning, match="it is transparent in places, and is laid on") as told:
+            flat, _ = read_video(path, options=options)
+        assert f"laid on {colour};" in str(told[-1].message)
+        behind = torch.tensor(options.background or (0, 0, 0)).view(3, 1, 1, 1) / 127.5 - 1
+        opacity = (back[3:] + 1) / 2
+        assert torch.allclose(flat, opacity * back[:3] + (1 - opacity) * behind, atol=1e-6)
     assert torch.equal(read_clip(path, 3 / info.fps, 2, alpha=True), back[:, 3:5])
 
 
@@ -96,6 +114,12 @@ def test_frames_without_alpha_are_refused_where_alpha_is_written(tmp_path):
         VideoWriter(tmp_path / "a.webm", width=50, height=33, fps=RATE, alpha=True) as writer,
     ):
         writer.write(glass(1)[:3])
+
+
+@pytest.mark.parametrize("text", ["", "#fff", "#1234567", "ff8000", "rgb(1,2,3)", "#gg0000"])
+def test_what_is_no_colour_is_said(text):
+    with pytest.raises(VideoError, match="must be a colour like #ff8000, or one of black gray"):
+        parse_colour(text)
 
 
 # Numbered images

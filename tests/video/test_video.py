@@ -299,14 +299,15 @@ def test_tall_jpeg_is_read_with_the_matrix_of_jpeg(tmp_path):
     assert (read_video(tmp_path / "a.jpg")[0] - image).abs().max() <= 3.01 * STEP
 
 
-@pytest.mark.parametrize(("fmt", "samples"), [("rgba", (200, 50, 90, 7)), ("gray", (90,))])
-def test_alpha_is_dropped_and_gray_becomes_rgb(tmp_path, fmt, samples):
+@pytest.mark.parametrize(("fmt", "samples"), [("rgba", (200, 50, 90, 51)), ("gray", (90,))])
+def test_alpha_is_laid_on_black_and_gray_becomes_rgb(tmp_path, fmt, samples):
     shape = (17, 33, 4) if fmt == "rgba" else (17, 33)
     array = np.broadcast_to(np.array(samples, np.uint8), shape)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=fmt)
     path = encode(tmp_path / "a.png", [frame], codec="png", matrix=RGB, colour_range=FULL)
-    colour = samples[:3] if fmt == "rgba" else samples * 3
-    told = pytest.warns(UserWarning, match="transparency") if fmt == "rgba" else nullcontext()
+    # The alpha is a fifth.
+    colour = [level / 5 for level in samples[:3]] if fmt == "rgba" else samples * 3
+    told = pytest.warns(UserWarning, match="laid on black") if fmt == "rgba" else nullcontext()
     with told:
         found = read_video(path)[0]
     assert torch.allclose(found, solid(*colour, width=33, height=17), atol=1e-6)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jsonargparse import Namespace
 
+from wanvae.commands.buckets import (
+    add_bucket_options,
+    buckets_of_area,
+    describe_buckets,
+    parse_buckets,
+    parse_lengths,
+)
 from wanvae.commands.options import DTYPES, add_model_options, checkpoint_of, load_model
 from wanvae.commands.output import print_some
 from wanvae.dataset.encode import DatasetReport, encode_dataset
@@ -20,10 +29,13 @@ from wanvae.model import require_wan_vae
 def run(arguments: Namespace) -> None:
     """Runs the command."""
     layout = LAYOUTS.get(arguments.layout)
+    frames, *shorter = parse_lengths(arguments.frames) or (None,)
     options = DatasetOptions(
-        frames=arguments.frames,
+        frames=frames,
+        shorter=tuple(shorter),
         fps=as_text(arguments.fps),
         resize=as_text(arguments.resize),
+        buckets=parse_buckets(arguments),
         store=arguments.store or ("moments" if layout is None else layout.store),
         scale=arguments.scale or ("raw" if layout is None else layout.scale),
         dtype=arguments.store_dtype or ("float32" if layout is None else layout.dtype),
@@ -36,9 +48,12 @@ def run(arguments: Namespace) -> None:
     with launched_processes(arguments.device) as processes:
         checkpoint = checkpoint_of(arguments)
         vae = load_model(arguments, checkpoint, device_of(processes))
+        vae = require_wan_vae(vae, checkpoint, "a data set to train on")
+        if arguments.area is not None:
+            options = replace(options, buckets=buckets_of_area(arguments, vae.config))
         try:
             report = encode_dataset(
-                require_wan_vae(vae, checkpoint, "a data set to train on"),
+                vae,
                 checkpoint,
                 arguments.source,
                 arguments.destination,
@@ -54,7 +69,7 @@ def run(arguments: Namespace) -> None:
             ) from None
     # Only the first process prints, and fails, for all of them.
     if report is not None:
-        show(f"{arguments.source} -> {arguments.destination}", report)
+        show(f"{arguments.source} -> {arguments.destination}", report, options)
 
 
 def as_text(value: object) -> str | None:
@@ -62,7 +77,7 @@ def as_text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def show(name: str, report: DatasetReport) -> None:
+def show(name: str, report: DatasetReport, options: DatasetOptions) -> None:
     """Prints the results, and raises UserError if there are no clips."""
     speed = report.frames / report.seconds
     print(
@@ -79,6 +94,8 @@ def show(name: str, report: DatasetReport) -> None:
         )
     if report.ignored:
         print(f"ignored, no videos or images: {report.ignored}")
+    for line in describe_buckets(report, options):
+        print(line)
     print_some("note", report.notes)
     print_some("left out, too small or too short", report.left_out)
     print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
@@ -97,8 +114,8 @@ def add_options(parser: Parser) -> None:
     parser.writes("destination")
     parser.add_argument(
         "--frames",
-        type=int,
-        help="frames of each clip, 1 + 4n: cut videos into clips of this length, and drop the rest "
+        help="frames of each clip, 1 + 4n: cut videos into such clips, and drop the rest; "
+        "17,49,81: cut clips of 81, and from the rest again and again the longest that fits "
         "(default: one clip for each whole video)",
     )
     parser.add_argument(
@@ -109,6 +126,7 @@ def add_options(parser: Parser) -> None:
         help="480x832: scale and crop to that height and width; 480: scale the shorter side to "
         "that (default: the size of the video). Sides are cropped to multiples of 8",
     )
+    add_bucket_options(parser)
     parser.add_argument(
         "--store",
         choices=["moments", "mean", "sample"],

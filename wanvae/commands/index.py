@@ -43,7 +43,7 @@ def index(arguments: Namespace) -> None:
     if content.ignored:
         print(f"ignored, no videos or images: {describe_ignored(content.ignored)}")
     if hdr := sum(entry.hdr is not None for entry in entries):
-        print(f"{hdr} are HDR or have wide colours: read as if they were SDR, they look gray")
+        print(f"{hdr} are HDR or have wide colours: they are converted to SDR")
     for entry in broken:
         print(f"cannot read {entry.name}: {entry.error}")
     show_scenes(entries)

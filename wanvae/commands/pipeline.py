@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -40,7 +40,9 @@ from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
 from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
-from wanvae.video import Frame, VideoError, VideoInfo, VideoReader, VideoWriter
+from wanvae.video import Frame, ReadOptions, VideoError, VideoInfo, VideoReader, VideoWriter
+from wanvae.video.common import is_pipe
+from wanvae.video.options import AS_STORED
 
 T = TypeVar("T")
 
@@ -80,6 +82,7 @@ def reconstruct_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -93,8 +96,9 @@ def reconstruct_file(
         crf: quality of the written video, 0 (best) to 51.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
-        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+        fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -110,11 +114,12 @@ def reconstruct_file(
         NotFiniteError: latents or frames are not finite.
     """
     refuse_overwriting(destination, [source])
+    refuse_shared_pipe(source, shard)
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
     frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
-    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
+    with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         waiting: deque[Frame] = deque()
         # Encoder and decoder work at the same time, so each gets half of the memory.
@@ -143,6 +148,8 @@ def reconstruct_file(
                     total_ssim += ssim(*pair)
                     shown = torch.cat([original.image, image], dim=2) if side_by_side else image
                     writer.write(shown[:, None], [original.time])
+            if writer is not None:
+                writer.end_at(excerpt.end())
     if not first:
         return None
     return ReconstructionReport(
@@ -163,6 +170,7 @@ def encode_file(
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
+    options: ReadOptions = AS_STORED,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     shard: Processes | None = None,
@@ -174,8 +182,9 @@ def encode_file(
         checkpoint: where the model comes from. The file then says which model encoded it.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
-        fps: frames per second of numbered images, like frames/%05d.png; None takes 25. Only for
+        fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
             them.
+        options: how pictures come out of the file.
         tile_size: work in tiles with at most this many pixels along each side.
         max_memory: bytes, or text like "4GB", for the work, besides the model.
         shard: processes that share the work. All of them call this function; the first one writes.
@@ -190,9 +199,10 @@ def encode_file(
         NotFiniteError: the latents are not finite.
     """
     refuse_overwriting(destination, [source, checkpoint])
+    refuse_shared_pipe(source, shard)
     first = is_first(shard)
     model = "" if checkpoint is None else identify(checkpoint)
-    with open_excerpt(source, start, duration, fps, vae.config) as excerpt:
+    with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         shape = VideoShape(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
@@ -291,6 +301,15 @@ def decode_file(
     return done
 
 
+def refuse_shared_pipe(source: str | PathLike[str], shard: Processes | None) -> None:
+    """Raises VideoError if several processes would read a pipe, which gives each a part of it."""
+    if shard is not None and shard.num_processes > 1 and is_pipe(source):
+        raise VideoError(
+            f"cannot read {source}: several processes cannot share a pipe; write it to a file "
+            "first, or leave out --shard"
+        )
+
+
 @dataclass(frozen=True)
 class Excerpt:
     """The part of a video from one time to another.
@@ -299,11 +318,13 @@ class Excerpt:
         info: facts of the whole video.
         frames: frames of the part, with times from its first frame.
         count: number of frames in the part, as far as it is known.
+        end: returns when the last frame ends, in seconds from the first frame, once all are read.
     """
 
     info: VideoInfo
     frames: Iterator[Frame]
     count: int | None
+    end: Callable[[], float]
 
 
 @contextmanager
@@ -312,12 +333,14 @@ def open_excerpt(
     start: float,
     duration: float | None,
     fps: Fraction | None,
+    options: ReadOptions,
     config: VideoConfig,
 ) -> Iterator[Excerpt]:
     """Opens a video from ``start`` on, for ``duration`` seconds; None takes the rest.
 
     Args:
-        fps: frames per second of numbered images.
+        fps: frames per second of several images.
+        options: how pictures come out of the file.
         config: the model that encodes the video. It tells whether alpha is read.
 
     Raises:
@@ -329,7 +352,10 @@ def open_excerpt(
             f"cannot read {source} from {start} s{length}: the start must be 0 or more, "
             "the duration more than 0"
         )
-    with VideoReader(source, fps=fps, alpha=encodes_alpha(config)) as reader:
+    alpha = encodes_alpha(config)
+    if alpha and options.background is not None:
+        raise VideoError("this model encodes alpha, so there is no background: leave it out")
+    with VideoReader(source, fps=fps, alpha=alpha, options=options) as reader:
         if beside := reader.info.beside:
             verb = "is" if beside == ("sound",) else "are"
             warnings.warn(f"{source}: its {' and '.join(beside)} {verb} left out", stacklevel=3)
@@ -347,7 +373,10 @@ def open_excerpt(
             count = max(1, count)
         frames = takewhile(lambda frame: frame.time < end, chain([first], reader))
         yield Excerpt(
-            reader.info, (replace(frame, time=frame.time - first.time) for frame in frames), count
+            reader.info,
+            (replace(frame, time=frame.time - first.time) for frame in frames),
+            count,
+            lambda: min(float(reader.end), end) - first.time,
         )
 
 

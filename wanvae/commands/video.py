@@ -26,11 +26,16 @@ from wanvae.errors import UserError
 from wanvae.latents.scale import Scale
 from wanvae.model import AnyVAE
 from wanvae.tiny import TinyVAE
+from wanvae.video import ReadOptions
+from wanvae.video.background import parse_colour
 from wanvae.video.rate import parse_rate
 
 # How much of the sample clip is reconstructed, so that newcomers soon have something to see.
 DEMO_SECONDS = 4.0
-VIDEO_HELP = "video or image to read, or numbered images (frames/%05d.png); all that FFmpeg reads"
+VIDEO_HELP = (
+    "video or image to read, a folder of images, several images (frames/%05d.png or "
+    "'frames/*.png'), or - for a pipe; all that FFmpeg reads"
+)
 OUTPUT_HELP = (
     "file to write: .mp4, .mkv, .mov, .webm, .apng; .png, .jpg, .webp for one frame, or numbered "
     "images (frames/%05d.png); with alpha: .webm, .mov, .apng, .png"
@@ -52,6 +57,7 @@ def reconstruct(arguments: Namespace) -> None:
             start=arguments.start,
             duration=duration_of(arguments),
             fps=fps,
+            options=read_options(arguments),
             shard=processes,
             **common_options(arguments),
         )
@@ -120,6 +126,7 @@ def encode(arguments: Namespace) -> None:
             start=arguments.start,
             duration=arguments.duration,
             fps=fps,
+            options=read_options(arguments),
             shard=processes,
             **common_options(arguments),
         )
@@ -191,6 +198,12 @@ def rate_of(arguments: Namespace) -> Fraction | None:
     return None if arguments.fps is None else parse_rate(arguments.fps)
 
 
+def read_options(arguments: Namespace) -> ReadOptions:
+    """Returns what the options say about the pictures that are read."""
+    background = None if arguments.background is None else parse_colour(arguments.background)
+    return ReadOptions(deinterlace=arguments.deinterlace, background=background)
+
+
 def scale_of(arguments: Namespace) -> Scale | None:
     """Returns the scale of latents that the options name; None if they name none."""
     if not arguments.normalized:
@@ -217,8 +230,21 @@ def add_time_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--fps",
-        help="frames per second of numbered images, like 25 or 30000/1001 (default: 25); video "
+        help="frames per second of several images, like 25 or 30000/1001 (default: 25); video "
         "files have their own",
+    )
+
+
+def add_picture_options(parser: Parser) -> None:
+    """Declares ``--deinterlace`` and ``--background``."""
+    parser.add_argument(
+        "--deinterlace", action="store_true", help="give interlaced frames all lines of one time"
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what transparent pictures are laid on, like white or #ff8000 (default: black); only "
+        "for models that do not encode alpha",
     )
 
 
@@ -241,6 +267,7 @@ def add_reconstruct_options(parser: Parser) -> None:
         "name, all)",
     )
     add_time_options(parser)
+    add_picture_options(parser)
     add_quality_option(parser)
     add_model_options(parser)
     add_shard_option(parser)
@@ -253,6 +280,7 @@ def add_encode_options(parser: Parser) -> None:
     parser.reads("input")
     parser.writes("output")
     add_time_options(parser)
+    add_picture_options(parser)
     add_model_options(parser)
     add_shard_option(parser)
 

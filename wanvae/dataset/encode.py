@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ class DatasetReport:
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
         unknown: number of clips of an earlier version, which does not tell whether their videos
             have changed since.
-        notes: what people must know of the files of a layout.
+        notes: what people must know of clips that become larger, and of the files of a layout.
+        shapes: how many clips have each number of frames, height and width, now or before.
     """
 
     written: int
@@ -120,6 +122,7 @@ class DatasetReport:
     ignored: str
     unknown: int
     notes: tuple[str, ...]
+    shapes: Counter[tuple[int, int, int]]
 
 
 def encode_dataset(
@@ -224,6 +227,7 @@ def carry_out(
         ignored=plan.ignored,
         unknown=sum(clip.stamp is None for clip in kept),
         notes=plan.notes,
+        shapes=Counter((clip.frames, clip.height, clip.width) for clip in chain(written, kept)),
     )
 
 

@@ -67,7 +67,7 @@ def facts_of(clip: Clip, options: DatasetOptions, config: WanVAEConfig, folder: 
         is_image=entry.is_image,
         original=(entry.height, entry.width),
         size=clip.size,
-        asked_frames=options.frames,
+        asked_frames=None if options.frames is None else clip.frames,
         asked_fps=None if options.fps is None else parse_rate(options.fps),
         architecture=options.architecture,
         dtype=options.dtype,

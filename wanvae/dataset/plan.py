@@ -45,7 +45,7 @@ class DatasetPlan:
             whose scenes have.
         gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
-        notes: what people must know of the files of a layout.
+        notes: what people must know of clips that become larger, and of the files of a layout.
     """
 
     settings: DatasetSettings
@@ -86,7 +86,14 @@ def prepare(
     """
     check_has(vae.config, "encoder")
     refuse_nested(source, destination)
-    cut = parse_cut(options.frames, options.fps, options.resize, vae.config)
+    cut = parse_cut(
+        options.frames,
+        options.fps,
+        options.resize,
+        vae.config,
+        shorter=options.shorter,
+        buckets=options.buckets,
+    )
     content = read_folder(source)
     selection = select(content.entries)
     found = find_clips(selection.entries, cut, vae.config)
@@ -107,6 +114,8 @@ def prepare(
         options = replace(options, architecture=architecture)
         clips, notes = layouts.choose_clips(found.clips, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
+    if enlarged := sum(clip.is_enlarged for clip in clips) if options.buckets else 0:
+        notes.append(f"{enlarged} clips are smaller than their bucket, and are enlarged")
     many = options.many
     vae.warn_of_statistics(stacklevel=2)
     settings = DatasetSettings(

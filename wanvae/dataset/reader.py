@@ -70,6 +70,11 @@ class LatentDataset(Dataset):
                 raise UserError(f"{folder} says how it was encoded; leave out scale and config")
         self.clips: Sequence[IndexedClip] | Sequence[CachedClip] = self._source.clips
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape ``(z_dim, T, H, W)`` of the latents of each clip, for ``BucketBatches``."""
+        return [clip.shape for clip in self.clips]
+
     def __len__(self) -> int:
         return len(self.clips)
 

@@ -35,9 +35,13 @@ class DatasetOptions:
         frames: frames of each clip, 1 + 4n for the official temporal factor. Videos are cut into
             clips of this length, and the rest is dropped. None encodes each video as one clip,
             without up to 3 of its last frames.
+        shorter: other numbers of frames, less than ``frames``. Where less than ``frames`` is left
+            of a video, the longest clip that fits is cut, again and again.
         fps: frames per second, such as "16" or "30000/1001"; None keeps the rate of each video.
         resize: "480x832" scales and crops to that height and width, "480" scales the shorter side
             to that; None keeps the size. Sides are cropped to multiples of 8.
+        buckets: sizes like "480x832", instead of ``resize``: each video gets the one that crops it
+            least.
         store: what to store: mean and logarithm of the variance of the latents ("moments"), only
             the mean, or a sample.
         scale: "raw" latents are for the decoder, "normalized" latents for diffusion models.
@@ -53,8 +57,10 @@ class DatasetOptions:
     """
 
     frames: int | None = None
+    shorter: tuple[int, ...] = ()
     fps: str | None = None
     resize: str | None = None
+    buckets: tuple[str, ...] = ()
     store: Store = "moments"
     scale: Scale = "raw"
     dtype: StoreDtype = "float32"
@@ -74,6 +80,11 @@ class DatasetOptions:
         ):
             check_option(name, getattr(self, name), kinds)
         check(self.shard_size >= 1, "shard_size", self.shard_size, "at least 1 byte")
+        for length in self.shorter:
+            expected = f"less than frames, which is {self.frames}"
+            check(self.frames is not None and length < self.frames, "shorter", length, expected)
+        none = "empty with resize, which gives all clips one size"
+        check(not (self.resize and self.buckets), "buckets", self.buckets, none)
         self._check_layout()
 
     def _check_layout(self) -> None:

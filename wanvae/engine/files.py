@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import secrets
@@ -101,7 +102,8 @@ def refuse_overwriting(
     """Raises FileError if ``output`` is one of ``inputs``, or a file in one of them.
 
     Links and names that differ in case are the same file if the system says so. An input may also
-    be a numbered sequence of images, like frame-%04d.png, or anything that is not a file, or None.
+    be a sequence of images, like frame-%04d.png or frame-*.png, or anything that is not a file, or
+    None.
     """
     for source in (os.fspath(source) for source in inputs if source is not None):
         if os.path.exists(source):
@@ -110,7 +112,7 @@ def refuse_overwriting(
                 or (os.path.isfile(output) and is_in(Path(output), Path(source)))
             )
         else:
-            taken = is_numbered_image(output, source)
+            taken = is_numbered_image(output, source) or is_named_by(output, source)
         if taken:
             raise FileError(
                 f"{output} would be overwritten, but {source} is to be read: name another output"
@@ -127,6 +129,13 @@ def is_numbered_image(path: str | os.PathLike[str], pattern: str) -> bool:
         return True
     found = (Path(folder, name) for name in os.listdir(folder or ".") if images.fullmatch(name))
     return path.exists() and any(path.samefile(image) for image in found)
+
+
+def is_named_by(path: str | os.PathLike[str], pattern: str) -> bool:
+    """Whether a path is one of the files that a glob names, like frames/*.png."""
+    if not glob.has_magic(pattern) or not os.path.exists(path):
+        return False
+    return any(os.path.samefile(path, found) for found in glob.iglob(pattern, recursive=True))
 
 
 def is_numbered(name: str) -> bool:

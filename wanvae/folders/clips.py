@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -16,6 +16,7 @@ from wanvae.engine.config import check
 from wanvae.engine.text import writable
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import Entry
+from wanvae.folders.shapes import Shape, nearest_shape, parse_shapes
 from wanvae.video.common import RATES
 from wanvae.video.rate import parse_rate
 
@@ -32,15 +33,25 @@ class Cut:
     """How clips are cut out of videos.
 
     Attributes:
-        frames: frames of each clip; clips follow each other. None cuts one clip per whole video.
+        lengths: frames of clips, the largest number first. Clips follow each other, at each place
+            the longest one that fits. Empty cuts one clip per whole video.
         fps: frames per second of the clips; None keeps the rate of each video.
         resize: height and width of the clips; or only the shorter side; or empty, which keeps the
             size of the video. What does not fit is cropped around the middle.
+        buckets: heights and widths, of which each video gets the nearest one as ``resize``; empty
+            takes ``resize``.
     """
 
-    frames: int | None
+    lengths: tuple[int, ...]
     fps: Fraction | None
     resize: tuple[int, ...]
+    buckets: tuple[Shape, ...] = ()
+
+    def resize_of(self, entry: Entry) -> tuple[int, ...]:
+        """Returns the ``resize`` of a video or image."""
+        if self.buckets:
+            return nearest_shape(entry.height, entry.width, self.buckets)
+        return self.resize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +101,11 @@ class Clip:
         return self.first / self.fps
 
     @property
+    def is_enlarged(self) -> bool:
+        """Whether the frames become larger than they are in the video."""
+        return self.scaled[0] > self.entry.height
+
+    @property
     def pixels(self) -> int:
         """Pixels of all frames together."""
         return self.frames * self.size[0] * self.size[1]
@@ -110,13 +126,24 @@ class ClipList:
     left_out: tuple[str, ...]
 
 
-def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: WanVAEConfig) -> Cut:
+def parse_cut(
+    frames: int | None,
+    fps: str | None,
+    resize: str | None,
+    config: WanVAEConfig,
+    *,
+    shorter: Sequence[int] = (),
+    buckets: Sequence[str] = (),
+) -> Cut:
     """Returns the ``Cut`` that options describe.
 
     Args:
+        frames: frames of each clip; None for whole videos.
         fps: such as "16" or "30000/1001".
         resize: such as "480x832" (height and width) or "480" (the shorter side).
         config: the model that encodes the clips.
+        shorter: frames of clips that are cut where ``frames`` do not fit.
+        buckets: such as "480x832", instead of ``resize``.
 
     Raises:
         UserError: an option is wrong, or the model cannot encode such clips.
@@ -128,9 +155,14 @@ def parse_cut(frames: int | None, fps: str | None, resize: str | None, config: W
         check(
             sides[0] >= config.spatial_factor, "resize", resize, f"{config.spatial_factor} or more"
         )
-    if frames is not None:
-        check_length(config, frames)
-    return Cut(frames=frames, fps=None if fps is None else parse_rate(fps), resize=sides)
+    shapes = parse_shapes("buckets", buckets)
+    for shape in shapes:
+        check_size(config, *shape)
+    lengths = [] if frames is None else sorted({frames, *shorter}, reverse=True)
+    for length in lengths:
+        check_length(config, length)
+    rate = None if fps is None else parse_rate(fps)
+    return Cut(lengths=tuple(lengths), fps=rate, resize=sides, buckets=shapes)
 
 
 def parse_sides(resize: str | None) -> tuple[int, ...]:
@@ -172,7 +204,7 @@ def find_clips(entries: Iterable[Entry], cut: Cut, config: WanVAEConfig) -> Clip
 
 def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
     """Yields the clips of a video; none if it is too short or too small. An image is one clip."""
-    scaled, size = fit(entry.height, entry.width, cut.resize, config.spatial_factor)
+    scaled, size = fit(entry.height, entry.width, cut.resize_of(entry), config.spatial_factor)
     if 0 in size:
         return
     resampled = cut.fps is not None and not entry.is_image
@@ -184,13 +216,29 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
     clip = partial(Clip, entry=entry, fps=fps, resampled=resampled, scaled=scaled, size=size)
     if entry.is_image:
         yield clip(name=name)
-    elif cut.frames is None:
+    elif not cut.lengths:
         if frames > 0:
             yield clip(name=name, first=start, frames=frames, whole=entry.excerpt is None)
     else:
-        for number in range(frames // cut.frames):
-            first = number * cut.frames
-            yield clip(name=f"{name}.{number:05}", first=start + first, frames=cut.frames)
+        for number, (first, length) in enumerate(cut_length(frames, cut.lengths)):
+            yield clip(name=f"{name}.{number:05}", first=start + first, frames=length)
+
+
+def cut_length(frames: int, lengths: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yields the first frame and the length of clips that follow each other.
+
+    At each place there is the longest clip that fits. So many clips of the largest length come
+    first, then those of smaller lengths; what is shorter than all lengths is dropped.
+
+    Args:
+        frames: frames of the video.
+        lengths: frames of clips, the largest number first.
+    """
+    first = 0
+    for length in lengths:
+        while first + length <= frames:
+            yield first, length
+            first += length
 
 
 def numbers_of(entry: Entry, fps: Fraction, *, resampled: bool) -> tuple[int, int]:

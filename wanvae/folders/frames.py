@@ -143,7 +143,8 @@ class Cutter:
         size = (entry.height, entry.width) if excerpt is None else excerpt.whole
         if (reader.info.height, reader.info.width) != size:
             raise VideoError(
-                f"it has become {reader.info.width}x{reader.info.height} since it was indexed"
+                f"it has become {reader.info.width}x{reader.info.height} since it was indexed, or "
+                "an older version indexed it: delete the manifest of the folder, and index it again"
             )
         return reader
 

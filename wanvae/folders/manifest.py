@@ -64,7 +64,7 @@ class Entry:
         frames: as the container counts them; where it does not, its packets are counted.
         fps: frames per second.
         is_image: whether it is a still image.
-        hdr: "PQ", "HLG" or "BT.2020" for colours that do not look right as SDR; None for SDR.
+        hdr: "PQ", "HLG", "BT.2020" or "P3" for colours that are converted to SDR; None for SDR.
         error: why it cannot be used. The fields from ``width`` on then mean nothing.
         other: whether neither its name nor its content is one of a video or image.
         analysis: its scenes and bars, if ``wanvae index --scenes`` has looked for them.

@@ -55,6 +55,9 @@ SUFFIXES = {".safetensors", ".latent", ".pt", ".pth", ".parquet"}
 GZIP_MAGIC = b"\x1f\x8b"
 # How pickles begin, and files of torch.save that are no archives.
 PICKLE_MAGIC = b"\x80"
+# Bytes 4 to 8 of safetensors: the upper half of the size of the header, and its beginning. Before
+# them is the lower half, which may be any bytes, such as those that pickles begin with.
+SAFETENSORS_MARK = b"\0\0\0\0{"
 # How many times larger than its file a packed tensor may be. Latents hardly compress.
 LARGEST_GROWTH = 20
 # Bytes that are unpacked at once.
@@ -244,7 +247,8 @@ def find_in(path: Path) -> tuple[Format | None, Sequence[Found]]:
     if head.startswith(fastvideo.MAGIC):
         found = fastvideo.find(path)
         return (FASTVIDEO, found) if found else (None, ())
-    if head.startswith((ZIP_MAGIC, PICKLE_MAGIC, GZIP_MAGIC)):
+    others = (ZIP_MAGIC, PICKLE_MAGIC, GZIP_MAGIC)
+    if head.startswith(others) and head[4:9] != SAFETENSORS_MARK:
         content, formats = Pickle(path, read_pickle(path)), PICKLE_FORMATS
     else:
         content, formats = read_header(path), SAFETENSORS_FORMATS

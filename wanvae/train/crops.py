@@ -423,6 +423,5 @@ def warn_of_hdr(used: Sequence[Entry], folder: Path) -> None:
         warn_about(
             f"{len(found)} files in {str(folder)!r} are HDR or have wide colours",
             found,
-            "they are read as if they were SDR, so their colours look gray; convert them to SDR "
-            "(tone mapping) first",
+            "they are converted to SDR of BT.709 (tone mapping), and highlights are darker",
         )

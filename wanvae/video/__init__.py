@@ -1,6 +1,7 @@
 """Video and image files in and out, through PyAV (FFmpeg)."""
 
 from wanvae.video.common import FilePart, HdrWarning, VideoError
+from wanvae.video.options import ReadOptions
 from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
 from wanvae.video.writer import VideoWriter, write_video
 
@@ -8,6 +9,7 @@ __all__ = [
     "FilePart",
     "Frame",
     "HdrWarning",
+    "ReadOptions",
     "VideoError",
     "VideoInfo",
     "VideoReader",

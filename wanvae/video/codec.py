@@ -12,7 +12,8 @@ _LENIENT = ("mjpeg", "mjpegb", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv
 _ERRORS_END = {"err_detect": "crccheck+bitstream+buffer+explode"}
 # Decoders of libraries that notice what FFmpeg's own decoders let pass.
 _STRICTER = {"vp9": "libvpx-vp9"}
-# Decoders of libraries that see alpha, by the names of FFmpeg's own decoders, which do not.
+# Decoders of libraries that see alpha beside pictures, by the names of FFmpeg's own decoders,
+# which do not.
 OWN_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
@@ -21,13 +22,11 @@ def has_alpha_beside(stream: VideoStream) -> bool:
     return stream.codec_context.name in OWN_DECODERS and stream.metadata.get("alpha_mode") == "1"
 
 
-def decoder_of(stream: VideoStream, *, alpha: bool = False) -> VideoCodecContext:
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
     """Returns the decoder of a stream. It has the tags of the container, except for the rotation.
 
-    Everything else comes out as from FFmpeg's own decoder, as long as nothing is damaged.
-
-    Args:
-        alpha: whether alpha is wanted, which FFmpeg's own decoders may leave out.
+    Everything else comes out as from FFmpeg's own decoder, as long as nothing is damaged, and with
+    alpha, which FFmpeg's own decoders may leave out.
     """
     own = stream.codec_context
     own.thread_type = "AUTO"
@@ -35,7 +34,7 @@ def decoder_of(stream: VideoStream, *, alpha: bool = False) -> VideoCodecContext
         own.options = _ERRORS_END
     layout = own.format
     names = _STRICTER
-    if alpha and has_alpha_beside(stream):
+    if has_alpha_beside(stream):
         names = OWN_DECODERS
     elif layout is None or any(part.bits > 8 for part in layout.components):
         return own  # builds of libvpx may be for 8 bits only

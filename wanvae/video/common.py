@@ -1,9 +1,10 @@
 """The common parts of reading and writing video files."""
 
 import os
+import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +28,7 @@ class VideoError(UserError):
 
 
 class HdrWarning(UserWarning):
-    """A video is HDR, or has wide colours, and is read as if it were SDR."""
+    """A video is HDR, or has wide colours, and is converted to SDR."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,26 @@ class FilePart:
 Source = str | os.PathLike[str] | FilePart
 
 
+# The name of the standard input.
+STANDARD_INPUT = "-"
+
+
+def is_pipe(source: Source) -> bool:
+    """Whether a source can be read only once and in order: "-", a named pipe, or a device."""
+    if isinstance(source, FilePart):
+        return False
+    if os.fspath(source) == STANDARD_INPUT:
+        return True
+    with suppress(OSError, ValueError):
+        mode = os.stat(source).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+    return False
+
+
 def address(source: Source) -> str:
     """The path that FFmpeg opens. It is absolute, so no name looks like a protocol ("data:")."""
+    if not isinstance(source, FilePart) and os.fspath(source) == STANDARD_INPUT:
+        return "pipe:0"
     if isinstance(source, FilePart):
         end = source.offset + source.size
         return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
@@ -86,9 +105,9 @@ class Notices:
 
 
 @contextmanager
-def one_line_errors(action: str, path: Source) -> Iterator[None]:
-    """Turns errors of FFmpeg and the system into a VideoError."""
+def one_line_errors(action: str, path: Source, advice: str = "") -> Iterator[None]:
+    """Turns errors of FFmpeg and the system into a VideoError, which ends with ``advice``."""
     try:
         yield
     except (FFmpegError, OSError) as error:
-        raise VideoError(f"cannot {action} {path}: {reason(error)}") from error
+        raise VideoError(f"cannot {action} {path}: {reason(error)}{advice}") from error

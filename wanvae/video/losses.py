@@ -1,59 +1,59 @@
-"""What a file holds that is not in the frames that are read: one sentence for each kind."""
+"""What of a file is not in the frames that are read, or is changed: one sentence for each kind."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import av
-from av.video.reformatter import ColorPrimaries, ColorTrc
 
+from wanvae.video.aspect import ratio_text, square_size
+from wanvae.video.background import Colour, name_of
+from wanvae.video.colour import Colours
 from wanvae.video.common import HdrWarning, Notices
 from wanvae.video.packets import PacketSource
 
-_HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
-# How far from square pixels are before anyone sees it.
-_SQUARE = Fraction(1, 100)
-
 
 class Losses:
-    """Tells what of a file is lost, once for each kind, as far as its frames are read."""
+    """Tells what of a file is lost or changed, once for each kind, as far as its frames are read.
 
-    def __init__(self, source: PacketSource, notices: Notices, *, alpha: bool = False) -> None:
+    Args:
+        source: the file.
+        background: the colour behind transparent pictures; None if alpha is read.
+    """
+
+    def __init__(self, source: PacketSource, notices: Notices, background: Colour | None) -> None:
         self._source = source
         self._notices = notices
+        self._background = background
         self._begun = False
-        # Nothing is left out where alpha is read, and nothing is told twice.
-        self._transparent = alpha
 
-    def tell(self, frame: av.VideoFrame) -> None:
+    def tell(self, frame: av.VideoFrame, colours: Colours) -> None:
         """Tells what of the next frame is lost."""
         if not self._begun:
             self._begun = True
             self._tell_of_file(frame)
+        if colours.name is not None:
+            self._notices.tell(colours.conversion, kind=HdrWarning)
         if frame.interlaced_frame:
             self._notices.tell(
                 "it is interlaced, and read as it is: lines of two times alternate where something "
-                "moves; deinterlace it first"
-            )
-        if not self._transparent and (self._source.drops_alpha or _is_transparent(frame)):
-            self._transparent = True
-            self._notices.tell(
-                "it is transparent in places; transparency is left out, and shows the colours that "
-                "the file has there"
+                "moves; deinterlace it first, or read it with --deinterlace (in Python, with "
+                "ReadOptions)"
             )
 
+    def tell_transparency(self) -> None:
+        """Tells on what transparent pictures are laid."""
+        if self._background is None:
+            return
+        colour = name_of(self._background)
+        self._notices.tell(
+            f"it is transparent in places, and is laid on {colour}; name another colour with "
+            "--background (in Python, with ReadOptions)"
+        )
+
     def _tell_of_file(self, frame: av.VideoFrame) -> None:
-        if (hdr := hdr_of(frame)) is not None:
+        self._tell_of_pixels(frame.width, frame.height)
+        if self._source.drops_alpha:
             self._notices.tell(
-                f"it is HDR or has wide colours ({hdr}), and is read as if it were SDR, "
-                "so its colours look gray; convert it to SDR (tone mapping) first",
-                kind=HdrWarning,
-            )
-        ratio = self._source.stream.sample_aspect_ratio
-        if ratio and abs(ratio - 1) > _SQUARE:
-            self._notices.tell(
-                f"its pixels are not square ({ratio.numerator}:{ratio.denominator}), and are read "
-                "as if they were; players stretch them"
+                "its transparency is left out, because this FFmpeg has no decoder for it"
             )
         if self._source.pictures > 1:
             self._notices.tell(
@@ -61,20 +61,17 @@ class Losses:
                 f"{frame.height} pixels is read, and the others (such as transparency) are left out"
             )
 
-
-def hdr_of(frame: av.VideoFrame) -> str | None:
-    """Returns why a frame does not look right as SDR, as its tags say; None for SDR."""
-    if frame.color_trc in _HDR_TRANSFERS:
-        return _HDR_TRANSFERS[frame.color_trc]
-    return "BT.2020" if frame.color_primaries == ColorPrimaries.BT2020 else None
+    def _tell_of_pixels(self, width: int, height: int) -> None:
+        ratio = self._source.pixel_ratio
+        if ratio is None or (square := square_size(width, height, ratio)) == (width, height):
+            return
+        self._notices.tell(
+            f"its pixels are not square ({ratio_text(ratio)}); its pictures of "
+            f"{width}x{height} are scaled to {square[0]}x{square[1]}, as players show them"
+        )
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:
     """Returns whether a frame has alpha, or a palette, which may have it."""
     layout = frame.format
     return layout.has_palette or any(part.is_alpha for part in layout.components)
-
-
-def _is_transparent(frame: av.VideoFrame) -> bool:
-    """Whether any pixel is not opaque."""
-    return has_alpha(frame) and bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)

@@ -7,9 +7,7 @@ import re
 from dataclasses import dataclass
 from itertools import count, takewhile
 
-from wanvae.video.common import FilePart, Source, address
-
-# What FFmpeg takes for the number in a name: %d, or %05d for at least five digits.
+# What stands for the number in a name: %d, or %05d for at least five digits.
 _NUMBER = re.compile(r"%(0\d+)?d")
 
 
@@ -18,41 +16,45 @@ class NumberedImages:
     """The images of a pattern.
 
     Attributes:
+        paths: the images from the lowest number on, without a gap in the numbers.
         first: number of the first image.
-        length: images from there on without a gap in the numbers.
-        total: all images of the pattern.
+        total: how many images the pattern names.
     """
 
+    paths: tuple[str, ...]
     first: int
-    length: int
     total: int
 
     @property
     def gap(self) -> str | None:
         """Says which images are not read, because a number is missing; None if all are."""
-        if self.length == self.total:
+        length = len(self.paths)
+        if length == self.total:
             return None
         return (
-            f"number {self.first + self.length} of its images is missing, so {self.length} of its "
+            f"number {self.first + length} of its images is missing, so {length} of its "
             f"{self.total} images are read"
         )
 
 
-def find_images(pattern: Source) -> NumberedImages | None:
+def find_numbered(pattern: str) -> NumberedImages | None:
     """Returns the images that a pattern names; None if it is no pattern, or names no file."""
-    if isinstance(pattern, FilePart):
-        return None
-    folder, name = os.path.split(address(pattern))
+    folder, name = os.path.split(os.path.abspath(pattern))
     parts = _NUMBER.split(name)
     if len(parts) != 3 or not os.path.isdir(folder):
         return None
     before, digits, after = parts
     image = re.compile(f"{re.escape(before)}([0-9]+){re.escape(after)}", re.DOTALL)
     matches = filter(None, map(image.fullmatch, os.listdir(folder)))
-    texts = {match[1] for match in matches}
-    numbers = {int(text) for text in texts if f"{int(text):{digits or ''}d}" == text}
-    if not numbers:
+    names = {int(match[1]): match[0] for match in matches if _is_padded(match[1], digits)}
+    if not names:
         return None
-    first = min(numbers)
-    length = sum(1 for _ in takewhile(numbers.__contains__, count(first)))
-    return NumberedImages(first, length, len(numbers))
+    first = min(names)
+    numbers = takewhile(names.__contains__, count(first))
+    paths = tuple(os.path.join(folder, names[number]) for number in numbers)
+    return NumberedImages(paths, first, len(names))
+
+
+def _is_padded(text: str, digits: str | None) -> bool:
+    """Whether a number is written with as many digits as the pattern asks for."""
+    return f"{int(text):{digits or ''}d}" == text

@@ -14,18 +14,32 @@ import av
 from av import Packet
 from av.error import FFmpegError
 from av.format import Flags
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from wanvae.video.animated_webp import find_animation
 from wanvae.video.clock import Clock
 from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
-from wanvae.video.common import FilePart, Notices, Source, VideoError, address, one_line_errors
-from wanvae.video.numbered import find_images
+from wanvae.video.common import (
+    RATES,
+    FilePart,
+    Notices,
+    Source,
+    VideoError,
+    address,
+    is_pipe,
+    one_line_errors,
+)
+from wanvae.video.sequence import DEFAULT_RATE, find_sequence
+from wanvae.video.streams import choose_stream, is_picture
 
 _BESIDE = {"audio": "sound", "subtitle": "subtitles"}
+_COVER = ("cover picture",)
 _HEIF_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
-_DEFAULT_RATE = Fraction(25)
+_PIPE_ADVICE = (
+    "; a pipe is read without going back, so send Matroska or Y4M, or MP4 with its header first "
+    "(-movflags +faststart, or frag_keyframe+empty_moov)"
+)
 # Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
 _LONGEST_PAUSE = 10
 # Packets that are searched for the first keyframe. Some streams have none.
@@ -45,8 +59,7 @@ class PacketSource:
 
     Args:
         notices: tells what must be told about the file; None tells nothing.
-        fps: frames per second of numbered images, which have no rate; None takes 25.
-        alpha: whether alpha is decoded, where a decoder can also leave it out.
+        fps: frames per second of several images, which have no rate; None takes 25.
 
     Attributes:
         stream: the video.
@@ -56,7 +69,7 @@ class PacketSource:
 
     Raises:
         VideoError: the file cannot be opened, or has no video, or ``fps`` is given for another
-            file than several numbered images.
+            file than several images.
     """
 
     def __init__(
@@ -64,54 +77,57 @@ class PacketSource:
         path: Source,
         notices: Notices | None = None,
         fps: Fraction | None = None,
-        *,
-        alpha: bool = False,
     ) -> None:
         self.path = path
         self._fps = fps
-        self._alpha = alpha
-        self._images = find_images(path)
+        self.is_pipe = is_pipe(path)
+        self._images = find_sequence(path, fps or DEFAULT_RATE)
+        # What becomes packets here, instead of in FFmpeg.
+        self._own = self._images if self.is_sequence else find_animation(self._opened)
         self.key_lead = 0
         self._notices = notices
         self._fresh = True
         self._open()
-        if self.is_numbered and fps is None:
+        if self.is_of_several_images and fps is None:
             self._tell(
-                f"numbered images have no frame rate; {_DEFAULT_RATE} frames per second are "
+                f"several images have no frame rate; {DEFAULT_RATE} frames per second are "
                 "assumed, name another rate with --fps (in Python, with fps)"
             )
-        if fps is not None and not self.is_numbered:
+        if fps is not None and not self.is_of_several_images:
             self.close()
             raise VideoError(
                 f"{path} is {'a still image' if self.is_image else 'a video file'}, and cannot be "
                 f"read at {fps} frames per second: leave out fps, which is only for several "
-                "numbered images like frames/%05d.png"
+                "images, like frames/%05d.png, 'frames/*.png' or a folder of them"
             )
 
     def _open(self) -> None:
         options = {} if self._fps is None else {"framerate": str(self._fps)}
-        if self._images is not None:
-            options["start_number"] = str(self._images.first)
-        elif not isinstance(self.path, FilePart) and os.path.exists(self.path):
+        path = self._opened
+        if not isinstance(path, FilePart) and not self.is_pipe and os.path.exists(path):
             options["pattern_type"] = "none"  # a "%" in its name is no pattern
-        with one_line_errors("read", self.path):
+        with one_line_errors("read", self.path, self.advice):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(
-                address(self.path), metadata_errors="replace", options=options
-            )
-        stream = self._container.streams.best("video")
-        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+            self._container = av.open(address(path), metadata_errors="replace", options=options)
+        try:
+            self.stream = choose_stream(self._container, self.path)
+        except VideoError:
             self.close()
-            raise VideoError(f"cannot read {self.path}: it has no video; give a video or image")
-        if stream.disposition & Disposition.dependent:
-            self.close()
-            raise VideoError(
-                f"cannot read {self.path}: it is a picture of several tiles, as cameras write "
-                "HEIC; convert it to JPEG or PNG first"
-            )
-        self.stream = stream
-        self.decoder = decoder_of(stream, alpha=self._alpha)
-        self.tick = stream.time_base or Fraction(1, av.time_base)
+            raise
+        self.decoder = decoder_of(self.stream)
+        self.tick = self.stream.time_base or Fraction(1, av.time_base)
+        if self._own is not None:
+            self.tick = self._own.tick
+
+    @property
+    def _opened(self) -> Source:
+        """The file that FFmpeg opens: of several images, the first."""
+        return self.path if self._images is None else self._images.paths[0]
+
+    @property
+    def advice(self) -> str:
+        """What may help if nothing can be read, as the end of a sentence."""
+        return _PIPE_ADVICE if self.is_pipe else ""
 
     @property
     def kind(self) -> str:
@@ -121,7 +137,7 @@ class PacketSource:
     @property
     def is_image(self) -> bool:
         """Whether the file is a still image."""
-        return self.is_of_images and not self.is_numbered
+        return self.is_of_images and not self.is_of_several_images and self._own is None
 
     @property
     def is_heif(self) -> bool:
@@ -130,14 +146,24 @@ class PacketSource:
         return "mov" in self.kind and brand in _HEIF_BRANDS and not self.stream.duration
 
     @property
-    def is_numbered(self) -> bool:
-        """Whether this is several numbered image files, like frames/%05d.png."""
-        return self.kind == "image2" and self._images is not None and self._images.length > 1
+    def is_sequence(self) -> bool:
+        """Whether this is several image files, like frames/%05d.png."""
+        return self._images is not None and self._images.length > 1
+
+    @property
+    def is_of_several_images(self) -> bool:
+        """Whether pictures come one after the other without times. A pipe of images may be long."""
+        return self.is_sequence or (self.is_pipe and self.is_of_images)
 
     @property
     def gap(self) -> str | None:
         """Which numbered images are not read; None if all are."""
-        return self._images.gap if self.kind == "image2" and self._images is not None else None
+        return None if self._images is None else self._images.gap
+
+    @property
+    def choice(self) -> str | None:
+        """Which images are taken of a folder, or of those that a glob names."""
+        return None if self._images is None else self._images.choice
 
     @property
     def is_of_images(self) -> bool:
@@ -147,19 +173,24 @@ class PacketSource:
     @property
     def pictures(self) -> int:
         """How many videos there are, without cover pictures."""
-        pictures = self._container.streams.video
-        return sum(not stream.disposition & Disposition.attached_pic for stream in pictures)
+        return sum(not is_picture(stream) for stream in self._container.streams.video)
+
+    @property
+    def pixel_ratio(self) -> Fraction | None:
+        """Width of a pixel, divided by its height; None if square, or of images, as viewers do."""
+        return None if self.is_of_images else self.stream.sample_aspect_ratio
 
     @property
     def drops_alpha(self) -> bool:
-        """Whether there is transparency that the decoder leaves out, as in WebM."""
+        """Whether there is transparency that no decoder of this FFmpeg gives, as in WebM."""
         return self.decoder.name in OWN_DECODERS and has_alpha_beside(self.stream)
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """What there is beside the video: "sound", "subtitles"."""
+        """What there is beside the video: "sound", "subtitles", "cover picture"."""
         kinds = {stream.type for stream in self._container.streams}
-        return tuple(name for kind, name in _BESIDE.items() if kind in kinds)
+        found = tuple(name for kind, name in _BESIDE.items() if kind in kinds)
+        return found + _COVER * any(map(is_picture, self._container.streams.video))
 
     @property
     def has_display_times(self) -> bool:
@@ -170,7 +201,20 @@ class PacketSource:
     def counts_frames(self) -> bool:
         """Whether the container has a count of its frames that can be relied on."""
         counts = "mov" in self.kind or self.kind == "avi"
-        return self.is_numbered or (counts and bool(self.stream.frames))
+        return self._own is not None or (counts and bool(self.frames))
+
+    @cached_property
+    def frames(self) -> int:
+        """Frames as the header counts them, without those that it hides; 0 if it does not count.
+
+        MP4 and MOV hide frames where an edit list begins or ends between keyframes.
+        """
+        if self._own is not None:
+            return self._own.length
+        stream = self.stream
+        if "mov" in self.kind and stream.frames * self.period > (stream.duration or 0):
+            return sum(not entry.is_discard for entry in stream.index_entries)
+        return stream.frames
 
     @property
     def seeks_exactly(self) -> bool:
@@ -187,16 +231,26 @@ class PacketSource:
         Args:
             has_times: whether frames have timestamps.
         """
+        if self._own is not None:
+            return self._own.rate
+        if self.is_of_several_images:
+            return self._fps or DEFAULT_RATE
         rates = [self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate]
         if not has_times:
             # There is nothing to average, and FFmpeg reports 25. Its guess reads the header.
             rates = rates[1:]
-        return next((rate for rate in rates if rate), _DEFAULT_RATE)
+        # For few frames FFmpeg may take the units of time for frames.
+        lowest, highest = RATES
+        likely = (rate for rate in rates if rate and lowest <= rate <= highest)
+        return next(likely, DEFAULT_RATE)
 
     @cached_property
     def grid(self) -> Fraction:
         """Frames per second of a constant rate that all times may be multiples of."""
-        return self.stream.guessed_rate or self.rate(True)
+        if self._own is not None:
+            return 1 / self.tick
+        guess = None if self.is_of_several_images else self.stream.guessed_rate
+        return guess if guess and guess <= RATES[1] else self.rate(True)
 
     @property
     def period(self) -> int:
@@ -209,10 +263,12 @@ class PacketSource:
         Args:
             origin: the timestamp of the first frame.
         """
-        if self.is_numbered and self._images is not None:
-            return self._images.length * self.tick
+        if self._own is not None:
+            return self._own.ticks * self.tick
         if self.stream.duration:
             start = self.stream.start_time
+            if start is None and "matroska" in self.kind:
+                start = 0  # the duration of the file, which counts from time 0
             if origin is None or start is None or not self.has_display_times:
                 start = origin = 0
             # What comes before the first keyframe is counted too.
@@ -252,6 +308,8 @@ class PacketSource:
             self._container.close()
             self._open()
         self._fresh = False
+        if self._own is not None:
+            return self._of_stream(self._own.packets())
         return self._from_keyframe(self._continued())
 
     def before(self, time: int) -> Iterator[Iterator[Packet]]:
@@ -260,7 +318,10 @@ class PacketSource:
         The nearest keyframe comes first. Not each will do, because some frames after a keyframe may
         need frames before it. The last way is from the beginning.
         """
-        if self.seeks_exactly:
+        if self._own is not None:
+            self.decoder.flush_buffers()
+            yield self._of_stream(self._own.packets(time))
+        elif self.seeks_exactly:
             yield from self._sought(time)
         else:
             yield self._from_nearest_keyframe(time - _MARGIN * self.period)
@@ -271,17 +332,23 @@ class PacketSource:
         restarts = Flags.ts_discont in Flags(self._container.format.flags)
         gap = _LONGEST_PAUSE / self.tick if restarts else inf
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
-        packets = self._container.demux(self.stream)
-        if self._images is not None and self.is_numbered:
-            # FFmpeg does not see all gaps, and would look for the missing files.
-            packets = chain(islice(packets, self._images.length), [Packet()])
-        for packet in packets:
+        for packet in self._container.demux(self.stream):
             if clock.adjust(packet):
                 self._tell(
                     "its clock restarts or jumps, as where recordings are joined; times go on at "
                     "the rate of the stream"
                 )
             yield packet
+
+    def _of_stream(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+        """Packets that did not come from FFmpeg, as packets of the video."""
+        for packet in packets:
+            packet.stream = self.stream
+            yield packet
+
+    def shown_frames(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """What is shown, given the frames of the decoder."""
+        return frames if self._own is None else self._own.frames(frames)
 
     def _from_keyframe(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets from the first keyframe on; all packets if there is none near."""

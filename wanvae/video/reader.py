@@ -12,23 +12,23 @@ from itertools import chain, dropwhile, islice
 import av
 import numpy as np
 import torch
-from av.video.reformatter import (
-    ColorRange,
-    Colorspace,
-    VideoReformatter,
-)
+from av.video.reformatter import ColorRange, VideoReformatter
 
+from wanvae.video.aspect import ratio_text, square_size
+from wanvae.video.background import BLACK, lay_on
 from wanvae.video.clock import increasing, on_grid
-from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, one_line_errors
+from wanvae.video.colour import assume_matrix, colours_of, peak_of, unknown_matrix
+from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, is_pipe, one_line_errors
 from wanvae.video.decoder import Decoder
-from wanvae.video.losses import Losses, has_alpha, hdr_of
-from wanvae.video.orientation import orientation_of
+from wanvae.video.interlacing import deinterlaced
+from wanvae.video.losses import Losses, has_alpha
+from wanvae.video.options import AS_STORED, ReadOptions
+from wanvae.video.orientation import Orientation, orientation_of
 from wanvae.video.packets import PacketSource, count_frames
 
 _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their durations
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
-# FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
-_UNTAGGED_MATRICES = (0, 2, 3)
+_GAP_ADVICE = "rename the others, or name all of them with * in place of the number"
 # How far an average rate may be from the rate of the header before the header is not believed.
 _RATE_TOLERANCE = Fraction(1, 50)
 
@@ -38,16 +38,15 @@ class VideoInfo:
     """What a file says about its video before all of it is decoded.
 
     Attributes:
-        width, height: pixels as displayed, after rotation metadata. Pixels that are not square stay
-            as they are.
+        width, height: pixels as displayed: after rotation metadata, and in square pixels.
         fps: frames per second on average; 25 if the file does not say, 1 for a still image.
         frames: the count in the container, or an estimate from its duration; None if the file has
             neither. Good for a progress bar, not for the size of an array.
         is_image: whether the file is a still image.
-        hdr: why the colours do not look right as SDR, which the file is read as: "PQ", "HLG" or
-            "BT.2020"; None for SDR.
+        hdr: what the colours are before they are converted to SDR: "PQ", "HLG", "BT.2020" or
+            "P3"; None for SDR.
         has_alpha: whether pictures have alpha, also if it is not read.
-        beside: what the file holds beside its video: "sound", "subtitles".
+        beside: what the file holds beside its video: "sound", "subtitles", "cover picture".
     """
 
     width: int
@@ -75,14 +74,20 @@ class VideoReader:
     """Iterates once over the frames of a video or image file, decoding as it goes.
 
     It reads any container and pixel format that FFmpeg reads, from a file or a part of a file.
-    Several numbered images, like "frames/%05d.png", are a video of `fps` frames per second. Without
-    `fps` it is 25, with a UserWarning. They begin at their lowest number, and end where a number is
-    missing, with a UserWarning; if `strict`, a VideoError. A single image is a still image.
+    Several images are a video of `fps` frames per second. Without `fps` it is 25, with a
+    UserWarning. They are named by a pattern like "frames/%05d.png", by a glob like "frames/*.png"
+    or by their folder. Those of a pattern begin at their lowest number, and end where a number is
+    missing, with a UserWarning; if `strict`, a VideoError. Those of a glob or folder are sorted by
+    the numbers in their names, with a UserWarning that says what is taken. A single image is a
+    still image. "-" is the standard input, which FFmpeg reads once, without going back.
+
     Frames are upright: they are turned and mirrored as the metadata of the file (video or EXIF)
-    says. Transparency is left out, except with `alpha`: then pictures are RGBA, and opaque where
-    the file has no alpha. Colours are taken as they are, not multiplied with alpha. HDR is read as
-    if it were SDR (a HdrWarning), interlaced frames and pixels that are not square stay as they
-    are, and one of several videos is read: each with a UserWarning.
+    says. Pixels become square: the larger side of a picture stays, and the other is scaled, with a
+    UserWarning. With `alpha` pictures are RGBA, and opaque where the file has no alpha; colours are
+    taken as they are, not multiplied with alpha. Without `alpha`, pictures are laid on the
+    background that `options` say, with a UserWarning where something is transparent. HDR and wide
+    colours are converted to SDR (a HdrWarning), interlaced frames stay as they are unless `options`
+    say otherwise, and one of several videos is read: each with a UserWarning.
 
     Times are the timestamps of the file, or frame number / fps without timestamps, and always
     increase. Timestamps that are rounded values of a constant rate become exact. Where the clock of
@@ -96,7 +101,7 @@ class VideoReader:
     UserWarning. A stream that changes its size is scaled to the first size, with a UserWarning.
 
     Raises VideoError if the file cannot be opened or not one frame of it can be decoded, or if
-    `fps` is given for another file than several numbered images.
+    `fps` is given for another file than several images.
     """
 
     info: VideoInfo
@@ -108,14 +113,19 @@ class VideoReader:
         strict: bool = False,
         fps: Fraction | None = None,
         alpha: bool = False,
+        options: ReadOptions = AS_STORED,
     ) -> None:
         self.path = path
         self._strict = strict
         self._alpha = alpha
+        self._options = options
+        self._background = BLACK if options.background is None else options.background
+        self._reached: Fraction | None = None  # time of the last frame that was given
+        self._interlaced = False  # whether any frame was so far
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
-        self._source = PacketSource(path, self._notices, fps, alpha=alpha)
-        self._losses = Losses(self._source, self._notices, alpha=alpha)
+        self._source = PacketSource(path, self._notices, fps)
+        self._losses = Losses(self._source, self._notices, None if alpha else self._background)
         try:
             self._start()
         except BaseException:
@@ -126,15 +136,19 @@ class VideoReader:
         """Decodes the first frame, the only sure source of the size."""
         if self._source.gap is not None:
             if self._strict:
-                raise VideoError(f"cannot read {self.path}: {self._source.gap}; rename the others")
-            self._notices.tell(f"{self._source.gap}; rename the others")
+                raise VideoError(f"cannot read {self.path}: {self._source.gap}; {_GAP_ADVICE}")
+            self._notices.tell(f"{self._source.gap}; {_GAP_ADVICE}")
+        if self._source.choice is not None:
+            self._notices.tell(self._source.choice)
         self._reformatter = VideoReformatter()
         self._reached: Fraction | None = None  # time of the last frame that was given
+        self._end = Fraction(0)
         self._origin: int | None = None  # timestamp of the first frame
         packets = self._source.from_start()
-        first_packet = list(islice(packets, 1))
+        with one_line_errors("read", self.path, self._source.advice):
+            first_packet = list(islice(packets, 1))
         decoder = Decoder(self._source, chain(first_packet, packets))
-        frames = iter(decoder)
+        frames = self._source.shown_frames(iter(decoder))
         first = next(frames, None)
         if first is None:
             reason = decoder.damage or "it is empty; encode it again"
@@ -143,9 +157,12 @@ class VideoReader:
         if not self._source.has_display_times and self._origin is not None:
             self._source.key_lead = self._origin - (first_packet[0].dts or 0)
         self._coded_size = first.width, first.height
+        self._peak = peak_of(first)
         self._orientation = orientation_of(self._source.with_rotation(first, first_packet[0]))
+        self._pixel_shape = ratio_text(self._source.decoder.sample_aspect_ratio)
+        self._square_size = square_size(*self._coded_size, self._source.pixel_ratio)
         self.info = self._describe(first)
-        self._frames = self._timed(decoder, chain([first], frames))
+        self._frames = self._whole(self._timed(decoder, chain([first], frames)))
 
     def _describe(self, first: av.VideoFrame) -> VideoInfo:
         if self._source.is_image:
@@ -154,16 +171,16 @@ class VideoReader:
             fps = self._source.rate(self._origin is not None)
             duration = self._source.duration(self._origin)
             estimate = None if duration is None else max(1, round(duration * fps))
-            frames = self._source.stream.frames or estimate
+            frames = self._source.frames or estimate
         turned = self._orientation.transposed
-        width, height = self._coded_size[::-1] if turned else self._coded_size
+        width, height = self._square_size[::-1] if turned else self._square_size
         return VideoInfo(
             width=width,
             height=height,
             fps=fps,
             frames=frames,
             is_image=self._source.is_image,
-            hdr=hdr_of(first),
+            hdr=colours_of(first).name,
             has_alpha=self._source.drops_alpha or has_alpha(first),
             beside=self._source.beside,
         )
@@ -173,33 +190,44 @@ class VideoReader:
     ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """Frames with their times in seconds. Tells of missing frames, before or after them."""
         source, tick = self._source, self._source.tick
-        furthest = Fraction(0)  # of the times in the file, which may be far off
+        furthest = Fraction(0)  # end of the frames by their times in the file, which may be far off
 
         def read_times() -> Iterator[tuple[Fraction | None, av.VideoFrame]]:
             nonlocal furthest
             for frame in frames:
                 time = self._time(decoder.timestamp(frame))
-                furthest = max(furthest, time or furthest)
+                furthest = max(furthest, (time or 0) + (frame.duration or 0) * tick)
                 yield time, frame
 
-        last, length = None, 0
+        last = None
         for time, frame in increasing(read_times(), 1 / self.info.fps):
             if last is None and decoder.lost is not None:
                 self._tell_damage(f"{decoder.lost}; frames before {float(time):.2f} s")
             exact = on_grid(time, source.grid, tick)
             last = self._reached = exact if last is None or exact > last else time
-            length = frame.duration or 0
+            length = (frame.duration or 0) * tick or 1 / self.info.fps
+            self._end = last + length
+            self._interlaced |= frame.interlaced_frame
             self._check_size(frame, last)
             yield last, frame
         if last is None:
             return
         damage, duration = decoder.damage, source.duration(self._origin)
         if damage is None and duration is not None and not self.info.is_image:
-            missing = duration - length * tick - max(last, furthest)
+            missing = duration - max(self._end, furthest)
             if missing > self._allowed_shortfall():
                 damage = f"it ends {float(missing):.1f} s early"
+            elif duration > last + 2 * tick:
+                # Packets in the order of decoding may say it wrong, and Matroska has it only here.
+                self._end = duration
         if damage is not None:
             self._tell_damage(f"{damage}; frames after {float(last):.2f} s")
+
+    def _whole(
+        self, timed: Iterator[tuple[Fraction, av.VideoFrame]]
+    ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """Frames with all lines of one time, if that is wanted."""
+        return deinterlaced(timed) if self._options.deinterlace else timed
 
     def _time(self, timestamp: int | None) -> Fraction | None:
         """Seconds from the first frame, as the file says."""
@@ -214,12 +242,23 @@ class VideoReader:
         return max(Fraction(_ALLOWED_SHORTFALL), 1 / self.info.fps)
 
     def _check_size(self, frame: av.VideoFrame, time: Fraction) -> None:
-        if (frame.width, frame.height) != self._coded_size:
-            first, now = "{}x{}".format(*self._coded_size), f"{frame.width}x{frame.height}"
+        first = self._orientation.stored_size(*self._coded_size[::-1])
+        now = self._orientation_of(frame).stored_size(frame.height, frame.width)
+        if now != first:
             self._notices.tell(
-                f"its size changes from {first} to {now} at {float(time):.2f} s; these frames are "
-                f"scaled to {first}",
+                f"its size changes from {first[1]}x{first[0]} to {now[1]}x{now[0]} at "
+                f"{float(time):.2f} s; these frames are scaled to "
+                f"{self.info.width}x{self.info.height}",
                 once="size",
+            )
+
+        # The decoder may be ahead of this frame.
+        shape = ratio_text(self._source.decoder.sample_aspect_ratio)
+        if shape != self._pixel_shape and not self._source.is_of_images:
+            self._notices.tell(
+                f"the shape of its pixels changes from {self._pixel_shape} to {shape}; all frames "
+                "are scaled as the first",
+                once="shape",
             )
 
     def _tell_damage(self, what: str) -> None:
@@ -246,6 +285,12 @@ class VideoReader:
 
     def _seek_before(self, start: Fraction) -> None:
         """Continues with a frame at or before `start` seconds from the first frame."""
+        if self._source.is_pipe:
+            if self._reached is not None and start <= self._reached:
+                raise VideoError(f"cannot read {self.path}: a pipe does not go back")
+            return
+        if self._options.deinterlace:
+            start -= self._source.tick  # the frame before helps to fill in lines
         if self._origin is not None and start > 0:
             for packets in self._source.before(self._origin + int(start / self._source.tick)):
                 frames = self._timed_from(packets)
@@ -257,7 +302,16 @@ class VideoReader:
 
     def _timed_from(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         decoder = Decoder(self._source, packets)
-        return self._timed(decoder, iter(decoder))
+        return self._whole(self._timed(decoder, self._source.shown_frames(iter(decoder))))
+
+    @property
+    def end(self) -> Fraction:
+        """Seconds from the first frame to the end of the last frame that was given.
+
+        It is what the file says of that frame, or 1 / fps. It is exact when no more frames follow;
+        any other frame lasts until the next.
+        """
+        return self._end
 
     def skip(self, count: int) -> None:
         """Passes over the next `count` frames, which are decoded but not converted."""
@@ -305,35 +359,59 @@ class VideoReader:
 
     def _image(self, frame: av.VideoFrame) -> torch.Tensor:
         """(3, H, W) RGB in [-1, 1], or (4, H, W) RGBA, upright and of the size in `info`."""
-        if not frame.format.is_rgb and frame.colorspace in _UNTAGGED_MATRICES:
-            # Untagged video is by custom BT.709 when high definition and BT.601 below, as players
-            # take it; the still image formats are defined with BT.601.
-            high = frame.height >= 720 and not self._source.is_of_images
-            frame.colorspace = Colorspace.ITU709 if high else Colorspace.ITU601
-        self._losses.tell(frame)
-        width, height = self._coded_size  # a stream that changes size is scaled back to its first
-        with_alpha = self._alpha and has_alpha(frame)
+        assume_matrix(frame, is_of_images=self._source.is_of_images)
+        if (matrix := unknown_matrix(frame)) is not None:
+            raise VideoError(
+                f"cannot read {self.path}: its colours are stored with the matrix {matrix}; "
+                "convert it to BT.709 first"
+            )
+        colours = colours_of(frame, self._peak)
+        self._losses.tell(frame, colours)
+        orientation = self._orientation_of(frame)
+        # A stream that changes size is scaled back to its first.
+        height, width = orientation.stored_size(self.info.height, self.info.width)
+        with_alpha = has_alpha(frame)
         formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
+        deep = _bits(frame) > 8 or colours.is_converted
         with one_line_errors("read", self.path):
             picture = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
-                format=formats[_bits(frame) > 8],
+                format=formats[deep],
                 interpolation=INTERPOLATION,
             )
-        pixels = torch.from_numpy(picture.to_ndarray().astype(np.float32)).permute(2, 0, 1)
-        image = _scale(pixels[:3], *_levels(frame))
+        levels = picture.to_ndarray()
+        black, white = _levels(frame, deep)
+        if colours.is_converted:
+            image = colours.convert(levels[..., :3], black, white) * 2 - 1
+        else:
+            pixels = torch.from_numpy(levels[..., :3].astype(np.float32)).permute(2, 0, 1)
+            image = _scale(pixels, black, white)
+        alpha = None
+        if with_alpha:
+            pixels = torch.from_numpy(levels[None, ..., 3].astype(np.float32))
+            alpha = _scale(pixels, 0, _full_range(frame, deep))
         if self._alpha:
             opaque = image.new_ones(1, *image.shape[1:])
-            alpha = _scale(pixels[3:], 0, _full_range(frame)) if with_alpha else opaque
-            image = torch.cat([image, alpha])
-        return self._orientation.apply(image).contiguous()
+            image = torch.cat([image, opaque if alpha is None else alpha])
+        elif alpha is not None and alpha.min() < 1:
+            self._losses.tell_transparency()
+            image = lay_on(image, alpha, self._background)
+        return orientation.apply(image).contiguous()
+
+    def _orientation_of(self, frame: av.VideoFrame) -> Orientation:
+        """The orientation of a frame. Images, such as photos, each have one."""
+        return orientation_of(frame) if self._source.is_sequence else self._orientation
 
     def close(self) -> None:
         """Closes the file; no more frames follow."""
         self._frames = iter(())
         self._source.close()
+        if self._options.deinterlace and self._reached is not None and not self._interlaced:
+            self._notices.tell(
+                "none of the frames that were read is marked as interlaced, so all are as they were"
+            )
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -347,9 +425,14 @@ def probe(path: Source, *, fps: Fraction | None = None) -> VideoInfo:
 
     Reads the whole file, without decoding it, unless its header counts its frames, as in MP4 and
     AVI. For a file that is cut short, the number is the one that its header promises, so that
-    reading it tells of the damage. `fps` is for numbered images, as in VideoReader. Raises
-    VideoError as VideoReader does.
+    reading it tells of the damage. `fps` is for several images, as in VideoReader. Raises
+    VideoError as VideoReader does, and for a pipe, which would then be used up.
     """
+    if is_pipe(path):
+        raise VideoError(
+            f"cannot probe {path}: a pipe can be read only once; open a VideoReader, and take its "
+            "info"
+        )
     with VideoReader(path, fps=fps) as reader:
         info = reader.info
         if info.is_image or reader._source.counts_frames:
@@ -370,13 +453,17 @@ def _counted(info: VideoInfo, frames: int, seconds: Fraction) -> VideoInfo:
 
 
 def read_video(
-    path: Source, *, fps: Fraction | None = None, alpha: bool = False
+    path: Source,
+    *,
+    fps: Fraction | None = None,
+    alpha: bool = False,
+    options: ReadOptions = AS_STORED,
 ) -> tuple[torch.Tensor, VideoInfo]:
     """All frames (3, T, H, W), float32 RGB in [-1, 1], and the info; raises as VideoReader.
 
-    `fps` is for numbered images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
+    `fps` is for several images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
     """
-    with VideoReader(path, fps=fps, alpha=alpha) as reader:
+    with VideoReader(path, fps=fps, alpha=alpha, options=options) as reader:
         return torch.stack([frame.image for frame in reader], dim=1), reader.info
 
 
@@ -388,10 +475,11 @@ def read_clip(
     *,
     fps: Fraction | None = None,
     alpha: bool = False,
+    options: ReadOptions = AS_STORED,
 ) -> torch.Tensor:
     """`frames` frames (3, T, H, W) in [-1, 1]: every `stride`-th from `start` seconds on.
 
-    `fps` is for numbered images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
+    `fps` is for several images, as in VideoReader. With `alpha` frames are RGBA, (4, T, H, W).
 
     Seeks to the keyframe before `start` and decodes forward from there. Raises VideoError if the
     file cannot be read or holds fewer frames than that.
@@ -401,7 +489,7 @@ def read_clip(
             f"cannot read {path}: start {start} must be 0 or more, "
             f"frames {frames} and stride {stride} 1 or more"
         )
-    with VideoReader(path, fps=fps, alpha=alpha) as reader:
+    with VideoReader(path, fps=fps, alpha=alpha, options=options) as reader:
         if start > 0:
             reader.seek(start)
         # Frames between the wanted ones are decoded but not converted.
@@ -425,22 +513,24 @@ def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
     return ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
 
 
-def _full_range(frame: av.VideoFrame) -> int:
-    """The highest level after swscale copies a full range to 8 or 16 bit; it shifts deep YUV up."""
+def _full_range(frame: av.VideoFrame, deep: bool) -> int:
+    """The highest level after swscale copies a full range to 8 or 16 bit.
+
+    It shifts samples up, except for RGB of more than 8 bits.
+    """
     bits = _bits(frame)
-    if bits == 8:
+    if not deep:
         return 255
-    return 65535 if frame.format.is_rgb else (2**bits - 1) << (16 - bits)
+    return 65535 if frame.format.is_rgb and bits > 8 else (2**bits - 1) << (16 - bits)
 
 
-def _levels(frame: av.VideoFrame) -> tuple[int, int]:
-    """The levels of black and white after swscale converts this frame to rgb24 or rgb48."""
-    bits = _bits(frame)
-    unit = 1 if bits == 8 else 256
+def _levels(frame: av.VideoFrame, deep: bool) -> tuple[int, int]:
+    """The levels of black and white after swscale converts a frame to rgb24, or deep to rgb48."""
+    unit = 256 if deep else 1
     gray = frame.format.name.startswith("gray")
     if gray and frame.color_range == ColorRange.MPEG:
         return 16 * unit, 235 * unit  # gray is copied as if it were always full range
     # Deep YUV and gray are shifted up, not stretched: white stays short of 65535.
-    if bits == 8 or frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
-        return 0, _full_range(frame)
+    if frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
+        return 0, _full_range(frame, deep)
     return 0, 255 * unit

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import av
@@ -21,10 +22,13 @@ from av.video.reformatter import (
 from av.video.stream import VideoStream
 
 from wanvae.video.common import INTERPOLATION, RATES, VideoError, one_line_errors
+from wanvae.video.ending import Ending
 from wanvae.video.formats import Format, find_format, known_suffixes
 from wanvae.video.target import find_target
 
 _FINE_TICKS = 90_000  # per second, the least precision of written times
+# Seconds of one unit of time in containers that do not count in the units of the encoder.
+_COARSE_TICKS = {"matroska": Fraction(1, 1000), "webm": Fraction(1, 1000)}
 
 
 class VideoWriter:
@@ -74,8 +78,17 @@ class VideoWriter:
         ticks = fps.numerator * max(1, _FINE_TICKS // fps.numerator)
         self._time_base = Fraction(1, ticks)
         self._step = int(ticks / fps)
+        tick = _COARSE_TICKS.get(self._format.container, self._time_base)
+        if fps * tick > 1:
+            raise self._error(
+                f"it counts time in 1/{tick.denominator} s, too coarse for {fps} frames per "
+                "second; write .mp4 or .mov"
+            )
+        self._least_step = ceil(tick / self._time_base)
         self._last_pts: int | None = None
         self._last_time: float | None = None
+        self._end: float | None = None
+        self._ending = Ending(self._least_step)
         self._reformatter = VideoReformatter()
         self._container: OutputContainer | None = None
         try:
@@ -155,14 +168,15 @@ class VideoWriter:
             self._encode(self._container, pixels, None if times is None else times[index])
 
     def _encode(self, container: OutputContainer, pixels: np.ndarray, time: float | None) -> None:
-        earliest = 0 if self._last_pts is None else self._last_pts + 1
+        last = self._last_pts
         if time is None:
-            pts = earliest - 1 + self._step if earliest else 0
+            pts = 0 if last is None else last + self._step
         else:
             if self._last_time is not None and time <= self._last_time:
                 raise self._error(f"time {time} s follows {self._last_time} s; times must increase")
-            # Times closer than a tick still need a tick each.
-            pts = max(earliest, round(Fraction(time) / self._time_base))
+            pts = round(Fraction(time) / self._time_base)
+            # Times closer than a tick of the container still need a tick each.
+            pts = max(0, pts) if last is None else max(last + self._least_step, pts)
             self._last_time = time
         with one_line_errors("write", self.path):
             frame = self._reformatter.reformat(
@@ -172,9 +186,22 @@ class VideoWriter:
                 dst_color_range=ColorRange.MPEG if self._is_yuv else ColorRange.JPEG,
                 interpolation=INTERPOLATION,
             )
+            if self._is_yuv:  # some encoders take the tags of frames
+                frame.color_primaries = ColorPrimaries.BT709
+                frame.color_trc = ColorTrc.BT709
             frame.pts, frame.time_base = pts, self._time_base
-            container.mux(self._stream.encode(frame))
+            self._ending.show(pts)
+            container.mux(list(self._ending.pass_on(self._stream.encode(frame))))
         self._last_pts = pts
+
+    def end_at(self, time: float) -> None:
+        """Says when the last frame ends, in seconds; otherwise it lasts 1 / fps. Images do not end.
+
+        Raises VideoError if it begins later.
+        """
+        if self._last_time is not None and time <= self._last_time:
+            raise self._error(f"its last frame is at {self._last_time} s, and cannot end at {time}")
+        self._end = time
 
     def close(self) -> None:
         """Completes the file and gives it its name; VideoError if it cannot or has no frame."""
@@ -184,7 +211,10 @@ class VideoWriter:
             if self._last_pts is None:
                 raise self._error("it was given no frames; write at least one")
             with one_line_errors("write", self.path):
-                self._container.mux(self._stream.encode(None))
+                end = self._last_pts + self._step
+                if self._end is not None:
+                    end = round(Fraction(self._end) / self._time_base)
+                self._container.mux(list(self._ending.finish(self._stream.encode(None), end)))
                 self._container.close()
                 self._target.complete()
             self._container = None

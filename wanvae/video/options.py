@@ -1,0 +1,24 @@
+"""What people choose about the pictures that are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wanvae.video.background import Colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How pictures come out of a file.
+
+    Attributes:
+        deinterlace: give each interlaced frame all lines of one time, with FFmpeg's bwdif.
+        background: what transparent pictures are laid on where alpha is not read; None takes black,
+            as players do.
+    """
+
+    deinterlace: bool = False
+    background: Colour | None = None
+
+
+AS_STORED = ReadOptions()
