@@ -17,7 +17,7 @@ from typing import Any
 from wanvae.engine.litter import is_litter, suffix_of
 from wanvae.errors import UserError
 from wanvae.folders.caption import ROW
-from wanvae.folders.listing import CAPTION_SUFFIXES, MEDIA_SUFFIXES, METADATA, stems_of
+from wanvae.folders.listing import CAPTION_SUFFIXES, MEDIA_SUFFIXES, METADATA, File, stems_of
 from wanvae.folders.manifest import Entry
 from wanvae.folders.metadata import MetadataTables, decode, parse_plain
 from wanvae.folders.tars import TAR_SUFFIX, find_members, split_key
@@ -49,7 +49,7 @@ class SidecarReader:
         self._damaged: dict[str, None] = {}
         self._left_out: Counter[str] = Counter()
         # The video before, because a video often has many clips, and the members of its tar.
-        self._last: tuple[Entry | None, Sidecars] = None, {}
+        self._last: tuple[tuple[File, str | None] | None, Sidecars] = None, {}
         self._samples: tuple[str, dict[str, list[FilePart]]] = "", {}
 
     def __enter__(self) -> SidecarReader:
@@ -65,8 +65,8 @@ class SidecarReader:
 
     def read(self, entry: Entry) -> Sidecars:
         """Returns what describes a video: text and JSON by suffix, and its row as "metadata"."""
-        if entry != self._last[0]:
-            self._last = entry, self._read(entry)
+        if entry.place != self._last[0]:
+            self._last = entry.place, self._read(entry)
         return self._last[1]
 
     def unmatched(self, names: Collection[str]) -> list[str]:
