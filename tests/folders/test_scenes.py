@@ -16,11 +16,18 @@ from wanvae import WanVAEConfig
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.evaluate.trials import find_trials
 from wanvae.folders import manifest
+from wanvae.folders.catalog import Entries, index_folder, open_folder
 from wanvae.folders.clips import cut_entry, find_clips, parse_cut
 from wanvae.folders.excerpts import read_excerpt, select
 from wanvae.folders.frames import read_clips
-from wanvae.folders.listing import JOURNAL, MANIFEST
-from wanvae.folders.manifest import Entry, load_entries, read_manifest, write_manifest
+from wanvae.folders.listing import JOURNAL, MANIFEST, TABLE
+from wanvae.folders.manifest import (
+    Entry,
+    load_entries,
+    read_folder,
+    read_manifest,
+    write_manifest,
+)
 from wanvae.selection.analysis import Analysis, Scene
 from wanvae.selection.bars import Box
 from wanvae.selection.checks import Checks
@@ -262,3 +269,12 @@ def test_a_scene_says_what_it_is_cut_from() -> None:
     assert texts == ["0+9 64x96+8+0", "9+11 64x96+8+0"]
     whole = Entry(frames=20, analysis=Analysis(scenes=(Scene(first=0, end=20),)), **values)
     assert select([whole]).entries == [replace(whole, analysis=None)]
+
+
+def test_a_table_is_not_opened_in_place_of_scenes(folder: Path) -> None:
+    index_folder(folder)
+    assert isinstance(open_folder(folder).entries, Entries)
+    index_folder(folder, checks=CHECKS)
+    assert not (folder / TABLE).exists()
+    assert open_folder(folder) == read_folder(folder)
+    assert any(entry.excerpt for entry in select(open_folder(folder).entries).entries)

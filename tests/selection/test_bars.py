@@ -76,3 +76,10 @@ def test_a_bar_stays_up_to_the_text_in_it() -> None:
 
 def test_bars_that_leave_almost_nothing_stay() -> None:
     assert found(framed(picture(1, 20, 160), 60, 0, 60, 0)) is None
+
+
+def test_a_box_is_scaled_to_frames_of_another_size() -> None:
+    box = Box(12, 0, 66, 160)
+    assert box.scaled((90, 160), (180, 320)) == Box(24, 0, 132, 320)
+    assert box.scaled((90, 160), (45, 80)) == Box(6, 0, 33, 80)
+    assert box.scaled((90, 160), (1, 2)) == Box(0, 0, 1, 2)
