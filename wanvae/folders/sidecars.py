@@ -23,6 +23,7 @@ from wanvae.folders.listing import (
     CAPTION_SUFFIXES,
     MEDIA_SUFFIXES,
     METADATA,
+    File,
     by_folder,
     choose_files,
     stems_of,
@@ -80,7 +81,7 @@ class SidecarReader:
         self._damaged: dict[str, None] = {}
         self._left_out: Counter[str] = Counter()
         # The video before, because a video often has many clips, and the members of its tar.
-        self._last: tuple[Entry | None, Sidecars] = None, {}
+        self._last: tuple[tuple[File, str | None] | None, Sidecars] = None, {}
         self._samples: tuple[str, dict[str, list[FilePart]]] = "", {}
 
     def __enter__(self) -> SidecarReader:
@@ -96,8 +97,8 @@ class SidecarReader:
 
     def read(self, entry: Entry) -> Sidecars:
         """Returns what describes a video: text and JSON by suffix, and its row as "metadata"."""
-        if entry != self._last[0]:
-            self._last = entry, self._read(entry)
+        if entry.place != self._last[0]:
+            self._last = entry.place, self._read(entry)
         return self._last[1]
 
     def unmatched(self, names: Collection[str]) -> list[str]:
