@@ -36,7 +36,9 @@ def mosaic() -> WanVAE:
             pass_colours(layer, average=average)
     vae.encoder.conv1.bias[COLOURS] = vae.decoder.conv1.bias[COLOURS] = CONSTANT
     for coder in (vae.encoder, vae.decoder):
-        undo_norm(coder.head[0], coder.head[2])
+        norm, _, conv = coder.head
+        assert isinstance(norm, RMSNorm) and isinstance(conv, CausalConv)
+        undo_norm(norm, conv)
     return vae
 
 
