@@ -401,6 +401,16 @@ def test_training_a_lora(folder: Path, run: Run) -> None:
     assert probe("out.mp4").frames == 71
 
 
+def test_training_a_model_that_restores(folder: Path, run: Run) -> None:
+    """For two steps, without LPIPS, whose network would be downloaded."""
+    run_bash("train a model that restores", run, {"wanvae train": f"{TWO_STEPS} --loss.lpips 0"})
+    before, after = Path("Wan2.1_VAE.pth"), Path("runs/restoration/model.safetensors")
+    tensors, trained = (WanVAE.from_pretrained(path).state_dict() for path in (before, after))
+    changed = {name for name in tensors if not torch.equal(tensors[name], trained[name])}
+    assert {name.partition(".")[0] for name in changed} >= {"encoder", "decoder"}
+    assert probe("out.mp4").frames == 71
+
+
 def test_a_procedural_walk(folder: Path, run: Run) -> None:
     """Of half a second."""
     run_bash("a procedural walk", run, {"motion sample": "--frames 15"})

@@ -8,6 +8,7 @@ process; the peak memory of each call is measured in a process of its own, over 
     python tools/benchmark.py --sweep --dtypes float32 --plot sweep.png
     python tools/benchmark.py --count                          # see benchmark_count.py
     python tools/benchmark.py motion                           # see benchmark_motion.py
+    python tools/benchmark.py motion-step                      # see benchmark_motion_step.py
 
 Several processes at one video are measured by benchmark_processes.py.
 """
@@ -36,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import benchmark_count, benchmark_motion
+from tools import benchmark_count, benchmark_motion, benchmark_motion_step
 from tools.measuring import (
     VIDEO_MODELS,
     BenchmarkError,
@@ -535,6 +536,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["motion"]:
         return benchmark_motion.main(arguments[1:])
+    if arguments[:1] == ["motion-step"]:
+        return benchmark_motion_step.main(arguments[1:])
     if "--count" in arguments:
         others = [argument for argument in arguments if argument != "--count"]
         return benchmark_count.main(others)

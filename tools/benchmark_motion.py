@@ -147,13 +147,18 @@ def named_model(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(model=nn.Sequential(*layers)))
 
 
-def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
-    """Returns the peer of a quantizer, with the same codebooks."""
+def import_peer_quantizer() -> type[nn.Module]:
+    """Returns the class of the peer's residual quantizer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the package says on import is not ours
         from vector_quantize_pytorch import ResidualVQ as PeerVQ
+    return PeerVQ
+
+
+def make_peer_quantizer(ours: ResidualVQ) -> nn.Module:
+    """Returns the peer of a quantizer, with the same codebooks."""
     config, codes = ours.config, ours.books.codes
-    peer = PeerVQ(
+    peer = import_peer_quantizer()(
         dim=codes.shape[2],
         num_quantizers=config.num_quantizers,
         codebook_size=config.codebook_size,

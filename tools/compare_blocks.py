@@ -276,11 +276,12 @@ def read_videos(folder: Path, held_out: Sequence[str], size: Size, samples: int)
     missing = set(held_out) - {Path(clip.name).stem for clip in found}
     if missing:
         raise BenchmarkError(f"{folder} has no usable video {', '.join(sorted(missing))}")
-    stems = [Path(entry.name).stem for entry in clips.entries]
-    kept = [np.array([i for i in usable if stems[i] not in held_out]) for usable in clips.usable]
+    (source,) = clips.sources
+    stems = [Path(entry.name).stem for entry in source.entries]
+    kept = [np.array([i for i in usable if stems[i] not in held_out]) for usable in source.usable]
     if not all(map(len, kept)):
         raise BenchmarkError(f"{folder} has only videos that are held out: name fewer of them")
-    clips.usable = kept
+    source.usable = kept
     scaled = [
         HeldOutClip(clip.name, nn.functional.interpolate(clip.video, size.crop * 2, mode="area"))
         for clip in found

@@ -205,8 +205,8 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         encoder is frozen, they are the mode of the posterior.
 
         Args:
-            recompute: keep only the tensors between blocks for the backward pass, and compute the
-                tensors inside blocks again: less memory, more time, the same gradients.
+            recompute: keep only the tensors between every two blocks for the backward pass, and
+                compute the tensors inside again: less memory, more time, the same gradients.
         """
         check_has(self.config, "decoder")
         latents, posterior = self.encode_for_training(video, recompute=recompute)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from motion.config import RVQVAEConfig
 from motion.features import humanml3d
-from motion.features.rotations import from_rot6d
 from motion.model import RVQVAE, Reconstruction
-from motion.skeleton.tree import Skeleton, forward_kinematics
+from motion.skeleton.tree import Skeleton
+from motion.train.positions import Tree, find_positions
 from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
@@ -97,11 +97,11 @@ def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
     if spec is None or channels is not None:
         return lambda features: features[..., channels]
 
+    tree = Tree(skeleton, spec.rot6d)
+
     def locate(features: Tensor) -> Tensor:
         vectors = model.normalizer.denormalize(features)[..., : 6 * joints]
-        rotations = from_rot6d(vectors.unflatten(-1, (joints, 6)), spec.rot6d)
-        origin = rotations.new_zeros(*features.shape[:-1], 3)
-        return forward_kinematics(skeleton, rotations, origin).positions
+        return find_positions(tree, vectors.unflatten(-1, (joints, 6)))
 
     return locate
 

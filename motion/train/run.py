@@ -135,7 +135,7 @@ class MotionTraining:
             # Weights to start from bring their own architecture.
             config=replace(self.config, model=self.model.config),
             identify_start=lambda: self.start,
-            describe_data=self.data.describe,
+            describe_data=lambda: {self.config.data.folder: self.data.describe()},
         )
 
     def losses(

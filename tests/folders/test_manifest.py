@@ -146,6 +146,18 @@ def test_every_file_is_tried_that_is_not_plainly_something_else(tmp_path, capsys
     assert read_folder(folder) == again
 
 
+def test_captions_beside_videos_are_passed_over_in_silence(tmp_path, capsys):
+    folder = tmp_path / "data"
+    write(folder / "more" / "a.b.mp4")
+    for name in ("a.b.txt", "a.b.json", "a.b.mp4.txt", "A.txt", "a.txt", "a.b.srt"):
+        (folder / "more" / name).write_text("a cat on a bench")
+    (folder / "a.b.caption").write_text("a video of another folder")
+    assert main(["index", str(folder)]) == 0
+    counts, *others = capsys.readouterr().out.splitlines()
+    assert counts.endswith("1 videos, 0 images, 0 that cannot be read")
+    assert others == ["ignored, no videos or images: 2 .txt, 1 .caption, 1 .srt"]
+
+
 def test_frames_are_counted_where_the_header_does_not_count_them(tmp_path):
     path = tmp_path / "data" / "a.mkv"
     path.parent.mkdir()

@@ -11,7 +11,10 @@ from statistics import median
 import pytest
 import torch
 
-from tools import benchmark, benchmark_motion
+from motion import RVQVAE, RVQVAEConfig
+from motion.config import ResnetConfig
+from motion.train.losses import MotionLosses
+from tools import benchmark, benchmark_motion, benchmark_motion_step
 from tools.benchmark_motion import JOBS, MODELS, MotionWorkload, Result
 
 TINY = ["motion", "--model", "tiny", "--size-scale", "0.1", "--repeats", "2"]
@@ -103,3 +106,51 @@ def test_it_says_what_to_install(
     assert capsys.readouterr().err == (
         "benchmark: this needs vector-quantize-pytorch: pip install vector-quantize-pytorch\n"
     )
+
+
+@pytest.mark.parametrize("config", ["beat2_330", "humanml3d"])
+def test_both_sides_train_the_same_network(config: str) -> None:
+    """Without codebooks and dropout, they have the same losses before any step."""
+    whole = benchmark_motion_step.read_config(config)
+    resnet = ResnetConfig(width=8, depth=2, dropout=0.0)
+    small = replace(
+        whole,
+        model=replace(whole.model, code_dim=4, resnet=resnet),
+        data=replace(whole.data, window=16),
+    )
+    torch.manual_seed(0)
+    model = RVQVAE(small.model)
+    peer = benchmark_motion_step.PeerTokenizer(small.model)
+    motion = torch.randn(3, 16, small.model.channels)
+    for name in ("encoder", "decoder"):
+        getattr(peer, name).load_state_dict(getattr(model, name).state_dict())
+    output = peer.decoder(peer.encoder(motion.mT)).mT
+    torch.testing.assert_close(model.decoder(model.encoder(motion.mT)).mT, output)
+    skeleton = benchmark_motion_step.SKELETONS[small.model.channels]
+    plain = benchmark_motion_step.PlainLosses(small, model, skeleton)
+    reconstruction = model(motion)
+    commitment = reconstruction.quantized.commitment_loss
+    ours = sum(MotionLosses(small.loss, model, skeleton)(reconstruction).values())
+    pair = reconstruction.output, reconstruction.target
+    torch.testing.assert_close(ours, plain(*pair, commitment))
+
+
+def test_the_report_of_training_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = benchmark_motion_step.read_config("humanml3d")
+    quantizer = replace(whole.model.quantizer, codebook_size=8, num_quantizers=2)
+    model = RVQVAEConfig(code_dim=4, resnet=ResnetConfig(width=8, depth=1), quantizer=quantizer)
+    monkeypatch.setattr(
+        benchmark_motion_step, "read_config", lambda name: replace(whole, model=model)
+    )
+    path = tmp_path / "steps.json"
+    options = ["--configs", "humanml3d", "--threads", "1", "--batch", "4", "--repeats", "3"]
+    assert benchmark.main(["motion-step", *options, "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("training steps of motion models on cpu; ")
+    assert lines[-1].split()[1:4:2] == ["humanml3d", "1"]
+    (written,) = json.loads(path.read_text())["results"]
+    ours, peer = (written["seconds"][side] for side in ("ours", "peer"))
+    assert len(ours) == len(peer) == 3
+    assert written["summary"]["ours / peer"] == pytest.approx(median(ours) / median(peer))

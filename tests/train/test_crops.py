@@ -172,8 +172,9 @@ def test_broken_and_small_files_are_left_out_and_counted(folder, tmp_path):
     (message,) = [str(warning.message) for warning in caught]
     names = [line.split(":")[0].strip() for line in message.splitlines()[1:]]
     assert names == ["text.mp4", "short.mp4", "small.mp4"]
-    assert samples.ignored == "1 .txt"
-    assert [samples.entries[index].path for index in samples.usable[0]] == ["good.mp4"]
+    (source,) = samples.sources
+    assert source.ignored == "1 .txt"
+    assert [source.entries[index].path for index in source.usable[0]] == ["good.mp4"]
 
 
 def test_of_many_files_left_out_the_broken_are_named_first(folder, tmp_path):
@@ -240,7 +241,7 @@ def test_files_that_fail_leave_no_decoders(battered):
             for number in range(24):
                 samples[number]
         left = [thing for thing in gc.get_objects() if issubclass(type(thing), CodecContext)]
-        assert samples._named.any() and left == []
+        assert samples.sources[0]._named.any() and left == []
     finally:
         gc.enable()
 
@@ -372,7 +373,7 @@ def test_hdr_is_told_once_for_all_files_before_the_first_sample(tmp_path, monkey
         drawn = [samples[number] for number in range(9)]
     assert len(caught) == 1 and len(drawn) == 9
     assert str(caught[0].message).splitlines()[1:] == ["  a.mp4: PQ", "  b.mp4: PQ"]
-    before = [replace(entry, hdr=None) for entry in samples.entries]
+    before = [replace(entry, hdr=None) for entry in samples.sources[0].entries]
     content = MediaFolder(before, Counter())
     monkeypatch.setattr("wanvae.train.crops.read_folder", lambda folder: content)
     with pytest.warns(UserWarning) as caught:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -26,9 +27,9 @@ IMAGES = """
     .webp
 """
 TEXTS = """
-    .ass .bib .c .cfg .conf .cpp .css .csv .doc .docx .h .htm .html .ini .ipynb .js .json .jsonl
-    .log .lrc .md .nfo .pdf .ps .py .rst .rtf .sh .srt .ssa .sub .svg .tex .toml .tsv .txt .vtt .xls
-    .xlsx .xml .yaml .yml
+    .ass .bib .c .caption .cfg .conf .cpp .css .csv .doc .docx .h .htm .html .ini .ipynb .js .json
+    .jsonl .log .lrc .md .nfo .pdf .ps .py .rst .rtf .sh .srt .ssa .sub .svg .tex .toml .tsv .txt
+    .vtt .xls .xlsx .xml .yaml .yml
 """
 PLAYLISTS = ".asx .ffconcat .m3u .m3u8 .mpd .pls .sdp"
 SOUNDS = ".aac .ac3 .aiff .flac .m4a .mid .mp3 .oga .ogg .opus .wav .wma"
@@ -49,6 +50,8 @@ MEDIA_SUFFIXES = frozenset((VIDEOS + IMAGES).split())
 OTHER_SUFFIXES = frozenset(
     " ".join((TEXTS, PLAYLISTS, SOUNDS, DATA, ARCHIVES_AND_PROGRAMS, UNFINISHED)).split()
 )
+# Files with these suffixes, beside a video or image of the same name, describe it.
+CAPTION_SUFFIXES = frozenset({".caption", ".json", ".txt"})
 MANIFEST = "wanvae-manifest.jsonl"
 # What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
@@ -73,7 +76,8 @@ class Listing:
 
     Attributes:
         files: files to try, sorted by path.
-        ignored: how many files of each suffix are something else. Litter does not count.
+        ignored: how many files of each suffix are something else. Litter does not count, nor do
+            captions beside videos and images.
     """
 
     files: list[File]
@@ -99,8 +103,9 @@ def list_files(folder: Path) -> Listing:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_litter(name))
+        described = {stem for name in names if may_be_media(name) for stem in stems_of(name)}
         for name in names:
-            if is_left_out(name):
+            if is_left_out(name) or is_caption(name, described):
                 continue
             path = Path(place, name)
             if suffix_of(name) in OTHER_SUFFIXES:
@@ -113,6 +118,20 @@ def list_files(folder: Path) -> Listing:
 def is_left_out(path: str) -> bool:
     """Whether a file or folder is litter, or belongs to the index of the folder."""
     return is_litter(path) or PurePosixPath(path).name in (MANIFEST, JOURNAL)
+
+
+def stems_of(name: str) -> tuple[str, str]:
+    """Returns the names without suffix that a caption of ``name`` may have."""
+    return name, PurePosixPath(name).stem
+
+
+def is_caption(name: str, described: Collection[str]) -> bool:
+    """Whether a file describes a video or image beside it.
+
+    Args:
+        described: the stems of the videos and images of its folder.
+    """
+    return suffix_of(name) in CAPTION_SUFFIXES and PurePosixPath(name).stem in described
 
 
 def may_be_media(name: str) -> bool:

@@ -70,8 +70,8 @@ class Coder(Row):
         """Processes the next piece of a stream.
 
         Args:
-            recompute: keep only the tensors between blocks, and compute the tensors inside blocks
-                again in the backward pass: less memory, more time, the same gradients.
+            recompute: keep only the tensors between every two blocks, and compute the tensors
+                inside again in the backward pass: less memory, more time, the same gradients.
         """
         return step_through(self.layers(), x, state, region, recompute=recompute)
 

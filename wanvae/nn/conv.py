@@ -110,6 +110,9 @@ class CausalConv(Streaming):
             self.refuse_to_continue(state)
         kernels = kernels_for(x)
         if not self.history:
+            convolve = kernels.convolve_after(x, pointwise)
+            if convolve is not None:
+                return ConvInput(x, None, x.dtype, convolve)
             convolve = kernels.remember(None, x, pointwise, 0)
             joined = kernels.join(None, x, pointwise, 0)[0] if pointwise else x
             return ConvInput(joined, None, x.dtype, convolve)

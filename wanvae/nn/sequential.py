@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, pairwise
+from typing import cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wanvae.nn.conv import CausalConv
 from wanvae.nn.interval import Interval
@@ -72,20 +74,15 @@ def step_through(
     """Runs one step of several layers in a row. The state has one entry for each layer.
 
     Args:
-        recompute: keep only the tensors between layers, and compute the tensors inside layers again
-            in the backward pass.
+        recompute: see ``pass_through_again``.
     """
-    x, pointwise, states = pass_through(layers, x, state, region, recompute=recompute)
+    run = pass_through_again if recompute else pass_through
+    x, pointwise, states = run(layers, x, state, region)
     return apply(pointwise, x), states
 
 
 def pass_through(
-    layers: Iterable[nn.Module],
-    x: Tensor,
-    state: State,
-    region: Region | None = None,
-    *,
-    recompute: bool = False,
+    layers: Iterable[nn.Module], x: Tensor, state: State, region: Region | None = None
 ) -> tuple[Tensor, list[PointwiseFunction], tuple[State, ...]]:
     """Does the same as ``step_through``, but does not apply the pointwise layers at the end.
 
@@ -110,11 +107,68 @@ def pass_through(
             x, pointwise, layer_state = streaming.finish(halfway, layer_region, bias_apart=True)
             del halfway
         else:
-            step = streaming.recomputed_step if recompute else streaming.step
-            x, layer_state = step(apply(pointwise, x), layer_state, layer_region)
+            x, layer_state = streaming.step(apply(pointwise, x), layer_state, layer_region)
             pointwise = []
         new_states.append(layer_state)
     return x, pointwise, tuple(new_states)
+
+
+def pass_through_again(
+    layers: Iterable[nn.Module], x: Tensor, state: State, region: Region | None = None
+) -> tuple[Tensor, list[PointwiseFunction], tuple[State, ...]]:
+    """Does the same as ``pass_through``, and keeps less for the backward pass.
+
+    Only the tensors between every two blocks are kept. The backward pass computes the tensors
+    inside of them again.
+    """
+    layers = tuple(layers)
+    states = split_state(state, len(layers))
+    wanted = find_regions_between(layers, region)
+    pointwise: list[PointwiseFunction] = []
+    new_states: list[State] = []
+    for start, stop in cut_into_twos(layers):
+        part, first = layers[start:stop], as_streaming(layers[start])
+        x, part_states = apply(pointwise, x), states[start:stop]
+        pointwise = []
+        if first is None or isinstance(first, CausalConv):
+            x, pointwise, part_states = pass_through(part, x, part_states, wanted[stop])
+        elif len(part) == 1:
+            x, new_state = first.recomputed_step(x, part_states[0], wanted[stop])
+            part_states = (new_state,)
+        else:
+            run = checkpoint(step_through, part, x, part_states, wanted[stop], use_reentrant=False)
+            x, part_states = cast("tuple[Tensor, tuple[State, ...]]", run)
+        new_states += part_states
+    return x, pointwise, tuple(new_states)
+
+
+def cut_into_twos(layers: Sequence[nn.Module]) -> Iterator[tuple[int, int]]:
+    """Yields start and stop of parts: two blocks at most, or all layers between two blocks.
+
+    A layer that computes its inner layers again one by one is a part alone.
+    """
+    start = 0
+    while start < len(layers):
+        stop = start + 1
+        if is_between_blocks(layers[start]):
+            while stop < len(layers) and is_between_blocks(layers[stop]):
+                stop += 1
+        elif stop < len(layers) and all(map(is_block, layers[start : stop + 1])):
+            stop += 1
+        yield start, stop
+        start = stop
+
+
+def is_between_blocks(layer: nn.Module) -> bool:
+    """Returns whether a layer of a row is a convolution or pointwise, and keeps little itself."""
+    streaming = as_streaming(layer)
+    return streaming is None or isinstance(streaming, CausalConv)
+
+
+def is_block(layer: nn.Module) -> bool:
+    """Returns whether the backward pass computes a layer of a row again as a whole."""
+    streaming = as_streaming(layer)
+    return not is_between_blocks(layer) and streaming is not None and not streaming.has_blocks
 
 
 def forward_masked(

@@ -17,7 +17,7 @@ from wanvae.errors import UserError
 from wanvae.nn.interval import Interval
 from wanvae.nn.region import Region, before_repeating, crop, repeated
 from wanvae.nn.residual import SequentialResidual
-from wanvae.nn.sequential import cropped_layers, pass_through
+from wanvae.nn.sequential import cropped_layers, pass_through_again
 from wanvae.nn.streaming import State, Streaming
 
 
@@ -28,14 +28,16 @@ class ResidualStage(SequentialResidual):
         name: the name of the row in checkpoints.
     """
 
+    has_blocks = True
+
     def __init__(self, layers: Sequence[nn.Module], shortcut: nn.Module, name: str) -> None:
         super().__init__(layers, shortcut, name=name)
 
     def recomputed_step(
         self, x: Tensor, state: State, region: Region | None = None
     ) -> tuple[Tensor, State]:
-        # Layer by layer, because a whole stage at once would need most of the memory again.
-        return self.step_by(partial(pass_through, self.body, recompute=True), x, state, region)
+        # Block by block, because a whole stage at once would need most of the memory again.
+        return self.step_by(partial(pass_through_again, self.body), x, state, region)
 
     def cropped_layers(self) -> tuple[Streaming, ...]:
         # The shortcut is left out, because it only moves values.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -32,7 +32,12 @@ class Streaming(nn.Module):
     """A layer that can process its input in consecutive pieces along time (dim 2).
 
     A subclass implements every method that raises NotImplementedError here.
+
+    Attributes:
+        has_blocks: whether ``recomputed_step`` computes inner layers again one by one.
     """
+
+    has_blocks: ClassVar[bool] = False
 
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         """Returns the output for the next piece of a stream, and the next state.

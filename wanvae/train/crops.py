@@ -1,4 +1,4 @@
-"""Training data: random crops from a folder of videos, images and tars of them."""
+"""Training data: random crops from folders of videos, images and tars of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from wanvae.engine.litter import describe_ignored
 from wanvae.engine.training.notices import warn_about
 from wanvae.folders.manifest import Entry, read_folder, reason
 from wanvae.train.colour import ColourConfig, draw_colours, recolour
+from wanvae.train.degradation import DegradationConfig
 from wanvae.video import HdrWarning, VideoError, read_clip
 
 # How many files in a row may fail before something else must be wrong.
@@ -57,6 +58,10 @@ class DataConfig:
     Attributes:
         folder: searched for videos, images and tars of them, with its subfolders; quick to open
             after ``wanvae index``.
+        folders: several such folders, instead of the one of folder.
+        folder_weights: how often a clip is of each of the folders, relative to the others; without
+            weights, all alike. Where a folder has nothing as large or long as a shape of crops, the
+            others take its place.
         frames: frames per crop, 1 + 4n for the official temporal factor; 1 takes images too.
         size: height and width of a crop in pixels.
         buckets: several shapes of crops, instead of the one of frames and size. Each step draws one
@@ -70,12 +75,16 @@ class DataConfig:
             decoding often costs more than training a small model.
         flip: mirror half of the crops.
         colour: random colours of crops.
+        degradation: what the encoder sees instead of a crop, so that the model learns to restore.
+            Clips of the evaluation are degraded too, each time in the same way.
     """
 
     # The files that are trained on are compared instead: a folder can be moved.
-    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder"})
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder", "folders"})
 
     folder: str = "data"
+    folders: tuple[str, ...] = ()
+    folder_weights: tuple[float, ...] = ()
     frames: int = 5
     size: int = 128
     buckets: tuple[BucketConfig, ...] = ()
@@ -84,18 +93,32 @@ class DataConfig:
     crops_per_clip: int = 1
     flip: bool = True
     colour: ColourConfig = field(default_factory=ColourConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "largest_scale", "crops_per_clip"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         smallest, largest = self.strides
         check(1 <= smallest <= largest, "strides", self.strides, "1 or more and in order")
+        different = len(set(self.folders)) == len(self.folders)
+        check(different, "folders", self.folders, "different from each other")
+        weights = self.folder_weights
+        positive = all(0 < weight < float("inf") for weight in weights)
+        for_each = not weights or len(weights) == len(self.folders)
+        check(positive and for_each, "folder_weights", weights, "one above 0 for each of folders")
 
     @property
     def shapes(self) -> tuple[BucketConfig, ...]:
         """The buckets, or the one shape of ``frames`` and ``size``."""
         single = BucketConfig(frames=self.frames, height=self.size, width=self.size)
         return self.buckets or (single,)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weight of each folder; their sum is 1."""
+        folders = self.folders or (self.folder,)
+        weights = self.folder_weights or (1.0,) * len(folders)
+        return {name: w / sum(weights) for name, w in zip(folders, weights, strict=True)}
 
 
 class VideoCrops(Dataset):
@@ -105,9 +128,10 @@ class VideoCrops(Dataset):
     samples of a step are ``samples_per_step`` numbers in a row. So any number of workers and
     processes sees the same samples, and a run that resumes only needs the number of samples used.
 
-    Another file, drawn in the same way, replaces a file that cannot be read. One warning names the
-    file, however many workers meet it. Other parts of the file are used if they can be read. What
-    the reader warns of in a clip that is used, such as damage, is told once for the file too.
+    Another file of the same folder, drawn in the same way, replaces a file that cannot be read. One
+    warning names the file, however many workers meet it. Other parts of the file are used if they
+    can be read. What the reader warns of in a clip that is used, such as damage, is told once for
+    the file too.
 
     Args:
         samples_per_step: on all processes together.
@@ -115,11 +139,11 @@ class VideoCrops(Dataset):
         report: warn of files that are left out, and of HDR. One process of a run should.
 
     Attributes:
-        ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
+        sources: the folders, in the order of the config.
 
     Raises:
-        VideoError: nothing in the folder is large and long enough for one of the shapes; or, for a
-            sample, very many files in a row cannot be read.
+        VideoError: nothing in the folders is large and long enough for one of the shapes; nothing
+            in one of them for any shape; or, for a sample, very many files in a row cannot be read.
     """
 
     def __init__(
@@ -132,21 +156,15 @@ class VideoCrops(Dataset):
         report: bool = True,
     ) -> None:
         self.config = config
-        self.alpha = alpha
         self.seed = seed
         self.samples_per_step = samples_per_step
         self.buckets = config.shapes
         weights = np.array([bucket.weight for bucket in self.buckets])
         self._shares = weights / weights.sum()
-        content = read_folder(Path(config.folder))
-        self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
-        self.usable = find_usable(self.entries, config, report)
-        if report:
-            warn_of_hdr([self.entries[i] for i in np.unique(np.concatenate(self.usable))], config)
-        # In shared memory: a file that one worker has named is not named by another.
-        self._named, self._told = torch.zeros(
-            2, len(self.entries), dtype=torch.bool
-        ).share_memory_()
+        self.sources = [Source(Path(folder), config, alpha, report) for folder in config.shares]
+        self._source_shares = [
+            shares_for(bucket, self.sources, config) for bucket in range(len(self.buckets))
+        ]
         self._held = -1, -1
         self._clip = torch.empty(0)
 
@@ -162,12 +180,9 @@ class VideoCrops(Dataset):
         random = np.random.default_rng([self.seed, 3, number])
         return recolour(crop, draw_colours(self.config.colour, random))
 
-    def describe(self) -> Iterator[str]:
-        """A line for each video or image that is used: which it is and how large."""
-        for index in np.unique(np.concatenate(self.usable)):
-            entry = self.entries[index]
-            size = entry.size if entry.member is None else entry.length
-            yield f"{entry.name}: {size} bytes, {entry.frames} x {entry.width} x {entry.height}"
+    def describe(self) -> dict[str, Iterator[str]]:
+        """For each folder, lines that say which videos and images are used and how large."""
+        return {str(source.folder): source.describe() for source in self.sources}
 
     def bucket_of(self, number: int) -> int:
         """Index of the bucket of a sample, the same for all samples of a step."""
@@ -177,7 +192,61 @@ class VideoCrops(Dataset):
     def read_clip(self, bucket: int, number: int) -> Tensor:
         """Random whole frames ``(C, T, height, width)``, from which samples are cut."""
         random = np.random.default_rng([self.seed, 1, bucket, number])
-        usable, shape = self.usable[bucket], self.buckets[bucket]
+        source, *others = self.sources
+        if others:
+            source = self.sources[random.choice(len(self.sources), p=self._source_shares[bucket])]
+        return source.read_clip(bucket, random)
+
+
+class Source:
+    """A folder of videos, images and tars of them, of which clips are read.
+
+    Args:
+        alpha: whether clips are RGBA, or RGB.
+        report: warn of files that are left out, and of HDR.
+
+    Attributes:
+        entries: what is in it.
+        ignored: how many of its files are no videos, images or tars, by suffix; or empty.
+        usable: for each bucket, the positions of the entries that are large and long enough.
+    """
+
+    def __init__(self, folder: Path, config: DataConfig, alpha: bool, report: bool) -> None:
+        self.folder = folder
+        self.config = config
+        self.alpha = alpha
+        content = read_folder(folder)
+        self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
+        self.usable = find_usable(self.entries, config)
+        if report:
+            used = set(self.used)
+            unused = [entry for i, entry in enumerate(self.entries) if i not in used]
+            warn_of(unused, folder)
+            warn_of_hdr([self.entries[i] for i in self.used], folder)
+        if config.folders and not self.used:
+            raise VideoError(
+                f"no usable video in {str(folder)!r}: nothing in it is as large and long as a crop"
+            )
+        # In shared memory: a file that one worker has named is not named by another.
+        self._named, self._told = torch.zeros(
+            2, len(self.entries), dtype=torch.bool
+        ).share_memory_()
+
+    @property
+    def used(self) -> list[int]:
+        """The positions of the entries that some bucket can use, in their order."""
+        return np.unique(np.concatenate(self.usable)).tolist()
+
+    def describe(self) -> Iterator[str]:
+        """A line for each video or image that is used: which it is and how large."""
+        for index in self.used:
+            entry = self.entries[index]
+            size = entry.size if entry.member is None else entry.length
+            yield f"{entry.name}: {size} bytes, {entry.frames} x {entry.width} x {entry.height}"
+
+    def read_clip(self, bucket: int, random: np.random.Generator) -> Tensor:
+        """Random whole frames ``(C, T, height, width)`` for crops of a bucket."""
+        usable, shape = self.usable[bucket], self.config.shapes[bucket]
         failure = ""
         for _ in range(MOST_FAILURES):
             index = usable[random.integers(len(usable))]
@@ -191,12 +260,12 @@ class VideoCrops(Dataset):
                 failure = str(error)
                 self.name_once(index, error)
         raise VideoError(
-            f"{MOST_FAILURES} files in a row could not be read from {self.config.folder!r}, the "
+            f"{MOST_FAILURES} files in a row could not be read from {str(self.folder)!r}, the "
             f"last: {failure}; is the folder still there?"
         )
 
     def read(self, index: int, start: float, shape: BucketConfig, stride: int) -> Tensor:
-        source = self.entries[index].source(Path(self.config.folder))
+        source = self.entries[index].source(self.folder)
         with warnings.catch_warnings(record=True) as notices:
             warnings.simplefilter("always")
             clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
@@ -220,8 +289,27 @@ class VideoCrops(Dataset):
             return
         self._named[index] = True
         entry = self.entries[index]
-        why = reason(error, entry.source(Path(self.config.folder)))
-        warnings.warn(f"a clip of {entry.name} could not be used: {why}", stacklevel=2)
+        why = reason(error, entry.source(self.folder))
+        name = entry.name if not self.config.folders else f"{self.folder}/{entry.name}"
+        warnings.warn(f"a clip of {name} could not be used: {why}", stacklevel=2)
+
+
+def shares_for(bucket: int, sources: Sequence[Source], config: DataConfig) -> np.ndarray:
+    """How often a clip of a bucket is of each folder: not of folders that have nothing for it.
+
+    Raises:
+        VideoError: no folder has a clip for the bucket.
+    """
+    shares = np.array([*config.shares.values()])
+    shares *= [len(source.usable[bucket]) > 0 for source in sources]
+    if not shares.any():
+        shape = config.shapes[bucket]
+        raise VideoError(
+            f"no usable video in {', '.join(map(repr, config.shares))}: clips of {shape} need "
+            "videos as large and long as that"
+            f"{', or images as large' if shape.frames == 1 else ''}"
+        )
+    return shares / shares.sum()
 
 
 def stride_range(entry: Entry, shape: BucketConfig, config: DataConfig) -> tuple[int, int]:
@@ -252,33 +340,12 @@ def random_crop(
     return crop.contiguous()
 
 
-def find_usable(
-    entries: Sequence[Entry], config: DataConfig, report: bool = True
-) -> list[np.ndarray]:
-    """For each bucket, the positions of the entries that are large and long enough for it.
-
-    Args:
-        report: warn of the entries that no bucket can use.
-
-    Raises:
-        VideoError: a bucket can use nothing.
-    """
-    usable = [
+def find_usable(entries: Sequence[Entry], config: DataConfig) -> list[np.ndarray]:
+    """For each bucket, the positions of the entries that are large and long enough for it."""
+    return [
         np.array([i for i, entry in enumerate(entries) if fits(entry, shape, config)], dtype=int)
         for shape in config.shapes
     ]
-    used = np.zeros(len(entries), dtype=bool)
-    for positions in usable:
-        used[positions] = True
-    if report:
-        warn_of([entry for entry, known in zip(entries, used, strict=True) if not known], config)
-    for shape, positions in zip(config.shapes, usable, strict=True):
-        if not len(positions):
-            raise VideoError(
-                f"no usable video in {config.folder!r}: clips of {shape} need videos as large and "
-                f"long as that{', or images as large' if shape.frames == 1 else ''}"
-            )
-    return usable
 
 
 def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
@@ -291,7 +358,7 @@ def fits(entry: Entry, shape: BucketConfig, config: DataConfig) -> bool:
     )
 
 
-def warn_of(unusable: Sequence[Entry], config: DataConfig) -> None:
+def warn_of(unusable: Sequence[Entry], folder: Path) -> None:
     """Warns how many files are left out, and which: first the broken ones, then the small ones."""
     if not unusable:
         return
@@ -302,18 +369,18 @@ def warn_of(unusable: Sequence[Entry], config: DataConfig) -> None:
         if entry.error is None
     ]
     warn_about(
-        f"{len(broken)} files in {config.folder!r} cannot be read and {len(small)} are smaller or "
+        f"{len(broken)} files in {str(folder)!r} cannot be read and {len(small)} are smaller or "
         "shorter than every clip",
         [*broken, *small],
     )
 
 
-def warn_of_hdr(used: Sequence[Entry], config: DataConfig) -> None:
+def warn_of_hdr(used: Sequence[Entry], folder: Path) -> None:
     """Warns how many files are HDR, and which."""
     found = [f"{entry.name}: {entry.hdr}" for entry in used if entry.hdr is not None]
     if found:
         warn_about(
-            f"{len(found)} files in {config.folder!r} are HDR or have wide colours",
+            f"{len(found)} files in {str(folder)!r} are HDR or have wide colours",
             found,
             "they are read as if they were SDR, so their colours look gray; convert them to SDR "
             "(tone mapping) first",

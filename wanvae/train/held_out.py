@@ -65,11 +65,18 @@ class HeldOutClip:
 
     Attributes:
         name: path of its file inside the folder.
-        video: ``(C, T, H, W)`` in [-1, 1].
+        video: ``(C, T, H, W)`` in [-1, 1], with which reconstructions are compared.
+        input: what is encoded instead of it; None is the video itself.
     """
 
     name: str
     video: Tensor
+    input: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """What is encoded."""
+        return self.video if self.input is None else self.input
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ def evaluate(
 
 def compare(vae: WanVAE, clip: HeldOutClip, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Each figure of the reconstruction of a clip."""
-    video, posterior = reconstruct(vae, clip.video)
+    video, posterior = reconstruct(vae, clip.seen)
     frames = rearrange(video, "c t h w -> t c h w")
     originals = rearrange(clip.video, "c t h w -> t c h w").to(frames.device)
     bits = posterior.kl().sum().item() / math.log(2)
@@ -246,6 +253,8 @@ def temporal_figures(frames: Tensor, originals: Tensor, factor: int) -> dict[str
 def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) -> Tensor:
     """One picture ``(C, H, W)`` in [-1, 1]: for each clip, frames above their reconstructions.
 
+    Between them is what is encoded, where it is not the clip itself.
+
     Args:
         clips: of one size.
         frames: of each clip, evenly spread from its first to its last.
@@ -253,7 +262,8 @@ def comparison_grid(vae: WanVAE, clips: Sequence[HeldOutClip], frames: int = 3) 
     rows = []
     for clip in clips:
         chosen = torch.linspace(0, clip.video.shape[1] - 1, frames).round().long()
-        for video in (clip.video, reconstruct(vae, clip.video)[0].cpu()):
+        encoded = () if clip.input is None else (clip.input,)
+        for video in (clip.video, *encoded, reconstruct(vae, clip.seen)[0].cpu()):
             rows.append(rearrange(video[:, chosen], "c t h w -> c h (t w)"))
     return torch.cat(rows, dim=1)
 

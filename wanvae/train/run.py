@@ -62,6 +62,8 @@ from wanvae.train.lora import (
     merged,
 )
 from wanvae.train.losses import LossConfig, VideoLosses, peak_signal_to_noise
+from wanvae.train.pair import Pair, pair_of
+from wanvae.train.restoration import DegradedCrops, degrade_clip
 from wanvae.train.trainee import Trainee, TrainingOutput
 from wanvae.video import write_video
 
@@ -171,6 +173,8 @@ class VideoTraining:
             found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
             self.say_ignored(config.evaluation.folder, found.ignored)
             self.held_out = found.clips
+            if config.data.degradation.changes:
+                self.held_out = [degrade_clip(c, config.data.degradation) for c in found.clips]
         self.metrics: dict[str, Metric] = dict(METRICS)
         self.note = NO_EVALUATION
         if self.held_out:
@@ -200,6 +204,7 @@ class VideoTraining:
     def task(self) -> Task:
         """What to train."""
         trainer, weights = self.config.trainer, self.config.weights
+        degradation = self.config.data.degradation
         samples_per_step = trainer.samples_per_step(self.accelerator.num_processes)
         samples = VideoCrops(
             self.config.data,
@@ -208,10 +213,13 @@ class VideoTraining:
             alpha=encodes_alpha(self.vae.config),
             report=self.accelerator.is_main_process,
         )
-        self.say_ignored(self.config.data.folder, samples.ignored)
+        for source in samples.sources:
+            self.say_ignored(str(source.folder), source.ignored)
         return Task(
             model=self.trainee,
-            samples=samples,
+            samples=DegradedCrops(samples, degradation, trainer.seed)
+            if degradation.changes
+            else samples,
             losses=self.losses,
             save_weights=self.save,
             load_weights=self.load,
@@ -247,10 +255,11 @@ class VideoTraining:
         save_lora(path, changes_of(vae), self.base, about)
 
     def losses(
-        self, model: nn.Module, discriminator: nn.Module | None, video: Tensor, step: int
+        self, model: nn.Module, discriminator: nn.Module | None, batch: Tensor | Pair, step: int
     ) -> StepLosses:
         """The losses of the VAE, and the PSNR of its output."""
-        output: TrainingOutput = model(video, recompute=self.config.gradient_checkpointing)
+        seen, video = pair_of(batch)
+        output: TrainingOutput = model(seen, video, recompute=self.config.gradient_checkpointing)
         reconstruction = output.reconstruction
         with torch.no_grad():
             psnr = peak_signal_to_noise(reconstruction.video, video)
@@ -271,7 +280,10 @@ class VideoTraining:
         """A new discriminator and its losses."""
         gan = self.config.loss.gan
 
-        def losses(discriminator: nn.Module, fake: Tensor, video: Tensor, step: int) -> StepLosses:
+        def losses(
+            discriminator: nn.Module, fake: Tensor, batch: Tensor | Pair, step: int
+        ) -> StepLosses:
+            video = pair_of(batch).target
             return StepLosses(*self.video_losses.discriminator(discriminator, fake, video, step))
 
         model = PatchDiscriminator3D(self.vae.config.out_channels, gan.dim, gan.layers)
@@ -287,7 +299,7 @@ class VideoTraining:
         return vae if self.base is None else merged(vae)
 
     def preview(self, trainee: Trainee, path: Path) -> None:
-        """Frames of held-out clips above their reconstructions."""
+        """Frames of held-out clips, what the encoder sees of them, and their reconstructions."""
         shape = self.held_out[0].video.shape
         alike = [clip for clip in self.held_out if clip.video.shape == shape]
         picture = comparison_grid(self.judged(trainee.vae), alike[:PREVIEWED_CLIPS])
@@ -300,7 +312,7 @@ def run(config: TrainConfig) -> None:
     Raises:
         UserError: the run would write pictures into a folder of data, or replace its weights.
     """
-    for folder in (config.data.folder, config.evaluation.folder):
+    for folder in (*config.data.shares, config.evaluation.folder):
         if folder is not None and is_in(Path(config.trainer.run), Path(folder)):
             raise UserError(
                 f"the folder of the run, {config.trainer.run}, must not be in {folder}, because "

@@ -81,18 +81,22 @@ class Trainee(nn.Module):
         fill = torch.tensor(vae.config.latents_mean or (0.0,) * vae.config.z_dim)
         self.register_buffer("fill", fill, persistent=False)
 
-    def forward(self, video: Tensor, *, recompute: bool = False) -> TrainingOutput:
+    def forward(
+        self, video: Tensor, target: Tensor | None = None, *, recompute: bool = False
+    ) -> TrainingOutput:
         """Encodes and decodes a batch, as ``WanVAE`` does, and what the regularizers need.
 
         Args:
             video, recompute: as for ``WanVAE``.
+            target: what the output will be compared with; None is ``video``.
         """
+        target = video if target is None else target
         latents, posterior = self.vae.encode_for_training(video, recompute=recompute)
         return TrainingOutput(
             Reconstruction(self.decode(latents, recompute), posterior),
             latents,
             self.vae.config.temporal_factor,
-            self.decode_changed(latents, video, recompute) if self.changes else {},
+            self.decode_changed(latents, target, recompute) if self.changes else {},
             self.project(latents),
         )
 
@@ -101,7 +105,9 @@ class Trainee(nn.Module):
         return self.vae.decode_step(latents, None, recompute=recompute)[0]
 
     @uncompiled
-    def decode_changed(self, latents: Tensor, video: Tensor, recompute: bool) -> dict[str, Decoded]:
+    def decode_changed(
+        self, latents: Tensor, target: Tensor, recompute: bool
+    ) -> dict[str, Decoded]:
         """Returns what changed latents decode to, by the name of the term that changes them."""
         decoded = {}
         if self.loss.equivariance.weight > 0:
@@ -110,11 +116,11 @@ class Trainee(nn.Module):
             height, width = latents.shape[3:]
             turn = draw_turn(self.loss.equivariance, height, width, smallest)
             turned = self.decode(turn.apply(latents).to(latents.dtype), recompute)
-            decoded["equivariance"] = Decoded(turned, turn.apply(video, factor))
+            decoded["equivariance"] = Decoded(turned, turn.apply(target, factor))
         if self.loss.channel_dropout.weight > 0:
             kept = draw_kept(self.loss.channel_dropout, len(latents), self.vae.config.z_dim)
             lacking = drop_channels(latents, kept, self.fill)
-            decoded["channel_dropout"] = Decoded(self.decode(lacking, recompute), video)
+            decoded["channel_dropout"] = Decoded(self.decode(lacking, recompute), target)
         return decoded
 
     def project(self, latents: Tensor) -> Tensor | None:

@@ -87,7 +87,7 @@ def start() -> Iterator[Callable[..., None]]:
 
 def task_of(config: TrainerConfig, data: tuple[str, ...] = ("a", "b"), **options: object) -> Task:
     whole = Whole(trainer=config, **options)
-    return replace(make_task(), config=whole, describe_data=lambda: data)
+    return replace(make_task(), config=whole, describe_data=lambda: {"here": data})
 
 
 def test_each_option_of_the_loop_changes_the_result_or_may_change() -> None:
@@ -99,7 +99,10 @@ def test_each_option_of_the_loop_changes_the_result_or_may_change() -> None:
 def test_the_folder_of_a_run_says_what_it_is_of(tmp_path: Path, start: Callable) -> None:
     config = settings(tmp_path, betas=(0.5, 0.75))
     whole = Whole(layers=(Layer(width=2),), trainer=config)
-    start(replace(make_task(), config=whole, describe_data=lambda: ["a.mp4", "b.mp4"]), config)
+    start(
+        replace(make_task(), config=whole, describe_data=lambda: {"here": ["a.mp4", "b.mp4"]}),
+        config,
+    )
     assert parse_config(Whole, "test", None, [f"--config={tmp_path / 'config.yaml'}"]) == whole
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["data_count"] == 2 and len(record["data_digest"]) == 64
@@ -151,6 +154,31 @@ def test_another_model_other_data_and_other_steps_are_refused(
     ):
         with pytest.raises(UserError, match=message):
             start(task, changed)
+
+
+def test_of_several_parts_the_one_that_changed_is_named(tmp_path: Path, start: Callable) -> None:
+    config = settings(tmp_path, steps=1)
+
+    def task(**parts: list[str]) -> Task:
+        whole = Whole(trainer=config)
+        return replace(make_task(), config=whole, describe_data=lambda: parts)
+
+    start(task(videos=["a", "b"], photos=["c"]), config)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert [(part["name"], part["count"]) for part in record["data_parts"]] == [
+        ("videos", 2),
+        ("photos", 1),
+    ]
+    # The names of the folders may change.
+    start(task(moved=["a", "b"], photos=["c"]), config)
+    message = r"something else: the training data of photos are 1 entries \(digest \w{8}\), not 2 "
+    with pytest.raises(UserError, match=message):
+        start(task(videos=["a", "b"], photos=["c", "d"]), config)
+    with pytest.raises(UserError, match=r"the training data are 3 entries .*, not 1 entries"):
+        start(task(videos=["a"]), config)
+    # The same lines in other parts are other data.
+    with pytest.raises(UserError, match=r"the training data of videos are 2 entries .*, not 1 "):
+        start(task(videos=["a"], photos=["b", "c"]), config)
 
 
 def test_what_leaves_the_result_alone_may_change(tmp_path: Path, start: Callable) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tests.helpers import random_video, tiny
 from wanvae.nn import ResidualBlock
 from wanvae.nn.conv import CausalConv, use_channels_last
+from wanvae.nn.kernels import products
 from wanvae.nn.kernels.dispatch import PYTORCH, TABLE, Observer
 from wanvae.nn.norm import make_norm
 from wanvae.nn.residual import make_activation
@@ -56,9 +57,27 @@ def test_first_and_second_derivatives(check, ndim, norm, activation):
     assert check(function, (x, *layers.parameters()))
 
 
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+@pytest.mark.parametrize("cuts", [[3], [2, 1], [1, 2]])
+def test_derivatives_by_products(monkeypatch, check, cuts):
+    monkeypatch.setattr(products, "FEWEST_CHANNELS", 1)
+    torch.manual_seed(0)
+    layers = nn.ModuleList([make_norm("rms", 3, 2), CausalConv(3, 2, 2, 3)]).double()
+    x = example(1, 2, 3, 2, 2).requires_grad_()
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        return run(layers, *x.split(cuts, dim=2))
+
+    assert check(function, (x, *layers.parameters()))
+
+
+@pytest.mark.parametrize("fewest_channels", [1, 48])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 @pytest.mark.parametrize("activation", ["silu", "relu", "gelu"])
-def test_gradients_are_those_of_pytorch_in_float32(monkeypatch, frames, activation):
+def test_gradients_are_those_of_pytorch_in_float32(
+    monkeypatch, fewest_channels, frames, activation
+):
+    monkeypatch.setattr(products, "FEWEST_CHANNELS", fewest_channels)
     layers = make_layers(3, "rms", activation).float()
     use_channels_last(layers)
     x = example(2, 4, frames, 5, 6, dtype=torch.float32).requires_grad_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from wanvae.engine.config import from_json_dict, to_json_dict
 from wanvae.engine.files import atomic_path
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.output_folder import describe_differences
-from wanvae.engine.text import first_sentence
+from wanvae.engine.text import first_sentence, writable
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,24 @@ START = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataPart:
+    """A part of the training data, such as a folder.
+
+    Attributes:
+        name: where it lies, which may change.
+        count: how many files or clips it has.
+        digest: SHA-256 of what names and describes each of them.
+    """
+
+    name: str
+    count: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.count} entries (digest {self.digest[:8]})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """How a run was started the last time, besides its options.
 
@@ -41,6 +59,7 @@ class Record:
         batches_per_step: on all processes together.
         data_count: how many files or clips the training data are.
         data_digest: SHA-256 of what names and describes each of them.
+        data_parts: the same of each part; empty in runs of earlier versions.
         start: a digest of the tensors and the config of the checkpoint that the model starts from;
             empty if it is a new model; None in runs of earlier versions, which do not tell.
     """
@@ -50,27 +69,35 @@ class Record:
     batches_per_step: int
     data_count: int
     data_digest: str
+    data_parts: tuple[DataPart, ...] = ()
     start: str | None = None
 
 
-def make_record(data: Iterable[str], batches_per_step: int, start: str) -> Record:
+def make_record(data: Mapping[str, Iterable[str]], batches_per_step: int, start: str) -> Record:
     """The record of this process.
 
     Args:
-        data: a line for each file or clip of the training data, in their order.
+        data: for each part of the training data by name, a line for each file or clip in it; all
+            in their order.
         batches_per_step: on all processes together.
         start: a digest of the checkpoint that the model starts from; empty if it is a new model.
     """
-    digest, count = hashlib.sha256(), 0
-    for line in data:
-        digest.update(line.encode(errors="surrogateescape") + b"\n")
-        count += 1
+    digest, parts = hashlib.sha256(), []
+    for name, lines in data.items():
+        of_part, count = hashlib.sha256(), 0
+        for line in lines:
+            content = line.encode(errors="surrogateescape") + b"\n"
+            digest.update(content)
+            of_part.update(content)
+            count += 1
+        parts.append(DataPart(name=writable(name), count=count, digest=of_part.hexdigest()))
     return Record(
         command=shlex.join(sys.argv),
         versions=versions(),
         batches_per_step=batches_per_step,
-        data_count=count,
+        data_count=sum(part.count for part in parts),
         data_digest=digest.hexdigest(),
+        data_parts=tuple(parts),
         start=start,
     )
 
@@ -144,16 +171,22 @@ def find_changes(run: Path, config: DataclassInstance, record: Record) -> list[s
             f"batches in a step (trainer.accumulate x processes) are {started.batches_per_step}, "
             f"not {record.batches_per_step}"
         )
-    if (started.data_count, started.data_digest) != (record.data_count, record.data_digest):
-        changes.append(
-            f"the training data are {described(started)}, not {described(record)}: files came, "
-            "went or changed"
-        )
+    changes += describe_data_changes(started, record)
     return changes
 
 
-def described(record: Record) -> str:
-    return f"{record.data_count} entries (digest {record.data_digest[:8]})"
+def describe_data_changes(started: Record, record: Record) -> Iterator[str]:
+    """Says in words which training data are not what they were when the run was started."""
+    before, now = started.data_parts, record.data_parts
+    if len(before) != len(now) or len(now) == 1:
+        before, now = (
+            (DataPart(name="", count=each.data_count, digest=each.data_digest),)
+            for each in (started, record)
+        )
+    for one, other in zip(before, now, strict=True):
+        if (one.count, one.digest) != (other.count, other.digest):
+            of = f" of {other.name}" if other.name else ""
+            yield f"the training data{of} are {one}, not {other}: files came, went or changed"
 
 
 def decisive_options(config: DataclassInstance, prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,9 @@ class Task:
         identify_start: gives a digest of the checkpoint that the model starts from, which tells
             whether it is the same when the run goes on. None: a new model.
         result: name of the file in the folder of the run that gets the model at the end.
-        describe_data: gives a line for each file or clip that is trained on, which tells whether it
-            is the same when the run goes on.
+        describe_data: gives, for each part of the training data by name, a line for each file or
+            clip in it, which tells whether it is the same when the run goes on. The names may
+            change.
     """
 
     model: nn.Module
@@ -107,4 +108,4 @@ class Task:
     config: DataclassInstance | None = None
     identify_start: Callable[[], str] | None = None
     result: str = WEIGHTS
-    describe_data: Callable[[], Iterable[str]] = tuple
+    describe_data: Callable[[], Mapping[str, Iterable[str]]] = dict

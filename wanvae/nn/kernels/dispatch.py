@@ -37,6 +37,8 @@ from wanvae.nn.kernels.doubled import (
     convolve_doubled_by_pytorch,
     convolve_doubled_in_phases,
 )
+from wanvae.nn.kernels.doubled_gradients import convolve_doubled_with_gradients
+from wanvae.nn.kernels.dropout import add_dropped
 from wanvae.nn.kernels.gpu import fused
 from wanvae.nn.kernels.gpu.operators import has_programs
 from wanvae.nn.kernels.gradients import remember_recipe
@@ -50,7 +52,7 @@ from wanvae.nn.kernels.history import (
     join_in_place,
     pair_frames,
 )
-from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place
+from wanvae.nn.kernels.pointwise import PointwiseFunction, add, add_in_place, apply_before
 from wanvae.nn.kernels.precision import in_native_dtype, in_native_dtype_of_weights
 from wanvae.nn.kernels.remaking import join_and_remake, rms_norm_and_remake
 from wanvae.nn.kernels.rms_norm import (
@@ -58,6 +60,7 @@ from wanvae.nn.kernels.rms_norm import (
     rms_norm_by_squares,
     rms_norm_by_vector_norm,
 )
+from wanvae.nn.kernels.training_1d import convolve_after
 
 
 class Observer(Enum):
@@ -83,6 +86,8 @@ class Kernels:
             pointwise, history)``. Returns the input, and the frames for the next piece or None.
         remember: ``(past, x, pointwise, history)`` as for ``join``. Returns how to convolve what is
             joined, if the backward pass can make it again; otherwise None, and ``convolve`` does.
+        convolve_after: ``(x, pointwise)``. Returns how to convolve ``x``, without past frames, if
+            the convolution applies ``pointwise`` to its input itself; otherwise None.
         clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
         attend: attention over the positions of images: ``(layers, images)``.
@@ -102,6 +107,7 @@ class Kernels:
         [Tensor | None, Tensor, Sequence[PointwiseFunction], int], tuple[Tensor, Tensor | None]
     ]
     remember: Callable[[Tensor | None, Tensor, Sequence[PointwiseFunction], int], Convolve | None]
+    convolve_after: Callable[[Tensor, Sequence[PointwiseFunction]], Convolve | None]
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]
     attend: Callable[[Projections, Tensor], Tensor]
@@ -116,6 +122,7 @@ PYTORCH = Kernels(
     convolve_doubled=convolve_doubled_by_pytorch,
     join=concatenate,
     remember=forget,
+    convolve_after=apply_before,
     clone=clone,
     rms_norm=rms_norm_by_squares,
     attend=attend_at_once,
@@ -129,10 +136,12 @@ PYTORCH = Kernels(
 TRAINING_ON_CPU = replace(
     PYTORCH,
     convolve=in_native_dtype_of_weights(convolve_on_cpu),
-    convolve_doubled=in_native_dtype_of_weights(convolve_doubled_by_pytorch),
+    convolve_doubled=convolve_doubled_with_gradients,
     join=join_and_remake,
     remember=remember_recipe,
+    convolve_after=convolve_after,
     rms_norm=rms_norm_and_remake,
+    add=add_dropped,
 )
 
 COMPILED_ON_CPU = replace(

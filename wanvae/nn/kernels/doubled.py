@@ -35,13 +35,9 @@ def convolve_doubled_in_phases(x: Tensor, weight: Tensor, bias: Tensor | None) -
     """
     batch, _, height, width = x.shape
     y = empty((batch, weight.shape[0], 2 * height, 2 * width), x.dtype, x.device)
-    # Sums are rounded to half types once. The error is a fifth of the error of rounded weights.
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    for row, row_weight in enumerate(make_phase_weights(weight.to(exact), dim=2)):
-        for column, kernel in enumerate(make_phase_weights(row_weight, dim=3)):
-            kernel = kernel.to(x.dtype, memory_format=torch.channels_last)
-            phase = F.conv2d(x, kernel, bias, padding=1)
-            y[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
+    for (row, column), kernel in make_phases(weight).items():
+        phase = F.conv2d(x, kernel, bias, padding=1)
+        y[:, :, row::2, column::2] = phase[:, :, row : row + height, column : column + width]
     return y
 
 
@@ -57,6 +53,17 @@ def allocate_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     phases = [empty((batch, len(weight), height + 1, width + 1), x.dtype, x.device) for _ in "ab"]
     del rows, columns, phases
     return y
+
+
+def make_phases(weight: Tensor) -> dict[tuple[int, int], Tensor]:
+    """Returns the 2x2 kernel of each phase, by the row and the column of its first output."""
+    # Sums are rounded to half types once. The error is a fifth of the error of rounded weights.
+    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return {
+        (row, column): kernel.to(weight.dtype, memory_format=torch.channels_last)
+        for row, rows in enumerate(make_phase_weights(exact, dim=2))
+        for column, kernel in enumerate(make_phase_weights(rows, dim=3))
+    }
 
 
 def make_phase_weights(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,10 @@ def apply(layers: Sequence[PointwiseFunction], x: Tensor) -> Tensor:
     return x
 
 
+def apply_before(x: Tensor, layers: Sequence[PointwiseFunction]) -> None:
+    """Says that no convolution of ``x`` applies the layers itself."""
+
+
 def apply_into(layers: Sequence[PointwiseFunction], x: Tensor, out: Tensor) -> None:
     """Applies layers to ``x`` and writes to ``out``, which has the same shape; no gradients."""
     for block in cut_into_blocks(x):

@@ -50,6 +50,11 @@ class Recipe:
     activation: str
     history: int
 
+    @property
+    def zeros(self) -> int:
+        """The number of frames of zeros before the first frame."""
+        return self.history - (0 if self.past is None else self.past.shape[2])
+
     def make(self) -> Tensor:
         """Makes the input; no gradients."""
 
