@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from jsonargparse import Namespace
 
@@ -14,6 +13,7 @@ from wanvae.engine.command_line.options import add_progress_option
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
+from wanvae.engine.storage.remote_path import location
 from wanvae.errors import UserError
 from wanvae.folders.catalog import index_folder
 from wanvae.folders.excerpts import select
@@ -26,7 +26,7 @@ DEFAULTS = Checks()
 
 def index(arguments: Namespace) -> None:
     """Writes the manifest of a folder, and prints what cannot be read."""
-    folder = Path(arguments.folder)
+    folder = location(arguments.folder)
     checks, workers = checks_of(arguments), arguments.workers or os.cpu_count() or 1
     check(workers >= 1, "workers", workers, "at least 1")
     try:
@@ -102,7 +102,9 @@ def show_scenes(entries: Sequence[Entry]) -> None:
 def add_index_options(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
-        "folder", help="folder of videos, images and tars of them; its subfolders are searched"
+        "folder",
+        help="folder of videos, images and tars of them, as a path or an address; its subfolders "
+        "are searched",
     )
     parser.reads("folder")
     parser.add_argument(

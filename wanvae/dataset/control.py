@@ -5,11 +5,12 @@ The control of a video lies in another folder, under the same name. The suffix m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from wanvae.engine.output_folder import refuse_nested
+from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, rate_of
@@ -24,7 +25,7 @@ DRIFT = 0.25
 
 
 def add_controls(
-    clips: Sequence[Clip], folder: Path, destination: Path
+    clips: Sequence[Clip], folder: Location, destination: Location
 ) -> tuple[list[Clip], list[Failure]]:
     """Returns the clips with their controls, and a failure for each clip without a usable one.
 
@@ -48,6 +49,14 @@ def add_controls(
     if not found:
         raise UserError(f"not one of {len(clips)} clips has a control: {failures[0].reason}")
     return found, failures
+
+
+def with_controls(clips: Iterable[Clip]) -> Iterator[Clip]:
+    """Yields each clip, and its control after it if it has one."""
+    for clip in clips:
+        yield clip
+        if clip.control is not None:
+            yield clip.control
 
 
 class Controls:

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from wanvae.checkpoints.formats import identify, weights_file
 from wanvae.config import check_has
 from wanvae.dataset import layouts
-from wanvae.dataset.control import add_controls
+from wanvae.dataset.control import add_controls, with_controls
 from wanvae.dataset.files import index_file, plan_files
+from wanvae.dataset.parts import DatasetPart
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan
+from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.files import is_in
+from wanvae.engine.files import is_in, remove_temporaries
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
+from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.engine.text import first_few, writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
 from wanvae.folders.excerpts import select
 from wanvae.folders.failure import Failure
+from wanvae.folders.listing import REQUESTS
 from wanvae.folders.manifest import read_folder
-from wanvae.folders.sidecars import SidecarReader
+from wanvae.folders.sidecars import SidecarReader, find_descriptions
 from wanvae.latents.formats.layout import Layout
 from wanvae.model import WanVAE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,10 @@ class DatasetPlan:
     Attributes:
         settings: the settings of the data set.
         files: all files.
-        existing: the names of the files that are there already.
+        part: the part of the data set that this run encodes; None is all of it.
+        own: the files of the part.
+        existing: the names of the files of the part that are there already.
+        unfinished: the names of the files of the part that are there in part.
         broken: files of the source that cannot be read.
         left_out: videos, images and scenes that are too small or too short for a clip, one line
             each.
@@ -58,7 +69,10 @@ class DatasetPlan:
 
     settings: DatasetSettings
     files: tuple[LatentsFilePlan, ...]
+    part: DatasetPart | None
+    own: tuple[LatentsFilePlan, ...]
     existing: frozenset[str]
+    unfinished: frozenset[str]
     broken: tuple[Failure, ...]
     left_out: tuple[str, ...]
     changed: tuple[str, ...]
@@ -70,24 +84,27 @@ class DatasetPlan:
 
     @property
     def kept(self) -> list[LatentsFilePlan]:
-        """The files that are there."""
-        return [file for file in self.files if file.name in self.existing]
+        """The files of the part that are there."""
+        return [file for file in self.own if file.name in self.existing]
 
     @property
     def missing(self) -> list[LatentsFilePlan]:
-        """The files that are not there."""
-        return [file for file in self.files if file.name not in self.existing]
+        """The files of the part that are not there."""
+        return [file for file in self.own if file.name not in self.existing]
 
 
 def prepare(
     vae: WanVAE,
     checkpoint: str | PathLike[str],
-    source: Path,
-    destination: Path,
+    source: Location,
+    destination: Location,
     options: DatasetOptions,
+    part: DatasetPart | None,
     held: ExitStack,
 ) -> DatasetPlan:
     """Plans the files of a data set, and takes the folder for it until ``held`` is closed.
+
+    With a part, the folder is only taken for it, and other parts may be encoded into it.
 
     Raises:
         UserError: there is nothing to encode, the options do not fit the model, or the folder
@@ -116,10 +133,15 @@ def prepare(
         )
     source = source.resolve()
     layout = layouts.layout_of(options)
+    if layout is not None and layout.shards and isinstance(destination, RemotePath):
+        raise UserError(
+            f"{layout.program} reads its database only on a disk, so it cannot be written to "
+            f"{destination}; name a local folder"
+        )
     planned: Sequence[Clip] = found.clips
     unusable: list[Failure] = []
     if options.control is not None:
-        control = Path(options.control).resolve()
+        control = location(options.control).resolve()
         if is_in(control, source):
             raise UserError(
                 f"the folder of controls, {control}, lies in {source}, so that its videos would be "
@@ -152,30 +174,39 @@ def prepare(
         stamps=digest_of_stamps(clips) if many else "",
     )
     path = destination / SETTINGS
-    if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held):
-        # Drops a line that a killed run left unfinished.
-        write_lines(destination / FAILURES, read_failures(destination))
-    existing = {file.name for file in files if (destination / file.name).exists()}
+    share = "" if part is None else part.tag
+    own = files if part is None else part.choose(files)
+    if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held, share):
+        if part is None:
+            # Drops a line that a killed run left unfinished.
+            write_lines(destination / FAILURES, read_failures(destination))
+        elif isinstance(destination, Path):
+            names = {file.name for file in own}
+            remove_temporaries(destination, names | set(map(unfinished_name, names)))
+    present = find_present(destination, own, options)
+    existing = {file.name for file in own if file.name in present}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     index = open_index(destination)
-    with SidecarReader(source, content.descriptions) as sidecars:
+    descriptions, undescribed = find_descriptions(source, content)
+    notes.extend(undescribed)
+    with SidecarReader(source, descriptions) as sidecars:
         redescribed = find_redescribed(index, files, sidecars)
         unmatched = sidecars.unmatched({entry.name for entry in content.entries})
     if unmatched:
         notes.append(
             f"tables of metadata describe files that are not there: {first_few(unmatched)}"
         )
-    if layout is not None and content.descriptions:
+    if layout is not None and descriptions:
         notes.append(
             f"captions and metadata are in {INDEX} alone, which {layout.program} does not read"
         )
     if not many:
         sources = {writable(entry.name) for entry in content.entries}
         gone = tuple(dict.fromkeys(c.source for c in index if c.source not in sources))
-        stale = [
-            file for file in files if file.name in existing and is_stale(destination, file, layout)
-        ]
+        kept = [file for file in own if file.name in existing]
+        outdated = map_files(lambda file: is_stale(destination, file, layout), kept, destination)
+        stale = [file for file, is_old in zip(kept, outdated, strict=True) if is_old]
         existing -= {file.name for file in stale}
         recut = find_recut(index, files)
         changed = tuple(
@@ -185,19 +216,49 @@ def prepare(
     return DatasetPlan(
         settings=settings,
         files=tuple(files),
+        part=part,
+        own=tuple(own),
         existing=frozenset(existing),
+        unfinished=frozenset(
+            file.name
+            for file in own
+            if file.name not in existing and unfinished_name(file.name) in present
+        ),
         broken=(*found.broken, *unusable, *unnamed),
         left_out=found.left_out,
         changed=changed,
         gone=gone,
         ignored=describe_ignored(content.ignored),
         notes=(*selection.notes, *notes),
-        descriptions=content.descriptions,
+        descriptions=descriptions,
         redescribed=redescribed,
     )
 
 
-def open_index(folder: Path) -> Sequence[IndexedClip]:
+def find_present(
+    folder: Location, files: Sequence[LatentsFilePlan], options: DatasetOptions
+) -> set[str]:
+    """Returns which of the files are in a folder, by name, and which unfinished ones."""
+    names = [file.name for file in files]
+    if options.many:
+        names.extend([unfinished_name(name) for name in names])
+    if isinstance(folder, RemotePath):
+        # One list takes less time than a question for each file.
+        return set(names) & folder.files().keys()
+    return {name for name in names if (folder / name).exists()}
+
+
+def map_files(
+    function: Callable[[LatentsFilePlan], T], files: Sequence[LatentsFilePlan], folder: Location
+) -> list[T]:
+    """Returns the results of ``function`` for files of a folder. A server is asked for several."""
+    if not isinstance(folder, RemotePath):
+        return [function(file) for file in files]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(function, files))
+
+
+def open_index(folder: Location) -> Sequence[IndexedClip]:
     """Returns the clips in the index of a data set; none if there is no index that can be read."""
     with suppress(OSError, UserError):
         return JsonLines(folder / INDEX, IndexedClip, "delete it, and run it again")
@@ -219,7 +280,7 @@ def find_redescribed(
     )
 
 
-def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:
+def is_stale(folder: Location, file: LatentsFilePlan, layout: Layout | None) -> bool:
     """Whether the video of a file with one clip, or its scene, has changed since it was encoded.
 
     Raises:
@@ -254,7 +315,7 @@ def find_recut(index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan]) -
 
 
 def remove_outdated(
-    folder: Path,
+    folder: Location,
     index: Sequence[IndexedClip],
     stale: Sequence[LatentsFilePlan],
     files: Sequence[LatentsFilePlan],
@@ -289,14 +350,6 @@ def digest_of_clips(clips: Sequence[Clip]) -> str:
         for c in with_controls(clips)
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def with_controls(clips: Iterable[Clip]) -> Iterator[Clip]:
-    """Yields each clip, and its control after it if it has one."""
-    for clip in clips:
-        yield clip
-        if clip.control is not None:
-            yield clip.control
 
 
 def digest_of_stamps(clips: Sequence[Clip]) -> str:

@@ -25,6 +25,7 @@ from wanvae.engine.config import parse_json
 from wanvae.engine.files import atomic_path
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import LITTER, suffix_of
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
 from wanvae.folders.listing import JOURNAL, MANIFEST, TABLE, size_and_time
 from wanvae.folders.manifest import (
@@ -112,9 +113,13 @@ def names_of(entries: Sequence[Entry]) -> Iterator[str]:
     return entries.names() if isinstance(entries, Entries) else (entry.name for entry in entries)
 
 
-def open_folder(folder: Path) -> MediaFolder:
-    """Returns what is in ``folder``, as ``read_folder``, in a moment if its table is up to date."""
-    return open_table(folder) or read_folder(folder)
+def open_folder(folder: Location) -> MediaFolder:
+    """Returns what is in ``folder``, as ``read_folder``, in a moment if its table is up to date.
+
+    A folder at an address has no table, and its manifest is read as a whole.
+    """
+    found = None if isinstance(folder, RemotePath) else open_table(folder)
+    return found or read_folder(folder)
 
 
 def open_table(folder: Path) -> MediaFolder | None:
@@ -140,16 +145,19 @@ def open_table(folder: Path) -> MediaFolder | None:
 
 
 def index_folder(
-    folder: Path, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
+    folder: Location, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
 ) -> MediaFolder:
-    """Writes the manifest of a folder, as ``write_manifest``, and its table.
+    """Writes the manifest of a folder, as ``write_manifest``, and on a disk its table.
 
     Takes the arguments of ``write_manifest``.
 
     Raises:
         UserError: as ``write_manifest``.
         OSError: the manifest or the table cannot be written.
+        RemoteError: a server cannot be reached, or takes no files.
     """
+    if isinstance(folder, RemotePath):
+        return write_manifest(folder, progress=progress, checks=checks, workers=workers)
     # Names that come later make the table out of date.
     names = read_names(folder)
     content = write_manifest(folder, progress=progress, checks=checks, workers=workers)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from wanvae.engine.storage.remote_path import Location
 from wanvae.folders.catalog import Entries
 from wanvae.folders.listing import MANIFEST, File
 from wanvae.folders.manifest import Entry, read_manifest
@@ -114,7 +114,7 @@ def longest(entries: Iterable[Entry]) -> list[Entry]:
     return list(kept.values())
 
 
-def longest_of_manifest(folder: Path, files: Collection[File]) -> dict[str, Entry | None]:
+def longest_of_manifest(folder: Location, files: Collection[File]) -> dict[str, Entry | None]:
     """Returns the longest scene of each analysed file by its path; None if all are left out.
 
     Args:
@@ -136,7 +136,7 @@ def longest_of_manifest(folder: Path, files: Collection[File]) -> dict[str, Entr
 
 
 def read_excerpt(
-    entry: Entry, folder: Path, start: float, frames: int, stride: int, alpha: bool
+    entry: Entry, folder: Location, start: float, frames: int, stride: int, alpha: bool
 ) -> Tensor:
     """Returns frames ``(C, T, H, W)`` in [-1, 1] of a scene, inside its bars.
 

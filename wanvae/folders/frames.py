@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.engine.memory import is_out_of_memory
+from wanvae.engine.storage.remote_path import Location
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, head_of, reason
@@ -31,11 +32,11 @@ Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 def read_clips(
     clips: Iterable[Clip],
-    folder: Path,
+    folder: Location,
     temporal_factor: int,
     *,
     alpha: bool = False,
-    control: Path | None = None,
+    control: Location | None = None,
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
@@ -63,12 +64,16 @@ def read_clips(
 def read_clip(
     clip: Clip, cutter: Cutter, temporal_factor: int
 ) -> Iterator[tuple[Clip, Frame | ClipError]]:
-    """Yields the frames of a clip, and at their end the error if there is one."""
+    """Yields the frames of a clip, and at their end the error if there is one.
+
+    Raises:
+        RemoteError: a server cannot be reached, which says nothing of the clip.
+    """
     try:
         for frame in whole_groups(cutter.cut(clip), temporal_factor):
             yield clip, frame
     except Exception as error:  # a damaged file can raise anything
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, RemoteError):
             raise
         cutter.close()
         yield clip, ClipError(reason(error, clip.entry.source(cutter.folder)))
@@ -119,7 +124,7 @@ class Cutter:
         folder: the indexed folder.
     """
 
-    def __init__(self, folder: Path, *, alpha: bool = False) -> None:
+    def __init__(self, folder: Location, *, alpha: bool = False) -> None:
         self.folder = folder
         self._alpha = alpha
         self._entry: Entry | None = None

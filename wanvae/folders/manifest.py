@@ -12,11 +12,11 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -25,6 +25,8 @@ from wanvae.engine.files import atomic_path
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.locking import locked
 from wanvae.engine.memory import is_out_of_memory
+from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.engine.workers import map_in_processes
 from wanvae.errors import UserError
 from wanvae.folders.listing import (
@@ -117,7 +119,7 @@ class Entry:
         """What changes when the video or image changes. A tar changes as a whole."""
         return Stamp(size=self.size, mtime=self.mtime, head=self.head)
 
-    def source(self, folder: Path) -> Path | FilePart:
+    def source(self, folder: Location) -> Location | FilePart:
         """Returns what to read, given the indexed folder."""
         path = folder / self.path
         if self.member is None:
@@ -140,19 +142,23 @@ class MediaFolder:
     descriptions: tuple[str, ...] = ()
 
 
-def load_entries(folder: Path) -> Sequence[Entry]:
+def load_entries(folder: Location) -> Sequence[Entry]:
     """Returns the entries of ``folder``, as ``read_folder`` does."""
     return read_folder(folder).entries
 
 
-def read_folder(folder: Path) -> MediaFolder:
+def read_folder(folder: Location) -> MediaFolder:
     """Returns what is in ``folder``. Files that its manifest does not know as they are are opened.
 
-    Warns if there are such files, or if files of the manifest are gone.
+    Warns if there are such files, or if files of the manifest are gone. The manifest at an address
+    is believed, because listing many files there takes long, and web servers cannot do it. Captions
+    and tables of metadata there are not in the manifest; ``find_descriptions`` finds them.
 
     Raises:
         UserError: the manifest is damaged, or there is no such folder.
     """
+    if isinstance(folder, RemotePath) and (folder / MANIFEST).exists():
+        return without_others(read_manifest(folder), Listing([], Counter()))
     listing = list_files(folder)
     known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
@@ -165,7 +171,7 @@ def read_folder(folder: Path) -> MediaFolder:
     return without_others(entries, listing)
 
 
-def warn_of_changes(folder: Path, files: Sequence[File], known: Collection[File]) -> None:
+def warn_of_changes(folder: Location, files: Sequence[File], known: Collection[File]) -> None:
     """Warns if the files of a folder are not the files of its manifest."""
     new = sum(file not in known for file in files)
     paths = {file.path for file in files}
@@ -197,14 +203,14 @@ def sample_of(entry: Entry) -> tuple[str, str]:
     return entry.path, split_key(entry.member)[0] if entry.member else ""
 
 
-def read_manifest(folder: Path) -> list[Entry]:
+def read_manifest(folder: Location) -> list[Entry]:
     """Returns the entries of a manifest, in the order of their paths.
 
     Raises:
         UserError: the manifest is damaged, or of another version of this package.
     """
     path = folder / MANIFEST
-    with path.open(encoding="utf-8") as lines:
+    with path.open("r", encoding="utf-8") as lines:
         try:
             return [entry_of(json.loads(line)) for line in lines]
         except NO_ENTRY as error:
@@ -215,7 +221,7 @@ def read_manifest(folder: Path) -> list[Entry]:
 
 
 def write_manifest(
-    folder: Path, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
+    folder: Location, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
 ) -> MediaFolder:
     """Indexes ``folder``, writes its manifest as a whole or not at all, and returns its content.
 
@@ -232,7 +238,10 @@ def write_manifest(
         UserError: there is no such folder, it has no videos, images or tars, its manifest is
             damaged, or another process indexes it.
         OSError: the manifest cannot be written.
+        RemoteError: a server cannot be reached, or takes no files.
     """
+    if isinstance(folder, RemotePath):
+        folder.check_writable()
     listing = list_files(folder)
     if not listing.files:
         ignored = describe_ignored(listing.ignored)
@@ -240,12 +249,13 @@ def write_manifest(
             f"nothing to index in {str(folder)!r}: it has no videos, images or tars"
             + (f", only {ignored}" if ignored else "")
         )
-    with locked(folder):
+    # Object stores know no locks.
+    with nullcontext() if isinstance(folder, RemotePath) else locked(folder):
         return index_files(folder, listing, progress=progress, checks=checks, workers=workers)
 
 
 def index_files(
-    folder: Path, listing: Listing, *, progress: bool, checks: Checks | None, workers: int
+    folder: Location, listing: Listing, *, progress: bool, checks: Checks | None, workers: int
 ) -> MediaFolder:
     """Writes the manifest of the files of a folder, as ``write_manifest`` says."""
     files, known = listing.files, known_entries(folder)
@@ -254,8 +264,7 @@ def index_files(
         for file in files
         if file not in known or (checks is not None and not all(map(is_analysed, known[file])))
     ]
-    journal = folder / JOURNAL
-    with journal.open("a", encoding="utf-8") as lines:
+    with open_journal(folder) as lines:
         # Ends a line that an interruption left unfinished; such a line is ignored.
         lines.write("\n")
         if checks is None:
@@ -277,11 +286,19 @@ def index_files(
         temporary.write_text(
             "".join(json.dumps(to_json(entry)) + "\n" for entry in entries), encoding="utf-8"
         )
-    journal.unlink()
+    if not isinstance(folder, RemotePath):
+        (folder / JOURNAL).unlink()
     return without_others(entries, listing)
 
 
-def known_entries(folder: Path) -> dict[File, list[Entry]]:
+def open_journal(folder: Location) -> IO[str]:
+    """Opens the journal of an index. Files at an address cannot grow, so there it is lost."""
+    if isinstance(folder, RemotePath):
+        return TemporaryFile("w", encoding="utf-8")
+    return (folder / JOURNAL).open("a", encoding="utf-8")
+
+
+def known_entries(folder: Location) -> dict[File, list[Entry]]:
     """Returns the entries of manifest and journal by file, without files to try again."""
     known: dict[File, list[Entry]] = {}
     if (folder / MANIFEST).exists():
@@ -319,7 +336,7 @@ def entry_of(values: dict[str, Any]) -> Entry:
     return Entry(**values)
 
 
-def probe_files(folder: Path, files: Sequence[File]) -> Iterator[list[Entry]]:
+def probe_files(folder: Location, files: Sequence[File]) -> Iterator[list[Entry]]:
     """Yields the entries of each file, in order. Several files are opened at once.
 
     Threads are enough, because FFmpeg and the disk take nearly all of the time, without holding
@@ -349,7 +366,7 @@ def is_analysed(entry: Entry) -> bool:
 
 
 def analyse_files(
-    folder: Path, files: Sequence[File], known: Mapping[File, list[Entry]], workers: int
+    folder: Location, files: Sequence[File], known: Mapping[File, list[Entry]], workers: int
 ) -> Iterator[list[Entry]]:
     """Yields the entries of each file with their analyses, in order.
 
@@ -365,7 +382,7 @@ def analyse_files(
 
 
 def analyse_file(
-    folder: Path, item: tuple[File, list[Entry] | None]
+    folder: Location, item: tuple[File, list[Entry] | None]
 ) -> tuple[list[Entry], list[str]]:
     """Returns the entries of a file with their analyses, and what the reader warns of."""
     file, entries = item
@@ -376,18 +393,20 @@ def analyse_file(
     return entries, list(dict.fromkeys(str(notice.message) for notice in notices))
 
 
-def analysed(entry: Entry, folder: Path) -> Entry:
+def analysed(entry: Entry, folder: Location) -> Entry:
     """Returns ``entry`` with its analysis. Of a video that cannot be read, nothing is used."""
     source = entry.source(folder)
     try:
         return replace(entry, analysis=analyse(source))
+    except RemoteError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         if is_out_of_memory(error):
             raise
         return replace(entry, analysis=Analysis(damage=reason(error, source)))
 
 
-def probe_file(folder: Path, file: File) -> list[Entry]:
+def probe_file(folder: Location, file: File) -> list[Entry]:
     """Returns the entry of a file; for a tar, the entries of its videos and images."""
     itself = Entry(path=file.path, size=file.size, mtime=file.mtime)
     path = folder / file.path
@@ -405,12 +424,14 @@ def probe_file(folder: Path, file: File) -> list[Entry]:
     return entries
 
 
-def probed(entry: Entry, folder: Path) -> Entry:
+def probed(entry: Entry, folder: Location) -> Entry:
     """Returns ``entry`` with the size, length and rate that its file tells, or with the error."""
     source = entry.source(folder)
     head = head_of(source)
     try:
         info = probe(source)
+    except RemoteError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         other = suffix_of(entry.name) not in MEDIA_SUFFIXES
         return replace(entry, head=head, error=reason(error, source), other=other)
@@ -426,14 +447,14 @@ def probed(entry: Entry, folder: Path) -> Entry:
     )
 
 
-def head_of(source: Path | FilePart) -> str:
+def head_of(source: Location | FilePart) -> str:
     """Returns the ``head`` of the stamp of a video or image."""
     if isinstance(source, FilePart):
         return digest_of_head(source.container, source.offset, source.size)
     return digest_of_head(source)
 
 
-def reason(error: Exception, source: Path | FilePart) -> str:
+def reason(error: Exception, source: Location | FilePart) -> str:
     """Returns an error in one line, without the name of the file that could not be read.
 
     The line names the kind of an error that neither this package nor the system raises on purpose.

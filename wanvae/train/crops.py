@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress, repeat
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 
 from wanvae.engine.config import check
 from wanvae.engine.litter import describe_ignored
+from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import SHOWN, warn_about
 from wanvae.errors import UserError
 from wanvae.folders.catalog import Entries, names_of, numbers_of, open_folder
@@ -177,7 +177,7 @@ class VideoCrops(Dataset):
         self.buckets = config.shapes
         weights = np.array([bucket.weight for bucket in self.buckets])
         self._shares = weights / weights.sum()
-        self.sources = [Source(Path(folder), config, alpha, report) for folder in config.shares]
+        self.sources = [Source(location(folder), config, alpha, report) for folder in config.shares]
         self._source_shares = [
             shares_for(bucket, self.sources, config) for bucket in range(len(self.buckets))
         ]
@@ -227,7 +227,7 @@ class Source:
         usable: for each bucket, the positions of the entries that are large and long enough.
     """
 
-    def __init__(self, folder: Path, config: DataConfig, alpha: bool, report: bool) -> None:
+    def __init__(self, folder: Location, config: DataConfig, alpha: bool, report: bool) -> None:
         self.folder = folder
         self.config = config
         self.alpha = alpha
@@ -396,7 +396,7 @@ def fits(numbers: np.ndarray, shape: BucketConfig, config: DataConfig) -> np.nda
 
 
 def warn_of(
-    entries: Sequence[Entry], unusable: np.ndarray, is_broken: np.ndarray, folder: Path
+    entries: Sequence[Entry], unusable: np.ndarray, is_broken: np.ndarray, folder: Location
 ) -> None:
     """Warns how many files are left out, and which: first the broken ones, then the small ones.
 
@@ -445,14 +445,14 @@ def places_of(entries: Sequence[Entry]) -> Sequence[int]:
     return [firsts.setdefault(entry.place, i) for i, entry in enumerate(entries)]
 
 
-def warn_of_selection(selection: Selection, folder: Path) -> None:
+def warn_of_selection(selection: Selection, folder: Location) -> None:
     """Warns how many scenes are left out, and which; and what else is done with scenes."""
     if selection.notes:
         shown = selection.left_out
         warn_about(f"{str(folder)!r}: {'; '.join(selection.notes)}", shown, "as its index says")
 
 
-def warn_of_hdr(entries: Sequence[Entry], found: np.ndarray, folder: Path) -> None:
+def warn_of_hdr(entries: Sequence[Entry], found: np.ndarray, folder: Location) -> None:
     """Warns how many files are HDR, and which.
 
     Args:

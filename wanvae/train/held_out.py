@@ -21,6 +21,7 @@ from wanvae.config import WanVAEConfig, check_length, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.litter import describe_ignored, suffix_of
+from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
 from wanvae.folders.excerpts import longest_of_manifest, read_excerpt
@@ -125,7 +126,7 @@ def read_held_out(
     check_length(model, config.frames)
     if config.folder is None:
         raise UserError("there is no evaluation folder; name one as evaluation.folder")
-    folder = Path(config.folder)
+    folder = location(config.folder)
     listing = list_held_out(folder)
     scenes = longest_of_manifest(folder, listing.files)
     clips, left_out, others = [], [], Counter[str]()
@@ -158,7 +159,7 @@ def usable_clips(config: EvaluationConfig, alpha: bool = False) -> Iterator[Held
     """
     if config.folder is None:
         return
-    folder = Path(config.folder)
+    folder = location(config.folder)
     files = list_held_out(folder).files
     scenes = longest_of_manifest(folder, files)
     for file in files:
@@ -166,7 +167,7 @@ def usable_clips(config: EvaluationConfig, alpha: bool = False) -> Iterator[Held
             yield read_file(folder, file.path, config, alpha, scenes)
 
 
-def list_held_out(folder: Path) -> Listing:
+def list_held_out(folder: Location) -> Listing:
     """The files of a folder that may be videos or images, sorted. Tars are not read.
 
     Raises:
@@ -179,7 +180,7 @@ def list_held_out(folder: Path) -> Listing:
 
 
 def read_file(
-    folder: Path,
+    folder: Location,
     name: str,
     config: EvaluationConfig,
     alpha: bool,
@@ -206,7 +207,7 @@ def read_file(
     return HeldOutClip(name, centre_crop(video, config.size))
 
 
-def read_scene(folder: Path, scene: Entry, config: EvaluationConfig, alpha: bool) -> Tensor:
+def read_scene(folder: Location, scene: Entry, config: EvaluationConfig, alpha: bool) -> Tensor:
     """The middle of a scene; VideoError if it cannot be read, or is too small."""
     if min(scene.height, scene.width) < config.size:
         raise VideoError(f"its scenes have {scene.width}x{scene.height} pixels, too few")
