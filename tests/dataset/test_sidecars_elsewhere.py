@@ -66,7 +66,7 @@ def options_of(files: Path, container: str, control: object = None) -> list[obje
 def captions(folder: object) -> dict[str, str]:
     """The captions in a data set by the name of the clip, and what else its tables tell."""
     clips = LatentDataset(str(folder)).clips
-    assert [c.sidecars for c in clips if c.source == "b/d.mp4"][0] == {"metadata": {"stars": 5}}
+    assert next(c.sidecars for c in clips if c.source == "b/d.mp4") == {"metadata": {"stars": 5}}
     return {clip.name: clip.caption for clip in clips if clip.caption is not None}
 
 
@@ -96,7 +96,9 @@ def test_parts_of_other_controls_are_refused(tmp_path: Path, capsys: Capture, fi
     other = tmp_path / "controls"
     shutil.copytree(files / "controls", other)
     folders = [tmp_path / "first", tmp_path / "second", tmp_path / "third"]
-    for number, (target, control) in enumerate(zip(folders, (files / "controls", other, None))):
+    for number, (target, control) in enumerate(
+        zip(folders, (files / "controls", other, None), strict=True)
+    ):
         control = [] if control is None else ["--control", control]
         part = ["--part", f"{number % 2}/2", *control]
         run_command(capsys, *encode_command(files, files / "videos", target, *part))
