@@ -398,6 +398,8 @@ def analysed(entry: Entry, folder: Location) -> Entry:
     source = entry.source(folder)
     try:
         return replace(entry, analysis=analyse(source))
+    except RemoteError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         if is_out_of_memory(error):
             raise
