@@ -60,6 +60,7 @@ class PacketSource:
     Args:
         notices: tells what must be told about the file; None tells nothing.
         fps: frames per second of several images, which have no rate; None takes 25.
+        hwaccel: the device that decodes, as in ``ReadOptions``.
 
     Attributes:
         stream: the video.
@@ -77,8 +78,10 @@ class PacketSource:
         path: Source,
         notices: Notices | None = None,
         fps: Fraction | None = None,
+        hwaccel: str | None = None,
     ) -> None:
         self.path = path
+        self._hwaccel = hwaccel
         self._fps = fps
         self.is_pipe = is_pipe(path)
         self._images = find_sequence(path, fps or DEFAULT_RATE)
@@ -108,7 +111,9 @@ class PacketSource:
             options["pattern_type"] = "none"  # a "%" in its name is no pattern
         with one_line_errors("read", self.path, self.advice):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(address(path), metadata_errors="replace", options=options)
+            self._container = av.open(
+                address(path), metadata_errors="replace", options=options, hwaccel=self._device()
+            )
         try:
             self.stream = choose_stream(self._container, self.path)
         except VideoError:
