@@ -30,6 +30,7 @@ from wanvae.video.common import (
     is_pipe,
     one_line_errors,
 )
+from wanvae.video.hardware import hardware_decoding
 from wanvae.video.sequence import DEFAULT_RATE, find_sequence
 from wanvae.video.streams import choose_stream, is_picture
 
@@ -81,7 +82,7 @@ class PacketSource:
         hwaccel: str | None = None,
     ) -> None:
         self.path = path
-        self._hwaccel = hwaccel
+        self._hardware = None if hwaccel is None else hardware_decoding(hwaccel)
         self._fps = fps
         self.is_pipe = is_pipe(path)
         self._images = find_sequence(path, fps or DEFAULT_RATE)
@@ -112,7 +113,7 @@ class PacketSource:
         with one_line_errors("read", self.path, self.advice):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._container = av.open(
-                address(path), metadata_errors="replace", options=options, hwaccel=self._device()
+                address(path), metadata_errors="replace", options=options, hwaccel=self._hardware
             )
         try:
             self.stream = choose_stream(self._container, self.path)
@@ -120,6 +121,11 @@ class PacketSource:
             self.close()
             raise
         self.decoder = decoder_of(self.stream)
+        if self._hardware is not None and not self.stream.codec_context.is_hwaccel:
+            self._tell(
+                f"its codec {self.stream.codec_context.name} is decoded on the CPU: the device of "
+                "--hwaccel does not decode it"
+            )
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         if self._own is not None:
             self.tick = self._own.tick

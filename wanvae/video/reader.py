@@ -124,7 +124,7 @@ class VideoReader:
         self._interlaced = False  # whether any frame was so far
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
-        self._source = PacketSource(path, self._notices, fps)
+        self._source = PacketSource(path, self._notices, fps, options.hwaccel)
         self._losses = Losses(self._source, self._notices, None if alpha else self._background)
         try:
             self._start()
