@@ -49,7 +49,7 @@ SIZES = (640, 360), (1280, 720)
 FPS = Fraction(25)
 # Frames per second of the reader, for one of plain PyAV.
 READER_TARGET = 0.9
-SMALLEST = WanVAEConfig(dim=1, z_dim=1, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+SMALLEST = WanVAEConfig(dim=2, z_dim=1, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measures all sizes and prints a report."""
-    scale = options.size_scale
-    jobs = [
-        VideoIO(
-            max(16, round(w * scale / 8) * 8), max(16, round(h * scale / 8) * 8), options.frames
-        )
-        for w, h in SIZES
-    ]
+    jobs = []
+    for size in SIZES:
+        width, height = (max(16, round(side * options.size_scale / 8) * 8) for side in size)
+        jobs.append(VideoIO(width, height, options.frames))
     header = describe("reading and writing videos on cpu", "av")
     run_jobs(jobs, lambda job: measure(job, options.repeats), report, header, options.json)
 

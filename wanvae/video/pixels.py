@@ -73,7 +73,8 @@ def _channels(picture: av.VideoFrame) -> list[np.ndarray]:
     planes = [picture.planes[number] for number in _PLANES_OF_RGB]
     kind = np.dtype("<u2" if picture.format.components[0].bits > 8 else "u1")
     return [
-        np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : picture.width] for plane in planes
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : picture.width]
+        for plane in planes
     ]
 
 
