@@ -117,8 +117,8 @@ def launched(*arguments: object) -> list[str]:
 
 
 @contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """Locks a folder as another process does that works in it."""
+def occupied(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Locks a folder, or a share of it, as another process does that works in it."""
     program = (
         "import fcntl, sys\n"
         "with open(sys.argv[1], 'a+') as file:\n"
@@ -128,7 +128,7 @@ def occupied(folder: Path) -> Iterator[None]:
         "    sys.stdin.read()\n"
     )
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", program, str(folder / ".lock")]
+    command = [sys.executable, "-c", program, str(folder / name)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         yield

@@ -27,6 +27,9 @@ COMMANDS = {
     "convert": listed(
         "write a checkpoint in another layout", "wanvae.commands.checkpoint", "CONVERT"
     ),
+    "merge-index": listed(
+        "join the parts of a data set of latents", "wanvae.commands.merge_index", "MERGE_INDEX"
+    ),
     "index": listed("list the videos of a folder, for training", "wanvae.commands.index", "INDEX"),
 }
 

@@ -16,10 +16,12 @@ from wanvae.commands.buckets import (
 from wanvae.commands.options import DTYPES, add_model_options, checkpoint_of, load_model
 from wanvae.commands.output import print_some
 from wanvae.dataset.encode import DatasetReport, encode_dataset
+from wanvae.dataset.parts import parse_part
 from wanvae.dataset.settings import DatasetOptions
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
+from wanvae.engine.signals import Interrupted
 from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
 from wanvae.latents.formats import LAYOUTS
@@ -61,17 +63,20 @@ def run(arguments: Namespace) -> None:
                 arguments.destination,
                 options,
                 processes,
+                part=None if arguments.part is None else parse_part(arguments.part),
                 tile_size=arguments.tile_size,
                 max_memory=arguments.max_memory,
                 progress=arguments.progress,
             )
+        except Interrupted:
+            raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "files that were written are complete; run it again to go on from there"
             ) from None
     # Only the first process prints, and fails, for all of them.
     if report is not None:
-        show(f"{arguments.source} -> {arguments.destination}", report, options)
+        show(f"{arguments.source} -> {arguments.destination}", report, options, arguments.part)
 
 
 def as_text(value: object) -> str | None:
@@ -79,8 +84,8 @@ def as_text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def show(name: str, report: DatasetReport, options: DatasetOptions) -> None:
-    """Prints the results, and raises UserError if there are no clips."""
+def show(name: str, report: DatasetReport, options: DatasetOptions, part: str | None) -> None:
+    """Prints the results, and raises UserError if there are no clips, except in a part."""
     speed = report.frames / report.seconds
     print(
         f"{name}: {report.written} clips written, {report.kept} were there, "
@@ -102,7 +107,9 @@ def show(name: str, report: DatasetReport, options: DatasetOptions) -> None:
     print_some("note", report.notes)
     print_some("left out, too small or too short", report.left_out)
     print_some("failed", [f"{failure.name}: {failure.reason}" for failure in report.failures])
-    if not report.written + report.kept:
+    if part is not None:
+        print(f"part {part} is listed; wanvae merge-index joins the parts")
+    elif not report.written + report.kept:
         raise UserError(f"not one of {len(report.failures)} clips could be encoded")
 
 
@@ -110,9 +117,12 @@ def add_options(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
         "source",
-        help="folder of videos, images and tars of them, or the manifest that wanvae index wrote",
+        help="folder of videos, images and tars of them, or the manifest that wanvae index wrote; "
+        "a path or an address like s3://bucket/videos",
     )
-    parser.add_argument("destination", help="folder to write, new or from an interrupted run")
+    parser.add_argument(
+        "destination", help="folder to write, new or from an interrupted run; a path or an address"
+    )
     parser.reads("source")
     parser.writes("destination")
     parser.add_argument(
@@ -178,9 +188,15 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--control",
         metavar="FOLDER",
-        help="folder of second videos with the names of the videos, like depth or poses: store "
-        "their latents at the same times and of the same size too",
+        help="folder of second videos with the names of the videos, like depth or poses, as a path "
+        "or an address: store their latents at the same times and of the same size too",
     )
+    parser.add_argument(
+        "--part",
+        help="3/16: encode only the fourth of 16 parts, on one of 16 machines; wanvae merge-index "
+        "joins them",
+    )
+    parser.reads("control")
     add_model_options(parser)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby, repeat
+from itertools import chain, groupby
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryFile
+from signal import Signals
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -24,16 +25,27 @@ from tqdm import tqdm
 from wanvae.config import encodes_alpha
 from wanvae.dataset import layouts
 from wanvae.dataset.files import WRITERS, clip_metadata, index_file
-from wanvae.dataset.plan import DatasetPlan, prepare
-from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
+from wanvae.dataset.parts import DatasetPart, write_part
+from wanvae.dataset.plan import DatasetPlan, map_files, prepare
+from wanvae.dataset.records import (
+    FAILURES,
+    INDEX,
+    FailureLog,
+    IndexedClip,
+    read_failures,
+    remove_logs,
+)
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan, StoredClip
+from wanvae.dataset.unfinished import SavedClip, read_unfinished, unfinished_name
 from wanvae.engine.ahead import ahead
 from wanvae.engine.files import unwritable
 from wanvae.engine.finite import NotFiniteError
-from wanvae.engine.json_files import append_line, write_lines
+from wanvae.engine.json_files import write_lines
 from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.engine.sharing import neighbouring_share, progress_bar
+from wanvae.engine.signals import Interrupted, StopRequest, stopped_by_sigterm
+from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.execution.limits import Memory, TileSize
 from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
@@ -53,6 +65,12 @@ if TYPE_CHECKING:
 # Frames that wait to be encoded, and pieces of latents that wait to be written.
 FRAMES_AHEAD = 8
 PIECES_AHEAD = 8
+# Seconds after SIGTERM after which a clip under way is given up. Schedulers give 30 and more.
+GRACE = 15.0
+
+
+class UnfinishedError(ClipError):
+    """A clip is given up, because the process has to end."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,8 @@ class Piece:
 
 Frames: TypeAlias = Generator[tuple[Clip, Frame | ClipError], None, None]
 Pieces: TypeAlias = Generator[tuple[Clip, Piece | ClipError], None, None]
+# The latents of one clip after the other.
+Rows: TypeAlias = Iterator[tuple[Clip, Row[Piece]]]
 
 
 @dataclass
@@ -98,8 +118,10 @@ class DatasetReport:
         size: bytes that were written.
         seconds: how long it took.
         failures: clips and files that could not be encoded, now or before.
-        left_out: videos and images that are too small or too short for a clip, one line each.
-        changed: videos and images whose clips were encoded again, because they have changed.
+        left_out: videos, images and scenes that are too small or too short for a clip, one line
+            each.
+        changed: videos and images whose clips were encoded again, because they or their scenes have
+            changed.
         gone: videos and images that are not in the folder any more. The index leaves out their
             clips; the files of these clips stay.
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
@@ -136,20 +158,26 @@ def encode_dataset(
     options: DatasetOptions,
     processes: PartialState,
     *,
+    part: DatasetPart | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
     progress: bool = False,
 ) -> DatasetReport | None:
     """Encodes the videos and images of a folder. Latents that are there already are kept.
 
-    With a file for each clip, clips of videos that have changed are encoded again.
+    With a file for each clip, clips of videos that have changed are encoded again. After SIGTERM
+    the clip under way is finished, if that takes no longer than 15 seconds, and what is there is
+    written.
 
     Args:
         vae: the model.
         checkpoint: where the model comes from.
-        source: a folder, or its manifest.
-        destination: a new folder, or the folder of an earlier run with the same settings.
+        source: a folder, or its manifest; on a disk or at an address like ``s3://bucket/videos``.
+        destination: a new folder, or the folder of an earlier run with the same settings; on a
+            disk or at an address.
         processes: the processes of the run. All of them call this function and share the work.
+        part: encode only this part, and write a list of it, which ``merge_parts`` joins with the
+            lists of others; None encodes everything, and writes the index.
         tile_size, max_memory: as for ``WanVAE.stream_encode``.
         progress: show a progress bar with the clips of the first process.
 
@@ -160,13 +188,15 @@ def encode_dataset(
         UserError: there is nothing to encode, ``options`` do not fit the model or the folder, one
             folder lies inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
+        RemoteError: a server cannot be reached.
+        Interrupted: SIGTERM has ended the work before all was done.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = location(source), location(destination)
     if source.name == MANIFEST:
         source = source.parent
     with ExitStack() as held:
         plan = run_on_first_process(
-            lambda: prepare(vae, checkpoint, source, destination, options, held)
+            lambda: prepare(vae, checkpoint, source, destination, options, part, held)
         )
         return carry_out(
             plan,
@@ -183,8 +213,8 @@ def encode_dataset(
 def carry_out(
     plan: DatasetPlan,
     vae: WanVAE,
-    source: Path,
-    destination: Path,
+    source: Location,
+    destination: Location,
     processes: PartialState,
     *,
     tile_size: TileSize | None,
@@ -196,7 +226,14 @@ def carry_out(
     rank, ranks = processes.process_index, processes.num_processes
     # Neighbours, so that the clips of one video mostly go to one process, which need not seek.
     files = neighbouring_share(plan.missing, [file.pixels for file in plan.missing], rank, ranks)
-    clips = [clip for file in files for clip in file.clips]
+    saved = {
+        file.name: read_unfinished(destination, file)
+        for file in files
+        if file.name in plan.unfinished
+    }
+    clips = [
+        clip for file in files for clip in file.clips if clip.name not in saved.get(file.name, {})
+    ]
     config = vae.config
     control = plan.settings.options.control
     read = read_clips(
@@ -204,29 +241,41 @@ def carry_out(
         source,
         config.temporal_factor,
         alpha=encodes_alpha(config),
-        control=None if control is None else Path(control),
+        control=None if control is None else location(control),
     )
-    frames = ahead(read, FRAMES_AHEAD)
-    pieces = encode_clips(vae, frames, tile_size, max_memory)
-    with progress_bar(processes, "clip", total=len(clips), show=progress) as bar:
-        work = write_files(files, ahead(pieces, PIECES_AHEAD), destination, plan.settings, bar)
+    with (
+        stopped_by_sigterm(GRACE) as stop,
+        progress_bar(processes, "clip", total=len(clips), show=progress) as bar,
+    ):
+        frames = ahead(read, FRAMES_AHEAD)
+        pieces = ahead(encode_clips(vae, frames, tile_size, max_memory, stop), PIECES_AHEAD)
+        log = FailureLog(destination, log_name(plan, destination, rank))
+        writer = FileWriter(destination, plan.settings, saved, log, bar)
+        work = writer.write_all(files, pieces)
+    if stop.signal is not None and plan.part is None:
+        raise interruption(stop.signal)
     # A process is only sure to see its own files, and the files that were there before.
     layout = layouts.layout_of(plan.settings.options)
-    kept = [
-        clip
-        for file in plan.kept[rank::ranks]
-        for clip in index_file(destination, file.name, layout)
-    ]
-    everything = gather_objects((work, kept))
+    indexed = map_files(
+        lambda file: index_file(destination, file.name, layout),
+        plan.kept[rank::ranks],
+        destination,
+    )
+    everything = gather_objects((work, list(chain(*indexed)), stop.signal))
+    signals = [signal for *_, signal in everything if signal is not None]
+    if signals and not processes.is_main_process:
+        raise interruption(signals[0])
     if not processes.is_main_process:
         return None
-    works = [work for work, _ in everything]
+    works = [work for work, *_ in everything]
     written = list(chain(*(work.written for work in works)))
-    kept = list(chain(*(kept for _, kept in everything)))
-    failed = chain(*(work.failures for work in works))
+    kept = list(chain(*(kept for _, kept, _ in everything)))
+    failed = list(chain(*(work.failures for work in works)))
     with SidecarReader(source, plan.descriptions) as sidecars:
         failures = write_lists(destination, plan, written + kept, failed, sidecars)
         notes = (*plan.notes, *sidecars.notes)
+    if signals:
+        raise interruption(signals[0])
     return DatasetReport(
         written=len(written),
         kept=len(kept),
@@ -249,50 +298,42 @@ def carry_out(
 
 
 def encode_clips(
-    vae: WanVAE, frames: Frames, tile_size: TileSize | None, max_memory: Memory | None
+    vae: WanVAE,
+    frames: Frames,
+    tile_size: TileSize | None,
+    max_memory: Memory | None,
+    stop: StopRequest,
 ) -> Pieces:
-    """Yields the latents of each clip in turn, piece by piece. An error ends its clip."""
+    """Yields the latents of each clip in turn, piece by piece. An error ends its clip.
+
+    Once the process has been asked to stop, no further clip begins. A clip that is given up has an
+    UnfinishedError as its last piece.
+    """
+    before: Clip | None = None
     with closing(frames):
         for clip, row in groupby(frames, key=lambda pair: pair[0]):
+            # The control of a clip is encoded after the clip, and is needed to store it.
+            if stop.asked and (before is None or before.control is not clip):
+                return
+            before = clip
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory)
             times: list[float] = []
 
             def note_time(frame: Frame, times: list[float] = times) -> None:
                 times.append(frame.time)
+                if stop.overdue:
+                    raise UnfinishedError("there was no time for it")
 
             try:
                 for posterior in encode_frames(vae.config, encoder, raised(row), note_time):
                     on_cpu = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
                     yield clip, Piece(on_cpu, tuple(times))
                     times.clear()
+            except UnfinishedError as error:
+                yield clip, error
+                return
             except (ClipError, NotFiniteError) as error:
                 yield clip, ClipError(str(error))
-
-
-def write_files(
-    files: Sequence[LatentsFilePlan],
-    pieces: Pieces,
-    folder: Path,
-    settings: DatasetSettings,
-    bar: tqdm,
-) -> Work:
-    """Writes the files of a process.
-
-    Args:
-        pieces: the latents of all clips of the files, in order.
-
-    Raises:
-        FileError: the disk is full, or cannot be written.
-    """
-    writer = FileWriter(folder, settings, bar)
-    with closing(pieces):
-        rows = groupby(pieces, key=lambda pair: pair[0])
-        try:
-            for file in files:
-                writer.write(file, rows)
-        except OSError as error:
-            raise unwritable(folder, error) from error
-    return writer.work
 
 
 @dataclass(frozen=True)
@@ -320,68 +361,206 @@ def open_spools(folder: Path, options: DatasetOptions) -> Iterator[Spools]:
 class FileWriter:
     """Writes the files of a data set one after the other.
 
+    Args:
+        folder: the folder of the data set.
+        saved: for each file that an interrupted run has left unfinished, the clips in it by name.
+        log: where failures are recorded.
+        bar: is moved by each clip that is encoded.
+
     Attributes:
         work: the results so far.
     """
 
-    def __init__(self, folder: Path, settings: DatasetSettings, bar: tqdm) -> None:
+    def __init__(
+        self,
+        folder: Location,
+        settings: DatasetSettings,
+        saved: Mapping[str, Mapping[str, SavedClip]],
+        log: FailureLog,
+        bar: tqdm,
+    ) -> None:
         self._folder = folder
         self._settings = settings
+        self._saved = saved
+        self._log = log
         self._bar = bar
         self.work = Work()
 
-    def write(self, file: LatentsFilePlan, rows: Iterator[tuple[Clip, Row[Piece]]]) -> None:
+    def write_all(self, files: Sequence[LatentsFilePlan], pieces: Pieces) -> Work:
+        """Writes files, until there are no more latents, and returns the results.
+
+        Args:
+            pieces: the latents of all clips of the files that are not saved, in order.
+
+        Raises:
+            FileError: the disk is full, or cannot be written.
+            RemoteError: a server cannot be reached.
+        """
+        with closing(pieces):
+            rows = groupby(pieces, key=lambda pair: pair[0])
+            try:
+                for file in files:
+                    if not self.write(file, rows):
+                        break
+            except OSError as error:
+                raise unwritable(self._folder, error) from error
+        return self.work
+
+    def write(self, file: LatentsFilePlan, rows: Rows) -> bool:
         """Writes the latents of the clips of one file.
 
         A file for one clip is not written if the clip cannot be read. A file for many clips is
-        always written, with the clips that can be read.
+        always written, with the clips that can be read. If there are no more latents, it keeps
+        another name, under which the next run finds it.
 
         Args:
             rows: the latents of each clip, of which this file takes the next ones.
+
+        Returns:
+            Whether there were latents of all clips of the file.
         """
-        path = self._folder / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clips = self._stored(file, rows)
         layout = layouts.layout_of(self._settings.options)
-        if layout is None:
-            WRITERS[self._settings.options.container](path, clips)
-        else:
-            layouts.write_clips(path, clips, layout)
-        if path.exists():
-            self.work.written += index_file(self._folder, file.name, layout)
-            self.work.size += path.stat().st_size
+        many = self._settings.options.many
+        with local_folder(self._folder) as folder:
+            path = folder / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = folder / unfinished_name(file.name)
+            target = unfinished if many else path
+            done: list[str] = []
+            clips = self._stored(rows, file, folder, done)
+            if layout is None:
+                WRITERS[self._settings.options.container](target, clips)
+            else:
+                layouts.write_clips(target, clips, layout)
+            finished = len(done) == len(file.clips)
+            if many and finished:
+                unfinished.replace(path)
+            elif many and (layout is not None or not done):
+                # What this layout stores of a clip is not all that its file needs.
+                unfinished.unlink()
+            if path.exists():
+                self.work.written += index_file(folder, file.name, layout)
+                self.work.size += path.stat().st_size
+            self._upload(folder, file.name if finished else unfinished_name(file.name))
+        if many and finished and isinstance(self._folder, RemotePath) and self._saved:
+            (self._folder / unfinished_name(file.name)).unlink(missing_ok=True)
+        return finished
+
+    def _upload(self, folder: Path, name: str) -> None:
+        """Uploads a file, if it is there and the data set is at an address."""
+        if isinstance(self._folder, RemotePath) and (folder / name).exists():
+            (self._folder / name).upload(folder / name)
 
     def _stored(
-        self, file: LatentsFilePlan, rows: Iterator[tuple[Clip, Row[Piece]]]
+        self, rows: Rows, file: LatentsFilePlan, folder: Path, done: list[str]
     ) -> Iterator[StoredClip]:
-        """Yields the clips that can be read, ready to be written, and records the others."""
-        for clip, facts in zip(file.clips, file.facts or repeat(None), strict=False):
-            with open_spools(self._folder, self._settings.options) as spools:
-                failure = None
-                times: list[float] = []
+        """Yields the clips that can be read, ready to be written, and records the others.
+
+        Args:
+            folder: where temporary files are.
+            done: gets the name of each clip that need not be tried again.
+        """
+        options = self._settings.options
+        saved = self._saved.get(file.name, {})
+        for number, clip in enumerate(file.clips):
+            facts = file.facts[number] if file.facts else None
+            with open_spools(folder, options) as spools:
+                if clip.name in saved:
+                    metadata = saved[clip.name].metadata
+                    saved[clip.name].copy_to([spools.clip, *spools.conditions.values()], options)
+                    done.append(clip.name)
+                    yield StoredClip(clip.name, metadata, spools.clip, facts, spools.conditions)
+                    continue
                 try:
-                    times = collect(spools, clip, next(rows)[1], self._settings)
-                    check_frames(times, facts)
+                    times = collect_clip(spools, clip, rows, self._settings, facts)
+                except UnfinishedError:
+                    return
                 except ClipError as error:
-                    failure = error
-                if clip.control is not None:
-                    # Its row is taken in any case, so that the next row is of the next clip.
-                    _, row = next(rows)
-                    try:
-                        if failure is None:
-                            collect_control(spools, clip, row, self._settings)
-                    except ClipError as error:
-                        failure = ClipError(f"its control {clip.control.source}: {error}")
-                if failure is None:
+                    self._record(Failure(clip.name, clip.source, str(error)))
+                    done.append(clip.name)
+                else:
+                    done.append(clip.name)
                     metadata = clip_metadata(clip, self._settings, times)
                     yield StoredClip(clip.name, metadata, spools.clip, facts, spools.conditions)
-                else:
-                    self._record(Failure(clip.name, clip.source, str(failure)))
             self._bar.update()
 
     def _record(self, failure: Failure) -> None:
         self.work.failures.append(failure)
-        append_line(self._folder / FAILURES, failure)
+        self._log.add(failure)
+
+
+@contextmanager
+def local_folder(folder: Location) -> Iterator[Path]:
+    """Gives a folder on a disk: ``folder``, or a temporary folder if it is at an address."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
+def log_name(plan: DatasetPlan, folder: Location, rank: int) -> str | None:
+    """Returns the name of a process in ``FailureLog``; None where all processes share a file."""
+    if plan.part is not None:
+        return f"{plan.part.tag}.rank-{rank}"
+    return f"rank-{rank}" if isinstance(folder, RemotePath) else None
+
+
+def interruption(number: Signals) -> Interrupted:
+    """Returns what ends a process that was asked to stop."""
+    return Interrupted(
+        "files that were written are complete; run it again to go on from there", number
+    )
+
+
+def collect_clip(
+    spools: Spools, clip: Clip, rows: Rows, settings: DatasetSettings, facts: ClipFacts | None
+) -> list[float]:
+    """Puts the latents of a clip and of its conditions into ``spools``.
+
+    Args:
+        rows: the latents of each clip and control. The next ones are of this clip.
+
+    Returns:
+        The times from the first frame of the video.
+
+    Raises:
+        UnfinishedError: there are no more latents.
+        ClipError: as ``collect``, ``check_frames`` or ``collect_control``.
+    """
+    failure = None
+    times: list[float] = []
+    try:
+        times = collect(spools, clip, next_row(rows), settings)
+        check_frames(times, facts)
+    except UnfinishedError:
+        raise
+    except ClipError as error:
+        failure = error
+    if clip.control is not None:
+        # Its row is taken in any case, so that the next row is of the next clip.
+        row = next_row(rows)
+        try:
+            if failure is None:
+                collect_control(spools, clip, row, settings)
+        except UnfinishedError:
+            raise
+        except ClipError as error:
+            failure = ClipError(f"its control {clip.control.source}: {error}")
+    if failure is not None:
+        raise failure
+    return times
+
+
+def next_row(rows: Rows) -> Row[Piece]:
+    """Returns the latents of the next clip.
+
+    Raises:
+        UnfinishedError: there are no more.
+    """
+    for _, row in rows:
+        return row
+    raise UnfinishedError("there was no time for it")
 
 
 def collect(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> list[float]:
@@ -490,27 +669,36 @@ def sample_frames(posterior: Posterior, generator: torch.Generator) -> Tensor:
 
 
 def write_lists(
-    folder: Path,
+    folder: Location,
     plan: DatasetPlan,
-    clips: Iterable[IndexedClip],
-    failed: Iterable[Failure],
+    clips: Sequence[IndexedClip],
+    failed: Sequence[Failure],
     sidecars: SidecarReader,
 ) -> list[Failure]:
-    """Writes the index and the list of failures, and returns the failures."""
+    """Writes the index and the list of failures, or the list of a part, and returns the failures.
+
+    Args:
+        clips: the clips that are there.
+        failed: clips that could not be encoded this time.
+    """
     index = {clip.name: clip for clip in clips}
-    names = [clip.name for file in plan.files for clip in file.clips]
-    recorded = {failure.name: failure for failure in (*read_failures(folder), *failed)}
-    failures = [recorded[name] for name in names if name in recorded and name not in index]
-    failures.extend(plan.broken)
-    write_lines(folder / FAILURES, failures)
     described = (
         replace(index[clip.name], sidecars=sidecars.read(clip.entry))
         for file in plan.files
         for clip in file.clips
         if clip.name in index
     )
+    if plan.part is not None:
+        known = (*read_failures(folder), *failed)
+        return write_part(folder, plan.part, plan.files, described, known, plan.broken)
+    names = [clip.name for file in plan.files for clip in file.clips]
+    recorded = {failure.name: failure for failure in (*read_failures(folder), *failed)}
+    failures = [recorded[name] for name in names if name in recorded and name not in index]
+    failures.extend(plan.broken)
+    write_lines(folder / FAILURES, failures)
+    remove_logs(folder)
     write_lines(folder / INDEX, described, whole=False)
     layout = layouts.layout_of(plan.settings.options)
-    if layout is not None:
-        layouts.finish(folder, plan.files, layout)
+    if layout is not None and isinstance(folder, Path):
+        layouts.finish(folder, [file.name for file in plan.files], layout)
     return failures

@@ -30,6 +30,8 @@ from wanvae.dataset.stored import (
 )
 from wanvae.engine.config import parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.engine.storage.remote_path import Location
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, writable_rate
 from wanvae.folders.tars import TAR_SUFFIX
@@ -86,6 +88,8 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float])
     }
     if clip.control is not None:
         origin["control"] = to_json_dict(clip.control.entry.stamp)
+    if clip.cut_from:
+        origin["cut_from"] = clip.cut_from
     normalized = settings.options.scale == "normalized"
     metadata = video_metadata(video, normalized=normalized, model=settings.model)
     return metadata | {"clip": json.dumps(origin)}
@@ -172,7 +176,7 @@ WRITERS: dict[Container, Callable[[Path, Iterable[StoredClip]], None]] = {
 # Indexing
 
 
-def index_file(folder: Path, name: str, layout: Layout | None = None) -> list[IndexedClip]:
+def index_file(folder: Location, name: str, layout: Layout | None = None) -> list[IndexedClip]:
     """Returns the clips in a file of latents.
 
     Args:
@@ -188,32 +192,55 @@ def index_file(folder: Path, name: str, layout: Layout | None = None) -> list[In
         with path.open("rb") as content:
             if layout is not None:
                 return list(index_clips(content, name, layout))
-            if path.suffix == TAR_SUFFIX:
-                with tarfile.open(fileobj=content, mode="r:") as tar:
-                    starts = [member.offset_data for member in tar]
-            else:
-                starts = [0]
+            starts = find_starts(content, path.suffix)
             return [clip for start in starts for clip in index_tensors(content, start, name)]
+    except RemoteError:
+        raise
     except DAMAGE as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it, and run encode-dataset again"
         ) from error
 
 
+def find_starts(content: IO[bytes], suffix: str) -> list[int]:
+    """Returns where the safetensors in a file begin."""
+    if suffix != TAR_SUFFIX:
+        return [0]
+    with tarfile.open(fileobj=content, mode="r:") as tar:
+        return [member.offset_data for member in tar]
+
+
 def index_tensors(content: IO[bytes], start: int, name: str) -> Iterator[IndexedClip]:
     """Yields the clips of the safetensors that begin at byte ``start`` of the file ``name``."""
+    for prefix, tensors, metadata, data in find_clip_tensors(content, start):
+        yield indexed(tensors, prefix, metadata, name, data)
+
+
+def find_clip_tensors(
+    content: IO[bytes], start: int
+) -> Iterator[tuple[str, dict[str, Any], Mapping[str, str], int]]:
+    """Yields the clips of the safetensors that begin at byte ``start`` of a file.
+
+    Each is the beginning of the names of its tensors, the tensors of all clips, the metadata of the
+    clip, and the first byte of the data.
+    """
     tensors, metadata, start = read_header(content, start)
     if metadata["format"] == MANY_CLIPS_FORMAT:
         for clip, described in parse_json(metadata["clips"]).items():
-            yield indexed(tensors, f"{clip}/", described, name, start)
+            yield f"{clip}/", tensors, described, start
     else:
-        yield indexed(tensors, "", metadata, name, start)
+        yield "", tensors, metadata, start
+
+
+def first_tensor(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the entry of the first tensor of latents of a clip."""
+    return tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
 
 
 def indexed(
     tensors: Mapping[str, Any], prefix: str, metadata: Mapping[str, str], file: str, start: int
 ) -> IndexedClip:
     """Returns the clip whose tensors have names with this prefix, and data from ``start`` on."""
-    first = tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
+    first = first_tensor(tensors, prefix)
     frames, offset = tensors[f"{prefix}times"]["shape"][0], start + first["data_offsets"][0]
     return indexed_clip(metadata, frames, tuple(first["shape"]), file, offset)

@@ -27,6 +27,7 @@ from wanvae.dataset.stored import (
 )
 from wanvae.engine.config import parse_json
 from wanvae.engine.files import atomic_path
+from wanvae.engine.storage.remote_path import Location
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, safe_path
 from wanvae.folders.failure import Failure
@@ -51,11 +52,13 @@ def layout_of(options: DatasetOptions) -> Layout | None:
     return LAYOUTS.get(options.layout)
 
 
-def facts_of(clip: Clip, options: DatasetOptions, config: WanVAEConfig, folder: Path) -> ClipFacts:
+def facts_of(
+    clip: Clip, options: DatasetOptions, config: WanVAEConfig, folder: Location
+) -> ClipFacts:
     """Returns what the name and the metadata of the file of a clip depend on.
 
     Args:
-        folder: the folder of videos, absolute.
+        folder: the folder of videos, absolute or an address.
     """
     entry, factor = clip.entry, config.temporal_factor
     path = str(folder / entry.path)
@@ -108,7 +111,7 @@ def plan_files(
     options: DatasetOptions,
     config: WanVAEConfig,
     layout: Layout,
-    folder: Path,
+    folder: Location,
 ) -> tuple[list[LatentsFilePlan], list[Failure]]:
     """Returns the files for ``clips``, and the clips whose files would have names of others."""
     known = [(clip, facts_of(clip, options, config, folder)) for clip in clips]
@@ -181,18 +184,18 @@ def write_clip(file: IO[bytes], clip: StoredClip, layout: Layout) -> None:
     layout.write(file, clip.facts, clip.spool, described, clip.conditions)
 
 
-def finish(folder: Path, files: Iterable[LatentsFilePlan], layout: Layout) -> None:
+def finish(folder: Path, names: Iterable[str], layout: Layout) -> None:
     """Writes what a program reads besides the files of clips.
 
     Args:
         folder: the folder of the data set.
-        files: all files that are there.
+        names: the names of all files that are there.
     """
     if not layout.shards:
         return
     shards: defaultdict[Path, dict[int, list[tuple[int, int]]]] = defaultdict(dict)
-    for file in files:
-        path = folder / file.name
+    for name in names:
+        path = folder / name
         number = int(path.stem.removeprefix("shard_"))
         with path.open("rb") as content:
             shards[path.parent][number] = read_places(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from wanvae.dataset.clip import LatentClip
 from wanvae.dataset.records import INDEX, IndexedClip
 from wanvae.dataset.settings import read_settings
 from wanvae.engine.json_lines import JsonLines
+from wanvae.engine.storage.remote_path import Location
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
 
@@ -32,7 +32,7 @@ class OwnLatents:
         UserError: the folder is not a data set or not complete, or no distribution is stored.
     """
 
-    def __init__(self, folder: Path, sample: bool) -> None:
+    def __init__(self, folder: Location, sample: bool) -> None:
         self.folder = folder
         self.settings = read_settings(folder)
         self.clips = self._open_index()
@@ -51,7 +51,7 @@ class OwnLatents:
         except FileNotFoundError:
             raise UserError(
                 f"{self.folder} is not complete, because it has no {INDEX}; "
-                "run wanvae encode-dataset again to go on"
+                "run wanvae encode-dataset again to go on, or wanvae merge-index to join parts"
             ) from None
 
     def shapes(self) -> list[tuple[int, ...]]:
@@ -119,8 +119,8 @@ class OwnLatents:
         """
         options = self.settings.options
         channels, length, height, width = clip.shape
-        lengths = [length, *(1 if c == "first_frame" else length for c in options.conditions)]
-        shapes = [(len(options.tensors), channels, each, height, width) for each in lengths]
+        tensors = len(options.tensors)
+        shapes = [(tensors, channels, each, height, width) for each in options.lengths(length)]
         content = bytearray(sum(map(prod, shapes)) * options.torch_dtype.itemsize)
         path = self.folder / clip.file
         try:

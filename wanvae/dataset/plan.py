@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from wanvae.checkpoints.formats import identify, weights_file
 from wanvae.config import check_has
 from wanvae.dataset import layouts
-from wanvae.dataset.control import add_controls
+from wanvae.dataset.control import add_controls, with_controls
 from wanvae.dataset.files import index_file, plan_files
+from wanvae.dataset.parts import DatasetPart
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan
+from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.files import is_in
+from wanvae.engine.files import is_in, remove_temporaries
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
 from wanvae.engine.output_folder import refuse_nested, take_folder
+from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.engine.text import first_few, writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
+from wanvae.folders.excerpts import select
 from wanvae.folders.failure import Failure
+from wanvae.folders.listing import REQUESTS
 from wanvae.folders.manifest import read_folder
-from wanvae.folders.sidecars import SidecarReader
+from wanvae.folders.sidecars import SidecarReader, find_descriptions
 from wanvae.latents.formats.layout import Layout
 from wanvae.model import WanVAE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,15 @@ class DatasetPlan:
     Attributes:
         settings: the settings of the data set.
         files: all files.
-        existing: the names of the files that are there already.
+        part: the part of the data set that this run encodes; None is all of it.
+        own: the files of the part.
+        existing: the names of the files of the part that are there already.
+        unfinished: the names of the files of the part that are there in part.
         broken: files of the source that cannot be read.
-        left_out: videos and images that are too small or too short for a clip, one line each.
-        changed: videos and images that have changed since some of their clips were encoded.
+        left_out: videos, images and scenes that are too small or too short for a clip, one line
+            each.
+        changed: videos and images that have changed since some of their clips were encoded, or
+            whose scenes have.
         gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
         notes: what people must know of clips that become larger, of the files of a layout, and of
@@ -55,7 +69,10 @@ class DatasetPlan:
 
     settings: DatasetSettings
     files: tuple[LatentsFilePlan, ...]
+    part: DatasetPart | None
+    own: tuple[LatentsFilePlan, ...]
     existing: frozenset[str]
+    unfinished: frozenset[str]
     broken: tuple[Failure, ...]
     left_out: tuple[str, ...]
     changed: tuple[str, ...]
@@ -67,24 +84,27 @@ class DatasetPlan:
 
     @property
     def kept(self) -> list[LatentsFilePlan]:
-        """The files that are there."""
-        return [file for file in self.files if file.name in self.existing]
+        """The files of the part that are there."""
+        return [file for file in self.own if file.name in self.existing]
 
     @property
     def missing(self) -> list[LatentsFilePlan]:
-        """The files that are not there."""
-        return [file for file in self.files if file.name not in self.existing]
+        """The files of the part that are not there."""
+        return [file for file in self.own if file.name not in self.existing]
 
 
 def prepare(
     vae: WanVAE,
     checkpoint: str | PathLike[str],
-    source: Path,
-    destination: Path,
+    source: Location,
+    destination: Location,
     options: DatasetOptions,
+    part: DatasetPart | None,
     held: ExitStack,
 ) -> DatasetPlan:
     """Plans the files of a data set, and takes the folder for it until ``held`` is closed.
+
+    With a part, the folder is only taken for it, and other parts may be encoded into it.
 
     Raises:
         UserError: there is nothing to encode, the options do not fit the model, or the folder
@@ -102,19 +122,26 @@ def prepare(
         buckets=options.buckets,
     )
     content = read_folder(source)
-    found = find_clips(content.entries, cut, vae.config)
+    selection = select(content.entries)
+    found = find_clips(selection.entries, cut, vae.config)
     if not found.clips:
+        skipped = f"; {len(selection.left_out)} scenes are left out" if selection.left_out else ""
         raise UserError(
             f"nothing to encode in {source}: {len(found.broken)} files cannot be read, and "
-            f"{len(found.left_out)} are too small or too short for a clip; give other videos, or "
-            "other --frames or --resize"
+            f"{len(found.left_out)} are too small or too short for a clip{skipped}; give other "
+            "videos, or other --frames or --resize"
         )
     source = source.resolve()
     layout = layouts.layout_of(options)
+    if layout is not None and layout.shards and isinstance(destination, RemotePath):
+        raise UserError(
+            f"{layout.program} reads its database only on a disk, so it cannot be written to "
+            f"{destination}; name a local folder"
+        )
     planned: Sequence[Clip] = found.clips
     unusable: list[Failure] = []
     if options.control is not None:
-        control = Path(options.control).resolve()
+        control = location(options.control).resolve()
         if is_in(control, source):
             raise UserError(
                 f"the folder of controls, {control}, lies in {source}, so that its videos would be "
@@ -147,49 +174,91 @@ def prepare(
         stamps=digest_of_stamps(clips) if many else "",
     )
     path = destination / SETTINGS
-    if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held):
-        # Drops a line that a killed run left unfinished.
-        write_lines(destination / FAILURES, read_failures(destination))
-    existing = {file.name for file in files if (destination / file.name).exists()}
+    share = "" if part is None else part.tag
+    own = files if part is None else part.choose(files)
+    if take_folder(path, settings, DATA_SET, DatasetSettings.differences, held, share):
+        if part is None:
+            # Drops a line that a killed run left unfinished.
+            write_lines(destination / FAILURES, read_failures(destination))
+        elif isinstance(destination, Path):
+            names = {file.name for file in own}
+            remove_temporaries(destination, names | set(map(unfinished_name, names)))
+    present = find_present(destination, own, options)
+    existing = {file.name for file in own if file.name in present}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     index = open_index(destination)
-    with SidecarReader(source, content.descriptions) as sidecars:
+    descriptions, undescribed = find_descriptions(source, content)
+    notes.extend(undescribed)
+    with SidecarReader(source, descriptions) as sidecars:
         redescribed = find_redescribed(index, files, sidecars)
         unmatched = sidecars.unmatched({entry.name for entry in content.entries})
     if unmatched:
         notes.append(
             f"tables of metadata describe files that are not there: {first_few(unmatched)}"
         )
-    if layout is not None and content.descriptions:
+    if layout is not None and descriptions:
         notes.append(
             f"captions and metadata are in {INDEX} alone, which {layout.program} does not read"
         )
     if not many:
         sources = {writable(entry.name) for entry in content.entries}
         gone = tuple(dict.fromkeys(c.source for c in index if c.source not in sources))
-        stale = [
-            file for file in files if file.name in existing and is_stale(destination, file, layout)
-        ]
+        kept = [file for file in own if file.name in existing]
+        outdated = map_files(lambda file: is_stale(destination, file, layout), kept, destination)
+        stale = [file for file, is_old in zip(kept, outdated, strict=True) if is_old]
         existing -= {file.name for file in stale}
-        changed = tuple(dict.fromkeys(clip.source for file in stale for clip in file.clips))
-        remove_outdated(destination, index, stale, files, layout)
+        recut = find_recut(index, files)
+        changed = tuple(
+            dict.fromkeys([*(clip.source for file in stale for clip in file.clips), *recut])
+        )
+        remove_outdated(destination, index, stale, files, layout, recut)
     return DatasetPlan(
         settings=settings,
         files=tuple(files),
+        part=part,
+        own=tuple(own),
         existing=frozenset(existing),
+        unfinished=frozenset(
+            file.name
+            for file in own
+            if file.name not in existing and unfinished_name(file.name) in present
+        ),
         broken=(*found.broken, *unusable, *unnamed),
         left_out=found.left_out,
         changed=changed,
         gone=gone,
         ignored=describe_ignored(content.ignored),
-        notes=tuple(notes),
-        descriptions=content.descriptions,
+        notes=(*selection.notes, *notes),
+        descriptions=descriptions,
         redescribed=redescribed,
     )
 
 
-def open_index(folder: Path) -> Sequence[IndexedClip]:
+def find_present(
+    folder: Location, files: Sequence[LatentsFilePlan], options: DatasetOptions
+) -> set[str]:
+    """Returns which of the files are in a folder, by name, and which unfinished ones."""
+    names = [file.name for file in files]
+    if options.many:
+        names.extend([unfinished_name(name) for name in names])
+    if isinstance(folder, RemotePath):
+        # One list takes less time than a question for each file.
+        return set(names) & folder.files().keys()
+    return {name for name in names if (folder / name).exists()}
+
+
+def map_files(
+    function: Callable[[LatentsFilePlan], T], files: Sequence[LatentsFilePlan], folder: Location
+) -> list[T]:
+    """Returns the results of ``function`` for files of a folder. A server is asked for several."""
+    if not isinstance(folder, RemotePath):
+        return [function(file) for file in files]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(function, files))
+
+
+def open_index(folder: Location) -> Sequence[IndexedClip]:
     """Returns the clips in the index of a data set; none if there is no index that can be read."""
     with suppress(OSError, UserError):
         return JsonLines(folder / INDEX, IndexedClip, "delete it, and run it again")
@@ -211,13 +280,15 @@ def find_redescribed(
     )
 
 
-def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool:
-    """Whether the video of a file with one clip has changed since it was encoded.
+def is_stale(folder: Location, file: LatentsFilePlan, layout: Layout | None) -> bool:
+    """Whether the video of a file with one clip, or its scene, has changed since it was encoded.
 
     Raises:
         UserError: the file is damaged.
     """
     (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
+    if stored.cut_from != planned.cut_from:
+        return True
     control = planned.control
     return (stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)) or (
         stored.control is not None
@@ -226,12 +297,30 @@ def is_stale(folder: Path, file: LatentsFilePlan, layout: Layout | None) -> bool
     )
 
 
+def find_recut(index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan]) -> tuple[str, ...]:
+    """Returns the videos of an index whose clips begin elsewhere now, because of their scenes."""
+    clips = [clip for file in files for clip in file.clips]
+    planned = {clip.name for clip in clips}
+    scenes = {clip.source for clip in clips if clip.cut_from}
+    sources = {clip.source for clip in clips}
+    return tuple(
+        dict.fromkeys(
+            clip.source
+            for clip in index
+            if clip.name not in planned
+            and clip.source in sources
+            and (clip.cut_from or clip.source in scenes)
+        )
+    )
+
+
 def remove_outdated(
-    folder: Path,
+    folder: Location,
     index: Sequence[IndexedClip],
     stale: Sequence[LatentsFilePlan],
     files: Sequence[LatentsFilePlan],
     layout: Layout | None,
+    recut: Sequence[str] = (),
 ) -> None:
     """Deletes the latents of videos that have changed, and the index, which names them.
 
@@ -241,8 +330,11 @@ def remove_outdated(
         files: all files of the data set now. A video that has become shorter had more. In the
             layout of another program, a video that has changed may have files of other names.
         layout: the layout of another program; None is our own.
+        recut: videos whose clips begin elsewhere now.
     """
-    sources = {c.source for file in (stale if layout is None else files) for c in file.clips}
+    sources = set(recut) | {
+        c.source for file in (stale if layout is None else files) for c in file.clips
+    }
     names = {clip.file for clip in index if clip.source in sources}
     names -= {file.name for file in files}
     names |= {file.name for file in stale}
@@ -252,17 +344,12 @@ def remove_outdated(
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
     """Returns a digest of the names of clips, and of what they are cut from."""
-    parts = with_controls(clips)
-    lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in parts)
+    lines = (
+        f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}"
+        + (f" {c.cut_from}\n" if c.cut_from else "\n")
+        for c in with_controls(clips)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def with_controls(clips: Iterable[Clip]) -> Iterator[Clip]:
-    """Yields each clip, and its control after it if it has one."""
-    for clip in clips:
-        yield clip
-        if clip.control is not None:
-            yield clip.control
 
 
 def digest_of_stamps(clips: Sequence[Clip]) -> str:

@@ -14,6 +14,7 @@ from wanvae.dataset.clip import LatentClip
 from wanvae.dataset.own import OwnLatents
 from wanvae.dataset.records import IndexedClip
 from wanvae.dataset.settings import SETTINGS, DatasetSettings
+from wanvae.engine.storage.remote_path import location
 from wanvae.errors import UserError
 from wanvae.latents.scale import Scale
 
@@ -26,8 +27,8 @@ class LatentDataset(Dataset):
     """The clips of a data set of latents. All latents are normalized, whatever is stored.
 
     Args:
-        folder: the folder that ``wanvae encode-dataset`` wrote, or a folder or file that another
-            program cached.
+        folder: the folder that ``wanvae encode-dataset`` wrote, on a disk or at an address like
+            ``s3://bucket/latents``; or a folder or file that another program cached.
         sample: draw latents from their distribution each time, with PyTorch's global generator.
             Without it, latents are the mean, or the one sample that is stored.
         scale: the scale of a cache of another program; None takes what the program stores, or what
@@ -53,10 +54,10 @@ class LatentDataset(Dataset):
         scale: Scale | None = None,
         config: WanVAEConfig | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = location(folder)
         self.settings: DatasetSettings | None = None
         self._source: OwnLatents | CachedLatents
-        if self.folder.exists() and not (self.folder / SETTINGS).exists():
+        if isinstance(self.folder, Path) and is_cache(self.folder):
             if sample:
                 raise UserError(
                     f"{folder} is no data set of wanvae encode-dataset, and other programs store "
@@ -85,6 +86,11 @@ class LatentDataset(Dataset):
 
     def __getitem__(self, index: int) -> LatentClip:
         return self._source.read(index)
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder or file is there that is no data set of our own."""
+    return folder.exists() and not (folder / SETTINGS).exists()
 
 
 def open_cache(folder: Path, scale: Scale | None, config: WanVAEConfig | None) -> CachedLatents:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from wanvae.checkpoints.latent_statistics import statistics_like
 from wanvae.engine import output_folder
 from wanvae.engine.config import check, check_option, to_json_dict
 from wanvae.engine.output_folder import describe_differences
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
 from wanvae.latents.formats import LAYOUTS
 from wanvae.latents.formats.layout import Condition
@@ -132,6 +132,10 @@ class DatasetOptions:
         """The names of the tensors of a condition."""
         return tuple(f"{condition}_{name}" for name in self.tensors)
 
+    def lengths(self, length: int) -> list[int]:
+        """The latents along time of a clip of ``length`` and of its conditions, in order."""
+        return [length, *(1 if c == "first_frame" else length for c in self.conditions)]
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """``dtype`` as PyTorch's dtype."""
@@ -175,7 +179,8 @@ class DatasetSettings:
         differences = describe_differences(flat(self, known), flat(other, known))
         if self.clips != other.clips or (other.stamps and self.stamps != other.stamps):
             differences.append(
-                "videos were added, removed or changed, as only --container files allows"
+                "videos were added, removed or changed, as only --container files allows; other "
+                "scenes in their manifest are a change too"
             )
         return differences
 
@@ -193,13 +198,13 @@ def flat(settings: DatasetSettings, known: str) -> dict[str, object]:
     return values.pop("options") | values | {"checkpoint": model}
 
 
-def read_settings(folder: Path) -> DatasetSettings:
+def read_settings(folder: Location) -> DatasetSettings:
     """Returns the settings of a data set.
 
     Raises:
         UserError: ``folder`` does not exist, or is not a data set of this version.
     """
-    if not folder.exists():
+    if not isinstance(folder, RemotePath) and not folder.exists():
         raise UserError(f"the folder {folder} does not exist; check the path")
     try:
         return output_folder.read_settings(folder / SETTINGS, DatasetSettings, DATA_SET)

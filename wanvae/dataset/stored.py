@@ -67,10 +67,7 @@ def expected_size(clip: Clip, options: DatasetOptions, config: WanVAEConfig) -> 
     """Returns the bytes of the latents of a clip, if its video is as long as its header says."""
     length = 1 + (clip.frames - 1) // config.temporal_factor
     space = prod(side // config.spatial_factor for side in clip.size)
-    stored = length
-    for condition in options.conditions:
-        stored += 1 if condition == "first_frame" else length
-    values = len(options.tensors) * config.z_dim * stored * space
+    values = len(options.tensors) * config.z_dim * sum(options.lengths(length)) * space
     return values * options.torch_dtype.itemsize
 
 
@@ -93,6 +90,7 @@ def indexed_clip(
         shape=shape,
         stamp=from_json_dict(Stamp, origin["stamp"]) if "stamp" in origin else None,
         control=from_json_dict(Stamp, origin["control"]) if "control" in origin else None,
+        cut_from=origin.get("cut_from", ""),
     )
 
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from wanvae.engine.storage.remote_path import Location
+
 # Bytes of a file that are hashed at once.
 BLOCK = 2**20
 # Bytes at the beginning of a file that belong to its stamp.
@@ -43,7 +45,7 @@ def stamp_of(path: Path) -> Stamp:
     return Stamp(size=status.st_size, mtime=status.st_mtime_ns, head=digest_of_head(path))
 
 
-def digest_of_head(path: Path, offset: int = 0, length: int = HEAD) -> str:
+def digest_of_head(path: Location, offset: int = 0, length: int = HEAD) -> str:
     """Returns the ``head`` of a stamp, of bytes of a file; empty if they cannot be read.
 
     Args:

@@ -7,15 +7,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
 # The names that ``temporary_sibling`` gives.
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 
 # What stands for a number in the name of a sequence of images.
 NUMBER = re.compile(r"%0?\d*d")
@@ -33,11 +35,19 @@ class FileError(UserError):
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` to write a file to; it becomes ``path`` at the end.
 
-    If the block raises an error, the temporary file is deleted and ``path`` stays as it is.
+    If the block raises an error, the temporary file is deleted and ``path`` stays as it is. The
+    file of an address is written to a local disk, and uploaded as a whole at the end.
 
     Raises:
         FileError: the folder of ``path`` is missing, ``path`` is a folder, or writing fails.
+        RemoteError: the upload fails.
     """
+    if isinstance(path, RemotePath):
+        with TemporaryDirectory() as folder:
+            local = Path(folder, path.name)
+            yield local
+            path.upload(local)
+        return
     path = Path(path)
     if os.path.isdir(path):
         raise FileError(f"{path} cannot be written: it is a directory; name a file")
@@ -80,11 +90,13 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:
-    """Creates a folder, unless it exists.
+    """Creates a folder, unless it exists. At an address, folders come about with their files.
 
     Raises:
         FileError: its parent is missing, or ``path`` is a file.
     """
+    if isinstance(path, RemotePath):
+        return
     path = Path(path)
     try:
         path.mkdir(exist_ok=True)
@@ -148,24 +160,33 @@ def numbered(pattern: str) -> re.Pattern[str]:
     return re.compile(r"\d+".join(map(re.escape, NUMBER.split(pattern))))
 
 
-def is_nested(path: Path, other: Path) -> bool:
+def is_nested(path: Location, other: Location) -> bool:
     """Whether one of two folders is in the other, or both are the same."""
     return is_in(path, other) or is_in(other, path)
 
 
-def is_in(path: Path, folder: Path) -> bool:
+def is_in(path: Location, folder: Location) -> bool:
     """Whether a path is in a folder or below it, or is the folder."""
+    if isinstance(path, RemotePath) or isinstance(folder, RemotePath):
+        return isinstance(path, RemotePath) and path.is_relative_to(folder)
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def remove_temporaries(directory: Path) -> None:
+def remove_temporaries(directory: Path, names: Collection[str] | None = None) -> None:
     """Deletes the temporary files of killed processes in ``directory`` and below.
+
+    Args:
+        names: only the temporary files of these files, as paths relative to ``directory``.
 
     Raises:
         FileError: a file cannot be deleted.
     """
     for path in list(directory.rglob(".*")):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
+        match = TEMPORARY.fullmatch(path.name)
+        if match is None or not path.is_file():
+            continue
+        final = path.with_name(match[1] + (match[2] or ""))
+        if names is None or final.relative_to(directory).as_posix() in names:
             try:
                 path.unlink()
             except OSError as error:

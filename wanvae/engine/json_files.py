@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wanvae.engine.config import changed_fields, from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.engine.storage.remote_path import Location
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
@@ -27,7 +28,7 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_bytes())
 
 
-def read_value(path: Path, cls: type[T]) -> T:
+def read_value(path: Location, cls: type[T]) -> T:
     """Returns the dataclass ``cls`` that a JSON file holds.
 
     Raises:
@@ -37,7 +38,7 @@ def read_value(path: Path, cls: type[T]) -> T:
     return from_json_dict(cls, read_json(path))
 
 
-def write_value(path: Path, value: object, *, indent: int | None = None) -> None:
+def write_value(path: Location, value: object, *, indent: int | None = None) -> None:
     """Writes a dataclass to a JSON file, which is complete or does not appear.
 
     Raises:
@@ -49,7 +50,7 @@ def write_value(path: Path, value: object, *, indent: int | None = None) -> None
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_lines(path: Path, cls: type[T]) -> list[T]:
+def read_lines(path: Location, cls: type[T]) -> list[T]:
     """Returns the dataclasses ``cls`` of a file with one JSON object on each line.
 
     Raises:
@@ -60,7 +61,7 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
         return [from_json_dict(cls, parse_json(line)) for line in lines]
 
 
-def write_lines(path: Path, values: Iterable[object], *, whole: bool = True) -> None:
+def write_lines(path: Location, values: Iterable[object], *, whole: bool = True) -> None:
     """Writes dataclasses, each as one JSON object on a line; the file is complete or not there.
 
     Args:

@@ -6,12 +6,14 @@ Only the places of the lines are held in memory, so a list of a million opens in
 from __future__ import annotations
 
 import os
+import shutil
 import weakref
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ class JsonLines(Sequence[T], Generic[T]):
     """The dataclasses of a file with one JSON object on each line.
 
     The object can be pickled, and used in several processes and threads. If another file takes the
-    place of the file, the lines stay as they were.
+    place of the file, the lines stay as they were. A file at an address is copied to a temporary
+    file, once in each process that it is pickled for.
 
     Args:
         path: the file.
@@ -42,20 +45,21 @@ class JsonLines(Sequence[T], Generic[T]):
         UserError: the first or the last line is damaged. Reading another damaged line raises it
             too, and so does reading after the file has changed in place.
         OSError: the file cannot be read.
+        RemoteError: a server cannot be reached.
     """
 
-    def __init__(self, path: Path, cls: type[T], advice: str) -> None:
+    def __init__(self, path: Location, cls: type[T], advice: str) -> None:
         self.path = path
         self._cls = cls
         self._advice = advice
         self._open()
-        self._state = state_of(self._descriptor)
+        self._state = self._current_state()
         self._starts = find_lines(self._descriptor)
         for number in {0, len(self) - 1} if len(self) else ():
             self[number]
 
     def _open(self) -> None:
-        self._descriptor = os.open(self.path, os.O_RDONLY)
+        self._descriptor = open_descriptor(self.path)
         weakref.finalize(self, os.close, self._descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class JsonLines(Sequence[T], Generic[T]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._open()
+        self._check_state()
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -129,9 +134,24 @@ class JsonLines(Sequence[T], Generic[T]):
                 f"{self.path} is damaged (line {number + 1}: {error}); {self._advice}"
             ) from error
 
+    def _current_state(self) -> tuple[int, ...]:
+        """Returns bytes and time of the file; of a copy, the size, because nobody changes it."""
+        size, time = state_of(self._descriptor)
+        return (size,) if isinstance(self.path, RemotePath) else (size, time)
+
     def _check_state(self) -> None:
-        if state_of(self._descriptor) != self._state:
+        if self._current_state() != self._state:
             raise UserError(f"{self.path} has changed since it was opened; open it again")
+
+
+def open_descriptor(path: Location) -> int:
+    """Opens a file for reading, or a copy of a file at an address."""
+    if not isinstance(path, RemotePath):
+        return os.open(path, os.O_RDONLY)
+    with path.open("rb") as content, TemporaryFile() as copy:
+        shutil.copyfileobj(content, copy)
+        copy.flush()
+        return os.dup(copy.fileno())
 
 
 def state_of(descriptor: int) -> tuple[int, int]:

@@ -28,8 +28,11 @@ class LockedError(UserError):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, share: str = "") -> Iterator[None]:
     """Keeps other processes out of ``folder`` until the block ends or this process dies.
+
+    With the name of a share, processes with other shares may work in the folder, but none that
+    takes the whole folder.
 
     The system holds the lock, so a killed process leaves none. Processes that this one forks do not
     hold it, and threads of this process are not kept out. On a disk that knows no locks, nothing is
@@ -40,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
         LockedError: another process has the lock.
         FileError: the file of the lock cannot be written.
     """
-    path = folder / LOCK
+    path = folder / (f"{LOCK}.{share}" if share else LOCK)
     held = False
     while not held:
         try:
@@ -52,6 +55,12 @@ def locked(folder: Path) -> Iterator[None]:
             # A process that ended in between has removed the file, and a third may have a new one.
             if not is_file_at(file, path):
                 continue
+            try:
+                for other in [folder / LOCK] if share else folder.glob(f"{LOCK}.*"):
+                    refuse_lock(other)
+            except LockedError:
+                path.unlink()
+                raise
             held = True
             with suppress(OSError):
                 file.truncate(0)
@@ -75,6 +84,12 @@ def locked_by_run(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         run_on_first_process(lambda: held.enter_context(locked(folder)))
         yield
+
+
+def refuse_lock(path: Path) -> None:
+    """Raises LockedError if another process has a lock."""
+    with suppress(FileNotFoundError), path.open("r+", encoding="utf-8") as file:
+        take(file, path.parent)
 
 
 def take(file: TextIO, folder: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from wanvae.engine.files import is_nested, make_directory, remove_temporaries
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.engine.locking import locked
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,12 +19,17 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def take_folder(
-    path: Path, settings: T, what: str, differences: Callable[[T, T], list[str]], held: ExitStack
+    path: Location,
+    settings: T,
+    what: str,
+    differences: Callable[[T, T], list[str]],
+    held: ExitStack,
+    share: str = "",
 ) -> bool:
     """Takes the folder of ``path`` for a job: a new folder, or one of the same job.
 
-    Other jobs are kept out of the folder until ``held`` is closed. One process of the job calls
-    this function.
+    Other jobs are kept out of the folder until ``held`` is closed. Object stores know no locks, so
+    at an address nobody is kept out. One process of the job calls this function.
 
     Args:
         path: the settings file in the folder. A new folder gets it.
@@ -32,6 +37,8 @@ def take_folder(
         what: what the folder holds, for messages, such as "a data set".
         differences: says in words what of the second settings is not the same as in the first.
         held: gets the lock of the folder.
+        share: the name of a share of the folder, if the job leaves other shares to other jobs.
+            Then temporary files stay, because they may be of another job.
 
     Returns:
         Whether the job was started before. Temporary files that it left are then removed.
@@ -43,9 +50,13 @@ def take_folder(
     """
     folder = path.parent
     make_directory(folder)
-    held.enter_context(locked(folder))
+    if isinstance(folder, RemotePath):
+        folder.check_writable()
+    else:
+        held.enter_context(locked(folder, share))
     if not path.exists():
-        if any(not file.name.startswith(".") for file in folder.iterdir()):
+        # Another job may have begun with its share just now.
+        if has_files(folder) and not (share and path.exists()):
             raise UserError(f"{folder} has other files in it; name a new folder")
         write_value(path, settings, indent=2)
         return False
@@ -55,11 +66,19 @@ def take_folder(
             f"{folder} was written with other settings: {'; '.join(different)}; "
             "give the same settings again, or name another folder"
         )
-    remove_temporaries(folder)
+    if not isinstance(folder, RemotePath) and not share:
+        remove_temporaries(folder)
     return True
 
 
-def read_settings(path: Path, cls: type[T], what: str) -> T:
+def has_files(folder: Location) -> bool:
+    """Whether there are files in a folder, besides hidden ones."""
+    if isinstance(folder, RemotePath):
+        return any(not name.startswith(".") for name in folder.files())
+    return any(not file.name.startswith(".") for file in folder.iterdir())
+
+
+def read_settings(path: Location, cls: type[T], what: str) -> T:
     """Returns the settings of a job from their file.
 
     Args:
@@ -87,7 +106,7 @@ def describe_differences(ours: Mapping[str, object], theirs: Mapping[str, object
     ]
 
 
-def refuse_nested(source: Path, destination: Path) -> None:
+def refuse_nested(source: Location, destination: Location) -> None:
     """Raises UserError if one of two folders lies inside the other."""
     if is_nested(source, destination):
         raise UserError(f"{destination} must not be in {source}, nor around it; name another")

@@ -45,6 +45,29 @@ class Caught:
     time: float = float("-inf")
 
 
+@dataclass
+class StopRequest:
+    """Whether a process has been asked to end soon.
+
+    Attributes:
+        signal: the signal that asked; None as long as there was none.
+        deadline: when to give up what is under way, on the monotonic clock.
+    """
+
+    signal: signal.Signals | None = None
+    deadline: float = float("inf")
+
+    @property
+    def asked(self) -> bool:
+        """Whether to begin nothing new."""
+        return self.signal is not None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether to give up what is under way."""
+        return time.monotonic() >= self.deadline
+
+
 @contextmanager
 def handle_signals(
     handler: Callable[[int, FrameType | None], object], *signals: signal.Signals
@@ -84,3 +107,23 @@ def interrupted_by_signals() -> Iterator[Caught]:
 
     with handle_signals(interrupt, *(s for s in STOP_SIGNALS if s is not signal.SIGINT)):
         yield caught
+
+
+@contextmanager
+def stopped_by_sigterm(grace: float) -> Iterator[StopRequest]:
+    """Makes SIGTERM ask the block to end soon, instead of interrupting it at once.
+
+    Schedulers and spot machines send SIGTERM some time before they kill a process.
+
+    Args:
+        grace: seconds that the block may go on with what is under way.
+    """
+    request = StopRequest()
+
+    def note(number: int, _: FrameType | None) -> None:
+        if not request.asked:
+            request.deadline = time.monotonic() + grace
+            request.signal = signal.Signals(number)
+
+    with handle_signals(note, signal.SIGTERM):
+        yield request

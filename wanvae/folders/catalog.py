@@ -3,7 +3,8 @@
 ``wanvae index`` writes a table beside the manifest: the numbers that choose videos for training,
 and a digest of the names in each folder. If the names are still the same, neither the manifest has
 to be parsed nor the files have to be looked at, one by one. A file that has changed in its place is
-not noticed, until ``wanvae index`` is run again.
+not noticed, until ``wanvae index`` is run again. A manifest with scenes gets no table, because its
+scenes choose the clips, and not its videos.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from wanvae.engine.config import parse_json
 from wanvae.engine.files import atomic_path
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import LITTER, suffix_of
+from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
 from wanvae.folders.listing import JOURNAL, MANIFEST, TABLE, size_and_time
 from wanvae.folders.manifest import (
@@ -34,6 +36,7 @@ from wanvae.folders.manifest import (
     write_manifest,
 )
 from wanvae.folders.tars import TAR_SUFFIX
+from wanvae.selection.checks import Checks
 
 # What the table has of each entry.
 NUMBERS = np.dtype(
@@ -110,9 +113,13 @@ def names_of(entries: Sequence[Entry]) -> Iterator[str]:
     return entries.names() if isinstance(entries, Entries) else (entry.name for entry in entries)
 
 
-def open_folder(folder: Path) -> MediaFolder:
-    """Returns what is in ``folder``, as ``read_folder``, in a moment if its table is up to date."""
-    return open_table(folder) or read_folder(folder)
+def open_folder(folder: Location) -> MediaFolder:
+    """Returns what is in ``folder``, as ``read_folder``, in a moment if its table is up to date.
+
+    A folder at an address has no table, and its manifest is read as a whole.
+    """
+    found = None if isinstance(folder, RemotePath) else open_table(folder)
+    return found or read_folder(folder)
 
 
 def open_table(folder: Path) -> MediaFolder | None:
@@ -137,22 +144,29 @@ def open_table(folder: Path) -> MediaFolder | None:
     return MediaFolder(Entries(lines, numbers), Counter(facts["ignored"]))
 
 
-def index_folder(folder: Path, *, progress: bool = False) -> MediaFolder:
-    """Writes the manifest of a folder, as ``write_manifest``, and its table.
+def index_folder(
+    folder: Location, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
+) -> MediaFolder:
+    """Writes the manifest of a folder, as ``write_manifest``, and on a disk its table.
+
+    Takes the arguments of ``write_manifest``.
 
     Raises:
         UserError: as ``write_manifest``.
         OSError: the manifest or the table cannot be written.
+        RemoteError: a server cannot be reached, or takes no files.
     """
+    if isinstance(folder, RemotePath):
+        return write_manifest(folder, progress=progress, checks=checks, workers=workers)
     # Names that come later make the table out of date.
     names = read_names(folder)
-    content = write_manifest(folder, progress=progress)
+    content = write_manifest(folder, progress=progress, checks=checks, workers=workers)
     write_table(folder, names, content.ignored)
     return content
 
 
 def write_table(folder: Path, names: Mapping[str, str], ignored: Mapping[str, int]) -> None:
-    """Writes the table of the manifest of a folder.
+    """Writes the table of the manifest of a folder, or deletes it if the manifest has scenes.
 
     Args:
         names: a digest of the names in each folder, from before it was searched.
@@ -163,6 +177,9 @@ def write_table(folder: Path, names: Mapping[str, str], ignored: Mapping[str, in
     """
     state = size_and_time(folder / MANIFEST)
     entries = read_manifest(folder)
+    if any(entry.analysis is not None for entry in entries):
+        (folder / TABLE).unlink(missing_ok=True)
+        return
     facts = {
         "fields": entry_fields(),
         "manifest": state,

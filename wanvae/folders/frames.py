@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.engine.memory import is_out_of_memory
+from wanvae.engine.storage.remote_path import Location
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, head_of, reason
@@ -31,11 +32,11 @@ Row: TypeAlias = Iterator[tuple[Clip, T | ClipError]]
 
 def read_clips(
     clips: Iterable[Clip],
-    folder: Path,
+    folder: Location,
     temporal_factor: int,
     *,
     alpha: bool = False,
-    control: Path | None = None,
+    control: Location | None = None,
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
@@ -63,12 +64,16 @@ def read_clips(
 def read_clip(
     clip: Clip, cutter: Cutter, temporal_factor: int
 ) -> Iterator[tuple[Clip, Frame | ClipError]]:
-    """Yields the frames of a clip, and at their end the error if there is one."""
+    """Yields the frames of a clip, and at their end the error if there is one.
+
+    Raises:
+        RemoteError: a server cannot be reached, which says nothing of the clip.
+    """
     try:
         for frame in whole_groups(cutter.cut(clip), temporal_factor):
             yield clip, frame
     except Exception as error:  # a damaged file can raise anything
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, RemoteError):
             raise
         cutter.close()
         yield clip, ClipError(reason(error, clip.entry.source(cutter.folder)))
@@ -106,7 +111,7 @@ class Damage:
     def hits(self, clip: Clip) -> bool:
         """Whether a clip needs frames from there on."""
         counted = not (clip.resampled or clip.by_time)
-        return counted and clip.entry == self.entry and clip.first >= self.first
+        return counted and clip.entry.place == self.entry.place and clip.first >= self.first
 
 
 class Cutter:
@@ -119,7 +124,7 @@ class Cutter:
         folder: the indexed folder.
     """
 
-    def __init__(self, folder: Path, *, alpha: bool = False) -> None:
+    def __init__(self, folder: Location, *, alpha: bool = False) -> None:
         self.folder = folder
         self._alpha = alpha
         self._entry: Entry | None = None
@@ -154,7 +159,7 @@ class Cutter:
 
     def _open(self, entry: Entry) -> VideoReader:
         """Returns the reader of a video."""
-        if entry == self._entry and self._reader is not None:
+        if self._entry is not None and entry.place == self._entry.place and self._reader:
             return self._reader
         self.close()
         source = entry.source(self.folder)
@@ -162,7 +167,9 @@ class Cutter:
             raise VideoError("it has changed since it was listed; run the command again")
         self._reader = reader = VideoReader(source, strict=True, alpha=self._alpha)
         self._entry = entry
-        if (reader.info.height, reader.info.width) != (entry.height, entry.width):
+        excerpt = entry.excerpt
+        size = (entry.height, entry.width) if excerpt is None else excerpt.whole
+        if (reader.info.height, reader.info.width) != size:
             raise VideoError(
                 f"it has become {reader.info.width}x{reader.info.height} since it was indexed, or "
                 "an older version indexed it: delete the manifest of the folder, and index it again"
@@ -196,7 +203,10 @@ class Cutter:
 
 
 def fitted(image: Tensor, clip: Clip) -> Tensor:
-    """Returns ``(C, H, W)`` scaled, and cropped around the middle, to the size of a clip."""
+    """Returns ``(C, H, W)`` without bars, scaled and cropped around the middle to a clip's size."""
+    excerpt = clip.entry.excerpt
+    if excerpt is not None and excerpt.box is not None:
+        image = excerpt.box.cut_out(image)
     if image.shape[1:] != clip.scaled:
         image = F.interpolate(
             image[None], clip.scaled, mode="bilinear", antialias=True, align_corners=False

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from wanvae.engine.litter import is_litter, suffix_of
+from wanvae.engine.storage.remote_path import Location, RemotePath, RemoteStatus
 from wanvae.folders.tars import TAR_SUFFIX
 from wanvae.video import VideoError
 
@@ -55,6 +58,8 @@ CAPTION_SUFFIXES = frozenset({".caption", ".json", ".txt"})
 # Tables that describe the videos and images of their folder and its subfolders.
 METADATA = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 MANIFEST = "wanvae-manifest.jsonl"
+# Requests that are sent to a server at once.
+REQUESTS = 16
 # What an unfinished index has found so far: one line for each file, a list of its entries.
 JOURNAL = "wanvae-manifest.partial.jsonl"
 # The numbers of the entries of a manifest, so that it opens in a moment.
@@ -90,18 +95,62 @@ class Listing:
     descriptions: tuple[str, ...] = ()
 
 
-def list_files(folder: Path) -> Listing:
+def list_files(folder: Location) -> Listing:
     """Lists the files of a folder and its subfolders, except hidden ones.
 
     Links to folders are followed, so that one folder may be spread over several disks. Warns of
     folders that cannot be searched.
 
     Raises:
-        VideoError: there is no such folder.
+        VideoError: there is no such folder, or no file at an address.
+        RemoteError: a server cannot be reached.
     """
+    if isinstance(folder, RemotePath):
+        return list_remote(folder)
     if not folder.is_dir():
         raise VideoError(f"no usable video in {str(folder)!r}: it is not a folder; check the path")
-    found, visited, ignored, descriptions = [], set(), Counter[str](), []
+    chosen = choose_files(walk(folder))
+    files = [File(path, *size_and_time(folder / path)) for path in chosen.files]
+    return Listing(files, chosen.ignored, chosen.descriptions)
+
+
+def list_remote(folder: RemotePath) -> Listing:
+    """Lists the files at an address, as ``list_files`` does."""
+    statuses = folder.files()
+    if not statuses:
+        raise VideoError(
+            f"no usable video in {str(folder)!r}: there are no files in a folder of this name, or "
+            "the server does not list them; check the address, or name a manifest in it"
+        )
+    chosen = choose_files(by_folder(statuses))
+
+    def list_file(path: str) -> File:
+        status = statuses[path] or RemoteStatus(0, 0)
+        if statuses[path] is None:
+            with suppress(FileNotFoundError):
+                status = (folder / path).status()
+        return File(path, status.size, status.mtime)
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        files = list(pool.map(list_file, chosen.files))
+    return Listing(files, chosen.ignored, chosen.descriptions)
+
+
+def by_folder(paths: Iterable[str]) -> Iterable[tuple[str, list[str]]]:
+    """Returns the folders of files, each with the names of its files, without hidden ones."""
+    names = defaultdict(list)
+    for path in paths:
+        if not is_litter(path):
+            names[str(PurePosixPath(path).parent)].append(PurePosixPath(path).name)
+    return names.items()
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields the folders on a disk, as paths relative to the first, with the names of their files.
+
+    Warns of folders that cannot be searched.
+    """
+    visited = set()
     for place, folders, names in os.walk(folder, onerror=warn_of_folder, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
@@ -109,18 +158,37 @@ def list_files(folder: Path) -> Listing:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_litter(name))
+        yield Path(place).relative_to(folder).as_posix(), names
+
+
+class ChosenFiles(NamedTuple):
+    """The paths of files, as in a ``Listing``."""
+
+    files: list[str]
+    ignored: Counter[str]
+    descriptions: tuple[str, ...]
+
+
+def choose_files(places: Iterable[tuple[str, list[str]]]) -> ChosenFiles:
+    """Returns the files to try and the descriptions, sorted, and counts the others by suffix.
+
+    Args:
+        places: folders as relative paths, with the names of their files.
+    """
+    found, ignored, descriptions = [], Counter[str](), []
+    for place, names in places:
         described = {stem for name in names if may_be_media(name) for stem in stems_of(name)}
         for name in names:
             if is_left_out(name):
                 continue
-            path = Path(place, name)
+            path = str(PurePosixPath(place, name))
             if is_caption(name, described) or name in METADATA:
-                descriptions.append(path.relative_to(folder).as_posix())
+                descriptions.append(path)
             elif suffix_of(name) in OTHER_SUFFIXES:
                 ignored[suffix_of(name)] += 1
             else:
-                found.append(File(path.relative_to(folder).as_posix(), *size_and_time(path)))
-    return Listing(sorted(found), ignored, tuple(sorted(descriptions)))
+                found.append(path)
+    return ChosenFiles(sorted(found), ignored, tuple(sorted(descriptions)))
 
 
 def is_left_out(path: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import io
 import json
 import math
 from collections import Counter
@@ -22,6 +23,8 @@ from typing import Any
 
 from wanvae.engine.litter import suffix_of
 from wanvae.engine.parquet import open_parquet
+from wanvae.engine.storage.remote_path import Location, is_address
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 
 # Columns that may name the video, the first that is there.
@@ -51,7 +54,7 @@ class MetadataTables:
         UserError: a table is damaged, or is a Parquet file and pyarrow is missing.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[str]) -> None:
+    def __init__(self, folder: Location, paths: Sequence[str]) -> None:
         self.notes: list[str] = []
         self._places: dict[str, tuple[int, int]] = {}
         with ExitStack() as opened:
@@ -76,7 +79,7 @@ class MetadataTables:
         """Returns the names of rows that are not among the ``names`` of videos."""
         return [name for name in self._places if name not in names]
 
-    def _add(self, folder: Path, path: str) -> None:
+    def _add(self, folder: Location, path: str) -> None:
         """Adds the rows of a table."""
         rows = read_rows(folder / path)
         first = next(rows, None)
@@ -105,30 +108,35 @@ class MetadataTables:
         self.notes.extend(f"{path}: {count} {what}" for what, count in counts.items())
 
 
-def name_in(folder: Path, table: str, name: str) -> str:
+def name_in(folder: Location, table: str, name: str) -> str:
     """Returns the path of a video in the folder, by its name in a table."""
-    if name.startswith("/"):
+    if is_address(name):
+        return name.removeprefix(f"{folder}/")
+    if name.startswith("/") and isinstance(folder, Path):
         path = Path(name)
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else name
     return normpath(str(PurePosixPath(table).parent / name))
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Location) -> Iterator[Row]:
     """Yields the rows of a table.
 
     Raises:
         UserError: the table is damaged, or is a Parquet file and pyarrow is missing.
+        RemoteError: a server cannot be reached.
     """
     readers = {".jsonl": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}
     try:
         yield from readers[suffix_of(path.name)](path)
+    except RemoteError:
+        raise
     except (UserError, OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} cannot be read: {error}; mend it, or move it out of the folder"
         ) from error
 
 
-def json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Location) -> Iterator[Row]:
     """Yields the rows of a file with one JSON object on each line."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -142,9 +150,9 @@ def json_rows(path: Path) -> Iterator[Row]:
                 yield row
 
 
-def csv_rows(path: Path) -> Iterator[Row]:
+def csv_rows(path: Location) -> Iterator[Row]:
     """Yields the rows of a file of values with commas between them. All values are text."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="") as lines:
         table = csv.DictReader(lines, strict=True)
         for row in table:
             if None in row:
@@ -152,7 +160,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
             yield {name: value for name, value in row.items() if value is not None}
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Location) -> Iterator[Row]:
     """Yields the rows of a Parquet file."""
     with open_parquet(path) as file:
         from pyarrow import ArrowException

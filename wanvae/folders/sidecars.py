@@ -10,15 +10,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any
 
 from wanvae.engine.litter import is_litter, suffix_of
+from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.caption import ROW
-from wanvae.folders.listing import CAPTION_SUFFIXES, MEDIA_SUFFIXES, METADATA, stems_of
-from wanvae.folders.manifest import Entry
+from wanvae.folders.listing import (
+    CAPTION_SUFFIXES,
+    MEDIA_SUFFIXES,
+    METADATA,
+    File,
+    by_folder,
+    choose_files,
+    stems_of,
+)
+from wanvae.folders.manifest import Entry, MediaFolder
 from wanvae.folders.metadata import MetadataTables, decode, parse_plain
 from wanvae.folders.tars import TAR_SUFFIX, find_members, split_key
 from wanvae.video import FilePart, VideoError
@@ -27,6 +37,28 @@ from wanvae.video import FilePart, VideoError
 LARGEST = 2**20
 
 Sidecars = dict[str, Any]
+
+
+def find_descriptions(
+    folder: Location, content: MediaFolder
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns captions and tables of metadata in a folder, and notes for people.
+
+    The manifest of a folder at an address does not name them, so the files there are listed.
+
+    Args:
+        content: what is in the folder, as ``read_folder`` returns it.
+    """
+    if not isinstance(folder, RemotePath) or content.descriptions:
+        return content.descriptions, ()
+    try:
+        paths = folder.files()
+        why = "" if paths else "the server does not list them"
+    except RemoteError as error:
+        paths, why = {}, str(error)
+    if why:
+        return (), (f"captions and metadata in {folder} are left out, if there are any: {why}",)
+    return choose_files(by_folder(paths)).descriptions, ()
 
 
 class SidecarReader:
@@ -40,7 +72,7 @@ class SidecarReader:
         UserError: a table is damaged, or is a Parquet file and pyarrow is missing.
     """
 
-    def __init__(self, folder: Path, descriptions: Sequence[str]) -> None:
+    def __init__(self, folder: Location, descriptions: Sequence[str]) -> None:
         self._folder = folder
         is_table = [PurePosixPath(path).name in METADATA for path in descriptions]
         pairs = list(zip(descriptions, is_table, strict=True))
@@ -49,7 +81,7 @@ class SidecarReader:
         self._damaged: dict[str, None] = {}
         self._left_out: Counter[str] = Counter()
         # The video before, because a video often has many clips, and the members of its tar.
-        self._last: tuple[Entry | None, Sidecars] = None, {}
+        self._last: tuple[tuple[File, str | None] | None, Sidecars] = None, {}
         self._samples: tuple[str, dict[str, list[FilePart]]] = "", {}
 
     def __enter__(self) -> SidecarReader:
@@ -65,8 +97,8 @@ class SidecarReader:
 
     def read(self, entry: Entry) -> Sidecars:
         """Returns what describes a video: text and JSON by suffix, and its row as "metadata"."""
-        if entry != self._last[0]:
-            self._last = entry, self._read(entry)
+        if entry.place != self._last[0]:
+            self._last = entry.place, self._read(entry)
         return self._last[1]
 
     def unmatched(self, names: Collection[str]) -> list[str]:
@@ -145,7 +177,7 @@ def describes(name: str) -> bool:
     )
 
 
-def read_bytes(path: Path, offset: int = 0, size: int = LARGEST + 1) -> bytes | None:
+def read_bytes(path: Location, offset: int = 0, size: int = LARGEST + 1) -> bytes | None:
     """Returns bytes of a file; None if it cannot be read, or there are too many."""
     try:
         with path.open("rb") as file:

@@ -3,22 +3,23 @@
 ``webdataset`` reads tars as streams, one after another. Which samples a process sees then depends
 on the number of processes, and a resumed run has to read everything before its position. Here the
 members of an uncompressed tar are entries of the index like any other file, because such a tar can
-be read at any position. The tars must lie on disks of this machine or on mounted disks. Each video
-or image is an entry of its own; the other members with its key describe it.
+be read at any position, also at an address such as ``s3://bucket/videos.tar``. Each video or image
+is an entry of its own; the other members with its key describe it.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from wanvae.engine.storage.remote_path import Location
 from wanvae.video import FilePart, VideoError
 
 TAR_SUFFIX = ".tar"
 
 
-def find_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[FilePart]:
+def find_members(path: Location, wanted: Callable[[str], bool]) -> Iterator[FilePart]:
     """Yields the members of a tar whose names are ``wanted``, in their order.
 
     Only the headers of the members are read. Of members of one name only the last one counts, as
@@ -31,7 +32,7 @@ def find_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[FilePart
     found: dict[str, FilePart] = {}
     damage = None
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as content, tarfile.open(fileobj=content, mode="r:") as tar:
             for member in tar:
                 if member.isreg() and not member.issparse() and wanted(member.name):
                     found.pop(member.name, None)

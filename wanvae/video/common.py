@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from av.error import EOFError, FFmpegError, InvalidDataError
 
+from wanvae.engine.storage.remote_file import RemoteFile
+from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.errors import UserError
 
 # swscale's BICUBIC, ACCURATE_RND, FULL_CHR_H_INT and FULL_CHR_H_INP. Some versions of PyAV do not
@@ -41,7 +42,7 @@ class FilePart:
         offset, size: the first byte and the number of bytes.
     """
 
-    container: Path
+    container: Location
     name: str
     offset: int
     size: int
@@ -59,7 +60,7 @@ STANDARD_INPUT = "-"
 
 def is_pipe(source: Source) -> bool:
     """Whether a source can be read only once and in order: "-", a named pipe, or a device."""
-    if isinstance(source, FilePart):
+    if isinstance(source, (FilePart, RemotePath)):
         return False
     if os.fspath(source) == STANDARD_INPUT:
         return True
@@ -77,6 +78,20 @@ def address(source: Source) -> str:
         end = source.offset + source.size
         return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
     return os.path.abspath(source)
+
+
+def open_remote(source: Source) -> RemoteFile | None:
+    """Opens a video at an address, or in a file at an address; None if it is on a disk.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RemoteError: the server cannot be reached.
+    """
+    part = source if isinstance(source, FilePart) else None
+    place = location(source.container if isinstance(source, FilePart) else source)
+    if not isinstance(place, RemotePath):
+        return None
+    return place.open_part() if part is None else place.open_part(part.offset, part.size)
 
 
 def reason(error: Exception) -> str:

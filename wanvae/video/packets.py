@@ -29,6 +29,7 @@ from wanvae.video.common import (
     address,
     is_pipe,
     one_line_errors,
+    open_remote,
 )
 from wanvae.video.hardware import hardware_decoding
 from wanvae.video.sequence import DEFAULT_RATE, find_sequence
@@ -112,9 +113,9 @@ class PacketSource:
             options["pattern_type"] = "none"  # a "%" in its name is no pattern
         with one_line_errors("read", self.path, self.advice):
             # Metadata in a wrong encoding is no reason to refuse the pictures.
-            self._container = av.open(
-                address(path), metadata_errors="replace", options=options, hwaccel=self._hardware
-            )
+            self._remote = None if self.is_pipe else open_remote(path)
+            place = address(path) if self._remote is None else self._remote
+            self._container = av.open(place, "r", metadata_errors="replace", options=options)
         try:
             self.stream = choose_stream(self._container, self.path)
         except VideoError:
@@ -316,7 +317,7 @@ class PacketSource:
     def from_start(self) -> Iterator[Packet]:
         """All packets, from the first keyframe on. The last packet is empty."""
         if not self._fresh:
-            self._container.close()
+            self.close()
             self._open()
         self._fresh = False
         if self._own is not None:
@@ -350,6 +351,9 @@ class PacketSource:
                     "the rate of the stream"
                 )
             yield packet
+        # FFmpeg takes a failure of the network for the end of the file.
+        if self._remote is not None and self._remote.failure is not None:
+            raise self._remote.failure
 
     def _of_stream(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """Packets that did not come from FFmpeg, as packets of the video."""
@@ -411,6 +415,8 @@ class PacketSource:
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
+        if self._remote is not None:
+            self._remote.close()
 
 
 def count_frames(path: Source) -> tuple[int, Fraction]:

@@ -1,0 +1,1 @@
+"""Files beyond the disks of this machine, at addresses of the ``fsspec`` library."""
