@@ -115,7 +115,9 @@ class PacketSource:
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._remote = None if self.is_pipe else open_remote(path)
             place = address(path) if self._remote is None else self._remote
-            self._container = av.open(place, "r", metadata_errors="replace", options=options)
+            self._container = av.open(
+                place, "r", metadata_errors="replace", options=options, hwaccel=self._hardware
+            )
         try:
             self.stream = choose_stream(self._container, self.path)
         except VideoError:
