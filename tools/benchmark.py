@@ -9,6 +9,7 @@ process; the peak memory of each call is measured in a process of its own, over 
     python tools/benchmark.py --count                          # see benchmark_count.py
     python tools/benchmark.py motion                           # see benchmark_motion.py
     python tools/benchmark.py video-step                       # see benchmark_video_step.py
+    python tools/benchmark.py video-io                         # see benchmark_video_io.py
     python tools/benchmark.py motion-step                      # see benchmark_motion_step.py
 
 Several processes at one video are measured by benchmark_processes.py.
@@ -38,7 +39,13 @@ from torch.utils.flop_counter import FlopCounterMode
 # Python finds only the folder of a script, so the root is added.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import benchmark_count, benchmark_motion, benchmark_motion_step, benchmark_video_step
+from tools import (
+    benchmark_count,
+    benchmark_motion,
+    benchmark_motion_step,
+    benchmark_video_io,
+    benchmark_video_step,
+)
 from tools.measuring import (
     VIDEO_MODELS,
     BenchmarkError,
@@ -529,6 +536,7 @@ def run(options: argparse.Namespace) -> None:
 OTHERS = {
     "motion": benchmark_motion.main,
     "motion-step": benchmark_motion_step.main,
+    "video-io": benchmark_video_io.main,
     "video-step": benchmark_video_step.main,
 }
 

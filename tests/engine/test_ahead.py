@@ -1,4 +1,4 @@
-"""Items made ahead by a thread: all of them, in order, no more than asked for, errors in place."""
+"""Work in threads: all of it, in order, no more in advance than asked for, errors in place."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanvae.engine.ahead import ahead
+from wanvae.engine.ahead import ahead, behind
 
 
 def counted(items: list[int], made: list[int]) -> Generator[int, None, None]:
@@ -69,3 +69,68 @@ def test_closing_ends_what_makes_the_items() -> None:
     next(items)
     items.close()
     assert ended.is_set()
+
+
+# Work behind
+
+
+@given(items=st.lists(st.integers()), depth=st.integers(1, 5))
+def test_work_is_done_in_order(items: list[int], depth: int) -> None:
+    done: list[int] = []
+    with behind(done.append, depth) as put:
+        for item in items:
+            put(item)
+    assert done == items
+
+
+def test_no_more_than_asked_for_wait() -> None:
+    begun, go_on, done = threading.Event(), threading.Event(), list[int]()
+
+    def work(item: int) -> None:
+        begun.set()
+        go_on.wait()
+        done.append(item)
+
+    with behind(work, 2) as put:
+        put(0)
+        assert begun.wait(10)
+        put(1)
+        put(2)
+        late = threading.Thread(target=put, args=(3,))
+        late.start()
+        late.join(0.05)
+        assert late.is_alive()
+        go_on.set()
+        late.join()
+    assert done == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_an_error_of_the_work_is_raised_and_ends_it(count: int) -> None:
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        done.append(item)
+        raise KeyError("zero")
+
+    with pytest.raises(KeyError, match="zero"), behind(work, 2) as put:
+        for item in range(count):
+            put(item)
+    assert done == [0]
+
+
+def test_after_an_interruption_nothing_more_is_done() -> None:
+    begun, go_on, done = threading.Event(), threading.Event(), list[int]()
+
+    def work(item: int) -> None:
+        begun.set()
+        go_on.wait()
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt), behind(work, 3) as put:
+        put(0)
+        put(1)
+        assert begun.wait(10)
+        threading.Timer(0.05, go_on.set).start()
+        raise KeyboardInterrupt
+    assert done == [0]

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wanvae.checkpoints.formats import identify
+from wanvae.commands.overlap import FRAMES_BEHIND, Comparison, Shown, read_ahead, write_behind
 from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import refuse_overwriting
@@ -38,7 +39,6 @@ from wanvae.frames import encode_frames
 from wanvae.latents.file import LatentsFile, VideoShape, write_latents
 from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
-from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
 from wanvae.video import (
     Beside,
@@ -138,7 +138,7 @@ def reconstruct_file(
     check_reconstructs(vae.config)
     began = time.perf_counter()
     first = is_first(shard)
-    frames, total_psnr, total_ssim, latent_values = 0, 0.0, 0.0, 0
+    compared, latent_values = Comparison(), 0
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         if excerpt.beside is None and first:  # a pipe
@@ -150,7 +150,8 @@ def reconstruct_file(
         decoder = vae.stream_decode(tile_size=tile_size, max_memory=share, shard=shard)
         width = 2 * info.width if side_by_side else info.width
         with (
-            show_progress(excerpt.frames, excerpt.count, progress and first) as originals,
+            read_ahead(excerpt.frames, source) as coming,
+            show_progress(coming, excerpt.count, progress and first) as originals,
             open_writer(
                 destination,
                 first,
@@ -165,29 +166,32 @@ def reconstruct_file(
         ):
             if writer is not None:
                 writer.require_room(excerpt.count or 1)
-            for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
-                latent_values += posterior.mean.numel()
-                decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
-                if writer is None:
-                    waiting.clear()
-                    continue
-                for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
-                    original = waiting.popleft()
-                    frames += 1
-                    pair = image[None], original.image[None]
-                    total_psnr += psnr(*pair)
-                    total_ssim += ssim(*pair)
-                    shown = torch.cat([original.image, image], dim=2) if side_by_side else image
-                    writer.write(shown[:, None], [original.time])
+            with write_behind(writer, FRAMES_BEHIND) as write, compared.behind() as compare:
+                for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
+                    latent_values += posterior.mean.numel()
+                    decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
+                    if writer is None:
+                        waiting.clear()
+                        continue
+                    for image in decoded.float().cpu().unbind(1)[: len(waiting)]:
+                        original = waiting.popleft()
+                        compare((image, original.image))
+                        shown = torch.cat([original.image, image], dim=2) if side_by_side else image
+                        write(Shown(shown[:, None], [original.time]))
             if writer is not None:
                 writer.end_at(excerpt.end())
     if not first:
         return None
+    frames = compared.frames
     return ReconstructionReport(
         frames=frames,
-        psnr=total_psnr / frames,
-        ssim=total_ssim / frames,
-        compression=vae.config.in_channels * frames * info.width * info.height / latent_values,
+        psnr=compared.psnr / frames,
+        ssim=compared.ssim / frames,
+        compression=vae.config.in_channels
+        * compared.frames
+        * info.width
+        * info.height
+        / latent_values,
         seconds=time.perf_counter() - began,
     )
 
@@ -243,7 +247,8 @@ def encode_file(
             write_latents(destination, shape, model=model, start=excerpt.start)
             if first
             else nullcontext() as writer,
-            show_progress(excerpt.frames, excerpt.count, progress and first) as frames,
+            read_ahead(excerpt.frames, source) as coming,
+            show_progress(coming, excerpt.count, progress and first) as frames,
         ):
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory, shard=shard)
 
@@ -331,6 +336,7 @@ def decode_file(
             open_writer(
                 destination, first, width, height, fps or rate, encoding, alpha, beside
             ) as writer,
+            write_behind(writer, 1) as write,
         ):
             if writer is not None:
                 writer.require_room(frames)
@@ -341,7 +347,7 @@ def decode_file(
                 decoded = decoded[0, :channels, : frames - done, :height, :width]
                 count = decoded.shape[1]
                 if count and writer is not None:
-                    writer.write(decoded, times[done : done + count] or None)
+                    write(Shown(decoded.float().cpu(), times[done : done + count] or None))
                 done += count
     return done
 
@@ -369,7 +375,7 @@ class Excerpt:
     """
 
     info: VideoInfo
-    frames: Iterator[Frame]
+    frames: Generator[Frame, None, None]
     count: int | None
     start: float
     beside: Beside | None

@@ -212,7 +212,9 @@ def rate_of(arguments: Namespace) -> Fraction | None:
 def read_options(arguments: Namespace) -> ReadOptions:
     """Returns what the options say about the pictures that are read."""
     background = None if arguments.background is None else parse_colour(arguments.background)
-    return ReadOptions(deinterlace=arguments.deinterlace, background=background)
+    return ReadOptions(
+        deinterlace=arguments.deinterlace, background=background, hwaccel=arguments.hwaccel
+    )
 
 
 def scale_of(arguments: Namespace) -> Scale | None:
@@ -240,7 +242,7 @@ def add_time_options(parser: Parser) -> None:
 
 
 def add_picture_options(parser: Parser) -> None:
-    """Declares ``--deinterlace`` and ``--background``."""
+    """Declares ``--deinterlace``, ``--background`` and ``--hwaccel``."""
     parser.add_argument(
         "--deinterlace", action="store_true", help="give interlaced frames all lines of one time"
     )
@@ -249,6 +251,12 @@ def add_picture_options(parser: Parser) -> None:
         metavar="COLOUR",
         help="what transparent pictures are laid on, like white or #ff8000 (default: black); only "
         "for models that do not encode alpha",
+    )
+    parser.add_argument(
+        "--hwaccel",
+        metavar="DEVICE",
+        help="decode on a device, if FFmpeg has it, like cuda, videotoolbox or "
+        "vaapi:/dev/dri/renderD128 (default: on the CPU)",
     )
 
 

@@ -26,9 +26,11 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     """Returns the decoder of a stream. It has the tags of the container, except for the rotation.
 
     Everything else comes out as from FFmpeg's own decoder, as long as nothing is damaged, and with
-    alpha, which FFmpeg's own decoders may leave out.
+    alpha, which FFmpeg's own decoders may leave out. A device that decodes is left as it is.
     """
     own = stream.codec_context
+    if own.is_hwaccel:
+        return own
     own.thread_type = "AUTO"
     if own.name in _LENIENT:
         own.options = _ERRORS_END

@@ -31,6 +31,7 @@ from wanvae.video.common import (
     one_line_errors,
     open_remote,
 )
+from wanvae.video.hardware import hardware_decoding
 from wanvae.video.sequence import DEFAULT_RATE, find_sequence
 from wanvae.video.streams import choose_stream, is_picture
 
@@ -61,6 +62,7 @@ class PacketSource:
     Args:
         notices: tells what must be told about the file; None tells nothing.
         fps: frames per second of several images, which have no rate; None takes 25.
+        hwaccel: the device that decodes, as in ``ReadOptions``.
 
     Attributes:
         stream: the video.
@@ -78,8 +80,10 @@ class PacketSource:
         path: Source,
         notices: Notices | None = None,
         fps: Fraction | None = None,
+        hwaccel: str | None = None,
     ) -> None:
         self.path = path
+        self._hardware = None if hwaccel is None else hardware_decoding(hwaccel)
         self._fps = fps
         self.is_pipe = is_pipe(path)
         self._images = find_sequence(path, fps or DEFAULT_RATE)
@@ -111,13 +115,20 @@ class PacketSource:
             # Metadata in a wrong encoding is no reason to refuse the pictures.
             self._remote = None if self.is_pipe else open_remote(path)
             place = address(path) if self._remote is None else self._remote
-            self._container = av.open(place, "r", metadata_errors="replace", options=options)
+            self._container = av.open(
+                place, "r", metadata_errors="replace", options=options, hwaccel=self._hardware
+            )
         try:
             self.stream = choose_stream(self._container, self.path)
         except VideoError:
             self.close()
             raise
         self.decoder = decoder_of(self.stream)
+        if self._hardware is not None and not self.stream.codec_context.is_hwaccel:
+            self._tell(
+                f"its codec {self.stream.codec_context.name} is decoded on the CPU: the device of "
+                "--hwaccel does not decode it"
+            )
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         if self._own is not None:
             self.tick = self._own.tick

@@ -10,21 +10,21 @@ from fractions import Fraction
 from itertools import chain, dropwhile, islice
 
 import av
-import numpy as np
 import torch
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from wanvae.video.aspect import ratio_text, square_size
 from wanvae.video.background import BLACK, lay_on
 from wanvae.video.clock import increasing, on_grid
 from wanvae.video.colour import assume_matrix, colours_of, peak_of, unknown_matrix
-from wanvae.video.common import INTERPOLATION, Notices, Source, VideoError, is_pipe, one_line_errors
+from wanvae.video.common import Notices, Source, VideoError, is_pipe, one_line_errors
 from wanvae.video.decoder import Decoder
 from wanvae.video.interlacing import deinterlaced
 from wanvae.video.losses import Losses, has_alpha
 from wanvae.video.options import AS_STORED, ReadOptions
 from wanvae.video.orientation import Orientation, orientation_of
 from wanvae.video.packets import PacketSource, count_frames
+from wanvae.video.pixels import pixels_of
 
 _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their durations
 _NEAR = 1  # second; decoding so many frames is cheaper than going back to a keyframe
@@ -124,7 +124,7 @@ class VideoReader:
         self._interlaced = False  # whether any frame was so far
         # Not a method of the reader: in a circle, decoders would live on into forked processes.
         self._notices = Notices(path)
-        self._source = PacketSource(path, self._notices, fps)
+        self._source = PacketSource(path, self._notices, fps, options.hwaccel)
         self._losses = Losses(self._source, self._notices, None if alpha else self._background)
         try:
             self._start()
@@ -380,28 +380,8 @@ class VideoReader:
         orientation = self._orientation_of(frame)
         # A stream that changes size is scaled back to its first.
         height, width = orientation.stored_size(self.info.height, self.info.width)
-        with_alpha = has_alpha(frame)
-        formats = ("rgba", "rgba64le") if with_alpha else ("rgb24", "rgb48le")
-        deep = _bits(frame) > 8 or colours.is_converted
         with one_line_errors("read", self.path):
-            picture = self._reformatter.reformat(
-                frame,
-                width=width,
-                height=height,
-                format=formats[deep],
-                interpolation=INTERPOLATION,
-            )
-        levels = picture.to_ndarray()
-        black, white = _levels(frame, deep)
-        if colours.is_converted:
-            image = colours.convert(levels[..., :3], black, white) * 2 - 1
-        else:
-            pixels = torch.from_numpy(levels[..., :3].astype(np.float32)).permute(2, 0, 1)
-            image = _scale(pixels, black, white)
-        alpha = None
-        if with_alpha:
-            pixels = torch.from_numpy(levels[None, ..., 3].astype(np.float32))
-            alpha = _scale(pixels, 0, _full_range(frame, deep))
+            image, alpha = pixels_of(frame, self._reformatter, width, height, colours)
         if self._alpha:
             opaque = image.new_ones(1, *image.shape[1:])
             image = torch.cat([image, opaque if alpha is None else alpha])
@@ -511,36 +491,3 @@ def read_clip(
             f"only {len(images)} are there; start earlier or ask for fewer"
         )
     return torch.stack(images, dim=1)
-
-
-def _bits(frame: av.VideoFrame) -> int:
-    """Bits per sample, 8 to 16: swscale does not distinguish fewer or more."""
-    return min(max(8, *(component.bits for component in frame.format.components)), 16)
-
-
-def _scale(pixels: torch.Tensor, black: int, white: int) -> torch.Tensor:
-    """Scales levels to [-1, 1]."""
-    return ((pixels - black) / ((white - black) / 2) - 1).clamp_(-1, 1)
-
-
-def _full_range(frame: av.VideoFrame, deep: bool) -> int:
-    """The highest level after swscale copies a full range to 8 or 16 bit.
-
-    It shifts samples up, except for RGB of more than 8 bits.
-    """
-    bits = _bits(frame)
-    if not deep:
-        return 255
-    return 65535 if frame.format.is_rgb and bits > 8 else (2**bits - 1) << (16 - bits)
-
-
-def _levels(frame: av.VideoFrame, deep: bool) -> tuple[int, int]:
-    """The levels of black and white after swscale converts a frame to rgb24, or deep to rgb48."""
-    unit = 256 if deep else 1
-    gray = frame.format.name.startswith("gray")
-    if gray and frame.color_range == ColorRange.MPEG:
-        return 16 * unit, 235 * unit  # gray is copied as if it were always full range
-    # Deep YUV and gray are shifted up, not stretched: white stays short of 65535.
-    if frame.format.is_rgb or gray or frame.color_range == ColorRange.JPEG:
-        return 0, _full_range(frame, deep)
-    return 0, 255 * unit

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 
 import av
+import numpy as np
 import torch
 from av.container import OutputContainer
 from av.error import FFmpegError
@@ -205,8 +206,10 @@ class VideoWriter:
         assert pixel_format is not None
         if self._format.pixels.bits > 8:
             return deep_picture(image, pixel_format, self._matrix)
-        levels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        pixels = levels.permute(1, 2, 0).contiguous().numpy()
+        pixels = np.empty((*image.shape[1:], len(image)), np.uint8)
+        for channel, values in enumerate(image):
+            levels = values.clamp(-1, 1).add_(1).mul_(127.5).round_()
+            pixels[..., channel] = levels.to(torch.uint8).numpy()
         return self._reformatter.reformat(
             av.VideoFrame.from_ndarray(pixels, format="rgba" if self.alpha else "rgb24"),
             format="rgb24" if self._palettes is not None else pixel_format,
