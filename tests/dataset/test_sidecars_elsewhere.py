@@ -66,7 +66,7 @@ def options_of(files: Path, container: str, control: object = None) -> list[obje
 def captions(folder: object) -> dict[str, str]:
     """The captions in a data set by the name of the clip, and what else its tables tell."""
     clips = LatentDataset(str(folder)).clips
-    assert [c.sidecars for c in clips if c.source == "b/d.mp4"][0] == {"metadata": {"stars": 5}}
+    assert next(c.sidecars for c in clips if c.source == "b/d.mp4") == {"metadata": {"stars": 5}}
     return {clip.name: clip.caption for clip in clips if clip.caption is not None}
 
 
@@ -96,21 +96,20 @@ def test_parts_of_other_controls_are_refused(tmp_path: Path, capsys: Capture, fi
     other = tmp_path / "controls"
     shutil.copytree(files / "controls", other)
     folders = [tmp_path / "first", tmp_path / "second", tmp_path / "third"]
-    for number, (target, control) in enumerate(zip(folders, (files / "controls", other, None))):
-        control = [] if control is None else ["--control", control]
+    controls = ["--control", files / "controls"], ["--control", other], []
+    for number, (target, control) in enumerate(zip(folders, controls, strict=True)):
         part = ["--part", f"{number % 2}/2", *control]
         run_command(capsys, *encode_command(files, files / "videos", target, *part))
     out = run_command(capsys, "merge-index", *folders[:2], tmp_path / "merged")
     assert f"note: {folders[1]} is of the controls in {other}" in out
     out = run_command(capsys, "merge-index", *folders[1:], tmp_path / "none", status=1)
     assert "control is None" in out
-    # Other times of the same control, or another size, are other clips.
+    # Fewer controls give other clips.
     (other / "f.mp4").unlink()
-    shutil.copy(files / "videos" / "f.mp4", other / "f.mkv")
-    part = ["--part", "1/2", "--control", other]
-    target = tmp_path / "fourth"
+    part, target = ["--part", "1/2", "--control", other], tmp_path / "fewer"
     run_command(capsys, *encode_command(files, files / "videos", target, *part))
-    run_command(capsys, "merge-index", folders[0], target, tmp_path / "same")
+    out = run_command(capsys, "merge-index", folders[0], target, tmp_path / "none", status=1)
+    assert "is of other clips than part 0/2" in out
 
 
 def test_captions_that_changed_between_parts(tmp_path: Path, capsys: Capture, files: Path) -> None:
