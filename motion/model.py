@@ -19,6 +19,7 @@ from motion.networks.build import make_networks
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
+from wanvae.engine.evaluating import evaluating
 from wanvae.engine.finite import check_computed
 from wanvae.engine.hub import upload
 from wanvae.engine.tensors import check_is_tensor, parse_given_dtype
@@ -207,6 +208,7 @@ class RVQVAE(nn.Module):
         """Returns tokens ``(B, tokens, Q)``, int64, of motion ``(B, T, D)``.
 
         If the last token is not full, the last frame of a clip is repeated. No gradients are kept.
+        The encoder works as in evaluation mode, also in training mode: without dropout.
 
         Args:
             lengths: ``(B,)``, the number of frames of each clip; later frames are padding. The
@@ -218,7 +220,8 @@ class RVQVAE(nn.Module):
         """
         self.check_motion(motion)
         lengths = self._padded_lengths(lengths, motion.shape[:2])
-        latents, tokens = self._latents(self.normalize(motion), lengths)
+        with evaluating(self.encoder):
+            latents, tokens = self._latents(self.normalize(motion), lengths)
         valid = latents if tokens is None else zero_padding(latents, tokens)
         check_computed(valid, self.dtype, "encode")
         return self.quantizer.encode(latents, tokens)
@@ -229,28 +232,34 @@ class RVQVAE(nn.Module):
     ) -> Tensor:
         """Returns motion ``(B, T, D)`` of tokens ``(B, tokens, Q)``; no gradients are kept.
 
+        The decoder works as in evaluation mode, also in training mode: without dropout.
+
         Args:
             indices: indices as ``encode`` returns them, or indices of the first few layers.
             length: number of frames of the motion, or ``(B,)``, number of frames of each clip.
                 Tokens after these frames are ignored, and zeros follow the frames. None is as many
-                frames as the tokens have.
+                frames as the tokens have; tokens of -1 in all layers at the end of a clip are no
+                tokens.
             layers: number of layers to use, from the first; None is all layers.
 
         Raises:
             UserError: indices are out of range or have another shape, or ``length`` or ``layers``
-                is larger than the indices allow.
+                is larger than the indices allow, or a clip has no tokens.
             NotFiniteError: the decoder overflows, as some do in float16.
         """
         latents = self._look_up(indices, layers)
         batch, _, tokens = latents.shape
         most = self.config.frames_of(tokens)
-        if length is None or isinstance(length, int):
-            length = torch.full((batch,), most if length is None else length)
+        if length is None:
+            length = [self.config.frames_of(count) for count in count_tokens(indices)]
+        elif isinstance(length, int):
+            length = torch.full((batch,), length)
         lengths = self._check_lengths(length, (batch, most))
         longest = int(lengths.max())
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
-        features = run(self.decoder, latents, needed)[0].mT[:, :longest]
+        with evaluating(self.decoder):
+            features = run(self.decoder, latents, needed)[0].mT[:, :longest]
         motion = self.denormalize(features)
         if needed is not None:
             motion = zero_padding(motion.mT, lengths).mT
@@ -356,6 +365,19 @@ class RVQVAE(nn.Module):
         frames = torch.arange(whole, device=self.device)
         frames = torch.minimum(frames, lengths[:, None] - 1)
         return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def count_tokens(indices: Tensor) -> list[int]:
+    """Returns the number of tokens of each clip of ``(B, tokens, Q)``, without -1 at its end.
+
+    Raises:
+        UserError: a clip has no tokens.
+    """
+    places = torch.arange(1, indices.shape[1] + 1, device=indices.device)
+    counts = (places * (indices >= 0).any(dim=2)).amax(dim=1).tolist()
+    if 0 in counts:
+        raise UserError(f"clip {counts.index(0)} has no tokens, all indices are -1; leave it out")
+    return counts
 
 
 def warn_of_missing_normalizer(path: str | PathLike[str]) -> None:

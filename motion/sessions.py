@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from motion.config import RVQVAEConfig
+from wanvae.engine.evaluating import evaluating
 from wanvae.errors import UserError
 from wanvae.nn import State, Streaming, unstreamable_layers
 
@@ -104,7 +105,8 @@ class StreamEncoder:
         if whole <= 0:
             self._state = states, motion
             return None
-        indices, states = model.encode_step(motion[:, :whole], states)
+        with evaluating(model.encoder):
+            indices, states = model.encode_step(motion[:, :whole], states)
         self._state = states, motion[:, whole:].clone() if whole < motion.shape[1] else None
         return indices
 
@@ -167,7 +169,9 @@ class StreamDecoder:
                 pieces before.
         """
         check_clips(indices, self._state)
-        motion, self._state = self._model.decode_step(indices, self._state, layers=self._layers)
+        model = self._model
+        with evaluating(model.decoder):
+            motion, self._state = model.decode_step(indices, self._state, layers=self._layers)
         return motion
 
 

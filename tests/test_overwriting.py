@@ -31,12 +31,17 @@ COMMANDS = [(program, name) for program in PROGRAMS for name in PROGRAMS[program
 # Options of text that name no file.
 NO_FILES = {
     "architecture",
+    "area",
+    "background",
+    "buckets",
     "device",
     "entry",
     "fps",
+    "frames",
     "key",
     "max_memory",
     "resize",
+    "root",
     "shard_size",
     "variant",
 }

@@ -32,9 +32,9 @@ from tools.measuring import (
     time_call,
     write_content,
 )
+from wanvae.engine.evaluating import evaluating
 from wanvae.engine.files import atomic_path
 from wanvae.engine.training.config import TrainerConfig
-from wanvae.engine.training.evaluating import evaluating
 from wanvae.engine.training.loop import make_accelerator
 from wanvae.engine.training.optimization import Optimization
 from wanvae.engine.training.task import Task

@@ -12,29 +12,41 @@ from jsonargparse import Namespace
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint, Layout
-from motion.commands.options import add_untold_options, read_untold
+from motion.commands.options import (
+    add_reading_options,
+    add_untold_options,
+    read_reading,
+    read_untold,
+)
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.normalizer import Normalizer
 from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
-from motion.files.formats import READERS, read_motion, write_motion
+from motion.files.formats import READERS, check_suffix, read_motion, write_motion
+from motion.files.formats import WRITERS as MOTION_WRITERS
+from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
-from wanvae.engine.files import refuse_overwriting
+from wanvae.engine.files import atomic_path, refuse_overwriting
 from wanvae.errors import UserError
 
 WRITERS = {Layout.NATIVE: formats.save_native, Layout.MOMASK: formats.save_momask}
 # These features hold all of a motion except where it begins.
 COMPLETE = FeatureSpec(rot6d="rows")
+# Of a joint in a written file, divided by the size of the skeleton. Rounding is far below.
+LARGEST_ERROR = 1e-3
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("input", help="checkpoint of any layout; .bvh or SMPL-X .npz")
+    parser.add_argument(
+        "input",
+        help="checkpoint of any layout; .bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++",
+    )
     parser.add_argument(
         "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
     )
@@ -53,6 +65,7 @@ def add_options(parser: Parser) -> None:
         action="store_true",
         help="turn a motion into features and back, and say how large the error is",
     )
+    add_reading_options(parser)
     add_untold_options(parser)
 
 
@@ -84,12 +97,19 @@ def show_checkpoint_conversion(arguments: Namespace) -> None:
 
 
 def show_motion_conversion(arguments: Namespace) -> None:
-    report = convert_motion(arguments.input, arguments.output, roundtrip=arguments.roundtrip)
+    report = convert_motion(
+        arguments.input,
+        arguments.output,
+        roundtrip=arguments.roundtrip,
+        reading=read_reading(arguments),
+    )
     print(
         f"{arguments.input} -> {arguments.output}: {report.frames} frames, largest joint error "
         f"{report.largest_error * 1000:.3g} mm, {report.relative_error:.2g} of the "
         "skeleton's size"
     )
+    for note in report.notes:
+        print(f"note: {note}")
 
 
 def read_statistics(arguments: Namespace) -> FeatureStatistics | None:
@@ -191,11 +211,13 @@ class MotionReport:
         frames: the number of frames.
         largest_error: the largest distance of a joint from its original position, metres.
         size: the length along the bones between the two points furthest apart, metres.
+        notes: what is not kept, for people; one sentence each.
     """
 
     frames: int
     largest_error: float
     size: float
+    notes: tuple[str, ...] = ()
 
     @property
     def relative_error(self) -> float:
@@ -204,25 +226,53 @@ class MotionReport:
 
 
 def convert_motion(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, roundtrip: bool = False
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    roundtrip: bool = False,
+    reading: Reading = GUESSED,
 ) -> MotionReport:
     """Writes a motion file in another format, reads it again, and compares.
 
     Args:
         roundtrip: turn the motion into features and back before it is written.
+        reading: what ``source`` does not tell.
 
     Raises:
-        MotionError: ``source`` cannot be read, or the format of ``destination`` cannot hold it.
+        MotionError: ``source`` cannot be read, the format of ``destination`` cannot hold it, or
+            one would read another motion from ``destination``. Then nothing is written.
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
     if roundtrip and Path(source).suffix.lower() != Path(destination).suffix.lower():
         raise MotionError(f"{destination} must end as {source} does, to go there and back")
-    clip = read_motion(source)
-    write_motion(destination, pass_through_features(clip) if roundtrip else clip)
-    written = read_motion(destination)
-    errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
-    return MotionReport(len(clip), errors.max().item(), clip.skeleton.span)
+    clip = read_motion(source, reading)
+    # Nothing guesses a unit that somebody had to name.
+    suffix = check_suffix(Path(destination), MOTION_WRITERS)
+    told = Reading(unit=clip.skeleton.unit) if suffix == ".bvh" else GUESSED
+    with atomic_path(destination) as temporary:
+        write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
+        written = read_motion(temporary, told)
+        errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
+        notes = lost_in_writing(clip, written)
+        report = MotionReport(len(clip), errors.max().item(), clip.skeleton.span, notes)
+        if report.relative_error > LARGEST_ERROR:
+            raise MotionError(
+                f"{destination} is not written: a joint would be up to "
+                f"{report.largest_error * 1000:.3g} mm away from its place, "
+                f"{report.relative_error:.2g} of the skeleton's size"
+            )
+    return report
+
+
+def lost_in_writing(clip: MotionClip, written: MotionClip) -> tuple[str, ...]:
+    """Returns notes on what a clip has beside its motion, and what is written of it has not."""
+    lost = []
+    if clip.expressions is not None and clip.expressions.any() and written.expressions is None:
+        lost.append("facial expressions")
+    if any(clip.betas) and not written.betas:
+        lost.append("shape parameters (betas)")
+    return tuple(f"not kept: {what}" for what in lost)
 
 
 def pass_through_features(clip: MotionClip) -> MotionClip:

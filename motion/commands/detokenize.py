@@ -9,14 +9,21 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from motion.checkpoints.formats import require_suffix
-from motion.commands.options import MOTION_HELP, add_layers_option, add_model_options, load_model
+from motion.commands.options import (
+    add_layers_option,
+    add_model_options,
+    add_reading_options,
+    load_model,
+    read_reading,
+)
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.evaluate.reconstruction import make_figure
 from motion.features.humanml3d import skeleton_of
-from motion.features.recording import Recording, check_channels, suffixes_of
+from motion.features.recording import Recording, check_channels, suffixes_written
 from motion.features.rotations import restore_clip
 from motion.files.formats import read_motion
+from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, render
 from motion.skeleton.packaged import PACKAGED_SKELETONS
@@ -32,7 +39,11 @@ def add_options(parser: Parser) -> None:
         "input",
         help="tokens: .npz or .safetensors; or .npy of indices (T, Q), (1, T, Q), (1, T) or (T,)",
     )
-    parser.add_argument("output", help=f"file to write: {MOTION_HELP}; .mp4 or .png to look at")
+    parser.add_argument(
+        "output",
+        help="file to write: .bvh or SMPL-X .npz; .npy for a model of features of HumanML3D or "
+        "KIT; .mp4 or .png to look at",
+    )
     parser.reads("input", "skeleton")
     parser.writes("output")
     add_layers_option(parser)
@@ -41,6 +52,7 @@ def add_options(parser: Parser) -> None:
         help="motion file with the skeleton to move (default: the skeleton of the tokens, else a "
         "packaged skeleton with the same number of joints)",
     )
+    add_reading_options(parser)
     add_model_options(parser)
 
 
@@ -51,6 +63,7 @@ def run(arguments: Namespace) -> None:
         arguments.output,
         layers=arguments.layers,
         skeleton=arguments.skeleton,
+        reading=read_reading(arguments),
         progress=arguments.progress,
     )
     fps = recording.config.fps
@@ -101,13 +114,18 @@ def find_packaged_skeleton(config: RVQVAEConfig) -> Skeleton:
     )
 
 
-def read_skeleton(path: str | os.PathLike[str], config: RVQVAEConfig) -> Skeleton:
+def read_skeleton(
+    path: str | os.PathLike[str], config: RVQVAEConfig, reading: Reading = GUESSED
+) -> Skeleton:
     """Reads the skeleton of a motion file.
+
+    Args:
+        reading: what the file does not tell.
 
     Raises:
         MotionError: the file cannot be read, or its skeleton does not fit the model.
     """
-    skeleton, spec = read_motion(path).skeleton, config.features
+    skeleton, spec = read_motion(path, reading).skeleton, config.features
     if spec is not None:
         found = spec.channels(skeleton.joints)
         check_channels(Path(path), found, config.channels, f" of {skeleton.joints} joints")
@@ -121,6 +139,7 @@ def detokenize_file(
     *,
     layers: int | None = None,
     skeleton: str | os.PathLike[str] | None = None,
+    reading: Reading = GUESSED,
     progress: bool = False,
 ) -> Recording:
     """Writes the motion of a file of tokens, as a motion file or as a stick figure.
@@ -128,6 +147,7 @@ def detokenize_file(
     Args:
         layers: decode from the first so many layers of the quantizer; None is all.
         skeleton: a motion file with the skeleton to move.
+        reading: what the file of the skeleton does not tell.
         progress: show a progress bar while drawing.
 
     Raises:
@@ -135,11 +155,11 @@ def detokenize_file(
         FileError, VideoError: ``destination`` cannot be written, or is ``source`` or ``skeleton``.
     """
     refuse_overwriting(destination, [source, skeleton])
-    motion_suffixes = suffixes_of(model.config)
+    motion_suffixes = suffixes_written(model.config)
     require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)
     tokens = read_tokens(source)
     check_tokens(tokens, model, source)
-    chosen = None if skeleton is None else read_skeleton(skeleton, model.config)
+    chosen = None if skeleton is None else read_skeleton(skeleton, model.config, reading)
     recording = detokenize(model, tokens, layers=layers, skeleton=chosen)
     if Path(destination).suffix in motion_suffixes:
         recording.write(destination, recording.features)

@@ -10,8 +10,10 @@ from jsonargparse import Namespace
 from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
+    add_reading_options,
     load_model,
     print_ignored,
+    read_reading,
     report_failures,
 )
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
@@ -50,6 +52,7 @@ def add_options(parser: Parser) -> None:
         type=int,
         help="count the codes of all windows of so many frames (default: of whole files)",
     )
+    add_reading_options(parser)
     add_model_options(parser)
 
 
@@ -68,7 +71,12 @@ def run(arguments: Namespace) -> None:
                 held.enter_context(locked_by_run(Path(arguments.output)))
             model = load_model(arguments, device_of(processes))
             evaluation = evaluate_folder(
-                model, arguments.input, processes, window=window, progress=progress
+                model,
+                arguments.input,
+                processes,
+                window=window,
+                reading=read_reading(arguments),
+                progress=progress,
             )
             if not processes.is_main_process:
                 return

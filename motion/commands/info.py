@@ -11,11 +11,17 @@ from jsonargparse import Namespace
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint
 from motion.commands.convert import load_complete
-from motion.commands.options import add_untold_options, read_untold
+from motion.commands.options import (
+    add_reading_options,
+    add_untold_options,
+    read_reading,
+    read_untold,
+)
 from motion.config import RVQVAEConfig
 from motion.features.humanml3d import read_features, skeleton_of
 from motion.features.units import are_in_own_units
 from motion.files.formats import READERS, read_motion
+from motion.files.reading import GUESSED, Reading
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
 from motion.tokens import describe_token_rate, holds_tokens, read_tokens
@@ -27,19 +33,24 @@ from wanvae.engine.config import to_json_dict
 def add_options(parser: Parser) -> None:
     parser.add_argument("file", help="a checkpoint, motion, features or tokens")
     parser.reads("file")
+    add_reading_options(parser)
     add_untold_options(parser)
 
 
 def run(arguments: Namespace) -> None:
-    for line in describe_file(arguments.file, read_untold(arguments)):
+    untold, reading = read_untold(arguments), read_reading(arguments)
+    for line in describe_file(arguments.file, untold, reading):
         print(line)
 
 
-def describe_file(path: str | os.PathLike[str], untold: Untold | None = None) -> Iterator[str]:
+def describe_file(
+    path: str | os.PathLike[str], untold: Untold | None = None, reading: Reading = GUESSED
+) -> Iterator[str]:
     """Describes a file of any kind in lines.
 
     Args:
         untold: what to assume where the tensors of a checkpoint do not tell it.
+        reading: what a motion file does not tell.
 
     Raises:
         UserError: the file cannot be read.
@@ -49,18 +60,22 @@ def describe_file(path: str | os.PathLike[str], untold: Untold | None = None) ->
     if holds_tokens(path):
         yield from describe_tokens(path)
     elif suffix in READERS:
-        yield from describe_motion(path)
+        yield from describe_motion(path, reading)
     elif suffix == ".npy":
         yield from describe_features(path)
     else:
         yield from describe_checkpoint(path, load_complete(path, untold))
 
 
-def describe_motion(path: Path) -> Iterator[str]:
-    clip = read_motion(path)
+def describe_motion(path: Path, reading: Reading) -> Iterator[str]:
+    clip = read_motion(path, reading)
     yield f"{path}: motion, {path.suffix[1:]}"
     yield show_timing(len(clip), clip.fps)
     yield from describe_skeleton(clip.skeleton)
+    if path.suffix.lower() == ".bvh":
+        guessed = {"unit": reading.unit, "up": reading.up}
+        for name in (name for name, given in guessed.items() if given is None):
+            yield f"note: {name}: guessed, because BVH files do not tell it; name it with --{name}"
 
 
 def describe_skeleton(skeleton: Skeleton) -> Iterator[str]:

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm
+from motion.files.reading import Axis, Reading
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_device_option, add_progress_option
@@ -16,7 +17,10 @@ from wanvae.engine.devices import check_device, default_device
 from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
-MOTION_HELP = ".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT for a model of such features"
+MOTION_HELP = (
+    ".bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++; or .npy of HumanML3D or KIT for a model "
+    "of such features"
+)
 
 
 def add_untold_options(parser: Parser) -> None:
@@ -74,6 +78,38 @@ def add_model_options(parser: Parser, *, required: bool = True) -> None:
     add_device_option(parser)
     add_progress_option(parser)
     add_untold_options(parser)
+
+
+def add_reading_options(parser: Parser) -> None:
+    """Declares the options for what motion files do not tell."""
+    group = parser.add_argument_group("what a motion file does not tell")
+    group.add_argument(
+        "--unit",
+        type=float,
+        help="metres per unit of length of BVH files, like 0.01 (default: guessed from the size of "
+        "a person)",
+    )
+    group.add_argument(
+        "--up",
+        choices=list(get_args(Axis)),
+        help="the axis that points up in the file (default: guessed from the pose)",
+    )
+    group.add_argument("--root", help="the skeleton to read, where a BVH file has several roots")
+    group.add_argument(
+        "--frames-from-data",
+        action="store_true",
+        help="read a BVH file with fewer frames than its line Frames says",
+    )
+
+
+def read_reading(arguments: Namespace) -> Reading:
+    """Returns how the options say that motion files are read."""
+    return Reading(
+        unit=arguments.unit,
+        up=arguments.up,
+        root=arguments.root,
+        frames_from_data=arguments.frames_from_data,
+    )
 
 
 def add_layers_option(parser: Parser) -> None:

@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from jsonargparse import Namespace
 
 from motion.checkpoints.formats import require_suffix
-from motion.commands.options import MOTION_HELP, add_layers_option, add_model_options, load_model
+from motion.commands.options import (
+    MOTION_HELP,
+    add_layers_option,
+    add_model_options,
+    add_reading_options,
+    load_model,
+    read_reading,
+)
 from motion.evaluate.evaluation import count_indices
 from motion.evaluate.reconstruction import reconstruct
-from motion.features.recording import read_recording, suffixes_of
+from motion.features.recording import read_recording, suffixes_written
+from motion.files.reading import GUESSED, Reading
 from motion.metrics import mpjpe, rotation_error
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
@@ -25,12 +33,19 @@ def add_options(parser: Parser) -> None:
     parser.reads("input")
     parser.writes("output")
     add_layers_option(parser)
+    add_reading_options(parser)
     add_model_options(parser)
 
 
 def run(arguments: Namespace) -> None:
     model = load_model(arguments)
-    report = reconstruct_file(model, arguments.input, arguments.output, layers=arguments.layers)
+    report = reconstruct_file(
+        model,
+        arguments.input,
+        arguments.output,
+        layers=arguments.layers,
+        reading=read_reading(arguments),
+    )
     rate = f"{report.fps:g} per second"
     if report.file_fps not in (None, report.fps):
         rate += f" (converted from {report.file_fps:g})"
@@ -70,19 +85,21 @@ def reconstruct_file(
     destination: str | os.PathLike[str],
     *,
     layers: int | None = None,
+    reading: Reading = GUESSED,
 ) -> ReconstructionReport:
     """Writes the reconstruction of a motion file, and compares it with the original.
 
     Args:
         layers: decode from the first so many layers of the quantizer; None is all.
+        reading: what ``source`` does not tell.
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
-    require_suffix(destination, *suffixes_of(model.config))
-    recording = read_recording(source, model.config)
+    require_suffix(destination, *suffixes_written(model.config))
+    recording = read_recording(source, model.config, reading)
     indices, features = reconstruct(model, recording, layers)
     joints, original = recording.joints_of(features), recording.joints
     recording.write(destination, features)

@@ -9,12 +9,18 @@ from jsonargparse import Namespace
 
 from motion.checkpoints.architecture import PUBLISHED_FEATURES
 from motion.checkpoints.formats import require_suffix
-from motion.commands.options import add_model_options, load_model
+from motion.commands.options import (
+    add_model_options,
+    add_reading_options,
+    load_model,
+    read_reading,
+)
 from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.humanml3d import read_features, recover_positions, skeleton_of
 from motion.features.recording import read_recording
 from motion.features.units import warn_of_drawn_units
 from motion.files.formats import read_motion
+from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, Figure, render
 from wanvae.engine.command_line.arguments import Parser
@@ -27,12 +33,19 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("output", help="file to write: .mp4, .mov, .mkv; .png, .jpg, .webp")
     parser.reads("input")
     parser.writes("output")
+    add_reading_options(parser)
     add_model_options(parser, required=False)
 
 
 def run(arguments: Namespace) -> None:
     model = None if arguments.checkpoint is None else load_model(arguments)
-    render_file(arguments.input, arguments.output, model, progress=arguments.progress)
+    render_file(
+        arguments.input,
+        arguments.output,
+        model,
+        reading=read_reading(arguments),
+        progress=arguments.progress,
+    )
     print(f"{arguments.input} -> {arguments.output}")
 
 
@@ -41,12 +54,14 @@ def render_file(
     destination: str | os.PathLike[str],
     model: RVQVAE | None = None,
     *,
+    reading: Reading = GUESSED,
     progress: bool = False,
 ) -> None:
     """Draws a motion file as a stick figure, with ``model`` beside its reconstruction.
 
     Args:
         destination: a video (.mp4, .mov, .mkv), or a picture of some frames (.png, .jpg, .webp).
+        reading: what ``source`` does not tell.
         progress: show a progress bar.
 
     Raises:
@@ -56,19 +71,19 @@ def render_file(
     refuse_overwriting(destination, [source])
     require_suffix(destination, *FIGURE_SUFFIXES)
     if model is None:
-        figure, fps = read_figure(source)
+        figure, fps = read_figure(source, reading)
         figures = [figure]
     else:
-        recording, fps = read_recording(source, model.config), model.config.fps
+        recording, fps = read_recording(source, model.config, reading), model.config.fps
         _, decoded = reconstruct(model, recording)
         figures = [make_figure(recording, features) for features in (recording.features, decoded)]
     render(destination, figures, fps, progress=progress)
 
 
-def read_figure(path: str | os.PathLike[str]) -> tuple[Figure, float]:
+def read_figure(path: str | os.PathLike[str], reading: Reading = GUESSED) -> tuple[Figure, float]:
     """Reads the stick figure of a motion file of any kind, and its frames per second."""
     if Path(path).suffix.lower() != ".npy":
-        clip = read_motion(path)
+        clip = read_motion(path, reading)
         return Figure.of_clip(clip), clip.fps
     features = read_features(path)
     warn_of_drawn_units(features)

@@ -13,14 +13,17 @@ from jsonargparse import Namespace
 from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
+    add_reading_options,
     load_model,
     print_ignored,
+    read_reading,
     report_failures,
 )
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
+from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.tokens import (
     Actor,
@@ -61,13 +64,14 @@ def add_options(parser: Parser) -> None:
         default="npz",
         help="format of the files of a folder",
     )
+    add_reading_options(parser)
     add_model_options(parser)
 
 
 def run(arguments: Namespace) -> None:
-    source, target = arguments.input, arguments.output
+    source, target, reading = arguments.input, arguments.output, read_reading(arguments)
     if not Path(source).is_dir():
-        tokens = tokenize_file(load_model(arguments), source, target)
+        tokens = tokenize_file(load_model(arguments), source, target, reading)
         length, layers = tokens.indices.shape
         print(f"{source} -> {target}: {length} tokens of {layers} codes")
         return
@@ -76,7 +80,13 @@ def run(arguments: Namespace) -> None:
         suffix = f".{arguments.format}"
         try:
             report = tokenize_folder(
-                model, source, target, suffix, processes, progress=arguments.progress
+                model,
+                source,
+                target,
+                suffix,
+                processes,
+                reading=reading,
+                progress=arguments.progress,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
@@ -121,25 +131,32 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
 
 
 def tokenize_file(
-    model: RVQVAE, source: str | os.PathLike[str], destination: str | os.PathLike[str]
+    model: RVQVAE,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    reading: Reading = GUESSED,
 ) -> Tokens:
     """Writes the tokens of a motion file.
+
+    Args:
+        reading: what ``source`` does not tell.
 
     Raises:
         MotionError: ``source`` cannot be read, or does not have the features of the model.
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
-    tokens = read_tokenized(model, identify(model), Path(source))
+    tokens = read_tokenized(model, identify(model), Path(source), reading)
     write_tokens(destination, tokens)
     return tokens
 
 
-def read_tokenized(model: RVQVAE, identity: str, path: Path) -> Tokens:
+def read_tokenized(model: RVQVAE, identity: str, path: Path, reading: Reading) -> Tokens:
     """Returns the tokens of a motion file. They tell the state of the file and of the model.
 
     Args:
         identity: what ``identify`` returns for the model.
+        reading: what the file does not tell.
 
     Raises:
         MotionError: the file cannot be read or does not have the features of the model, or the
@@ -147,7 +164,7 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path) -> Tokens:
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    recording = read_recording(path, model.config)
+    recording = read_recording(path, model.config, reading)
     try:
         tokens = tokenize(model, recording)
     except NotFiniteError as error:
@@ -186,6 +203,7 @@ def tokenize_folder(
     suffix: str,
     processes: PartialState,
     *,
+    reading: Reading = GUESSED,
     progress: bool = False,
 ) -> FolderReport:
     """Writes the tokens of all motion files of a folder to the same tree in another folder.
@@ -197,6 +215,7 @@ def tokenize_folder(
     Args:
         suffix: of the files to write, .npz or .safetensors.
         processes: the processes of the run. They all call this function and share the files.
+        reading: what the motion files do not tell.
         progress: show a progress bar.
 
     Returns:
@@ -210,11 +229,16 @@ def tokenize_folder(
     plan = plan_targets(Path(source), Path(destination), suffix, model.config)
     make_directory(destination)
     with locked_by_run(Path(destination)):
-        return write_targets(model, plan, processes, progress=progress)
+        return write_targets(model, plan, processes, reading, progress=progress)
 
 
 def write_targets(
-    model: RVQVAE, plan: FolderPlan, processes: PartialState, *, progress: bool
+    model: RVQVAE,
+    plan: FolderPlan,
+    processes: PartialState,
+    reading: Reading,
+    *,
+    progress: bool,
 ) -> FolderReport:
     """Writes the tokens of motion files, as ``tokenize_folder`` says."""
     digest, identity = digest_of(model), identify(model)
@@ -224,13 +248,13 @@ def write_targets(
     for target, file in share_files(list(plan.targets.items()), processes, progress=progress):
         origin = find_origin(target)
         if origin is not None:
-            if is_up_to_date(origin, digest, identity, file):
+            if is_up_to_date(origin, digest, identity, file, reading):
                 kept += 1
                 unknown += origin.source is None
                 continue
             changed.append(writable(str(file)))
         try:
-            tokens = read_tokenized(model, identity, file)
+            tokens = read_tokenized(model, identity, file, reading)
         except (UserError, OSError) as error:
             failures.append(str(error))
             # Tokens of another state of the file would be taken for the tokens of this one.
@@ -287,14 +311,26 @@ def find_origin(path: Path) -> Origin | None:
         return None
 
 
-def is_up_to_date(origin: Origin, digest: str, identity: str, file: Path) -> bool:
+def is_up_to_date(origin: Origin, digest: str, identity: str, file: Path, reading: Reading) -> bool:
     """Whether tokens are of a model and of a motion file as they are now, as far as they tell.
 
     Args:
         digest, identity: what ``digest_of`` and ``identify`` return for the model.
+        reading: how the file is read now.
     """
     same_model = origin.model == identity if origin.model else origin.books == digest
-    return same_model and (origin.source is None or origin.source.matches(stamp_of(file)))
+    same_file = origin.source is None or origin.source.matches(stamp_of(file))
+    return same_model and same_file and (origin.actor is None or fits(origin.actor, reading))
+
+
+def fits(actor: Actor, reading: Reading) -> bool:
+    """Whether the skeleton of an actor is as ``reading`` says."""
+    skeleton = actor.skeleton
+    return (
+        reading.unit in (None, skeleton.unit)
+        and reading.up in (None, skeleton.up)
+        and reading.root in (None, skeleton.names[0])
+    )
 
 
 def gather_reports(report: FolderReport) -> FolderReport:

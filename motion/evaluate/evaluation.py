@@ -22,8 +22,8 @@ from motion.metrics import (
 )
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
+from wanvae.engine.evaluating import evaluating
 from wanvae.engine.processes import gather_objects
-from wanvae.engine.training.evaluating import evaluating
 
 # Windows that are encoded at once when codes are counted.
 BATCH = 64

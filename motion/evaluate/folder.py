@@ -19,6 +19,7 @@ from motion.evaluate.evaluation import (
 )
 from motion.features.recording import find_files, read_recording
 from motion.features.units import warn_of_units
+from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.processes import gather_objects
@@ -58,6 +59,7 @@ class FolderEvaluation:
         files: the files that were evaluated, sorted by path.
         failures: a line for each file that was left out, sorted by path.
         ignored: how many files of the folder are no motion files, by suffix; or empty.
+        reading: how the files were read.
     """
 
     source: str
@@ -66,6 +68,7 @@ class FolderEvaluation:
     files: tuple[FileEvaluation, ...]
     failures: tuple[str, ...]
     ignored: str = ""
+    reading: Reading = GUESSED
 
 
 def evaluate_folder(
@@ -74,6 +77,7 @@ def evaluate_folder(
     processes: PartialState,
     *,
     window: int | None = None,
+    reading: Reading = GUESSED,
     progress: bool = False,
 ) -> FolderEvaluation:
     """Reconstructs all motion files of a folder, or one file, and compares them with the originals.
@@ -84,6 +88,7 @@ def evaluate_folder(
     Args:
         processes: the processes of the run. They all call this function and share the files.
         window: count the codes of all windows of so many frames; None is whole files.
+        reading: what the files do not tell.
         progress: show a progress bar.
 
     Returns:
@@ -100,7 +105,7 @@ def evaluate_folder(
     def evaluations() -> Iterator[MotionEvaluation]:
         for path in share_files(found.paths, processes, progress=progress):
             try:
-                recording = read_recording(path, model.config)
+                recording = read_recording(path, model.config, reading)
                 warn_of_units(recording, model.normalizer, shown=True)
                 measured = measure(model, recording, window=window)
             except NotFiniteError as error:
@@ -137,4 +142,5 @@ def evaluate_folder(
         files=tuple(file for file in files if file.joint_names == names),
         failures=tuple(line for _, line in sorted(failures)),
         ignored=found.ignored,
+        reading=reading,
     )

@@ -85,7 +85,9 @@ def write_evaluation_page(
         with tqdm(anchors.items(), "figures", unit="file", disable=not progress) as bar:
             for file, anchor in bar:
                 folded = anchor != "file-1"
-                yield make_file_section(model, file, anchor, limits.frames, folded=folded)
+                yield make_file_section(
+                    model, file, anchor, limits.frames, evaluation.reading, folded=folded
+                )
 
     write_page(
         path,

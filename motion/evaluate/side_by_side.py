@@ -14,6 +14,7 @@ from motion.evaluate.evaluation import speeds_on_ground
 from motion.evaluate.folder import FileEvaluation
 from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.recording import Recording, read_recording
+from motion.files.reading import Reading
 from motion.metrics import joint_distances
 from motion.model import RVQVAE
 from motion.render import Figure
@@ -29,7 +30,13 @@ ASIDE = 0.55
 
 
 def make_file_section(
-    model: RVQVAE, file: FileEvaluation, anchor: str, most: int, *, folded: bool
+    model: RVQVAE,
+    file: FileEvaluation,
+    anchor: str,
+    most: int,
+    reading: Reading,
+    *,
+    folded: bool,
 ) -> Section:
     """Returns the section of a file: the original and reconstructions as figures, and curves.
 
@@ -37,10 +44,11 @@ def make_file_section(
         file: the file to show.
         anchor: the name of the section in links.
         most: the largest number of frames to show.
+        reading: what the file does not tell.
         folded: whether the section is closed at first.
     """
     try:
-        recording = read_recording(file.path, model.config)
+        recording = read_recording(file.path, model.config, reading)
     except (UserError, OSError) as error:  # the file has changed since the evaluation
         return Section(file.name, anchor, [], str(error), folded)
     figures = make_figures(model, recording)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ SKELETONS = {skeleton.joints: skeleton for skeleton in (HUMANML3D, KIT)}
 ROOT_CHANNELS, CONTACT_CHANNELS = 4, 4
 # Files beside the features, with the mean and the standard deviation of each channel.
 STATISTICS = ("Mean.npy", "Std.npy")
+# Files beside the features, with the names of the recordings of a part of the data set.
+Split: TypeAlias = Literal["train.txt", "val.txt"]
 
 
 def count_joints(channels: int) -> int:
@@ -113,6 +116,27 @@ def read_statistics(folder: Path) -> FeatureStatistics | None:
         return FeatureStatistics(*arrays)
     except UserError as error:
         raise MotionError(f"{mean} and {std}: {error}") from None
+
+
+def read_split(folder: Path, name: Split) -> frozenset[str] | None:
+    """Reads the names in train.txt or val.txt of a folder, or of its parent folder.
+
+    Returns:
+        The names of the files of this part, without suffix; None if there is no such list.
+
+    Raises:
+        MotionError: the list cannot be read, or has no names.
+    """
+    path = next((p for p in (folder / name, folder.parent / name) if p.is_file()), None)
+    if path is None:
+        return None
+    try:
+        names = frozenset(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise MotionError(f"{path} cannot be read as a list of names: {error}") from error
+    if not names:
+        raise MotionError(f"{path} has no names; get it again, or delete it")
+    return names
 
 
 def apply_bias(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:

@@ -19,7 +19,8 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.rotations import extract_features, from_rot6d, restore_onto
-from motion.files.formats import READERS, read_motion, write_motion
+from motion.files.formats import READERS, WRITERS, read_motion, write_motion
+from motion.files.reading import GUESSED, Reading
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
@@ -102,9 +103,14 @@ class Recording:
         return replace(self, features=self.features[frames], clip=clip)
 
 
-def suffixes_of(config: RVQVAEConfig) -> tuple[str, ...]:
-    """Returns the suffixes of motion files that a model of ``config`` reads and writes."""
+def suffixes_read(config: RVQVAEConfig) -> tuple[str, ...]:
+    """Returns the suffixes of motion files that a model of ``config`` reads."""
     return (".npy",) if config.features is None else tuple(READERS)
+
+
+def suffixes_written(config: RVQVAEConfig) -> tuple[str, ...]:
+    """Returns the suffixes of motion files that a model of ``config`` writes."""
+    return (".npy",) if config.features is None else tuple(WRITERS)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
         return MotionFiles([path])
     if not path.is_dir():
         raise MotionError(f"{path} does not exist; check the path")
-    suffixes = suffixes_of(config)
+    suffixes = suffixes_read(config)
     folder = humanml3d.find_features_folder(path) if config.features is None else path
     found, ignored = [], Counter[str]()
     for file in sorted(folder.rglob("*")):
@@ -153,8 +159,13 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
     return MotionFiles(found, describe_ignored(ignored))
 
 
-def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Recording:
+def read_recording(
+    path: str | os.PathLike[str], config: RVQVAEConfig, reading: Reading = GUESSED
+) -> Recording:
     """Reads a motion file as features of a model. Clips are converted to its frame rate.
+
+    Args:
+        reading: what the file does not tell.
 
     Raises:
         MotionError: the file cannot be read, has another format, or its skeleton has another number
@@ -162,7 +173,7 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
     """
     path = Path(path)
     spec, channels = config.features, config.channels
-    suffixes = suffixes_of(config)
+    suffixes = suffixes_read(config)
     if path.suffix.lower() not in suffixes:
         raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
     if spec is None:
@@ -170,7 +181,7 @@ def read_recording(path: str | os.PathLike[str], config: RVQVAEConfig) -> Record
         features = humanml3d.read_features(path)
         check_channels(path, features.shape[1], channels, "")
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    clip = read_motion(path)
+    clip = read_motion(path, reading)
     joints = clip.skeleton.joints
     check_channels(path, spec.channels(joints), channels, f" of {joints} joints")
     file_fps = clip.fps

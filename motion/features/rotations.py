@@ -15,7 +15,8 @@ from torch import Tensor
 from motion.config import FeatureSpec
 from motion.errors import MotionError
 from motion.skeleton.clip import MotionClip
-from motion.skeleton.tree import Skeleton
+from motion.skeleton.joint_names import FOOT_PARTS, find_feet
+from motion.skeleton.tree import Skeleton, end_positions, forward_kinematics
 
 # Shorter vectors have no direction. A network may output them; the result is still defined.
 SHORTEST = 1e-8
@@ -25,7 +26,7 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     """Returns the features (T, D) of a clip, in its dtype.
 
     Raises:
-        MotionError: the skeleton does not have the contact joints.
+        MotionError: the skeleton does not have the contact joints, or they are not its feet.
     """
     parts = [to_rot6d(clip.rotations, spec.rot6d).flatten(1)]
     root, positions = clip.root_positions, clip.pose.positions
@@ -37,6 +38,7 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     if spec.velocities:
         parts.append((difference_backward(positions) * clip.fps).flatten(1))
     if spec.contacts:
+        check_contact_joints(clip.skeleton, spec)
         parts.append(find_contacts(positions, spec).to(root))
     return torch.cat(parts, dim=1)
 
@@ -52,8 +54,8 @@ def restore_clip(
 ) -> MotionClip:
     """Returns the clip of features (T, D). Only their rotations and their root are used.
 
-    Features without a root stay above ``start``, as high as the root of a person who stands
-    upright, if ``root_positions`` are not given.
+    Features without a root stay above ``start``, so high that the lowest point of the person is on
+    the ground in half of the frames, if ``root_positions`` are not given.
 
     Args:
         start: (x, z) of the root in the first frame, metres. Features do not hold it.
@@ -77,7 +79,7 @@ def restore_clip(
         path = steps.cumsum(dim=0)
         root_positions = torch.stack([path[:, 0], height.double(), path[:, 1]], dim=1)
     elif root_positions is None:
-        place = (start[0], find_standing_height(skeleton), start[1])
+        place = (start[0], find_height(skeleton, rotations), start[1])
         root_positions = features.new_tensor(place).expand(len(features), -1)
     return MotionClip(
         skeleton=skeleton,
@@ -100,7 +102,13 @@ def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> Motio
         start=clip.start,
         root_positions=None if spec.root else clip.root_positions[: len(features)],
     )
-    return replace(clip, rotations=restored.rotations, root_positions=restored.root_positions)
+    expressions = clip.expressions
+    return replace(
+        clip,
+        rotations=restored.rotations,
+        root_positions=restored.root_positions,
+        expressions=None if expressions is None else expressions[: len(features)],
+    )
 
 
 def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
@@ -117,20 +125,26 @@ def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
     return rotations.mT if lines == "rows" else rotations
 
 
+def check_contact_joints(skeleton: Skeleton, spec: FeatureSpec) -> None:
+    """Raises MotionError if the contact joints are not there, or if others are feet by name."""
+    chosen, count = spec.contact_joints, skeleton.joints
+    if not all(0 <= joint < count for joint in chosen):
+        raise MotionError(f"contact_joints are {chosen}, but the skeleton has {count} joints")
+    feet = find_feet(skeleton.names)
+    names = [skeleton.names[joint] for joint in chosen]
+    if feet and not any(part in name.lower() for part in FOOT_PARTS for name in names):
+        raise MotionError(
+            f"contact_joints are {chosen}, which are {', '.join(names)} here and no feet; set "
+            f"features.contact_joints to {list(feet)}, as the names of the joints say"
+        )
+
+
 def find_contacts(positions: Tensor, spec: FeatureSpec) -> Tensor:
     """Returns which contact joints rest: bool (T, C) for positions (T, J, 3) in metres.
 
     A joint rests if it moves less than the threshold to the next frame. In the last frame it rests
     if it rests in the frame before.
-
-    Raises:
-        MotionError: the skeleton does not have the contact joints.
     """
-    joints = positions.shape[1]
-    if not all(0 <= joint < joints for joint in spec.contact_joints):
-        raise MotionError(
-            f"contact_joints are {spec.contact_joints}, but the skeleton has {joints} joints"
-        )
     feet = positions[:, list(spec.contact_joints)]
     steps = difference_backward(feet).norm(dim=-1) < spec.contact_threshold
     return torch.cat([steps[1:], steps[-1:]])
@@ -146,9 +160,14 @@ def project_to_ground(root_positions: Tensor) -> Tensor:
     return root_positions * root_positions.new_tensor([1.0, 0.0, 1.0])
 
 
-def find_standing_height(skeleton: Skeleton) -> float:
-    """Returns metres from the lowest joint to the root, in the rest pose."""
-    heights = [0.0]
-    for offset, parent in zip(skeleton.offsets[1:], skeleton.parents[1:], strict=True):
-        heights.append(heights[parent] + offset[1])
-    return -min(heights)
+def find_height(skeleton: Skeleton, rotations: Tensor) -> float:
+    """Returns metres from the lowest point of a person to the root, the median over frames.
+
+    The rest pose does not tell this height, because it may lie on its side.
+
+    Args:
+        rotations: (T, J, 3, 3), with y up.
+    """
+    pose = forward_kinematics(skeleton, rotations, rotations.new_zeros(len(rotations), 3))
+    points = torch.cat([pose.positions, end_positions(skeleton, pose)], dim=1)
+    return -points[..., 1].amin(dim=1).median().item()

@@ -1,8 +1,9 @@
-"""Arrays of numbers in .npy and .npz files. Nothing is unpickled."""
+"""Arrays of numbers in .npy, .npz and .pkl files. Only arrays are unpickled, and nothing is run."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Collection
 from pathlib import Path
 
@@ -52,6 +53,52 @@ def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | di
     except Exception as error:  # NumPy raises many kinds of errors on damaged files
         reason = first_sentence(error)
         raise MotionError(f"{path} is no complete {kind} ({reason}); get it again") from error
+
+
+# The names that a pickle of arrays of numbers may use, in NumPy 1 and 2.
+ARRAY_NAMES = frozenset(
+    (module, name)
+    for package in ("numpy.core", "numpy._core")
+    for module, name in (
+        (f"{package}.multiarray", "_reconstruct"),
+        (f"{package}.multiarray", "scalar"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    )
+)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles arrays and plain values, and refuses everything else."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> object:
+        if (module_name, global_name) not in ARRAY_NAMES:
+            raise pickle.UnpicklingError(f"it holds {module_name}.{global_name}, and no arrays")
+        if module_name.startswith("numpy.") and not hasattr(np, "_core"):
+            module_name = module_name.replace("numpy._core", "numpy.core")
+        elif module_name.startswith("numpy."):
+            module_name = module_name.replace("numpy.core", "numpy._core")
+        return super().find_class(module_name, global_name)
+
+
+def load_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a .pkl file with a dict of arrays, as of AIST++.
+
+    Raises:
+        MotionError: the file does not exist, or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            content = ArrayUnpickler(file).load()
+    except FileNotFoundError:
+        raise MotionError(f"{path} does not exist; check the path") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = first_sentence(error)
+        raise MotionError(f"{path} is no pickle of arrays of numbers ({reason})") from error
+    if not isinstance(content, dict):
+        raise MotionError(f"{path} holds no dict of arrays")
+    return {str(key): x for key, x in content.items() if isinstance(x, np.ndarray)}
 
 
 def read_array(path: Path, ndim: int) -> Tensor:

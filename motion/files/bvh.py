@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +17,24 @@ import torch
 from torch import Tensor
 
 from motion.errors import MotionError
-from motion.files.bvh_hierarchy import AXES, Hierarchy, Joint, as_number, write_hierarchy
+from motion.files.bvh_hierarchy import (
+    AXES,
+    COMMENT,
+    Hierarchy,
+    Joint,
+    as_number,
+    write_hierarchy,
+)
 from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
 from motion.skeleton.tree import EndSite, Skeleton, forward_kinematics
 from wanvae.engine.files import atomic_path
 
 # Common units in metres: metre, centimetre, millimetre, inch, and the unit of CMU recordings.
 UNITS = (1.0, 0.01, 0.001, 0.0254, 0.056444)
+USUAL_UNITS = UNITS[:3]
 TYPICAL_SIZE = 2.3  # metres of a person along the bones, from the toes to the fingertips
-PLAUSIBLE = 1.4  # people are larger or smaller by at most this factor
+PLAUSIBLE = 1.4  # adults are larger or smaller by at most this factor
+SMALLEST_SIZE = 0.7  # of a small child, or of an upper body
 # A person who stands along z is at least this many times as long along z as along y.
 UPRIGHT = 1.3
 SHORTEST_FRAME = 1e-6  # seconds
@@ -36,42 +47,65 @@ def read_bvh(
     *,
     unit: float | None = None,
     up: Literal["y", "z"] | None = None,
+    root: str | None = None,
+    frames_from_data: bool = False,
 ) -> MotionClip:
-    """Reads a BVH file, with any order of channels and Euler angles, with or without positions.
+    """Reads a BVH file, with any channels in any order. What has no channel stays as it is.
 
     Positions replace the offset of their joint, as in Blender. If a joint carries the whole person
     by its positions, like hips below a root that stands still, the root takes its path. Any other
     joint gets the mean of its positions as its offset. Both come with a warning if the joint moves.
 
-    A file with more frames than its line Frames says is read to its end, with a warning.
+    A file with more frames than its line Frames says is read to its end, with a warning. The
+    numbers of a frame may be on several lines. Lines or ends of lines after # or // are comments.
 
     Args:
-        unit: metres per unit of length in the file. BVH files do not say it. By default it is the
-            unit among metre, centimetre, millimetre, inch and the 56.444 mm of CMU that makes the
-            length along the bones from toes to fingertips most like 2.3 m. If none comes near,
-            it is the unit that makes this length 2.3 m.
+        unit: metres per unit of length in the file. BVH files do not say it. By default it is
+            guessed from the size of a person, see ``guess_unit``.
         up: the axis that points up in the file. By default it is z if both the rest pose and the
             first frame are clearly longer along z than along y, else y.
+        root: the name of the root of the skeleton to read, where the file has several.
+        frames_from_data: read all complete frames of a file that has fewer than its line Frames
+            says.
 
     Raises:
-        MotionError: the file does not exist, or is not a complete BVH file of one skeleton. The
-            message names the line.
+        MotionError: the file does not exist, or is not a complete BVH file. The message names the
+            line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise MotionError(f"{path} cannot be read: {error.strerror or error}") from error
+    lines = read_lines(path)
     start = next(
         (n for n, line in enumerate(lines) if line.strip().upper() == "MOTION"), len(lines)
     )
     hierarchy = Hierarchy(path, lines[: start + 1])
     hierarchy.read()
-    joints = hierarchy.joints
     frames, fps, first = read_timing(path, lines, start + 1)
-    width = sum(len(joint.channels) for joint in joints)
-    values = read_frames(path, lines, first, frames, width)
+    width = count_channels(hierarchy.joints)
+    values = read_frames(path, lines, first, frames, width, frames_from_data)
+    tree = hierarchy.select_tree(root)
+    before = count_channels(hierarchy.joints[: tree.start])
+    joints = [
+        replace(joint, parent=max(-1, joint.parent - tree.start))
+        for joint in hierarchy.joints[tree]
+    ]
+    values = values[:, before : before + count_channels(joints)]
     return make_clip(path, joints, values, fps, unit, up)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a file in UTF-8 or UTF-16, without comments."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MotionError(f"{path} cannot be read: {error.strerror or error}") from error
+    encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+    text = content.decode(encoding, errors="replace")
+    return [COMMENT.sub("", line) for line in text.splitlines()]
+
+
+def count_channels(joints: Sequence[Joint]) -> int:
+    """Returns the channels of all joints."""
+    return sum(len(joint.channels) for joint in joints)
 
 
 def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]:
@@ -107,22 +141,32 @@ def parse_frame_time(text: str) -> float:
     return 1 / seconds
 
 
-def read_frames(path: Path, lines: list[str], first: int, frames: int, width: int) -> np.ndarray:
+def read_frames(
+    path: Path, lines: list[str], first: int, frames: int, width: int, frames_from_data: bool
+) -> np.ndarray:
     """Returns the numbers of all frames: (T, width) in float64.
 
     Args:
         first: the index of the first line of numbers.
         frames: the number of frames by the header; there may be more.
         width: the number of channels.
+        frames_from_data: whether there may be fewer frames, and a part of a frame at the end.
     """
     rows = [n for n in range(first, len(lines)) if lines[n].strip()]
-    if len(rows) < frames:
+    counts = [len(lines[n].split()) for n in rows]
+    if not width:
+        return np.empty((frames, 0))
+    if sum(counts) == frames * width and set(counts) != {width}:
+        lines = [*lines[:first], *wrap_anew(lines[first:], width)]  # frames on several lines
+        return read_frames(path, lines, first, frames, width, frames_from_data)
+    if frames_from_data and len(rows) <= frames and counts and counts[-1] < width:
+        rows, counts = rows[:-1], counts[:-1]
+    if len(rows) < frames and not (frames_from_data and rows):
         last = rows[-1] + 1 if rows else first
         raise MotionError(
             f"{path}, line {last}: the file has {len(rows)} of {frames} frames; get it again, or "
-            "correct the line Frames"
+            "read what is there with --frames-from-data"
         )
-    counts = [len(lines[n].split()) for n in rows]
     if set(counts) != {width}:
         row = next(i for i, count in enumerate(counts) if count != width)
         raise MotionError(
@@ -132,7 +176,8 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
     try:
         with warnings.catch_warnings():  # NumPy warns of text that is no number
             warnings.simplefilter("error", DeprecationWarning)
-            values = np.fromstring("\n".join(lines[rows[0] :]), np.float64, sep=" ")
+            text = "\n".join(lines[rows[0] : rows[-1] + 1])
+            values = np.fromstring(text, np.float64, sep=" ")
             values = values.reshape(len(rows), width)
     except (ValueError, DeprecationWarning):
         # This is slower, but tells which word is no number.
@@ -145,13 +190,19 @@ def read_frames(path: Path, lines: list[str], first: int, frames: int, width: in
             f"{path}, line {rows[row] + 1}: number {column + 1} of frame {row} is {word[:40]!r}; "
             "a frame needs finite numbers"
         )
-    if len(rows) > frames:
+    if len(rows) != frames:
         warnings.warn(
             f"{path}: the file has {len(rows)} frames, but its line Frames says {frames}; all are "
             "read",
             stacklevel=3,
         )
     return values
+
+
+def wrap_anew(lines: Sequence[str], width: int) -> list[str]:
+    """Returns the words of lines as lines of ``width`` words each."""
+    words = " ".join(lines).split()
+    return [" ".join(words[at : at + width]) for at in range(0, len(words), width)]
 
 
 def make_clip(
@@ -166,27 +217,35 @@ def make_clip(
     channels = [(j, name) for j, joint in enumerate(joints) for name in joint.channels]
     columns = {channel: column for column, channel in enumerate(channels)}
     numbers = torch.from_numpy(values)
+
+    def values_of(j: int, channel: str, missing: float) -> Tensor:
+        column = columns.get((j, channel))
+        return numbers.new_full((len(numbers),), missing) if column is None else numbers[:, column]
+
     angles = [
-        numbers[:, [columns[j, f"{axis}rotation"] for axis in joint.order]]
+        torch.stack([values_of(j, f"{axis}rotation", 0.0) for axis in joint.order], dim=1)
         for j, joint in enumerate(joints)
     ]
     orders = tuple(joint.order for joint in joints)
     rotations = euler_to_rotations(torch.stack(angles, dim=1), orders)
     positions = {
-        j: numbers[:, [columns[j, f"{axis}position"] for axis in AXES]]
+        j: torch.stack(
+            [
+                values_of(j, f"{axis}position", rest)
+                for axis, rest in zip(AXES, joint.offset or (), strict=True)
+            ],
+            dim=1,
+        )
         for j, joint in enumerate(joints)
-        if "Xposition" in joint.channels
+        if any(channel.endswith("position") for channel in joint.channels)
     }
     root_positions, offsets = place_joints(path, joints, positions, rotations)
 
     in_file = make_skeleton(joints, offsets, orders)
-    still = torch.eye(3, dtype=torch.float64).expand(1, len(joints), 3, 3)
-    two_poses = torch.cat([still, rotations[:1]])
-    places = forward_kinematics(in_file, two_poses, offsets.new_zeros(2, 3)).positions
-    sizes = places.amax(dim=1) - places.amin(dim=1)
     unit = guess_unit(in_file.span) if unit is None else unit
     if up is None:
-        up = "z" if (sizes[:, 2] > UPRIGHT * sizes[:, 1]).all() else "y"
+        first = forward_kinematics(in_file, rotations[0], offsets.new_zeros(3)).positions
+        up = find_up(in_file.rest_extent, first.amax(dim=0) - first.amin(dim=0))
     clip = MotionClip(
         skeleton=make_skeleton(joints, offsets, orders, unit, up),
         rotations=rotations,
@@ -296,6 +355,16 @@ def warn_of_moving(
         )
 
 
+def find_up(*extents: Tensor) -> Literal["y", "z"]:
+    """Returns the axis that points up for poses in boxes of these sizes (3,)."""
+    return "z" if all(map(stands_along_z, extents)) else "y"
+
+
+def stands_along_z(extent: Tensor) -> bool:
+    """Whether a person in a box of this size (3,) clearly stands along z, and not along y."""
+    return bool(extent[2] > UPRIGHT * extent[1])
+
+
 def make_skeleton(
     joints: Sequence[Joint],
     offsets: Tensor,
@@ -320,12 +389,21 @@ def make_skeleton(
 
 
 def guess_unit(size: float) -> float:
-    """Returns metres per unit for a person of ``size`` units along the bones."""
+    """Returns metres per unit for a person of ``size`` units along the bones.
+
+    It is the unit among metre, centimetre, millimetre, inch and the 56.444 mm of CMU that makes the
+    length along the bones from toes to fingertips most like 2.3 m. If none makes the size of an
+    adult, it is a metre, centimetre or millimetre that makes a child or an upper body. If none
+    does, it is the unit that makes this length 2.3 m.
+    """
     if not size:
         return 1.0
     unit = min(UNITS, key=lambda unit: abs(math.log(unit * size / TYPICAL_SIZE)))
     if 1 / PLAUSIBLE < unit * size / TYPICAL_SIZE < PLAUSIBLE:
         return unit
+    for unit in USUAL_UNITS:
+        if SMALLEST_SIZE <= unit * size <= TYPICAL_SIZE:
+            return unit
     # The unit is rounded, so that it stays the same when the file is written again.
     return float(f"{TYPICAL_SIZE / size:.2g}")
 
@@ -353,13 +431,17 @@ def rotations_to_euler(rotations: Tensor, orders: tuple[str, ...]) -> Tensor:
 def write_bvh(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Writes a BVH file that Blender and others read. If writing fails, no file is left.
 
-    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, and
-    its axis points up. Lengths and angles have 6 digits after the point. The root has positions.
+    Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, with
+    6 digits after the point, as angles. The root has positions. The axis of the skeleton points up,
+    except that y does where the axis is z and the rest pose stands along y, as in files of AMASS:
+    a BVH file tells its axis by its rest pose alone.
 
     Raises:
         FileError: the file cannot be written.
     """
-    skeleton, clip = clip.skeleton, to_file_axes(clip)
+    skeleton = clip.skeleton
+    if stands_along_z(skeleton.rest_extent):
+        clip = to_file_axes(clip)
     hierarchy, order = write_hierarchy(skeleton)
     angles = rotations_to_euler(clip.rotations.detach().cpu().double(), skeleton.orders)
     positions = clip.root_positions.detach().cpu().double() / skeleton.unit

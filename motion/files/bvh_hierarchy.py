@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,11 @@ from motion.errors import MotionError
 from motion.skeleton.tree import Skeleton
 
 AXES = "XYZ"
+# Of the rotations that a joint has no channels for.
+DEFAULT_ORDER = "ZXY"
+CHANNELS = frozenset(axis + kind for axis in AXES for kind in ("rotation", "position"))
+# What begins a comment, at the beginning of a line or after a blank.
+COMMENT = re.compile(r"(^|\s)(#|//).*")
 
 
 def as_number(word: str) -> float:
@@ -34,14 +40,16 @@ class Joint:
 
     @property
     def order(self) -> str:
-        """The axes of the rotations, in the order of the channels."""
-        return "".join(c[0] for c in self.channels if c.endswith("rotation"))
+        """The axes of the rotations, in the order of the channels; axes without a channel last."""
+        given = "".join(c[0] for c in self.channels if c.endswith("rotation"))
+        return given + "".join(axis for axis in DEFAULT_ORDER if axis not in given)
 
 
 class Hierarchy:
     """A reader of the words of a BVH file up to its frames.
 
-    After ``read``, ``joints`` has the joints in the order of the file.
+    After ``read``, ``joints`` has the joints in the order of the file. The parent of each root is
+    -1.
     """
 
     def __init__(self, path: Path, lines: list[str]) -> None:
@@ -90,7 +98,7 @@ class Hierarchy:
         return " ".join(words)
 
     def take_channels(self) -> tuple[str, ...]:
-        """Returns the channels of a joint: three rotations, and three positions or none."""
+        """Returns the channels of a joint: any rotations and positions, each once."""
         count, line = self.take_number(), self.line
         start = self.next
         while self.next < len(self.words) and self.words[self.next][0][-8:].lower() in (
@@ -101,35 +109,45 @@ class Hierarchy:
         names = tuple(
             word[0].upper() + word[1:].lower() for word, _ in self.words[start : self.next]
         )
-        kinds = [{n for n in names if n.endswith(kind)} for kind in ("rotation", "position")]
-        every = [{axis + kind for axis in AXES} for kind in ("rotation", "position")]
         joint = self.joints[-1].name
         if len(names) != count or len(set(names)) != count:
             self.fail(line, f"{joint} has {count:g} channels but names {' '.join(names)}")
-        if kinds[0] != every[0] or kinds[1] not in (set(), every[1]):
-            problem = f"{joint} has the channels {' '.join(names) or 'none'}"
-            self.fail(line, f"{problem}; a joint needs 3 rotations, and 3 positions or none")
+        if not CHANNELS.issuperset(names):
+            unknown = " ".join(sorted(set(names) - CHANNELS))
+            self.fail(line, f"{joint} has the channels {unknown}; axes are X, Y and Z")
         return names
 
     def read(self) -> None:
-        """Reads the tree, up to the word MOTION."""
+        """Reads the trees, up to the word MOTION."""
         self.take("HIERARCHY")
+        while not self.joints or self.follows("ROOT"):
+            self.read_tree()
+        self.take("MOTION")
+
+    def follows(self, word: str) -> bool:
+        """Whether the next word is this one."""
+        return self.next < len(self.words) and self.words[self.next][0].upper() == word
+
+    def read_tree(self) -> None:
+        """Reads a root and all below it."""
         blocks: list[int | None] = []  # joints with open braces; None is an end site
-        while blocks or not self.joints:
-            word = self.take("" if self.joints else "ROOT").upper()
+        first = len(self.joints)
+        while blocks or len(self.joints) == first:
+            word = self.take("" if len(self.joints) > first else "ROOT").upper()
             at = blocks[-1] if blocks else None
             joint = None if at is None else self.joints[at]
             if word == "}":
                 blocks.pop()
                 self.check_complete(joint)
-            elif (word == "ROOT" and not self.joints) or (word == "JOINT" and joint):
+            elif (word == "ROOT" and not blocks) or (word == "JOINT" and joint):
                 line = self.line
                 blocks.append(len(self.joints))
                 self.joints.append(Joint(self.take_name(), -1 if at is None else at, line))
             elif word == "END" and joint:
                 self.take_name()
-                self.take("OFFSET")
-                joint.ends.append(self.take_offset())
+                if not self.follows("}"):
+                    self.take("OFFSET")
+                    joint.ends.append(self.take_offset())
                 blocks.append(None)
             elif word == "OFFSET" and joint and joint.offset is None:
                 joint.offset = self.take_offset()
@@ -137,16 +155,29 @@ class Hierarchy:
                 joint.channels = self.take_channels()
             else:
                 self.fail(self.line, f"{word[:40]!r} is out of place; is it a BVH file?")
-        if self.next < len(self.words) and self.words[self.next][0].upper() == "ROOT":
-            self.fail(self.words[self.next][1], "a second ROOT; write one file for each skeleton")
-        self.take("MOTION")
 
     def check_complete(self, joint: Joint | None) -> None:
-        """Raises MotionError if a joint has no offset or no channels."""
+        """Raises MotionError if a joint has no offset. Without channels it stands still."""
         if joint and joint.offset is None:
             self.fail(joint.line, f"{joint.name} has no OFFSET; add it")
-        if joint and not joint.channels:
-            self.fail(joint.line, f"{joint.name} has no CHANNELS; a joint needs 3 rotations")
+
+    def select_tree(self, root: str | None) -> slice:
+        """Returns the joints of the tree of the root with this name; None is the only root.
+
+        Raises:
+            MotionError: there is no such root, or there are several and none is named.
+        """
+        starts = [place for place, joint in enumerate(self.joints) if joint.parent < 0]
+        names = [self.joints[start].name for start in starts]
+        if root is None and len(names) > 1:
+            raise MotionError(
+                f"{self.path} has {len(names)} skeletons, {', '.join(names)}; choose one with "
+                "--root"
+            )
+        if root is not None and root not in names:
+            raise MotionError(f"{self.path} has no root {root!r}; its roots: {', '.join(names)}")
+        which = 0 if root is None else names.index(root)
+        return slice(*[*starts, len(self.joints)][which : which + 2])
 
 
 def write_hierarchy(skeleton: Skeleton) -> tuple[list[str], list[int]]:

@@ -3,32 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from motion.errors import MotionError
 from motion.files.bvh import read_bvh, write_bvh
-from motion.files.smplx import read_npz, write_npz
+from motion.files.reading import GUESSED, Reading
+from motion.files.smplx import read_aist, read_npz, write_npz
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
 
-READERS: dict[str, Callable[[Path], MotionClip]] = {".bvh": read_bvh, ".npz": read_npz}
+
+def read_as_bvh(path: Path, reading: Reading) -> MotionClip:
+    return read_bvh(
+        path,
+        unit=reading.unit,
+        up=reading.up,
+        root=reading.root,
+        frames_from_data=reading.frames_from_data,
+    )
+
+
+def read_as_smpl(path: Path, reading: Reading) -> MotionClip:
+    if reading.unit is not None or reading.root is not None:
+        raise MotionError(f"{path} is in metres and has one root: leave out --unit and --root")
+    return (read_aist if path.suffix.lower() == ".pkl" else read_npz)(path, up=reading.up)
+
+
+READERS: dict[str, Callable[[Path, Reading], MotionClip]] = {
+    ".bvh": read_as_bvh,
+    ".npz": read_as_smpl,
+    ".pkl": read_as_smpl,
+}
 WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_npz}
 
 
-def read_motion(path: str | os.PathLike[str]) -> MotionClip:
-    """Reads a .bvh file, or an .npz file of SMPL-X. The readers guess the unit and the axes.
+def read_motion(path: str | os.PathLike[str], reading: Reading = GUESSED) -> MotionClip:
+    """Reads a .bvh file, an .npz file of SMPL-X, SMPL+H or SMPL, or a .pkl file of AIST++.
 
     BVH files have joints depth first. If the tree is the tree of a packaged skeleton, the joints
     come in the order of the packaged skeleton.
+
+    Args:
+        reading: what the file does not tell; by default the readers guess the unit and the axes.
 
     Raises:
         MotionError: the file does not exist, has another suffix, or its content is wrong.
     """
     path = Path(path)
-    return reorder_joints(READERS[check_suffix(path)](path))
+    return reorder_joints(READERS[check_suffix(path, READERS)](path, reading))
 
 
 def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
@@ -39,14 +64,14 @@ def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
         FileError: the file cannot be written.
     """
     path = Path(path)
-    WRITERS[check_suffix(path)](path, clip)
+    WRITERS[check_suffix(path, WRITERS)](path, clip)
 
 
-def check_suffix(path: Path) -> str:
-    """Returns the suffix of a motion file; MotionError if it is another."""
+def check_suffix(path: Path, known: Iterable[str]) -> str:
+    """Returns the suffix of a motion file; MotionError if it is not ``known``."""
     suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(READERS)}")
+    if suffix not in known:
+        raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(known)}")
     return suffix
 
 

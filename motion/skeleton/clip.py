@@ -24,6 +24,7 @@ class MotionClip:
         fps: frames per second.
         betas: the shape parameters of SMPL-X, if the file has them; else empty.
         gender: the gender in an SMPL-X file.
+        expressions: (T, E), the facial expressions of a BEAT2 file; None without them.
 
     Raises:
         MotionError: shapes do not match, there are no frames, or ``fps`` is not positive.
@@ -35,6 +36,7 @@ class MotionClip:
     fps: float
     betas: tuple[float, ...] = ()
     gender: str = "neutral"
+    expressions: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.rotations), self.skeleton.joints, 3, 3)
@@ -43,6 +45,10 @@ class MotionClip:
         if self.root_positions.shape != (expected[0], 3):
             shape = tuple(self.root_positions.shape)
             raise MotionError(f"root_positions are {shape}, not {(expected[0], 3)}")
+        if self.expressions is not None and len(self.expressions) != expected[0]:
+            raise MotionError(
+                f"expressions are of {len(self.expressions)}, not {expected[0]} frames"
+            )
         if not expected[0]:
             raise MotionError("a motion has no frames; give at least one")
         if not 0 < self.fps < float("inf"):
@@ -68,14 +74,15 @@ class MotionClip:
             self,
             rotations=self.rotations[frames].clone(),
             root_positions=self.root_positions[frames].clone(),
+            expressions=None if self.expressions is None else self.expressions[frames].clone(),
         )
 
 
 def resample(clip: MotionClip, fps: float) -> MotionClip:
     """Returns the clip at another frame rate, over the same time.
 
-    Rotations are interpolated by SLERP and positions linearly. The first frame stays. The last
-    frame is the last one that lies within the time of the clip.
+    Rotations are interpolated by SLERP, positions and expressions linearly. The first frame stays.
+    The last frame is the last one that lies within the time of the clip.
 
     Raises:
         MotionError: ``fps`` is not positive.
@@ -91,8 +98,17 @@ def resample(clip: MotionClip, fps: float) -> MotionClip:
     start = clip.rotations[before]
     turn = roma.rotmat_to_rotvec(start.mT @ clip.rotations[after])
     rotations = start @ roma.rotvec_to_rotmat(share[:, None, None] * turn)
-    positions = torch.lerp(clip.root_positions[before], clip.root_positions[after], share[:, None])
-    return replace(clip, rotations=rotations, root_positions=positions, fps=float(fps))
+
+    def interpolate(values: Tensor) -> Tensor:
+        return torch.lerp(values[before], values[after], share[:, None])
+
+    return replace(
+        clip,
+        rotations=rotations,
+        root_positions=interpolate(clip.root_positions),
+        expressions=None if clip.expressions is None else interpolate(clip.expressions),
+        fps=float(fps),
+    )
 
 
 def from_file_axes(clip: MotionClip) -> MotionClip:

@@ -99,6 +99,13 @@ class Skeleton:
             children[parent].append(joint)
         return tuple(map(tuple, children))
 
+    @property
+    def rest_extent(self) -> Tensor:
+        """The size (3,) of the box around all joints in the rest pose, in metres."""
+        still = torch.eye(3, dtype=torch.float64).expand(self.joints, 3, 3)
+        positions = forward_kinematics(self, still, still.new_zeros(3)).positions
+        return positions.amax(dim=0) - positions.amin(dim=0)
+
     def reorder(self, names: tuple[str, ...]) -> Skeleton:
         """Returns the same tree with its joints in another order; parents still come first."""
         order = [self.names.index(name) for name in names]

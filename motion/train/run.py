@@ -107,6 +107,8 @@ class MotionTraining:
             accelerator.print(
                 f"{config.data.folder}: ignored, no motion files: {self.data.ignored}"
             )
+        if self.data.split:
+            accelerator.print(f"{config.data.folder}: {self.data.split}")
         if not self.model.normalizer.is_set:
             self.model.normalizer.set(self.data.statistics)
         if report and self.model.config.features is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +17,13 @@ from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.statistics import FeatureStatistics
+from motion.files.reading import GUESSED, Reading
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.config import check
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.training.notices import warn_about
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +32,14 @@ class DataConfig:
 
     Attributes:
         folder: a motion file, or a folder that is searched for motion files, with its subfolders.
-            For HumanML3D and KIT it is the folder of the data set, or its new_joint_vecs.
+            For HumanML3D and KIT it is the folder of the data set, or its new_joint_vecs. If it has
+            train.txt, only the files that train.txt names are trained on.
         window: the number of frames of a sample.
-        held_out: the share of each recording, at its end, that is evaluated and not trained on.
+        held_out: the share of each recording, at its end, that is evaluated and not trained on. If
+            it is 0, the files that val.txt of HumanML3D and KIT names are evaluated.
         feature_bias: the root and the contacts of HumanML3D and KIT count so many times as much as
             other features; their standard deviations are divided by it. 1 for other motion.
+        reading: what the files do not tell, such as their unit.
     """
 
     # The files that are trained on are compared instead: a folder can be moved.
@@ -43,6 +49,7 @@ class DataConfig:
     window: int = 64
     held_out: float = 0.0
     feature_bias: float = 1.0
+    reading: Reading = GUESSED
 
     def __post_init__(self) -> None:
         check(self.window >= 2, "window", self.window, "at least 2 frames")
@@ -95,10 +102,10 @@ class SplitRecording:
     held_out: Recording | None
 
     @classmethod
-    def read(cls, path: Path, model: RVQVAEConfig, held_out: float) -> SplitRecording:
+    def read(cls, path: Path, model: RVQVAEConfig, config: DataConfig) -> SplitRecording:
         """Reads a file; MotionError if it cannot be read, or does not fit the model."""
-        recording = read_recording(path, model)
-        cut = int((1 - held_out) * len(recording))
+        recording = read_recording(path, model, config.reading)
+        cut = int((1 - config.held_out) * len(recording))
         return cls(
             path=path,
             skeleton=recording.skeleton,
@@ -113,12 +120,14 @@ class MotionData:
 
     Attributes:
         windows: the training samples.
-        held_out: the held-out parts of the recordings; empty if nothing is held out.
+        held_out: the recordings, or parts of recordings, that are not trained on but evaluated;
+            empty if nothing is held out.
         skeleton: the skeleton of the first recording; all recordings have the same joints.
         statistics: the statistics of the training features, for the normalizer of the model.
         files: the files of the recordings.
         folder: where the files lie, or the only file.
         ignored: how many other files lie there, by suffix; or empty.
+        split: which files the lists of the data set leave for which use; or empty.
     """
 
     windows: MotionWindows
@@ -128,6 +137,7 @@ class MotionData:
     files: tuple[Path, ...]
     folder: Path
     ignored: str = ""
+    split: str = ""
 
     def describe(self) -> Iterator[str]:
         """A line for each recording: which file it is and the SHA-256 of the file."""
@@ -154,43 +164,108 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
         bias = config.feature_bias
         check(bias == 1, "feature_bias", bias, "1 for features other than HumanML3D's and KIT's")
     found = find_files(config.folder, model)
-    sources = read_sources(found.paths, config, model, report)
+    split = split_files(found.paths, config, model)
+    sources = read_all(
+        config.folder,
+        split.training,
+        lambda path: SplitRecording.read(path, model, config),
+        report,
+    )
     check_joints(sources)
     sources = drop_short(sources, config, report)
     training = [source.training for source in sources]
+    held_out = [source.held_out for source in sources if source.held_out is not None]
+    if split.validation:
+        held_out = read_all(
+            config.folder,
+            split.validation,
+            lambda path: read_recording(path, model, config.reading),
+            report,
+        )
     return MotionData(
         windows=MotionWindows(training, config.window, seed),
-        held_out=tuple(source.held_out for source in sources if source.held_out is not None),
+        held_out=tuple(held_out),
         skeleton=sources[0].skeleton,
         statistics=find_statistics(config, model, training),
         files=tuple(source.path for source in sources),
         folder=Path(config.folder),
         ignored=found.ignored,
+        split=split.note,
     )
 
 
-def read_sources(
-    files: Sequence[Path], config: DataConfig, model: RVQVAEConfig, report: bool
-) -> list[SplitRecording]:
-    """Reads the recordings of a folder, except files that cannot be read.
+@dataclass(frozen=True)
+class FileSplit:
+    """The use of the files of a data set.
+
+    Attributes:
+        training: the files to train on.
+        validation: the files to evaluate; empty if parts of recordings are evaluated, or nothing.
+        note: how many files the lists of the data set leave for which use, for people; or empty.
+    """
+
+    training: Sequence[Path]
+    validation: Sequence[Path] = ()
+    note: str = ""
+
+
+def split_files(files: Sequence[Path], config: DataConfig, model: RVQVAEConfig) -> FileSplit:
+    """Splits the files of a data set as its train.txt and val.txt say, if it has them.
+
+    Raises:
+        MotionError: a list cannot be read, or names no file that is there.
+    """
+    folder = Path(config.folder)
+    if model.features is not None or not folder.is_dir():
+        return FileSplit(files)
+    named = humanml3d.read_split(folder, "train.txt")
+    if named is None:
+        return FileSplit(files)
+    training = select_named(files, named, f"train.txt of {folder}")
+    evaluated = None if config.held_out else humanml3d.read_split(folder, "val.txt")
+    validation = []
+    if evaluated is not None:
+        validation = select_named(files, evaluated - named, f"val.txt of {folder}")
+    note = (
+        f"{len(training)} of {len(files)} files are trained on, as train.txt says; "
+        f"{len(named) - len(training)} that it names are not there"
+    )
+    if validation:
+        note += f"; {len(validation)} files are evaluated, as val.txt says"
+    return FileSplit(training, validation, note)
+
+
+def select_named(files: Sequence[Path], names: Collection[str], source: str) -> list[Path]:
+    """Returns the files with these names, without suffix; MotionError if there are none."""
+    found = [path for path in files if path.stem in names]
+    if not found:
+        raise MotionError(
+            f"{source} names {len(names)} files, but none of the {len(files)} files that are there"
+        )
+    return found
+
+
+def read_all(
+    folder: str, files: Sequence[Path], read: Callable[[Path], T], report: bool
+) -> list[T]:
+    """Reads files of a folder by ``read``, except files that cannot be read.
 
     Raises:
         MotionError: no file can be read.
     """
-    sources, broken = [], []
+    found, broken = [], []
     for path in tqdm(files, "reading", unit="file", leave=False, disable=not report):
         try:
-            sources.append(SplitRecording.read(path, model, config.held_out))
+            found.append(read(path))
         except MotionError as error:
             broken.append(str(error))
-    if not sources:
+    if not found:
         raise MotionError(
-            f"no motion in {config.folder!r} can be used, of {len(files)} files; the first: "
-            f"{broken[0]}"
+            f"no motion in {folder!r} can be used, of {len(files)} files; the first: {broken[0]}"
         )
     if broken and report:
-        warn_about(f"{len(broken)} files in {config.folder!r} cannot be used", broken)
-    return sources
+        warn_about(f"{len(broken)} files in {folder!r} cannot be used", broken)
+    return found
 
 
 def check_joints(sources: Sequence[SplitRecording]) -> None:

@@ -198,7 +198,7 @@ def test_a_pair_of_colour_and_alpha(tmp_path: Path, files: Path, run: Run, fail:
     run("decode", latents, tmp_path / "a.webm", "--checkpoint", pair)
     assert read_video(tmp_path / "a.webm", alpha=True)[1].has_alpha
     err = fail("decode", latents, tmp_path / "a.mp4", "--checkpoint", pair)
-    assert ".mp4 holds no alpha; use one of .mov .webm .apng .png .webp" in err
+    assert ".mp4 holds no alpha; use one of .mov (prores) .mkv (ffv1) .webm" in err
     run("decode", latents, tmp_path / "a.mp4", "--checkpoint", pair, "--drop-alpha")
     size = "--frames", 9, "--height", 32, "--width", 48
     whole, half = (run("plan", "--checkpoint", path, *size)[0] for path in (pair, model))

@@ -26,8 +26,17 @@ from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.frames import encode_frames
-from wanvae.video import Frame, VideoError, VideoReader, VideoWriter, read_video, write_video
+from wanvae.video import (
+    Encoding,
+    Frame,
+    VideoError,
+    VideoReader,
+    VideoWriter,
+    read_video,
+    write_video,
+)
 
+LOSSLESS = Encoding(crf=0)
 LEVEL = 2 / 255  # one 8 bit level on the scale from -1 to 1
 VARIABLE = (0.0, 0.031, 0.2, 0.2345, 0.9, 1.0, 2.5)
 STATISTICS = {"latents_mean": (0.5, -0.25), "latents_std": (2.0, 0.5)}
@@ -89,7 +98,7 @@ def test_reconstruction_is_that_of_the_model(
     tmp_path: Path, vae: WanVAE, frames: int, width: int, height: int
 ) -> None:
     source, target = make(tmp_path / "a.mp4", frames, width, height), tmp_path / "b.mp4"
-    report = reconstruct_file(vae, source, target, crf=0)
+    report = reconstruct_file(vae, source, target, encoding=LOSSLESS)
     original, _ = read_video(source)
     expected = by_hand(vae, original)
     # Written the same way: what remains is a level here and there.
@@ -113,12 +122,12 @@ def test_reconstruction_is_that_of_the_model(
 
 def test_wan22_goes_from_file_to_file(tmp_path: Path) -> None:
     vae, source = lively(**WAN22), make(tmp_path / "a.mp4")
-    reconstruct_file(vae, source, tmp_path / "b.mp4", crf=0)
+    reconstruct_file(vae, source, tmp_path / "b.mp4", encoding=LOSSLESS)
     expected = by_hand(vae, read_video(source)[0])
     assert_close(read_video(tmp_path / "b.mp4")[0], expected)
     shape = encode_file(vae, source, tmp_path / "l.safetensors")
     assert shape == (2, 3, 2, 2)
-    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", crf=0)
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", encoding=LOSSLESS)
     assert_close(read_video(tmp_path / "c.mp4")[0], read_video(tmp_path / "b.mp4")[0])
 
 
@@ -148,7 +157,7 @@ def glass(path: Path, frames: int = 7) -> Tensor:
 def test_an_rgba_model_goes_from_file_to_file(tmp_path: Path, name: str) -> None:
     vae = lively(in_channels=4, out_channels=4)
     video = glass(tmp_path / "a.webm")
-    report = reconstruct_file(vae, tmp_path / "a.webm", tmp_path / name, crf=0)
+    report = reconstruct_file(vae, tmp_path / "a.webm", tmp_path / name, encoding=LOSSLESS)
     assert report is not None and report.frames == 7
     assert report.compression == 4 * 7 * 30 * 21 / (2 * 3 * 3 * 4)
     written, info = read_video(tmp_path / name, alpha=True)
@@ -172,9 +181,11 @@ def test_a_pair_of_colour_and_alpha_decodes_to_a_transparent_video(tmp_path: Pat
     assert written.shape == (4, 7, 21, 30)
     expected = by_hand(vae, read_video(tmp_path / "a.mp4")[0])
     assert (written - expected).abs().max() < 1.01 * LEVEL
-    with pytest.raises(VideoError, match=r"\.mp4 holds no alpha; use one of \.mov \.webm"):
+    with pytest.raises(
+        VideoError, match=r"\.mp4 holds no alpha; use one of \.mov \(prores\) \.mkv"
+    ):
         decode_file(vae, latents, tmp_path / "b.mp4")
-    decode_file(vae, latents, tmp_path / "b.mp4", drop_alpha=True, crf=0)
+    decode_file(vae, latents, tmp_path / "b.mp4", drop_alpha=True, encoding=LOSSLESS)
     assert_close(read_video(tmp_path / "b.mp4")[0], expected[:3])
     with pytest.raises(ValueError, match="encodes videos of 3 channels, but decodes videos of 4"):
         reconstruct_file(vae, tmp_path / "a.mp4", tmp_path / "b.webm")
@@ -206,12 +217,14 @@ def test_a_part_of_a_video_is_as_if_the_rest_were_not_there(
 ) -> None:
     source, target = make(tmp_path / "a.mp4", 12), tmp_path / "b.mp4"
     part = read_video(source)[0][:, list(frames)]
-    report = reconstruct_file(vae, source, target, start=start, duration=duration, crf=0)
+    report = reconstruct_file(
+        vae, source, target, start=start, duration=duration, encoding=LOSSLESS
+    )
     assert report.frames == len(frames)
     assert_close(read_video(target)[0], by_hand(vae, part))
     assert times(target) == pytest.approx([n / 25 for n in range(len(frames))], abs=1e-4)
     encode_file(vae, source, tmp_path / "l.safetensors", start=start, duration=duration)
-    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", crf=0)
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "c.mp4", encoding=LOSSLESS)
     assert_close(read_video(tmp_path / "c.mp4")[0], read_video(target)[0])
 
 
@@ -235,8 +248,8 @@ def test_a_part_that_is_not_there_is_named(
 
 def test_the_original_is_at_the_left(tmp_path: Path, vae: WanVAE) -> None:
     source, both, alone = make(tmp_path / "a.mp4"), tmp_path / "b.mp4", tmp_path / "c.mp4"
-    report = reconstruct_file(vae, source, both, side_by_side=True, crf=0)
-    assert report.psnr == reconstruct_file(vae, source, alone, crf=0).psnr
+    report = reconstruct_file(vae, source, both, side_by_side=True, encoding=LOSSLESS)
+    assert report.psnr == reconstruct_file(vae, source, alone, encoding=LOSSLESS).psnr
     video, info = read_video(both)
     assert (info.width, info.height) == (60, 21)
     assert_close(video[..., :30], read_video(source)[0])
@@ -303,9 +316,9 @@ def test_few_frames_are_held(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_encoding_and_decoding_is_reconstruction(tmp_path: Path, vae: WanVAE) -> None:
     source, latents = make(tmp_path / "a.mp4"), tmp_path / "l.safetensors"
-    reconstruct_file(vae, source, tmp_path / "b.mp4", crf=0)
+    reconstruct_file(vae, source, tmp_path / "b.mp4", encoding=LOSSLESS)
     assert encode_file(vae, source, latents) == (2, 3, 3, 4)
-    assert decode_file(vae, latents, tmp_path / "c.mp4", crf=0) == 7
+    assert decode_file(vae, latents, tmp_path / "c.mp4", encoding=LOSSLESS) == 7
     (expected, info), (video, other) = map(read_video, (tmp_path / "b.mp4", tmp_path / "c.mp4"))
     assert_close(video, expected)
     assert other == info
@@ -335,7 +348,7 @@ def test_latents_of_another_program(
     save_file({"latents": given if batched else given[0].contiguous()}, tmp_path / "l.safetensors")
     target = tmp_path / "b.mp4"
     scale = "normalized" if normalized else "raw"
-    count = decode_file(vae, tmp_path / "l.safetensors", target, scale=scale, crf=0)
+    count = decode_file(vae, tmp_path / "l.safetensors", target, scale=scale, encoding=LOSSLESS)
     video, info = read_video(target)
     write_video(tmp_path / "c.mp4", expected, Fraction(16), crf=0)
     assert_close(video, read_video(tmp_path / "c.mp4")[0])
@@ -581,7 +594,7 @@ def test_caches_of_other_programs(
     normalized = natural(length=3)
     latents = wan.denormalize(normalized[None])
     path = write(tmp_path, latents[0] if PROGRAMS[write] == "raw" else normalized)
-    assert decode_file(wan, path, tmp_path / "a.mkv", crf=0) == 9
+    assert decode_file(wan, path, tmp_path / "a.mkv", encoding=LOSSLESS) == 9
     write_video(tmp_path / "b.mkv", wan.decode(latents)[0], Fraction(16), crf=0)
     expected, decoded = (read_video(tmp_path / name)[0] for name in ("b.mkv", "a.mkv"))
     assert (decoded - expected).abs().mean() < 1 / 255

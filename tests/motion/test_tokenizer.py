@@ -343,3 +343,31 @@ def test_features_are_normalized_as_the_networks_see_them():
     assert torch.equal(features, (motion - model.normalizer.mean) / model.normalizer.std)
     torch.testing.assert_close(model.denormalize(features), motion)
     assert torch.equal(model(motion).target, features)
+
+
+def test_encode_and_decode_have_no_dropout_in_training_mode():
+    model = make(resnet(dropout=0.5))
+    motion = example(2, 32)
+    indices = model.encode(motion)
+    decoded = model.decode(indices)
+    model.train()
+    model.encoder.model[0].eval()
+    assert torch.equal(model.encode(motion), indices)
+    assert torch.equal(model.decode(indices), decoded)
+    modes = [module.training for module in model.encoder.modules()]
+    assert modes.count(False) == 1 and not model.encoder.model[0].training
+
+
+def test_tokens_of_minus_one_end_a_clip(model):
+    lengths = torch.tensor([9, 32])
+    motion = example(2, 32)
+    indices = model.encode(motion, lengths)
+    whole = [model.config.frames_of(model.config.tokens_of(length)) for length in (9, 32)]
+    decoded = model.decode(indices)
+    torch.testing.assert_close(decoded, model.decode(indices, whole))
+    alone = model.decode(indices[:1])
+    assert alone.shape == (1, whole[0], CHANNELS)
+    torch.testing.assert_close(alone, decoded[:1, : whole[0]])
+    indices[0] = -1
+    with pytest.raises(ValueError, match="clip 0 has no tokens"):
+        model.decode(indices)

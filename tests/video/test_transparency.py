@@ -101,9 +101,10 @@ def test_after_a_jump_alpha_is_of_the_same_frame(tmp_path):
             assert torch.equal(next(reader).image, whole[:, index])
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.jpg"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.jpg"])
 def test_what_holds_no_alpha_names_what_does(tmp_path, name):
-    with pytest.raises(VideoError, match=rf"{name[1:]} holds no alpha; use one of \.mov \.webm"):
+    able = r"\.mov \(prores\) \.mkv \(ffv1\) \.webm"
+    with pytest.raises(VideoError, match=rf"{name[1:]} holds no alpha; use one of {able}"):
         write_video(tmp_path / name, glass(1), RATE)
     assert os.listdir(tmp_path) == []
 

@@ -593,7 +593,7 @@ def test_folder_that_takes_no_files():
         write_some(Path("/proc/self/a.mp4"))
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".png"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".png", ".gif", ".npy", ".y4m"])
 @pytest.mark.parametrize("share", [0.05, 0.6, 0.99])
 def test_full_disk(tmp_path, suffix, share):
     resource = pytest.importorskip("resource")  # a file size limit stands in for a full disk

@@ -196,6 +196,7 @@ def add_options(parser: Parser) -> None:
         help="3/16: encode only the fourth of 16 parts, on one of 16 machines; wanvae merge-index "
         "joins them",
     )
+    parser.reads("control")
     add_model_options(parser)
 
 

@@ -42,6 +42,7 @@ from wanvae.metrics.images import psnr, ssim
 from wanvae.model import AnyVAE
 from wanvae.video import (
     Beside,
+    Encoding,
     Frame,
     ReadOptions,
     VideoError,
@@ -53,12 +54,14 @@ from wanvae.video import (
 )
 from wanvae.video.common import is_pipe
 from wanvae.video.options import AS_STORED
+from wanvae.video.output import Destination
 
 T = TypeVar("T")
 
 LOGGER = logging.getLogger("wanvae")
 # Latent frames that are looked at to tell raw from normalized latents.
 MEASURED_FRAMES = 64
+DEFAULT_ENCODING = Encoding()
 # The frame rate of videos that Wan models generate.
 WAN_RATE = Fraction(16)
 
@@ -85,10 +88,10 @@ class ReconstructionReport:
 def reconstruct_file(
     vae: AnyVAE,
     source: str | PathLike[str],
-    destination: str | PathLike[str],
+    destination: Destination,
     *,
     side_by_side: bool = False,
-    crf: int = 18,
+    encoding: Encoding = DEFAULT_ENCODING,
     start: float = 0.0,
     duration: float | None = None,
     fps: Fraction | None = None,
@@ -105,9 +108,10 @@ def reconstruct_file(
     that it cannot hold is encoded again. The rest is told.
 
     Args:
-        destination: the file to write; its suffix tells the kind.
+        destination: the file to write; its suffix tells the kind. Or a binary file that is open for
+            writing.
         side_by_side: put the original at the left of the reconstruction.
-        crf: quality of the written video, 0 (best) to 51.
+        encoding: codec, bits and quality of the written video.
         start: start of the part to take, in seconds.
         duration: length of the part to take, in seconds; None takes the rest.
         fps: frames per second of several images, like frames/%05d.png; None takes 25. Only for
@@ -128,7 +132,8 @@ def reconstruct_file(
         UserError: the model cannot stream, or decodes other videos than it encodes.
         NotFiniteError: latents or frames are not finite.
     """
-    refuse_overwriting(destination, [source])
+    if isinstance(destination, (str, PathLike)):
+        refuse_overwriting(destination, [source])
     refuse_shared_pipe(source, shard)
     check_reconstructs(vae.config)
     began = time.perf_counter()
@@ -152,12 +157,14 @@ def reconstruct_file(
                 width,
                 info.height,
                 info.fps,
-                crf,
+                encoding,
                 decodes_alpha(vae.config),
                 excerpt.beside and replace(excerpt.beside, sound=sound),
             ) as writer,
             limit_shared_by(2),
         ):
+            if writer is not None:
+                writer.require_room(excerpt.count or 1)
             for posterior in encode_frames(vae.config, encoder, originals, waiting.append):
                 latent_values += posterior.mean.numel()
                 decoded = decoder.push(posterior.mode())[0, :, :, : info.height, : info.width]
@@ -253,14 +260,14 @@ def encode_file(
 def decode_file(
     vae: AnyVAE,
     source: str | PathLike[str],
-    destination: str | PathLike[str],
+    destination: Destination,
     *,
     checkpoint: str | PathLike[str] | None = None,
     scale: Scale | None = None,
     entry: str | None = None,
     drop_alpha: bool = False,
     fps: Fraction | None = None,
-    crf: int = 18,
+    encoding: Encoding = DEFAULT_ENCODING,
     audio_from: str | PathLike[str] | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
@@ -280,7 +287,7 @@ def decode_file(
         drop_alpha: write colour alone if the model decodes alpha. Otherwise the format of
             ``destination`` must hold alpha.
         fps: frames per second; None keeps the rate of the encoded video, or takes 16 if unknown.
-        crf: quality of the written video, 0 (best) to 51.
+        encoding: codec, bits and quality of the written video.
         audio_from: the video that was encoded, or a file of sound. Its sound, subtitles, chapters
             and tags are kept as in ``reconstruct_file``, for the time that the latents cover.
         tile_size: work in tiles with at most this many pixels along each side.
@@ -299,7 +306,8 @@ def decode_file(
         VideoError: ``destination`` cannot be written, or ``audio_from`` has no sound.
         NotFiniteError: the decoded frames are not finite.
     """
-    refuse_overwriting(destination, [source, checkpoint, audio_from])
+    if isinstance(destination, (str, PathLike)):
+        refuse_overwriting(destination, [source, checkpoint, audio_from])
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
@@ -321,9 +329,11 @@ def decode_file(
         with (
             show_progress(range(latents.length), latents.length, progress and first) as starts,
             open_writer(
-                destination, first, width, height, fps or rate, crf, alpha, beside
+                destination, first, width, height, fps or rate, encoding, alpha, beside
             ) as writer,
         ):
+            if writer is not None:
+                writer.require_room(frames)
             pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized:
                 pieces = map(vae.denormalize, pieces)
@@ -427,12 +437,12 @@ def open_excerpt(
 
 @contextmanager
 def open_writer(
-    path: str | PathLike[str],
+    destination: Destination,
     first: bool,
     width: int,
     height: int,
     fps: Fraction,
-    crf: int,
+    encoding: Encoding,
     alpha: bool,
     beside: Beside | None,
 ) -> Iterator[VideoWriter | None]:
@@ -441,7 +451,16 @@ def open_writer(
         yield None
         return
     with VideoWriter(
-        path, width=width, height=height, fps=fps, crf=crf, alpha=alpha, beside=beside
+        destination,
+        width=width,
+        height=height,
+        fps=fps,
+        crf=encoding.crf,
+        alpha=alpha,
+        codec=encoding.codec,
+        bits=encoding.bits,
+        container=encoding.container,
+        beside=beside,
     ) as writer:
         yield writer
 

@@ -19,6 +19,13 @@ from wanvae.commands.options import (
     model_to_share,
 )
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
+from wanvae.commands.writing import (
+    OUTPUT_HELP,
+    STDOUT,
+    add_encoding_options,
+    encoding_of,
+    opened_output,
+)
 from wanvae.demo import demo_clip
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
@@ -36,10 +43,6 @@ VIDEO_HELP = (
     "video or image to read, a folder of images, several images (frames/%05d.png or "
     "'frames/*.png'), or - for a pipe; all that FFmpeg reads"
 )
-OUTPUT_HELP = (
-    "file to write: .mp4, .mkv, .mov, .webm, .apng; .png, .jpg, .webp for one frame, or numbered "
-    "images (frames/%05d.png); with alpha: .webm, .mov, .apng, .png"
-)
 
 
 def reconstruct(arguments: Namespace) -> None:
@@ -47,13 +50,16 @@ def reconstruct(arguments: Namespace) -> None:
     demo = arguments.input is None
     source = demo_clip() if demo else arguments.input
     fps = rate_of(arguments)
-    with model_to_share(arguments) as (vae, processes):
+    with (
+        opened_output(arguments) as destination,
+        model_to_share(arguments) as (vae, processes),
+    ):
         report = reconstruct_file(
             vae,
             source,
-            arguments.output,
+            destination,
             side_by_side=arguments.side_by_side or demo,
-            crf=arguments.crf,
+            encoding=encoding_of(arguments),
             start=arguments.start,
             duration=duration_of(arguments),
             fps=fps,
@@ -62,16 +68,16 @@ def reconstruct(arguments: Namespace) -> None:
             shard=processes,
             **common_options(arguments),
         )
-    if report is not None:
-        print(
-            f"{source} -> {arguments.output}: {report.frames} frames, "
-            f"PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}, "
-            f"compression {report.compression:.1f}x, "
-            f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
-        )
-        if demo:
-            print(describe_demo(Path(arguments.output).resolve(), whole=arguments.whole))
-        tell_of_tiny(arguments, vae)
+        if report is not None:
+            print(
+                f"{source} -> {arguments.output}: {report.frames} frames, "
+                f"PSNR {report.psnr:.2f} dB, SSIM {report.ssim:.4f}, "
+                f"compression {report.compression:.1f}x, "
+                f"{report.seconds / report.frames:.3f} s per frame ({report.seconds:.1f} s)"
+            )
+            if demo and arguments.output != STDOUT:
+                print(describe_demo(Path(arguments.output).resolve(), whole=arguments.whole))
+            tell_of_tiny(arguments, vae)
 
 
 def duration_of(arguments: Namespace) -> float | None:
@@ -140,28 +146,31 @@ def decode(arguments: Namespace) -> None:
     """Decodes a file of latents to a video."""
     fps = rate_of(arguments)
     arguments = with_preview(arguments)
-    with model_to_share(arguments) as (vae, processes):
+    with (
+        opened_output(arguments) as destination,
+        model_to_share(arguments) as (vae, processes),
+    ):
         tiny = isinstance(vae, TinyVAE)
         if arguments.preview is not None and not tiny:
             raise UserError(f"{arguments.preview} is no tiny autoencoder: name it as --checkpoint")
         frames = decode_file(
             vae,
             arguments.input,
-            arguments.output,
+            destination,
             # Latents for a tiny autoencoder come from another model, as they should.
             checkpoint=None if tiny else checkpoint_of(arguments),
             scale=scale_of(arguments),
             entry=arguments.entry,
             drop_alpha=arguments.drop_alpha,
             fps=fps,
-            crf=arguments.crf,
+            encoding=encoding_of(arguments),
             audio_from=arguments.audio_from,
             shard=processes,
             **common_options(arguments),
         )
-    if frames:
-        print(f"{arguments.input} -> {arguments.output}: {frames} frames")
-        tell_of_tiny(arguments, vae)
+        if frames:
+            print(f"{arguments.input} -> {arguments.output}: {frames} frames")
+            tell_of_tiny(arguments, vae)
 
 
 def tell_of_tiny(arguments: Namespace, vae: AnyVAE) -> None:
@@ -213,13 +222,6 @@ def scale_of(arguments: Namespace) -> Scale | None:
     if arguments.scale == "raw":
         raise UserError("--normalized and --scale raw contradict each other; leave out one")
     return "normalized"
-
-
-def add_quality_option(parser: Parser) -> None:
-    """Declares ``--crf``."""
-    parser.add_argument(
-        "--crf", type=int, default=18, help="quality of H.264 and VP9, 0 (best) to 51"
-    )
 
 
 def add_time_options(parser: Parser) -> None:
@@ -276,7 +278,7 @@ def add_reconstruct_options(parser: Parser) -> None:
     )
     add_time_options(parser)
     add_picture_options(parser)
-    add_quality_option(parser)
+    add_encoding_options(parser)
     add_model_options(parser)
     add_shard_option(parser)
 
@@ -336,7 +338,7 @@ def add_decode_options(parser: Parser) -> None:
         help="decode with this tiny autoencoder instead, like taew2_1.pth: much faster, less exact",
     )
     parser.reads("preview")
-    add_quality_option(parser)
+    add_encoding_options(parser)
     add_model_options(parser)
     add_shard_option(parser)
 

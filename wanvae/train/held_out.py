@@ -19,9 +19,9 @@ from torch import Tensor
 
 from wanvae.config import WanVAEConfig, check_length, encodes_alpha
 from wanvae.engine.config import check
+from wanvae.engine.evaluating import evaluating
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.storage.remote_path import Location, location
-from wanvae.engine.training.evaluating import evaluating
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media

@@ -2,12 +2,14 @@
 
 from wanvae.video.beside import Beside, beside_of, sound_of
 from wanvae.video.common import FilePart, HdrWarning, VideoError
+from wanvae.video.formats import Encoding
 from wanvae.video.options import ReadOptions
 from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
 from wanvae.video.writer import VideoWriter, write_video
 
 __all__ = [
     "Beside",
+    "Encoding",
     "FilePart",
     "Frame",
     "HdrWarning",

@@ -121,8 +121,18 @@ class Notices:
 
 @contextmanager
 def one_line_errors(action: str, path: Source, advice: str = "") -> Iterator[None]:
-    """Turns errors of FFmpeg and the system into a VideoError, which ends with ``advice``."""
+    """Turns errors of FFmpeg and the system into a VideoError, which ends with ``advice``.
+
+    That nobody reads a pipe stays a BrokenPipeError.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (FFmpegError, OSError) as error:
         raise VideoError(f"cannot {action} {path}: {reason(error)}{advice}") from error
+
+
+def unwritable(path: os.PathLike[str] | str, reason: str) -> VideoError:
+    """Returns the error for a file that cannot be written."""
+    return VideoError(f"cannot write {path}: {reason}")

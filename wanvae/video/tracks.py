@@ -18,6 +18,8 @@ from wanvae.video.languages import language_for
 
 # Containers that say where in its first packets a track begins.
 EDITED = ("mov", "mp4")
+# Containers that take any packets and do not say which are whose.
+_FORMLESS = ("rawvideo",)
 # The usual order of so many channels, which encoders take.
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 # Tags that say how a file was written, not what it holds.
@@ -66,6 +68,8 @@ def tags_of(metadata: dict[str, str]) -> dict[str, str]:
 
 def holds(container: str, stream: AudioStream | SubtitleStream) -> bool:
     """Returns whether a container, by FFmpeg's name, can hold the packets of a stream."""
+    if container in _FORMLESS:
+        return False
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:
             if isinstance(stream, SubtitleStream):
@@ -86,6 +90,8 @@ def holds(container: str, stream: AudioStream | SubtitleStream) -> bool:
 
 def can_encode(container: str, encoder: str) -> bool:
     """Returns whether a container can hold what an encoder writes, and the encoder is there."""
+    if container in _FORMLESS:
+        return False
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:
             trial.add_stream(encoder)

@@ -13,9 +13,12 @@ from motion.checkpoints.formats import WITHOUT_NORMALIZER, Layout
 from motion.commands.convert import convert_checkpoint, convert_motion, load_complete
 from motion.errors import MotionError
 from motion.features.statistics import FeatureStatistics
+from motion.files import bvh
 from motion.files.arrays import read_array
 from motion.files.formats import read_motion, write_motion
+from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.packaged import HUMANML3D, PACKAGED_SKELETONS
+from motion.skeleton.sample import walk
 from motion.skeleton.tree import Skeleton
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
@@ -191,3 +194,51 @@ def ancestors(skeleton: Skeleton, name: str) -> list[int]:
         found.append(joint)
         joint = skeleton.parents[joint]
     return found
+
+
+def in_file_of_amass(clip: MotionClip) -> MotionClip:
+    """A clip as from a file of AMASS: z points up, but the rest pose stands along y."""
+    return replace(clip, skeleton=replace(clip.skeleton, up="z"))
+
+
+def test_amass_to_bvh_stands(tmp_path: Path) -> None:
+    clip = in_file_of_amass(walk(30))
+    write_motion(tmp_path / "amass.npz", clip)
+    report = convert_motion(tmp_path / "amass.npz", tmp_path / "out.bvh")
+    assert report.relative_error < 1e-6
+    written = read_motion(tmp_path / "out.bvh")
+    assert largest_difference(written.pose.positions, clip.pose.positions) < 1e-5
+    hips, head = (written.skeleton.names.index(name) for name in ("pelvis", "head"))
+    above = written.pose.positions[:, head] - written.pose.positions[:, hips]
+    assert (above[:, 1] > 0.5).all()
+
+
+def test_a_file_that_reads_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the writer forgot to turn the world."""
+    write_motion(tmp_path / "amass.npz", in_file_of_amass(walk(5)))
+    monkeypatch.setattr(bvh, "stands_along_z", lambda extent: True)
+    monkeypatch.setattr(bvh, "find_up", lambda *poses: "y")
+    (tmp_path / "out.bvh").write_text("finished")
+    with pytest.raises(MotionError, match=r"out.bvh is not written: a joint would be up to .* mm"):
+        convert_motion(tmp_path / "amass.npz", tmp_path / "out.bvh")
+    assert (tmp_path / "out.bvh").read_text() == "finished"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["amass.npz", "out.bvh"]
+
+
+def test_expressions_are_kept_or_told(tmp_path: Path) -> None:
+    clip = replace(walk(10), expressions=torch.ones(10, 100, dtype=torch.float64), betas=(1.0,))
+    write_motion(tmp_path / "a.npz", clip)
+    assert not convert_motion(tmp_path / "a.npz", tmp_path / "b.npz").notes
+    assert torch.equal(read_motion(tmp_path / "b.npz").expressions, clip.expressions)
+    assert convert_motion(tmp_path / "a.npz", tmp_path / "c.bvh").notes == (
+        "not kept: facial expressions",
+        "not kept: shape parameters (betas)",
+    )
+
+
+def test_expressions_follow_their_frames() -> None:
+    clip = replace(walk(9), expressions=torch.arange(9.0).double()[:, None])
+    assert clip[2:4].expressions.flatten().tolist() == [2, 3]
+    assert resample(clip, 60.0).expressions.flatten().tolist() == [x / 2 for x in range(17)]

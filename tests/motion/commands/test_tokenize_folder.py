@@ -172,7 +172,7 @@ def test_folders_that_cannot_be(
     with pytest.raises(FileError, match="file cannot be created: File exists"):
         tokenize_folder(model, folder, tmp_path / "file", ".npz", processes)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):
+    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz or \.pkl files"):
         tokenize_folder(model, tmp_path / "empty", tmp_path / "out", ".npz", processes)
 
 

@@ -83,7 +83,7 @@ def test_folders_that_cannot_be_evaluated(
     tmp_path: Path, folder: Path, model: RVQVAE, processes: PartialState
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz files"):
+    with pytest.raises(MotionError, match=r"empty has no \.bvh or \.npz or \.pkl files"):
         evaluate_folder(model, tmp_path / "empty", processes)
     for name in WALKS:
         (folder / name).write_bytes(b"")

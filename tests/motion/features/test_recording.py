@@ -58,7 +58,7 @@ def test_files_are_found_by_the_kind_of_model(tmp_path):
 def test_where_there_are_no_files_it_is_said(tmp_path):
     with pytest.raises(MotionError, match=r"none does not exist; check the path"):
         find_files(tmp_path / "none", config_of())
-    with pytest.raises(MotionError, match=r"has no .bvh or .npz files"):
+    with pytest.raises(MotionError, match=r"has no .bvh or .npz or .pkl files"):
         find_files(tmp_path, config_of())
     with pytest.raises(MotionError, match=r"has no .npy files"):
         find_files(tmp_path, RVQVAEConfig())
@@ -125,7 +125,8 @@ def test_humanml3d_and_kit_are_taken_as_they_are(tmp_path, skeleton):
 
 
 def test_files_of_another_kind_or_size_are_refused(bvh, npy):
-    with pytest.raises(MotionError, match=r"a\.npy must end in \.bvh or \.npz for this model"):
+    message = r"a\.npy must end in \.bvh or \.npz or \.pkl for this model"
+    with pytest.raises(MotionError, match=message):
         read_recording(npy, config_of())
     with pytest.raises(MotionError, match=r"a\.bvh must end in \.npy"):
         read_recording(bvh, RVQVAEConfig())

@@ -15,6 +15,7 @@ from motion.metrics import mpjpe, rotation_error
 from motion.skeleton.clip import resample
 from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
+from motion.skeleton.tree import end_positions
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 
 FULL = FeatureSpec(rot6d="rows", positions=True, velocities=True, contacts=True)
@@ -150,6 +151,10 @@ def test_bad_features_say_why():
         restore_clip(torch.zeros(0, 333), spec, SMPLX, 30.0)
     with pytest.raises(MotionError, match=r"contact_joints are .* the skeleton has 3 joints"):
         extract_features(random_clip(random_skeleton(3)), dataclasses.replace(spec, contacts=True))
+    arms = dataclasses.replace(spec, contacts=True, contact_joints=(18, 20))
+    message = r"are left_elbow, left_wrist here and no feet; set .* to \[10, 11\]"
+    with pytest.raises(MotionError, match=message):
+        extract_features(walk(4), arms)
     with pytest.raises(ValueError, match="rows or columns, not 'both'"):
         FeatureSpec(rot6d="both")
     with pytest.raises(ValueError, match="contact_threshold must be above 0"):
@@ -169,3 +174,37 @@ def test_beat2_has_rows():
         for lines in ("rows", "columns")
     }
     assert errors["rows"] < 0.05 < 0.2 < errors["columns"]
+
+
+def turned_rest(clip, turn):
+    """The same motion of a skeleton whose rest pose is turned by a matrix (3, 3)."""
+    offsets = torch.tensor(clip.skeleton.offsets, dtype=torch.float64) @ turn.T
+    ends = [
+        dataclasses.replace(
+            site, offset=tuple((turn @ torch.tensor(site.offset).double()).tolist())
+        )
+        for site in clip.skeleton.end_sites
+    ]
+    skeleton = dataclasses.replace(
+        clip.skeleton, offsets=tuple(map(tuple, offsets.tolist())), end_sites=tuple(ends)
+    )
+    rotations = turn @ clip.rotations @ turn.T
+    rotations[:, 0] = clip.rotations[:, 0] @ turn.T
+    return dataclasses.replace(clip, skeleton=skeleton, rotations=rotations)
+
+
+@pytest.mark.parametrize("axis", [None, [1, 0, 0], [0, 0, 1]], ids=str)
+def test_feet_are_on_the_ground_without_a_root(axis):
+    """However the rest pose lies."""
+    clip, spec = walk(60), FeatureSpec(rot6d="rows", root=False)
+    if axis is not None:
+        turn = roma.rotvec_to_rotmat(torch.tensor(axis).double() * np.pi / 2)
+        turned = turned_rest(clip, turn)
+        assert largest_difference(turned.pose.positions, clip.pose.positions) < 1e-12
+        clip = turned
+    features = extract_features(clip, spec)
+    restored = restore_clip(features, spec, clip.skeleton, clip.fps)
+    pose = restored.pose
+    points = torch.cat([pose.positions, end_positions(clip.skeleton, pose)], dim=1)
+    assert points[..., 1].amin(dim=1).abs().max() < 0.05
+    assert abs((restored.root_positions - clip.root_positions)[:, 1].mean()) < 0.03

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from motion.errors import MotionError
+from motion.files.formats import read_motion, write_motion
 from motion.files.smplx import read_npz, write_npz
 from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
@@ -32,13 +33,17 @@ def save(path, contents):
 
 def test_what_is_written_is_read(tmp_path):
     clip = random_clip(SMPLX)
-    clip = dataclasses.replace(clip, betas=(0.5, -1.0), gender="male", fps=29.97)
+    expressions = torch.randn(len(clip), 100, dtype=torch.float64)
+    clip = dataclasses.replace(
+        clip, betas=(0.5, -1.0), gender="male", fps=29.97, expressions=expressions
+    )
     for up in ("y", "z"):
         skeleton = dataclasses.replace(SMPLX, up=up)
         write_npz(tmp_path / "a.npz", dataclasses.replace(clip, skeleton=skeleton))
         again = read_npz(tmp_path / "a.npz")
         assert (again.skeleton, again.fps) == (skeleton, 29.97)
         assert (again.betas, again.gender) == (clip.betas, "male")
+        assert torch.equal(again.expressions, expressions)
         assert largest_difference(again.rotations, clip.rotations) < 1e-12
         assert largest_difference(again.root_positions, clip.root_positions) < 1e-12
 
@@ -79,6 +84,69 @@ def test_bodies_without_face_get_one_at_rest(tmp_path):
     full = np.insert(contents["poses"].reshape(6, 52, 3), [22] * 3, 0, axis=1).reshape(6, 165)
     expected = read_npz(save(tmp_path / "b.npz", contents | {"poses": full}))
     assert largest_difference(clip.rotations, expected.rotations) == 0
+
+
+def test_bodies_of_smpl_have_no_hands(tmp_path):
+    contents = arrays(width=72)
+    with pytest.warns(UserWarning, match="two hands of SMPL are left out"):
+        clip = read_npz(save(tmp_path / "a.npz", contents))
+    contents["poses"][:, 66:] = 0
+    again = read_npz(save(tmp_path / "b.npz", contents))
+    assert torch.equal(again.rotations, clip.rotations)
+    whole = np.concatenate([contents["poses"][:, :66], np.zeros((6, 99))], axis=1)
+    expected = read_npz(save(tmp_path / "c.npz", contents | {"poses": whole}))
+    assert largest_difference(clip.rotations, expected.rotations) < 1e-12
+
+
+@pytest.mark.parametrize("key", ["fps", "mocap_framerate", "frame_rate", "mocap_fps"])
+def test_spellings_of_the_frame_rate(tmp_path, key):
+    contents = arrays()
+    del contents["mocap_frame_rate"]
+    assert read_npz(save(tmp_path / "a.npz", contents | {key: 25.0})).fps == 25
+
+
+def aist(frames: int = 5, **changes: object) -> dict[str, object]:
+    random = np.random.default_rng(0)
+    poses = random.normal(size=(frames, 72)).astype(np.float32)
+    poses[:, 66:] = 0
+    trans = random.normal(size=(frames, 3)).astype(np.float32)
+    return {"smpl_poses": poses, "smpl_trans": trans, "smpl_scaling": np.array([92.5])} | changes
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_files_of_aist(tmp_path, protocol):
+    contents = aist(smpl_loss=1.5)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(contents, protocol))
+    clip = read_motion(tmp_path / "a.pkl")
+    trans = contents["smpl_trans"] / 92.5
+    same = arrays(5) | {"poses": contents["smpl_poses"], "trans": trans, "mocap_frame_rate": 60}
+    expected = read_npz(save(tmp_path / "b.npz", same))
+    assert clip.fps == 60 and largest_difference(clip.rotations, expected.rotations) < 1e-12
+    assert largest_difference(clip.root_positions, expected.root_positions) < 1e-6
+    with pytest.raises(MotionError, match=r"ends in '.pkl'; motion files end in .bvh or .npz"):
+        write_motion(tmp_path / "c.pkl", clip)
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_pickles_of_other_things_are_refused_and_not_run(tmp_path, capsys):
+    for name, content, message in (
+        ("a", aist(more=Runs()), "it holds builtins.print, and no arrays"),
+        ("b", [1, 2], "no dict of arrays"),
+        ("c", aist(smpl_scaling=np.array([0.0])), "one number above 0"),
+        ("d", {"smpl_poses": np.zeros((2, 72))}, "has no 'smpl_scaling'"),
+    ):
+        path = tmp_path / f"{name}.pkl"
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(MotionError, match=message):
+            read_motion(path)
+    (tmp_path / "e.pkl").write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(MotionError, match="no pickle of arrays"):
+        read_motion(tmp_path / "e.pkl")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("gender", [b"female", np.array(["female"]), np.array([[b"female"]])])

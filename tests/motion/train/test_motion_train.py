@@ -317,7 +317,7 @@ def broken(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--data.folder={empty}"], "has no .bvh or .npz files"),
+        (["--data.folder={empty}"], "has no .bvh or .npz or .pkl files"),
         (["--data.folder={none}"], "does not exist; check the path"),
         (["--data.folder={broken}"], "walk.npz: trans is nan"),
         (["--model.channels=330"], "has 333 channels of 55 joints, but the model has 330"),

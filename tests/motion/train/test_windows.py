@@ -125,7 +125,7 @@ def test_a_warning_names_the_first_few(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no .bvh or .npz files"),
+        ({}, "has no .bvh or .npz or .pkl files"),
         ({"short.bvh": 7, "long.bvh": 10}, "8 frames to train on, the longest has 7: lower data"),
         ({"large.bvh": None}, r"can be used, of 1 files; the first: .*large.bvh"),
     ],
@@ -211,3 +211,51 @@ def test_root_and_contacts_count_more_by_the_bias(humanml3d):
 def test_impossible_values_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
+
+
+def save_data_set(folder, train=None, val=None):
+    """A data set of five recordings of HumanML3D, 000000 to 000004, each with its own values."""
+    (folder / "new_joint_vecs").mkdir(parents=True)
+    for number in range(5):
+        features = np.full((20 + number, 263), number, np.float32)
+        np.save(folder / "new_joint_vecs" / f"{number:06}.npy", features)
+    for name, numbers in (("train", train), ("val", val)):
+        if numbers is not None:
+            lines = "".join(f"{number:06}\n" for number in numbers)
+            (folder / f"{name}.txt").write_text(lines)
+    return DataConfig(folder=str(folder), window=16)
+
+
+@pytest.mark.parametrize("inner", ["", "new_joint_vecs"])
+def test_only_the_files_of_train_txt_are_trained_on(tmp_path, inner):
+    config = save_data_set(tmp_path / "data", train=[0, 3, 9], val=[1, 4])
+    config = replace(config, folder=str(tmp_path / "data" / inner))
+    data = load_data(config, HUMANML3D, 0, report=False)
+    assert [path.stem for path in data.files] == ["000000", "000003"]
+    assert data.windows[0].unique().numel() == 1
+    assert {int(data.windows[n].mean()) for n in range(40)} == {0, 3}
+    assert [len(recording) for recording in data.held_out] == [21, 24]
+    assert data.split == (
+        "2 of 5 files are trained on, as train.txt says; 1 that it names are not there; 2 files "
+        "are evaluated, as val.txt says"
+    )
+
+
+def test_a_share_that_is_held_out_goes_before_val_txt(tmp_path):
+    config = save_data_set(tmp_path / "data", train=[0, 3], val=[1])
+    data = load_data(replace(config, held_out=0.2), HUMANML3D, 0, report=False)
+    assert [len(recording) for recording in data.held_out] == [4, 5]
+
+
+def test_all_files_are_trained_on_without_lists(tmp_path):
+    data = load_data(save_data_set(tmp_path / "data"), HUMANML3D, 0, report=False)
+    assert len(data.files) == 5 and not data.held_out and not data.split
+
+
+def test_a_list_that_names_nothing_is_refused(tmp_path):
+    config = save_data_set(tmp_path / "data", train=[7, 8])
+    with pytest.raises(MotionError, match="names 2 files, but none of the 5 files"):
+        load_data(config, HUMANML3D, 0, report=False)
+    (tmp_path / "data" / "train.txt").write_text("")
+    with pytest.raises(MotionError, match=r"train.txt has no names"):
+        load_data(config, HUMANML3D, 0, report=False)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wanvae.engine.devices import default_device
+from wanvae.engine.evaluating import evaluating
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
 from wanvae.engine.processes import (
@@ -33,7 +34,6 @@ from wanvae.engine.processes import (
 from wanvae.engine.signals import SIGNALED, STOP_SIGNALS, Interrupted, handle_signals
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
-from wanvae.engine.training.evaluating import evaluating
 from wanvae.engine.training.live_report import LiveReport
 from wanvae.engine.training.log import Log
 from wanvae.engine.training.optimization import Optimization
