@@ -238,11 +238,27 @@ def test_tables_at_an_address(
 def test_sidecars_of_a_web_server(tmp_path: Path, capsys: Capture, files: Path) -> None:
     videos = tmp_path / "videos"
     shutil.copytree(files / "videos", videos)
+    shutil.copy(videos / "f.mp4", videos / "b" / "two words.mp4")
+    (videos / "b" / "two words.txt").write_text("a horse")
     run_command(capsys, *encode_command(files, videos, tmp_path / "local"))
     run_command(capsys, "index", videos)
     with web_server(videos) as server:
         run_command(capsys, *encode_command(files, server.address, tmp_path / "out"))
     assert captions(tmp_path / "out") == captions(tmp_path / "local")
+    assert "a horse" in captions(tmp_path / "out").values()
+
+
+def test_a_server_without_lists_is_told(
+    tmp_path: Path, capsys: Capture, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(files / "videos", videos)
+    run_command(capsys, "index", videos)
+    monkeypatch.setattr(RemotePath, "files", lambda path: {})
+    with web_server(videos) as server:
+        out = run_command(capsys, *encode_command(files, server.address, tmp_path / "out"))
+    message = f"note: captions and metadata in {server.address} are left out, if there are any: "
+    assert message + "the server does not list them" in out
 
 
 def test_lines_at_an_address(tmp_path: Path, memory: RemotePath) -> None:
