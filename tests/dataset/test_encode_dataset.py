@@ -25,13 +25,17 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from tests.commands import outputs_of, without_notice
 from tests.helpers import launched, occupied, tiny
+from tests.scenes import scene, write_scenes
 from wanvae import WanVAE, cli
 from wanvae.dataset import encode
 from wanvae.dataset.files import index_file
 from wanvae.dataset.settings import DatasetOptions
 from wanvae.errors import UserError
+from wanvae.folders.listing import MANIFEST
+from wanvae.folders.manifest import write_manifest
 from wanvae.latents.file import VideoShape, video_metadata
 from wanvae.latents.spool import LatentsSpool
+from wanvae.selection.checks import Checks
 from wanvae.video import VideoWriter, read_video, write_video
 
 STATISTICS = {"latents_mean": (0.5, -0.25), "latents_std": (2.0, 0.5)}
@@ -801,3 +805,55 @@ def test_two_jobs_do_not_write_one_data_set(tmp_path: Path, run: Run) -> None:
     assert not contents(tmp_path / "out").keys() - {".lock"}
     run(tmp_path / "out")
     assert ".lock" not in contents(tmp_path / "out")
+
+
+# Scenes
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """A video of two scenes, and a still one."""
+    source = tmp_path / "scenes"
+    write_scenes(source / "a.mp4", scene(1, 20, speed=2), scene(2, 18, speed=2))
+    write_scenes(source / "still.mp4", scene(3, 20, speed=0))
+    return source
+
+
+def test_clips_are_cut_from_scenes(tmp_path: Path, run: Run, scenes: Path) -> None:
+    run(tmp_path / "before", "--frames", 9, source=scenes)
+    write_manifest(scenes, checks=Checks())
+    out, _ = run(tmp_path / "out", "--frames", 9, source=scenes)
+    assert "note: 1 scenes are left out, because nothing moves in them" in out
+    index = [json.loads(line) for line in (tmp_path / "out/index.jsonl").read_text().splitlines()]
+    assert [clip["name"] for clip in index] == [
+        f"a.mp4.{name}" for name in ("000000.00000", "000000.00001", "000020.00000", "000020.00001")
+    ]
+    assert [clip["cut_from"] for clip in index] == ["0+20", "0+20", "20+18", "20+18"]
+    assert index[2]["start"] == pytest.approx(0.8)
+    assert "cut_from" not in (tmp_path / "before/index.jsonl").read_text()
+
+
+def test_other_scenes_are_noticed(tmp_path: Path, run: Run, scenes: Path) -> None:
+    whole = [tmp_path / "files", tmp_path / "tar"]
+    for target, container in zip(whole, ("files", "tar"), strict=True):
+        run(target, "--frames", 9, "--container", container, source=scenes)
+    write_manifest(scenes, checks=Checks())
+    out, _ = run(whole[0], "--frames", 9, source=scenes)
+    assert "encoded again, because it has changed: a.mp4" in out and "4 clips written" in out
+    run(tmp_path / "fresh", "--frames", 9, source=scenes)
+    for name in ("index.jsonl", "a.mp4.000020.00001.safetensors"):
+        assert (whole[0] / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    assert not (whole[0] / "a.mp4.00000.safetensors").exists()
+    err = run(whole[1], "--frames", 9, "--container", "tar", source=scenes, status=1)[1]
+    assert "other scenes in their manifest are a change too" in err
+    # Another crop of the same frames.
+    lines = (
+        (scenes / MANIFEST)
+        .read_text()
+        .replace('"version": 1', '"box": [8, 0, 48, 64], "version": 1')
+    )
+    (scenes / MANIFEST).write_text(lines)
+    out, _ = run(whole[0], "--frames", 9, source=scenes)
+    assert "encoded again, because it has changed: a.mp4" in out and "4 clips written" in out
+    out, _ = run(whole[0], "--frames", 9, source=scenes)
+    assert "0 clips written, 4 were there" in out

@@ -18,10 +18,13 @@ from torch.utils.data import DataLoader
 
 from tests.commands import outputs_of
 from tests.helpers import tiny
+from tests.scenes import scene, write_scenes
 from wanvae import LatentDataset, WanVAE, cli
 from wanvae.dataset import encode as encoding
 from wanvae.dataset.own import OwnLatents
 from wanvae.errors import UserError
+from wanvae.folders.manifest import write_manifest
+from wanvae.selection.checks import Checks
 from wanvae.video import read_video, write_video
 
 CONTAINERS = ["files", "tar", "safetensors"]
@@ -314,6 +317,36 @@ def test_a_control_is_cut_at_the_times_of_its_clips(
     # The control may be shown for longer than the last clip.
     for number, clip in enumerate(clips):
         assert torch.equal(clip.control, alone[number].latents)
+
+
+def test_scenes_share_the_captions_and_controls_of_their_video(
+    tmp_path: Path, encode: Encode
+) -> None:
+    source, control = tmp_path / "long", tmp_path / "depth"
+    parts = scene(1, 20, speed=2), scene(2, 18, speed=2)
+    video = torch.nn.functional.pad(torch.cat(parts, dim=1) + 1, (0, 0, 16, 16)) - 1
+    write_scenes(source / "a.mp4", video)
+    # Twice as large.
+    write_scenes(control / "a.mp4", video.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    (source / "a.txt").write_text("a cat")
+    write_manifest(source, checks=Checks())
+    options = ["--frames", "13,5", "--buckets", "32x32,48x32", "--store", "mean"]
+    encode(*options, "--control", control, source=source)
+    dataset = LatentDataset(tmp_path / "out")
+    assert [(clip.name, clip.frames) for clip in dataset.clips] == [
+        (f"a.mp4.{first}.{number:05}", frames)
+        for first in ("000000", "000020")
+        for number, frames in enumerate((13, 5))
+    ]
+    # Without its bars the video is square.
+    assert {(clip.height, clip.width, clip.caption) for clip in dataset.clips} == {
+        (32, 32, "a cat")
+    }
+    latents = torch.stack([clip.latents[:, :2] for clip in dataset])
+    for number, clip in enumerate(dataset):
+        distances = (latents - clip.control[:, :2]).abs().flatten(1).mean(1)
+        assert distances.argmin() == number
+        assert distances[number] < 0.1
 
 
 def test_controls_that_do_not_fit_are_failures(

@@ -15,9 +15,11 @@ import torch
 from av.codec.context import CodecContext
 from torch.utils.data import DataLoader
 
+from tests.scenes import scene, write_scenes
 from tests.video.test_reading import encode
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.folders.manifest import MediaFolder, write_manifest
+from wanvae.selection.checks import Checks
 from wanvae.train.crops import BucketConfig, DataConfig, VideoCrops
 from wanvae.train.run import TrainConfig
 from wanvae.video import VideoError, read_clip, write_video
@@ -398,3 +400,21 @@ def test_what_the_reader_warns_of_is_told_once_a_file(folder, monkeypatch, capfd
         assert len(list(loader)) == 10
     told = sorted(re.findall(r"\w+\.\w+: its size changes", capfd.readouterr().err))
     assert told == ["a.mp4: its size changes", "b.mkv: its size changes"]
+
+
+def test_clips_do_not_cross_cuts(tmp_path: Path) -> None:
+    dark, bright = scene(1, 25, speed=2) * 0.3 - 0.5, scene(2, 25, speed=2) * 0.3 + 0.5
+    write_scenes(tmp_path / "a.mp4", dark, bright)
+    write_scenes(tmp_path / "still.mp4", scene(3, 25, speed=0))
+    options = {"frames": 9, "strides": (1, 2)}
+    across = [clips(tmp_path, **options)[number] for number in range(30)]
+    assert any(clip.min() < -0.1 and clip.max() > 0.1 for clip in across)
+    before = list(clips(tmp_path, **options).describe()[str(tmp_path)])
+    write_manifest(tmp_path, checks=Checks())
+    with pytest.warns(UserWarning, match="1 scenes are left out.*\n.*still.mp4.*nothing moves"):
+        dataset = clips(tmp_path, **options)
+    crops = [dataset[number] for number in range(30)]
+    assert {clip.mean().item() > 0 for clip in crops} == {True, False}
+    assert all(clip.max() < 0.1 or clip.min() > -0.1 for clip in crops)
+    after = list(dataset.describe()[str(tmp_path)])
+    assert len(after) == 2 and after != before and after[1].endswith("25 x 64 x 64, 25+25")

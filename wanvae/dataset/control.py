@@ -16,6 +16,7 @@ from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, rate_of
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import Entry, read_folder
+from wanvae.selection.excerpt import Excerpt
 
 # How much the proportions of a control may differ from the proportions of its video.
 PROPORTIONS = 0.02
@@ -81,15 +82,19 @@ class Controls:
         if entry.is_image != clip.entry.is_image:
             kinds = ("a video", "a still image")
             raise UserError(f"{name} is {kinds[entry.is_image]}, not {kinds[clip.entry.is_image]}")
-        ratio = entry.width * clip.entry.height / (entry.height * clip.entry.width)
+        excerpt = clip.entry.excerpt
+        height, width = (clip.entry.height, clip.entry.width) if excerpt is None else excerpt.whole
+        ratio = entry.width * height / (entry.height * width)
         if abs(ratio - 1) > PROPORTIONS:
             raise UserError(
                 f"{name} has {entry.width}x{entry.height} pixels, but the video has "
-                f"{clip.entry.width}x{clip.entry.height}: other proportions"
+                f"{width}x{height}: other proportions"
             )
         # A control of another rate gives the frames that it shows at the times of the clip.
         drift = abs(rate_of(entry) / clip.fps - 1) * (clip.first + clip.frames)
         resampled = clip.resampled or (not entry.is_image and drift > DRIFT)
+        if excerpt is not None:
+            entry = excerpt_of(entry, excerpt, clip.entry.frames)
         return replace(clip, entry=entry, resampled=resampled, control=None)
 
     def _find(self, name: str) -> Entry:
@@ -100,6 +105,21 @@ class Controls:
             which = "no video" if not same else f"{len(same)} videos"
             raise UserError(f"there is {which} of the name {writable(stem_of(name))}")
         return same[0]
+
+
+def excerpt_of(entry: Entry, excerpt: Excerpt, frames: int) -> Entry:
+    """Returns the entry of a control for a scene of its video, without the same bars.
+
+    Args:
+        entry: the whole control, which may be larger or smaller than the video.
+        excerpt: the scene of the video.
+        frames: frames of the scene.
+    """
+    whole = entry.height, entry.width
+    box = None if excerpt.box is None else excerpt.box.scaled(excerpt.whole, whole)
+    height, width = whole if box is None else (box.height, box.width)
+    excerpt = replace(excerpt, box=box, whole=whole)
+    return replace(entry, excerpt=excerpt, frames=frames, height=height, width=width)
 
 
 def stem_of(name: str) -> str:

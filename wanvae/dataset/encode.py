@@ -118,8 +118,10 @@ class DatasetReport:
         size: bytes that were written.
         seconds: how long it took.
         failures: clips and files that could not be encoded, now or before.
-        left_out: videos and images that are too small or too short for a clip, one line each.
-        changed: videos and images whose clips were encoded again, because they have changed.
+        left_out: videos, images and scenes that are too small or too short for a clip, one line
+            each.
+        changed: videos and images whose clips were encoded again, because they or their scenes have
+            changed.
         gone: videos and images that are not in the folder any more. The index leaves out their
             clips; the files of these clips stay.
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.

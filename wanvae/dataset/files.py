@@ -88,6 +88,8 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float])
     }
     if clip.control is not None:
         origin["control"] = to_json_dict(clip.control.entry.stamp)
+    if clip.cut_from:
+        origin["cut_from"] = clip.cut_from
     normalized = settings.options.scale == "normalized"
     metadata = video_metadata(video, normalized=normalized, model=settings.model)
     return metadata | {"clip": json.dumps(origin)}

@@ -31,6 +31,7 @@ from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.engine.text import first_few, writable
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, find_clips, parse_cut
+from wanvae.folders.excerpts import select
 from wanvae.folders.failure import Failure
 from wanvae.folders.listing import REQUESTS
 from wanvae.folders.manifest import read_folder
@@ -53,8 +54,10 @@ class DatasetPlan:
         existing: the names of the files of the part that are there already.
         unfinished: the names of the files of the part that are there in part.
         broken: files of the source that cannot be read.
-        left_out: videos and images that are too small or too short for a clip, one line each.
-        changed: videos and images that have changed since some of their clips were encoded.
+        left_out: videos, images and scenes that are too small or too short for a clip, one line
+            each.
+        changed: videos and images that have changed since some of their clips were encoded, or
+            whose scenes have.
         gone: videos and images that have clips in the index, but are not in the source any more.
         ignored: how many files of the source are no videos, images or tars, by suffix; or empty.
         notes: what people must know of clips that become larger, of the files of a layout, and of
@@ -119,12 +122,14 @@ def prepare(
         buckets=options.buckets,
     )
     content = read_folder(source)
-    found = find_clips(content.entries, cut, vae.config)
+    selection = select(content.entries)
+    found = find_clips(selection.entries, cut, vae.config)
     if not found.clips:
+        skipped = f"; {len(selection.left_out)} scenes are left out" if selection.left_out else ""
         raise UserError(
             f"nothing to encode in {source}: {len(found.broken)} files cannot be read, and "
-            f"{len(found.left_out)} are too small or too short for a clip; give other videos, or "
-            "other --frames or --resize"
+            f"{len(found.left_out)} are too small or too short for a clip{skipped}; give other "
+            "videos, or other --frames or --resize"
         )
     source = source.resolve()
     layout = layouts.layout_of(options)
@@ -203,8 +208,11 @@ def prepare(
         outdated = map_files(lambda file: is_stale(destination, file, layout), kept, destination)
         stale = [file for file, is_old in zip(kept, outdated, strict=True) if is_old]
         existing -= {file.name for file in stale}
-        changed = tuple(dict.fromkeys(clip.source for file in stale for clip in file.clips))
-        remove_outdated(destination, index, stale, files, layout)
+        recut = find_recut(index, files)
+        changed = tuple(
+            dict.fromkeys([*(clip.source for file in stale for clip in file.clips), *recut])
+        )
+        remove_outdated(destination, index, stale, files, layout, recut)
     return DatasetPlan(
         settings=settings,
         files=tuple(files),
@@ -221,7 +229,7 @@ def prepare(
         changed=changed,
         gone=gone,
         ignored=describe_ignored(content.ignored),
-        notes=tuple(notes),
+        notes=(*selection.notes, *notes),
         descriptions=descriptions,
         redescribed=redescribed,
     )
@@ -273,17 +281,36 @@ def find_redescribed(
 
 
 def is_stale(folder: Location, file: LatentsFilePlan, layout: Layout | None) -> bool:
-    """Whether the video of a file with one clip has changed since it was encoded.
+    """Whether the video of a file with one clip, or its scene, has changed since it was encoded.
 
     Raises:
         UserError: the file is damaged.
     """
     (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
+    if stored.cut_from != planned.cut_from:
+        return True
     control = planned.control
     return (stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)) or (
         stored.control is not None
         and control is not None
         and not stored.control.matches(control.entry.stamp)
+    )
+
+
+def find_recut(index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan]) -> tuple[str, ...]:
+    """Returns the videos of an index whose clips begin elsewhere now, because of their scenes."""
+    clips = [clip for file in files for clip in file.clips]
+    planned = {clip.name for clip in clips}
+    scenes = {clip.source for clip in clips if clip.cut_from}
+    sources = {clip.source for clip in clips}
+    return tuple(
+        dict.fromkeys(
+            clip.source
+            for clip in index
+            if clip.name not in planned
+            and clip.source in sources
+            and (clip.cut_from or clip.source in scenes)
+        )
     )
 
 
@@ -293,6 +320,7 @@ def remove_outdated(
     stale: Sequence[LatentsFilePlan],
     files: Sequence[LatentsFilePlan],
     layout: Layout | None,
+    recut: Sequence[str] = (),
 ) -> None:
     """Deletes the latents of videos that have changed, and the index, which names them.
 
@@ -302,8 +330,11 @@ def remove_outdated(
         files: all files of the data set now. A video that has become shorter had more. In the
             layout of another program, a video that has changed may have files of other names.
         layout: the layout of another program; None is our own.
+        recut: videos whose clips begin elsewhere now.
     """
-    sources = {c.source for file in (stale if layout is None else files) for c in file.clips}
+    sources = set(recut) | {
+        c.source for file in (stale if layout is None else files) for c in file.clips
+    }
     names = {clip.file for clip in index if clip.source in sources}
     names -= {file.name for file in files}
     names |= {file.name for file in stale}
@@ -313,8 +344,11 @@ def remove_outdated(
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
     """Returns a digest of the names of clips, and of what they are cut from."""
-    parts = with_controls(clips)
-    lines = (f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}\n" for c in parts)
+    lines = (
+        f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}"
+        + (f" {c.cut_from}\n" if c.cut_from else "\n")
+        for c in with_controls(clips)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

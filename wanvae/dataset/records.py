@@ -47,6 +47,8 @@ class IndexedClip:
         control: the state of the file of its control; None if there is none.
         sidecars: what describes the video: texts and values of JSON by the suffix of their file,
             such as "txt", and its row of a table of metadata as "metadata".
+        cut_from: the scene of the video that the clip is cut from: its first frame, its number of
+            frames, and the part inside black bars; empty if it is the whole video.
     """
 
     name: str
@@ -62,6 +64,7 @@ class IndexedClip:
     stamp: Stamp | None = None
     control: Stamp | None = None
     sidecars: Mapping[str, Any] = field(default_factory=dict)
+    cut_from: str = ""
 
     @property
     def caption(self) -> str | None:

@@ -179,7 +179,8 @@ class DatasetSettings:
         differences = describe_differences(flat(self, known), flat(other, known))
         if self.clips != other.clips or (other.stamps and self.stamps != other.stamps):
             differences.append(
-                "videos were added, removed or changed, as only --container files allows"
+                "videos were added, removed or changed, as only --container files allows; other "
+                "scenes in their manifest are a change too"
             )
         return differences
 

@@ -90,6 +90,7 @@ def indexed_clip(
         shape=shape,
         stamp=from_json_dict(Stamp, origin["stamp"]) if "stamp" in origin else None,
         control=from_json_dict(Stamp, origin["control"]) if "control" in origin else None,
+        cut_from=origin.get("cut_from", ""),
     )
 
 

@@ -14,6 +14,7 @@ from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path
+from wanvae.folders.excerpts import longest, select
 from wanvae.folders.failure import Failure
 from wanvae.folders.listing import MANIFEST, File, size_and_time
 from wanvae.folders.manifest import Entry, MediaFolder, probe_file, read_folder
@@ -44,6 +45,8 @@ class Trial:
         entry = self.clip.entry
         slug = re.sub(r"[^A-Za-z0-9]+", "-", entry.name)[-LONGEST_SLUG:].strip("-")
         what = f"{entry.name}/{entry.size}/{entry.mtime}/{self.size}/{self.length}"
+        if self.clip.cut_from:
+            what += f"/{self.clip.cut_from}"
         return f"{slug}-{hashlib.sha256(what.encode(errors='replace')).hexdigest()[:8]}".strip("-")
 
 
@@ -69,15 +72,22 @@ class TrialList:
 def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
     """Returns the trials of a folder of videos and images, its manifest, or a single file.
 
+    Of a video whose scenes are in the manifest, the longest one that is used is judged.
+
     Raises:
         UserError: there is no such source, or nothing in it can be judged.
     """
     folder, content = find_content(source)
-    entries = content.entries
+    entries = longest(select(content.entries).entries)
     broken = [entry for entry in entries if entry.error is not None]
     usable = list(islice((entry for entry in entries if entry.error is None), options.clips))
     trials: list[Trial] = []
-    left_out: list[Failure] = []
+    used = {entry.name for entry in entries}
+    left_out = [
+        failure(entry, "its index leaves out all of its scenes: they are still or duplicates")
+        for entry in content.entries
+        if entry.name not in used
+    ]
     for entry in usable:
         for resize, frames in product(options.resize or (None,), options.frames or (None,)):
             trial = make_trial(entry, resize, frames, shown=len(trials) < options.media)
@@ -121,14 +131,16 @@ def make_trial(
     if frames is not None and frames > entry.frames:
         return failure(entry, f"too short for {frames} frames: it has {entry.frames}")
     count = frames or entry.frames
+    excerpt = entry.excerpt
     clip = Clip(
         name=safe_path(entry.name),
         entry=entry,
         fps=rate_of(entry),
-        first=(entry.frames - count) // 2,
+        first=(entry.frames - count) // 2 + (0 if excerpt is None else excerpt.first),
         frames=count,
-        whole=frames is None,
-        by_time=True,
+        whole=frames is None and excerpt is None,
+        # Where a scene begins is known as a number.
+        by_time=excerpt is None,
         scaled=scaled,
         size=size,
     )

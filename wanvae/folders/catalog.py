@@ -3,7 +3,8 @@
 ``wanvae index`` writes a table beside the manifest: the numbers that choose videos for training,
 and a digest of the names in each folder. If the names are still the same, neither the manifest has
 to be parsed nor the files have to be looked at, one by one. A file that has changed in its place is
-not noticed, until ``wanvae index`` is run again.
+not noticed, until ``wanvae index`` is run again. A manifest with scenes gets no table, because its
+scenes choose the clips, and not its videos.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from wanvae.folders.manifest import (
     write_manifest,
 )
 from wanvae.folders.tars import TAR_SUFFIX
+from wanvae.selection.checks import Checks
 
 # What the table has of each entry.
 NUMBERS = np.dtype(
@@ -142,8 +144,12 @@ def open_table(folder: Path) -> MediaFolder | None:
     return MediaFolder(Entries(lines, numbers), Counter(facts["ignored"]))
 
 
-def index_folder(folder: Location, *, progress: bool = False) -> MediaFolder:
+def index_folder(
+    folder: Location, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
+) -> MediaFolder:
     """Writes the manifest of a folder, as ``write_manifest``, and on a disk its table.
+
+    Takes the arguments of ``write_manifest``.
 
     Raises:
         UserError: as ``write_manifest``.
@@ -151,16 +157,16 @@ def index_folder(folder: Location, *, progress: bool = False) -> MediaFolder:
         RemoteError: a server cannot be reached, or takes no files.
     """
     if isinstance(folder, RemotePath):
-        return write_manifest(folder, progress=progress)
+        return write_manifest(folder, progress=progress, checks=checks, workers=workers)
     # Names that come later make the table out of date.
     names = read_names(folder)
-    content = write_manifest(folder, progress=progress)
+    content = write_manifest(folder, progress=progress, checks=checks, workers=workers)
     write_table(folder, names, content.ignored)
     return content
 
 
 def write_table(folder: Path, names: Mapping[str, str], ignored: Mapping[str, int]) -> None:
-    """Writes the table of the manifest of a folder.
+    """Writes the table of the manifest of a folder, or deletes it if the manifest has scenes.
 
     Args:
         names: a digest of the names in each folder, from before it was searched.
@@ -171,6 +177,9 @@ def write_table(folder: Path, names: Mapping[str, str], ignored: Mapping[str, in
     """
     state = size_and_time(folder / MANIFEST)
     entries = read_manifest(folder)
+    if any(entry.analysis is not None for entry in entries):
+        (folder / TABLE).unlink(missing_ok=True)
+        return
     facts = {
         "fields": entry_fields(),
         "manifest": state,

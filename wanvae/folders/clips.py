@@ -22,6 +22,8 @@ from wanvae.video.rate import parse_rate
 
 # A rate is a whole number of frames in at most as many seconds, as in 30000/1001.
 LARGEST_DENOMINATOR = 100_000
+# Seconds by which a time that is written as a float may be off.
+ROUNDING = Fraction(1, 10**10)
 # Bytes of one part of a path. File systems allow 255, and our names become longer still.
 LONGEST_PART = 200
 
@@ -89,6 +91,12 @@ class Clip:
     def source(self) -> str:
         """The name of the video."""
         return writable(self.entry.name)
+
+    @property
+    def cut_from(self) -> str:
+        """What of the video the clip is cut from, if it is one scene of it; else empty."""
+        excerpt = self.entry.excerpt
+        return "" if excerpt is None else excerpt.describe(self.entry.frames)
 
     @property
     def start(self) -> Fraction:
@@ -184,7 +192,9 @@ def find_clips(entries: Iterable[Entry], cut: Cut, config: WanVAEConfig) -> Clip
             continue
         found = list(cut_entry(entry, cut, config))
         if not found:
-            left_out.append(f"{name}: {entry.frames} frames of {entry.width}x{entry.height} pixels")
+            left_out.append(
+                f"{entry.label}: {entry.frames} frames of {entry.width}x{entry.height} pixels"
+            )
         same = next((clip.name for clip in found if clip.name in sources), None)
         if same is None:
             clips.extend(found)
@@ -200,19 +210,21 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
     scaled, size = fit(entry.height, entry.width, cut.resize_of(entry), config.spatial_factor)
     if 0 in size:
         return
-    rate = rate_of(entry)
     resampled = cut.fps is not None and not entry.is_image
-    fps = rate if cut.fps is None or entry.is_image else cut.fps
-    frames = ceil(entry.frames * fps / rate)
+    fps = rate_of(entry) if cut.fps is None or entry.is_image else cut.fps
+    start, frames = numbers_of(entry, fps, resampled=resampled)
     name = safe_path(entry.name)
+    if entry.excerpt is not None and not entry.is_image:
+        name += f".{entry.excerpt.first:06}"
     clip = partial(Clip, entry=entry, fps=fps, resampled=resampled, scaled=scaled, size=size)
     if entry.is_image:
         yield clip(name=name)
     elif not cut.lengths:
-        yield clip(name=name, frames=frames, whole=True)
+        if frames > 0:
+            yield clip(name=name, first=start, frames=frames, whole=entry.excerpt is None)
     else:
         for number, (first, length) in enumerate(cut_length(frames, cut.lengths)):
-            yield clip(name=f"{name}.{number:05}", first=first, frames=length)
+            yield clip(name=f"{name}.{number:05}", first=start + first, frames=length)
 
 
 def cut_length(frames: int, lengths: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -230,6 +242,25 @@ def cut_length(frames: int, lengths: Iterable[int]) -> Iterator[tuple[int, int]]
         while first + length <= frames:
             yield first, length
             first += length
+
+
+def numbers_of(entry: Entry, fps: Fraction, *, resampled: bool) -> tuple[int, int]:
+    """Returns the number of the first frame of an entry, and how many frames it has.
+
+    Args:
+        fps: frames per second of the clips.
+        resampled: whether frames are counted at ``fps``, and not as they are in the video.
+    """
+    rate, excerpt = rate_of(entry), entry.excerpt
+    if excerpt is None:
+        return 0, ceil(entry.frames * fps / rate)
+    if not resampled:
+        return excerpt.first, entry.frames
+    # A frame shown just before the end of the scene may be the first of the next one, because
+    # timestamps are rounded.
+    first = ceil((Fraction(excerpt.begin) - ROUNDING) * fps)
+    end = ceil((Fraction(excerpt.until) - 1 / (8 * rate)) * fps)
+    return first, max(0, end - first)
 
 
 def rate_of(entry: Entry) -> Fraction:

@@ -111,7 +111,7 @@ class Damage:
     def hits(self, clip: Clip) -> bool:
         """Whether a clip needs frames from there on."""
         counted = not (clip.resampled or clip.by_time)
-        return counted and clip.entry == self.entry and clip.first >= self.first
+        return counted and clip.entry.place == self.entry.place and clip.first >= self.first
 
 
 class Cutter:
@@ -159,7 +159,7 @@ class Cutter:
 
     def _open(self, entry: Entry) -> VideoReader:
         """Returns the reader of a video."""
-        if entry == self._entry and self._reader is not None:
+        if self._entry is not None and entry.place == self._entry.place and self._reader:
             return self._reader
         self.close()
         source = entry.source(self.folder)
@@ -167,7 +167,9 @@ class Cutter:
             raise VideoError("it has changed since it was listed; run the command again")
         self._reader = reader = VideoReader(source, strict=True, alpha=self._alpha)
         self._entry = entry
-        if (reader.info.height, reader.info.width) != (entry.height, entry.width):
+        excerpt = entry.excerpt
+        size = (entry.height, entry.width) if excerpt is None else excerpt.whole
+        if (reader.info.height, reader.info.width) != size:
             raise VideoError(
                 f"it has become {reader.info.width}x{reader.info.height} since it was indexed, or "
                 "an older version indexed it: delete the manifest of the folder, and index it again"
@@ -201,7 +203,10 @@ class Cutter:
 
 
 def fitted(image: Tensor, clip: Clip) -> Tensor:
-    """Returns ``(C, H, W)`` scaled, and cropped around the middle, to the size of a clip."""
+    """Returns ``(C, H, W)`` without bars, scaled and cropped around the middle to a clip's size."""
+    excerpt = clip.entry.excerpt
+    if excerpt is not None and excerpt.box is not None:
+        image = excerpt.box.cut_out(image)
     if image.shape[1:] != clip.scaled:
         image = F.interpolate(
             image[None], clip.scaled, mode="bilinear", antialias=True, align_corners=False

@@ -10,12 +10,13 @@ import json
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -23,8 +24,10 @@ from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
 from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.locking import locked
+from wanvae.engine.memory import is_out_of_memory
 from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.engine.storage.retries import RemoteError
+from wanvae.engine.workers import map_in_processes
 from wanvae.errors import UserError
 from wanvae.folders.listing import (
     JOURNAL,
@@ -36,6 +39,10 @@ from wanvae.folders.listing import (
     may_be_media,
 )
 from wanvae.folders.tars import TAR_SUFFIX, find_members, split_key
+from wanvae.selection import analysis
+from wanvae.selection.analysis import Analysis, analyse
+from wanvae.selection.checks import Checks, decide
+from wanvae.selection.excerpt import Excerpt
 from wanvae.video import FilePart, VideoError, probe
 
 # Files for each thread that wait to be opened.
@@ -64,6 +71,9 @@ class Entry:
         hdr: "PQ", "HLG", "BT.2020" or "P3" for colours that are converted to SDR; None for SDR.
         error: why it cannot be used. The fields from ``width`` on then mean nothing.
         other: whether neither its name nor its content is one of a video or image.
+        analysis: its scenes and bars, if ``wanvae index --scenes`` has looked for them.
+        excerpt: the scene that the entry stands for, with its own frames, height and width; None
+            for the whole video, as in a manifest.
     """
 
     path: str
@@ -81,11 +91,23 @@ class Entry:
     hdr: str | None = None
     error: str | None = None
     other: bool = False
+    analysis: Analysis | None = None
+    excerpt: Excerpt | None = None
 
     @property
     def name(self) -> str:
         """The name for messages."""
         return self.path if self.member is None else f"{self.path}/{self.member}"
+
+    @property
+    def label(self) -> str:
+        """The name for messages, with the time of the scene."""
+        return self.name + ("" if self.excerpt is None else f" from {self.excerpt.begin:.2f} s on")
+
+    @property
+    def place(self) -> tuple[File, str | None]:
+        """What is the same for all scenes of one video, and for no other video."""
+        return self.file, self.member
 
     @property
     def file(self) -> File:
@@ -190,7 +212,7 @@ def read_manifest(folder: Location) -> list[Entry]:
     path = folder / MANIFEST
     with path.open("r", encoding="utf-8") as lines:
         try:
-            return [Entry(**json.loads(line)) for line in lines]
+            return [entry_of(json.loads(line)) for line in lines]
         except NO_ENTRY as error:
             raise UserError(
                 f"{path} is not a manifest of this version ({error}); delete it and run "
@@ -198,7 +220,9 @@ def read_manifest(folder: Location) -> list[Entry]:
             ) from error
 
 
-def write_manifest(folder: Location, *, progress: bool = False) -> MediaFolder:
+def write_manifest(
+    folder: Location, *, progress: bool = False, checks: Checks | None = None, workers: int = 1
+) -> MediaFolder:
     """Indexes ``folder``, writes its manifest as a whole or not at all, and returns its content.
 
     Unchanged files of the manifest are not opened again, and neither are files that an interrupted
@@ -206,6 +230,9 @@ def write_manifest(folder: Location, *, progress: bool = False) -> MediaFolder:
 
     Args:
         progress: show a progress bar on stderr.
+        checks: look for scenes in each video that is not analysed yet, and decide which are left
+            out; None keeps the analyses that there are.
+        workers: number of processes that look for scenes.
 
     Raises:
         UserError: there is no such folder, it has no videos, images or tars, its manifest is
@@ -224,23 +251,37 @@ def write_manifest(folder: Location, *, progress: bool = False) -> MediaFolder:
         )
     # Object stores know no locks.
     with nullcontext() if isinstance(folder, RemotePath) else locked(folder):
-        return index_files(folder, listing, progress=progress)
+        return index_files(folder, listing, progress=progress, checks=checks, workers=workers)
 
 
-def index_files(folder: Location, listing: Listing, *, progress: bool) -> MediaFolder:
+def index_files(
+    folder: Location, listing: Listing, *, progress: bool, checks: Checks | None, workers: int
+) -> MediaFolder:
     """Writes the manifest of the files of a folder, as ``write_manifest`` says."""
     files, known = listing.files, known_entries(folder)
-    unknown = [file for file in files if file not in known]
+    unknown = [
+        file
+        for file in files
+        if file not in known or (checks is not None and not all(map(is_analysed, known[file])))
+    ]
     with open_journal(folder) as lines:
         # Ends a line that an interruption left unfinished; such a line is ignored.
         lines.write("\n")
-        found = probe_files(folder, unknown)
+        if checks is None:
+            found = probe_files(folder, unknown)
+        else:
+            found = analyse_files(folder, unknown, known, workers)
         bar = tqdm(found, total=len(unknown), unit="file", disable=not progress)
         for file, entries in zip(unknown, bar, strict=True):
             known[file] = entries
             lines.write(json.dumps([to_json(entry) for entry in entries]) + "\n")
             lines.flush()
     entries = [entry for file in files for entry in known[file]]
+    if checks is not None:
+        decided = decide(
+            [each.analysis for each in entries], [each.name for each in entries], checks
+        )
+        entries = [replace(a, analysis=b) for a, b in zip(entries, decided, strict=True)]
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(
             "".join(json.dumps(to_json(entry)) + "\n" for entry in entries), encoding="utf-8"
@@ -266,7 +307,7 @@ def known_entries(folder: Location) -> dict[File, list[Entry]]:
     if (folder / JOURNAL).exists():
         for line in (folder / JOURNAL).read_bytes().splitlines():
             with suppress(*NO_ENTRY):
-                entries = [Entry(**entry) for entry in json.loads(line)]
+                entries = [entry_of(values) for values in json.loads(line)]
                 known[entries[0].file] = entries
     return {
         file: entries
@@ -278,7 +319,21 @@ def known_entries(folder: Location) -> dict[File, list[Entry]]:
 def to_json(entry: Entry) -> dict[str, object]:
     """Returns the fields of an entry that differ from their defaults."""
     values = {field.name: (getattr(entry, field.name), field.default) for field in fields(entry)}
-    return {name: value for name, (value, default) in values.items() if value != default}
+    changed = {name: value for name, (value, default) in values.items() if value != default}
+    if entry.analysis is not None:
+        changed["analysis"] = analysis.to_json(entry.analysis)
+    return changed
+
+
+def entry_of(values: dict[str, Any]) -> Entry:
+    """Returns the entry with these fields.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if "analysis" in values:
+        values["analysis"] = analysis.from_json(values["analysis"])
+    return Entry(**values)
 
 
 def probe_files(folder: Location, files: Sequence[File]) -> Iterator[list[Entry]]:
@@ -300,6 +355,53 @@ def probe_files(folder: Location, files: Sequence[File]) -> Iterator[list[Entry]
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def is_analysed(entry: Entry) -> bool:
+    """Whether there is nothing to look for in an entry, or it is done."""
+    if entry.error is not None or entry.other:
+        return True
+    found = entry.analysis
+    return found is not None and found.version == analysis.VERSION and bool(found.scenes)
+
+
+def analyse_files(
+    folder: Location, files: Sequence[File], known: Mapping[File, list[Entry]], workers: int
+) -> Iterator[list[Entry]]:
+    """Yields the entries of each file with their analyses, in order.
+
+    Args:
+        known: the entries of files that are not opened to know them.
+    """
+    items = ((file, known.get(file)) for file in files)
+    workers = max(1, min(workers, len(files)))
+    for entries, notices in map_in_processes(partial(analyse_file, folder), items, workers):
+        for notice in notices:
+            warnings.warn(notice, stacklevel=2)
+        yield entries
+
+
+def analyse_file(
+    folder: Location, item: tuple[File, list[Entry] | None]
+) -> tuple[list[Entry], list[str]]:
+    """Returns the entries of a file with their analyses, and what the reader warns of."""
+    file, entries = item
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        entries = probe_file(folder, file) if entries is None else entries
+        entries = [each if is_analysed(each) else analysed(each, folder) for each in entries]
+    return entries, list(dict.fromkeys(str(notice.message) for notice in notices))
+
+
+def analysed(entry: Entry, folder: Location) -> Entry:
+    """Returns ``entry`` with its analysis. Of a video that cannot be read, nothing is used."""
+    source = entry.source(folder)
+    try:
+        return replace(entry, analysis=analyse(source))
+    except Exception as error:  # a damaged file can raise anything
+        if is_out_of_memory(error):
+            raise
+        return replace(entry, analysis=Analysis(damage=reason(error, source)))
 
 
 def probe_file(folder: Location, file: File) -> list[Entry]:

@@ -26,6 +26,7 @@ from wanvae.folders.listing import (
     MEDIA_SUFFIXES,
     METADATA,
     REQUESTS,
+    File,
     by_folder,
     choose_files,
     stems_of,
@@ -88,7 +89,7 @@ class SidecarReader:
         self._damaged: dict[str, None] = {}
         self._left_out: Counter[str] = Counter()
         # The video before, because a video often has many clips, and the members of its tar.
-        self._last: tuple[Entry | None, Sidecars] = None, {}
+        self._last: tuple[tuple[File, str | None] | None, Sidecars] = None, {}
         self._samples: tuple[str, dict[str, list[FilePart]]] = "", {}
 
     def __enter__(self) -> SidecarReader:
@@ -105,8 +106,8 @@ class SidecarReader:
 
     def read(self, entry: Entry) -> Sidecars:
         """Returns what describes a video: text and JSON by suffix, and its row as "metadata"."""
-        if entry != self._last[0]:
-            self._last = entry, self._read(entry)
+        if entry.place != self._last[0]:
+            self._last = entry.place, self._read(entry)
         return self._last[1]
 
     def unmatched(self, names: Collection[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, compress
+from itertools import chain, compress, repeat
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +19,9 @@ from wanvae.engine.litter import describe_ignored
 from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import SHOWN, warn_about
 from wanvae.errors import UserError
-from wanvae.folders.catalog import names_of, numbers_of, open_folder
+from wanvae.folders.catalog import Entries, names_of, numbers_of, open_folder
+from wanvae.folders.excerpts import Selection, read_excerpt, select
+from wanvae.folders.listing import File
 from wanvae.folders.manifest import Entry, reason
 from wanvae.train.colour import ColourConfig, draw_colours, recolour
 from wanvae.train.degradation import DegradationConfig
@@ -220,7 +222,7 @@ class Source:
         report: warn of files that are left out, and of HDR.
 
     Attributes:
-        entries: what is in it.
+        entries: what is in it; the scenes of videos that are analysed, instead of these.
         ignored: how many of its files are no videos, images or tars, by suffix; or empty.
         usable: for each bucket, the positions of the entries that are large and long enough.
     """
@@ -230,9 +232,14 @@ class Source:
         self.config = config
         self.alpha = alpha
         content = open_folder(folder)
-        self.entries, self.ignored = content.entries, describe_ignored(content.ignored)
+        selection = select(content.entries)
+        self.entries, self.ignored = selection.entries, describe_ignored(content.ignored)
+        if report:
+            warn_of_selection(selection, folder)
         if not self.entries:
             ignored = f", only other files ({self.ignored})" if self.ignored else ""
+            if content.entries:
+                ignored = ", except those that are left out"
             raise VideoError(
                 f"no usable video in {str(folder)!r}: it has no videos and no images{ignored}"
             )
@@ -250,6 +257,8 @@ class Source:
         self._named, self._told = torch.zeros(
             2, len(self.entries), dtype=torch.bool
         ).share_memory_()
+        # The scenes of one file share the place of the first of them.
+        self._file_of = places_of(self.entries)
 
     @property
     def used(self) -> np.ndarray:
@@ -262,9 +271,10 @@ class Source:
         used[self.used] = True
         numbers = numbers_of(self.entries)[["size", "frames", "width", "height"]]
         blocks = (numbers[i : i + BLOCK].tolist() for i in range(0, len(numbers), BLOCK))
-        pairs = zip(names_of(self.entries), chain.from_iterable(blocks), strict=True)
-        for name, (size, frames, width, height) in compress(pairs, used):
-            yield f"{name}: {size} bytes, {frames} x {width} x {height}"
+        rows = chain.from_iterable(blocks)
+        trios = zip(names_of(self.entries), rows, scenes_of(self.entries), strict=True)
+        for name, (size, frames, width, height), scene in compress(trios, used):
+            yield f"{name}: {size} bytes, {frames} x {width} x {height}{scene}"
 
     def read_clip(self, bucket: int, random: np.random.Generator) -> Tensor:
         """Random whole frames ``(C, T, height, width)`` for crops of a bucket."""
@@ -287,10 +297,14 @@ class Source:
         )
 
     def read(self, index: int, start: float, shape: BucketConfig, stride: int) -> Tensor:
-        source = self.entries[index].source(self.folder)
+        entry = self.entries[index]
         with warnings.catch_warnings(record=True) as notices:
             warnings.simplefilter("always")
-            clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
+            if entry.excerpt is None:
+                source = entry.source(self.folder)
+                clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
+            else:
+                clip = read_excerpt(entry, self.folder, start, shape.frames, stride, self.alpha)
         if clip.shape[2] < shape.height or clip.shape[3] < shape.width:
             raise VideoError("it has become smaller since it was indexed")
         self.tell_once(index, notices)
@@ -300,16 +314,16 @@ class Source:
         """Warns of what the reader has warned of, the first time that it does so for a file."""
         if self.entries[index].hdr is not None:  # which is told before the first sample
             notices = [notice for notice in notices if notice.category is not HdrWarning]
-        if not notices or self._told[index]:
+        if not notices or self._told[self._file_of[index]]:
             return
-        self._told[index] = True
+        self._told[self._file_of[index]] = True
         for notice in notices:
             warnings.warn(notice.message, stacklevel=2)
 
     def name_once(self, index: int, error: Exception) -> None:
-        if self._named[index]:
+        if self._named[self._file_of[index]]:
             return
-        self._named[index] = True
+        self._named[self._file_of[index]] = True
         entry = self.entries[index]
         why = reason(error, entry.source(self.folder))
         name = entry.name if not self.config.folders else f"{self.folder}/{entry.name}"
@@ -393,9 +407,10 @@ def warn_of(
     if not len(unusable):
         return
     broken, small = unusable[is_broken[unusable]], unusable[~is_broken[unusable]]
+    scenes = " or scenes" if has_scenes(entries) else ""
     warn_about(
-        f"{len(broken)} files in {str(folder)!r} cannot be read and {len(small)} are smaller or "
-        "shorter than every clip",
+        f"{len(broken)} files in {str(folder)!r} cannot be read and {len(small)}{scenes} are "
+        "smaller or shorter than every clip",
         [describe_unusable(entries[int(i)]) for i in np.concatenate([broken, small])[:SHOWN]],
         count=len(unusable),
     )
@@ -405,7 +420,36 @@ def describe_unusable(entry: Entry) -> str:
     """Says which entry is not used, and why."""
     if entry.error is not None:
         return f"{entry.name}: {entry.error}"
-    return f"{entry.name}: {entry.width}x{entry.height} pixels, {entry.frames} frames by its header"
+    counted = " by its header" if entry.excerpt is None else ""
+    return f"{entry.label}: {entry.width}x{entry.height} pixels, {entry.frames} frames{counted}"
+
+
+def has_scenes(entries: Sequence[Entry]) -> bool:
+    """Whether some entries are scenes. Those that are parsed when they are asked for are not."""
+    return not isinstance(entries, Entries) and any(entry.excerpt is not None for entry in entries)
+
+
+def scenes_of(entries: Sequence[Entry]) -> Iterator[str]:
+    """Returns what to add to the name of each entry: the part of its video, if it is a scene."""
+    if not has_scenes(entries):
+        return repeat("", len(entries))
+    excerpts = ((entry.excerpt, entry.frames) for entry in entries)
+    return ("" if each is None else f", {each.describe(n)}" for each, n in excerpts)
+
+
+def places_of(entries: Sequence[Entry]) -> Sequence[int]:
+    """Returns for each entry the position of the first entry of the same video."""
+    if not has_scenes(entries):
+        return range(len(entries))
+    firsts: dict[tuple[File, str | None], int] = {}
+    return [firsts.setdefault(entry.place, i) for i, entry in enumerate(entries)]
+
+
+def warn_of_selection(selection: Selection, folder: Location) -> None:
+    """Warns how many scenes are left out, and which; and what else is done with scenes."""
+    if selection.notes:
+        shown = selection.left_out
+        warn_about(f"{str(folder)!r}: {'; '.join(selection.notes)}", shown, "as its index says")
 
 
 def warn_of_hdr(entries: Sequence[Entry], found: np.ndarray, folder: Location) -> None:

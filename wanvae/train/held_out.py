@@ -24,8 +24,9 @@ from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
+from wanvae.folders.excerpts import longest_of_manifest, read_excerpt
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
-from wanvae.folders.manifest import reason
+from wanvae.folders.manifest import Entry, reason
 from wanvae.metrics.images import psnr, ssim
 from wanvae.metrics.temporal import TemporalError
 from wanvae.posterior import Posterior
@@ -127,12 +128,13 @@ def read_held_out(
         raise UserError("there is no evaluation folder; name one as evaluation.folder")
     folder = location(config.folder)
     listing = list_held_out(folder)
+    scenes = longest_of_manifest(folder, listing.files)
     clips, left_out, others = [], [], Counter[str]()
     for file in listing.files:
         if len(clips) == config.clips:
             break
         try:
-            clips.append(read_file(folder, file.path, config, encodes_alpha(model)))
+            clips.append(read_file(folder, file.path, config, encodes_alpha(model), scenes))
         except VideoError as error:
             if suffix_of(file.path) in MEDIA_SUFFIXES:
                 left_out.append(f"{file.path}: {reason(error, folder / file.path)}")
@@ -158,9 +160,11 @@ def usable_clips(config: EvaluationConfig, alpha: bool = False) -> Iterator[Held
     if config.folder is None:
         return
     folder = location(config.folder)
-    for file in list_held_out(folder).files:
+    files = list_held_out(folder).files
+    scenes = longest_of_manifest(folder, files)
+    for file in files:
         with suppress(VideoError):
-            yield read_file(folder, file.path, config, alpha)
+            yield read_file(folder, file.path, config, alpha, scenes)
 
 
 def list_held_out(folder: Location) -> Listing:
@@ -175,19 +179,43 @@ def list_held_out(folder: Location) -> Listing:
     return Listing(sorted(files, key=lambda file: Path(file.path)), listing.ignored + tars)
 
 
-def read_file(folder: Location, name: str, config: EvaluationConfig, alpha: bool) -> HeldOutClip:
+def read_file(
+    folder: Location,
+    name: str,
+    config: EvaluationConfig,
+    alpha: bool,
+    scenes: Mapping[str, Entry | None] = MappingProxyType({}),
+) -> HeldOutClip:
     """The clip of a file of the folder; VideoError if it cannot be read, or is too small.
 
     Args:
         alpha: whether the clip is RGBA, or RGB.
+        scenes: the scene of each file that has some in the index, as ``longest_of_manifest`` says.
     """
     path = folder / name
+    if name in scenes:
+        scene = scenes[name]
+        if scene is None:
+            raise VideoError("its index leaves out all of its scenes: they are still or duplicates")
+        if scene.excerpt is not None:
+            return HeldOutClip(name, read_scene(folder, scene, config, alpha))
     info = probe(path)
     if min(info.height, info.width) < config.size:
         raise VideoError(f"it has {info.width}x{info.height} pixels, too few")
     frames = 1 if info.is_image else config.frames
     video = read_clip(path, middle(info, frames), frames, alpha=alpha)
     return HeldOutClip(name, centre_crop(video, config.size))
+
+
+def read_scene(folder: Location, scene: Entry, config: EvaluationConfig, alpha: bool) -> Tensor:
+    """The middle of a scene; VideoError if it cannot be read, or is too small."""
+    if min(scene.height, scene.width) < config.size:
+        raise VideoError(f"its scenes have {scene.width}x{scene.height} pixels, too few")
+    frames = 1 if scene.is_image else config.frames
+    if scene.frames < frames:
+        raise VideoError(f"its longest scene has {scene.frames} frames, too few")
+    start = (scene.frames - frames) // 2 / scene.fps
+    return centre_crop(read_excerpt(scene, folder, start, frames, 1, alpha), config.size)
 
 
 def middle(info: VideoInfo, frames: int) -> float:

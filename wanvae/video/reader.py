@@ -349,6 +349,17 @@ class VideoReader:
             yield Frame(self._image(shown), float(number / fps))
             number += 1
 
+    def decoded(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """The next frames as the decoder gives them, with their times: not converted, not turned.
+
+        ``upright`` turns pictures of them. Their size may change.
+        """
+        return self._frames
+
+    def upright(self, picture: torch.Tensor) -> torch.Tensor:
+        """Returns a picture ``(..., H, W)`` of a decoded frame as it is displayed."""
+        return self._orientation.apply(picture)
+
     def __iter__(self) -> "VideoReader":
         return self
 

@@ -1,0 +1,32 @@
+"""The part of a video that clips are cut from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wanvae.selection.bars import Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excerpt:
+    """A scene of a video, inside its black bars.
+
+    Attributes:
+        first: number of the first frame.
+        begin: seconds from the first frame of the video to the first frame of the scene.
+        until: seconds to the end of the last frame of the scene.
+        box: the picture inside the bars; None keeps whole frames.
+        whole: height and width of whole frames.
+    """
+
+    first: int
+    begin: float
+    until: float
+    box: Box | None
+    whole: tuple[int, int]
+
+    def describe(self, frames: int) -> str:
+        """Returns what ``frames`` from the first frame on are cut from, in a few characters."""
+        box = self.box
+        inside = "" if box is None else f" {box.height}x{box.width}+{box.top}+{box.left}"
+        return f"{self.first}+{frames}{inside}"
