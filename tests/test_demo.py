@@ -37,3 +37,14 @@ def test_the_weights_reconstruct_motion():
 def test_the_weights_reconstruct_the_sample_clip():
     assert (probe(demo_clip()).width, probe(demo_clip()).height) == (640, 272)
     assert gain(read_clip(demo_clip(), 4.0, 17)[None, :, :, 72:200, 256:384]) > 4
+
+
+def test_the_weights_show_saturated_colours():
+    corners = torch.tensor(
+        [[r, g, b] for r in (-0.5, 0.5) for g in (-0.5, 0.5) for b in (-0.5, 0.5)]
+    )
+    bars = corners.T.repeat_interleave(16, 1)[None, :, None, None].expand(-1, -1, 1, 128, -1)
+    vae = WanVAE.from_pretrained(demo_weights(), torch.float32)
+    with torch.no_grad():
+        reconstruction = vae.decode(vae.encode(bars).mode())
+    assert peak_signal_to_noise(reconstruction, bars).item() > 20

@@ -27,7 +27,7 @@ from playwright.sync_api import sync_playwright
 from tests.pages import BROWSER, needs_browser
 from tests.tools.comfyui_stand_in import NODES
 from tests.tools.comfyui_workflows import EXAMPLES, check_links, read, to_prompt
-from tests.tools.widened import widened_demo
+from tests.tools.mosaic import mosaic
 from wanvae import WanVAE
 from wanvae.checkpoints.checkpoint import Layout
 from wanvae.commands.convert import convert
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("models/vae", "models/vae_approx", "input", "output", "custom_nodes"):
         (folder / name).mkdir(parents=True)
     full, small = folder / "full.safetensors", folder / "models" / "vae" / "small.safetensors"
-    widened_demo().save_pretrained(full)
+    mosaic().save_pretrained(full)
     convert(full, folder / "models" / "vae" / "wan_2.1_vae.safetensors", Layout.WAN)
     full.unlink()
     vae = WanVAE.from_pretrained(demo_weights(), dtype="float32")

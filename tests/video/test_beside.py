@@ -140,6 +140,45 @@ def first_time(path: Path) -> float:
     return min(time for time, _ in packets_of(path, "video"))
 
 
+def shifted(
+    source: Path, path: Path, seconds: Fraction, options: dict[str, str] | None = None
+) -> Path:
+    """Copies the packets of a video, so that they come so much earlier."""
+    options = options or {"avoid_negative_ts": "disabled"}
+    with av.open(str(source)) as read, av.open(str(path), "w", options=options) as written:
+        streams = [written.add_stream_from_template(stream) for stream in read.streams]
+        for packet in read.demux():
+            if packet.dts is not None and packet.pts is not None:
+                offset = round(seconds / packet.time_base)
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                packet.stream = streams[packet.stream.index]
+                written.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_an_edit_list_hides_is_not_heard(
+    recordings: Path, tmp_path: Path, suffix: str
+) -> None:
+    source = shifted(recordings / "aac.mp4", tmp_path / "cut.mp4", Fraction(1))
+    assert len(packets_of(source)) > 2.9 / PACKET  # all are in the file
+    path = copy(source, tmp_path / f"out{suffix}")
+    assert first_time(path) < PACKET
+    assert 2 / PACKET - 2 < len(packets_of(path)) < 2 / PACKET + 4
+    assert offset_of(path) == pytest.approx(0, abs=0.003)
+
+
+def test_a_gap_before_the_pictures_hides_no_sound(recordings: Path, tmp_path: Path) -> None:
+    """In fragments of MP4 the first packet lasts until the next, with a gap that has no sound."""
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    source = shifted(recordings / "aac.mp4", tmp_path / "live.mp4", Fraction(0), options)
+    path = copy(source, tmp_path / "out.mp4")
+    with av.open(str(path)) as container:
+        frame = next(container.decode(container.streams.audio[0]))
+    assert frame.pts * frame.time_base < PACKET
+    assert offset_of(path) == pytest.approx(0, abs=0.003)
+
+
 @pytest.mark.parametrize(("name", "suffix", "codec", "encoder"), ENCODED)
 @pytest.mark.parametrize(("start", "duration"), [(0, None), (1.03, 1.5)])
 def test_other_codecs_are_encoded_again_in_step(
@@ -297,6 +336,32 @@ def test_all_that_lies_beside_pictures(
     codec = TEXT_CODECS[suffix]
     told = [f"{rich}: {suffix} cannot hold its subtitles (subrip): rewritten as {codec}"]
     assert [str(each.message) for each in recwarn] == (told if codec else [])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.filterwarnings("ignore:.*rewritten as MOV text")
+def test_overlapping_texts_are_shown_together(tmp_path: Path, suffix: str) -> None:
+    texts = [
+        (SECONDS[0], Fraction(6, 5), "one, a"),
+        (SECONDS[1], Fraction(2), "two, b"),
+        (SECONDS[1], Fraction(3, 2), "three"),
+        (Fraction(5, 2), Fraction(28, 10), "four"),
+    ]
+    source = record(tmp_path / "a.mkv", (), texts=texts)
+    shown = [
+        (0, 1, "one, a"),
+        (1, 1.2, "one, a\ntwo, b\nthree"),
+        (1.2, 1.5, "two, b\nthree"),
+        (1.5, 2, "two, b"),
+        (2.5, 2.8, "four"),
+    ]
+    found = [
+        (round(begin, 2), round(end, 2), text)
+        for begin, end, text in texts_of(copy(source, tmp_path / f"out{suffix}"))
+    ]
+    assert found == shown
+    part = texts_of(copy(source, tmp_path / f"part{suffix}", 1.1, 0.3))
+    assert [text for *_, text in part] == ["one, a\ntwo, b\nthree", "two, b\nthree"]
 
 
 def tags_of(path: Path) -> dict[str, str]:

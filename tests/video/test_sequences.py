@@ -65,6 +65,13 @@ def test_a_glob_takes_some(tmp_path: Path) -> None:
     assert read(tmp_path / "shots" / "shot 1*.png")[0] == [20, 30, 40]
 
 
+def test_a_folder_with_brackets_is_no_glob(tmp_path: Path) -> None:
+    save_many(tmp_path / "clip [1080p]", ["shot 1.png", "shot 2.png"])
+    found, told = read(tmp_path / "clip [1080p]" / "shot [1-2].png")
+    assert found == [0, 10]
+    assert told == ["its 2 images are one video, from shot 1.png to shot 2.png"]
+
+
 def test_a_glob_goes_into_folders(tmp_path: Path) -> None:
     for number, folder in enumerate(("take2", "take10")):
         (tmp_path / folder).mkdir()

@@ -134,7 +134,10 @@ def _images_of_folder(folder: str, rate: Fraction) -> ImageSequence:
 
 def _images_of_glob(pattern: str, rate: Fraction) -> ImageSequence:
     """Returns the images that a glob names."""
-    files = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    folder, name = os.path.split(pattern)
+    # "[1]" in the name of a folder is no class of characters.
+    wanted = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else pattern
+    files = [path for path in glob.glob(wanted, recursive=True) if os.path.isfile(path)]
     if not files:
         raise VideoError(f"cannot read {pattern}: no file has such a name")
     images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES]

@@ -21,6 +21,9 @@ from wanvae.video.clock import on_grid
 from wanvae.video.tracks import EDITED, LAYOUTS, add_copy, describe
 
 _BITS_PER_CHANNEL = 96_000  # per second
+# Seconds. What is not heard for longer at the beginning is not there for the decoder, but hidden by
+# an edit list.
+_LONGEST_PRIMING = Fraction(1, 4)
 
 
 class CopiedSound:
@@ -70,10 +73,14 @@ class CopiedSound:
 
     def _opens(self, packet: Packet, time: Fraction, duration: Fraction) -> bool:
         """Returns whether the written track may begin with a packet."""
+        if size := self._source.frame_size:
+            # MP4 counts to the next packet, also where a gap follows.
+            duration = min(duration, size * self._tick)
         if self._lead is None:
             silent = max(_samples_to_skip(packet) * self._tick, duration)
             # A track that begins here has silent packets for the decoder.
-            self._lead = silent if time + silent >= -packet.time_base else Fraction(0)
+            begins = time + silent >= -packet.time_base and silent <= _LONGEST_PRIMING
+            self._lead = silent if begins else Fraction(0)
         if time >= -self._lead - packet.time_base:  # both are rounded
             return True
         if not self._has_edits:
