@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,13 @@ from tests.dataset.data_set_runs import (
 )
 from tests.helpers import occupied
 from wanvae import LatentDataset, cli
-from wanvae.dataset.parts import DatasetPart, parse_part
+from wanvae.dataset.parts import DatasetPart, digest_of_plan, parse_part
+from wanvae.dataset.stored import LatentsFilePlan
 from wanvae.errors import UserError
+from wanvae.folders.clips import Clip
+from wanvae.folders.manifest import Entry
+from wanvae.selection.bars import Box
+from wanvae.selection.excerpt import Excerpt
 
 CONTAINERS = ["files", "tar", "safetensors"]
 # Shards of two or three clips.
@@ -258,3 +265,13 @@ def test_sigterm_ends_a_process_in_time(
     assert cli.main(encode_command(files, source, tmp_path / "whole", *options)) == 0
     capsys.readouterr()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_other_scenes_are_other_clips() -> None:
+    scene = Excerpt(first=0, begin=0.0, until=0.4, box=None, whole=(24, 40))
+    digests = set()
+    for excerpt in (None, scene, replace(scene, box=Box(2, 0, 20, 40)), replace(scene, first=5)):
+        entry = Entry(path="a", size=1, mtime=1, frames=10, excerpt=excerpt)
+        clip = Clip(name="a", entry=entry, fps=Fraction(25), scaled=(16, 16), size=(16, 16))
+        digests.add(digest_of_plan([LatentsFilePlan("a.safetensors", (clip,))]))
+    assert len(digests) == 4

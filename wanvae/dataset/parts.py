@@ -14,6 +14,7 @@ from wanvae.engine.config import check, from_json_dict, parse_json
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.sharing import neighbouring_share
 from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 
 # The names of lists of parts.
@@ -172,10 +173,15 @@ def digest_of_plan(files: Iterable[LatentsFilePlan]) -> str:
     """Returns a digest of the names of clips, what they are cut from, and where they are stored."""
     digest = hashlib.sha256()
     for file in files:
-        for c in with_controls(file.clips):
-            cut = f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size} {file.name}\n"
-            digest.update(cut.encode())
+        for clip in with_controls(file.clips):
+            digest.update(f"{describe_cut(clip)} {file.name}\n".encode())
     return digest.hexdigest()
+
+
+def describe_cut(clip: Clip) -> str:
+    """Returns the name of a clip, and what it is cut from, as digests take it."""
+    cut = f"{clip.name} {clip.fps} {clip.first} {clip.frames} {clip.scaled} {clip.size}"
+    return f"{cut} {clip.cut_from}" if clip.cut_from else cut
 
 
 def find_lists(folder: Location) -> list[str]:

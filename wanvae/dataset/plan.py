@@ -16,7 +16,7 @@ from wanvae.config import check_has
 from wanvae.dataset import layouts
 from wanvae.dataset.control import add_controls, with_controls
 from wanvae.dataset.files import index_file, plan_files
-from wanvae.dataset.parts import DatasetPart
+from wanvae.dataset.parts import DatasetPart, describe_cut
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan
@@ -344,11 +344,7 @@ def remove_outdated(
 
 def digest_of_clips(clips: Sequence[Clip]) -> str:
     """Returns a digest of the names of clips, and of what they are cut from."""
-    lines = (
-        f"{c.name} {c.fps} {c.first} {c.frames} {c.scaled} {c.size}"
-        + (f" {c.cut_from}\n" if c.cut_from else "\n")
-        for c in with_controls(clips)
-    )
+    lines = (f"{describe_cut(clip)}\n" for clip in with_controls(clips))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 from wanvae.engine.litter import is_litter, suffix_of
 from wanvae.engine.storage.remote_path import Location, RemotePath
@@ -23,6 +25,7 @@ from wanvae.folders.listing import (
     CAPTION_SUFFIXES,
     MEDIA_SUFFIXES,
     METADATA,
+    REQUESTS,
     File,
     by_folder,
     choose_files,
@@ -58,7 +61,9 @@ def find_descriptions(
         paths, why = {}, str(error)
     if why:
         return (), (f"captions and metadata in {folder} are left out, if there are any: {why}",)
-    return choose_files(by_folder(paths)).descriptions, ()
+    # A list of a web server has names as in addresses, but the manifest has them as on a disk.
+    names = map(unquote, paths) if folder.is_on_web else paths
+    return choose_files(by_folder(names)).descriptions, ()
 
 
 class SidecarReader:
@@ -78,6 +83,9 @@ class SidecarReader:
         pairs = list(zip(descriptions, is_table, strict=True))
         self._captions = sorted(path for path, table in pairs if not table)
         self._tables = MetadataTables(folder, [path for path, table in pairs if table])
+        # Captions at an address that are on their way, by number.
+        self._waiting: dict[int, Future[bytes | None]] = {}
+        self._pool = ThreadPoolExecutor(REQUESTS)
         self._damaged: dict[str, None] = {}
         self._left_out: Counter[str] = Counter()
         # The video before, because a video often has many clips, and the members of its tar.
@@ -93,6 +101,7 @@ class SidecarReader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._pool.shutdown(cancel_futures=True)
         self._tables.close()
 
     def read(self, entry: Entry) -> Sidecars:
@@ -117,11 +126,12 @@ class SidecarReader:
     def _read(self, entry: Entry) -> Sidecars:
         found: Sidecars = {}
         if entry.member is None:
-            for path in self._captions_of(entry.path):
+            for number in self._captions_of(entry.path):
+                path = self._captions[number]
                 key = suffix_of(path)[1:]
                 # A caption of the whole name comes first, and counts.
                 if key not in found:
-                    self._add(found, key, path, read_bytes(self._folder / path))
+                    self._add(found, key, path, self._read_caption(number))
         else:
             for part in self._sample_of(entry.path, entry.member):
                 content = read_bytes(part.container, part.offset, part.size)
@@ -134,6 +144,18 @@ class SidecarReader:
             found[ROW] = row
         return found
 
+    def _read_caption(self, number: int) -> bytes | None:
+        """Returns the bytes of a caption, as ``read_bytes``. A server is asked for the next too."""
+        if not isinstance(self._folder, RemotePath):
+            return read_bytes(self._folder / self._captions[number])
+        near = range(number, min(number + 2 * REQUESTS, len(self._captions)))
+        self._waiting = {n: self._waiting[n] for n in near if n in self._waiting}
+        for each in near:
+            if each not in self._waiting:
+                path = self._folder / self._captions[each]
+                self._waiting[each] = self._pool.submit(read_bytes, path)
+        return self._waiting[number].result()
+
     def _add(self, found: Sidecars, key: str, name: str, content: bytes | None) -> None:
         """Adds a file that describes a video, unless it is damaged."""
         try:
@@ -143,8 +165,8 @@ class SidecarReader:
         except UserError as error:
             self._damaged[f"{name}: {error}; left out"] = None
 
-    def _captions_of(self, path: str) -> list[str]:
-        """Returns the captions beside a file, captions of its whole name first."""
+    def _captions_of(self, path: str) -> list[int]:
+        """Returns the numbers of captions beside a file, captions of its whole name first."""
         pure = PurePosixPath(path)
         found = []
         for stem in stems_of(pure.name):
@@ -154,7 +176,7 @@ class SidecarReader:
                 if not caption.startswith(start):
                     break
                 if PurePosixPath(caption).stem == stem:
-                    found.append(caption)
+                    found.append(number)
         return found
 
     def _sample_of(self, tar: str, member: str) -> list[FilePart]:

@@ -69,8 +69,12 @@ class RemotePath:
     @property
     def _parts(self) -> PurePosixPath:
         """The path in the address; a web address may have a query after it."""
-        web = self.address.startswith(("http://", "https://"))
-        return PurePosixPath(urlsplit(self.address).path if web else self.address)
+        return PurePosixPath(urlsplit(self.address).path if self.is_on_web else self.address)
+
+    @property
+    def is_on_web(self) -> bool:
+        """Whether a web server has it, and not an object store."""
+        return self.address.startswith(("http://", "https://"))
 
     @property
     def name(self) -> str:
@@ -162,7 +166,7 @@ class RemotePath:
 
     def check_writable(self) -> None:
         """Raises RemoteError if nothing can be written at such an address, as on a web server."""
-        if self.address.startswith(("http://", "https://")):
+        if self.is_on_web:
             raise RemoteError(
                 f"{self} cannot be written, because web servers only give files; name a folder on "
                 "a disk or in an object store, like s3://bucket/folder"
