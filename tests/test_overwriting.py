@@ -28,18 +28,21 @@ from wanvae.engine.files import FileError, refuse_overwriting
 
 PROGRAMS = {"wanvae": wanvae.cli.PROGRAM, "motion": motion.cli.PROGRAM}
 COMMANDS = [(program, name) for program in PROGRAMS for name in PROGRAMS[program].commands]
-# Options of text that name no file.
+# Options of text that name no file. The destination of merge-index may be one of its folders.
 NO_FILES = {
     "architecture",
     "area",
     "background",
     "buckets",
+    "destination",
     "device",
     "entry",
     "fps",
     "frames",
+    "hwaccel",
     "key",
     "max_memory",
+    "part",
     "resize",
     "root",
     "shard_size",

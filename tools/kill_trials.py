@@ -208,7 +208,7 @@ def fill_disk(options: argparse.Namespace, work: Path, expected: Path) -> list[s
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the options of this program; ``options`` are the options of encode-dataset."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("source", help="folder of videos")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--kills", type=int, default=10)

@@ -77,7 +77,7 @@ class Relay:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the options of this program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("port", type=int)
     return parser.parse_args(arguments)
 

@@ -142,4 +142,4 @@ def test_what_cannot_be_rendered(tmp_path):
     with pytest.raises(ValueError, match=r"figures of \[\] frames"):
         render_grid(tmp_path / "a.png", [], 30.0)
     with pytest.raises(VideoError):
-        render_video(tmp_path / "a.gif", [WALK], 30.0)
+        render_video(tmp_path / "a.xyz", [WALK], 30.0)
