@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 from collections.abc import Collection
@@ -55,31 +56,31 @@ def load(path: Path, kind: str, wanted: Collection[str] = ()) -> np.ndarray | di
         raise MotionError(f"{path} is no complete {kind} ({reason}); get it again") from error
 
 
-# The names that a pickle of arrays of numbers may use, in NumPy 1 and 2.
-ARRAY_NAMES = frozenset(
-    (module, name)
-    for package in ("numpy.core", "numpy._core")
-    for module, name in (
-        (f"{package}.multiarray", "_reconstruct"),
-        (f"{package}.multiarray", "scalar"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    )
-)
+# All that a pickle of arrays of numbers may name. NumPy 1 and 2 name the first two differently.
+ARRAY_GLOBALS: dict[tuple[str, str], object] = {
+    **{
+        (f"{package}.multiarray", name): rebuild
+        for package in ("numpy.core", "numpy._core")
+        for name, rebuild in (
+            ("_reconstruct", np.empty(0).__reduce__()[0]),
+            ("scalar", np.float64(0).__reduce__()[0]),
+        )
+    },
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): codecs.encode,
+}
 
 
 class ArrayUnpickler(pickle.Unpickler):
     """Unpickles arrays and plain values, and refuses everything else."""
 
     def find_class(self, module_name: str, global_name: str, /) -> object:
-        if (module_name, global_name) not in ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"it holds {module_name}.{global_name}, and no arrays")
-        if module_name.startswith("numpy.") and not hasattr(np, "_core"):
-            module_name = module_name.replace("numpy._core", "numpy.core")
-        elif module_name.startswith("numpy."):
-            module_name = module_name.replace("numpy.core", "numpy._core")
-        return super().find_class(module_name, global_name)
+        try:
+            return ARRAY_GLOBALS[module_name, global_name]
+        except KeyError:
+            message = f"it holds {module_name}.{global_name}, and no arrays"
+            raise pickle.UnpicklingError(message) from None
 
 
 def load_pickled_arrays(path: Path) -> dict[str, np.ndarray]:

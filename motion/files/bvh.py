@@ -26,7 +26,7 @@ from motion.files.bvh_hierarchy import (
     write_hierarchy,
 )
 from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
-from motion.skeleton.tree import EndSite, Skeleton, forward_kinematics
+from motion.skeleton.tree import EndSite, Skeleton, find_extent, forward_kinematics
 from wanvae.engine.files import atomic_path
 
 # Common units in metres: metre, centimetre, millimetre, inch, and the unit of CMU recordings.
@@ -100,7 +100,9 @@ def read_lines(path: Path) -> list[str]:
         raise MotionError(f"{path} cannot be read: {error.strerror or error}") from error
     encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
     text = content.decode(encoding, errors="replace")
-    return [COMMENT.sub("", line) for line in text.splitlines()]
+    lines = text.splitlines()
+    # Files are long, and few have comments.
+    return [COMMENT.sub("", line) for line in lines] if "#" in text or "//" in text else lines
 
 
 def count_channels(joints: Sequence[Joint]) -> int:
@@ -152,13 +154,44 @@ def read_frames(
         width: the number of channels.
         frames_from_data: whether there may be fewer frames, and a part of a frame at the end.
     """
-    rows = [n for n in range(first, len(lines)) if lines[n].strip()]
-    counts = [len(lines[n].split()) for n in rows]
     if not width:
         return np.empty((frames, 0))
+    rows = [n for n in range(first, len(lines)) if lines[n].strip()]
+    counts = [len(lines[n].split()) for n in rows]
     if sum(counts) == frames * width and set(counts) != {width}:
         lines = [*lines[:first], *wrap_anew(lines[first:], width)]  # frames on several lines
-        return read_frames(path, lines, first, frames, width, frames_from_data)
+        rows = list(range(first, len(lines)))
+    else:
+        rows = check_rows(path, first, rows, counts, frames, width, frames_from_data)
+    values = parse_rows(path, lines, rows, width)
+    if len(rows) != frames:
+        warnings.warn(
+            f"{path}: the file has {len(rows)} frames, but its line Frames says {frames}; all are "
+            "read",
+            stacklevel=3,
+        )
+    return values
+
+
+def check_rows(
+    path: Path,
+    first: int,
+    rows: list[int],
+    counts: list[int],
+    frames: int,
+    width: int,
+    frames_from_data: bool,
+) -> list[int]:
+    """Returns the lines that are whole frames.
+
+    Args:
+        rows: the indices of lines with numbers.
+        counts: how many numbers each of these lines has.
+        first, frames, width, frames_from_data: as in ``read_frames``.
+
+    Raises:
+        MotionError: there are too few frames, or a line has another number of numbers.
+    """
     if frames_from_data and len(rows) <= frames and counts and counts[-1] < width:
         rows, counts = rows[:-1], counts[:-1]
     if len(rows) < frames and not (frames_from_data and rows):
@@ -173,6 +206,11 @@ def read_frames(
             f"{path}, line {rows[row] + 1}: frame {row} has {counts[row]} numbers; the hierarchy "
             f"has {width} channels"
         )
+    return rows
+
+
+def parse_rows(path: Path, lines: list[str], rows: list[int], width: int) -> np.ndarray:
+    """Returns the numbers of lines of ``width`` words; MotionError if a word is no number."""
     try:
         with warnings.catch_warnings():  # NumPy warns of text that is no number
             warnings.simplefilter("error", DeprecationWarning)
@@ -189,12 +227,6 @@ def read_frames(
         raise MotionError(
             f"{path}, line {rows[row] + 1}: number {column + 1} of frame {row} is {word[:40]!r}; "
             "a frame needs finite numbers"
-        )
-    if len(rows) != frames:
-        warnings.warn(
-            f"{path}: the file has {len(rows)} frames, but its line Frames says {frames}; all are "
-            "read",
-            stacklevel=3,
         )
     return values
 
@@ -245,7 +277,7 @@ def make_clip(
     unit = guess_unit(in_file.span) if unit is None else unit
     if up is None:
         first = forward_kinematics(in_file, rotations[0], offsets.new_zeros(3)).positions
-        up = find_up(in_file.rest_extent, first.amax(dim=0) - first.amin(dim=0))
+        up = find_up(in_file.rest_extent, find_extent(first))
     clip = MotionClip(
         skeleton=make_skeleton(joints, offsets, orders, unit, up),
         rotations=rotations,
@@ -432,9 +464,9 @@ def write_bvh(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Writes a BVH file that Blender and others read. If writing fails, no file is left.
 
     Joints are in the order of the tree, depth first. Lengths are in the unit of the skeleton, with
-    6 digits after the point, as angles. The root has positions. The axis of the skeleton points up,
-    except that y does where the axis is z and the rest pose stands along y, as in files of AMASS:
-    a BVH file tells its axis by its rest pose alone.
+    6 digits after the point, as angles. The root has positions. The axis of the skeleton points up.
+    If this axis is z but the rest pose stands along y, as in files of AMASS, y points up instead,
+    because readers find the axis by the rest pose.
 
     Raises:
         FileError: the file cannot be written.

@@ -103,8 +103,7 @@ class Skeleton:
     def rest_extent(self) -> Tensor:
         """The size (3,) of the box around all joints in the rest pose, in metres."""
         still = torch.eye(3, dtype=torch.float64).expand(self.joints, 3, 3)
-        positions = forward_kinematics(self, still, still.new_zeros(3)).positions
-        return positions.amax(dim=0) - positions.amin(dim=0)
+        return find_extent(forward_kinematics(self, still, still.new_zeros(3)).positions)
 
     def reorder(self, names: tuple[str, ...]) -> Skeleton:
         """Returns the same tree with its joints in another order; parents still come first."""
@@ -171,6 +170,11 @@ def forward_kinematics(skeleton: Skeleton, rotations: Tensor, root_positions: Te
         turned.append(turned[parent] @ rotations[..., joint, :, :])
         positions.append(positions[parent] + turned[parent] @ offsets[joint])
     return Pose(torch.stack(positions, dim=-2), torch.stack(turned, dim=-3))
+
+
+def find_extent(positions: Tensor) -> Tensor:
+    """Returns the size (3,) of the box around positions (J, 3)."""
+    return positions.amax(dim=0) - positions.amin(dim=0)
 
 
 def end_positions(skeleton: Skeleton, pose: Pose) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -19,6 +19,7 @@ from motion.features.recording import Recording, find_files, read_recording
 from motion.features.statistics import FeatureStatistics
 from motion.files.reading import GUESSED, Reading
 from motion.skeleton.tree import Skeleton
+from motion.train.splits import FileSplit, split_files
 from wanvae.engine.config import check
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.training.notices import warn_about
@@ -164,7 +165,9 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
         bias = config.feature_bias
         check(bias == 1, "feature_bias", bias, "1 for features other than HumanML3D's and KIT's")
     found = find_files(config.folder, model)
-    split = split_files(found.paths, config, model)
+    split = FileSplit(found.paths)
+    if model.features is None:
+        split = split_files(found.paths, Path(config.folder), validate=not config.held_out)
     sources = read_all(
         config.folder,
         split.training,
@@ -192,57 +195,6 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
         ignored=found.ignored,
         split=split.note,
     )
-
-
-@dataclass(frozen=True)
-class FileSplit:
-    """The use of the files of a data set.
-
-    Attributes:
-        training: the files to train on.
-        validation: the files to evaluate; empty if parts of recordings are evaluated, or nothing.
-        note: how many files the lists of the data set leave for which use, for people; or empty.
-    """
-
-    training: Sequence[Path]
-    validation: Sequence[Path] = ()
-    note: str = ""
-
-
-def split_files(files: Sequence[Path], config: DataConfig, model: RVQVAEConfig) -> FileSplit:
-    """Splits the files of a data set as its train.txt and val.txt say, if it has them.
-
-    Raises:
-        MotionError: a list cannot be read, or names no file that is there.
-    """
-    folder = Path(config.folder)
-    if model.features is not None or not folder.is_dir():
-        return FileSplit(files)
-    named = humanml3d.read_split(folder, "train.txt")
-    if named is None:
-        return FileSplit(files)
-    training = select_named(files, named, f"train.txt of {folder}")
-    evaluated = None if config.held_out else humanml3d.read_split(folder, "val.txt")
-    validation = []
-    if evaluated is not None:
-        validation = select_named(files, evaluated - named, f"val.txt of {folder}")
-    note = (
-        f"{len(training)} of {len(files)} files are trained on, as train.txt says; "
-        f"{len(named) - len(training)} that it names are not there"
-    )
-    if validation:
-        note += f"; {len(validation)} files are evaluated, as val.txt says"
-    return FileSplit(training, validation, note)
-
-
-def select_named(files: Sequence[Path], names: Collection[str], source: str) -> list[Path]:
-    """Returns the files with these names, without suffix; MotionError if there are none."""
-    found = [path for path in files if path.stem in names]
-    if not found:
-        raise MotionError(
-            f"{source} names {len(names)} files, but none of the {len(files)} files that are there"
-        )
-    return found
 
 
 def read_all(
