@@ -42,7 +42,7 @@ from wanvae.latents.spool import safetensors_header
 SUFFIX = ".safetensors"
 # The format in the metadata of a safetensors file of many clips.
 MANY_CLIPS_FORMAT = "wanvae-latents-shard"
-# What damaged content raises, besides errors in reading it.
+# What reading a damaged file raises.
 DAMAGE = (
     *(OSError, UserError, UnicodeDecodeError, KeyError, TypeError, ValueError, IndexError),
     *(tarfile.TarError, zipfile.BadZipFile),
@@ -232,15 +232,10 @@ def find_clip_tensors(
         yield "", tensors, metadata, start
 
 
-def first_tensor(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the entry of the first tensor of latents of a clip."""
-    return tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
-
-
 def indexed(
     tensors: Mapping[str, Any], prefix: str, metadata: Mapping[str, str], file: str, start: int
 ) -> IndexedClip:
     """Returns the clip whose tensors have names with this prefix, and data from ``start`` on."""
-    first = first_tensor(tensors, prefix)
+    first = tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
     frames, offset = tensors[f"{prefix}times"]["shape"][0], start + first["data_offsets"][0]
     return indexed_clip(metadata, frames, tuple(first["shape"]), file, offset)

@@ -19,7 +19,7 @@ from wanvae.dataset.files import index_file, plan_files
 from wanvae.dataset.parts import DatasetPart, describe_cut
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
-from wanvae.dataset.stored import LatentsFilePlan
+from wanvae.dataset.stored import LatentsFilePlan, has_changed
 from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.files import is_in, remove_temporaries
@@ -281,20 +281,13 @@ def find_redescribed(
 
 
 def is_stale(folder: Location, file: LatentsFilePlan, layout: Layout | None) -> bool:
-    """Whether the video of a file with one clip, or its scene, has changed since it was encoded.
+    """Whether the one clip of a file must be encoded again, as ``has_changed`` says.
 
     Raises:
         UserError: the file is damaged.
     """
     (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
-    if stored.cut_from != planned.cut_from:
-        return True
-    control = planned.control
-    return (stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)) or (
-        stored.control is not None
-        and control is not None
-        and not stored.control.matches(control.entry.stamp)
-    )
+    return has_changed(stored, planned)
 
 
 def find_recut(index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan]) -> tuple[str, ...]:
