@@ -187,11 +187,10 @@ def prepare(
     existing = {file.name for file in own if file.name in present}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
-    index = open_index(destination)
     descriptions, undescribed = find_descriptions(source, content)
     notes.extend(undescribed)
     with SidecarReader(source, descriptions) as sidecars:
-        redescribed = find_redescribed(index, files, sidecars)
+        index, redescribed = read_index(destination, files, sidecars)
         unmatched = sidecars.unmatched({entry.name for entry in content.entries})
     if unmatched:
         notes.append(
@@ -265,19 +264,27 @@ def open_index(folder: Location) -> Sequence[IndexedClip]:
     return []
 
 
-def find_redescribed(
-    index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan], sidecars: SidecarReader
-) -> tuple[str, ...]:
-    """Returns the videos of clips in the index whose sidecars are not those in the index."""
-    entries = {clip.name: clip.entry for file in files for clip in file.clips} if index else {}
-    pairs = ((clip, entries.get(clip.name)) for clip in index)
-    return tuple(
-        dict.fromkeys(
-            clip.source
-            for clip, entry in pairs
-            if entry is not None and sidecars.read(entry) != clip.sidecars
-        )
-    )
+def read_index(
+    folder: Location, files: Sequence[LatentsFilePlan], sidecars: SidecarReader
+) -> tuple[list[IndexedClip], tuple[str, ...]]:
+    """Returns the clips in the index of a data set, and the videos whose sidecars have changed.
+
+    The clips are without their sidecars, which may be long.
+
+    Args:
+        files: all files of the data set now.
+        sidecars: reads the sidecars of now.
+    """
+    lines = open_index(folder)
+    entries = {clip.name: clip.entry for file in files for clip in file.clips} if lines else {}
+    index: list[IndexedClip] = []
+    redescribed: dict[str, None] = {}
+    for clip in lines:
+        entry = entries.get(clip.name)
+        if entry is not None and sidecars.read(entry) != clip.sidecars:
+            redescribed[clip.source] = None
+        index.append(replace(clip, sidecars={}))
+    return index, tuple(redescribed)
 
 
 def is_stale(folder: Location, file: LatentsFilePlan, layout: Layout | None) -> bool:
