@@ -12,23 +12,15 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from os import PathLike
-from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, TypeAlias
 
 from wanvae.config import encodes_alpha
 from wanvae.dataset import layouts
-from wanvae.dataset.files import index_file
+from wanvae.dataset.files import index_file, write_index
 from wanvae.dataset.parts import DatasetPart, write_part
 from wanvae.dataset.plan import DatasetPlan, map_files, prepare
-from wanvae.dataset.records import (
-    FAILURES,
-    INDEX,
-    FailureLog,
-    IndexedClip,
-    read_failures,
-    remove_logs,
-)
+from wanvae.dataset.records import FAILURES, FailureLog, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions
 from wanvae.dataset.unfinished import read_unfinished
 from wanvae.dataset.writing import FileWriter, Piece, Pieces, UnfinishedError
@@ -328,17 +320,13 @@ def write_lists(
         for clip in file.clips
         if clip.name in index
     )
+    known = (*read_failures(folder), *failed)
     if plan.part is not None:
-        known = (*read_failures(folder), *failed)
         return write_part(folder, plan.part, plan.files, described, known, plan.broken)
     names = [clip.name for file in plan.files for clip in file.clips]
-    recorded = {failure.name: failure for failure in (*read_failures(folder), *failed)}
+    recorded = {failure.name: failure for failure in known}
     failures = [recorded[name] for name in names if name in recorded and name not in index]
     failures.extend(plan.broken)
     write_lines(folder / FAILURES, failures)
-    remove_logs(folder)
-    write_lines(folder / INDEX, described, whole=False)
-    layout = layouts.layout_of(plan.settings.options)
-    if layout is not None and isinstance(folder, Path):
-        layouts.finish(folder, [file.name for file in plan.files], layout)
+    write_index(folder, plan.settings.options, described, [file.name for file in plan.files])
     return failures

@@ -18,8 +18,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from wanvae.config import WanVAEConfig
-from wanvae.dataset.layouts import index_clips
-from wanvae.dataset.records import IndexedClip
+from wanvae.dataset.layouts import finish, index_clips, layout_of
+from wanvae.dataset.records import INDEX, IndexedClip, remove_logs
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import (
     LatentsFilePlan,
@@ -30,6 +30,7 @@ from wanvae.dataset.stored import (
 )
 from wanvae.engine.config import parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.engine.json_files import write_lines
 from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
@@ -171,6 +172,22 @@ WRITERS: dict[Container, Callable[[Path, Iterable[StoredClip]], None]] = {
     "tar": write_tar,
     "safetensors": write_many,
 }
+
+
+def write_index(
+    folder: Location, options: DatasetOptions, clips: Iterable[IndexedClip], files: Iterable[str]
+) -> None:
+    """Writes the index of a data set, and what another program reads besides the files of clips.
+
+    Args:
+        clips: the clips in the order of the data set.
+        files: the names of all files that are there.
+    """
+    layout = layout_of(options)
+    if layout is not None and isinstance(folder, Path):
+        finish(folder, files, layout)
+    remove_logs(folder)
+    write_lines(folder / INDEX, clips, whole=False)
 
 
 # Indexing

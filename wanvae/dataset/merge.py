@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from wanvae.dataset import layouts
+from wanvae.dataset.files import write_index
 from wanvae.dataset.parts import (
     ENCODED,
     MISSING,
@@ -21,7 +21,7 @@ from wanvae.dataset.parts import (
     find_lists,
     read_part,
 )
-from wanvae.dataset.records import FAILURES, INDEX, remove_logs
+from wanvae.dataset.records import FAILURES
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetSettings, read_settings
 from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.files import atomic_path
@@ -131,12 +131,8 @@ def merge_parts(folders: Sequence[Location], destination: Location) -> MergeRepo
         )
         write_lines(destination / FAILURES, failures)
         if report.complete:
-            layout = layouts.layout_of(settings.options)
-            if layout is not None and isinstance(destination, Path):
-                names = dict.fromkeys(clip.file for _, clip in chosen)
-                layouts.finish(destination, names, layout)
-            remove_logs(destination)
-            write_lines(destination / INDEX, index, whole=False)
+            names = dict.fromkeys(clip.file for _, clip in chosen)
+            write_index(destination, settings.options, index, names)
         return report
 
 
