@@ -22,7 +22,7 @@ from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetS
 from wanvae.dataset.stored import LatentsFilePlan, has_changed
 from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.files import is_in, remove_temporaries
+from wanvae.engine.files import remove_temporaries
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
@@ -142,13 +142,8 @@ def prepare(
     unusable: list[Failure] = []
     if options.control is not None:
         control = location(options.control).resolve()
-        if is_in(control, source):
-            raise UserError(
-                f"the folder of controls, {control}, lies in {source}, so that its videos would be "
-                "encoded as videos too: move it out"
-            )
         options = replace(options, control=str(control))
-        planned, unusable = add_controls(planned, control, destination)
+        planned, unusable = add_controls(planned, control, source, destination)
     if layout is None:
         clips, notes, unnamed = planned, [], []
         files = list(plan_files(clips, options, vae.config))
@@ -158,7 +153,8 @@ def prepare(
         options = replace(options, architecture=architecture)
         clips, notes = layouts.choose_clips(planned, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
-    if enlarged := sum(clip.is_enlarged for clip in clips) if options.buckets else 0:
+    enlarged = sum(clip.is_enlarged for clip in clips)
+    if options.buckets and enlarged:
         notes.append(f"{enlarged} clips are smaller than their bucket, and are enlarged")
     many = options.many
     vae.warn_of_statistics(stacklevel=2)
