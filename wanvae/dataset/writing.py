@@ -174,7 +174,8 @@ class FileWriter:
                 self.work.written += index_file(folder, file.name, layout)
                 self.work.size += path.stat().st_size
             self._upload(folder, file.name if finished else unfinished_name(file.name))
-        if many and finished and isinstance(self._folder, RemotePath) and self._saved:
+        # On a disk it has become the finished file.
+        if finished and file.name in self._saved and isinstance(self._folder, RemotePath):
             (self._folder / unfinished_name(file.name)).unlink(missing_ok=True)
         return finished
 
