@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from os import PathLike
-from signal import Signals
 from typing import TYPE_CHECKING, TypeAlias
 
 from wanvae.config import encodes_alpha
@@ -29,7 +28,7 @@ from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.processes import gather_objects, run_on_first_process
 from wanvae.engine.sharing import neighbouring_share, progress_bar
-from wanvae.engine.signals import Interrupted, StopRequest, stopped_by_sigterm
+from wanvae.engine.signals import GO_ON, Interrupted, StopRequest, stopped_by_sigterm
 from wanvae.engine.storage.remote_path import Location, RemotePath, location
 from wanvae.execution.limits import Memory, TileSize
 from wanvae.folders.clips import Clip
@@ -200,7 +199,7 @@ def carry_out(
         writer = FileWriter(destination, plan.settings, saved, log, bar)
         work = writer.write_all(files, pieces)
     if stop.signal is not None and plan.part is None:
-        raise interruption(stop.signal)
+        raise Interrupted(GO_ON, stop.signal)
     # A process is only sure to see its own files, and the files that were there before.
     layout = layouts.layout_of(plan.settings.options)
     indexed = map_files(
@@ -210,9 +209,9 @@ def carry_out(
     )
     everything = gather_objects((work, list(chain(*indexed)), stop.signal))
     signals = [signal for *_, signal in everything if signal is not None]
-    if signals and not processes.is_main_process:
-        raise interruption(signals[0])
     if not processes.is_main_process:
+        if signals:
+            raise Interrupted(GO_ON, signals[0])
         return None
     works = [work for work, *_ in everything]
     written = list(chain(*(work.written for work in works)))
@@ -222,7 +221,7 @@ def carry_out(
         failures = write_lists(destination, plan, written + kept, failed, sidecars)
         notes = (*plan.notes, *sidecars.notes)
     if signals:
-        raise interruption(signals[0])
+        raise Interrupted(GO_ON, signals[0])
     return DatasetReport(
         written=len(written),
         kept=len(kept),
@@ -288,13 +287,6 @@ def log_name(plan: DatasetPlan, folder: Location, rank: int) -> str | None:
     if plan.part is not None:
         return f"{plan.part.tag}.rank-{rank}"
     return f"rank-{rank}" if isinstance(folder, RemotePath) else None
-
-
-def interruption(number: Signals) -> Interrupted:
-    """Returns what ends a process that was asked to stop."""
-    return Interrupted(
-        "files that were written are complete; run it again to go on from there", number
-    )
 
 
 # In the first process
