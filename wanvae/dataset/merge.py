@@ -228,18 +228,18 @@ def choose_clips(parts: Iterable[FoundPart]) -> tuple[list[Found], int, int]:
     twice = redescribed = 0
     for part in parts:
         for clip in part.content.clips:
-            other = chosen.setdefault(clip.position, (part.folder, clip))
-            if other[1] is clip:
+            folder, other = chosen.setdefault(clip.position, (part.folder, clip))
+            if other is clip:
                 continue
-            if clip.clip is not None and other[1].clip is not None:
+            if clip.clip is not None and other.clip is not None:
                 twice += 1
-                redescribed += clip.clip.sidecars != other[1].clip.sidecars
-                if replace(clip.clip, sidecars={}) != replace(other[1].clip, sidecars={}):
+                redescribed += clip.clip.sidecars != other.clip.sidecars
+                if replace(clip.clip, sidecars={}) != replace(other.clip, sidecars={}):
                     raise UserError(
-                        f"{other[0]} and {part.folder} have different latents of {clip.name}; "
+                        f"{folder} and {part.folder} have different latents of {clip.name}; "
                         "delete the list of the part that is older, and merge again"
                     )
-            elif clip.state > other[1].state:
+            elif clip.state > other.state:
                 chosen[clip.position] = part.folder, clip
     return [chosen[position] for position in sorted(chosen)], twice, redescribed
 
