@@ -44,6 +44,7 @@ from wanvae.engine.locking import locked_by_run
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
+from wanvae.engine.signals import GO_ON
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 
@@ -89,9 +90,7 @@ def run(arguments: Namespace) -> None:
                 progress=arguments.progress,
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "files that were written are complete; run it again to go on from there"
-            ) from None
+            raise KeyboardInterrupt(GO_ON) from None
         # One process prints, and fails, for all.
         if processes.is_main_process:
             counts = f"{report.written} files of tokens written, {report.kept} were there"

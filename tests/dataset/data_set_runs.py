@@ -37,6 +37,21 @@ def write_inputs(folder: Path) -> None:
     (folder / "videos" / "h.mp4").write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what ``write_inputs`` writes."""
+    folder = tmp_path_factory.mktemp("files")
+    write_inputs(folder)
+    return folder
+
+
+def upload(folder: Path, target: RemotePath) -> None:
+    """Copies the files of a folder to an address."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(folder).as_posix()).upload(path)
+
+
 def encode_command(files: Path, source: object, target: object, *options: object) -> list[str]:
     """The command that encodes clips of five frames, without the name of the program."""
     model = ["--checkpoint", files / "vae.safetensors", "--device", "cpu", "--frames", 5]

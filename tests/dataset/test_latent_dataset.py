@@ -98,7 +98,7 @@ def test_samples_are_drawn_anew(encode: Encode, scale: str) -> None:
     assert torch.equal(drawing[0].latents, first) and not torch.equal(first, second)
     many = torch.stack([drawing[0].latents for _ in range(300)])
     raw = OwnLatents(encode(name="raw"), sample=False)
-    logvar = raw.read_tensors(raw.clips[0])[1]
+    logvar = raw.read_stored(raw.clips[0])[0][1]
     std = torch.exp(logvar / 2) / torch.tensor([2.0, 0.5])[:, None, None, None]
     assert ((many.mean(0) - mean[0].latents).abs() < 0.3 * std).all()
     assert (many.std(0) / std - 1).abs().max() < 0.25

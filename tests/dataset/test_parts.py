@@ -14,10 +14,10 @@ from tests.dataset.data_set_runs import (
     contents,
     encode_command,
     encode_parts,
+    files,
     run_command,
     start,
     stop_after,
-    write_inputs,
 )
 from tests.helpers import occupied
 from wanvae import LatentDataset, cli
@@ -29,18 +29,13 @@ from wanvae.folders.manifest import Entry
 from wanvae.selection.bars import Box
 from wanvae.selection.excerpt import Excerpt
 
+__all__ = ["files"]
+
 CONTAINERS = ["files", "tar", "safetensors"]
 # Shards of two or three clips.
 SHARDS = ["--shard-size", "3KB"]
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    write_inputs(folder)
-    return folder
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.dataset.data_set_runs import contents, encode_command, run_command, start, write_inputs
+from tests.dataset.data_set_runs import (
+    contents,
+    encode_command,
+    files,
+    run_command,
+    start,
+    upload,
+)
 from tests.storage_servers import bucket, s3_environment, s3_server, web_server
 from wanvae import LatentDataset
 from wanvae.engine.storage import retries
@@ -24,30 +31,17 @@ from wanvae.folders.listing import MANIFEST
 from wanvae.folders.manifest import read_folder
 from wanvae.video import read_video
 
-__all__ = ["bucket", "s3_server"]
+__all__ = ["bucket", "files", "s3_server"]
 
 SHARDS = ["--shard-size", "3KB"]
 
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    write_inputs(folder)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers here fail for a moment only."""
     monkeypatch.setattr(retries, "PAUSES", (0.001,) * 5)
-
-
-def upload(folder: Path, target: RemotePath) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (target / path.relative_to(folder).as_posix()).upload(path)
 
 
 @pytest.mark.parametrize(

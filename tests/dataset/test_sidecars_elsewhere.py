@@ -16,6 +16,7 @@ from tests.dataset.data_set_runs import (
     encode_parts,
     run_command,
     stop_after,
+    upload,
     write_inputs,
 )
 from tests.storage_servers import web_server
@@ -173,12 +174,6 @@ def memory() -> RemotePath:
     """An empty folder at an address in the memory of this process."""
     fsspec.filesystem("memory").store.clear()
     return location("memory://data")
-
-
-def upload(folder: Path, target: RemotePath) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (target / path.relative_to(folder).as_posix()).upload(path)
 
 
 def test_sidecars_at_an_address(

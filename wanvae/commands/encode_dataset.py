@@ -21,7 +21,7 @@ from wanvae.dataset.settings import DatasetOptions
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.devices import device_of, launched_processes
-from wanvae.engine.signals import Interrupted
+from wanvae.engine.signals import GO_ON, Interrupted
 from wanvae.errors import UserError
 from wanvae.execution.budget import parse_memory
 from wanvae.latents.formats import LAYOUTS
@@ -71,9 +71,7 @@ def run(arguments: Namespace) -> None:
         except Interrupted:
             raise
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "files that were written are complete; run it again to go on from there"
-            ) from None
+            raise KeyboardInterrupt(GO_ON) from None
     # Only the first process prints, and fails, for all of them.
     if report is not None:
         show(f"{arguments.source} -> {arguments.destination}", report, options, arguments.part)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from wanvae.engine.files import is_in
 from wanvae.engine.output_folder import refuse_nested
 from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.text import writable
@@ -25,18 +26,24 @@ DRIFT = 0.25
 
 
 def add_controls(
-    clips: Sequence[Clip], folder: Location, destination: Location
+    clips: Sequence[Clip], folder: Location, source: Location, destination: Location
 ) -> tuple[list[Clip], list[Failure]]:
     """Returns the clips with their controls, and a failure for each clip without a usable one.
 
     Args:
         folder: the folder of controls.
+        source: the folder of videos.
         destination: the folder of the data set.
 
     Raises:
-        UserError: there is no such folder, or nothing in it can be read, or one of both folders
-            lies inside the other.
+        UserError: there is no such folder, no clip has a control in it, it lies in ``source``, or
+            one of it and ``destination`` lies inside the other.
     """
+    if is_in(folder, source):
+        raise UserError(
+            f"the folder of controls, {folder}, lies in {source}, so that its videos would be "
+            "encoded as videos too: move it out"
+        )
     refuse_nested(folder, destination)
     controls = Controls(read_folder(folder).entries)
     found, failures = [], []

@@ -18,8 +18,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from wanvae.config import WanVAEConfig
-from wanvae.dataset.layouts import index_clips
-from wanvae.dataset.records import IndexedClip
+from wanvae.dataset.layouts import finish, index_clips, layout_of
+from wanvae.dataset.records import INDEX, IndexedClip, remove_logs
 from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import (
     LatentsFilePlan,
@@ -30,6 +30,7 @@ from wanvae.dataset.stored import (
 )
 from wanvae.engine.config import parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.engine.json_files import write_lines
 from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
@@ -42,7 +43,7 @@ from wanvae.latents.spool import safetensors_header
 SUFFIX = ".safetensors"
 # The format in the metadata of a safetensors file of many clips.
 MANY_CLIPS_FORMAT = "wanvae-latents-shard"
-# What damaged content raises, besides errors in reading it.
+# What reading a damaged file raises.
 DAMAGE = (
     *(OSError, UserError, UnicodeDecodeError, KeyError, TypeError, ValueError, IndexError),
     *(tarfile.TarError, zipfile.BadZipFile),
@@ -173,6 +174,22 @@ WRITERS: dict[Container, Callable[[Path, Iterable[StoredClip]], None]] = {
 }
 
 
+def write_index(
+    folder: Location, options: DatasetOptions, clips: Iterable[IndexedClip], files: Iterable[str]
+) -> None:
+    """Writes the index of a data set, and what another program reads besides the files of clips.
+
+    Args:
+        clips: the clips in the order of the data set.
+        files: the names of all files that are there.
+    """
+    layout = layout_of(options)
+    if layout is not None and isinstance(folder, Path):
+        finish(folder, files, layout)
+    remove_logs(folder)
+    write_lines(folder / INDEX, clips, whole=False)
+
+
 # Indexing
 
 
@@ -232,15 +249,10 @@ def find_clip_tensors(
         yield "", tensors, metadata, start
 
 
-def first_tensor(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the entry of the first tensor of latents of a clip."""
-    return tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
-
-
 def indexed(
     tensors: Mapping[str, Any], prefix: str, metadata: Mapping[str, str], file: str, start: int
 ) -> IndexedClip:
     """Returns the clip whose tensors have names with this prefix, and data from ``start`` on."""
-    first = first_tensor(tensors, prefix)
+    first = tensors[prefix + ("mean" if f"{prefix}mean" in tensors else "latents")]
     frames, offset = tensors[f"{prefix}times"]["shape"][0], start + first["data_offsets"][0]
     return indexed_clip(metadata, frames, tuple(first["shape"]), file, offset)

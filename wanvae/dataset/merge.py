@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from wanvae.dataset import layouts
+from wanvae.dataset.files import write_index
 from wanvae.dataset.parts import (
     ENCODED,
     MISSING,
@@ -21,7 +21,7 @@ from wanvae.dataset.parts import (
     find_lists,
     read_part,
 )
-from wanvae.dataset.records import FAILURES, INDEX, remove_logs
+from wanvae.dataset.records import FAILURES
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetSettings, read_settings
 from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.files import atomic_path
@@ -131,12 +131,8 @@ def merge_parts(folders: Sequence[Location], destination: Location) -> MergeRepo
         )
         write_lines(destination / FAILURES, failures)
         if report.complete:
-            layout = layouts.layout_of(settings.options)
-            if layout is not None and isinstance(destination, Path):
-                names = dict.fromkeys(clip.file for _, clip in chosen)
-                layouts.finish(destination, names, layout)
-            remove_logs(destination)
-            write_lines(destination / INDEX, index, whole=False)
+            names = dict.fromkeys(clip.file for _, clip in chosen)
+            write_index(destination, settings.options, index, names)
         return report
 
 
@@ -232,18 +228,18 @@ def choose_clips(parts: Iterable[FoundPart]) -> tuple[list[Found], int, int]:
     twice = redescribed = 0
     for part in parts:
         for clip in part.content.clips:
-            other = chosen.setdefault(clip.position, (part.folder, clip))
-            if other[1] is clip:
+            folder, other = chosen.setdefault(clip.position, (part.folder, clip))
+            if other is clip:
                 continue
-            if clip.clip is not None and other[1].clip is not None:
+            if clip.clip is not None and other.clip is not None:
                 twice += 1
-                redescribed += clip.clip.sidecars != other[1].clip.sidecars
-                if replace(clip.clip, sidecars={}) != replace(other[1].clip, sidecars={}):
+                redescribed += clip.clip.sidecars != other.clip.sidecars
+                if replace(clip.clip, sidecars={}) != replace(other.clip, sidecars={}):
                     raise UserError(
-                        f"{other[0]} and {part.folder} have different latents of {clip.name}; "
+                        f"{folder} and {part.folder} have different latents of {clip.name}; "
                         "delete the list of the part that is older, and merge again"
                     )
-            elif clip.state > other[1].state:
+            elif clip.state > other.state:
                 chosen[clip.position] = part.folder, clip
     return [chosen[position] for position in sorted(chosen)], twice, redescribed
 

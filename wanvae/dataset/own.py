@@ -107,10 +107,6 @@ class OwnLatents:
             latents = (latents - mean) / std
         return latents[0]
 
-    def read_tensors(self, clip: IndexedClip) -> Tensor:
-        """Returns the tensors of a clip, ``(1 or 2, z_dim, T, H, W)``, as float32."""
-        return self.read_stored(clip)[0]
-
     def read_stored(self, clip: IndexedClip) -> list[Tensor]:
         """Returns what is stored of a clip, ``(1 or 2, z_dim, T, H, W)`` each, as float32.
 

@@ -19,10 +19,10 @@ from wanvae.dataset.files import index_file, plan_files
 from wanvae.dataset.parts import DatasetPart, describe_cut
 from wanvae.dataset.records import FAILURES, INDEX, IndexedClip, read_failures
 from wanvae.dataset.settings import DATA_SET, SETTINGS, DatasetOptions, DatasetSettings
-from wanvae.dataset.stored import LatentsFilePlan
+from wanvae.dataset.stored import LatentsFilePlan, has_changed
 from wanvae.dataset.unfinished import unfinished_name
 from wanvae.engine.digest import digest_of_file
-from wanvae.engine.files import is_in, remove_temporaries
+from wanvae.engine.files import remove_temporaries
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import describe_ignored
@@ -142,13 +142,8 @@ def prepare(
     unusable: list[Failure] = []
     if options.control is not None:
         control = location(options.control).resolve()
-        if is_in(control, source):
-            raise UserError(
-                f"the folder of controls, {control}, lies in {source}, so that its videos would be "
-                "encoded as videos too: move it out"
-            )
         options = replace(options, control=str(control))
-        planned, unusable = add_controls(planned, control, destination)
+        planned, unusable = add_controls(planned, control, source, destination)
     if layout is None:
         clips, notes, unnamed = planned, [], []
         files = list(plan_files(clips, options, vae.config))
@@ -158,7 +153,8 @@ def prepare(
         options = replace(options, architecture=architecture)
         clips, notes = layouts.choose_clips(planned, layout, vae.config)
         files, unnamed = layouts.plan_files(clips, options, vae.config, layout, source)
-    if enlarged := sum(clip.is_enlarged for clip in clips) if options.buckets else 0:
+    enlarged = sum(clip.is_enlarged for clip in clips)
+    if options.buckets and enlarged:
         notes.append(f"{enlarged} clips are smaller than their bucket, and are enlarged")
     many = options.many
     vae.warn_of_statistics(stacklevel=2)
@@ -187,11 +183,10 @@ def prepare(
     existing = {file.name for file in own if file.name in present}
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
-    index = open_index(destination)
     descriptions, undescribed = find_descriptions(source, content)
     notes.extend(undescribed)
     with SidecarReader(source, descriptions) as sidecars:
-        redescribed = find_redescribed(index, files, sidecars)
+        index, redescribed = read_index(destination, files, sidecars)
         unmatched = sidecars.unmatched({entry.name for entry in content.entries})
     if unmatched:
         notes.append(
@@ -265,36 +260,37 @@ def open_index(folder: Location) -> Sequence[IndexedClip]:
     return []
 
 
-def find_redescribed(
-    index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan], sidecars: SidecarReader
-) -> tuple[str, ...]:
-    """Returns the videos of clips in the index whose sidecars are not those in the index."""
-    entries = {clip.name: clip.entry for file in files for clip in file.clips} if index else {}
-    pairs = ((clip, entries.get(clip.name)) for clip in index)
-    return tuple(
-        dict.fromkeys(
-            clip.source
-            for clip, entry in pairs
-            if entry is not None and sidecars.read(entry) != clip.sidecars
-        )
-    )
+def read_index(
+    folder: Location, files: Sequence[LatentsFilePlan], sidecars: SidecarReader
+) -> tuple[list[IndexedClip], tuple[str, ...]]:
+    """Returns the clips in the index of a data set, and the videos whose sidecars have changed.
+
+    The clips are without their sidecars, which may be long.
+
+    Args:
+        files: all files of the data set now.
+        sidecars: reads the sidecars of now.
+    """
+    lines = open_index(folder)
+    entries = {clip.name: clip.entry for file in files for clip in file.clips} if lines else {}
+    index: list[IndexedClip] = []
+    redescribed: dict[str, None] = {}
+    for clip in lines:
+        entry = entries.get(clip.name)
+        if entry is not None and sidecars.read(entry) != clip.sidecars:
+            redescribed[clip.source] = None
+        index.append(replace(clip, sidecars={}))
+    return index, tuple(redescribed)
 
 
 def is_stale(folder: Location, file: LatentsFilePlan, layout: Layout | None) -> bool:
-    """Whether the video of a file with one clip, or its scene, has changed since it was encoded.
+    """Whether the one clip of a file must be encoded again, as ``has_changed`` says.
 
     Raises:
         UserError: the file is damaged.
     """
     (planned,), (stored,) = file.clips, index_file(folder, file.name, layout)
-    if stored.cut_from != planned.cut_from:
-        return True
-    control = planned.control
-    return (stored.stamp is not None and not stored.stamp.matches(planned.entry.stamp)) or (
-        stored.control is not None
-        and control is not None
-        and not stored.control.matches(control.entry.stamp)
-    )
+    return has_changed(stored, planned)
 
 
 def find_recut(index: Sequence[IndexedClip], files: Sequence[LatentsFilePlan]) -> tuple[str, ...]:

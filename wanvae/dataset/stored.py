@@ -94,6 +94,20 @@ def indexed_clip(
     )
 
 
+def has_changed(stored: IndexedClip, planned: Clip) -> bool:
+    """Whether the video of a clip, its scene or its control has changed since it was encoded.
+
+    Clips of earlier versions, which do not tell the state of their video, count as unchanged.
+    """
+    if stored.cut_from != planned.cut_from:
+        return True
+    control = None if planned.control is None else planned.control.entry
+    return any(
+        stamp is not None and entry is not None and not stamp.matches(entry.stamp)
+        for stamp, entry in ((stored.stamp, planned.entry), (stored.control, control))
+    )
+
+
 def read_header(content: IO[bytes], start: int) -> tuple[dict[str, Any], dict[str, str], int]:
     """Returns the tensors and metadata of safetensors in a file, and the first byte of their data.
 

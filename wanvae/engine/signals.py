@@ -16,6 +16,8 @@ STOP_SIGNALS = tuple(
 )
 # The status of a process after a signal is this and the number of the signal, as in shells.
 SIGNALED = 128
+# What interrupted jobs say that can go on.
+GO_ON = "files that were written are complete; run it again to go on from there"
 # A launcher or a terminal may repeat its signal, which must not interrupt the tidying up.
 QUIET_SECONDS = 5.0
 
