@@ -12,13 +12,14 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tqdm import tqdm
 
+from wanvae.engine.config import changed_values
 from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
 from wanvae.engine.litter import describe_ignored, suffix_of
@@ -315,8 +316,7 @@ def known_entries(folder: Location) -> dict[File, list[Entry]]:
 
 def to_json(entry: Entry) -> dict[str, object]:
     """Returns the fields of an entry that differ from their defaults."""
-    values = {field.name: (getattr(entry, field.name), field.default) for field in fields(entry)}
-    changed = {name: value for name, (value, default) in values.items() if value != default}
+    changed = changed_values(entry)
     if entry.analysis is not None:
         changed["analysis"] = analysis.to_json(entry.analysis)
     return changed
