@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wanvae.engine.json_files import append_line, read_lines, read_value, write_lines, write_value
+from wanvae.engine.json_files import append_line, read_value, write_lines, write_value
+from wanvae.engine.json_lines import JsonLines
 from wanvae.errors import UserError
 
 
@@ -16,6 +17,10 @@ from wanvae.errors import UserError
 class Point:
     x: float
     names: tuple[str, ...] = ()
+
+
+def read_lines(path: Path, cls: type[Point]) -> list[Point]:
+    return list(JsonLines(path, cls, "write it again"))
 
 
 POINTS = [Point(0.5, ("é", "b")), Point(2.0)]

@@ -77,26 +77,17 @@ def checks_of(arguments: Namespace) -> Checks | None:
 
 def show_scenes(entries: Sequence[Entry]) -> None:
     """Prints what is known about scenes, if anything is."""
-    analyses = [entry.analysis for entry in entries if entry.analysis is not None]
-    if not analyses:
+    analysed = [(entry, entry.analysis) for entry in entries if entry.analysis is not None]
+    if not analysed:
         return
     selection = select(entries)
-    videos = sum(entry.analysis is not None and not entry.is_image for entry in entries)
-    scenes = sum(
-        len(entry.analysis.scenes)
-        for entry in entries
-        if entry.analysis is not None and not entry.is_image
-    )
-    print(f"{scenes} scenes in {videos} videos")
+    scenes = [len(analysis.scenes) for entry, analysis in analysed if not entry.is_image]
+    print(f"{sum(scenes)} scenes in {len(scenes)} videos")
     for note in selection.notes:
         print(note)
     print_some("left out", selection.left_out)
-    damaged = [
-        f"{entry.name}: {entry.analysis.damage}"
-        for entry in entries
-        if entry.analysis is not None and entry.analysis.damage
-    ]
-    print_some("damaged", damaged)
+    damaged = [(entry.name, analysis.damage) for entry, analysis in analysed if analysis.damage]
+    print_some("damaged", [f"{name}: {damage}" for name, damage in damaged])
 
 
 def add_index_options(parser: Parser) -> None:

@@ -39,11 +39,20 @@ def to_json_dict(value: Any) -> dict[str, Any]:
 
 def changed_fields(value: Any) -> dict[str, Any]:
     """The fields of a dataclass instance, as JSON has them, that differ from their defaults."""
-    changed, values = {}, to_json_dict(value)
+    values = to_json_dict(value)
+    return {
+        name: changed_fields(own) if is_dataclass(own) else values[name]
+        for name, own in changed_values(value).items()
+    }
+
+
+def changed_values(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance, as they are, that differ from their defaults."""
+    changed = {}
     for field in fields(value):
         own, factory = getattr(value, field.name), field.default_factory
         if own != (field.default if factory is MISSING else factory()):
-            changed[field.name] = changed_fields(own) if is_dataclass(own) else values[field.name]
+            changed[field.name] = own
     return changed
 
 
@@ -101,7 +110,7 @@ def renamed_fields(cls: type) -> Mapping[str, str]:
 def renamed_options(cls: type) -> dict[str, str]:
     """As ``renamed_fields``, with the dataclasses inside: ``{"model.old": "model.new"}``."""
     options = dict(renamed_fields(cls))
-    for name, hint in get_type_hints(cls).items():
+    for name, hint in hints_of(cls).items():
         for inner in (hint, *get_args(hint)):
             if is_dataclass(inner) and isinstance(inner, type):
                 inside = renamed_options(inner).items()

@@ -1,4 +1,7 @@
-"""JSON files of dataclasses: one value in a file, or one value on each line."""
+"""JSON files of dataclasses: one value in a file, or one value on each line.
+
+``json_lines`` reads files with one value on each line.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +51,6 @@ def write_value(path: Location, value: object, *, indent: int | None = None) -> 
     with atomic_path(path) as temporary:
         text = json.dumps(to_json_dict(value), indent=indent, allow_nan=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_lines(path: Location, cls: type[T]) -> list[T]:
-    """Returns the dataclasses ``cls`` of a file with one JSON object on each line.
-
-    Raises:
-        UserError: a line holds something else.
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as lines:
-        return [from_json_dict(cls, parse_json(line)) for line in lines]
 
 
 def write_lines(path: Location, values: Iterable[object], *, whole: bool = True) -> None:

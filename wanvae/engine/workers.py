@@ -1,4 +1,4 @@
-"""A function in processes of this machine, for work that holds the lock of Python."""
+"""A function in several threads or processes of this machine, with the results in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -18,15 +18,24 @@ from wanvae.errors import UserError
 X = TypeVar("X")
 Y = TypeVar("Y")
 
-# Items that wait for each process.
+# Items that wait for each thread or process.
 AHEAD = 4
 
 
-def map_in_processes(function: Callable[[X], Y], items: Iterable[X], workers: int) -> Iterator[Y]:
-    """Yields ``function(item)`` for each item, in order.
+def map_in_threads(function: Callable[[X], Y], items: Iterable[X], workers: int) -> Iterator[Y]:
+    """Yields ``function(item)`` for each item, in order, for work that leaves Python's lock alone.
 
     Args:
-        function: what can be pickled, as the items and the results.
+        workers: number of threads.
+    """
+    yield from map_in_pool(ThreadPoolExecutor(workers), function, items, AHEAD * workers)
+
+
+def map_in_processes(function: Callable[[X], Y], items: Iterable[X], workers: int) -> Iterator[Y]:
+    """Yields ``function(item)`` for each item, in order, for work that holds Python's lock.
+
+    Args:
+        function: can be pickled, and so can the items and the results.
         workers: number of processes; 1 is this process itself.
 
     Raises:
@@ -35,21 +44,33 @@ def map_in_processes(function: Callable[[X], Y], items: Iterable[X], workers: in
     if workers == 1:
         yield from map(function, items)
         return
-    items = iter(items)
     # Processes that are forked would take threads of FFmpeg and PyTorch with them, half alive.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare)
-    waiting: deque[Future[Y]] = deque()
     try:
-        waiting.extend(pool.submit(function, item) for item in islice(items, AHEAD * workers))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
-            yield result
+        yield from map_in_pool(pool, function, items, AHEAD * workers)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, as the system does when memory is full; run it again "
             "with fewer --workers"
         ) from error
+
+
+def map_in_pool(
+    pool: Executor, function: Callable[[X], Y], items: Iterable[X], most: int
+) -> Iterator[Y]:
+    """Yields ``function(item)`` for each item, in order, and shuts the pool down at the end.
+
+    Args:
+        most: items that wait at once, so that the memory does not grow with their number.
+    """
+    items = iter(items)
+    waiting: deque[Future[Y]] = deque()
+    try:
+        waiting.extend(pool.submit(function, item) for item in islice(items, most))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -14,7 +14,7 @@ from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path
-from wanvae.folders.excerpts import longest, select
+from wanvae.folders.excerpts import ALL_LEFT_OUT, longest, select
 from wanvae.folders.failure import Failure
 from wanvae.folders.listing import MANIFEST, File, size_and_time
 from wanvae.folders.manifest import Entry, MediaFolder, probe_file, read_folder
@@ -83,11 +83,7 @@ def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
     usable = list(islice((entry for entry in entries if entry.error is None), options.clips))
     trials: list[Trial] = []
     used = {entry.name for entry in entries}
-    left_out = [
-        failure(entry, "its index leaves out all of its scenes: they are still or duplicates")
-        for entry in content.entries
-        if entry.name not in used
-    ]
+    left_out = [failure(entry, ALL_LEFT_OUT) for entry in content.entries if entry.name not in used]
     for entry in usable:
         for resize, frames in product(options.resize or (None,), options.frames or (None,)):
             trial = make_trial(entry, resize, frames, shown=len(trials) < options.media)

@@ -27,7 +27,7 @@ from wanvae.engine.json_lines import JsonLines
 from wanvae.engine.litter import LITTER, suffix_of
 from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
-from wanvae.folders.listing import JOURNAL, MANIFEST, TABLE, size_and_time
+from wanvae.folders.listing import JOURNAL, MANIFEST, TABLE, size_and_time, walk
 from wanvae.folders.manifest import (
     Entry,
     MediaFolder,
@@ -199,15 +199,7 @@ def entry_fields() -> list[str]:
 
 def read_names(folder: Path) -> dict[str, str]:
     """Returns a digest of the names in a folder and in each of its subfolders, by path."""
-    found: dict[str, str] = {}
-    visited: set[str] = set()
-    for place, folders, _ in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in visited else list(filter(counts, folders))
-        if real not in visited:
-            found[Path(place).relative_to(folder).as_posix()] = digest_of_names(Path(place))
-        visited.add(real)
-    return found
+    return {place: digest_of_names(folder / place) for place, _ in walk(folder)}
 
 
 def digest_of_names(folder: Path) -> str:

@@ -17,13 +17,12 @@ from wanvae.engine.text import writable
 from wanvae.folders.failure import Failure
 from wanvae.folders.manifest import Entry
 from wanvae.folders.shapes import Shape, nearest_shape, parse_shapes
+from wanvae.selection.excerpt import ROUNDING
 from wanvae.video.common import RATES
 from wanvae.video.rate import parse_rate
 
 # A rate is a whole number of frames in at most as many seconds, as in 30000/1001.
 LARGEST_DENOMINATOR = 100_000
-# Seconds by which a time that is written as a float may be off.
-ROUNDING = Fraction(1, 10**10)
 # Bytes of one part of a path. File systems allow 255, and our names become longer still.
 LONGEST_PART = 200
 
@@ -94,7 +93,7 @@ class Clip:
 
     @property
     def cut_from(self) -> str:
-        """What of the video the clip is cut from, if it is one scene of it; else empty."""
+        """The scene that the clip is cut from, as ``Excerpt.describe``; empty for a whole video."""
         excerpt = self.entry.excerpt
         return "" if excerpt is None else excerpt.describe(self.entry.frames)
 
@@ -230,8 +229,8 @@ def cut_entry(entry: Entry, cut: Cut, config: WanVAEConfig) -> Iterator[Clip]:
 def cut_length(frames: int, lengths: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yields the first frame and the length of clips that follow each other.
 
-    At each place there is the longest clip that fits. So many clips of the largest length come
-    first, then those of smaller lengths; what is shorter than all lengths is dropped.
+    At each place there is the longest clip that fits. So clips of the largest length come first,
+    then clips of smaller lengths. Frames that are left at the end are dropped.
 
     Args:
         frames: frames of the video.

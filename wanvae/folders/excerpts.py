@@ -14,11 +14,11 @@ from wanvae.folders.catalog import Entries
 from wanvae.folders.listing import MANIFEST, File
 from wanvae.folders.manifest import Entry, read_manifest
 from wanvae.selection.analysis import Analysis, Scene
-from wanvae.selection.excerpt import Excerpt
+from wanvae.selection.excerpt import ROUNDING, Excerpt
 from wanvae.video import VideoError, VideoReader
 
-# Seconds by which a time that is written as a float may be off.
-ROUNDING = 1e-9
+# Why a video has no clip although it is analysed.
+ALL_LEFT_OUT = "its index leaves out all of its scenes: they are still or duplicates"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Selection:
 
 def select(entries: Sequence[Entry]) -> Selection:
     """Returns what clips are cut from, as the analyses in the manifest say."""
-    # Those that are parsed when they are asked for have no analysis.
+    # Entries that are parsed when they are asked for have no analysis.
     if isinstance(entries, Entries) or all(entry.analysis is None for entry in entries):
         return Selection(entries, (), ())
     names = {entry.name for entry in entries}
@@ -65,13 +65,13 @@ def select(entries: Sequence[Entry]) -> Selection:
     return Selection(selected, tuple(left_out), tuple(describe(counts)))
 
 
-def reason_against(scene: Scene, names: Iterable[str]) -> str | None:
+def reason_against(scene: Scene, names: Collection[str]) -> str | None:
     """Returns why a scene is left out; None if it is used.
 
     Args:
         names: of all videos and images. A duplicate of one that is gone is used.
     """
-    if scene.duplicate and scene.duplicate in names:
+    if scene.duplicate in names:
         return f"it shows the same as {scene.duplicate}"
     return "nothing moves" if scene.still else None
 
@@ -168,4 +168,4 @@ def read_excerpt(
         if len(images) == frames:
             clip = torch.stack(images, dim=1)
             return clip if excerpt.box is None else excerpt.box.cut_out(clip)
-    raise VideoError(f"{entry.label} it has fewer frames than when it was indexed")
+    raise VideoError(f"it has fewer frames from {excerpt.begin:.2f} s on than when it was indexed")

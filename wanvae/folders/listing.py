@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def list_files(folder: Location) -> Listing:
         return list_remote(folder)
     if not folder.is_dir():
         raise VideoError(f"no usable video in {str(folder)!r}: it is not a folder; check the path")
-    chosen = choose_files(walk(folder))
+    chosen = choose_files(walk(folder, warn_of_folder))
     files = [File(path, *size_and_time(folder / path)) for path in chosen.files]
     return Listing(files, chosen.ignored, chosen.descriptions)
 
@@ -145,13 +145,16 @@ def by_folder(paths: Iterable[str]) -> Iterable[tuple[str, list[str]]]:
     return names.items()
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(
+    folder: Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Yields the folders on a disk, as paths relative to the first, with the names of their files.
 
-    Warns of folders that cannot be searched.
+    Args:
+        onerror: gets the error of a folder that cannot be searched.
     """
     visited = set()
-    for place, folders, names in os.walk(folder, onerror=warn_of_folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()

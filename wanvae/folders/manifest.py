@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tqdm import tqdm
 
+from wanvae.engine.config import changed_values
 from wanvae.engine.digest import Stamp, digest_of_head
 from wanvae.engine.files import atomic_path
 from wanvae.engine.litter import describe_ignored, suffix_of
@@ -27,7 +27,7 @@ from wanvae.engine.locking import locked
 from wanvae.engine.memory import is_out_of_memory
 from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.engine.storage.retries import RemoteError
-from wanvae.engine.workers import map_in_processes
+from wanvae.engine.workers import map_in_processes, map_in_threads
 from wanvae.errors import UserError
 from wanvae.folders.listing import (
     JOURNAL,
@@ -45,8 +45,6 @@ from wanvae.selection.checks import Checks, decide
 from wanvae.selection.excerpt import Excerpt
 from wanvae.video import FilePart, VideoError, probe
 
-# Files for each thread that wait to be opened.
-AHEAD = 4
 # What a line raises that is not JSON, not text, or does not have the fields of an entry.
 NO_ENTRY = (json.JSONDecodeError, UnicodeDecodeError, TypeError)
 
@@ -318,8 +316,7 @@ def known_entries(folder: Location) -> dict[File, list[Entry]]:
 
 def to_json(entry: Entry) -> dict[str, object]:
     """Returns the fields of an entry that differ from their defaults."""
-    values = {field.name: (getattr(entry, field.name), field.default) for field in fields(entry)}
-    changed = {name: value for name, (value, default) in values.items() if value != default}
+    changed = changed_values(entry)
     if entry.analysis is not None:
         changed["analysis"] = analysis.to_json(entry.analysis)
     return changed
@@ -337,24 +334,13 @@ def entry_of(values: dict[str, Any]) -> Entry:
 
 
 def probe_files(folder: Location, files: Sequence[File]) -> Iterator[list[Entry]]:
-    """Yields the entries of each file, in order. Several files are opened at once.
+    """Returns the entries of each file, in order. Several files are opened at once.
 
     Threads are enough, because FFmpeg and the disk take nearly all of the time, without holding
     Python's lock.
     """
     workers = min(32, 2 * (os.cpu_count() or 1))
-    pool = ThreadPoolExecutor(workers)
-    # Few at a time, so that the memory does not grow with their number.
-    waiting: deque[Future[list[Entry]]] = deque()
-    try:
-        for file in files:
-            waiting.append(pool.submit(probe_file, folder, file))
-            if len(waiting) == AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_in_threads(partial(probe_file, folder), files, workers)
 
 
 def is_analysed(entry: Entry) -> bool:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
@@ -95,12 +94,7 @@ class SidecarReader:
     def __enter__(self) -> SidecarReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._tables.close()
 

@@ -11,13 +11,14 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wanvae.engine.config import changed_values
 from wanvae.selection.bars import BarDetector, Box
 from wanvae.selection.cuts import SIDE, CutDetector, Transition
 from wanvae.selection.signature import Signature, Signer
@@ -214,20 +215,12 @@ def unpack(text: str) -> NDArray[np.uint64]:
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
     """Returns the fields that differ from their defaults."""
-    values = changed(analysis) | {"version": analysis.version}
+    values = changed_values(analysis) | {"version": analysis.version}
     if analysis.scenes:
-        values["scenes"] = [
-            changed(scene) | {"first": scene.first, "end": scene.end} for scene in analysis.scenes
-        ]
+        values["scenes"] = list(map(changed_values, analysis.scenes))
     if analysis.box is not None:
-        values["box"] = [getattr(analysis.box, field.name) for field in fields(Box)]
+        values["box"] = astuple(analysis.box)
     return values
-
-
-def changed(value: Analysis | Scene) -> dict[str, Any]:
-    """Returns the fields of a dataclass that differ from their defaults."""
-    values = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
-    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def from_json(values: dict[str, Any]) -> Analysis:

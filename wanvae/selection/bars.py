@@ -85,10 +85,10 @@ class BarDetector:
             end = len(level) - bar_length(level[::-1], spread[::-1])
             # Even, for codecs that store colours for every second pixel.
             first, end = first + first % 2, end - end % 2
-            ranges.append((first, end) if end - first >= LEAST_LEFT * len(level) else None)
-        if None in ranges:
-            return None
-        (top, bottom), (left, right) = (pair for pair in ranges if pair is not None)
+            if end - first < LEAST_LEFT * len(level):
+                return None
+            ranges.append((first, end))
+        (top, bottom), (left, right) = ranges
         box = Box(top, left, bottom - top, right - left)
         whole = tuple(len(level) - len(level) % 2 for level in self._levels)
         return None if (box.height, box.width) == whole else box

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from wanvae.engine.config import check
 from wanvae.selection.analysis import Analysis, unpack
@@ -37,33 +38,30 @@ def decide(
     Args:
         names: of the videos, in the same order.
     """
-    places = [
-        (number, place)
-        for number, analysis in enumerate(analyses)
+    scenes = [
+        (name, scene)
+        for name, analysis in zip(names, analyses, strict=True)
         if analysis is not None
-        for place in range(len(analysis.scenes))
+        for scene in analysis.scenes
     ]
-    left_out: dict[tuple[int, int], str] = {}
+    # The names of the videos that show the same, by the position of the scene in ``scenes``.
+    originals: dict[int, str] = {}
     if checks.duplicates:
-        scenes = [
-            analysis.scenes[place]
-            for number, place in places
-            if (analysis := analyses[number]) is not None
-        ]
-        signatures = [unpack(scene.signatures) for scene in scenes]
-        images = [scene.end - scene.first == 1 for scene in scenes]
-        for scene, of in find_duplicates(signatures, images).items():
-            left_out[places[scene]] = names[places[of][0]]
-    for number, analysis in enumerate(analyses):
+        signatures = [unpack(scene.signatures) for _, scene in scenes]
+        images = [scene.end - scene.first == 1 for _, scene in scenes]
+        duplicates = find_duplicates(signatures, images)
+        originals = {number: scenes[of][0] for number, of in duplicates.items()}
+    numbers = count()
+    for analysis in analyses:
         if analysis is None:
             yield None
             continue
-        scenes = tuple(
+        decided = tuple(
             replace(
                 scene,
                 still=0 <= scene.movement < checks.still_below,
-                duplicate=left_out.get((number, place), ""),
+                duplicate=originals.get(next(numbers), ""),
             )
-            for place, scene in enumerate(analysis.scenes)
+            for scene in analysis.scenes
         )
-        yield replace(analysis, scenes=scenes, crop=checks.bars)
+        yield replace(analysis, scenes=decided, crop=checks.bars)

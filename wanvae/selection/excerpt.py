@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from wanvae.selection.bars import Box
+
+# Seconds by which a time that is written as a float may be off.
+ROUNDING = Fraction(1, 10**10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +30,7 @@ class Excerpt:
     whole: tuple[int, int]
 
     def describe(self, frames: int) -> str:
-        """Returns what ``frames`` from the first frame on are cut from, in a few characters."""
+        """Returns the first frame, the number of ``frames`` and the box, like 0+9 64x96+8+0."""
         box = self.box
         inside = "" if box is None else f" {box.height}x{box.width}+{box.top}+{box.left}"
         return f"{self.first}+{frames}{inside}"

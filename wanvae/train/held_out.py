@@ -24,7 +24,7 @@ from wanvae.engine.litter import describe_ignored, suffix_of
 from wanvae.engine.storage.remote_path import Location, location
 from wanvae.engine.training.notices import warn_about
 from wanvae.errors import UserError
-from wanvae.folders.excerpts import longest_of_manifest, read_excerpt
+from wanvae.folders.excerpts import ALL_LEFT_OUT, longest_of_manifest, read_excerpt
 from wanvae.folders.listing import MEDIA_SUFFIXES, Listing, list_files, may_be_media
 from wanvae.folders.manifest import Entry, reason
 from wanvae.metrics.images import psnr, ssim
@@ -196,7 +196,7 @@ def read_file(
     if name in scenes:
         scene = scenes[name]
         if scene is None:
-            raise VideoError("its index leaves out all of its scenes: they are still or duplicates")
+            raise VideoError(ALL_LEFT_OUT)
         if scene.excerpt is not None:
             return HeldOutClip(name, read_scene(folder, scene, config, alpha))
     info = probe(path)

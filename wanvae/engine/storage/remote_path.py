@@ -215,23 +215,21 @@ class RemotePath:
 
     def write_bytes(self, content: bytes) -> None:
         """Writes the file as a whole: others see the old content or the new one."""
-        files, path = self.file_system()
-        self._write(lambda: files.pipe_file(path, content))
+        self._write(lambda files, path: files.pipe_file(path, content))
 
     def upload(self, source: Path) -> None:
         """Writes the content of a local file, as ``write_bytes`` does."""
-        files, path = self.file_system()
-        self._write(lambda: files.put_file(str(source), path))
+        self._write(lambda files, path: files.put_file(str(source), path))
 
-    def _write(self, action: Callable[[], object]) -> None:
+    def _write(self, write: Callable[[AbstractFileSystem, str], object]) -> None:
+        files, path = self.file_system()
         try:
-            retry(action, f"write {self}")
+            retry(lambda: write(files, path), f"write {self}")
         except FileNotFoundError as error:
             raise RemoteError(
                 f"cannot write {self}: {describe(error.__cause__ or error)}; check that its bucket "
                 "or repository exists"
             ) from error
-        files, path = self.file_system()
         files.invalidate_cache(path)
 
     def unlink(self, missing_ok: bool = False) -> None:
