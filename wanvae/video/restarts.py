@@ -6,28 +6,14 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from av import Packet
-from av.container import InputContainer
-from av.format import Flags
 from av.video.stream import VideoStream
 
-from wanvae.video.clock import Clock
-from wanvae.video.packets import LONGEST_PAUSE
+from wanvae.video.clock import LONGEST_PAUSE, Clock, time_of
 
 # Packets that wait for the video to restart. Tracks are not that far apart in a file.
 _MOST_WAITING = 1000
 # Seconds that sound may go on after the video where recordings are joined.
 _OVERLAP = 1
-
-
-def restarts(file: InputContainer) -> bool:
-    """Returns whether the clock of a file may restart, as in MPEG streams."""
-    return Flags.ts_discont in Flags(file.format.flags)
-
-
-def time_of(packet: Packet) -> Fraction | None:
-    """Returns when a packet begins, in seconds; None if the file does not say."""
-    ticks = packet.dts if packet.pts is None else packet.pts
-    return None if ticks is None else ticks * packet.time_base
 
 
 def continued(

@@ -17,7 +17,7 @@ from av.container import OutputContainer
 from av.error import EOFError, FFmpegError
 from av.filter import Graph
 
-from wanvae.video.clock import on_grid
+from wanvae.video.clock import length_of, on_grid, time_of
 from wanvae.video.tracks import EDITED, LAYOUTS, add_copy, describe
 
 _BITS_PER_CHANNEL = 96_000  # per second
@@ -48,7 +48,7 @@ class CopiedSound:
 
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns the packet with its time in the written file, or nothing."""
-        duration = (packet.duration or 0) * packet.time_base
+        duration = length_of(packet)
         if self._last is None and not self._opens(packet, time, duration):
             return []
         if self._end is not None and time >= self._end:
@@ -121,8 +121,7 @@ class EncodedSound:
         """Returns the packets that are ready; raises FFmpegError for a damaged packet."""
         if self._over:
             return []
-        ticks = packet.dts if packet.pts is None else packet.pts
-        self._shift = time - (ticks or 0) * packet.time_base
+        self._shift = time - (time_of(packet) or 0)
         return self._encode_all(self._source.decode(packet))
 
     def finish(self) -> list[Packet]:
