@@ -1,4 +1,4 @@
-"""Times of sound and subtitles where the clock of a file restarts, as that of its video does."""
+"""Continued times of sound and subtitles, in files whose clock restarts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _OVERLAP = 1
 def continued(
     packets: Iterable[Packet], video: VideoStream
 ) -> Iterator[tuple[Fraction | None, Packet]]:
-    """Yields the packets of a file whose clock restarts, without those of its video, with times.
+    """Yields the packets of all tracks except the video, with continued times.
 
-    Times go on as those of the video do in ``PacketSource``. Packets of other tracks that come
-    before the restarted video wait for it.
+    The video is continued as in ``PacketSource``, and what is added to its times is added to the
+    times of the other tracks. Packets of other tracks that come before the restarted video wait for
+    it.
 
     Args:
-        packets: of the video and of other tracks.
+        packets: packets of the video and of other tracks, in the order of the file.
+        video: the video.
     """
     rate = video.guessed_rate or video.average_rate or 25
     tick = video.time_base
@@ -53,21 +55,17 @@ def continued(
         return time + offset, packet
 
     for packet in packets:
+        ready = False
         if packet.stream.index != video.index:
-            if waiting or not follows(packet):
-                waiting.append(packet)
-            else:
-                yield timed(packet)
+            ready = not waiting and follows(packet)
+            waiting.append(packet)
         elif packet.dts is not None:
-            before = packet.dts
+            before, earlier = packet.dts, offset
             clock.adjust(packet)
-            now = (packet.dts - before) * tick
+            offset = (packet.dts - before) * tick
             shown = packet.dts * tick
-            if now != offset:
-                offset = now
-                yield from map(timed, waiting)
-                waiting = []
-        if len(waiting) > _MOST_WAITING:
+            ready = offset != earlier
+        if ready or len(waiting) > _MOST_WAITING:
             yield from map(timed, waiting)
             waiting = []
     yield from map(timed, waiting)
