@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from errno import EAGAIN
 from fractions import Fraction
 
 import av
@@ -18,6 +17,7 @@ from av.error import EOFError, FFmpegError
 from av.filter import Graph
 
 from wanvae.video.clock import length_of, on_grid, time_of
+from wanvae.video.graphs import results_of
 from wanvae.video.tracks import EDITED, LAYOUTS, add_copy, describe
 
 _BITS_PER_CHANNEL = 96_000  # per second
@@ -188,17 +188,10 @@ class EncodedSound:
     def _pull(self) -> list[Packet]:
         assert self._graph is not None
         encoded = []
-        while True:
-            try:
-                frame = self._graph.pull()
-            except EOFError:
-                return encoded
-            except FFmpegError as error:
-                if error.errno != EAGAIN:
-                    raise
-                return encoded
+        for frame in results_of(self._graph):
             assert isinstance(frame, AudioFrame)
             encoded += self._stream.encode(frame)
+        return encoded
 
 
 def _samples_to_skip(packet: Packet) -> int:
