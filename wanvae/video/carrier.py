@@ -43,7 +43,7 @@ class Carrier:
     def __init__(self, beside: Beside, output: OutputContainer, suffix: str) -> None:
         self._beside = beside
         self._output = output
-        self._end = None if beside.end is None else beside.end - beside.start
+        self._end = beside.length
         self._notices = Notices(beside.source)
         with one_line_errors("read", beside.source):
             self._input = av.open(address(beside.source), metadata_errors="replace")

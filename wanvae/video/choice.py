@@ -42,7 +42,7 @@ def choose_tracks(
         suffix: of the name of the written file.
         notices: tells what is left out, and what is encoded again.
     """
-    end = None if beside.end is None else beside.end - beside.start
+    end = beside.length
     tracks: dict[int, Track] = {}
     dropped: list[str] = []
     changed: dict[str, list[str]] = {}
