@@ -72,12 +72,10 @@ def is_pipe(source: Source) -> bool:
 
 def address(source: Source) -> str:
     """The path that FFmpeg opens. It is absolute, so no name looks like a protocol ("data:")."""
-    if not isinstance(source, FilePart) and os.fspath(source) == STANDARD_INPUT:
-        return "pipe:0"
     if isinstance(source, FilePart):
         end = source.offset + source.size
         return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
-    return os.path.abspath(source)
+    return "pipe:0" if os.fspath(source) == STANDARD_INPUT else os.path.abspath(source)
 
 
 def open_remote(source: Source) -> RemoteFile | None:

@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 from av import Packet, VideoFrame
 
-from wanvae.video.common import FilePart, Source, VideoError, is_pipe
+from wanvae.video.common import FilePart, Source, VideoError, is_pipe, one_line_errors
 from wanvae.video.numbered import find_numbered
 
 _IMAGES = """
@@ -68,11 +68,8 @@ class ImageSequence:
             VideoError: a file cannot be read.
         """
         for index, path in enumerate(self.paths[start:], start):
-            try:
-                with open(path, "rb") as file:
-                    content = file.read()
-            except OSError as error:
-                raise VideoError(f"cannot read {path}: {error.strerror or error}") from error
+            with one_line_errors("read", path), open(path, "rb") as file:
+                content = file.read()
             if not content:
                 raise VideoError(f"cannot read {path}: it is empty")
             # Packet(content) would not copy it. A thread of the decoder would then give it back to
