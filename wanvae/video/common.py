@@ -22,6 +22,9 @@ INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 # The lowest and highest rate, in frames per second, that every container can say.
 RATES = Fraction(1, 1000), Fraction(10_000)
+# Containers that say where in its first packets a track begins. They limit languages and tags, and
+# show one subtitle at a time.
+MP4_FAMILY = ("mov", "mp4")
 
 
 class VideoError(UserError):

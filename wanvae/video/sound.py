@@ -17,8 +17,9 @@ from av.error import EOFError, FFmpegError
 from av.filter import Graph
 
 from wanvae.video.clock import length_of, on_grid, time_of
+from wanvae.video.common import MP4_FAMILY
 from wanvae.video.graphs import results_of
-from wanvae.video.tracks import EDITED, LAYOUTS, add_copy, describe
+from wanvae.video.tracks import LAYOUTS, add_copy, describe
 
 _BITS_PER_CHANNEL = 96_000  # per second
 # Seconds. What is not heard for longer at the beginning is not there for the decoder, but hidden by
@@ -41,7 +42,7 @@ class CopiedSound:
         self._stream = add_copy(source, output)
         self._stream.time_base = self._tick
         describe(source, self._stream)
-        self._has_edits = output.format.name in EDITED
+        self._has_edits = output.format.name in MP4_FAMILY
         self._lead: Fraction | None = None
         self._first: Fraction | None = None
         self._last: int | None = None

@@ -14,7 +14,8 @@ from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
 from wanvae.video.clock import length_of
-from wanvae.video.tracks import EDITED, describe
+from wanvae.video.common import MP4_FAMILY
+from wanvae.video.tracks import describe
 
 _MILLISECOND = Fraction(1, 1000)
 # What comes before the text in a subtitle of FFmpeg: the order, layer, style, name, ...
@@ -56,7 +57,7 @@ class RewrittenSubtitles:
         stream.time_base = _MILLISECOND
         describe(source, stream)
         self._stream = stream
-        self._overlaps = Overlaps() if output.format.name in EDITED else None
+        self._overlaps = Overlaps() if output.format.name in MP4_FAMILY else None
 
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns what is ready in the other format; raises FFmpegError for a damaged packet."""
