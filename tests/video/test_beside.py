@@ -35,7 +35,8 @@ from wanvae.video import (
     read_video,
     sound_of,
 )
-from wanvae.video.restarts import continued, time_of
+from wanvae.video.clock import time_of
+from wanvae.video.restarts import continued
 
 PACKET = 1024 / 48_000  # seconds
 TICK = 0.0011  # of Matroska, and a little

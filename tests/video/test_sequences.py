@@ -195,11 +195,12 @@ def test_an_image_of_another_size_is_told(tmp_path: Path) -> None:
 
 
 def test_images_that_are_read_are_not_overwritten(tmp_path: Path) -> None:
-    save_many(tmp_path, ["1.png", "2.png"])
-    for output in ("1.png", "2.png"):
-        with pytest.raises(FileError, match="is to be read"):
-            refuse_overwriting(tmp_path / output, [str(tmp_path / "*.png")])
-    refuse_overwriting(tmp_path / "3.png", [str(tmp_path / "*.png")])
+    for folder in (tmp_path / "shots", tmp_path / "clip [1080p]"):
+        save_many(folder, ["1.png", "2.png"])
+        for output in ("1.png", "2.png"):
+            with pytest.raises(FileError, match="is to be read"):
+                refuse_overwriting(folder / output, [str(folder / "*.png")])
+        refuse_overwriting(folder / "3.png", [str(folder / "*.png")])
 
 
 def test_natural_order() -> None:

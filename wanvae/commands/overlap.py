@@ -14,7 +14,7 @@ from wanvae.metrics.images import psnr, ssim
 from wanvae.video import Frame, VideoWriter
 from wanvae.video.common import is_pipe
 
-# Frames that wait for the model, or to be written: those of one latent.
+# How many frames wait for the model, and how many wait to be written: as many as a latent has.
 FRAMES_AHEAD = FRAMES_BEHIND = 4
 
 
@@ -43,7 +43,7 @@ def write_behind(
 
     Args:
         writer: the file; None in processes that write none and do not use the function.
-        depth: how many times what is to be written may wait.
+        depth: how many calls of the function may wait.
     """
 
     def write(shown: Shown) -> None:

@@ -187,11 +187,7 @@ def reconstruct_file(
         frames=frames,
         psnr=compared.psnr / frames,
         ssim=compared.ssim / frames,
-        compression=vae.config.in_channels
-        * compared.frames
-        * info.width
-        * info.height
-        / latent_values,
+        compression=vae.config.in_channels * frames * info.width * info.height / latent_values,
         seconds=time.perf_counter() - began,
     )
 
@@ -313,10 +309,11 @@ def decode_file(
     """
     if isinstance(destination, (str, PathLike)):
         refuse_overwriting(destination, [source, checkpoint, audio_from])
+    first = is_first(shard)
     with open_latents(source, vae.config.z_dim, entry) as latents:
         check_origin(latents, vae.config, source)
-        normalized = find_normalized(latents, vae.config, scale, source, is_first(shard))
-        if checkpoint is not None and is_first(shard):
+        normalized = find_normalized(latents, vae.config, scale, source, first)
+        if checkpoint is not None and first:
             warn_of_other_model(latents, checkpoint, source)
         factor, upscale = vae.config.decoded_spatial_factor, vae.config.upscale_factor
         height, width = latents.height * factor, latents.width * factor
@@ -327,8 +324,7 @@ def decode_file(
         times = latents.times if fps is None else ()
         alpha = decodes_alpha(vae.config) and not drop_alpha
         channels = RGBA if alpha else RGB
-        done, first = 0, is_first(shard)
-        beside = None
+        done, beside = 0, None
         if audio_from is not None and first:
             beside = find_sound(audio_from, latents, source, frames, fps)
         with (

@@ -61,12 +61,12 @@ def encoding_of(arguments: Namespace) -> Encoding:
 
 @contextmanager
 def opened_output(arguments: Namespace) -> Iterator[Destination]:
-    """Gives where the output of a command goes, as far as it can be known that it can go there.
+    """Gives where the output of a command goes. Checks first what can be known before the work.
 
-    The output "-" is stdout. What else would be printed there goes to stderr in the block.
+    The output "-" is stdout. All other prints go to stderr within the block.
 
     Raises:
-        VideoError: the options ask for a file that cannot be, or cannot be there.
+        VideoError: what the options ask for cannot be written there.
         UserError: stdout is a terminal.
     """
     encoding = encoding_of(arguments)

@@ -147,7 +147,14 @@ def is_named_by(path: str | os.PathLike[str], pattern: str) -> bool:
     """Whether a path is one of the files that a glob names, like frames/*.png."""
     if not glob.has_magic(pattern) or not os.path.exists(path):
         return False
-    return any(os.path.samefile(path, found) for found in glob.iglob(pattern, recursive=True))
+    return any(os.path.samefile(path, found) for found in named_by(pattern))
+
+
+def named_by(pattern: str) -> Iterator[str]:
+    """Yields the files and folders that a glob names. "[1]" in the name of its folder is no class."""
+    folder, name = os.path.split(pattern)
+    wanted = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else pattern
+    return glob.iglob(wanted, recursive=True)
 
 
 def is_numbered(name: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from io import BytesIO
 from itertools import accumulate
 from typing import BinaryIO
 
@@ -145,7 +146,7 @@ class AnimatedWebp:
 
 def find_animation(source: Source) -> AnimatedWebp | None:
     """Returns the parts of an animated WebP file; None for other files."""
-    if not isinstance(source, FilePart) and is_pipe(source):
+    if is_pipe(source):
         return None  # it would be used up
     path, first = (source.container, source.offset) if isinstance(source, FilePart) else (source, 0)
     try:
@@ -201,13 +202,11 @@ def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, 
 
 def _still_picture(content: bytes, part: Part) -> bytes:
     """Returns a file of one picture, given the chunks of a part."""
-    pictures, place = [], 0
-    while place + 8 <= len(content):
-        name, size = struct.unpack_from("<4sI", content, place)
-        length = 8 + size + size % 2
-        if name in _PICTURES:
-            pictures.append(content[place : place + length])
-        place += length
+    pictures = [
+        content[offset - 8 : offset + size + size % 2]
+        for name, offset, size in _chunks(BytesIO(content), 0, len(content))
+        if name in _PICTURES
+    ]
     sides = (part.width - 1).to_bytes(3, "little") + (part.height - 1).to_bytes(3, "little")
     flags = _HAS_ALPHA if len(pictures) > 1 else 0
     body = b"".join([b"WEBPVP8X", struct.pack("<II", 10, flags), sides, *pictures])

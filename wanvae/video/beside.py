@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
-from av.stream import Disposition
 
 from wanvae.video.common import Source, VideoError, address, is_pipe, one_line_errors
 from wanvae.video.reader import VideoReader
+from wanvae.video.streams import is_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,11 @@ class Beside:
     def __post_init__(self) -> None:
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"the end, {self.end} s, must follow the start, {self.start} s")
+
+    @property
+    def length(self) -> Fraction | None:
+        """Seconds of the written video; None if it goes on to the end of the file."""
+        return None if self.end is None else self.end - self.start
 
 
 def beside_of(
@@ -68,8 +73,7 @@ def sound_of(
     with one_line_errors("read", path), av.open(address(path), metadata_errors="replace") as file:
         if not file.streams.audio:
             raise VideoError(f"{path} has no sound; name a file that has")
-        pictures = file.streams.video
-        has_video = any(not each.disposition & Disposition.attached_pic for each in pictures)
+        has_video = not all(map(is_picture, file.streams.video))
     if not has_video:
         return Beside(source=path, start=Fraction(start), end=Fraction(end))
     with VideoReader(path) as reader:

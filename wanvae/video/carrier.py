@@ -16,8 +16,9 @@ from av.video.stream import VideoStream
 
 from wanvae.video.beside import Beside
 from wanvae.video.choice import choose_tracks, write_tags
+from wanvae.video.clock import length_of, restarts, time_of
 from wanvae.video.common import Notices, address, one_line_errors
-from wanvae.video.restarts import continued, restarts, time_of
+from wanvae.video.restarts import continued
 
 # Seconds. A subtitle may be shown for so long before the beginning, and tracks may be so far apart
 # in a file.
@@ -42,7 +43,7 @@ class Carrier:
     def __init__(self, beside: Beside, output: OutputContainer, suffix: str) -> None:
         self._beside = beside
         self._output = output
-        self._end = None if beside.end is None else beside.end - beside.start
+        self._end = beside.length
         self._notices = Notices(beside.source)
         with one_line_errors("read", beside.source):
             self._input = av.open(address(beside.source), metadata_errors="replace")
@@ -121,7 +122,7 @@ class Carrier:
             if not packet.size:
                 continue
             begin = following.get(index, Fraction(0)) if time is None else time - self._beside.start
-            following[index] = begin + (packet.duration or 0) * packet.time_base
+            following[index] = begin + length_of(packet)
             self._reached = max(self._reached, begin)
             yield begin, packet
 

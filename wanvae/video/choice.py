@@ -15,11 +15,11 @@ from av.subtitles.stream import SubtitleStream
 from av.video.stream import VideoStream
 
 from wanvae.video.beside import Beside
-from wanvae.video.common import Notices
+from wanvae.video.common import MP4_FAMILY, Notices
 from wanvae.video.languages import language_for
 from wanvae.video.sound import CopiedSound, EncodedSound
 from wanvae.video.subtitles import CopiedSubtitles, RewrittenSubtitles
-from wanvae.video.tracks import EDITED, LAYOUTS, Track, can_encode, holds, tags_of
+from wanvae.video.tracks import LAYOUTS, Track, can_encode, holds, tags_of
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -42,7 +42,7 @@ def choose_tracks(
         suffix: of the name of the written file.
         notices: tells what is left out, and what is encoded again.
     """
-    end = None if beside.end is None else beside.end - beside.start
+    end = beside.length
     tracks: dict[int, Track] = {}
     dropped: list[str] = []
     changed: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def write_tags(
     chapters = _cut(source.chapters(), beside)
     held: Mapping[str, str] = {}
     if container in _DESCRIBED:
-        held = _held(container, tags) if container in EDITED else tags
+        held = _held(container, tags) if container in MP4_FAMILY else tags
         output.metadata.update(held)
         output.set_chapters(chapters)
         video = source.streams.best("video")
@@ -112,7 +112,7 @@ def _sound(
     if holds(container, stream):
         return CopiedSound(stream, output, end), None
     mixed = "" if stream.channels in LAYOUTS else ", in stereo"
-    for encoder, name in _SOUND.items() if container in EDITED else reversed(_SOUND.items()):
+    for encoder, name in _SOUND.items() if container in MP4_FAMILY else reversed(_SOUND.items()):
         if can_encode(container, encoder):
             return EncodedSound(stream, output, end, encoder), f"encoded again as {name}{mixed}"
     return None, None

@@ -8,11 +8,32 @@ from math import inf
 from typing import NamedTuple, TypeVar
 
 from av import Packet
+from av.container import InputContainer
+from av.format import Flags
 
 T = TypeVar("T")
 
+# Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
+LONGEST_PAUSE = 10
+
 # Steps back, in frames, that a container may guess wrong, and that nobody needs to be told of.
 _SMALL_STEP = 4
+
+
+def restarts(file: InputContainer) -> bool:
+    """Returns whether the clock of a file may restart, as in MPEG streams."""
+    return Flags.ts_discont in Flags(file.format.flags)
+
+
+def time_of(packet: Packet) -> Fraction | None:
+    """Returns when a packet begins, in seconds; None if the file does not say."""
+    ticks = packet.dts if packet.pts is None else packet.pts
+    return None if ticks is None else ticks * packet.time_base
+
+
+def length_of(packet: Packet) -> Fraction:
+    """Returns how long a packet lasts, in seconds; 0 if the file does not say."""
+    return (packet.duration or 0) * packet.time_base
 
 
 class _Reading(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import av
 import numpy as np
@@ -33,6 +33,7 @@ from wanvae.video.tone_mapping import (
     to_sdr,
 )
 
+_HDR = (PQ, HLG)
 # Sides from which on untagged video is taken as high definition, as players do.
 _HIGH_WIDTH, _HIGH_HEIGHT = 1280, 720
 # FFmpeg's codes for a matrix that is not one of YUV: "RGB", "unspecified" and "reserved".
@@ -77,7 +78,7 @@ class Colours:
     @property
     def is_hdr(self) -> bool:
         """Whether light is brighter than the white of paper."""
-        return self.transfer in (PQ, HLG)
+        return self.transfer in _HDR
 
     @property
     def name(self) -> str | None:
@@ -99,10 +100,6 @@ class Colours:
             "outside of it are clipped"
         )
 
-    @cached_property
-    def _matrix(self) -> Tensor:
-        return torch.from_numpy(conversion(self.primaries, BT709)).float()
-
     def convert(self, levels: np.ndarray, black: int, white: int) -> Tensor:
         """Returns RGB ``(3, H, W)`` in [0, 1] of integer samples ``(H, W, 3)`` of 16 bit.
 
@@ -113,10 +110,16 @@ class Colours:
         light = torch.from_numpy(_light(self.transfer, black, white)[levels]).permute(2, 0, 1)
         if self.transfer is HLG:
             light = displayed_hlg(light)
-        light = torch.tensordot(self._matrix, light, dims=1)
+        light = torch.tensordot(_to_bt709(self.primaries), light, dims=1)
         if self.is_hdr:
             light = map_tones(light, self.peak / WHITE)
         return to_sdr(light)
+
+
+@lru_cache(maxsize=4)
+def _to_bt709(primaries: Primaries) -> Tensor:
+    """The matrix ``(3, 3)`` of linear RGB."""
+    return torch.from_numpy(conversion(primaries, BT709)).float()
 
 
 @lru_cache(maxsize=4)
@@ -129,28 +132,28 @@ def _light(transfer: Transfer, black: int, white: int) -> np.ndarray:
 def colours_of(frame: av.VideoFrame, peak: float = USUAL_PEAK) -> Colours:
     """Returns the colours of a frame, as its tags say.
 
-    Without primaries HDR, and YUV with the matrix of BT.2020, have those of BT.2020, and all others
-    those of BT.709.
+    A frame that names no primaries has the primaries of BT.2020 if it is HDR, or YUV with the
+    matrix of BT.2020. Otherwise it has the primaries of BT.709.
 
     Args:
         peak: the brightest light of PQ, in cd/m2. For HLG it is 1000.
     """
+    if frame.format.name.startswith("xyz"):  # which FFmpeg converts as a whole
+        return Colours(BT709, SDR, USUAL_PEAK, False)
     transfer = TRANSFERS.get(frame.color_trc, SDR)
     number = frame.color_primaries
     primaries = PRIMARIES.get(number)
     if primaries is None:
-        wide = transfer in (PQ, HLG) or _says_bt2020(frame)
+        wide = transfer in _HDR or _says_bt2020(frame)
         number, primaries = (9, BT2020) if wide else (1, BT709)
-    if frame.format.name.startswith("xyz"):  # which FFmpeg converts as a whole
-        return Colours(BT709, SDR, USUAL_PEAK, False)
     return Colours(primaries, transfer, USUAL_PEAK if transfer is HLG else peak, number in _WIDE)
 
 
 def peak_of(frame: av.VideoFrame) -> float:
     """Returns the brightest light of a video in PQ, in cd/m2, as the metadata of a frame says.
 
-    It is the content's own brightest light (MaxCLL), else that of the display it was mastered on,
-    else 1000.
+    The metadata tell the brightest light of the content (MaxCLL), or else the brightest light of
+    the display that the content was mastered on. Without both it is 1000.
     """
     peak = 0.0
     display = side_data_of(frame, "MASTERING_DISPLAY_METADATA")
@@ -173,13 +176,13 @@ def assume_matrix(frame: av.VideoFrame, *, is_of_images: bool) -> None:
     """
     if frame.format.is_rgb or frame.colorspace not in _UNTAGGED_MATRICES:
         return
-    primaries, hdr = frame.color_primaries, frame.color_trc in (16, 18)
-    high = frame.height >= _HIGH_HEIGHT or frame.width >= _HIGH_WIDTH
-    if primaries == ColorPrimaries.BT2020 or hdr:
+    primaries = frame.color_primaries
+    if primaries == ColorPrimaries.BT2020 or TRANSFERS.get(frame.color_trc) in _HDR:
         frame.colorspace = Colorspace.BT2020
     elif is_of_images or primaries in (ColorPrimaries.BT470BG, ColorPrimaries.SMPTE170M):
         frame.colorspace = Colorspace.ITU601
     else:
+        high = frame.height >= _HIGH_HEIGHT or frame.width >= _HIGH_WIDTH
         bt709 = high or primaries == ColorPrimaries.BT709
         frame.colorspace = Colorspace.ITU709 if bt709 else Colorspace.ITU601
 

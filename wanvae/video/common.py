@@ -22,6 +22,9 @@ INTERPOLATION = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 # The lowest and highest rate, in frames per second, that every container can say.
 RATES = Fraction(1, 1000), Fraction(10_000)
+# Containers that say where in its first packets a track begins. They limit languages and tags, and
+# show one subtitle at a time.
+MP4_FAMILY = ("mov", "mp4")
 
 
 class VideoError(UserError):
@@ -72,12 +75,10 @@ def is_pipe(source: Source) -> bool:
 
 def address(source: Source) -> str:
     """The path that FFmpeg opens. It is absolute, so no name looks like a protocol ("data:")."""
-    if not isinstance(source, FilePart) and os.fspath(source) == STANDARD_INPUT:
-        return "pipe:0"
     if isinstance(source, FilePart):
         end = source.offset + source.size
         return f"subfile,,start,{source.offset},end,{end},,:{os.path.abspath(source.container)}"
-    return os.path.abspath(source)
+    return "pipe:0" if os.fspath(source) == STANDARD_INPUT else os.path.abspath(source)
 
 
 def open_remote(source: Source) -> RemoteFile | None:

@@ -151,14 +151,8 @@ _FILES: dict[str, Container] = {
     ".y4m": _Y4M,
     ".npy": _NPY,
 }
-_NUMBERED: Mapping[str, Container] = {
-    ".png": _PNG_IMAGE,
-    ".tiff": _TIFF_IMAGE,
-    ".tif": _TIFF_IMAGE,
-    ".jpg": _JPEG_IMAGE,
-    ".jpeg": _JPEG_IMAGE,
-    ".webp": _WEBP_IMAGE,
-}
+_IMAGES = {suffix: container for suffix, container in _FILES.items() if container.is_image}
+_NUMBERED = _IMAGES | {".webp": _WEBP_IMAGE}
 
 
 @dataclass(frozen=True, kw_only=True)

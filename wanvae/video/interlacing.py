@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from fractions import Fraction
 from typing import TypeAlias
 
 from av import VideoFrame
-from av.error import BlockingIOError, EOFError
 from av.filter import Graph
+
+from wanvae.video.graphs import results_of
 
 # A frame and its time in seconds.
 Timed: TypeAlias = tuple[Fraction, VideoFrame]
@@ -59,12 +59,10 @@ def _results(
     if frame is not None:
         frame.pts, frame.time_base = len(waiting), Fraction(1)
     graph.push(frame)
-    with suppress(BlockingIOError, EOFError):
-        while True:
-            result = graph.pull()
-            assert isinstance(result, VideoFrame)
-            time, given = waiting.popleft()
-            # Filters know colours by the properties of their graph.
-            result.colorspace, result.color_range = given.colorspace, given.color_range
-            result.color_trc, result.color_primaries = given.color_trc, given.color_primaries
-            yield time, result
+    for result in results_of(graph):
+        assert isinstance(result, VideoFrame)
+        time, given = waiting.popleft()
+        # Filters know colours by the properties of their graph.
+        result.colorspace, result.color_range = given.colorspace, given.color_range
+        result.color_trc, result.color_primaries = given.color_trc, given.color_primaries
+        yield time, result

@@ -8,6 +8,8 @@ from functools import lru_cache
 import av
 from av import Packet
 
+from wanvae.video.common import MP4_FAMILY
+
 _NONE = "und"
 # Two codes of one language: QuickTime knows one of them.
 _SAME = (
@@ -30,7 +32,7 @@ def language_for(container: str, language: str) -> str | None:
 @lru_cache
 def _is_kept(container: str, language: str) -> bool:
     """Returns whether a language is read back from a file."""
-    if container not in ("mov", "mp4") or language == _NONE:
+    if container not in MP4_FAMILY or language == _NONE:
         return True
     trial = io.BytesIO()
     with av.open(trial, "w", format=container) as file:

@@ -1,4 +1,4 @@
-"""Where and how frames are written, as far as it can be known before there are any."""
+"""Where and how frames are written. What cannot be written is refused before there are frames."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from typing import BinaryIO
 from wanvae.engine.files import is_numbered
 from wanvae.video.common import one_line_errors, unwritable
 from wanvae.video.formats import Encoding, Format, choose_format, pipe_containers
-from wanvae.video.target import (
-    ArrayTarget,
-    FileTarget,
-    NumberedTarget,
-    PipeTarget,
-    Target,
-    refuse_folder,
-)
+from wanvae.video.target import ArrayTarget, FileTarget, NumberedTarget, PipeTarget, Target
 
 Destination = str | os.PathLike[str] | BinaryIO
 
@@ -30,7 +23,7 @@ def path_of(destination: Destination) -> Path | str:
 
 
 def check_output(destination: Destination, encoding: Encoding) -> None:
-    """Raises VideoError if no file can be as is asked for, or not there. Writes nothing."""
+    """Raises VideoError if what is asked for cannot be written there. Writes nothing."""
     format = find_format(destination, encoding, alpha=None)
     find_target(destination, format, (0, 0, 0))
 
@@ -42,13 +35,18 @@ def find_format(destination: Destination, encoding: Encoding, *, alpha: bool | N
         alpha: whether frames have alpha; None if it is not known yet.
 
     Raises:
-        VideoError: no file can be as is asked for.
+        VideoError: what is asked for cannot be written, or the path is a folder.
     """
     path, container = path_of(destination), encoding.container
     pipes = pipe_containers()
     if isinstance(path, Path):
         with one_line_errors("write", path):
-            refuse_folder(path)
+            if path.is_dir():
+                raise unwritable(
+                    path,
+                    "it is a directory; give a file name, or numbered images in it, like "
+                    f"{path}/%05d.png",
+                )
         if container is not None:
             raise unwritable(path, f"its suffix says what it is; {container} is for pipes")
         return choose_format(path, path.suffix, encoding, alpha=alpha)

@@ -13,12 +13,11 @@ from math import inf
 import av
 from av import Packet
 from av.error import FFmpegError
-from av.format import Flags
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wanvae.video.animated_webp import find_animation
-from wanvae.video.clock import Clock
+from wanvae.video.clock import LONGEST_PAUSE, Clock, restarts
 from wanvae.video.codec import OWN_DECODERS, decoder_of, has_alpha_beside
 from wanvae.video.common import (
     RATES,
@@ -42,8 +41,6 @@ _PIPE_ADVICE = (
     "; a pipe is read without going back, so send Matroska or Y4M, or MP4 with its header first "
     "(-movflags +faststart, or frag_keyframe+empty_moov)"
 )
-# Seconds. A longer step of a clock that may restart, as in MPEG streams, is no pause but a jump.
-LONGEST_PAUSE = 10
 # Packets that are searched for the first keyframe. Some streams have none.
 _LONGEST_LEAD = 1000
 # Frames from a keyframe to the first frame that is wanted, where times of keyframes may be guessed.
@@ -343,8 +340,7 @@ class PacketSource:
 
     def _continued(self) -> Iterator[Packet]:
         """Packets from here on, with continued times."""
-        restarts = Flags.ts_discont in Flags(self._container.format.flags)
-        gap = LONGEST_PAUSE / self.tick if restarts else inf
+        gap = LONGEST_PAUSE / self.tick if restarts(self._container) else inf
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
         for packet in self._container.demux(self.stream):
             if clock.adjust(packet):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
-from av.error import BlockingIOError, EOFError
 from av.filter import Graph
+
+from wanvae.video.graphs import results_of
 
 # Of the kinds of FFmpeg that leave small errors where eyes average, the one without wrong pixels.
 _DITHER = "dither=sierra2"
@@ -33,10 +34,6 @@ class Palettes:
     def push(self, picture: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
         """Takes the next picture, or None at the end, and yields pictures that are ready."""
         self._graph.push(picture)
-        while True:
-            try:
-                ready = self._graph.pull()
-            except (BlockingIOError, EOFError):
-                return
+        for ready in results_of(self._graph):
             assert isinstance(ready, av.VideoFrame)
             yield ready

@@ -141,7 +141,6 @@ class VideoReader:
         if self._source.choice is not None:
             self._notices.tell(self._source.choice)
         self._reformatter = VideoReformatter()
-        self._reached: Fraction | None = None  # time of the last frame that was given
         self._end = Fraction(0)
         self._origin: int | None = None  # timestamp of the first frame
         packets = self._source.from_start()
@@ -352,13 +351,14 @@ class VideoReader:
     def decoded(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """The next frames as the decoder gives them, with their times: not converted, not turned.
 
-        ``upright`` turns pictures of them. Their size may change.
+        ``orientation`` turns pictures of them. Their size may change.
         """
         return self._frames
 
-    def upright(self, picture: torch.Tensor) -> torch.Tensor:
-        """Returns a picture ``(..., H, W)`` of a decoded frame as it is displayed."""
-        return self._orientation.apply(picture)
+    @property
+    def orientation(self) -> Orientation:
+        """What makes pictures of decoded frames upright."""
+        return self._orientation
 
     def __iter__(self) -> "VideoReader":
         return self

@@ -1,4 +1,4 @@
-"""Times of sound and subtitles where the clock of a file restarts, as that of its video does."""
+"""Continued times of sound and subtitles, in files whose clock restarts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from av import Packet
-from av.container import InputContainer
-from av.format import Flags
 from av.video.stream import VideoStream
 
-from wanvae.video.clock import Clock
-from wanvae.video.packets import LONGEST_PAUSE
+from wanvae.video.clock import LONGEST_PAUSE, Clock, time_of
 
 # Packets that wait for the video to restart. Tracks are not that far apart in a file.
 _MOST_WAITING = 1000
@@ -19,27 +16,18 @@ _MOST_WAITING = 1000
 _OVERLAP = 1
 
 
-def restarts(file: InputContainer) -> bool:
-    """Returns whether the clock of a file may restart, as in MPEG streams."""
-    return Flags.ts_discont in Flags(file.format.flags)
-
-
-def time_of(packet: Packet) -> Fraction | None:
-    """Returns when a packet begins, in seconds; None if the file does not say."""
-    ticks = packet.dts if packet.pts is None else packet.pts
-    return None if ticks is None else ticks * packet.time_base
-
-
 def continued(
     packets: Iterable[Packet], video: VideoStream
 ) -> Iterator[tuple[Fraction | None, Packet]]:
-    """Yields the packets of a file whose clock restarts, without those of its video, with times.
+    """Yields the packets of all tracks except the video, with continued times.
 
-    Times go on as those of the video do in ``PacketSource``. Packets of other tracks that come
-    before the restarted video wait for it.
+    The video is continued as in ``PacketSource``, and what is added to its times is added to the
+    times of the other tracks. Packets of other tracks that come before the restarted video wait for
+    it.
 
     Args:
-        packets: of the video and of other tracks.
+        packets: packets of the video and of other tracks, in the order of the file.
+        video: the video.
     """
     rate = video.guessed_rate or video.average_rate or 25
     tick = video.time_base
@@ -67,21 +55,17 @@ def continued(
         return time + offset, packet
 
     for packet in packets:
+        ready = False
         if packet.stream.index != video.index:
-            if waiting or not follows(packet):
-                waiting.append(packet)
-            else:
-                yield timed(packet)
+            ready = not waiting and follows(packet)
+            waiting.append(packet)
         elif packet.dts is not None:
-            before = packet.dts
+            before, earlier = packet.dts, offset
             clock.adjust(packet)
-            now = (packet.dts - before) * tick
+            offset = (packet.dts - before) * tick
             shown = packet.dts * tick
-            if now != offset:
-                offset = now
-                yield from map(timed, waiting)
-                waiting = []
-        if len(waiting) > _MOST_WAITING:
+            ready = offset != earlier
+        if ready or len(waiting) > _MOST_WAITING:
             yield from map(timed, waiting)
             waiting = []
     yield from map(timed, waiting)

@@ -13,7 +13,8 @@ from pathlib import PurePath
 
 from av import Packet, VideoFrame
 
-from wanvae.video.common import FilePart, Source, VideoError, is_pipe
+from wanvae.engine.files import named_by
+from wanvae.video.common import FilePart, Source, VideoError, is_pipe, one_line_errors
 from wanvae.video.numbered import find_numbered
 
 _IMAGES = """
@@ -68,11 +69,8 @@ class ImageSequence:
             VideoError: a file cannot be read.
         """
         for index, path in enumerate(self.paths[start:], start):
-            try:
-                with open(path, "rb") as file:
-                    content = file.read()
-            except OSError as error:
-                raise VideoError(f"cannot read {path}: {error.strerror or error}") from error
+            with one_line_errors("read", path), open(path, "rb") as file:
+                content = file.read()
             if not content:
                 raise VideoError(f"cannot read {path}: it is empty")
             # Packet(content) would not copy it. A thread of the decoder would then give it back to
@@ -134,10 +132,7 @@ def _images_of_folder(folder: str, rate: Fraction) -> ImageSequence:
 
 def _images_of_glob(pattern: str, rate: Fraction) -> ImageSequence:
     """Returns the images that a glob names."""
-    folder, name = os.path.split(pattern)
-    # "[1]" in the name of a folder is no class of characters.
-    wanted = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else pattern
-    files = [path for path in glob.glob(wanted, recursive=True) if os.path.isfile(path)]
+    files = list(filter(os.path.isfile, named_by(pattern)))
     if not files:
         raise VideoError(f"cannot read {pattern}: no file has such a name")
     images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES]

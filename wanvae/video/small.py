@@ -37,8 +37,7 @@ class SmallPictures:
     def whole(self) -> NDArray[np.uint8]:
         """Returns the brightness of the latest frame in its full size ``(H, W)``, upright."""
         info = self._reader.info
-        turned = self._reader.upright(torch.empty(1, 2)).shape[0] == 2
-        width, height = (info.height, info.width) if turned else (info.width, info.height)
+        height, width = self._reader.orientation.stored_size(info.height, info.width)
         return self._gray(self._whole, width, height)
 
     def _gray(self, reformatter: VideoReformatter, width: int, height: int) -> NDArray[np.uint8]:
@@ -47,4 +46,4 @@ class SmallPictures:
             picture = reformatter.reformat(
                 self._frame, width=width, height=height, format="gray", interpolation="AREA"
             )
-        return self._reader.upright(torch.from_numpy(picture.to_ndarray())).numpy()
+        return self._reader.orientation.apply(torch.from_numpy(picture.to_ndarray())).numpy()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from errno import EAGAIN
 from fractions import Fraction
 
 import av
@@ -17,8 +16,10 @@ from av.container import OutputContainer
 from av.error import EOFError, FFmpegError
 from av.filter import Graph
 
-from wanvae.video.clock import on_grid
-from wanvae.video.tracks import EDITED, LAYOUTS, add_copy, describe
+from wanvae.video.clock import length_of, on_grid, time_of
+from wanvae.video.common import MP4_FAMILY
+from wanvae.video.graphs import results_of
+from wanvae.video.tracks import LAYOUTS, add_copy, describe
 
 _BITS_PER_CHANNEL = 96_000  # per second
 # Seconds. What is not heard for longer at the beginning is not there for the decoder, but hidden by
@@ -41,14 +42,14 @@ class CopiedSound:
         self._stream = add_copy(source, output)
         self._stream.time_base = self._tick
         describe(source, self._stream)
-        self._has_edits = output.format.name in EDITED
+        self._has_edits = output.format.name in MP4_FAMILY
         self._lead: Fraction | None = None
         self._first: Fraction | None = None
         self._last: int | None = None
 
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns the packet with its time in the written file, or nothing."""
-        duration = (packet.duration or 0) * packet.time_base
+        duration = length_of(packet)
         if self._last is None and not self._opens(packet, time, duration):
             return []
         if self._end is not None and time >= self._end:
@@ -121,8 +122,7 @@ class EncodedSound:
         """Returns the packets that are ready; raises FFmpegError for a damaged packet."""
         if self._over:
             return []
-        ticks = packet.dts if packet.pts is None else packet.pts
-        self._shift = time - (ticks or 0) * packet.time_base
+        self._shift = time - (time_of(packet) or 0)
         return self._encode_all(self._source.decode(packet))
 
     def finish(self) -> list[Packet]:
@@ -189,17 +189,10 @@ class EncodedSound:
     def _pull(self) -> list[Packet]:
         assert self._graph is not None
         encoded = []
-        while True:
-            try:
-                frame = self._graph.pull()
-            except EOFError:
-                return encoded
-            except FFmpegError as error:
-                if error.errno != EAGAIN:
-                    raise
-                return encoded
+        for frame in results_of(self._graph):
             assert isinstance(frame, AudioFrame)
             encoded += self._stream.encode(frame)
+        return encoded
 
 
 def _samples_to_skip(packet: Packet) -> int:

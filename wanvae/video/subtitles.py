@@ -13,7 +13,9 @@ from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
-from wanvae.video.tracks import EDITED, describe
+from wanvae.video.clock import length_of
+from wanvae.video.common import MP4_FAMILY
+from wanvae.video.tracks import describe
 
 _MILLISECOND = Fraction(1, 1000)
 # What comes before the text in a subtitle of FFmpeg: the order, layer, style, name, ...
@@ -32,9 +34,7 @@ class CopiedSubtitles:
 
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns the packet with its time in the written file, or nothing."""
-        return _placed(
-            packet, self._stream, time, (packet.duration or 0) * packet.time_base, self._end
-        )
+        return _placed(packet, self._stream, time, length_of(packet), self._end)
 
     def finish(self) -> list[Packet]:
         """Returns nothing."""
@@ -57,11 +57,11 @@ class RewrittenSubtitles:
         stream.time_base = _MILLISECOND
         describe(source, stream)
         self._stream = stream
-        self._overlaps = Overlaps() if output.format.name in EDITED else None
+        self._overlaps = Overlaps() if output.format.name in MP4_FAMILY else None
 
     def convert(self, packet: Packet, time: Fraction) -> list[Packet]:
         """Returns what is ready in the other format; raises FFmpegError for a damaged packet."""
-        duration = (packet.duration or 0) * packet.time_base
+        duration = length_of(packet)
         decoded = self._decoder.decode2(packet)
         parts = () if decoded is None else decoded.rects
         text = _joined([part.ass for part in parts if isinstance(part, AssSubtitle)])

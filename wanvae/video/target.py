@@ -38,13 +38,12 @@ class FileTarget:
     """A file that gets its name when it is complete.
 
     Raises:
-        VideoError: ``path`` is a folder, or the folder around it is missing.
+        VideoError: the folder around ``path`` is missing.
     """
 
     holds_many = False
 
     def __init__(self, path: Path) -> None:
-        refuse_folder(path)
         require_folder(path, path.parent)
         self._path = path
         self._partial = temporary_sibling(path)
@@ -174,12 +173,3 @@ def require_folder(path: Path, folder: Path) -> None:
     """Raises VideoError if a folder is missing."""
     if not folder.is_dir():
         raise unwritable(path, f"the folder {folder} does not exist; create it first")
-
-
-def refuse_folder(path: Path) -> None:
-    """Raises VideoError if a path is a folder."""
-    if path.is_dir():
-        raise unwritable(
-            path,
-            f"it is a directory; give a file name, or numbered images in it, like {path}/%05d.png",
-        )

@@ -16,8 +16,6 @@ from av.subtitles.stream import SubtitleStream
 
 from wanvae.video.languages import language_for
 
-# Containers that say where in its first packets a track begins.
-EDITED = ("mov", "mp4")
 # Containers that take any packets and do not say which are whose.
 _FORMLESS = ("rawvideo",)
 # The usual order of so many channels, which encoders take.

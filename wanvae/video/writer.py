@@ -21,7 +21,14 @@ from av.video.stream import VideoStream
 
 from wanvae.video.beside import Beside
 from wanvae.video.carrier import Carrier
-from wanvae.video.common import INTERPOLATION, RATES, Notices, VideoError, one_line_errors
+from wanvae.video.common import (
+    INTERPOLATION,
+    RATES,
+    Notices,
+    VideoError,
+    one_line_errors,
+    unwritable,
+)
 from wanvae.video.deep import deep_picture
 from wanvae.video.ending import Ending
 from wanvae.video.formats import Encoding, check_size
@@ -265,7 +272,7 @@ class VideoWriter:
         self._target.discard()
 
     def _error(self, reason: str) -> VideoError:
-        return VideoError(f"cannot write {self.path}: {reason}")
+        return unwritable(self.path, reason)
 
     def __enter__(self) -> "VideoWriter":
         return self
