@@ -26,7 +26,7 @@ from tests.dataset.data_set_runs import (
 from tests.storage_servers import bucket, s3_environment, s3_server, web_server
 from wanvae import LatentDataset
 from wanvae.engine.storage import retries
-from wanvae.engine.storage.remote_path import RemotePath, location
+from wanvae.engine.storage.remote_path import location
 from wanvae.folders.listing import MANIFEST
 from wanvae.folders.manifest import read_folder
 from wanvae.video import read_video

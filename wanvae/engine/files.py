@@ -151,7 +151,7 @@ def is_named_by(path: str | os.PathLike[str], pattern: str) -> bool:
 
 
 def named_by(pattern: str) -> Iterator[str]:
-    """Yields the files and folders that a glob names. "[1]" in the name of its folder is no class."""
+    """Yields the files and folders that a glob names. "[1]" in a folder's name is no class."""
     folder, name = os.path.split(pattern)
     wanted = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else pattern
     return glob.iglob(wanted, recursive=True)
