@@ -21,7 +21,7 @@ from motion.errors import MotionError
 from motion.evaluate.reconstruction import make_figure
 from motion.features.humanml3d import skeleton_of
 from motion.features.recording import Recording, check_channels, suffixes_written
-from motion.features.rotations import restore_clip
+from motion.features.rotations import restore_motion
 from motion.files.formats import read_motion
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
@@ -92,7 +92,7 @@ def detokenize(
     if skeleton is None:
         skeleton = find_packaged_skeleton(config) if actor is None else actor.skeleton
     start = (0.0, 0.0) if actor is None else actor.start
-    clip = restore_clip(features.double(), config.features, skeleton, config.fps, start=start)
+    clip = restore_motion(features.double(), config.features, skeleton, config.fps, start=start)
     if actor is not None:
         clip = replace(clip, betas=actor.betas, gender=actor.gender)
     return Recording(config=config, features=features, skeleton=skeleton, clip=clip)

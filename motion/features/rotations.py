@@ -43,7 +43,7 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def restore_clip(
+def restore_motion(
     features: Tensor,
     spec: FeatureSpec,
     skeleton: Skeleton,
@@ -94,7 +94,7 @@ def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> Motio
 
     Features without a root take the path of ``clip``.
     """
-    restored = restore_clip(
+    restored = restore_motion(
         features.to(clip.rotations),
         spec,
         clip.skeleton,
