@@ -39,7 +39,7 @@ def make(kind: str) -> RVQVAE:
 def motions(config: RVQVAEConfig) -> list[torch.Tensor]:
     """Clips of several numbers and lengths: the shortest, whole tokens, parts of tokens."""
     least = least_frames(config)
-    shapes = [(1, least), (3, least + 1), (1, 16), (2, 17), (1, 30), (2, 31), (1, 200)]
+    shapes = [*((1 + more % 2, least + more) for more in range(6)), (3, 200)]
     return [3 + 2 * torch.randn(clips, frames, CHANNELS) for clips, frames in shapes]
 
 

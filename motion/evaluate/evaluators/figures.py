@@ -57,8 +57,8 @@ def r_precision(texts: Tensor, motions: Tensor, group: int = GROUP) -> tuple[flo
     whole = len(texts) // group * group
     if not whole:
         raise UserError(f"R-precision needs at least {group} motions with texts, not {len(texts)}")
-    groups = (rows[:whole].double().unflatten(0, (-1, group)) for rows in (texts, motions))
-    distances = torch.cdist(*groups, compute_mode="donot_use_mm_for_euclid_dist")
+    first, second = (rows[:whole].double().unflatten(0, (-1, group)) for rows in (texts, motions))
+    distances = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
     own = distances.diagonal(dim1=1, dim2=2)[:, :, None]
     # The rank of the right one. Equal distances count against it, so a model whose motions are all
     # alike finds nothing.

@@ -102,7 +102,7 @@ class Evaluators:
         found = [self.words.look_up(caption.tokens) for caption in captions]
         lengths = torch.tensor([len(words) for words, _ in found])
         words, parts = (
-            nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+            nn.utils.rnn.pad_sequence([*rows], batch_first=True).to(self.device)
             for rows in zip(*found, strict=True)
         )
         return self.text.embed(words, parts, lengths).cpu()
