@@ -14,10 +14,14 @@ from torch import Tensor
 from motion.features.recording import Recording
 from motion.metrics import (
     SLIDING_SPEED,
+    acceleration_errors,
+    align_poses,
+    align_roots,
     find_steps,
     ground_speed,
     joint_errors,
     joint_jerk,
+    mpjpe,
     rotation_error,
 )
 from motion.model import RVQVAE
@@ -41,8 +45,15 @@ class MotionSummary:
         frames: the number of frames.
         mpjpe_mm: mean distance of joints from their original positions.
         rotation_error_degrees: mean angle between rotations of joints.
+        root_aligned_mpjpe_mm: mean distance of joints from their original positions, both relative
+            to the root.
+        procrustes_aligned_mpjpe_mm: the same after each frame is moved, turned and scaled onto its
+            original, see :func:`~motion.metrics.align_poses`.
+        acceleration_error_m_s2: mean error of the accelerations of joints, see
+            :func:`~motion.metrics.acceleration_errors`.
         jerk_m_s3: mean jerk of the joints, see :func:`~motion.metrics.joint_jerk`.
         original_jerk_m_s3: mean jerk of the original, at the frame rate of the model.
+        jerk_ratio: the jerk divided by the jerk of the original.
         foot_contacts: the number of contacts: a foot that is on the ground of the original in a
             frame and the next, see :func:`~motion.metrics.find_steps`; 0 if the names of the joints
             do not tell the feet.
@@ -57,8 +68,12 @@ class MotionSummary:
     frames: int
     mpjpe_mm: tuple[float, ...]
     rotation_error_degrees: tuple[float, ...]
+    root_aligned_mpjpe_mm: float
+    procrustes_aligned_mpjpe_mm: float
+    acceleration_error_m_s2: float | None
     jerk_m_s3: float | None
     original_jerk_m_s3: float | None
+    jerk_ratio: float | None
     foot_contacts: int
     foot_speed_m_s: float | None
     original_foot_speed_m_s: float | None
@@ -80,6 +95,11 @@ class MotionEvaluation:
         errors: ``(N, J)``, distances in millimetres, for N numbers of layers; the last is all.
         angles: ``(N,)``, mean angles between rotations of joints in degrees, for the same numbers.
         counts: ``(Q, K)``, how often each code of each layer was chosen.
+        aligned: ``(2,)``, mean distances in millimetres with roots aligned, and with whole poses
+            aligned.
+        accelerations: mean errors of accelerations, in m/s^2.
+        acceleration_frames: the number of frames with an acceleration; two frames of each recording
+            have none.
         jerks: ``(2,)``, mean jerks of the joints, in m/s^3.
         jerk_frames: the number of frames with a jerk; three frames of each recording have none.
         contacts: how often a foot is on the ground in the original.
@@ -92,6 +112,9 @@ class MotionEvaluation:
     errors: Tensor
     angles: Tensor
     counts: Tensor
+    aligned: Tensor
+    accelerations: Tensor
+    acceleration_frames: int
     jerks: Tensor
     jerk_frames: int
     contacts: int
@@ -138,6 +161,8 @@ class MotionEvaluation:
     @property
     def summary(self) -> MotionSummary:
         """All figures, except the figures of single joints and codes."""
+        root_aligned, pose_aligned = (self.aligned / self.frames).tolist()
+        (acceleration,) = divide(self.accelerations[None], self.acceleration_frames)
         original_jerk, jerk = divide(self.jerks, self.jerk_frames)
         original_speed, speed = divide(self.speeds, self.contacts)
         original_sliding, sliding = divide(self.slides, self.contacts)
@@ -145,8 +170,12 @@ class MotionEvaluation:
             frames=self.frames,
             mpjpe_mm=self.mpjpe,
             rotation_error_degrees=self.rotation_errors,
+            root_aligned_mpjpe_mm=root_aligned,
+            procrustes_aligned_mpjpe_mm=pose_aligned,
+            acceleration_error_m_s2=acceleration,
             jerk_m_s3=jerk,
             original_jerk_m_s3=original_jerk,
+            jerk_ratio=jerk / original_jerk if original_jerk and jerk is not None else None,
             foot_contacts=self.contacts,
             foot_speed_m_s=speed,
             original_foot_speed_m_s=original_speed,
@@ -230,6 +259,7 @@ def measure(
             angles.append(rotation_error(joints.rotations, original.rotations) * length)
     fps = model.config.fps
     pair = torch.stack([original.positions.double(), joints.positions.double()])
+    aligned = mpjpe(*map(align_roots, pair)), mpjpe(align_poses(pair[1], pair[0]), pair[0])
     jerks = torch.stack([joint_jerk(positions, fps).sum() for positions in pair])
     speeds = speeds_on_ground(pair, find_feet(names), fps)
     speeds = speeds[:, ~speeds[0].isnan()]
@@ -239,6 +269,9 @@ def measure(
         errors=torch.stack(errors),
         angles=torch.tensor(angles, dtype=torch.float64),
         counts=counts,
+        aligned=torch.tensor(aligned, dtype=torch.float64) * length,
+        accelerations=acceleration_errors(pair[1], pair[0], fps).sum(),
+        acceleration_frames=max(length - 2, 0),
         jerks=jerks,
         jerk_frames=max(length - 3, 0),
         contacts=speeds.shape[1],
