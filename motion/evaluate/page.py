@@ -144,7 +144,7 @@ def make_summary_section(whole: MotionEvaluation) -> Section:
             "of these, sliding (%)", as_percent(found.original_sliding), as_percent(found.sliding)
         ),
     ]
-    text = ABOUT_FEET.format(whole.contacts) if find_feet(whole.joint_names) else NO_FEET
+    text = ABOUT_FEET.format(found.foot_contacts) if find_feet(whole.joint_names) else NO_FEET
     return Section("Summary", "summary", [Table(columns, rows)], text)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
 from motion.evaluate.folder import FolderEvaluation
+from motion.evaluate.movement import MovementSummary
 from wanvae.engine.files import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows
@@ -43,7 +44,7 @@ def make_table(evaluation: MotionEvaluation, joints: int = WORST) -> Iterator[st
     yield from describe_movement(summary)
 
 
-def describe_movement(summary: MotionSummary) -> Iterator[str]:
+def describe_movement(summary: MovementSummary) -> Iterator[str]:
     """Yields lines on aligned errors; and on acceleration, jerk and feet, if they are known."""
     yield (
         f"MPJPE with roots aligned: {summary.root_aligned_mpjpe_mm:.2f} mm; with poses aligned "

@@ -37,11 +37,10 @@ def turn_roots(rotations: Tensor, angles: Tensor) -> Tensor:
 
 
 def turn_vectors(vectors: Tensor, angles: Tensor) -> Tensor:
-    """Returns vectors (T, ..., 3) turned about the vertical by angles (T,) in radians."""
-    turned = make_turns(angles) @ vectors.flatten(1, -2).mT if vectors.ndim > 2 else None
-    if turned is None:
-        return (make_turns(angles) @ vectors[..., None]).squeeze(-1)
-    return turned.mT.view(vectors.shape)
+    """Returns vectors (..., 3) turned about the vertical by angles (...) in radians."""
+    cosine, sine = angles.cos(), angles.sin()
+    x, y, z = vectors.unbind(dim=-1)
+    return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], dim=-1)
 
 
 def wrap(angles: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Literal
 
 import roma
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from motion.config import FeatureSpec
@@ -39,10 +38,9 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
         headings = find_headings(rotations[:, 0])
         rotations = turn_roots(rotations, -headings)
         turns = [wrap(difference_backward(headings))[:, None] * clip.fps]
-        velocities, steps, positions_on_ground = (
-            turn_vectors(vectors, -headings)
-            for vectors in (velocities, steps, positions_on_ground)
-        )
+        steps = turn_vectors(steps, -headings)
+        velocities = turn_vectors(velocities, -headings[:, None])
+        positions_on_ground = turn_vectors(positions_on_ground, -headings[:, None])
     parts = [to_rot6d(rotations, spec.rot6d).flatten(1)]
     if spec.root:
         parts += [*turns, steps[:, [0, 2]], root[:, 1:2]]
@@ -90,7 +88,6 @@ def restore_clip(
             "and at least one frame"
         )
     width = 6 * skeleton.joints
-    end = width + spec.root_channels
     rotations = from_rot6d(features[:, :width].unflatten(1, (-1, 6)), spec.rot6d)
     if spec.relative:
         if headings is None:
@@ -102,14 +99,13 @@ def restore_clip(
         headings = headings.to(rotations)
         rotations = turn_roots(rotations, headings - find_headings(rotations[:, 0]))
     if root_positions is None and spec.root:
-        velocity, height = features[:, width:end][:, -3:].split((2, 1), dim=1)
-        steps = F.pad(velocity, (0, 1)).double()[:, [0, 2, 1]] / fps
-        if spec.relative and headings is not None:
+        x, z, height = features[:, width : width + spec.root_channels].double().unbind(1)[-3:]
+        steps = torch.stack([x, torch.zeros_like(x), z], dim=1) / fps
+        if headings is not None:
             steps = turn_vectors(steps, headings.double())
-        steps = steps[:, [0, 2]]
-        steps[0] = steps.new_tensor(start)  # the first frame has no velocity
+        steps[0] = steps.new_tensor((start[0], 0, start[1]))  # the first frame has no velocity
         path = steps.cumsum(dim=0)
-        root_positions = torch.stack([path[:, 0], height[:, 0].double(), path[:, 1]], dim=1)
+        root_positions = torch.stack([path[:, 0], height, path[:, 2]], dim=1)
     elif root_positions is None:
         place = (start[0], find_height(skeleton, rotations), start[1])
         root_positions = features.new_tensor(place).expand(len(features), -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from motion.errors import MotionError
 from motion.features import humanml3d
+from motion.features.heading import turn_vectors
 from motion.metrics import CONTACT_HEIGHT
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
@@ -44,15 +45,20 @@ class Movement:
     def find_places(self, features: Tensor, pose: Tensor) -> Tensor:
         """Returns positions ``(B, T, J, 3)`` in the world, from the ``find_pose`` of features.
 
-        The first frame is at the origin. Features without a root stay there.
+        The first frame is at the origin, and its heading is 0 if features are relative to the
+        heading. Features without a root stay there.
         """
         if self.spec is None or not self.spec.root:
             return pose
         first = 6 * self.skeleton.joints
-        motion = self.model.normalizer.denormalize(features)[..., first : first + 3]
-        steps, height = motion[..., :2] / self.fps, motion[..., 2]
-        path = torch.cat([torch.zeros_like(steps[:, :1]), steps[:, 1:].cumsum(dim=1)], dim=1)
-        root = torch.stack([path[..., 0], height, path[..., 1]], dim=-1)
+        motion = self.model.normalizer.denormalize(features)
+        *turns, x, z, height = motion[..., first : first + self.spec.root_channels].unbind(-1)
+        steps = torch.stack([x, torch.zeros_like(x), z], dim=-1) / self.fps
+        for turn in turns:  # one, if features are relative to the heading
+            headings = add_up(turn / self.fps)
+            steps, pose = turn_vectors(steps, headings), turn_vectors(pose, headings[..., None])
+        path = add_up(steps)
+        root = torch.stack([path[..., 0], height, path[..., 2]], dim=-1)
         return pose + root[:, :, None]
 
     def find_feet(self) -> list[int]:
@@ -64,6 +70,11 @@ class Movement:
                 "loss.foot_velocity to 0"
             )
         return list(feet)
+
+
+def add_up(steps: Tensor) -> Tensor:
+    """Returns where steps ``(B, T, ...)`` from the frame before lead; the first step counts not."""
+    return torch.cat([torch.zeros_like(steps[:, :1]), steps[:, 1:].cumsum(dim=1)], dim=1)
 
 
 def find_accelerations(places: Tensor, fps: float) -> Tensor:
