@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from motion.checkpoints.formats import FORMAT, require_suffix
 from motion.config import RVQVAEConfig
-from motion.model import RVQVAE, complete
+from motion.model import RVQVAE, complete, decode_latents
 from wanvae.engine.config import check_option, to_json_dict
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.files import atomic_path
@@ -62,15 +62,17 @@ class DecoderPart(nn.Module):
 
     def __init__(self, model: RVQVAE) -> None:
         super().__init__()
-        self.normalizer, self.decoder, self.quantizer = (
+        self.normalizer, self.decoder, self.smoother, self.quantizer = (
             model.normalizer,
             model.decoder,
+            model.smoother,
             model.quantizer,
         )
 
     def forward(self, indices: Tensor) -> Tensor:
         dtype = next(self.decoder.parameters()).dtype
-        features = self.decoder(self.quantizer.look_up(indices).to(dtype)).mT
+        latents = self.quantizer.look_up(indices).to(dtype)
+        features = decode_latents(self.decoder, self.smoother, latents, None)
         return self.normalizer.denormalize(features.to(self.normalizer.mean))
 
 

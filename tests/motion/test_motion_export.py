@@ -9,7 +9,7 @@ import torch
 
 from motion import RVQVAE, QuantizerConfig, ResnetConfig, RVQVAEConfig
 from motion.cli import main
-from motion.config import WanConfig
+from motion.config import SmoothingConfig, WanConfig
 from motion.export import as_onnx, export_part, least_frames, least_tokens, write_part
 from motion.features.statistics import FeatureStatistics
 from wanvae.engine.config import from_json_dict
@@ -23,7 +23,11 @@ CONFIGS = {
             width=16, depth=3, causal=True, attention=True, attention_window=4, activation="silu"
         )
     },
-    "wan": {"network": "wan", "wan": WanConfig(dim=8, num_res_blocks=1)},
+    "wan": {
+        "network": "wan",
+        "wan": WanConfig(dim=8, num_res_blocks=1),
+        "smoothing": SmoothingConfig(before=2, after=1),
+    },
 }
 
 
