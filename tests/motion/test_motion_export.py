@@ -20,12 +20,12 @@ CONFIGS = {
     "resnet": {"resnet": ResnetConfig(width=16, depth=2, norm="LN", dropout=0.5)},
     "causal": {
         "resnet": ResnetConfig(
-            width=16, depth=3, causal=True, attention=True, attention_window=4, activation="silu"
+            width=16, depth=1, causal=True, attention=True, attention_window=4, activation="silu"
         )
     },
     "wan": {
         "network": "wan",
-        "wan": WanConfig(dim=8, num_res_blocks=1),
+        "wan": WanConfig(dim=8, dim_mult=(1, 2), num_res_blocks=1),
         "smoothing": SmoothingConfig(before=2, after=1),
     },
 }
