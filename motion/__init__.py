@@ -1,9 +1,12 @@
 """A tokenizer for human motion: the 1D RVQ-VAE, which loads, trains, encodes, decodes, streams."""
 
 from motion.config import FeatureSpec, RVQVAEConfig
+from motion.dataset.collate import TokenBatch, collate
+from motion.dataset.reader import TokenClip, TokenDataset
 from motion.model import RVQVAE, Reconstruction
 from motion.networks.resnet import Resnet1D
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
+from motion.vocabulary import TokenVocabulary
 
 __version__ = "0.1.0"
 
@@ -15,5 +18,10 @@ __all__ = [
     "Reconstruction",
     "ResidualVQ",
     "Resnet1D",
+    "TokenBatch",
+    "TokenClip",
+    "TokenDataset",
+    "TokenVocabulary",
     "__version__",
+    "collate",
 ]
