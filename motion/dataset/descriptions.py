@@ -123,8 +123,8 @@ class DescriptionReader:
         """What people must know of the descriptions that were read so far, one line each."""
         known = self._names | {str(PurePosixPath(name).with_suffix("")) for name in self._names}
         missing = self._reader.unmatched(known)
-        rows = [f"{len(missing)} rows are of no motion file: {first_few(missing)}"]
-        counts = [f"{count} {what}" for what, count in self._counts.items()]
+        rows = [f"rows of tables are of no motion file: {first_few(missing)}"]
+        counts = [f"{what}: {count}" for what, count in self._counts.items()]
         return [*self._reader.notes, *self._damaged, *counts, *(rows if missing else [])]
 
     def _read_sidecars(self, name: str) -> Sidecars:
@@ -175,7 +175,7 @@ class DescriptionReader:
             if not caption.text:
                 continue
             if caption.stop is not None and caption.stop <= caption.start:
-                self._counts["captions end before they begin: left out"] += 1
+                self._counts["captions that end before they begin are left out"] += 1
                 continue
             yield caption
 

@@ -122,7 +122,7 @@ class TokenDataset(Dataset[TokenClip]):
         ]
         items = [item for span in spans for item in cut(Excerpt(*span), window)]
         if empty := sum(start >= stop for *_, start, stop in spans):
-            LOGGER.warning("%s: %d captions are of parts without a token: left out", folder, empty)
+            LOGGER.warning("%s: captions of parts without a token are left out: %d", folder, empty)
         if not items:
             raise UserError(f"{folder} has no tokens to use; tokenize or select other motion files")
         # One tensor, which the workers of a DataLoader share.
