@@ -7,7 +7,8 @@ changed. Run it again to go on after an interruption.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,8 @@ def train(folder: Path, run: Path, steps: int, batch_size: int, rate: float) -> 
     return accelerator.unwrap_model(model).eval()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None = None) -> Namespace:
+    """Returns the options of the command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tokens", type=Path, help="folder that motion tokenize wrote")
     parser.add_argument("output", type=Path, help="motion file to write, like walk.bvh")
@@ -131,13 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--longest", type=int, default=200, help="tokens")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
     model = train(options.tokens, options.run, options.steps, options.batch_size, options.rate)
     indices = model.sample(options.caption, options.longest, options.temperature)
     recording = detokenize(RVQVAE.from_pretrained(options.checkpoint), Tokens(indices, None))
     recording.write(options.output, recording.features)
     print(f"{options.output}: {len(indices)} tokens, {len(recording)} frames")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
