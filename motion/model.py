@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
 from motion.networks.smoothing import Smoother

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from motion.checkpoints.architecture import BEAT2, Untold, infer_config
 from motion.config import RVQVAEConfig
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.files.arrays import write_array
 from motion.skeleton.packaged import SMPLX
 from motion.skeleton.tree import Skeleton
