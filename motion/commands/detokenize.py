@@ -23,7 +23,7 @@ from motion.evaluate.reconstruction import make_figure
 from motion.features.actors import match_file, match_model
 from motion.features.humanml3d import skeleton_of
 from motion.features.recording import Recording, suffixes_written
-from motion.features.rotations import restore_clip
+from motion.features.rotations import restore_motion
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, render
@@ -102,7 +102,7 @@ def detokenize(
             f"the skeleton that the tokens are to move {error}; give another one with --skeleton"
         ) from None
     arranged = skeleton if matching is None else matching.arranged
-    clip = restore_clip(
+    clip = restore_motion(
         features.double(),
         config.features,
         arranged,
