@@ -103,7 +103,7 @@ class MotionLosses:
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
             "foot_velocity": lambda: find_foot_error(
-                error, *(x[:, :, self.feet] for x in places()), fps
+                error, *[x[:, :, self.feet] for x in places()], fps=fps
             ),
             "commitment": reconstruction.quantized.commitment_loss.float,
         }
