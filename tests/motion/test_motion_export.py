@@ -108,11 +108,11 @@ def test_the_command_writes_programs_of_a_checkpoint(tmp_path, capsys):
     metadata = decoder.get_modelmeta().custom_metadata_map
     for config in (facts["config"], metadata["config"]):
         assert from_json_dict(RVQVAEConfig, json.loads(config)) == model.config
-    motion = motions(model.config)[3]
+    motion = motions(model.config)[-1]
     indices = encoder(motion=motion)
     assert torch.equal(indices, model.encode(motion))
     (decoded,) = decoder.run(None, {"indices": indices.numpy()})
-    torch.testing.assert_close(torch.from_numpy(decoded[:, :17]), model.decode(indices, 17))
+    torch.testing.assert_close(torch.from_numpy(decoded), model.decode(indices, 200))
 
 
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
