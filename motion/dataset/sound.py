@@ -1,0 +1,79 @@
+"""Files of sound beside motion files, and how long they are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+from av.error import FFmpegError
+
+from wanvae.engine.litter import is_litter, suffix_of
+from wanvae.errors import UserError
+from wanvae.folders.listing import SOUND_SUFFIXES
+
+# Folders of sound in the folder of motion files or beside it; the first is BEAT2's.
+SOUND_FOLDERS = ("wave16k", "audio", "wav")
+
+
+class SoundFinder:
+    """Finds the sound of motion files: a file of the same name beside it, or in a folder of sound.
+
+    Args:
+        folder: the folder of motion files.
+        others: the files in it that are no motion files.
+    """
+
+    def __init__(self, folder: Path, others: Sequence[Path]) -> None:
+        self._folder = folder
+        self._beside = {
+            path.relative_to(folder).with_suffix(""): path for path in others if is_sound(path)
+        }
+        self._away: dict[Path, Path] = {}
+        self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
+        for place in sound_folders(folder):
+            for path in filter(is_sound, sorted(place.rglob("*"))):
+                self._away.setdefault(path.relative_to(place).with_suffix(""), path)
+                self._by_name[path.stem].append(path)
+
+    def find(self, file: Path) -> Path | None:
+        """Returns the file of sound of a motion file; None if there is none."""
+        name = file.relative_to(self._folder).with_suffix("")
+        found = self._beside.get(name) or self._away.get(name)
+        namesakes = self._by_name.get(name.name, ())
+        # Of several files of one name nothing tells which it is.
+        return namesakes[0] if found is None and len(namesakes) == 1 else found
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file has the suffix of a file of sound, and is none that a system leaves."""
+    return suffix_of(path.name) in SOUND_SUFFIXES and not is_litter(path.name)
+
+
+def sound_folders(folder: Path) -> list[Path]:
+    """Returns the folders of sound in a folder and beside it."""
+    places = (place / name for place in (folder, folder.parent) for name in SOUND_FOLDERS)
+    return [place for place in places if place.is_dir()]
+
+
+def measure_sound(path: Path) -> tuple[int, int]:
+    """Returns samples per second and the number of samples of a file of sound.
+
+    Raises:
+        UserError: the file cannot be read, has no sound, or does not tell how long it is.
+    """
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.audio:
+                raise UserError("it has no sound")
+            stream = file.streams.audio[0]
+            if stream.duration is not None and stream.time_base is not None:
+                seconds = stream.duration * stream.time_base
+            elif file.duration is not None:
+                seconds = file.duration / av.time_base
+            else:
+                raise UserError("it does not tell how long it is")
+            return stream.rate, round(seconds * stream.rate)
+    except (FFmpegError, OSError) as error:
+        raise UserError(error.strerror or str(error)) from error
