@@ -114,7 +114,13 @@ class DescriptionReader:
         missing = self._reader.unmatched(known)
         rows = [f"rows of tables are of no motion file: {first_few(missing)}"]
         counts = [f"{what}: {count}" for what, count in self._counts.items()]
-        return [*self._reader.notes, *self._damaged, *counts, *(rows if missing else [])]
+        return [
+            *self._reader.notes,
+            *self._damaged,
+            *self._sounds.notes.values(),
+            *counts,
+            *(rows if missing else []),
+        ]
 
     def _read_sidecars(self, name: str) -> Sidecars:
         """Returns texts and JSON by suffix, and the row, which may name the file without suffix."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,30 +19,51 @@ SOUND_FOLDERS = ("wave16k", "audio", "wav")
 class SoundFinder:
     """Finds the sound of motion files: a file of the same name beside it, or in a folder of sound.
 
+    In a folder of sound it has the same path, or another path but a name that is there once.
+
     Args:
         folder: the folder of motion files.
         others: the files in it that are no motion files.
+
+    Attributes:
+        notes: what people must know, one line for each motion file.
     """
 
     def __init__(self, folder: Path, others: Sequence[Path]) -> None:
+        self.notes: dict[Path, str] = {}
         self._folder = folder
         self._beside = {
             path.relative_to(folder).with_suffix(""): path for path in others if is_sound(path)
         }
-        self._away: dict[Path, Path] = {}
-        self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
-        for place in sound_folders(folder):
-            for path in filter(is_sound, sorted(place.rglob("*"))):
-                self._away.setdefault(path.relative_to(place).with_suffix(""), path)
-                self._by_name[path.stem].append(path)
+        self._away = [list_sounds(place) for place in sound_folders(folder)]
 
     def find(self, file: Path) -> Path | None:
         """Returns the file of sound of a motion file; None if there is none."""
         name = file.relative_to(self._folder).with_suffix("")
-        found = self._beside.get(name) or self._away.get(name)
-        namesakes = self._by_name.get(name.name, ())
-        # Of several files of one name nothing tells which it is.
-        return namesakes[0] if found is None and len(namesakes) == 1 else found
+        if name in self._beside:
+            return self._beside[name]
+        for sounds in self._away:
+            found = sounds.get(name.as_posix()) or sounds.get(f"*/{name.name}", [])
+            if len(found) > 1:
+                names = ", ".join(map(str, found[:2]))
+                self.notes[file] = f"{file} has no sound, because it may be of {names}: rename one"
+            elif found:
+                return found[0]
+        return None
+
+
+def list_sounds(place: Path) -> dict[str, list[Path]]:
+    """Returns the files in a folder of sound by their paths without suffix, and by "*/" and name.
+
+    Of files of one path, which differ in the suffix, the first counts.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in filter(is_sound, sorted(place.rglob("*"))):
+        key = path.relative_to(place).with_suffix("").as_posix()
+        if key not in found:
+            found[key] = [path]
+            found.setdefault(f"*/{path.stem}", []).append(path)
+    return found
 
 
 def is_sound(path: Path) -> bool:
