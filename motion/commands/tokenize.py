@@ -21,13 +21,8 @@ from motion.commands.options import (
 )
 from motion.config import FeatureSpec
 from motion.dataset.descriptions import SPEAKER
-from motion.dataset.folder import (
-    CLIPS_PER_FILE,
-    FolderOptions,
-    FolderReport,
-    plan_targets,
-    write_folder,
-)
+from motion.dataset.folder import FolderReport, write_folder
+from motion.dataset.plan import CLIPS_PER_FILE, FolderOptions, plan_targets
 from motion.dataset.records import TokenFormat, TokenRecord, TokenSettings
 from motion.errors import MotionError
 from motion.features.actors import warn_of_proportions

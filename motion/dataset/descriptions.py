@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import av
-from av.error import FFmpegError
-
 from motion.dataset.records import AudioSpan, Caption, Description
+from motion.dataset.sound import SoundFinder, measure_sound
 from motion.features.humanml3d import find_features_folder
-from wanvae.engine.litter import is_litter, suffix_of
 from wanvae.engine.text import first_few, first_sentence
 from wanvae.errors import UserError
 from wanvae.folders.caption import CAPTIONS, ROW
-from wanvae.folders.listing import METADATA, SOUND_SUFFIXES, is_caption, stems_of
+from wanvae.folders.listing import METADATA, is_caption, stems_of
 from wanvae.folders.manifest import Entry
 from wanvae.folders.metadata import decode
 from wanvae.folders.sidecars import LARGEST, SidecarReader, Sidecars, read_bytes
@@ -29,8 +26,8 @@ from wanvae.folders.sidecars import LARGEST, SidecarReader, Sidecars, read_bytes
 SPEAKER = r"\d+_([^\W\d_]+)_\d+_\d+_\d+"
 # Columns that name the speaker, the first that is there.
 SPEAKERS = ("speaker", "speaker_id", "actor")
-# Folders beside the folder of motion files: captions as in HumanML3D, and sound as in BEAT2.
-TEXTS, SOUND_FOLDERS = "texts", ("wave16k", "audio", "wav")
+# The folder of captions of HumanML3D, beside the folder of motion files.
+TEXTS = "texts"
 
 
 class DescriptionReader:
@@ -79,15 +76,7 @@ class DescriptionReader:
         self._held.enter_context(self._reader)
         self._counts: Counter[str] = Counter()
         self._damaged: dict[str, None] = {}
-        self._beside = {
-            path.relative_to(folder).with_suffix(""): path for path in others if is_sound(path)
-        }
-        self._away: dict[Path, Path] = {}
-        self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
-        for place in sound_folders(folder):
-            for path in filter(is_sound, sorted(place.rglob("*"))):
-                self._away.setdefault(path.relative_to(place).with_suffix(""), path)
-                self._by_name[path.stem].append(path)
+        self._sounds = SoundFinder(folder, others)
 
     def __enter__(self) -> DescriptionReader:
         return self
@@ -125,7 +114,13 @@ class DescriptionReader:
         missing = self._reader.unmatched(known)
         rows = [f"rows of tables are of no motion file: {first_few(missing)}"]
         counts = [f"{what}: {count}" for what, count in self._counts.items()]
-        return [*self._reader.notes, *self._damaged, *counts, *(rows if missing else [])]
+        return [
+            *self._reader.notes,
+            *self._damaged,
+            *self._sounds.notes.values(),
+            *counts,
+            *(rows if missing else []),
+        ]
 
     def _read_sidecars(self, name: str) -> Sidecars:
         """Returns texts and JSON by suffix, and the row, which may name the file without suffix."""
@@ -184,7 +179,7 @@ class DescriptionReader:
     ) -> AudioSpan | None:
         """Returns the sound of a motion file; None without sound that can be read."""
         named = find_value(values, ("audio",))
-        path = self._find_audio(file) if named is None else self._folder / str(named)
+        path = self._sounds.find(file) if named is None else self._folder / str(named)
         if path is None:
             return None
         self._use(path)
@@ -194,17 +189,9 @@ class DescriptionReader:
             stop = read_count(find_value(values, ("audio_stop",)), start + round(seconds * rate))
             name = Path(os.path.relpath(path, self._folder)).as_posix()
             return AudioSpan(path=name, rate=rate, start=start, stop=min(stop, samples))
-        except (UserError, OSError, ValueError, FFmpegError) as error:
+        except (UserError, ValueError) as error:
             self._damaged[f"{path}: no sound of {file.name} ({first_sentence(error)})"] = None
             return None
-
-    def _find_audio(self, file: Path) -> Path | None:
-        """Returns the file of sound of a motion file; None if there is none."""
-        name = file.relative_to(self._folder).with_suffix("")
-        found = self._beside.get(name) or self._away.get(name)
-        namesakes = self._by_name.get(name.name, ())
-        # Of several files of one name nothing tells which it is.
-        return namesakes[0] if found is None and len(namesakes) == 1 else found
 
     def _use(self, path: Path) -> None:
         """Notes that a file of the folder describes a motion file."""
@@ -220,17 +207,6 @@ def describes(name: str, stems: set[tuple[PurePosixPath, str]]) -> bool:
     """
     path = PurePosixPath(name)
     return is_caption(path.name, {path.stem} if (path.parent, path.stem) in stems else ())
-
-
-def is_sound(path: Path) -> bool:
-    """Whether a file has the suffix of a file of sound, and is none that a system leaves."""
-    return suffix_of(path.name) in SOUND_SUFFIXES and not is_litter(path.name)
-
-
-def sound_folders(folder: Path) -> list[Path]:
-    """Returns the folders of sound in a folder and beside it."""
-    places = (place / name for place in (folder, folder.parent) for name in SOUND_FOLDERS)
-    return [place for place in places if place.is_dir()]
 
 
 def compile_speaker(pattern: str) -> re.Pattern[str]:
@@ -279,23 +255,3 @@ def find_value(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any
 def read_count(value: object, default: int) -> int:
     """Returns a whole number of a table, which may be text; ValueError if it is none."""
     return default if value is None else int(str(value))
-
-
-def measure_sound(path: Path) -> tuple[int, int]:
-    """Returns samples per second and the number of samples of a file of sound.
-
-    Raises:
-        UserError: the file has no sound.
-        OSError, FFmpegError: the file cannot be read.
-    """
-    with av.open(str(path)) as file:
-        if not file.streams.audio:
-            raise UserError("it has no sound")
-        stream = file.streams.audio[0]
-        if stream.duration is not None and stream.time_base is not None:
-            seconds = stream.duration * stream.time_base
-        elif file.duration is not None:
-            seconds = file.duration / av.time_base
-        else:
-            raise UserError("it does not tell how long it is")
-        return stream.rate, round(seconds * stream.rate)

@@ -10,7 +10,8 @@ from accelerate import PartialState
 
 from motion import RVQVAE
 from motion.commands.tokenize import tokenize_file, tokenize_folder
-from motion.dataset.folder import FolderOptions, FolderReport
+from motion.dataset.folder import FolderReport
+from motion.dataset.plan import FolderOptions
 from motion.dataset.records import INDEX, SETTINGS, TokenFormat
 from motion.errors import MotionError
 from motion.files.formats import write_motion

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from motion import RVQVAE, TokenBatch, TokenClip, TokenDataset, TokenVocabulary, collate
 from motion.commands.tokenize import tokenize_folder
-from motion.dataset.folder import FolderOptions
+from motion.dataset.plan import FolderOptions
 from motion.dataset.reader import tokens_of_caption
 from motion.dataset.records import (
     INDEX,

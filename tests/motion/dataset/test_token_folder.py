@@ -14,7 +14,8 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from motion import RVQVAE
 from motion.commands.tokenize import describe_records, tokenize_folder
 from motion.dataset.containers import read_container
-from motion.dataset.folder import FolderOptions, FolderReport
+from motion.dataset.folder import FolderReport
+from motion.dataset.plan import FolderOptions
 from motion.dataset.records import INDEX, SETTINGS, Caption, TokenFormat, TokenRecord
 from motion.tokens import read_tokens
 from tests.motion.helpers import contents, in_processes
