@@ -10,8 +10,11 @@ from motion.model import RVQVAE, Reconstruction
 from motion.networks.resnet import Resnet1D
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.skeleton.tree import Skeleton, forward_kinematics
+from motion.vocabulary import TokenVocabulary
 
 if TYPE_CHECKING:
+    from motion.dataset.collate import TokenBatch, collate
+    from motion.dataset.reader import TokenClip, TokenDataset
     from motion.features.rotations import extract_features, restore_motion
     from motion.files.formats import read_motion, write_motion
     from motion.skeleton.clip import MotionClip
@@ -31,7 +34,12 @@ __all__ = [
     "Resnet1D",
     "ResnetConfig",
     "Skeleton",
+    "TokenBatch",
+    "TokenClip",
+    "TokenDataset",
+    "TokenVocabulary",
     "__version__",
+    "collate",
     "extract_features",
     "forward_kinematics",
     "load_config",
@@ -43,6 +51,10 @@ __all__ = [
 # Names that need more libraries are imported when they are first used.
 LATER = {
     "MotionClip": "motion.skeleton.clip",
+    "TokenBatch": "motion.dataset.collate",
+    "TokenClip": "motion.dataset.reader",
+    "TokenDataset": "motion.dataset.reader",
+    "collate": "motion.dataset.collate",
     "extract_features": "motion.features.rotations",
     "load_config": "motion.train.run",
     "read_motion": "motion.files.formats",

@@ -18,6 +18,7 @@ from motion.evaluate.evaluation import (
     measure,
 )
 from motion.evaluate.evaluators.judging import Judgement
+from motion.features.actors import warn_of_proportions
 from motion.features.recording import find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
@@ -115,8 +116,9 @@ def evaluate_folder(
     def evaluations() -> Iterator[MotionEvaluation]:
         for path in share_files(found.paths, processes, progress=progress):
             try:
-                recording = read_recording(path, model.config, reading)
+                recording = read_recording(path, model.config, reading, model.skeleton)
                 warn_of_units(recording, model.normalizer, shown=True)
+                warn_of_proportions(recording.matching, model.skeleton)
                 measured = measure(model, recording, window=window)
             except NotFiniteError as error:
                 failures.append((path, writable(f"{path}: {error}")))
