@@ -498,6 +498,25 @@ def test_motion_from_python(folder: Path) -> None:
     assert torch.equal(again.decode(names["indices"][..., :1], [30, 21]), names["rough"])
 
 
+def test_files_of_motion_from_python(folder: Path) -> None:
+    run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # an earlier example
+    names = run_python("files from Python")
+    clip, again = names["clip"], names["again"]
+    assert names["features"].shape == (15, 333)
+    assert_close(again.pose.positions, clip.pose.positions, atol=1e-5, rtol=0)
+    assert_close(
+        motion.read_motion("again.bvh").pose.positions, clip.pose.positions, atol=1e-4, rtol=0
+    )
+
+
+def test_a_quantizer_alone() -> None:
+    names = run_python("a quantizer alone")
+    result, mask = names["result"], names["mask"]
+    assert result.latents.shape == (8, 100, 256) and result.indices.shape == (8, 100, 6)
+    assert (result.latents[~mask] == 0).all() and (result.indices[~mask] == -1).all()
+    assert names["quantizer"].books.initialized
+
+
 def test_a_stream_of_motion(folder: Path) -> None:
     tiny = tiny_tokenizer(None, channels=263)
     wan = WanConfig(dim=4, attention_window=3)

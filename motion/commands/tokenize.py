@@ -25,6 +25,7 @@ from motion.dataset.folder import FolderReport, write_folder
 from motion.dataset.plan import CLIPS_PER_FILE, FolderOptions, plan_targets
 from motion.dataset.records import TokenFormat, TokenRecord, TokenSettings
 from motion.errors import MotionError
+from motion.features.actors import warn_of_proportions
 from motion.features.heading import find_headings
 from motion.features.recording import Recording, read_recording
 from motion.features.units import warn_of_units
@@ -152,11 +153,12 @@ def describe_records(records: Sequence[TokenRecord]) -> list[str]:
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
     warn_of_units(recording, model.normalizer, shown=False)
+    warn_of_proportions(recording.matching, model.skeleton)
     clip, config = recording.clip, model.config
     actor = None
     if clip is not None:
         actor = Actor(
-            skeleton=clip.skeleton,
+            skeleton=recording.file_skeleton,
             start=clip.start,
             betas=clip.betas,
             gender=clip.gender,
@@ -213,7 +215,7 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path, reading: Reading) -
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    recording = read_recording(path, model.config, reading)
+    recording = read_recording(path, model.config, reading, model.skeleton)
     try:
         tokens = tokenize(model, recording)
     except NotFiniteError as error:

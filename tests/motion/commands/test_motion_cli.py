@@ -96,9 +96,15 @@ def test_tokens_and_back(tmp_path: Path, files: Path, run: Run) -> None:
     assert (out, err) == (f"{tokens} -> {target}: 41 frames at 30 per second\n", "")
     out, err = run("reconstruct", walk, tmp_path / "c.bvh", *model(files, "rooted"))
     assert target.read_bytes() == (tmp_path / "c.bvh").read_bytes()
-    first, second, *_, third = out.splitlines()
+    first, second, *movement, third = out.splitlines()
     assert first == f"{walk} -> {tmp_path / 'c.bvh'}: 41 frames at 30 per second" and err == ""
     assert second.startswith("MPJPE ") and second.endswith(" degrees")
+    assert [line.split(":")[0] for line in movement] == [
+        "MPJPE with roots aligned",
+        "error of acceleration",
+        "jerk",
+        "feet on the ground",
+    ]
     assert third.startswith("11 tokens; codes that they use of the 16 of each layer: ")
 
 
