@@ -32,7 +32,6 @@ from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
 from wanvae.engine.parquet import open_parquet, require_pyarrow
 from wanvae.errors import UserError
-from wanvae.folders.tars import webdataset_key
 
 # What reading a damaged file raises.
 DAMAGE = (OSError, UserError, KeyError, TypeError, ValueError, tarfile.TarError)
@@ -79,6 +78,9 @@ def parse_stored(values: Mapping[str, Any], indices: Tensor) -> StoredTokens:
 
 def write_tar(path: Path, clips: Iterable[StoredTokens]) -> None:
     """Writes an uncompressed tar with the members of each clip."""
+    # Imported here because it imports a reader of videos, which ``import motion`` does not need.
+    from wanvae.folders.tars import webdataset_key
+
     taken: set[str] = set()
     with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
         for clip in clips:
