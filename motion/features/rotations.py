@@ -125,6 +125,19 @@ def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
     return rotations.mT if lines == "rows" else rotations
 
 
+def turn(rotations: Tensor, vectors: Tensor) -> Tensor:
+    """Turns vectors (..., 3) by rotations (..., 3, 3)."""
+    return (rotations @ vectors[..., None]).squeeze(-1)
+
+
+def turn_about_vertical(angles: Tensor) -> Tensor:
+    """Returns the rotations (..., 3, 3) about y by angles (...) in radians; +z goes towards +x."""
+    zero, one = torch.zeros_like(angles), torch.ones_like(angles)
+    cosine, sine = angles.cos(), angles.sin()
+    rows = [cosine, zero, sine, zero, one, zero, -sine, zero, cosine]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
 def check_contact_joints(skeleton: Skeleton, spec: FeatureSpec) -> None:
     """Raises MotionError if the contact joints are not there, or if others are feet by name."""
     chosen, count = spec.contact_joints, skeleton.joints
