@@ -6,30 +6,35 @@ import os
 from dataclasses import dataclass
 
 from jsonargparse import Namespace
+from torch import Tensor
 
-from motion.checkpoints.formats import require_suffix
+from motion import metrics
 from motion.commands.options import (
     MOTION_HELP,
+    WRITTEN_HELP,
     add_layers_option,
     add_model_options,
     add_reading_options,
     load_model,
+    print_loss,
     read_reading,
 )
 from motion.evaluate.evaluation import count_indices
 from motion.evaluate.reconstruction import reconstruct
-from motion.features.recording import read_recording, suffixes_written
+from motion.features.recording import Recording, check_output, read_recording
 from motion.files.reading import GUESSED, Reading
-from motion.metrics import mpjpe, rotation_error
+from motion.metrics import feature_errors
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import refuse_overwriting
 
+FEATURE_SPACE = "in the space of the features, because what they are is not known"
+
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=MOTION_HELP)
-    parser.add_argument("output", help="file to write, of the same kind")
+    parser.add_argument("output", help=f"file to write: {WRITTEN_HELP}")
     parser.reads("input")
     parser.writes("output")
     add_layers_option(parser)
@@ -50,10 +55,14 @@ def run(arguments: Namespace) -> None:
     if report.file_fps not in (None, report.fps):
         rate += f" (converted from {report.file_fps:g})"
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
-    print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
+    if report.mpjpe is None:
+        print(f"{FEATURE_SPACE}: mean error {report.feature_error:.4f} standard deviations")
+    else:
+        print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
     used = ", ".join(map(str, report.used))
     codes = model.config.quantizer.codebook_size
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
+    print_loss(report.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +73,24 @@ class ReconstructionReport:
         frames: the number of frames, at the frame rate of the model.
         file_fps: frames per second of the original; None if they are not known.
         fps: frames per second of the model.
-        mpjpe: mean distance of the joints from their original positions, in millimetres.
-        rotation_error: mean angle between the rotations of the joints, in degrees.
+        mpjpe: mean distance of the joints from their original positions, in millimetres; None if
+            what the features are is not known.
+        rotation_error: mean angle between the rotations of the joints, in degrees; or None.
+        feature_error: mean error of the features, in standard deviations of their channels.
         tokens: the number of tokens. Each has one code of each layer.
         used: the number of codes of each layer that the tokens use.
+        loss: a sentence on what the written file does not hold of the features; or empty.
     """
 
     frames: int
     file_fps: float | None
     fps: float
-    mpjpe: float
-    rotation_error: float
+    mpjpe: float | None
+    rotation_error: float | None
+    feature_error: float
     tokens: int
     used: tuple[int, ...]
+    loss: str = ""
 
 
 def reconstruct_file(
@@ -98,20 +112,34 @@ def reconstruct_file(
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
-    require_suffix(destination, *suffixes_written(model.config))
+    check_output(destination, model.config)
     recording = read_recording(source, model.config, reading)
     indices, features = reconstruct(model, recording, layers)
-    joints, original = recording.joints_of(features), recording.joints
     recording.write(destination, features)
+    mpjpe, rotation_error = compare_joints(recording, features)
+    std = model.normalizer.std.cpu()
     counts = count_indices(model, indices)
     return ReconstructionReport(
         frames=len(recording),
         file_fps=recording.file_fps,
         fps=model.config.fps,
-        mpjpe=mpjpe(joints.positions, original.positions),
-        rotation_error=rotation_error(joints.rotations, original.rotations),
+        mpjpe=mpjpe,
+        rotation_error=rotation_error,
+        feature_error=feature_errors(features, recording.features, std).mean().item(),
         tokens=indices.shape[1],
         used=tuple((counts > 0).sum(1).tolist()),
+        loss=recording.describe_loss(destination, features),
+    )
+
+
+def compare_joints(recording: Recording, features: Tensor) -> tuple[float | None, float | None]:
+    """Returns the mean errors of positions in mm, and of rotations in degrees, if joints are known."""
+    if recording.skeleton is None:
+        return None, None
+    joints, original = recording.joints_of(features), recording.joints
+    return (
+        metrics.mpjpe(joints.positions, original.positions),
+        metrics.rotation_error(joints.rotations, original.rotations),
     )
 
 

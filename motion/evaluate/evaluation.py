@@ -216,7 +216,7 @@ def measure(
         window: count the codes of all windows of so many frames, at all offsets; None counts the
             codes of the whole recording, and so does a window longer than the recording.
     """
-    layers, names = model.config.quantizer.num_quantizers, recording.skeleton.names
+    layers, names = model.config.quantizer.num_quantizers, recording.bones.names
     length, original = len(recording), recording.joints
     joints = original
     errors, angles = [], []

@@ -8,18 +8,19 @@ model computes in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from motion.config import RVQVAEConfig
-from motion.features import humanml3d
+from motion.features.published import PUBLISHED
 from motion.model import RVQVAE, Reconstruction
 from motion.skeleton.tree import Skeleton
 from motion.train.positions import Tree, find_positions
 from wanvae.engine.config import check, check_option
+from wanvae.errors import UserError
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
 # Turns normalized features ``(B, T, D)`` into positions of joints in each frame.
@@ -69,11 +70,12 @@ class MotionLosses:
     Args:
         config: the weights.
         model: the model that is trained.
-        skeleton: the skeleton of the motion.
+        skeleton: the skeleton of the motion; None for features that are not known, which have no
+            position term.
     """
 
-    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton) -> None:
-        self.config = config
+    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton | None) -> None:
+        self.config = config if skeleton is not None else drop_position(config)
         self.locate = make_locator(model, skeleton)
 
     def __call__(self, reconstruction: Reconstruction) -> dict[str, Tensor]:
@@ -90,8 +92,23 @@ class MotionLosses:
         return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
 
 
-def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
-    """Returns a function from normalized features of ``model`` to positions of joints."""
+def drop_position(config: LossConfig) -> LossConfig:
+    """Returns the weights without the position term, with the other terms as they were."""
+    if config.features == config.velocity == 0:
+        raise UserError(
+            "the loss has position alone, but what the features are is not known, so they have no "
+            "positions; set loss.features or loss.velocity above 0"
+        )
+    return replace(config, position=0.0)
+
+
+def make_locator(model: RVQVAE, skeleton: Skeleton | None) -> Locator:
+    """Returns a function from normalized features of ``model`` to positions of joints.
+
+    It is not called for features that are not known, which have no skeleton.
+    """
+    if skeleton is None:
+        return lambda features: features
     spec, joints = model.config.features, skeleton.joints
     channels = find_position_channels(model.config, joints)
     if spec is None or channels is not None:
@@ -110,7 +127,7 @@ def find_position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
     """Returns the channels that are positions of joints; None if there are none."""
     spec = config.features
     if spec is None:
-        return humanml3d.position_channels(config.channels)
+        return PUBLISHED[config.channels].positions
     if not spec.positions:
         return None
     first = 6 * joints + 3 * spec.root

@@ -186,7 +186,7 @@ class MotionTraining:
         recording = self.data.held_out[0]
         _, decoded = reconstruct(as_tokenizer(model), recording)
         pair = recording.joints, recording.joints_of(decoded)
-        figures = [Figure.of_joints(joints.positions, recording.skeleton) for joints in pair]
+        figures = [Figure.of_joints(joints.positions, recording.bones) for joints in pair]
         render_grid(path, figures, recording.config.fps)
 
 

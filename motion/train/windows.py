@@ -92,13 +92,13 @@ class SplitRecording:
 
     Attributes:
         path: the file.
-        skeleton: the skeleton that moves.
+        skeleton: the skeleton that moves; None for features that are not known.
         training: ``(T, D)``, float32, the features of the training part.
         held_out: the held-out part; None if nothing is held out.
     """
 
     path: Path
-    skeleton: Skeleton
+    skeleton: Skeleton | None
     training: Tensor
     held_out: Recording | None
 
@@ -123,7 +123,8 @@ class MotionData:
         windows: the training samples.
         held_out: the recordings, or parts of recordings, that are not trained on but evaluated;
             empty if nothing is held out.
-        skeleton: the skeleton of the first recording; all recordings have the same joints.
+        skeleton: the skeleton of the first recording; all recordings have the same joints. None for
+            features that are not known.
         statistics: the statistics of the training features, for the normalizer of the model.
         files: the files of the recordings.
         folder: where the files lie, or the only file.
@@ -133,7 +134,7 @@ class MotionData:
 
     windows: MotionWindows
     held_out: tuple[Recording, ...]
-    skeleton: Skeleton
+    skeleton: Skeleton | None
     statistics: FeatureStatistics
     files: tuple[Path, ...]
     folder: Path
@@ -225,6 +226,8 @@ def check_joints(sources: Sequence[SplitRecording]) -> None:
     first = sources[0]
     for source in sources:
         one, other = first.skeleton, source.skeleton
+        if one is None or other is None:
+            continue
         if (one.names, one.parents) != (other.names, other.parents):
             raise MotionError(
                 f"{first.path} and {source.path} have different joints; train on files of one "
