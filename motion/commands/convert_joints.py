@@ -8,17 +8,13 @@ from pathlib import Path
 
 from motion.errors import MotionError
 from motion.features.feature_files import SUFFIX, write_features
-from motion.features.joint_motion import (
-    JointMotion,
-    extract_published,
-    read_joint_motion,
-    read_target,
-)
+from motion.features.joint_motion import extract_published, read_joint_motion, read_target
 from motion.features.published import NAMES, FeatureName
 from motion.files.formats import WRITERS, check_suffix, write_motion
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
 from motion.files.joints import write_positions
 from motion.files.reading import GUESSED, Reading
+from motion.skeleton.selection import JointMotion
 from wanvae.engine.files import refuse_overwriting
 
 KEEPS_LENGTHS = (

@@ -133,7 +133,7 @@ def reconstruct_file(
 
 
 def compare_joints(recording: Recording, features: Tensor) -> tuple[float | None, float | None]:
-    """Returns the mean errors of positions in mm, and of rotations in degrees, if joints are known."""
+    """Returns the mean errors of positions (mm) and rotations (degrees); None without joints."""
     if recording.skeleton is None:
         return None, None
     joints, original = recording.joints_of(features), recording.joints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,52 +13,12 @@ from motion.features.joint_features import extract_joint_features, to_kit_joints
 from motion.features.motionstreamer import extract_streamer_features
 from motion.features.published import NAMES, PUBLISHED, FeatureName
 from motion.files.arrays import load_array, read_array
-from motion.files.formats import READERS, read_motion
+from motion.files.formats import read_motion
 from motion.files.joints import RATES, SKELETONS, read_joints
 from motion.files.reading import GUESSED, Reading
-from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.inverse_kinematics import find_clip
-from motion.skeleton.packaged import HUMANML3D, KIT
-from motion.skeleton.selection import select_humanml3d
-
-# Suffixes of files that ``read_joint_motion`` reads.
-SUFFIXES = (*READERS, ".npy")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class JointMotion:
-    """Motion of the joints of HumanML3D or KIT.
-
-    Attributes:
-        positions: (T, J, 3), metres, y up, as they were read.
-        clip: the motion as rotations. If it comes from positions by inverse kinematics, its joints
-            are near ``positions`` but not the same.
-    """
-
-    positions: Tensor
-    clip: MotionClip
-
-    @property
-    def error(self) -> float:
-        """The mean distance in millimetres of the joints of ``clip`` from ``positions``."""
-        return (self.clip.pose.positions - self.positions).norm(dim=-1).mean().item() * 1000
-
-    def at_rate(self, fps: float) -> JointMotion:
-        """Returns the motion at another frame rate, by its rotations."""
-        if fps == self.clip.fps:
-            return self
-        clip = resample(self.clip, fps)
-        return JointMotion(positions=clip.pose.positions, clip=clip)
-
-
-def find_joint_motion(clip: MotionClip) -> JointMotion:
-    """Returns the motion of the joints of HumanML3D or KIT in a clip.
-
-    Raises:
-        MotionError: the names of the joints do not tell them.
-    """
-    own = clip if clip.skeleton.names == KIT.names else select_humanml3d(clip)
-    return JointMotion(positions=own.pose.positions, clip=own)
+from motion.skeleton.packaged import HUMANML3D
+from motion.skeleton.selection import JointMotion, select_joints
 
 
 def read_joint_motion(
@@ -77,7 +37,7 @@ def read_joint_motion(
     """
     path = Path(path)
     if path.suffix.lower() != ".npy":
-        return find_joint_motion(read_motion(path, reading))
+        return select_joints(read_motion(path, reading))
     shape = load_array(path).shape
     if len(shape) == 2 and shape[1] in PUBLISHED:
         return restore_features(path, fps)
@@ -89,7 +49,8 @@ def read_joint_motion(
         )
     positions, skeleton = read_joints(path, unit=reading.unit, up=reading.up)
     fps = RATES[skeleton.joints] if fps is None else fps
-    return JointMotion(positions=positions, clip=find_clip(positions, skeleton, fps))
+    clip = find_clip(positions, replace(skeleton, unit=1.0), fps)
+    return JointMotion(positions=positions, clip=clip, by_kinematics=True)
 
 
 def restore_features(path: Path, fps: float | None) -> JointMotion:
@@ -100,7 +61,11 @@ def restore_features(path: Path, fps: float | None) -> JointMotion:
     kind = PUBLISHED[features.shape[1]]
     clip = kind.restore(features, kind.source)
     clip = clip if fps is None else replace(clip, fps=fps)
-    return JointMotion(positions=kind.recover(features).positions, clip=clip)
+    return JointMotion(
+        positions=kind.recover(features).positions,
+        clip=clip,
+        by_kinematics=kind.source == "positions",
+    )
 
 
 def extract_published(
@@ -123,7 +88,7 @@ def extract_published(
     kind = NAMES[name]
     motion = motion.at_rate(kind.fps)
     joints = motion.clip.skeleton.names
-    if name == "272":
+    if name == "272" and joints == HUMANML3D.names:
         if target is not None:
             raise MotionError(
                 "features of MotionStreamer keep the lengths of bones; give no target"

@@ -16,7 +16,7 @@ from motion.errors import MotionError
 from motion.files.arrays import read_array, write_array
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.packaged import HUMANML3D, KIT
-from motion.skeleton.selection import select_humanml3d
+from motion.skeleton.selection import select_joints
 from motion.skeleton.tree import Skeleton
 
 # How the names of written files end. Names that end in .npy alone are for features.
@@ -68,9 +68,7 @@ def write_joints(path: str | os.PathLike[str], clip: MotionClip) -> None:
         MotionError: the clip does not have these joints.
         FileError: the file cannot be written.
     """
-    if clip.skeleton.names != KIT.names:
-        clip = select_humanml3d(clip)
-    write_positions(path, clip.pose.positions)
+    write_positions(path, select_joints(clip).positions)
 
 
 def write_positions(path: str | os.PathLike[str], positions: Tensor) -> None:
