@@ -16,6 +16,7 @@ from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
+from motion.networks.smoothing import Smoother
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
@@ -28,6 +29,7 @@ from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.nn.masking import make_mask, zero_padding
 from wanvae.nn.residual import ActivationKind
+from wanvae.nn.streaming import split_state
 
 # Frames of each clip of a batch, (B,).
 Lengths: TypeAlias = "Tensor | Sequence[int]"
@@ -63,6 +65,7 @@ class RVQVAE(nn.Module):
         self.encoder, self.decoder = make_networks(config)
         self.quantizer = ResidualVQ(config.quantizer, config.code_dim)
         self.normalizer = Normalizer(config.channels)
+        self.smoother = Smoother(config.smoothing) if config.smoothing.smooths else None
 
     @classmethod
     def from_pretrained(
@@ -121,8 +124,9 @@ class RVQVAE(nn.Module):
         if dtype is not None:
             for network in (model.encoder, model.decoder):
                 network.to(dtype)
-            for exact in (model.normalizer, model.quantizer):
-                exact.to(torch.promote_types(dtype, torch.float32))
+            for exact in (model.normalizer, model.quantizer, model.smoother):
+                if exact is not None:
+                    exact.to(torch.promote_types(dtype, torch.float32))
         return model.eval()
 
     def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
@@ -178,7 +182,7 @@ class RVQVAE(nn.Module):
         target = self.normalize(motion)
         latents, tokens = self._latents(target, lengths)
         quantized = self.quantizer(latents, tokens, learn=learn)
-        output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
+        output = self._decode_latents(quantized.latents, tokens)[:, : motion.shape[1]]
         if lengths is not None:
             mask = make_mask(lengths, motion.shape[1])[:, :, None]
             output, target = output * mask, target * mask
@@ -259,7 +263,7 @@ class RVQVAE(nn.Module):
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         with evaluating(self.decoder):
-            features = run(self.decoder, latents, needed)[0].mT[:, :longest]
+            features = self._decode_latents(latents, needed)[:, :longest]
         motion = self.denormalize(features)
         if needed is not None:
             motion = zero_padding(motion.mT, lengths).mT
@@ -292,16 +296,42 @@ class RVQVAE(nn.Module):
     ) -> tuple[Tensor, State]:
         """Returns motion of the next tokens of a stream, and the next state.
 
-        State ``None`` starts a stream. Motion and state keep the gradients of the decoder, but
-        ``stream_decode`` keeps no gradients.
+        A model that smooths its output returns the motion of each token ``config.smoothing.after``
+        frames later. State ``None`` starts a stream. Motion and state keep the gradients of the
+        decoder, but ``stream_decode`` keeps no gradients.
 
         Raises:
             NotFiniteError: the decoder overflows.
         """
-        features, state = self.decoder.step(self._look_up(indices, layers), state)
-        motion = self.denormalize(features.mT)
+        of_decoder, of_smoother = self.split_decoder_state(state)
+        features, of_decoder = self.decoder.step(self._look_up(indices, layers), of_decoder)
+        features, state = features.mT, of_decoder
+        if self.smoother is not None:
+            check_computed(features, self.dtype, "decode")
+            features, of_smoother = self.smoother.step(
+                features.to(self.smoother.weights), of_smoother
+            )
+            state = (of_decoder, of_smoother)
+        motion = self.denormalize(features)
         check_computed(motion, self.dtype, "decode")
         return motion, state
+
+    def decode_end(self, state: State) -> Tensor | None:
+        """Returns the motion ``(B, n, D)`` that is still to come at the end of a stream of tokens.
+
+        None if there is none: the model does not look ahead, or no token came.
+        """
+        of_smoother = self.split_decoder_state(state)[1]
+        if self.smoother is None or of_smoother is None or not self.smoother.after:
+            return None
+        return self.denormalize(self.smoother.finish(of_smoother))
+
+    def split_decoder_state(self, state: State) -> tuple[State, State]:
+        """Returns the states of decoder and smoother, from the state of a stream."""
+        if self.smoother is None:
+            return state, None
+        of_decoder, of_smoother = split_state(state, 2)
+        return of_decoder, of_smoother
 
     def check_motion(self, motion: Tensor) -> None:
         """Raises UserError if ``motion`` is not a finite ``(B, T, D)`` of this model."""
@@ -317,6 +347,13 @@ class RVQVAE(nn.Module):
                 f"motion must be finite, but is {float(motion[clip, frame, channel])} in clip "
                 f"{clip}, frame {frame}, channel {channel}"
             )
+
+    def _decode_latents(self, latents: Tensor, tokens: Tensor | None) -> Tensor:
+        """Returns normalized features ``(B, T, D)`` of latents; ``tokens`` is None for all."""
+        features, frames = run(self.decoder, latents, tokens)
+        if self.smoother is None:
+            return features.mT
+        return self.smoother(features.mT.to(self.smoother.weights), frames)
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """Returns the latents of indices, in the dtype of the decoder."""

@@ -290,6 +290,7 @@ def require_published(config: RVQVAEConfig) -> None:
         "attention": resnet.attention,
         "other order of dilations": not resnet.reverse_dilation,
         "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
+        "filter after the decoder": config.smoothing.smooths,
         "cosine metric": quantizer.metric != "euclidean",
     }
     reasons = [reason for reason, applies in refused.items() if applies]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jsonargparse import Namespace
 from torch import Tensor
 
-from motion import metrics
 from motion.commands.options import (
     MOTION_HELP,
     WRITTEN_HELP,
@@ -20,10 +19,12 @@ from motion.commands.options import (
     read_reading,
 )
 from motion.evaluate.evaluation import count_indices
+from motion.evaluate.movement import MovementSummary, measure_movement
 from motion.evaluate.reconstruction import reconstruct
+from motion.evaluate.report import describe_movement
 from motion.features.recording import Recording, check_output, read_recording
 from motion.files.reading import GUESSED, Reading
-from motion.metrics import feature_errors
+from motion.metrics import feature_errors, mpjpe, rotation_error
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
@@ -55,14 +56,32 @@ def run(arguments: Namespace) -> None:
     if report.file_fps not in (None, report.fps):
         rate += f" (converted from {report.file_fps:g})"
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
-    if report.mpjpe is None:
+    if report.joints is None:
         print(f"{FEATURE_SPACE}: mean error {report.feature_error:.4f} standard deviations")
     else:
-        print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
+        mpjpe, angle = report.joints.mpjpe, report.joints.rotation_error
+        print(f"MPJPE {mpjpe:.2f} mm, rotation error {angle:.3f} degrees")
+        for line in describe_movement(report.joints.movement):
+            print(line)
     used = ", ".join(map(str, report.used))
     codes = model.config.quantizer.codebook_size
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
     print_loss(report.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointErrors:
+    """How close the joints of a reconstruction are.
+
+    Attributes:
+        mpjpe: mean distance of the joints from their original positions, in millimetres.
+        rotation_error: mean angle between the rotations of the joints, in degrees.
+        movement: how the reconstruction moves, beside the original.
+    """
+
+    mpjpe: float
+    rotation_error: float
+    movement: MovementSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +92,7 @@ class ReconstructionReport:
         frames: the number of frames, at the frame rate of the model.
         file_fps: frames per second of the original; None if they are not known.
         fps: frames per second of the model.
-        mpjpe: mean distance of the joints from their original positions, in millimetres; None if
-            what the features are is not known.
-        rotation_error: mean angle between the rotations of the joints, in degrees; or None.
+        joints: how close the joints are; None if what the features are is not known.
         feature_error: mean error of the features, in standard deviations of their channels.
         tokens: the number of tokens. Each has one code of each layer.
         used: the number of codes of each layer that the tokens use.
@@ -85,8 +102,7 @@ class ReconstructionReport:
     frames: int
     file_fps: float | None
     fps: float
-    mpjpe: float | None
-    rotation_error: float | None
+    joints: JointErrors | None
     feature_error: float
     tokens: int
     used: tuple[int, ...]
@@ -116,15 +132,13 @@ def reconstruct_file(
     recording = read_recording(source, model.config, reading)
     indices, features = reconstruct(model, recording, layers)
     recording.write(destination, features)
-    mpjpe, rotation_error = compare_joints(recording, features)
-    std = model.normalizer.std.cpu()
     counts = count_indices(model, indices)
+    std = model.normalizer.std.cpu()
     return ReconstructionReport(
         frames=len(recording),
         file_fps=recording.file_fps,
         fps=model.config.fps,
-        mpjpe=mpjpe,
-        rotation_error=rotation_error,
+        joints=None if recording.skeleton is None else compare_joints(recording, features),
         feature_error=feature_errors(features, recording.features, std).mean().item(),
         tokens=indices.shape[1],
         used=tuple((counts > 0).sum(1).tolist()),
@@ -132,14 +146,16 @@ def reconstruct_file(
     )
 
 
-def compare_joints(recording: Recording, features: Tensor) -> tuple[float | None, float | None]:
-    """Returns the mean errors of positions (mm) and rotations (degrees); None without joints."""
-    if recording.skeleton is None:
-        return None, None
+def compare_joints(recording: Recording, features: Tensor) -> JointErrors:
+    """Compares the joints of ``features`` ``(T, D)`` with the joints of a recording."""
     joints, original = recording.joints_of(features), recording.joints
-    return (
-        metrics.mpjpe(joints.positions, original.positions),
-        metrics.rotation_error(joints.rotations, original.rotations),
+    moved = measure_movement(
+        joints.positions, original.positions, recording.bones.names, recording.config.fps
+    )
+    return JointErrors(
+        mpjpe=mpjpe(joints.positions, original.positions),
+        rotation_error=rotation_error(joints.rotations, original.rotations),
+        movement=moved.summary,
     )
 
 

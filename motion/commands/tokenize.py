@@ -19,12 +19,14 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
-from motion.config import RVQVAEConfig
+from motion.config import FeatureSpec, RVQVAEConfig
 from motion.errors import MotionError
+from motion.features.heading import find_headings
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
+from motion.skeleton.clip import MotionClip
 from motion.tokens import (
     Actor,
     Origin,
@@ -118,6 +120,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
             start=clip.start,
             betas=clip.betas,
             gender=clip.gender,
+            heading=find_start_heading(clip, config.features),
         )
     origin = Origin(
         frames=len(recording),
@@ -127,6 +130,13 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
         actor=actor,
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
+
+
+def find_start_heading(clip: MotionClip, spec: FeatureSpec | None) -> float:
+    """Returns the heading in the first frame, radians; 0 if the features do not need it."""
+    if spec is None or not spec.relative:
+        return 0.0
+    return find_headings(clip.rotations[0, 0]).item()
 
 
 def tokenize_file(

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motion.errors import MotionError
+from motion.features.heading import make_turns
 from motion.features.humanml3d import rotation_channels
-from motion.features.rotations import from_rot6d, to_rot6d, turn, turn_about_vertical
+from motion.features.rotations import from_rot6d, to_rot6d, turn
 from motion.skeleton.inverse_kinematics import find_shortest_turns
 from motion.skeleton.packaged import HUMANML3D, KIT
 from motion.skeleton.tree import Skeleton
@@ -171,7 +172,7 @@ def recover_turned_positions(features: Tensor, positions: Tensor) -> Tensor:
     channels = rotation_channels(features.shape[1])
     rotations = from_rot6d(features[:, channels].unflatten(1, (-1, 6)), "columns")
     angles = features[:, 0].cumsum(dim=0) - features[:, 0]
-    root = turn_about_vertical(-2 * angles).mT
+    root = make_turns(2 * angles)
     directions, placed = positions.new_tensor(layout.directions), positions.clone()
     for chain in layout.chains:
         turned = root

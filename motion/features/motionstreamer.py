@@ -20,13 +20,8 @@ import torch
 from torch import Tensor
 
 from motion.errors import MotionError
-from motion.features.rotations import (
-    difference_backward,
-    from_rot6d,
-    to_rot6d,
-    turn,
-    turn_about_vertical,
-)
+from motion.features.heading import make_turns, turn_roots, turn_vectors
+from motion.features.rotations import difference_backward, from_rot6d, to_rot6d
 from motion.skeleton.clip import MotionClip, turn_world
 from motion.skeleton.inverse_kinematics import find_offsets
 from motion.skeleton.packaged import HUMANML3D
@@ -44,8 +39,8 @@ class Path(NamedTuple):
     """The way of a person.
 
     Attributes:
-        headings: (T, 3, 3), rotations from the axes of the heading to the axes of the world.
-        ground: (T, 3), the points below the root, metres.
+        headings: (..., T), angles about the vertical in radians, from +z towards +x.
+        ground: (..., T, 3), the points below the root, metres.
     """
 
     headings: Tensor
@@ -65,32 +60,29 @@ def extract_streamer_features(clip: MotionClip) -> Tensor:
         raise MotionError(
             f"the skeleton has {clip.skeleton.joints} joints; the 22 joints of HumanML3D are needed"
         )
-    clip = turn_world(clip, find_headings(clip.rotations[:1, 0])[0].T)
+    clip = turn_world(clip, make_turns(-find_fronts(clip.rotations[0, 0])))
     positions = clip.pose.positions
     start = positions[0, 0].clone()
     start[1] = positions[..., 1].min()
     positions = positions - start
-    headings = find_headings(clip.rotations[:, 0])
+    headings = find_fronts(clip.rotations[:, 0])
     steps = difference_backward(positions[:, 0])
-    steps[1:] = turn(headings[:-1].mT, steps[1:])
-    turns = headings.mT.clone()  # the processing has the turn back
-    turns[1:] = headings[1:].mT @ headings[:-1]
+    steps[1:] = turn_vectors(steps[1:], -headings[:-1])
     local = positions.clone()
     local[..., [0, 2]] -= positions[:, :1, [0, 2]]
-    local = turn(headings[:, None].mT, local)
-    rotations = clip.rotations.clone()
-    rotations[:, 0] = headings.mT @ rotations[:, 0]
+    local = turn_vectors(local, -headings[:, None])
     parts = [
         steps[:, [0, 2]],
-        to_rot6d(turns, "rows"),
+        # The processing has the turn back to the heading before.
+        to_rot6d(make_turns(-difference_backward(headings)), "rows"),
         local.flatten(1),
         difference_backward(local).flatten(1),
-        to_rot6d(rotations, "rows").flatten(1),
+        to_rot6d(turn_roots(clip.rotations, -headings), "rows").flatten(1),
     ]
     return torch.cat(parts, dim=1)
 
 
-def restore_streamer_clip(features: Tensor, fps: float = FPS) -> MotionClip:
+def restore_streamer_clip(features: Tensor) -> MotionClip:
     """Returns the clip of features (T, 272), by their rotations and the path of their root.
 
     The features do not hold the skeleton. Its bones get the lengths and directions in the rest pose
@@ -99,16 +91,14 @@ def restore_streamer_clip(features: Tensor, fps: float = FPS) -> MotionClip:
     Raises:
         MotionError: the features have another number of channels, or there are no frames.
     """
-    path, rotations = recover_path(features), recover_rotations(features)
-    height = features[:, POSITIONS][:, 1]
-    root = path.ground + torch.stack([0 * height, height, 0 * height], dim=1)
-    rotations[:, 0] = path.headings @ rotations[:, 0]
+    positions, rotations = recover_streamer_pose(features)
+    root = positions[:, 0]
     turned = forward_kinematics(HUMANML3D, rotations, root).rotations
     return MotionClip(
-        skeleton=find_offsets(HUMANML3D, recover_streamer_positions(features), turned),
+        skeleton=find_offsets(HUMANML3D, positions, turned),
         rotations=rotations,
         root_positions=root,
-        fps=fps,
+        fps=FPS,
     )
 
 
@@ -118,13 +108,13 @@ def recover_streamer_pose(features: Tensor) -> Pose:
     Raises:
         MotionError: as ``restore_streamer_clip``.
     """
-    rotations, path = recover_rotations(features), recover_path(features)
-    rotations[:, 0] = path.headings @ rotations[:, 0]
-    return Pose(recover_streamer_positions(features), rotations)
+    rotations = from_rot6d(features[..., ROTATIONS].unflatten(-1, (JOINTS, 6)), "rows")
+    headings = recover_path(features).headings
+    return Pose(recover_streamer_positions(features), turn_roots(rotations, headings))
 
 
 def recover_streamer_positions(features: Tensor) -> Tensor:
-    """Returns positions (T, 22, 3) of joints in metres in the world, of features (T, 272).
+    """Returns positions (..., T, 22, 3) of joints in metres in the world, of (..., T, 272).
 
     The person starts above the origin. Positions come from the positions of the features, and not
     from their rotations.
@@ -133,40 +123,33 @@ def recover_streamer_positions(features: Tensor) -> Tensor:
         MotionError: as ``restore_streamer_clip``.
     """
     path = recover_path(features)
-    local = features[:, POSITIONS].unflatten(1, (JOINTS, 3))
-    return turn(path.headings[:, None], local) + path.ground[:, None]
-
-
-def recover_rotations(features: Tensor) -> Tensor:
-    """Returns the rotations (T, 22, 3, 3) of features, with the root in the axes of the heading."""
-    return from_rot6d(features[:, ROTATIONS].unflatten(1, (JOINTS, 6)), "rows")
+    local = features[..., POSITIONS].unflatten(-1, (JOINTS, 3))
+    return turn_vectors(local, path.headings[..., None]) + path.ground[..., None, :]
 
 
 def recover_path(features: Tensor) -> Path:
-    """Returns the way of a person.
+    """Returns the way of a person, of features (..., T, 272).
 
     Raises:
         MotionError: as ``restore_streamer_clip``.
     """
-    if features.ndim != 2 or features.shape[1] != CHANNELS or not len(features):
+    if features.ndim < 2 or features.shape[-1] != CHANNELS or not features.shape[-2]:
         raise MotionError(
             f"features are {tuple(features.shape)}; (T, {CHANNELS}) and a frame are needed"
         )
-    back = from_rot6d(features[:, TURN], "rows")
-    # Only the turn about the vertical counts, which adds up exactly.
-    headings = turn_about_vertical(measure_turn(back.mT).cumsum(dim=0))
-    steps = torch.zeros_like(features[:, :3])
-    steps[:, [0, 2]] = features[:, STEP]
-    steps[1:] = turn(headings[:-1], steps[1:])
-    return Path(headings, steps.cumsum(dim=0))
+    back = from_rot6d(features[..., TURN], "rows")
+    # Only the turn about the vertical counts, and angles add up.
+    headings = torch.atan2(-back[..., 0, 2], back[..., 0, 0]).cumsum(dim=-1)
+    x, z = features[..., STEP].unbind(dim=-1)
+    steps = torch.stack([x, torch.zeros_like(x), z], dim=-1)
+    # A step is in the axes of the heading in the frame that it comes from.
+    steps = torch.cat(
+        [steps[..., :1, :], turn_vectors(steps[..., 1:, :], headings[..., :-1])], dim=-2
+    )
+    return Path(headings, steps.cumsum(dim=-2))
 
 
-def find_headings(rotations: Tensor) -> Tensor:
-    """Returns the rotations (T, 3, 3) about the vertical that turn +z as rotations (T, 3, 3) do."""
-    front = rotations[..., 2]  # where +z goes
-    return turn_about_vertical(torch.atan2(front[..., 0], front[..., 2]))
-
-
-def measure_turn(rotations: Tensor) -> Tensor:
-    """Returns the angle (T,) about the vertical of rotations (T, 3, 3) about it, in radians."""
-    return torch.atan2(rotations[..., 0, 2], rotations[..., 0, 0])
+def find_fronts(rotations: Tensor) -> Tensor:
+    """Returns the angles (...) about the vertical to which rotations (..., 3, 3) turn +z."""
+    front = rotations[..., 2]
+    return torch.atan2(front[..., 0], front[..., 2])

@@ -32,6 +32,7 @@ class PublishedFeatures:
         skeleton: the packaged skeleton with these joints.
         rotations: the channels of rotations, which are vectors of length 1, by three.
         positions: the channels of positions of joints.
+        locate: returns the positions (..., T, J, 3) of features (..., T, D) in metres.
         recover: returns the positions (T, J, 3) of features (T, D) in metres, and rotations to the
             parents: (T, J, 3, 3), or (T, J - 1, 3, 3) without the root.
         restore: returns the clip of features (T, D), whose joints are where the source says.
@@ -44,6 +45,7 @@ class PublishedFeatures:
     skeleton: Skeleton
     rotations: slice
     positions: slice
+    locate: Callable[[Tensor], Tensor]
     recover: Callable[[Tensor], Pose]
     restore: Callable[[Tensor, Source], MotionClip]
     source: Source
@@ -88,6 +90,7 @@ PUBLISHED = {
             skeleton=skeleton,
             rotations=humanml3d.rotation_channels(channels),
             positions=humanml3d.position_channels(channels),
+            locate=humanml3d.recover_positions,
             recover=recover_joints,
             restore=restore_joints,
             source="positions",
@@ -104,6 +107,7 @@ PUBLISHED = {
         skeleton=HUMANML3D,
         rotations=motionstreamer.ROTATIONS,
         positions=motionstreamer.POSITIONS,
+        locate=motionstreamer.recover_streamer_positions,
         recover=motionstreamer.recover_streamer_pose,
         restore=restore_streamer,
         source="rotations",
