@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -16,9 +17,15 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
+from motion.evaluate.feature_space import (
+    evaluate_feature_folder,
+    make_feature_table,
+    write_feature_figures,
+)
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import make_table, write_figures
+from motion.features.recording import find_features_skeleton
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
@@ -26,6 +33,9 @@ from wanvae.engine.config import check
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.files import make_directory
 from wanvae.engine.locking import locked_by_run
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def add_options(parser: Parser) -> None:
@@ -70,6 +80,9 @@ def run(arguments: Namespace) -> None:
             if arguments.output is not None:
                 held.enter_context(locked_by_run(Path(arguments.output)))
             model = load_model(arguments, device_of(processes))
+            if find_features_skeleton(model.config) is None and model.config.features is None:
+                show_features(arguments, model, processes)
+                return
             evaluation = evaluate_folder(
                 model,
                 arguments.input,
@@ -83,6 +96,26 @@ def run(arguments: Namespace) -> None:
         if arguments.output is not None:
             write_report(arguments, model, evaluation, limits)
     for line in make_table(evaluation.whole):
+        print(line)
+    print_ignored(evaluation.ignored)
+    report_failures(evaluation.failures, len(evaluation.files))
+
+
+def show_features(arguments: Namespace, model: RVQVAE, processes: PartialState) -> None:
+    """Evaluates a model of features that are not known: in all processes, and one prints."""
+    evaluation = evaluate_feature_folder(
+        model,
+        arguments.input,
+        processes,
+        window=arguments.window,
+        progress=arguments.progress,
+    )
+    if not processes.is_main_process:
+        return
+    if arguments.output is not None:
+        write_feature_figures(arguments.output, evaluation, arguments.checkpoint)
+        print("no report.html is written, because there are no joints to draw")
+    for line in make_feature_table(evaluation.whole):
         print(line)
     print_ignored(evaluation.ignored)
     report_failures(evaluation.failures, len(evaluation.files))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from motion.errors import MotionError
 from motion.evaluate.evaluation import (
@@ -17,7 +17,7 @@ from motion.evaluate.evaluation import (
     add_up_processes,
     measure,
 )
-from motion.features.recording import find_files, read_recording
+from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
@@ -29,6 +29,8 @@ from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,38 @@ class FolderEvaluation:
     reading: Reading = GUESSED
 
 
+def measure_files(
+    model: RVQVAE,
+    paths: Sequence[Path],
+    source: Path,
+    processes: PartialState,
+    measure: Callable[[Recording], T],
+    reading: Reading,
+    failures: list[tuple[Path, str]],
+    *,
+    progress: bool,
+) -> Iterator[tuple[Path, str, T]]:
+    """Yields the files of this process, with their names in the folder ``source`` and figures.
+
+    Args:
+        measure: returns the figures of a recording.
+        failures: gets the path and a line for each file that cannot be read.
+    """
+    for path in share_files(paths, processes, progress=progress):
+        try:
+            recording = read_recording(path, model.config, reading)
+            warn_of_units(recording, model.normalizer, shown=True)
+            measured = measure(recording)
+        except NotFiniteError as error:
+            failures.append((path, writable(f"{path}: {error}")))
+            continue
+        except (UserError, OSError) as error:
+            failures.append((path, writable(str(error))))
+            continue
+        inner = path.name if path == source else path.relative_to(source).as_posix()
+        yield path, writable(inner), measured
+
+
 def evaluate_folder(
     model: RVQVAE,
     source: str | os.PathLike[str],
@@ -103,21 +137,19 @@ def evaluate_folder(
     found = find_files(source, model.config)
 
     def evaluations() -> Iterator[MotionEvaluation]:
-        for path in share_files(found.paths, processes, progress=progress):
-            try:
-                recording = read_recording(path, model.config, reading)
-                warn_of_units(recording, model.normalizer, shown=True)
-                measured = measure(model, recording, window=window)
-            except NotFiniteError as error:
-                failures.append((path, writable(f"{path}: {error}")))
-                continue
-            except (UserError, OSError) as error:
-                failures.append((path, writable(str(error))))
-                continue
-            inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
+        for path, name, measured in measure_files(
+            model,
+            found.paths,
+            Path(source),
+            processes,
+            lambda recording: measure(model, recording, window=window),
+            reading,
+            failures,
+            progress=progress,
+        ):
             # The names are kept once, not for each file.
             names = skeletons.setdefault(measured.joint_names, measured.joint_names)
-            files.append(FileEvaluation(path, writable(inner), names, measured.summary))
+            files.append(FileEvaluation(path, name, names, measured.summary))
             yield measured
 
     sums = add_up_processes(add_up(evaluations()))

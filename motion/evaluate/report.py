@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
+from motion.evaluate.evaluation import MotionEvaluation
 from motion.evaluate.folder import FolderEvaluation
 from motion.evaluate.movement import MovementSummary
 from wanvae.engine.files import atomic_path
@@ -86,10 +86,10 @@ def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
     }
 
 
-def as_row(summary: MotionSummary) -> dict[str, float | None]:
-    """Returns the figures of a summary by name. Figures of layers get the number of the layer."""
+def as_row(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns the figures of a summary by name, for a table. Figures of layers get the number of the layer."""
     row: dict[str, float | None] = {}
-    for name, value in asdict(summary).items():
+    for name, value in figures.items():
         if isinstance(value, tuple):
             row |= {f"{name}_{layer}": each for layer, each in enumerate(value, start=1)}
         else:
@@ -109,7 +109,7 @@ def write_figures(
         FileError: the files cannot be written.
     """
     write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
-    rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]
+    rows = [{"file": file.name, **as_row(asdict(file.summary))} for file in evaluation.files]
     write_rows(Path(folder) / "evaluation.csv", rows)
 
 
