@@ -87,7 +87,7 @@ def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
 
 
 def as_row(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the figures of a summary by name, for a table. Figures of layers get the number of the layer."""
+    """Returns the figures of a summary, where figures of layers get the number of the layer."""
     row: dict[str, float | None] = {}
     for name, value in figures.items():
         if isinstance(value, tuple):

@@ -108,8 +108,8 @@ def recover_streamer_pose(features: Tensor) -> Pose:
     Raises:
         MotionError: as ``restore_streamer_clip``.
     """
-    rotations = from_rot6d(features[..., ROTATIONS].unflatten(-1, (JOINTS, 6)), "rows")
     headings = recover_path(features).headings
+    rotations = from_rot6d(features[..., ROTATIONS].unflatten(-1, (JOINTS, 6)), "rows")
     return Pose(recover_streamer_positions(features), turn_roots(rotations, headings))
 
 
