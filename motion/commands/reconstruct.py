@@ -129,7 +129,7 @@ def reconstruct_file(
     """
     refuse_overwriting(destination, [source])
     check_output(destination, model.config)
-    recording = read_recording(source, model.config, reading)
+    recording = read_recording(source, model.config, reading, model.skeleton)
     indices, features = reconstruct(model, recording, layers)
     recording.write(destination, features)
     counts = count_indices(model, indices)

@@ -21,6 +21,7 @@ from motion.commands.options import (
 )
 from motion.config import FeatureSpec, RVQVAEConfig
 from motion.errors import MotionError
+from motion.features.actors import warn_of_proportions
 from motion.features.heading import find_headings
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
@@ -112,11 +113,12 @@ def run(arguments: Namespace) -> None:
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
     warn_of_units(recording, model.normalizer, shown=False)
+    warn_of_proportions(recording.matching, model.skeleton)
     clip, config = recording.clip, model.config
     actor = None
     if clip is not None:
         actor = Actor(
-            skeleton=clip.skeleton,
+            skeleton=recording.file_skeleton,
             start=clip.start,
             betas=clip.betas,
             gender=clip.gender,
@@ -173,7 +175,7 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path, reading: Reading) -
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    recording = read_recording(path, model.config, reading)
+    recording = read_recording(path, model.config, reading, model.skeleton)
     try:
         tokens = tokenize(model, recording)
     except NotFiniteError as error:

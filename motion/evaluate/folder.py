@@ -17,6 +17,7 @@ from motion.evaluate.evaluation import (
     add_up_processes,
     measure,
 )
+from motion.features.actors import warn_of_proportions
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
@@ -92,8 +93,9 @@ def measure_files(
     """
     for path in share_files(paths, processes, progress=progress):
         try:
-            recording = read_recording(path, model.config, reading)
+            recording = read_recording(path, model.config, reading, model.skeleton)
             warn_of_units(recording, model.normalizer, shown=True)
+            warn_of_proportions(recording.matching, model.skeleton)
             measured = measure(recording)
         except NotFiniteError as error:
             failures.append((path, writable(f"{path}: {error}")))

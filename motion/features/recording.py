@@ -19,16 +19,18 @@ from torch import Tensor
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
+from motion.features.actors import match_file
 from motion.features.feature_files import SUFFIX as FEATURES_SUFFIX
 from motion.features.feature_files import read_features, write_features
 from motion.features.published import PUBLISHED, PublishedFeatures, Source
 from motion.features.rotations import extract_features, restore_onto
-from motion.files.formats import READERS, WRITERS, find_suffix, read_motion, write_motion
+from motion.files.formats import READERS, WRITERS, find_suffix, read_in_file_order, write_motion
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
 from motion.files.joints import write_positions
 from motion.files.reading import GUESSED, Reading
 from motion.metrics import joint_distances
 from motion.skeleton.clip import MotionClip, resample
+from motion.skeleton.matching import Matching
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.files import FileError
 from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
@@ -56,8 +58,10 @@ class Recording:
         features: ``(T, D)``, float32, in their own units.
         skeleton: the skeleton that moves; for published features of joints a packaged one, for its
             bones; None for features that are not known.
-        clip: the motion itself, at the frame rate of the model; None for features of .npy files.
+        clip: the motion itself, at the frame rate of the model, with the order and the names of the
+            joints of the model; None for features of .npy files.
         file_fps: frames per second of the file; None if they are not known.
+        matching: which joints of the file the joints of ``clip`` are; None if they are the same.
     """
 
     config: RVQVAEConfig
@@ -65,6 +69,12 @@ class Recording:
     skeleton: Skeleton | None
     clip: MotionClip | None
     file_fps: float | None = None
+    matching: Matching | None = None
+
+    @property
+    def file_skeleton(self) -> Skeleton:
+        """The skeleton with the order and the names of the joints in the file."""
+        return self.bones if self.matching is None else self.matching.own
 
     def __len__(self) -> int:
         """Returns T, the number of frames."""
@@ -123,6 +133,8 @@ class Recording:
     def write(self, path: str | os.PathLike[str], features: Tensor) -> None:
         """Writes ``features`` ``(T, D)``: as .npy where they are read from it, or as motion.
 
+        The joints have the order and the names that they have in the file of this recording.
+
         Raises:
             MotionError: the file has another suffix, or its format cannot hold the motion.
             FileError: the file cannot be written.
@@ -133,7 +145,8 @@ class Recording:
         elif self.published is not None and suffix == JOINTS_SUFFIX:
             write_positions(path, self.joints_of(features).positions)
         else:
-            write_motion(path, self.restore(features))
+            clip = self.restore(features)
+            write_motion(path, clip if self.matching is None else self.matching.restore(clip))
 
     def describe_loss(self, path: str | os.PathLike[str], features: Tensor) -> str:
         """Returns a sentence on what ``write`` loses: published features have no stiff bones."""
@@ -233,16 +246,24 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
 
 
 def read_recording(
-    path: str | os.PathLike[str], config: RVQVAEConfig, reading: Reading = GUESSED
+    path: str | os.PathLike[str],
+    config: RVQVAEConfig,
+    reading: Reading = GUESSED,
+    skeleton: Skeleton | None = None,
 ) -> Recording:
     """Reads a motion file as features of a model. Clips are converted to its frame rate.
 
+    Joints are matched with the joints of the model by name, and a warning tells that their order or
+    their names differ.
+
     Args:
         reading: what the file does not tell.
+        skeleton: the skeleton of the model; None if it is not known.
 
     Raises:
         MotionError: the file cannot be read, has another format, or its skeleton has another number
             of joints than the model.
+        SkeletonError: it has other joints than the model, or another rest pose.
     """
     path = Path(path)
     spec, channels = config.features, config.channels
@@ -251,13 +272,13 @@ def read_recording(
         raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
     if spec is None:
         features = read_features(path)
-        check_channels(path, features.shape[1], channels, "")
+        check_channels(path, features.shape[1], channels)
         return Recording(
             config=config, features=features, skeleton=find_features_skeleton(config), clip=None
         )
-    clip = read_motion(path, reading)
-    joints = clip.skeleton.joints
-    check_channels(path, spec.channels(joints), channels, f" of {joints} joints")
+    clip = read_in_file_order(path, reading)
+    matching = match_file(path, clip.skeleton, config, skeleton)
+    clip = clip if matching is None else matching.arrange(clip)
     file_fps = clip.fps
     clip = resample(clip, config.fps) if file_fps != config.fps else clip
     return Recording(
@@ -266,6 +287,7 @@ def read_recording(
         skeleton=clip.skeleton,
         clip=clip,
         file_fps=file_fps,
+        matching=matching,
     )
 
 
@@ -275,19 +297,11 @@ def find_features_skeleton(config: RVQVAEConfig) -> Skeleton | None:
     return None if published is None else published.skeleton
 
 
-def check_channels(path: Path, found: int, channels: int, joints: str) -> None:
-    """Raises MotionError if the number of channels of a file is not the one of the model.
-
-    Args:
-        path: the file.
-        found: its number of channels.
-        channels: the number of channels of the model.
-        joints: words about the joints of the file, for the message.
-    """
+def check_channels(path: Path, found: int, channels: int) -> None:
+    """Raises MotionError if a file has another number of channels than the model."""
     if found != channels:
         raise MotionError(
-            f"{path} has {found} channels{joints}, but the model has {channels}: the file has "
-            "another skeleton or other features"
+            f"{path} has {found} channels, but the model has {channels}: its features are others"
         )
 
 

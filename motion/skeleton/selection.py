@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from motion.errors import MotionError
 from motion.metrics import joint_distances
+from motion.skeleton.body_parts import find_parts
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.inverse_kinematics import find_clip, find_offsets, to_local
 from motion.skeleton.packaged import HUMANML3D, KIT
@@ -18,6 +20,7 @@ from motion.skeleton.tree import Skeleton
 # Degrees between the same bone of two skeletons that rest in the same pose; only bones longer than
 # so many metres count.
 SAME_REST, LONG_BONE = 40.0, 0.2
+SPINE = re.compile(r"spine\d+")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,10 +91,23 @@ def rests_like(own: Skeleton, other: Skeleton) -> bool:
 def find_humanml3d_joints(skeleton: Skeleton) -> tuple[int, ...]:
     """Returns the indices of the 22 joints of HumanML3D, in their order.
 
+    Joints are found by their own names, else by the parts of the body that names of other programs
+    stand for. Of a spine of more than three joints the first, the middle and the last are taken.
+
     Raises:
         MotionError: a joint is missing.
     """
-    missing = [name for name in HUMANML3D.names if name not in skeleton.names]
+    if set(HUMANML3D.names) <= set(skeleton.names):
+        return tuple(map(skeleton.names.index, HUMANML3D.names))
+    parts = {part: joint for joint, part in enumerate(find_parts(skeleton))}
+    spine = [joint for part, joint in parts.items() if SPINE.fullmatch(part)]
+    if len(spine) >= 3:
+        thirds = (spine[0], spine[len(spine) // 2], spine[-1])
+        parts |= {f"spine{number}": joint for number, joint in enumerate(thirds, start=1)}
+    wanted = dict(zip(HUMANML3D.names, find_parts(HUMANML3D), strict=True))
+    missing = [name for name, part in wanted.items() if part not in parts]
     if missing:
-        raise MotionError(f"the skeleton has no joints {', '.join(missing)}, which HumanML3D needs")
-    return tuple(map(skeleton.names.index, HUMANML3D.names))
+        raise MotionError(
+            f"the skeleton has no joint that is {', or '.join(missing)}, which HumanML3D needs"
+        )
+    return tuple(parts[part] for part in wanted.values())

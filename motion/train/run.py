@@ -70,8 +70,8 @@ class TrainConfig:
         loss: the weights of the loss terms.
         trainer: the training loop. It takes no average of the weights (``ema_decay`` is 0).
         weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
-            it has a normalizer, the normalizer stays. A run goes on only with the same weights, in
-            whatever file.
+            it has a normalizer, the normalizer stays, and so does its skeleton, which all motion
+            must have. A run goes on only with the same weights, in whatever file.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -107,7 +107,11 @@ class MotionTraining:
         self.config = config
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
-        self.data = load_data(config.data, self.model.config, seed, report=report)
+        self.data = load_data(
+            config.data, self.model.config, seed, report=report, skeleton=self.model.skeleton
+        )
+        if self.model.skeleton is None and self.model.config.features is not None:
+            self.model.skeleton = self.data.skeleton
         if self.data.ignored:
             accelerator.print(
                 f"{config.data.folder}: ignored, no motion files: {self.data.ignored}"

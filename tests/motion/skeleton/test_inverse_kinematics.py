@@ -93,5 +93,30 @@ def test_another_rest_pose_goes_by_kinematics() -> None:
 
 
 def test_missing_joints_are_named() -> None:
-    with pytest.raises(MotionError, match=r"no joints pelvis, spine1, .*head, which"):
+    with pytest.raises(
+        MotionError,
+        match=r"no joint that is neck, or left_collar, or right_collar, which HumanML3D",
+    ):
         find_humanml3d_joints(KIT)
+
+
+def test_joints_are_found_by_the_names_of_other_programs() -> None:
+    """Their rest poses differ, so rotations come from the places of the joints."""
+    names = dict(zip(HUMANML3D.names, MIXAMO, strict=True))
+    skeleton = replace(
+        HUMANML3D,
+        names=tuple(f"mixamorig:{names[name]}" for name in HUMANML3D.names),
+    )
+    clip = random_clip(skeleton)
+    selected = select_joints(clip)
+    assert selected.by_kinematics and selected.clip.skeleton.names == HUMANML3D.names
+    assert largest_difference(selected.positions, clip.pose.positions) < 1e-12
+    assert selected.distances.max() < 1e-3
+
+
+MIXAMO = (
+    *("Hips", "LeftUpLeg", "RightUpLeg", "Spine", "LeftLeg", "RightLeg", "Spine1", "LeftFoot"),
+    *("RightFoot", "Spine2", "LeftToeBase", "RightToeBase", "Neck", "LeftShoulder"),
+    *("RightShoulder", "Head", "LeftArm", "RightArm", "LeftForeArm", "RightForeArm", "LeftHand"),
+    "RightHand",
+)
