@@ -16,6 +16,7 @@ from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.inverse_kinematics import find_clip, find_offsets, to_local
 from motion.skeleton.packaged import HUMANML3D, KIT
 from motion.skeleton.tree import Skeleton
+from wanvae.engine.text import first_few
 
 # Degrees between the same bone of two skeletons that rest in the same pose; only bones longer than
 # so many metres count.
@@ -108,6 +109,6 @@ def find_humanml3d_joints(skeleton: Skeleton) -> tuple[int, ...]:
     missing = [name for name, part in wanted.items() if part not in parts]
     if missing:
         raise MotionError(
-            f"the skeleton has no joint that is {', or '.join(missing)}, which HumanML3D needs"
+            f"no joints are known by their names as {first_few(missing)}, which HumanML3D needs"
         )
     return tuple(parts[part] for part in wanted.values())

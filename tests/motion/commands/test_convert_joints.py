@@ -92,7 +92,8 @@ def test_lengths_and_rates_can_be_given(folder: Path, tmp_path: Path) -> None:
     )
     assert report.notes == ("converted from 30 frames per second",)
     one, other = read_features(tmp_path / "a.npy"), read_features(folder / "humanml3d.npy")
-    assert largest_difference(one, other) < 1e-4
+    # Between frames other rotations lead from pose to pose.
+    assert largest_difference(one, other) < 5e-3
     assert read_target(tmp_path / "joints.npy", "kit").shape == (21, 3)
     with pytest.raises(MotionError, match=r"kit\.npy has 21 joints, not the joints of HumanML3D"):
         read_target(folder / "kit.npy", "humanml3d")
@@ -114,7 +115,7 @@ def test_what_cannot_be_converted(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MotionError, match=r"b\.bvh must end in \.npy, for features"):
         convert_to_features(folder / "walk.bvh", tmp_path / "b.bvh", "humanml3d")
     write_motion(tmp_path / "c.bvh", random_clip(random_skeleton(4)))
-    with pytest.raises(MotionError, match="no joint that is .*which HumanML3D needs"):
+    with pytest.raises(MotionError, match=r"no joints are known .*which HumanML3D needs"):
         convert_to_features(tmp_path / "c.bvh", tmp_path / "c.npy", "humanml3d")
     with pytest.raises(FileError, match="would be overwritten"):
         convert_from_joints(folder / "272.npy", folder / "272.npy")
