@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
 from motion.networks.smoothing import Smoother
@@ -367,10 +367,7 @@ class RVQVAE(nn.Module):
 
     def _decode_latents(self, latents: Tensor, tokens: Tensor | None) -> Tensor:
         """Returns normalized features ``(B, T, D)`` of latents; ``tokens`` is None for all."""
-        features, frames = run(self.decoder, latents, tokens)
-        if self.smoother is None:
-            return features.mT
-        return self.smoother(features.mT.to(self.smoother.weights), frames)
+        return decode_latents(self.decoder, self.smoother, latents, tokens)
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """Returns the latents of indices, in the dtype of the decoder."""
@@ -406,19 +403,40 @@ class RVQVAE(nn.Module):
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
             frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
-        return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
+        return run(self.encoder, complete(features, lengths, self.config).to(self.dtype).mT, frames)
 
-    def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns features with the last frame of each clip repeated to fill its last token."""
-        length = features.shape[1]
-        whole = self.config.frames_of(self.config.tokens_of(length))
-        if lengths is None and whole == length:
+
+def complete(features: Tensor, lengths: Tensor | None, config: RVQVAEConfig) -> Tensor:
+    """Returns features with the last frame of each clip repeated to fill its last token.
+
+    Args:
+        features: ``(B, T, D)``.
+        lengths: ``(B,)``, the number of frames of each clip; None is all frames.
+    """
+    length = features.shape[1]
+    whole = config.frames_of(config.tokens_of(length))
+    frames = torch.arange(whole, device=features.device)
+    if lengths is None:
+        # While a compiler traces, the length is a symbol, and the last token may be full or not.
+        if not torch.compiler.is_compiling() and whole == length:
             return features
-        if lengths is None:
-            lengths = torch.full((len(features),), length, device=self.device)
-        frames = torch.arange(whole, device=self.device)
-        frames = torch.minimum(frames, lengths[:, None] - 1)
-        return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+        return features.index_select(1, frames.clamp(max=length - 1))
+    frames = torch.minimum(frames, lengths[:, None] - 1)
+    return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def decode_latents(
+    decoder: Streaming, smoother: Smoother | None, latents: Tensor, tokens: Tensor | None
+) -> Tensor:
+    """Returns normalized features ``(B, T, D)`` of latents ``(B, C, tokens)``.
+
+    Args:
+        tokens: ``(B,)``, the number of tokens of each clip; None is all tokens.
+    """
+    features, frames = run(decoder, latents, tokens)
+    if smoother is None:
+        return features.mT
+    return smoother(features.mT.to(smoother.weights), frames)
 
 
 def count_tokens(indices: Tensor) -> list[int]:

@@ -22,7 +22,7 @@ from motion.commands.options import (
 from motion.commands.skeletons import read_skeleton
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import MotionError
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.features.feature_files import SUFFIX as ARRAY
 from motion.features.normalizer import Normalizer
 from motion.features.published import NAMES

@@ -27,7 +27,7 @@ from motion.features.recording import (
     find_features_skeleton,
     suffixes_written,
 )
-from motion.features.rotations import restore_clip
+from motion.features.rotations import restore_motion
 from motion.files.formats import find_suffix
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
@@ -108,7 +108,7 @@ def detokenize(
             f"the skeleton that the tokens are to move {error}; give another one with --skeleton"
         ) from None
     arranged = skeleton if matching is None else matching.arranged
-    clip = restore_clip(
+    clip = restore_motion(
         features.double(),
         config.features,
         arranged,

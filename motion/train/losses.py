@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from motion.config import RVQVAEConfig
 from motion.features.published import PUBLISHED
 from motion.model import RVQVAE, Reconstruction
 from motion.skeleton.tree import Skeleton
-from motion.train.movement import Movement, find_accelerations, find_foot_error
+from motion.train.movement import MeanError, Movement, find_accelerations, find_foot_error
 from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
@@ -28,7 +28,7 @@ Locator: TypeAlias = Callable[[Tensor], Tensor]
 
 TERMS = ("features", "position", "velocity", "acceleration", "foot_velocity")
 
-ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+ERRORS: dict[str, MeanError] = {
     "smooth_l1": F.smooth_l1_loss,
     "l1": F.l1_loss,
     "l2": F.mse_loss,
@@ -108,7 +108,7 @@ class MotionLosses:
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
             "foot_velocity": lambda: find_foot_error(
-                partial(error, reduction="none"), *(x[:, :, self.feet] for x in places()), fps
+                error, *[x[:, :, self.feet] for x in places()], fps=fps
             ),
             "commitment": reconstruction.quantized.commitment_loss.float,
         }

@@ -6,6 +6,7 @@ with the same options trains on any number of devices.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from motion.render import Figure, render_grid
 from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
+from wanvae.engine.command_line.arguments import read_config
 from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
@@ -87,6 +89,23 @@ class TrainConfig:
                 f"trainer.ema_decay is {decay}, but the codes follow the current encoder and "
                 "do not fit an average of its weights; set it to 0"
             )
+
+
+def load_config(config: str | os.PathLike[str]) -> TrainConfig:
+    """Reads a config of training: a YAML file, or the name of one of the package.
+
+    ``load_config("humanml3d").model`` is the architecture of MoMask, for ``RVQVAE``.
+
+    Args:
+        config: the file; or a name, like "beat2_330", "humanml3d", "kit", "wan1d" or "tiny".
+
+    Returns:
+        Everything about a training run. What the file leaves out has its default.
+
+    Raises:
+        UserError: there is no such config, or it has an unknown key or an impossible value.
+    """
+    return read_config(TrainConfig, config, CONFIG_FOLDERS)
 
 
 class MotionTraining:
