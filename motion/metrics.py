@@ -105,6 +105,18 @@ def find_steps(feet: Tensor) -> Tensor:
     return low[1:] & low[:-1]
 
 
+def feature_errors(features: Tensor, originals: Tensor, std: Tensor) -> Tensor:
+    """Returns the mean error of each channel (D,), in standard deviations, for (..., D).
+
+    It is a figure for features of which nothing is known.
+
+    Args:
+        std: (D,), the standard deviations of the channels; 1 where they are not known.
+    """
+    check_shapes(features, originals)
+    return ((features - originals).double().abs().flatten(0, -2).mean(dim=0)) / std.to(features)
+
+
 def check_shapes(values: Tensor, originals: Tensor) -> None:
     """Raises UserError if two tensors have different shapes, or are empty."""
     if values.shape != originals.shape or not values.numel():

@@ -10,13 +10,17 @@ from itertools import count
 from torch import Tensor
 
 from motion.config import FeatureSpec, MotionNorm, QuantizerConfig, ResnetConfig, RVQVAEConfig
+from motion.features.published import PUBLISHED
 from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
 PUBLISHED_GROWTH = 3
 BEAT2 = FeatureSpec(rot6d="rows", root=False)
-# The features with so many channels, and frames per second: HumanML3D, KIT and BEAT2.
-PUBLISHED_FEATURES = {263: (None, 20.0), 251: (None, 12.5), 330: (BEAT2, 30.0)}
+# The features with so many channels, and frames per second: of joints, and of BEAT2.
+PUBLISHED_FEATURES = {
+    **{channels: (None, published.fps) for channels, published in PUBLISHED.items()},
+    330: (BEAT2, 30.0),
+}
 INFERRED = "architecture: read from the names and shapes of the tensors"
 
 
@@ -127,9 +131,13 @@ def infer_config(
 
 def describe_features(channels: int) -> str:
     """Returns a note for people on what so many channels are assumed to be."""
-    kinds = {263: "HumanML3D", 251: "KIT", 330: "BEAT2: rot6d (rows) of 55 joints"}
+    kinds = {channels: published.title for channels, published in PUBLISHED.items()}
+    kinds[330] = "BEAT2: rot6d (rows) of 55 joints"
     if channels not in kinds:
-        return f"features: {channels} channels of no known kind, so motion files cannot be read"
+        return (
+            f"features: {channels} channels of no known kind, so .npy files of features alone are "
+            "read"
+        )
     fps = PUBLISHED_FEATURES[channels][1]
     return f"features: {kinds[channels]}, {fps:g} frames per second, by their number"
 

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint, Layout
+from motion.commands.convert_joints import convert_from_joints, convert_to_features
 from motion.commands.options import (
     add_reading_options,
     add_untold_options,
@@ -22,7 +23,9 @@ from motion.commands.skeletons import read_skeleton
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import MotionError
 from motion.features.channels import check_skeleton
+from motion.features.feature_files import SUFFIX as ARRAY
 from motion.features.normalizer import Normalizer
+from motion.features.published import NAMES
 from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
@@ -34,6 +37,7 @@ from motion.files.formats import (
     write_motion,
 )
 from motion.files.formats import WRITERS as MOTION_WRITERS
+from motion.files.joints import SUFFIX as JOINTS_SUFFIX
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.skeleton.clip import MotionClip
@@ -42,6 +46,7 @@ from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.config import check
 from wanvae.engine.files import atomic_path, refuse_overwriting
 from wanvae.errors import UserError
 
@@ -55,12 +60,15 @@ LARGEST_ERROR = 1e-3
 def add_options(parser: Parser) -> None:
     parser.add_argument(
         "input",
-        help="checkpoint of any layout; .bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++",
+        help="checkpoint of any layout; .bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++; .npy "
+        "of joints (T, 22, 3) or (T, 21, 3), or of features of HumanML3D, KIT or MotionStreamer",
     )
     parser.add_argument(
-        "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
+        "output",
+        help="file to write: .safetensors (native), .tar or .pth (momask); "
+        f"{', '.join(MOTION_WRITERS)}; .npy of features",
     )
-    parser.reads("input", "mean", "std", "skeleton")
+    parser.reads("input", "mean", "std", "skeleton", "target")
     parser.writes("output", formats.files_beside_momask)
     layouts = [layout.value for layout in LAYOUTS]
     parser.add_argument("--to", choices=layouts, help="layout of the checkpoint to write")
@@ -79,20 +87,41 @@ def add_options(parser: Parser) -> None:
         action="store_true",
         help="turn a motion into features and back, and say how large the error is",
     )
+    parser.add_argument(
+        "--features",
+        choices=list(NAMES),
+        help="write features of HumanML3D (263 channels), KIT (251) or MotionStreamer (272)",
+    )
+    parser.add_argument(
+        "--target",
+        help="file of joints or features of the data set, whose bone lengths the features of "
+        "HumanML3D or KIT get (default: the lengths of the motion)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help="frames per second of a .npy file (default: as published for its joints or features)",
+    )
     add_reading_options(parser)
     add_untold_options(parser)
 
 
 def run(arguments: Namespace) -> None:
-    motion_file = Path(arguments.input).suffix.lower() in READERS
+    suffix = Path(arguments.input).suffix.lower()
+    joint_options = [arguments.features, arguments.target, arguments.fps]
+    motion_file = suffix in READERS or suffix == ARRAY
     given = [arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]
     given += [arguments.skeleton]
-    if any(given) if motion_file else arguments.to is None or arguments.roundtrip:
+    others = [arguments.roundtrip, *joint_options]
+    if any(given) if motion_file else arguments.to is None or any(others):
         raise UserError(
             f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip; a motion file "
-            f"({' or '.join(READERS)}) takes --roundtrip alone"
+            f"({' or '.join(READERS)}) takes --roundtrip, --features, --target and --fps alone"
         )
-    if motion_file:
+    check_joint_options(arguments, suffix)
+    if motion_file and (arguments.features is not None or suffix == ARRAY):
+        show_joint_conversion(arguments)
+    elif motion_file:
         show_motion_conversion(arguments)
     else:
         show_checkpoint_conversion(arguments)
@@ -112,6 +141,35 @@ def show_checkpoint_conversion(arguments: Namespace) -> None:
         print(f"note: {note}")
 
 
+def check_joint_options(arguments: Namespace, suffix: str) -> None:
+    """Raises UserError if options of joints and features do not go together."""
+    if arguments.target is not None and arguments.features not in ("humanml3d", "kit"):
+        raise UserError("--target is for --features humanml3d or kit; leave it out")
+    if arguments.fps is not None:
+        check(suffix == ARRAY, "--fps", arguments.fps, "for .npy files; other files tell it")
+        check(0 < arguments.fps < float("inf"), "--fps", arguments.fps, "above 0")
+    if arguments.roundtrip and (suffix == ARRAY or arguments.features is not None):
+        raise UserError("--roundtrip is for motion files, without --features; leave it out")
+
+
+def show_joint_conversion(arguments: Namespace) -> None:
+    source, destination, reading = arguments.input, arguments.output, read_reading(arguments)
+    if arguments.features is None:
+        report = convert_from_joints(source, destination, reading=reading, fps=arguments.fps)
+    else:
+        report = convert_to_features(
+            source,
+            destination,
+            arguments.features,
+            target=arguments.target,
+            reading=reading,
+            fps=arguments.fps,
+        )
+    print(f"{source} -> {destination}: {report.frames} frames at {report.fps:g} per second")
+    for note in report.notes:
+        print(f"note: {note}")
+
+
 def show_motion_conversion(arguments: Namespace) -> None:
     report = convert_motion(
         arguments.input,
@@ -119,11 +177,13 @@ def show_motion_conversion(arguments: Namespace) -> None:
         roundtrip=arguments.roundtrip,
         reading=read_reading(arguments),
     )
-    print(
-        f"{arguments.input} -> {arguments.output}: {report.frames} frames, largest joint error "
-        f"{report.largest_error * 1000:.3g} mm, {report.relative_error:.2g} of the "
-        "skeleton's size"
-    )
+    error = ""
+    if report.largest_error is not None:
+        error = (
+            f", largest joint error {report.largest_error * 1000:.3g} mm, "
+            f"{report.relative_error:.2g} of the skeleton's size"
+        )
+    print(f"{arguments.input} -> {arguments.output}: {report.frames} frames{error}")
     for note in report.notes:
         print(f"note: {note}")
 
@@ -248,20 +308,21 @@ class MotionReport:
 
     Attributes:
         frames: the number of frames.
-        largest_error: the largest distance of a joint from its original position, metres.
+        largest_error: the largest distance of a joint from its original position, metres; None for
+            files that are only written.
         size: the length along the bones between the two points furthest apart, metres.
         notes: what is not kept, for people; one sentence each.
     """
 
     frames: int
-    largest_error: float
+    largest_error: float | None
     size: float
     notes: tuple[str, ...] = ()
 
     @property
     def relative_error(self) -> float:
         """The largest error divided by the size; in metres if the skeleton is one point."""
-        return self.largest_error / (self.size or 1.0)
+        return (self.largest_error or 0.0) / (self.size or 1.0)
 
 
 def convert_motion(
@@ -271,7 +332,7 @@ def convert_motion(
     roundtrip: bool = False,
     reading: Reading = GUESSED,
 ) -> MotionReport:
-    """Writes a motion file in another format, reads it again, and compares.
+    """Writes a motion file in another format; if such files can be read, reads it and compares.
 
     Args:
         roundtrip: turn the motion into features and back before it is written.
@@ -289,27 +350,38 @@ def convert_motion(
     # Nothing guesses a unit that somebody had to name.
     suffix = check_suffix(Path(destination), MOTION_WRITERS)
     told = Reading(unit=clip.skeleton.unit) if suffix == ".bvh" else GUESSED
+    if suffix not in READERS:
+        MOTION_WRITERS[suffix](Path(destination), clip)
+        notes = lost_in_writing(clip, None)
+        if suffix == JOINTS_SUFFIX:
+            notes += (f"the file does not tell its {clip.fps:g} frames per second",)
+        return MotionReport(len(clip), None, clip.skeleton.span, notes)
     with atomic_path(destination) as temporary:
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)
         written = read_motion(temporary, told)
         errors = (written.pose.positions - clip.pose.positions).norm(dim=-1)
-        notes = lost_in_writing(clip, written)
-        report = MotionReport(len(clip), errors.max().item(), clip.skeleton.span, notes)
+        notes, largest = lost_in_writing(clip, written), errors.max().item()
+        report = MotionReport(len(clip), largest, clip.skeleton.span, notes)
         if report.relative_error > LARGEST_ERROR:
             raise MotionError(
                 f"{destination} is not written: a joint would be up to "
-                f"{report.largest_error * 1000:.3g} mm away from its place, "
+                f"{largest * 1000:.3g} mm away from its place, "
                 f"{report.relative_error:.2g} of the skeleton's size"
             )
     return report
 
 
-def lost_in_writing(clip: MotionClip, written: MotionClip) -> tuple[str, ...]:
-    """Returns notes on what a clip has beside its motion, and what is written of it has not."""
+def lost_in_writing(clip: MotionClip, written: MotionClip | None) -> tuple[str, ...]:
+    """Returns notes on what a clip has beside its motion, and what is written of it has not.
+
+    Args:
+        written: the clip as it is read again; None for files that hold motion alone.
+    """
     lost = []
-    if clip.expressions is not None and clip.expressions.any() and written.expressions is None:
+    expressions = None if written is None else written.expressions
+    if clip.expressions is not None and clip.expressions.any() and expressions is None:
         lost.append("facial expressions")
-    if any(clip.betas) and not written.betas:
+    if any(clip.betas) and not (written and written.betas):
         lost.append("shape parameters (betas)")
     return tuple(f"not kept: {what}" for what in lost)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from jsonargparse import Namespace
 
-from motion.checkpoints.formats import require_suffix
 from motion.commands.options import (
+    WRITTEN_HELP,
     add_layers_option,
     add_model_options,
     add_reading_options,
     load_model,
+    print_loss,
     read_reading,
 )
 from motion.commands.skeletons import read_skeleton
@@ -21,9 +21,14 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.evaluate.reconstruction import make_figure
 from motion.features.actors import match_file, match_model
-from motion.features.humanml3d import skeleton_of
-from motion.features.recording import Recording, suffixes_written
+from motion.features.recording import (
+    Recording,
+    check_output,
+    find_features_skeleton,
+    suffixes_written,
+)
 from motion.features.rotations import restore_motion
+from motion.files.formats import find_suffix
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, render
@@ -42,8 +47,7 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "output",
-        help="file to write: .bvh or SMPL-X .npz; .npy for a model of features of HumanML3D or "
-        "KIT; .mp4 or .png to look at",
+        help=f"file to write: {WRITTEN_HELP}; .mp4 or .png to look at",
     )
     parser.reads("input", "skeleton")
     parser.writes("output")
@@ -69,6 +73,8 @@ def run(arguments: Namespace) -> None:
     )
     fps = recording.config.fps
     print(f"{arguments.input} -> {arguments.output}: {len(recording)} frames at {fps:g} per second")
+    if find_suffix(arguments.output) in suffixes_written(recording.config):
+        print_loss(recording.describe_loss(arguments.output, recording.features))
 
 
 def detokenize(
@@ -88,7 +94,7 @@ def detokenize(
     frames = None if origin is None else origin.frames
     features = model.decode(tokens.indices[None], frames, layers=layers)[0].cpu()
     if config.features is None:
-        skeleton = skeleton_of(config.channels)
+        skeleton = find_features_skeleton(config)
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
     actor = None if origin is None else origin.actor
     if skeleton is None and actor is not None:
@@ -156,8 +162,7 @@ def detokenize_file(
         FileError, VideoError: ``destination`` cannot be written, or is ``source`` or ``skeleton``.
     """
     refuse_overwriting(destination, [source, skeleton])
-    motion_suffixes = suffixes_written(model.config)
-    require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)
+    check_output(destination, model.config, *FIGURE_SUFFIXES)
     tokens = read_tokens(source)
     check_tokens(tokens, model, source)
     chosen = None
@@ -166,7 +171,7 @@ def detokenize_file(
         if model.config.features is not None:
             match_file(skeleton, chosen, model.config, model.skeleton)
     recording = detokenize(model, tokens, layers=layers, skeleton=chosen)
-    if Path(destination).suffix in motion_suffixes:
+    if find_suffix(destination) in suffixes_written(model.config):
         recording.write(destination, recording.features)
     else:
         figure = make_figure(recording, recording.features)

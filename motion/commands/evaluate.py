@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -19,10 +20,16 @@ from motion.commands.options import (
 )
 from motion.evaluate.evaluators.judging import judge
 from motion.evaluate.evaluators.loading import Evaluators, load_evaluators
+from motion.evaluate.feature_space import (
+    evaluate_feature_folder,
+    make_feature_table,
+    write_feature_figures,
+)
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import describe_judgement, make_table, write_figures
 from motion.features.humanml3d import read_names
+from motion.features.recording import find_features_skeleton
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
@@ -30,6 +37,9 @@ from wanvae.engine.config import check
 from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.files import make_directory
 from wanvae.engine.locking import locked_by_run
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def add_options(parser: Parser) -> None:
@@ -88,6 +98,9 @@ def run(arguments: Namespace) -> None:
             if arguments.output is not None:
                 held.enter_context(locked_by_run(Path(arguments.output)))
             model = load_model(arguments, device_of(processes))
+            if find_features_skeleton(model.config) is None and model.config.features is None:
+                show_features(arguments, model, processes)
+                return
             evaluators = load_given_evaluators(arguments, model)
             evaluation = evaluate_folder(
                 model,
@@ -117,6 +130,29 @@ def run(arguments: Namespace) -> None:
     if evaluation.judgement is not None:
         for line in describe_judgement(evaluation.judgement):
             print(line)
+    print_ignored(evaluation.ignored)
+    report_failures(evaluation.failures, len(evaluation.files))
+
+
+def show_features(arguments: Namespace, model: RVQVAE, processes: PartialState) -> None:
+    """Evaluates a model of features that are not known: in all processes, and one prints."""
+    for name in ("evaluators", "names"):
+        given = getattr(arguments, name)
+        check(given is None, f"--{name}", given, "left out for features that are not known")
+    evaluation = evaluate_feature_folder(
+        model,
+        arguments.input,
+        processes,
+        window=arguments.window,
+        progress=arguments.progress,
+    )
+    if not processes.is_main_process:
+        return
+    if arguments.output is not None:
+        write_feature_figures(arguments.output, evaluation, arguments.checkpoint)
+        print("no report.html is written, because there are no joints to draw")
+    for line in make_feature_table(evaluation.whole):
+        print(line)
     print_ignored(evaluation.ignored)
     report_failures(evaluation.failures, len(evaluation.files))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
+from motion.checkpoints.architecture import Untold
 from motion.checkpoints.formats import Checkpoint
 from motion.commands.convert import load_complete
 from motion.commands.options import (
@@ -18,9 +18,12 @@ from motion.commands.options import (
     read_untold,
 )
 from motion.config import RVQVAEConfig
-from motion.features.humanml3d import read_features, skeleton_of
+from motion.features.feature_files import read_features
+from motion.features.published import PUBLISHED
 from motion.features.units import are_in_own_units
+from motion.files.arrays import load_array
 from motion.files.formats import READERS, read_motion
+from motion.files.joints import RATES, read_joints
 from motion.files.reading import GUESSED, Reading
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
@@ -62,7 +65,7 @@ def describe_file(
     elif suffix in READERS:
         yield from describe_motion(path, reading)
     elif suffix == ".npy":
-        yield from describe_features(path)
+        yield from describe_array(path, reading)
     else:
         yield from describe_checkpoint(path, load_complete(path, untold))
 
@@ -84,13 +87,24 @@ def describe_skeleton(skeleton: Skeleton) -> Iterator[str]:
     yield f"size: {skeleton.span:.3f} m along the bones between the ends furthest apart"
 
 
-def describe_features(path: Path) -> Iterator[str]:
+def describe_array(path: Path, reading: Reading) -> Iterator[str]:
+    """Describes a .npy file: positions of joints, or features."""
+    if load_array(path).ndim == 3:
+        positions, skeleton = read_joints(path, unit=reading.unit, up=reading.up)
+        yield f"{path}: positions of {skeleton.joints} joints"
+        yield show_timing(len(positions), RATES[skeleton.joints])
+        yield "note: frame rate: assumed as published, because the file does not tell it"
+        return
     features = read_features(path)
     channels = features.shape[1]
-    kind = {263: "HumanML3D", 251: "KIT"}[channels]
-    yield f"{path}: features of {kind}, {channels} channels"
-    yield show_timing(len(features), PUBLISHED_FEATURES[channels][1])
-    yield f"joints: {skeleton_of(channels).joints}"
+    if channels not in PUBLISHED:
+        yield f"{path}: features, {channels} channels of no known kind"
+        yield f"frames: {len(features)}"
+        return
+    kind = PUBLISHED[channels]
+    yield f"{path}: features of {kind.title}, {channels} channels"
+    yield show_timing(len(features), kind.fps)
+    yield f"joints: {kind.skeleton.joints}"
     if are_in_own_units(features):
         yield "units: their own, not normalized"
     else:

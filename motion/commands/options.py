@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm
+from motion.files.formats import WRITERS
 from motion.files.reading import Axis, Reading
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
@@ -18,9 +19,10 @@ from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
 MOTION_HELP = (
-    ".bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++; or .npy of HumanML3D or KIT for a model "
-    "of such features"
+    ".bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++; or .npy of features (T, D), as of "
+    "HumanML3D, KIT or MotionStreamer, for a model of such features"
 )
+WRITTEN_HELP = f"{', '.join(WRITERS)}; or .npy of features for a model of such features"
 
 
 def add_untold_options(parser: Parser) -> None:
@@ -147,6 +149,12 @@ def load_told(
         dilation_growth_rate=untold.dilation_growth_rate,
         reverse_dilation=untold.reverse_dilation,
     )
+
+
+def print_loss(sentence: str) -> None:
+    """Prints what a motion file does not hold of the features, if it loses something."""
+    if sentence:
+        print(f"note: {sentence}")
 
 
 def print_ignored(ignored: str) -> None:

@@ -6,32 +6,36 @@ import os
 from dataclasses import dataclass
 
 from jsonargparse import Namespace
+from torch import Tensor
 
-from motion.checkpoints.formats import require_suffix
 from motion.commands.options import (
     MOTION_HELP,
+    WRITTEN_HELP,
     add_layers_option,
     add_model_options,
     add_reading_options,
     load_model,
+    print_loss,
     read_reading,
 )
 from motion.evaluate.evaluation import count_indices
 from motion.evaluate.movement import MovementSummary, measure_movement
 from motion.evaluate.reconstruction import reconstruct
 from motion.evaluate.report import describe_movement
-from motion.features.recording import read_recording, suffixes_written
+from motion.features.recording import Recording, check_output, read_recording
 from motion.files.reading import GUESSED, Reading
-from motion.metrics import mpjpe, rotation_error
+from motion.metrics import feature_errors, mpjpe, rotation_error
 from motion.model import RVQVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import refuse_overwriting
 
+FEATURE_SPACE = "in the space of the features, because what they are is not known"
+
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("input", help=MOTION_HELP)
-    parser.add_argument("output", help="file to write, of the same kind")
+    parser.add_argument("output", help=f"file to write: {WRITTEN_HELP}")
     parser.reads("input")
     parser.writes("output")
     add_layers_option(parser)
@@ -52,12 +56,32 @@ def run(arguments: Namespace) -> None:
     if report.file_fps not in (None, report.fps):
         rate += f" (converted from {report.file_fps:g})"
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
-    print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
-    for line in describe_movement(report.movement):
-        print(line)
+    if report.joints is None:
+        print(f"{FEATURE_SPACE}: mean error {report.feature_error:.4f} standard deviations")
+    else:
+        mpjpe, angle = report.joints.mpjpe, report.joints.rotation_error
+        print(f"MPJPE {mpjpe:.2f} mm, rotation error {angle:.3f} degrees")
+        for line in describe_movement(report.joints.movement):
+            print(line)
     used = ", ".join(map(str, report.used))
     codes = model.config.quantizer.codebook_size
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
+    print_loss(report.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointErrors:
+    """How close the joints of a reconstruction are.
+
+    Attributes:
+        mpjpe: mean distance of the joints from their original positions, in millimetres.
+        rotation_error: mean angle between the rotations of the joints, in degrees.
+        movement: how the reconstruction moves, beside the original.
+    """
+
+    mpjpe: float
+    rotation_error: float
+    movement: MovementSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +92,21 @@ class ReconstructionReport:
         frames: the number of frames, at the frame rate of the model.
         file_fps: frames per second of the original; None if they are not known.
         fps: frames per second of the model.
-        mpjpe: mean distance of the joints from their original positions, in millimetres.
-        rotation_error: mean angle between the rotations of the joints, in degrees.
+        joints: how close the joints are; None if what the features are is not known.
+        feature_error: mean error of the features, in standard deviations of their channels.
         tokens: the number of tokens. Each has one code of each layer.
         used: the number of codes of each layer that the tokens use.
-        movement: how the reconstruction moves, beside the original.
+        loss: a sentence on what the written file does not hold of the features; or empty.
     """
 
     frames: int
     file_fps: float | None
     fps: float
-    mpjpe: float
-    rotation_error: float
+    joints: JointErrors | None
+    feature_error: float
     tokens: int
     used: tuple[int, ...]
-    movement: MovementSummary
+    loss: str = ""
 
 
 def reconstruct_file(
@@ -104,23 +128,34 @@ def reconstruct_file(
         FileError: ``destination`` cannot be written, or is ``source``.
     """
     refuse_overwriting(destination, [source])
-    require_suffix(destination, *suffixes_written(model.config))
+    check_output(destination, model.config)
     recording = read_recording(source, model.config, reading, model.skeleton)
     indices, features = reconstruct(model, recording, layers)
-    joints, original = recording.joints_of(features), recording.joints
     recording.write(destination, features)
     counts = count_indices(model, indices)
+    std = model.normalizer.std.cpu()
     return ReconstructionReport(
         frames=len(recording),
         file_fps=recording.file_fps,
         fps=model.config.fps,
-        mpjpe=mpjpe(joints.positions, original.positions),
-        rotation_error=rotation_error(joints.rotations, original.rotations),
+        joints=None if recording.skeleton is None else compare_joints(recording, features),
+        feature_error=feature_errors(features, recording.features, std).mean().item(),
         tokens=indices.shape[1],
         used=tuple((counts > 0).sum(1).tolist()),
-        movement=measure_movement(
-            joints.positions, original.positions, recording.skeleton.names, model.config.fps
-        ).summary,
+        loss=recording.describe_loss(destination, features),
+    )
+
+
+def compare_joints(recording: Recording, features: Tensor) -> JointErrors:
+    """Compares the joints of ``features`` ``(T, D)`` with the joints of a recording."""
+    joints, original = recording.joints_of(features), recording.joints
+    moved = measure_movement(
+        joints.positions, original.positions, recording.bones.names, recording.config.fps
+    )
+    return JointErrors(
+        mpjpe=mpjpe(joints.positions, original.positions),
+        rotation_error=rotation_error(joints.rotations, original.rotations),
+        movement=moved.summary,
     )
 
 

@@ -7,18 +7,20 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from motion.checkpoints.architecture import PUBLISHED_FEATURES
 from motion.checkpoints.formats import require_suffix
 from motion.commands.options import (
+    MOTION_HELP,
     add_model_options,
     add_reading_options,
     load_model,
     read_reading,
 )
 from motion.evaluate.reconstruction import make_figure, reconstruct
-from motion.features.humanml3d import read_features, recover_positions, skeleton_of
+from motion.features.feature_files import read_features
+from motion.features.joint_motion import read_joint_motion
 from motion.features.recording import read_recording
 from motion.features.units import warn_of_drawn_units
+from motion.files.arrays import load_array
 from motion.files.formats import read_motion
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
@@ -29,7 +31,7 @@ from wanvae.engine.files import refuse_overwriting
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("input", help=".bvh, SMPL-X .npz, or .npy of HumanML3D or KIT")
+    parser.add_argument("input", help=f"{MOTION_HELP}; or .npy of joints (T, 22, 3)")
     parser.add_argument("output", help="file to write: .mp4, .mov, .mkv; .png, .jpg, .webp")
     parser.reads("input")
     parser.writes("output")
@@ -86,11 +88,10 @@ def read_figure(path: str | os.PathLike[str], reading: Reading = GUESSED) -> tup
     if Path(path).suffix.lower() != ".npy":
         clip = read_motion(path, reading)
         return Figure.of_clip(clip), clip.fps
-    features = read_features(path)
-    warn_of_drawn_units(features)
-    channels = features.shape[1]
-    figure = Figure.of_joints(recover_positions(features), skeleton_of(channels))
-    return figure, PUBLISHED_FEATURES[channels][1]
+    if load_array(Path(path)).ndim == 2:
+        warn_of_drawn_units(read_features(path))
+    found = read_joint_motion(path, reading)
+    return Figure.of_joints(found.positions, found.clip.skeleton), found.clip.fps
 
 
 RENDER = Command(

@@ -10,6 +10,7 @@ from operator import add
 import torch
 from torch import Tensor
 
+from motion.evaluate.code_use import CodeUse
 from motion.evaluate.movement import MovementSummary, MovementSums, measure_movement
 from motion.features.recording import Recording
 from motion.metrics import joint_errors, rotation_error
@@ -44,23 +45,19 @@ class MotionSummary(MovementSummary):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MotionEvaluation:
+class MotionEvaluation(CodeUse):
     """Sums over the frames of recordings, in float64. The sums of several recordings can be added.
 
     Attributes:
         joint_names: the names of the J joints.
-        frames: the number of frames.
         errors: ``(N, J)``, distances in millimetres, for N numbers of layers; the last is all.
         angles: ``(N,)``, mean angles between rotations of joints in degrees, for the same numbers.
-        counts: ``(Q, K)``, how often each code of each layer was chosen.
         movement: how the reconstruction with all layers moves.
     """
 
     joint_names: tuple[str, ...]
-    frames: int
     errors: Tensor
     angles: Tensor
-    counts: Tensor
     movement: MovementSums
 
     def __add__(self, other: MotionEvaluation) -> MotionEvaluation:
@@ -83,22 +80,6 @@ class MotionEvaluation:
     def rotation_errors(self) -> tuple[float, ...]:
         """Mean angles between rotations of joints in degrees, for each number of layers."""
         return tuple((self.angles / self.frames).tolist())
-
-    @property
-    def used(self) -> Tensor:
-        """``(Q,)``, the number of codes of each layer that were chosen."""
-        return (self.counts > 0).sum(1)
-
-    @property
-    def code_use(self) -> Tensor:
-        """``(Q,)``, the share of the codes of each layer that were chosen."""
-        return self.used.double() / self.counts.shape[1]
-
-    @property
-    def perplexity(self) -> Tensor:
-        """``(Q,)``, the exponential of the entropy of the codes of each layer, at most K."""
-        shares = self.counts.double() / self.counts.sum(1, keepdim=True)
-        return torch.special.entr(shares).sum(1).exp()
 
     @property
     def summary(self) -> MotionSummary:
@@ -167,7 +148,7 @@ def measure(
         window: count the codes of all windows of so many frames, at all offsets; None counts the
             codes of the whole recording, and so does a window longer than the recording.
     """
-    layers, names = model.config.quantizer.num_quantizers, recording.skeleton.names
+    layers, names = model.config.quantizer.num_quantizers, recording.bones.names
     length, original = len(recording), recording.joints
     joints = original
     errors, angles = [], []

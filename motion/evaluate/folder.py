@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from motion.errors import MotionError
 from motion.evaluate.evaluation import (
@@ -19,7 +19,7 @@ from motion.evaluate.evaluation import (
 )
 from motion.evaluate.evaluators.judging import Judgement
 from motion.features.actors import warn_of_proportions
-from motion.features.recording import find_files, read_recording
+from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
@@ -31,6 +31,8 @@ from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,39 @@ class FolderEvaluation:
     judgement: Judgement | None = None
 
 
+def measure_files(
+    model: RVQVAE,
+    paths: Sequence[Path],
+    source: Path,
+    processes: PartialState,
+    measure: Callable[[Recording], T],
+    reading: Reading,
+    failures: list[tuple[Path, str]],
+    *,
+    progress: bool,
+) -> Iterator[tuple[Path, str, T]]:
+    """Yields the files of this process, with their names in the folder ``source`` and figures.
+
+    Args:
+        measure: returns the figures of a recording.
+        failures: gets the path and a line for each file that cannot be read.
+    """
+    for path in share_files(paths, processes, progress=progress):
+        try:
+            recording = read_recording(path, model.config, reading, model.skeleton)
+            warn_of_units(recording, model.normalizer, shown=True)
+            warn_of_proportions(recording.matching, model.skeleton)
+            measured = measure(recording)
+        except NotFiniteError as error:
+            failures.append((path, writable(f"{path}: {error}")))
+            continue
+        except (UserError, OSError) as error:
+            failures.append((path, writable(str(error))))
+            continue
+        inner = path.name if path == source else path.relative_to(source).as_posix()
+        yield path, writable(inner), measured
+
+
 def evaluate_folder(
     model: RVQVAE,
     source: str | os.PathLike[str],
@@ -114,22 +149,19 @@ def evaluate_folder(
         found = replace(found, paths=chosen)
 
     def evaluations() -> Iterator[MotionEvaluation]:
-        for path in share_files(found.paths, processes, progress=progress):
-            try:
-                recording = read_recording(path, model.config, reading, model.skeleton)
-                warn_of_units(recording, model.normalizer, shown=True)
-                warn_of_proportions(recording.matching, model.skeleton)
-                measured = measure(model, recording, window=window)
-            except NotFiniteError as error:
-                failures.append((path, writable(f"{path}: {error}")))
-                continue
-            except (UserError, OSError) as error:
-                failures.append((path, writable(str(error))))
-                continue
-            inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
+        for path, name, measured in measure_files(
+            model,
+            found.paths,
+            Path(source),
+            processes,
+            lambda recording: measure(model, recording, window=window),
+            reading,
+            failures,
+            progress=progress,
+        ):
             # The names are kept once, not for each file.
             joints = skeletons.setdefault(measured.joint_names, measured.joint_names)
-            files.append(FileEvaluation(path, writable(inner), joints, measured.summary))
+            files.append(FileEvaluation(path, name, joints, measured.summary))
             yield measured
 
     sums = add_up_processes(add_up(evaluations()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from motion.features.actors import warn_of_proportions
-from motion.features.humanml3d import recover_positions
 from motion.features.recording import Recording
 from motion.features.units import warn_of_units
 from motion.model import RVQVAE
@@ -32,5 +31,5 @@ def reconstruct(
 def make_figure(recording: Recording, features: Tensor) -> Figure:
     """Returns the stick figure of ``recording`` that moves as ``features`` ``(T, D)`` say."""
     if recording.clip is None:
-        return Figure.of_joints(recover_positions(features), recording.skeleton)
+        return Figure.of_joints(recording.joints_of(features).positions, recording.bones)
     return Figure.of_clip(recording.restore(features))

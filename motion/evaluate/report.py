@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
+from motion.evaluate.evaluation import MotionEvaluation
 from motion.evaluate.evaluators.figures import DIVERSITY_PAIRS, GROUP
 from motion.evaluate.evaluators.judging import Estimate, Figures, Judgement
 from motion.evaluate.folder import FolderEvaluation
@@ -147,10 +147,10 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
     return fields_of(judgement)
 
 
-def as_row(summary: MotionSummary) -> dict[str, float | None]:
-    """Returns the figures of a summary by name. Figures of layers get the number of the layer."""
+def as_row(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns the figures of a summary, where figures of layers get the number of the layer."""
     row: dict[str, float | None] = {}
-    for name, value in asdict(summary).items():
+    for name, value in figures.items():
         if isinstance(value, tuple):
             row |= {f"{name}_{layer}": each for layer, each in enumerate(value, start=1)}
         else:
@@ -170,7 +170,7 @@ def write_figures(
         FileError: the files cannot be written.
     """
     write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
-    rows = [{"file": file.name, **as_row(file.summary)} for file in evaluation.files]
+    rows = [{"file": file.name, **as_row(asdict(file.summary))} for file in evaluation.files]
     write_rows(Path(folder) / "evaluation.csv", rows)
 
 

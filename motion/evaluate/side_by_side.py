@@ -52,7 +52,7 @@ def make_file_section(
     except (UserError, OSError) as error:  # the file has changed since the evaluation
         return Section(file.name, anchor, [], str(error), folded)
     figures = make_figures(model, recording)
-    names, fps = recording.skeleton.names, model.config.fps
+    names, fps = recording.bones.names, model.config.fps
     joints = torch.from_numpy(
         np.stack([figure.points[:, : len(names)] for figure in figures.values()])
     )

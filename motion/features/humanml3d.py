@@ -1,4 +1,4 @@
-"""Features of HumanML3D and KIT: reading them, their statistics, and the positions of joints.
+"""Features of HumanML3D and KIT: their channels, their statistics, and the positions of joints.
 
 The features of J joints are 12 J - 1 numbers a frame: 263 for the 22 joints of HumanML3D, 251 for
 the 21 joints of KIT. They are, in this order: half of the turn of the root about the vertical to
@@ -11,7 +11,6 @@ Source: the features of "Generating Diverse and Natural 3D Human Motions from Te
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from motion.errors import MotionError
 from motion.features.statistics import FeatureStatistics
-from motion.files.arrays import read_array, write_array
+from motion.files.arrays import read_array
 from motion.skeleton.packaged import HUMANML3D, KIT
 from motion.skeleton.tree import Skeleton
 from wanvae.errors import UserError
@@ -152,31 +151,3 @@ def apply_bias(statistics: FeatureStatistics, bias: float) -> FeatureStatistics:
     std[:ROOT_CHANNELS] /= bias
     std[-CONTACT_CHANNELS:] /= bias
     return FeatureStatistics(statistics.mean, std)
-
-
-def read_features(path: str | os.PathLike[str]) -> Tensor:
-    """Reads the features (T, D) of a .npy file, as float32.
-
-    Raises:
-        MotionError: the file does not exist, or does not hold such features.
-    """
-    features = read_array(Path(path), ndim=2)
-    try:
-        count_joints(features.shape[1])
-    except MotionError as error:
-        raise MotionError(f"{path}: {error}") from None
-    if not len(features):
-        raise MotionError(f"{path} has no frames; get it again")
-    return features
-
-
-def write_features(path: str | os.PathLike[str], features: Tensor) -> None:
-    """Writes features (T, D) to a .npy file. If writing fails, no incomplete file is left.
-
-    Raises:
-        MotionError: the file has another suffix.
-        FileError: the file cannot be written.
-    """
-    if Path(path).suffix != ".npy":
-        raise MotionError(f"{path} must end in .npy, for features of HumanML3D or KIT")
-    write_array(path, features)

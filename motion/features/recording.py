@@ -1,8 +1,9 @@
 """Recordings: motion files as features of a model, and features as motion files.
 
-There are two kinds of features. Features with rotations are computed from a BVH or SMPL-X file, and
-can be written as such a file again. Features of HumanML3D and KIT are read from .npy files, and can
-be turned into positions of joints.
+There are three kinds of features. Features with rotations are computed from a BVH or SMPL-X file,
+and can be written as such a file again. Published features of joints, as of HumanML3D, KIT and
+MotionStreamer, are read from .npy files, and can be turned into positions of joints and into motion
+files. Any other features are read from .npy files, and written as such files alone.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.actors import match_file
-from motion.features.rotations import extract_features, from_rot6d, restore_onto
-from motion.files.formats import (
-    READERS,
-    WRITERS,
-    read_in_file_order,
-    write_motion,
-)
+from motion.features.feature_files import SUFFIX as FEATURES_SUFFIX
+from motion.features.feature_files import read_features, write_features
+from motion.features.published import PUBLISHED, PublishedFeatures, Source
+from motion.features.rotations import extract_features, restore_onto
+from motion.files.formats import READERS, WRITERS, find_suffix, read_in_file_order, write_motion
+from motion.files.joints import SUFFIX as JOINTS_SUFFIX
+from motion.files.joints import write_positions
 from motion.files.reading import GUESSED, Reading
+from motion.metrics import joint_distances
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.matching import Matching
 from motion.skeleton.tree import Skeleton
+from wanvae.engine.files import FileError
 from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
 
 
@@ -53,16 +56,17 @@ class Recording:
     Attributes:
         config: the config of the model.
         features: ``(T, D)``, float32, in their own units.
-        skeleton: the skeleton that moves; for HumanML3D and KIT a packaged one, for its bones.
+        skeleton: the skeleton that moves; for published features of joints a packaged one, for its
+            bones; None for features that are not known.
         clip: the motion itself, at the frame rate of the model, with the order and the names of the
-            joints of the model; None for HumanML3D and KIT.
+            joints of the model; None for features of .npy files.
         file_fps: frames per second of the file; None if they are not known.
         matching: which joints of the file the joints of ``clip`` are; None if they are the same.
     """
 
     config: RVQVAEConfig
     features: Tensor
-    skeleton: Skeleton
+    skeleton: Skeleton | None
     clip: MotionClip | None
     file_fps: float | None = None
     matching: Matching | None = None
@@ -70,11 +74,26 @@ class Recording:
     @property
     def file_skeleton(self) -> Skeleton:
         """The skeleton with the order and the names of the joints in the file."""
-        return self.skeleton if self.matching is None else self.matching.own
+        return self.bones if self.matching is None else self.matching.own
 
     def __len__(self) -> int:
         """Returns T, the number of frames."""
         return len(self.features)
+
+    @property
+    def bones(self) -> Skeleton:
+        """The skeleton that moves; MotionError if the features are not known."""
+        if self.skeleton is None:
+            raise MotionError(
+                f"what the {self.config.channels} channels of the features are is not known, so "
+                "they tell no joints"
+            )
+        return self.skeleton
+
+    @property
+    def published(self) -> PublishedFeatures | None:
+        """What is known about features of a .npy file; None for a clip, and if nothing is."""
+        return find_published(self.config)
 
     @property
     def joints(self) -> Joints:
@@ -82,26 +101,37 @@ class Recording:
         return self.joints_of(self.features) if self.clip is None else joints_of_clip(self.clip)
 
     def joints_of(self, features: Tensor) -> Joints:
-        """Returns the joints that ``features`` ``(T, D)`` describe."""
-        if self.clip is None:
-            return joints_of_humanml3d(features)
+        """Returns the joints that ``features`` ``(T, D)`` describe.
+
+        Raises:
+            MotionError: the features are not known, so they tell no joints.
+        """
+        if self.published is not None:
+            return Joints(*self.published.recover(features))
         return joints_of_clip(self.restore(features))
 
     def restore(self, features: Tensor) -> MotionClip:
         """Returns the clip of ``features`` ``(T, D)``, at the place of this recording.
 
-        Features without a root take the path of this recording.
+        Features without a root take the path of this recording. Published features of joints become
+        a clip by their rotations or by inverse kinematics, and start at the origin.
 
         Raises:
-            MotionError: these are features of HumanML3D or KIT, which cannot become a clip.
+            MotionError: the features are not known.
         """
-        clip, spec = self.clip, self.config.features
+        clip, spec, published = self.clip, self.config.features, self.published
+        if published is not None:
+            restored = published.restore(features.double(), published.source)
+            return replace(restored, fps=self.config.fps)
         if clip is None or spec is None:
-            raise MotionError("features of HumanML3D and KIT have no clip; write them as .npy")
+            raise MotionError(
+                f"what the {self.config.channels} channels of the features are is not known, so "
+                "they tell no joints; write them as .npy"
+            )
         return restore_onto(clip, features, spec)
 
     def write(self, path: str | os.PathLike[str], features: Tensor) -> None:
-        """Writes ``features`` ``(T, D)`` as .bvh or .npz; as .npy for HumanML3D and KIT.
+        """Writes ``features`` ``(T, D)``: as .npy where they are read from it, or as motion.
 
         The joints have the order and the names that they have in the file of this recording.
 
@@ -109,11 +139,22 @@ class Recording:
             MotionError: the file has another suffix, or its format cannot hold the motion.
             FileError: the file cannot be written.
         """
-        if self.clip is None:
-            humanml3d.write_features(path, features)
-            return
-        clip = self.restore(features)
-        write_motion(path, clip if self.matching is None else self.matching.restore(clip))
+        suffix = find_suffix(path)
+        if self.clip is None and suffix == FEATURES_SUFFIX:
+            write_features(path, features)
+        elif self.published is not None and suffix == JOINTS_SUFFIX:
+            write_positions(path, self.joints_of(features).positions)
+        else:
+            clip = self.restore(features)
+            write_motion(path, clip if self.matching is None else self.matching.restore(clip))
+
+    def describe_loss(self, path: str | os.PathLike[str], features: Tensor) -> str:
+        """Returns a sentence on what ``write`` loses: published features have no stiff bones."""
+        if self.published is None or find_suffix(path) in (FEATURES_SUFFIX, JOINTS_SUFFIX):
+            return ""
+        joints = self.joints_of(features).positions.double()
+        distances = joint_distances(self.restore(features).pose.positions, joints)
+        return describe_distances(distances, self.published.source)
 
     def __getitem__(self, frames: slice) -> Recording:
         """Returns some of the frames, with the features that they have in the whole recording."""
@@ -121,14 +162,41 @@ class Recording:
         return replace(self, features=self.features[frames], clip=clip)
 
 
+def describe_distances(distances: Tensor, source: Source) -> str:
+    """Returns a sentence on distances in mm of joints from where features have them."""
+    how = "rotations" if source == "rotations" else "inverse kinematics"
+    return (
+        f"bones of one length, by {how}: joints are {distances.mean():.3g} mm from their places in "
+        f"the features, at most {distances.max():.3g} mm"
+    )
+
+
+def check_output(path: str | os.PathLike[str], config: RVQVAEConfig, *others: str) -> None:
+    """Raises FileError if a model cannot write a file with this suffix.
+
+    Args:
+        others: suffixes of files that are not motion.
+    """
+    suffixes = (*suffixes_written(config), *others)
+    if find_suffix(path) not in suffixes:
+        raise FileError(f"{path} must end in {' or '.join(suffixes)}; change its name")
+
+
 def suffixes_read(config: RVQVAEConfig) -> tuple[str, ...]:
     """Returns the suffixes of motion files that a model of ``config`` reads."""
-    return (".npy",) if config.features is None else tuple(READERS)
+    return (FEATURES_SUFFIX,) if config.features is None else tuple(READERS)
 
 
 def suffixes_written(config: RVQVAEConfig) -> tuple[str, ...]:
     """Returns the suffixes of motion files that a model of ``config`` writes."""
-    return (".npy",) if config.features is None else tuple(WRITERS)
+    if config.features is not None:
+        return tuple(WRITERS)
+    return (FEATURES_SUFFIX,) if find_published(config) is None else (FEATURES_SUFFIX, *WRITERS)
+
+
+def find_published(config: RVQVAEConfig) -> PublishedFeatures | None:
+    """Returns what is known about the features of .npy files for a model; None if nothing is."""
+    return PUBLISHED.get(config.channels) if config.features is None else None
 
 
 @dataclass(frozen=True)
@@ -208,10 +276,11 @@ def read_recording(
     if path.suffix.lower() not in suffixes:
         raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
     if spec is None:
-        packaged = humanml3d.skeleton_of(channels)
-        features = humanml3d.read_features(path)
+        features = read_features(path)
         check_channels(path, features.shape[1], channels)
-        return Recording(config=config, features=features, skeleton=packaged, clip=None)
+        return Recording(
+            config=config, features=features, skeleton=find_features_skeleton(config), clip=None
+        )
     clip = read_in_file_order(path, reading)
     matching = match_file(path, clip.skeleton, config, skeleton)
     clip = clip if matching is None else matching.arrange(clip)
@@ -227,6 +296,12 @@ def read_recording(
     )
 
 
+def find_features_skeleton(config: RVQVAEConfig) -> Skeleton | None:
+    """Returns the packaged skeleton of features of .npy files; None if they are not known."""
+    published = find_published(config)
+    return None if published is None else published.skeleton
+
+
 def check_channels(path: Path, found: int, channels: int) -> None:
     """Raises MotionError if a file has another number of channels than the model."""
     if found != channels:
@@ -237,9 +312,3 @@ def check_channels(path: Path, found: int, channels: int) -> None:
 
 def joints_of_clip(clip: MotionClip) -> Joints:
     return Joints(clip.pose.positions, clip.rotations)
-
-
-def joints_of_humanml3d(features: Tensor) -> Joints:
-    positions = humanml3d.recover_positions(features)
-    rotations = features[:, humanml3d.rotation_channels(features.shape[1])].unflatten(1, (-1, 6))
-    return Joints(positions, from_rot6d(rotations, "columns"))

@@ -157,6 +157,11 @@ def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
     return rotations.mT if lines == "rows" else rotations
 
 
+def turn(rotations: Tensor, vectors: Tensor) -> Tensor:
+    """Turns vectors (..., 3) by rotations (..., 3, 3)."""
+    return (rotations @ vectors[..., None]).squeeze(-1)
+
+
 def check_contact_joints(skeleton: Skeleton, spec: FeatureSpec) -> None:
     """Raises MotionError if the contact joints are not there, or if others are feet by name."""
     chosen, count = spec.contact_joints, skeleton.joints

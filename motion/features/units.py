@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from motion.features import humanml3d
 from motion.features.normalizer import Normalizer
+from motion.features.published import PUBLISHED
 from motion.features.recording import Recording
 
 # The vectors of rotations have length 1 in features in their own units. Of normalized features a
@@ -18,11 +18,11 @@ LEAST_SHARE = 0.9
 
 
 def are_in_own_units(features: Tensor) -> bool:
-    """Whether features (T, D) of HumanML3D or KIT are in their own units, and not normalized.
+    """Whether published features (T, D) of joints are in their own units, and not normalized.
 
     Features that a model generated may be in their own units though this function does not say so.
     """
-    vectors = features[:, humanml3d.rotation_channels(features.shape[1])].unflatten(1, (-1, 3))
+    vectors = features[:, PUBLISHED[features.shape[1]].rotations].unflatten(1, (-1, 3))
     lengths = vectors.norm(dim=-1)
     lengths = lengths[lengths > 0]  # padding
     near = (lengths - 1).abs() < LENGTH_TOLERANCE
@@ -34,11 +34,15 @@ def warn_of_units(recording: Recording, normalizer: Normalizer, *, shown: bool) 
 
     The text is the same for all recordings, so that Python shows it once.
 
+    Nothing is known about features that are not published.
+
     Args:
         shown: whether errors in millimetres or pictures follow, which normalized features do not
             give.
     """
     features = recording.features
+    if recording.skeleton is None:
+        return
     own = recording.clip is not None or are_in_own_units(features)
     if own and not normalizer.is_set:
         warnings.warn(
@@ -64,7 +68,7 @@ def warn_of_training_units(recordings: Iterable[Tensor], normalizer: Normalizer)
     """Warns once if features (T, D) to train on are certainly normalized already.
 
     Args:
-        recordings: features of HumanML3D or KIT.
+        recordings: published features of joints.
         normalizer: the normalizer of the model that is trained.
     """
     if any(are_normalized_already(features, normalizer) for features in recordings):
@@ -73,7 +77,7 @@ def warn_of_training_units(recordings: Iterable[Tensor], normalizer: Normalizer)
 
 def warn_of_drawn_units(features: Tensor) -> None:
     """Warns if features (T, D) that are drawn without a model seem to be normalized."""
-    if not are_in_own_units(features):
+    if features.shape[1] in PUBLISHED and not are_in_own_units(features):
         warnings.warn(
             "the features of the motion seem to be normalized, because their rotations do not have "
             "length 1. If they are, the picture is wrong: use the features as they are before they "
@@ -92,7 +96,8 @@ def warn_of_normalizing_twice() -> None:
 
 def are_normalized_already(features: Tensor, normalizer: Normalizer) -> bool:
     """Whether features (T, D) are in their own units only once they are denormalized."""
-    if not normalizer.is_set or are_in_own_units(features):
+    known = features.shape[1] in PUBLISHED
+    if not known or not normalizer.is_set or are_in_own_units(features):
         return False
     return are_in_own_units(denormalize(features, normalizer))
 

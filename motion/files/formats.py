@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from motion.errors import MotionError
+from motion.files import joints
 from motion.files.bvh import read_bvh, write_bvh
+from motion.files.gltf import write_glb, write_gltf
 from motion.files.reading import GUESSED, Reading
 from motion.files.smplx import read_aist, read_npz, write_npz
+from motion.files.tables import write_csv
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.matching import Matching
 from motion.skeleton.packaged import PACKAGED_SKELETONS
@@ -37,12 +41,44 @@ def write_as_smplx(path: Path, clip: MotionClip) -> None:
     write_npz(path, clip if matching is None else matching.arrange(clip))
 
 
-READERS: dict[str, Callable[[Path, Reading], MotionClip]] = {
-    ".bvh": read_as_bvh,
-    ".npz": read_as_smpl,
-    ".pkl": read_as_smpl,
+@dataclass(frozen=True, kw_only=True)
+class MotionFormat:
+    """A kind of motion file.
+
+    Attributes:
+        holds: what it holds, for people.
+        read: returns the clip of a file; None if files of this kind are only written.
+        write: writes a clip; None if files of this kind are only read.
+    """
+
+    holds: str
+    read: Callable[[Path, Reading], MotionClip] | None = None
+    write: Callable[[Path, MotionClip], None] | None = None
+
+
+# What files with a suffix hold. Names that end in .joints.npy also end in .npy, which is features.
+FORMATS = {
+    ".bvh": MotionFormat(
+        holds="skeleton and Euler angles, any skeleton", read=read_as_bvh, write=write_bvh
+    ),
+    ".npz": MotionFormat(
+        holds="pose parameters of SMPL-X, as BEAT2 and AMASS have them",
+        read=read_as_smpl,
+        write=write_as_smplx,
+    ),
+    ".pkl": MotionFormat(holds="pose parameters of SMPL, as AIST++ has them", read=read_as_smpl),
+    ".glb": MotionFormat(holds="glTF 2.0, skeleton and animation, any skeleton", write=write_glb),
+    ".gltf": MotionFormat(holds="the same as text", write=write_gltf),
+    ".csv": MotionFormat(
+        holds="positions and rotations of joints with a header, any skeleton", write=write_csv
+    ),
+    joints.SUFFIX: MotionFormat(
+        holds="positions of the joints of HumanML3D, (T, 22, 3), or of KIT",
+        write=joints.write_joints,
+    ),
 }
-WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_as_smplx}
+READERS = {suffix: kind.read for suffix, kind in FORMATS.items() if kind.read is not None}
+WRITERS = {suffix: kind.write for suffix, kind in FORMATS.items() if kind.write is not None}
 
 
 def read_motion(path: str | os.PathLike[str], reading: Reading = GUESSED) -> MotionClip:
@@ -69,7 +105,7 @@ def read_in_file_order(path: str | os.PathLike[str], reading: Reading = GUESSED)
 
 
 def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
-    """Writes a .bvh file, or an .npz file of SMPL-X.
+    """Writes a motion file of the kind that its suffix says, see ``FORMATS``.
 
     Raises:
         MotionError: the file has another suffix, or its format cannot hold the clip.
@@ -79,9 +115,15 @@ def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
     WRITERS[check_suffix(path, WRITERS)](path, clip)
 
 
+def find_suffix(path: str | os.PathLike[str]) -> str:
+    """Returns the suffix of a file in small letters, which is .joints.npy for joints."""
+    path = Path(path)
+    return joints.SUFFIX if path.name.lower().endswith(joints.SUFFIX) else path.suffix.lower()
+
+
 def check_suffix(path: Path, known: Iterable[str]) -> str:
     """Returns the suffix of a motion file; MotionError if it is not ``known``."""
-    suffix = path.suffix.lower()
+    suffix = find_suffix(path)
     if suffix not in known:
         raise MotionError(f"{path} ends in {suffix!r}; motion files end in {' or '.join(known)}")
     return suffix

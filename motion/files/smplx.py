@@ -15,7 +15,7 @@ import torch
 from motion.errors import MotionError
 from motion.files.arrays import load_arrays, load_pickled_arrays
 from motion.skeleton.clip import MotionClip, from_file_axes, to_file_axes
-from motion.skeleton.packaged import SMPLX
+from motion.skeleton.packaged import HUMANML3D, SMPLX
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.files import atomic_path
 
@@ -157,20 +157,24 @@ def read_frame_rate(path: Path, arrays: dict[str, np.ndarray]) -> float:
 def write_npz(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Writes a file in the format of BEAT2. If writing fails, no incomplete file is left.
 
-    The axis that points up is the axis of the file that the clip was read from.
+    The axis that points up is the axis of the file that the clip was read from. A clip of the 22
+    joints of HumanML3D, which are the first joints of SMPL-X, gets face and hands at rest. The file
+    does not hold the lengths of bones: readers take them from a body model.
 
     Raises:
-        MotionError: the clip does not have the 55 joints of SMPL-X.
+        MotionError: the clip does not have the joints of SMPL-X.
         FileError: the file cannot be written.
     """
-    if clip.skeleton.names != SMPLX.names:
+    if clip.skeleton.names not in (SMPLX.names, HUMANML3D.names):
         raise MotionError(
             f"an .npz file of SMPL-X cannot be written: the skeleton has {clip.skeleton.joints} "
             "joints, not the joints of SMPL-X; write a .bvh file"
         )
     clip = to_file_axes(clip)
-    vectors = roma.rotmat_to_rotvec(clip.rotations.detach().cpu().double())
-    positions = clip.root_positions.detach().cpu().double() - locate_pelvis(clip.skeleton)
+    vectors = torch.zeros(len(clip), SMPLX.joints, 3, dtype=torch.float64)
+    turned = roma.rotmat_to_rotvec(clip.rotations.detach().cpu().double())
+    vectors[:, : clip.skeleton.joints] = turned
+    positions = clip.root_positions.detach().cpu().double() - locate_pelvis(SMPLX)
     expressions = np.zeros((len(clip), EXPRESSIONS))
     if clip.expressions is not None:
         expressions = clip.expressions.detach().cpu().double().numpy()

@@ -72,29 +72,30 @@ SMPLX_ORDER = (
     *(f"right_{finger}" for finger in FINGERS),
 )
 
-# Joint, parent and offset in the skeleton of KIT, with the joints of the Master Motor Map.
+# Joint, parent and offset in the skeleton of KIT, with the joints of the Master Motor Map. The
+# right side comes first: in the features these joints are at -x of a person who faces +z.
 KIT_JOINTS = (
     ("root", -1, (0.0, 0.0, 0.0)),
     ("lower_back", 0, (0.0, 0.07, 0.0)),
     ("torso", 1, (0.0, 0.16, 0.0)),
     ("lower_neck", 2, (0.0, 0.27, 0.0)),
     ("upper_neck", 3, (0.0, 0.12, 0.0)),
-    ("left_shoulder", 3, (0.18, -0.03, 0.0)),
-    ("left_elbow", 5, (0.28, 0.0, 0.0)),
-    ("left_wrist", 6, (0.25, 0.0, 0.0)),
     ("right_shoulder", 3, (-0.18, -0.03, 0.0)),
-    ("right_elbow", 8, (-0.28, 0.0, 0.0)),
-    ("right_wrist", 9, (-0.25, 0.0, 0.0)),
-    ("left_hip", 0, (0.09, -0.07, 0.0)),
-    ("left_knee", 11, (0.0, -0.4, 0.0)),
-    ("left_ankle", 12, (0.0, -0.4, 0.0)),
-    ("left_middle_foot", 13, (0.0, -0.06, 0.12)),
-    ("left_toe", 14, (0.0, 0.0, 0.06)),
+    ("right_elbow", 5, (-0.28, 0.0, 0.0)),
+    ("right_wrist", 6, (-0.25, 0.0, 0.0)),
+    ("left_shoulder", 3, (0.18, -0.03, 0.0)),
+    ("left_elbow", 8, (0.28, 0.0, 0.0)),
+    ("left_wrist", 9, (0.25, 0.0, 0.0)),
     ("right_hip", 0, (-0.09, -0.07, 0.0)),
-    ("right_knee", 16, (0.0, -0.4, 0.0)),
-    ("right_ankle", 17, (0.0, -0.4, 0.0)),
-    ("right_middle_foot", 18, (0.0, -0.06, 0.12)),
-    ("right_toe", 19, (0.0, 0.0, 0.06)),
+    ("right_knee", 11, (0.0, -0.4, 0.0)),
+    ("right_ankle", 12, (0.0, -0.4, 0.0)),
+    ("right_middle_foot", 13, (0.0, -0.06, 0.12)),
+    ("right_toe", 14, (0.0, 0.0, 0.06)),
+    ("left_hip", 0, (0.09, -0.07, 0.0)),
+    ("left_knee", 16, (0.0, -0.4, 0.0)),
+    ("left_ankle", 17, (0.0, -0.4, 0.0)),
+    ("left_middle_foot", 18, (0.0, -0.06, 0.12)),
+    ("left_toe", 19, (0.0, 0.0, 0.06)),
 )
 
 

@@ -8,7 +8,7 @@ model computes in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motion.config import RVQVAEConfig
-from motion.features import humanml3d
+from motion.features.published import PUBLISHED
 from motion.model import RVQVAE, Reconstruction
 from motion.skeleton.tree import Skeleton
 from motion.train.movement import MeanError, Movement, find_accelerations, find_foot_error
@@ -78,17 +78,22 @@ class MotionLosses:
     Args:
         config: the weights.
         model: the model that is trained.
-        skeleton: the skeleton of the motion.
+        skeleton: the skeleton of the motion; None for features that are not known. Then there is no
+            position term, whatever its weight.
 
     Raises:
         MotionError: feet are asked for, and the names of the joints do not tell them.
+        UserError: positions in the world are asked for, or positions alone, and the features are
+            not known.
     """
 
-    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton) -> None:
-        self.config = config
+    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton | None) -> None:
+        self.config = config if skeleton is not None else drop_position(config)
         self.movement = Movement(model, skeleton)
         self.feet = self.movement.find_feet() if config.foot_velocity > 0 else []
-        channels = find_position_channels(model.config, skeleton.joints)
+        channels = None
+        if skeleton is not None:
+            channels = find_position_channels(model.config, skeleton.joints)
         self.locate = self.movement.find_pose if channels is None else select(channels)
 
     def __call__(self, reconstruction: Reconstruction) -> dict[str, Tensor]:
@@ -119,6 +124,18 @@ class MotionLosses:
         return [find_places(x, pose) for x, pose in zip(pair, poses, strict=True)]
 
 
+def drop_position(config: LossConfig) -> LossConfig:
+    """Returns the weights for features that are not known, without the position term.
+
+    Raises:
+        UserError: no other term is left, or a term needs positions in the world.
+    """
+    for name in ("acceleration", "foot_velocity"):
+        expected = "0, because what the features are is not known"
+        check(getattr(config, name) == 0, f"loss.{name}", getattr(config, name), expected)
+    return replace(config, position=0.0)
+
+
 def select(channels: slice) -> Locator:
     """Returns the function that returns these channels."""
     return lambda features: features[..., channels]
@@ -128,7 +145,7 @@ def find_position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
     """Returns the channels that are positions of joints; None if there are none."""
     spec = config.features
     if spec is None:
-        return humanml3d.position_channels(config.channels)
+        return PUBLISHED[config.channels].positions
     if not spec.positions:
         return None
     first = 6 * joints + 3 * spec.root

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from motion.errors import MotionError
-from motion.features import humanml3d
 from motion.features.heading import turn_vectors
+from motion.features.published import PUBLISHED
 from motion.metrics import CONTACT_HEIGHT
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
@@ -26,20 +26,24 @@ class Movement:
 
     Args:
         model: the model of the features.
-        skeleton: the skeleton of the motion.
+        skeleton: the skeleton of the motion; None for features that are not known, whose positions
+            cannot be found.
     """
 
-    def __init__(self, model: RVQVAE, skeleton: Skeleton) -> None:
-        self.model, self.skeleton = model, skeleton
+    def __init__(self, model: RVQVAE, skeleton: Skeleton | None) -> None:
+        self.model = model
+        self.joint_names = () if skeleton is None else skeleton.names
         self.spec, self.fps = model.config.features, model.config.fps
-        self._tree = None if self.spec is None else Tree(skeleton, self.spec.rot6d)
+        self._tree = None
+        if self.spec is not None and skeleton is not None:
+            self._tree = Tree(skeleton, self.spec.rot6d)
 
     def find_pose(self, features: Tensor) -> Tensor:
-        """Returns positions ``(B, T, J, 3)`` from the root; of HumanML3D and KIT in the world."""
+        """Returns positions ``(B, T, J, 3)`` from the root; of published ones in the world."""
         motion = self.model.normalizer.denormalize(features)
         if self._tree is None:
-            return humanml3d.recover_positions(motion)
-        joints = self.skeleton.joints
+            return PUBLISHED[motion.shape[-1]].locate(motion)
+        joints = len(self.joint_names)
         return find_positions(self._tree, motion[..., : 6 * joints].unflatten(-1, (joints, 6)))
 
     def find_places(self, features: Tensor, pose: Tensor) -> Tensor:
@@ -50,7 +54,7 @@ class Movement:
         """
         if self.spec is None or not self.spec.root:
             return pose
-        first = 6 * self.skeleton.joints
+        first = 6 * len(self.joint_names)
         motion = self.model.normalizer.denormalize(features)
         *turns, x, z, height = motion[..., first : first + self.spec.root_channels].unbind(-1)
         steps = torch.stack([x, torch.zeros_like(x), z], dim=-1) / self.fps
@@ -63,7 +67,7 @@ class Movement:
 
     def find_feet(self) -> list[int]:
         """Returns the joints of the feet; MotionError if the names of the joints do not tell."""
-        feet = find_feet(self.skeleton.names)
+        feet = find_feet(self.joint_names)
         if not feet:
             raise MotionError(
                 "the names of the joints do not tell which joints are the feet; set "

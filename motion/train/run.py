@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from motion.checkpoints import formats
 from motion.config import RVQVAEConfig
+from motion.evaluate.code_use import CodeUse
 from motion.evaluate.evaluation import evaluate
+from motion.evaluate.feature_space import evaluate_features
 from motion.evaluate.reconstruction import reconstruct
 from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
@@ -47,6 +49,7 @@ CONFIG_FOLDERS = PACKAGE / "configs", PACKAGE.parent / "configs" / "motion"
 COLUMNS = {
     "mpjpe": Column("MPJPE (mm)", 2, "lower", "mean distance of joints from their places"),
     "rotation_error": Column("rotation error (degrees)", 3, "lower"),
+    "feature_error": Column("error of the features (standard deviations)", 4, "lower"),
     "code_use": Column("share of the codes in use", 3, "higher"),
     "perplexity": Column("perplexity of the codes", 1, explanation="e to their entropy"),
 }
@@ -169,7 +172,7 @@ class MotionTraining:
             save_weights=lambda model, path: as_tokenizer(model).save_pretrained(path),
             load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
-            preview=self.preview if self.data.held_out else None,
+            preview=self.preview if self.data.held_out and self.data.skeleton else None,
             report=TrainingPage(
                 columns=COLUMNS,
                 pictures=PICTURES,
@@ -207,8 +210,13 @@ class MotionTraining:
         return figures_of(self.model.quantizer.learn(choices))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Returns figures of the held-out motion, with all layers, in millimetres and degrees."""
+        """Returns figures of the held-out motion, with all layers, in millimetres and degrees.
+
+        Features that are not known have errors in standard deviations instead.
+        """
         tokenizer = as_tokenizer(model)
+        if self.data.skeleton is None:
+            return self._evaluate_features(tokenizer)
         found = evaluate(
             tokenizer,
             self.data.held_out,
@@ -216,22 +224,34 @@ class MotionTraining:
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
-        layers = enumerate(found.perplexity.tolist(), start=1)
         return {
             "mpjpe": found.mpjpe[-1],
             "rotation_error": found.rotation_errors[-1],
-            "code_use": found.code_use.mean().item(),
-            "perplexity": found.perplexity.mean().item(),
-            **{f"perplexity_{layer}": value for layer, value in layers},
+            **describe_codes(found),
         }
+
+    def _evaluate_features(self, tokenizer: RVQVAE) -> dict[str, float]:
+        index, count = self.accelerator.process_index, self.accelerator.num_processes
+        found = evaluate_features(tokenizer, self.data.held_out, rank=index, ranks=count)
+        return {"feature_error": found.summary.error[-1], **describe_codes(found)}
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Writes a picture of frames of the first held-out recording above its reconstruction."""
         recording = self.data.held_out[0]
         _, decoded = reconstruct(as_tokenizer(model), recording)
         pair = recording.joints, recording.joints_of(decoded)
-        figures = [Figure.of_joints(joints.positions, recording.skeleton) for joints in pair]
+        figures = [Figure.of_joints(joints.positions, recording.bones) for joints in pair]
         render_grid(path, figures, recording.config.fps)
+
+
+def describe_codes(found: CodeUse) -> dict[str, float]:
+    """Returns the use of codes, as means over the layers and for each layer."""
+    layers = enumerate(found.perplexity.tolist(), start=1)
+    return {
+        "code_use": found.code_use.mean().item(),
+        "perplexity": found.perplexity.mean().item(),
+        **{f"perplexity_{layer}": value for layer, value in layers},
+    }
 
 
 def describe_unreached(found: Sequence[UnreachedTaps], config: TrainConfig) -> str:
@@ -263,10 +283,12 @@ def run(config: TrainConfig) -> None:
     refuse_overwriting(Path(config.trainer.run) / WEIGHTS, [config.weights])
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
-    task = MotionTraining(config, accelerator).task()
+    training = MotionTraining(config, accelerator)
+    task = training.task()
     trainer = config.trainer
     if task.evaluate is not None and trainer.best is None:
-        trainer = replace(trainer, best="mpjpe", best_is="lowest")
+        best = "feature_error" if training.data.skeleton is None else "mpjpe"
+        trainer = replace(trainer, best=best, best_is="lowest")
     train(task, trainer, accelerator)
 
 

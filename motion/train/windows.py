@@ -111,14 +111,14 @@ class SplitRecording:
 
     Attributes:
         path: the file.
-        skeleton: the skeleton that moves.
+        skeleton: the skeleton that moves; None for features that are not known.
         training: ``(T, D)``, float32, the features of the training part.
         held_out: the held-out part; None if nothing is held out.
         mirrored: ``(T, D)``, the training part in a mirror; None if it is not trained on.
     """
 
     path: Path
-    skeleton: Skeleton
+    skeleton: Skeleton | None
     training: Tensor
     held_out: Recording | None
     mirrored: Tensor | None = None
@@ -155,7 +155,8 @@ class MotionData:
         windows: the training samples.
         held_out: the recordings, or parts of recordings, that are not trained on but evaluated;
             empty if nothing is held out.
-        skeleton: the skeleton of the first recording; all recordings have the same joints.
+        skeleton: the skeleton of the first recording; all recordings have the same joints. None for
+            features that are not known.
         statistics: the statistics of the training features, for the normalizer of the model.
         files: the files of the recordings.
         folder: where the files lie, or the only file.
@@ -165,7 +166,7 @@ class MotionData:
 
     windows: MotionWindows
     held_out: tuple[Recording, ...]
-    skeleton: Skeleton
+    skeleton: Skeleton | None
     statistics: FeatureStatistics
     files: tuple[Path, ...]
     folder: Path
@@ -333,10 +334,10 @@ def check_changes(config: DataConfig, model: RVQVAEConfig) -> None:
         )
 
 
-def make_turn(model: RVQVAEConfig, skeleton: Skeleton) -> Turn | None:
+def make_turn(model: RVQVAEConfig, skeleton: Skeleton | None) -> Turn | None:
     """Returns the function that turns features of a model about the vertical."""
     spec = model.features
-    if spec is None:
+    if spec is None or skeleton is None:
         return None
     return partial(turn_features, spec, skeleton.joints)
 

@@ -16,7 +16,7 @@ import torch
 import motion
 import wanvae
 from motion import cli
-from motion.features.humanml3d import write_features
+from motion.features.feature_files import write_features
 from motion.files.formats import read_motion, write_motion
 from motion.tokens import read_tokens
 from tests.commands import outputs_of

@@ -18,7 +18,8 @@ from motion.commands.reconstruct import reconstruct_file
 from motion.commands.render import render_file
 from motion.commands.tokenize import tokenize_file, tokenize_folder
 from motion.evaluate.folder import evaluate_folder
-from motion.features.humanml3d import rotation_channels, write_features
+from motion.features.feature_files import write_features
+from motion.features.humanml3d import rotation_channels
 from motion.features.rotations import to_rot6d
 from motion.features.statistics import FeatureStatistics
 from motion.features.units import are_in_own_units

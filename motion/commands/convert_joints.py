@@ -1,0 +1,123 @@
+"""Joints and published features for ``wanvae-motion convert``: in and out of motion files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from motion.errors import MotionError
+from motion.features.feature_files import SUFFIX, write_features
+from motion.features.joint_motion import extract_published, read_joint_motion, read_target
+from motion.features.published import NAMES, FeatureName
+from motion.files.formats import WRITERS, check_suffix, write_motion
+from motion.files.joints import SUFFIX as JOINTS_SUFFIX
+from motion.files.joints import write_positions
+from motion.files.reading import GUESSED, Reading
+from motion.skeleton.selection import JointMotion
+from wanvae.engine.files import refuse_overwriting
+
+KEEPS_LENGTHS = (
+    "bones keep their lengths; models of this data set know the lengths of its joints, which "
+    "--target FILE takes from any file of joints or features of it"
+)
+
+
+@dataclass(frozen=True)
+class JointReport:
+    """The result of a conversion.
+
+    Attributes:
+        frames: the number of frames that were written.
+        fps: frames per second of what was written.
+        notes: what was converted and what is lost, for people; one sentence each.
+    """
+
+    frames: int
+    fps: float
+    notes: tuple[str, ...]
+
+
+def convert_to_features(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    name: FeatureName,
+    *,
+    target: str | os.PathLike[str] | None = None,
+    reading: Reading = GUESSED,
+    fps: float | None = None,
+) -> JointReport:
+    """Writes the features of a motion file as .npy, in float32 and not normalized.
+
+    Args:
+        source: a motion file, or a .npy file of joints or features; see ``read_joint_motion``.
+        target: a file whose first frame has the bone lengths to use, for HumanML3D and KIT.
+        reading: what ``source`` does not tell.
+        fps: frames per second of a .npy file; by default as published.
+
+    Raises:
+        MotionError: ``source`` or ``target`` cannot be read or does not have the joints, or
+            ``destination`` does not end in .npy. Then nothing is written.
+        FileError: ``destination`` cannot be written, or is ``source`` or ``target``.
+    """
+    refuse_overwriting(destination, [source, target])
+    if Path(destination).suffix.lower() != SUFFIX:
+        raise MotionError(f"{destination} must end in {SUFFIX}, for features")
+    motion = read_joint_motion(source, reading, fps=fps)
+    lengths = None if target is None else read_target(target, name)
+    features = extract_published(motion, name, target=lengths)
+    write_features(destination, features.float())
+    notes = []
+    if motion.clip.fps != NAMES[name].fps:
+        notes.append(f"converted from {motion.clip.fps:g} frames per second")
+    if name == "272" and motion.by_kinematics:
+        notes.append(describe_kinematics(motion))
+    if name != "272" and target is None:
+        notes.append(KEEPS_LENGTHS)
+    return JointReport(len(features), NAMES[name].fps, tuple(notes))
+
+
+def convert_from_joints(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    reading: Reading = GUESSED,
+    fps: float | None = None,
+) -> JointReport:
+    """Writes a .npy file of joints or features as a motion file.
+
+    Args:
+        source, reading, fps: as for ``convert_to_features``.
+        destination: a file of a kind that ``FORMATS`` can write.
+
+    Raises:
+        MotionError: ``source`` cannot be read, or the format of ``destination`` cannot hold it.
+        FileError: ``destination`` cannot be written, or is ``source``.
+    """
+    refuse_overwriting(destination, [source])
+    suffix = check_suffix(Path(destination), WRITERS)
+    motion = read_joint_motion(source, reading, fps=fps)
+    if suffix == JOINTS_SUFFIX:
+        write_positions(destination, motion.positions)
+        return JointReport(len(motion.clip), motion.clip.fps, ())
+    write_motion(destination, motion.clip)
+    notes = [describe_kinematics(motion) if motion.by_kinematics else describe_bones(motion)]
+    if suffix == ".npz":
+        notes.append("not kept: lengths of bones, which readers take from a body model")
+    return JointReport(len(motion.clip), motion.clip.fps, tuple(notes))
+
+
+def describe_kinematics(motion: JointMotion) -> str:
+    return f"rotations by inverse kinematics, which do not tell how bones twist: {describe(motion)}"
+
+
+def describe_bones(motion: JointMotion) -> str:
+    return f"rotations as they are in the features, on bones of one length: {describe(motion)}"
+
+
+def describe(motion: JointMotion) -> str:
+    """Returns how far the joints of a clip are from the positions that were read."""
+    distances = motion.distances
+    return (
+        f"joints are {distances.mean():.3g} mm from their places, at most {distances.max():.3g} mm"
+    )
