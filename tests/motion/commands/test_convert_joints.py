@@ -8,16 +8,22 @@ import torch
 
 from motion import cli
 from motion.commands.convert_joints import convert_from_joints, convert_to_features
+from motion.commands.detokenize import detokenize_file
+from motion.commands.reconstruct import reconstruct_file
+from motion.commands.tokenize import tokenize_file
 from motion.errors import MotionError
 from motion.features.feature_files import read_features, write_features
+from motion.features.humanml3d import recover_positions
 from motion.features.joint_motion import extract_published, read_joint_motion, read_target
 from motion.features.published import NAMES, PUBLISHED
 from motion.features.units import are_in_own_units
 from motion.files.formats import read_motion, write_motion
+from motion.files.joints import read_joints
 from motion.files.reading import Reading
 from motion.skeleton.sample import walk
 from motion.skeleton.selection import select_joints
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
+from tests.motion.small_tokenizers import tiny_tokenizer
 from wanvae.engine.files import FileError
 
 FRAMES = {"humanml3d": 39, "kit": 24, "272": 60}
@@ -154,3 +160,21 @@ def test_every_published_width_has_one_name() -> None:
     features = torch.zeros(3, 263)
     with pytest.raises(MotionError, match=r"must end in \.npy"):
         write_features("a.txt", features)
+
+
+def test_decoded_features_become_motion_files(folder: Path, tmp_path: Path) -> None:
+    """Of a model, whose joints have no stiff bones: the command says how far they are away."""
+    model = tiny_tokenizer(None, channels=263)
+    tokenize_file(model, folder / "humanml3d.npy", tmp_path / "t.npz")
+    detokenize_file(model, tmp_path / "t.npz", tmp_path / "a.npy")
+    for name in ("a.bvh", "a.glb", "a.joints.npy"):
+        recording = detokenize_file(model, tmp_path / "t.npz", tmp_path / name)
+    decoded = recover_positions(read_features(tmp_path / "a.npy"))
+    positions, _ = read_joints(tmp_path / "a.joints.npy")
+    assert largest_difference(positions, decoded.double()) < 1e-5
+    written = read_motion(tmp_path / "a.bvh", Reading(unit=1.0)).pose.positions
+    mean = (written - decoded).norm(dim=-1).mean().item() * 1000
+    said = recording.describe_loss("a.bvh", recording.features)
+    assert f"joints are {mean:.3g} mm from" in said and "inverse kinematics" in said
+    report = reconstruct_file(model, folder / "humanml3d.npy", tmp_path / "b.glb")
+    assert report.joints is not None and report.loss == said
