@@ -27,6 +27,7 @@ import wanvae
 import wanvae.cli
 import wanvae.train.run
 import wanvae.video
+from motion.sessions import StreamDecoder
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, GUIDES, LEFT_OUT, README, ROOT, TEXT, Block, Call, Guide
 from tests.stand_ins import small_model
@@ -317,7 +318,7 @@ def things() -> dict[str, tuple[object, ...]]:
         "model": (tokenizer,),
         "RVQVAE": (tokenizer,),
         "encoder": (vae.stream_encode(),),
-        "decoder": (vae.stream_decode(),),
+        "decoder": (vae.stream_decode(), StreamDecoder),
         "end": (vae.stream_encode().finish(),),
         "batches": (wanvae.BucketBatches([(1,)], 1),),
         "posterior": (Posterior(torch.zeros(1), torch.zeros(1)),),

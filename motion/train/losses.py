@@ -102,9 +102,7 @@ class MotionLosses:
             "position": lambda: error(*located()),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
-            "foot_velocity": lambda: find_foot_error(
-                error, *(x[:, :, self.feet] for x in places()), fps
-            ),
+            "foot_velocity": lambda: self._find_foot_error(places()),
             "commitment": reconstruction.quantized.commitment_loss.float,
         }
         weights = {name: getattr(self.config, name) for name in measures}
@@ -117,6 +115,10 @@ class MotionLosses:
         find_pose, find_places = self.movement.find_pose, self.movement.find_places
         poses = located() if self.locate == find_pose else map(find_pose, pair)
         return [find_places(x, pose) for x, pose in zip(pair, poses, strict=True)]
+
+    def _find_foot_error(self, places: Sequence[Tensor]) -> Tensor:
+        output, target = (positions[:, :, self.feet] for positions in places)
+        return find_foot_error(ERRORS[self.config.error], output, target, self.movement.fps)
 
 
 def select(channels: slice) -> Locator:
@@ -131,5 +133,5 @@ def find_position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
         return humanml3d.position_channels(config.channels)
     if not spec.positions:
         return None
-    first = 6 * joints + 3 * spec.root
+    first = 6 * joints + spec.root_channels
     return slice(first, first + 3 * joints)
