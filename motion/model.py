@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
 from motion.networks.smoothing import Smoother
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.finite import check_computed
@@ -57,11 +59,23 @@ class RVQVAE(nn.Module):
     Tokens are indices ``(B, ceil(T / 4), Q)`` if time is halved twice: one index for each layer of
     the quantizer, -1 where a layer or a clip has no code. (Wan's network has 1 + ceil((T - 1) / 4)
     tokens.) Parameter names of encoder and decoder come from the published models.
+
+    Args:
+        config: the architecture, and what the features are.
+        skeleton: the skeleton whose motion the model knows, for features with rotations. Training
+            takes it from the data. ``model.skeleton`` can be set later; checkpoints hold it, and
+            motion files are matched with it. None is not known.
+
+    Raises:
+        UserError: the skeleton does not have the joints of the features.
     """
 
-    def __init__(self, config: RVQVAEConfig) -> None:
+    def __init__(self, config: RVQVAEConfig, skeleton: Skeleton | None = None) -> None:
         super().__init__()
+        if skeleton is not None:
+            check_skeleton(config, skeleton)
         self.config = config
+        self.skeleton = skeleton
         self.encoder, self.decoder = make_networks(config)
         self.quantizer = ResidualVQ(config.quantizer, config.code_dim)
         self.normalizer = Normalizer(config.channels)
@@ -98,7 +112,8 @@ class RVQVAE(nn.Module):
             torch_dtype: the name of diffusers for ``dtype``; give one of them.
 
         Warns if the file is published: such files do not hold the mean and standard deviation of
-        the features.
+        the features. Warns, too, if a native file of features with rotations does not tell its
+        skeleton, as files of earlier versions do not.
 
         Raises:
             UserError: a dtype is unknown, or both ``dtype`` and ``torch_dtype`` are given.
@@ -114,10 +129,12 @@ class RVQVAE(nn.Module):
         )
         loaded = formats.load(path, untold, subfolder=subfolder)
         with torch.device("meta"):
-            model = cls(loaded.config)
+            model = cls(loaded.config, loaded.skeleton)
         load_tensors(model, loaded.tensors, path)
         if loaded.layout is not formats.Layout.NATIVE:
             warn_of_missing_normalizer(path)
+        if formats.WITHOUT_SKELETON in loaded.notes:
+            warn_of_missing_skeleton(path)
         use_channels_last(model)
         model.to(device)
         (dtype,) = choose_dtypes(path, [(model.dtype, dtype)], model.device)
@@ -130,7 +147,7 @@ class RVQVAE(nn.Module):
         return model.eval()
 
     def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
-        """Writes a native checkpoint: one ``.safetensors`` with config and normalizer.
+        """Writes a native checkpoint: one ``.safetensors`` with config, normalizer and skeleton.
 
         An existing file is replaced only when the new file is complete.
 
@@ -141,7 +158,7 @@ class RVQVAE(nn.Module):
         Raises:
             CheckpointError: the file cannot be written or uploaded.
         """
-        formats.save_native(path, self.config, self.state_dict())
+        formats.save_native(path, self.config, self.state_dict(), self.skeleton)
         if push_to_hub is not None:
             upload(path, push_to_hub, formats.MOTION_TOKENIZER)
 
@@ -350,10 +367,7 @@ class RVQVAE(nn.Module):
 
     def _decode_latents(self, latents: Tensor, tokens: Tensor | None) -> Tensor:
         """Returns normalized features ``(B, T, D)`` of latents; ``tokens`` is None for all."""
-        features, frames = run(self.decoder, latents, tokens)
-        if self.smoother is None:
-            return features.mT
-        return self.smoother(features.mT.to(self.smoother.weights), frames)
+        return decode_latents(self.decoder, self.smoother, latents, tokens)
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """Returns the latents of indices, in the dtype of the decoder."""
@@ -389,19 +403,40 @@ class RVQVAE(nn.Module):
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
             frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
-        return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
+        return run(self.encoder, complete(features, lengths, self.config).to(self.dtype).mT, frames)
 
-    def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns features with the last frame of each clip repeated to fill its last token."""
-        length = features.shape[1]
-        whole = self.config.frames_of(self.config.tokens_of(length))
-        if lengths is None and whole == length:
+
+def complete(features: Tensor, lengths: Tensor | None, config: RVQVAEConfig) -> Tensor:
+    """Returns features with the last frame of each clip repeated to fill its last token.
+
+    Args:
+        features: ``(B, T, D)``.
+        lengths: ``(B,)``, the number of frames of each clip; None is all frames.
+    """
+    length = features.shape[1]
+    whole = config.frames_of(config.tokens_of(length))
+    frames = torch.arange(whole, device=features.device)
+    if lengths is None:
+        # While a compiler traces, the length is a symbol, and the last token may be full or not.
+        if not torch.compiler.is_compiling() and whole == length:
             return features
-        if lengths is None:
-            lengths = torch.full((len(features),), length, device=self.device)
-        frames = torch.arange(whole, device=self.device)
-        frames = torch.minimum(frames, lengths[:, None] - 1)
-        return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+        return features.index_select(1, frames.clamp(max=length - 1))
+    frames = torch.minimum(frames, lengths[:, None] - 1)
+    return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def decode_latents(
+    decoder: Streaming, smoother: Smoother | None, latents: Tensor, tokens: Tensor | None
+) -> Tensor:
+    """Returns normalized features ``(B, T, D)`` of latents ``(B, C, tokens)``.
+
+    Args:
+        tokens: ``(B,)``, the number of tokens of each clip; None is all tokens.
+    """
+    features, frames = run(decoder, latents, tokens)
+    if smoother is None:
+        return features.mT
+    return smoother(features.mT.to(smoother.weights), frames)
 
 
 def count_tokens(indices: Tensor) -> list[int]:
@@ -424,6 +459,16 @@ def warn_of_missing_normalizer(path: str | PathLike[str]) -> None:
         "features. Put both into the checkpoint: "
         f"python -m motion convert {path} model.safetensors --to native --mean Mean.npy "
         "--std Std.npy",
+        stacklevel=3,
+    )
+
+
+def warn_of_missing_skeleton(path: str | PathLike[str]) -> None:
+    """Warns that a checkpoint does not say which skeleton its motion is of."""
+    warnings.warn(
+        f"{path} does not tell its skeleton, so nothing checks that motion files have its joints. "
+        f"Put it into the checkpoint: python -m motion convert {path} model.safetensors --to "
+        "native --skeleton FILE, where FILE is motion that the model was trained on",
         stacklevel=3,
     )
 

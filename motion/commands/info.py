@@ -123,6 +123,8 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
     yield f"parameters: {count:,} of encoder and decoder, {codes:,} of the codes"
     yield f"tokens: {describe_token_rate(config)}"
     yield from describe_reach(config)
+    if checkpoint.skeleton is not None:
+        yield from describe_skeleton(checkpoint.skeleton)
     for name, value in to_json_dict(config).items():
         # Only one of the two networks is used.
         if name not in ("resnet", "wan") or name == config.network:

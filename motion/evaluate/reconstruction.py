@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from motion.features.actors import warn_of_proportions
 from motion.features.humanml3d import recover_positions
 from motion.features.recording import Recording
 from motion.features.units import warn_of_units
@@ -23,6 +24,7 @@ def reconstruct(
         The indices ``(1, T', Q)``, and the features ``(T, D)`` that they decode to, on the CPU.
     """
     warn_of_units(recording, model.normalizer, shown=True)
+    warn_of_proportions(recording.matching, model.skeleton)
     indices = model.encode(recording.features[None])
     return indices, model.decode(indices, len(recording), layers=layers)[0].cpu()
 

@@ -216,15 +216,26 @@ def test_indices_alone_move_a_packaged_skeleton(tmp_path: Path, model: RVQVAE) -
 
 def test_a_skeleton_that_is_asked_for(tmp_path: Path, model: RVQVAE) -> None:
     source = indices(model, tmp_path / "t.npy")
+    taller = replace(SMPLX, offsets=tuple((x, 1.1 * y, z) for x, y, z in SMPLX.offsets))
+    write_motion(tmp_path / "taller.bvh", random_clip(taller))
+    detokenize_file(model, source, tmp_path / "a.npz", skeleton=tmp_path / "taller.bvh")
+    detokenize_file(model, source, tmp_path / "a.bvh", skeleton=tmp_path / "taller.bvh")
+    assert read_motion(tmp_path / "a.bvh").skeleton.offsets[1] == pytest.approx(taller.offsets[1])
+    write_motion(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
+    with pytest.raises(MotionError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):
+        detokenize_file(model, source, tmp_path / "b.bvh", skeleton=tmp_path / "small.bvh")
+
+
+def test_any_skeleton_for_a_model_that_does_not_know_its_own(tmp_path: Path) -> None:
+    model = tiny_tokenizer(ROOTED)
+    model.skeleton = None
+    source = indices(model, tmp_path / "t.npy")
     other = random_skeleton(55, unit=1.0)
     write_motion(tmp_path / "other.bvh", random_clip(other))
     detokenize_file(model, source, tmp_path / "a.bvh", skeleton=tmp_path / "other.bvh")
     assert read_motion(tmp_path / "a.bvh").skeleton.names == other.names
     with pytest.raises(MotionError, match="55 joints, not the joints of SMPL-X"):
         detokenize_file(model, source, tmp_path / "a.npz", skeleton=tmp_path / "other.bvh")
-    write_motion(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
-    with pytest.raises(MotionError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):
-        detokenize_file(model, source, tmp_path / "b.bvh", skeleton=tmp_path / "small.bvh")
 
 
 def test_without_a_skeleton_there_is_an_error(model: RVQVAE) -> None:

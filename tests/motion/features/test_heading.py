@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from motion import FeatureSpec
 from motion.features.heading import find_headings, make_turns, turn_roots, turn_vectors, wrap
-from motion.features.rotations import extract_features, restore_clip, restore_onto
+from motion.features.rotations import extract_features, restore_motion, restore_onto
 from motion.features.turning import turn_features
 from motion.skeleton.clip import turn_world
 from motion.skeleton.sample import walk
@@ -88,7 +88,7 @@ def test_turned_clips_differ_in_their_start_alone():
     clip, other = walk(40), turned(walk(40), 2.5)
     features = extract_features(clip, spec)
     start = find_headings(other.rotations[0, 0]).item()
-    found = restore_clip(
+    found = restore_motion(
         features, spec, clip.skeleton, 30.0, start=other.start, start_heading=start
     )
     assert largest_difference(found.pose.positions, other.pose.positions) < 1e-9

@@ -15,11 +15,12 @@ from accelerate.state import AcceleratorState, PartialState
 from motion import RVQVAE
 from motion.features.recording import read_recording
 from motion.features.statistics import FeatureStatistics
-from motion.files.formats import write_motion
+from motion.files.formats import read_motion, write_motion
 from motion.skeleton.sample import walk
 from motion.train.run import TrainConfig, main
 from tests.helpers import LAUNCHER
 from tests.motion import two_ranks
+from tests.motion.helpers import random_clip, random_skeleton
 from tests.motion.small_tokenizers import saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import read_tensors
 from wanvae.video import probe
@@ -209,6 +210,21 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
     reset()
     assert main(options(moved, run, 3)) == 1
     assert "the training data are 1 entries" in capsys.readouterr().err
+
+
+def test_the_skeleton_of_the_data_is_kept_and_wanted(folder, tmp_path, capsys):
+    """Another one of 55 joints is refused, and one of the same joints goes on."""
+    run = tmp_path / "run"
+    assert main(options(folder, run, 1)) == 0
+    weights = run / "model.safetensors"
+    assert RVQVAE.from_pretrained(weights).skeleton == read_motion(folder / "walk.npz").skeleton
+    other = tmp_path / "other"
+    other.mkdir()
+    write_motion(other / "a.bvh", random_clip(random_skeleton(55), 40))
+    reset()
+    assert main(options(other, tmp_path / "two", 1, f"--weights={weights}")) == 1
+    assert "a.bvh has no pelvis, " in capsys.readouterr().err
+    assert main(options(folder, run, 2)) == 0
 
 
 def test_training_does_not_start_from_damaged_weights(folder, tmp_path, capsys):

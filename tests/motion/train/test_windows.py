@@ -15,11 +15,11 @@ from motion.features.recording import read_recording
 from motion.features.rotations import extract_features, from_rot6d
 from motion.features.statistics import FeatureStatistics
 from motion.features.turning import turn_features
-from motion.files.formats import write_motion
+from motion.files.formats import read_in_file_order, write_motion
 from motion.skeleton.mirror import mirror
 from motion.skeleton.sample import walk
 from motion.train.windows import DataConfig, MotionWindows, load_data
-from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.helpers import depth_first, largest_difference, random_clip, random_skeleton
 
 JOINTS = 4
 SPEC = FeatureSpec(rot6d="rows")
@@ -65,9 +65,9 @@ def save(folder, name, frames, *, joints=JOINTS, seed=0):
     write_motion(folder / name, random_clip(random_skeleton(joints, seed=seed), frames))
 
 
-def load(folder, model=MODEL, report=True, **changes):
+def load(folder, model=MODEL, report=True, skeleton=None, **changes):
     config = DataConfig(**{"folder": str(folder), "window": 8, **changes})
-    return load_data(config, model, seed=0, report=report)
+    return load_data(config, model, seed=0, report=report, skeleton=skeleton)
 
 
 def test_what_is_held_out_is_never_drawn_nor_counted(tmp_path):
@@ -148,6 +148,30 @@ def test_recordings_of_several_skeletons_are_refused(tmp_path):
     write_motion(tmp_path / "b.bvh", replace(clip, skeleton=renamed))
     with pytest.raises(MotionError, match=r"a\.bvh and .*b\.bvh have different joints"):
         load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:the joints of the motion have another order")
+def test_files_with_another_order_are_matched(tmp_path):
+    """With the first file, and with the skeleton of a model, which other files do not have."""
+    save(tmp_path, "a.bvh", 10, seed=1)
+    clip = read_in_file_order(tmp_path / "a.bvh")
+    skeleton = depth_first(clip.skeleton)
+    assert skeleton.names != clip.skeleton.names
+    order = [clip.skeleton.names.index(name) for name in skeleton.names]
+    other = replace(clip, skeleton=skeleton, rotations=clip.rotations[:, order])
+    write_motion(tmp_path / "b.bvh", other)
+    data = load(tmp_path)
+    one, two = data.windows.recordings
+    assert data.skeleton.names == clip.skeleton.names
+    assert largest_difference(one, two) < 1e-5
+
+    data = load(tmp_path, skeleton=skeleton)
+    assert data.skeleton.names == skeleton.names
+    assert largest_difference(data.windows.recordings[0], data.windows.recordings[1]) < 1e-5
+    renamed = replace(skeleton, names=("hips", *skeleton.names[1:]))
+    write_motion(tmp_path / "a.bvh", replace(other, skeleton=renamed))
+    with pytest.warns(UserWarning, match=r"1 files in .*\n.*a\.bvh has no joint0"):
+        assert len(load(tmp_path, skeleton=skeleton).windows.recordings) == 1
 
 
 def test_bodies_of_any_size_are_of_one_skeleton(tmp_path):
