@@ -28,7 +28,9 @@ import wanvae
 import wanvae.cli
 import wanvae.train.run
 import wanvae.video
+from motion.config import FeatureSpec
 from motion.evaluate.evaluators import figures, loading
+from motion.sessions import StreamDecoder
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, GUIDES, LEFT_OUT, README, ROOT, TEXT, Block, Call, Guide
 from tests.stand_ins import small_model
@@ -321,7 +323,7 @@ def things() -> dict[str, tuple[object, ...]]:
         "model": (tokenizer,),
         "RVQVAE": (tokenizer,),
         "encoder": (vae.stream_encode(),),
-        "decoder": (vae.stream_decode(),),
+        "decoder": (vae.stream_decode(), StreamDecoder),
         "end": (vae.stream_encode().finish(),),
         "batches": (wanvae.BucketBatches([(1,)], 1),),
         "posterior": (Posterior(torch.zeros(1), torch.zeros(1)),),
@@ -332,7 +334,9 @@ def things() -> dict[str, tuple[object, ...]]:
 def names_of_options() -> frozenset[str]:
     """The last parts of the options of training."""
     options = chain.from_iterable(options_of(training_parser(package)) for package in CONFIGS)
-    return frozenset(option.rpartition(".")[2].removeprefix("--") for option in options)
+    names = {option.rpartition(".")[2].removeprefix("--") for option in options}
+    # Features may be left out, so parsers do not list their options.
+    return frozenset(names) | {field.name for field in fields(FeatureSpec)}
 
 
 @cache

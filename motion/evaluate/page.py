@@ -122,7 +122,8 @@ def describe_features(config: RVQVAEConfig, joints: int) -> str:
         return f"{config.channels}, of {joints} joints as HumanML3D and KIT have them"
     optional = ("root", "positions", "velocities", "contacts")
     parts = [f"rotations ({spec.rot6d})", *(name for name in optional if getattr(spec, name))]
-    return f"{config.channels}, of {joints} joints: {', '.join(parts)}"
+    relative = ", relative to the heading" if spec.relative else ""
+    return f"{config.channels}, of {joints} joints: {', '.join(parts)}{relative}"
 
 
 def describe_count(evaluation: FolderEvaluation) -> str:

@@ -107,9 +107,7 @@ class MotionLosses:
             "position": lambda: error(*located()),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
-            "foot_velocity": lambda: find_foot_error(
-                error, *[x[:, :, self.feet] for x in places()], fps=fps
-            ),
+            "foot_velocity": lambda: self._find_foot_error(places()),
             "commitment": reconstruction.quantized.commitment_loss.float,
         }
         weights = {name: getattr(self.config, name) for name in measures}
@@ -122,6 +120,10 @@ class MotionLosses:
         find_pose, find_places = self.movement.find_pose, self.movement.find_places
         poses = located() if self.locate == find_pose else map(find_pose, pair)
         return [find_places(x, pose) for x, pose in zip(pair, poses, strict=True)]
+
+    def _find_foot_error(self, places: Sequence[Tensor]) -> Tensor:
+        output, target = (positions[:, :, self.feet] for positions in places)
+        return find_foot_error(ERRORS[self.config.error], output, target, self.movement.fps)
 
 
 def drop_position(config: LossConfig) -> LossConfig:
@@ -148,5 +150,5 @@ def find_position_channels(config: RVQVAEConfig, joints: int) -> slice | None:
         return PUBLISHED[config.channels].positions
     if not spec.positions:
         return None
-    first = 6 * joints + 3 * spec.root
+    first = 6 * joints + spec.root_channels
     return slice(first, first + 3 * joints)

@@ -100,16 +100,20 @@ def test_positions_of_humanml3d_and_kit_are_channels(channels):
 
 
 @pytest.mark.parametrize("root", [True, False])
-def test_positions_among_the_features_are_these(root):
-    spec = FeatureSpec(rot6d="rows", root=root, positions=True, velocities=True)
+@pytest.mark.parametrize("heading", ["world", "relative"])
+def test_positions_among_the_features_are_these(root, heading):
+    spec = FeatureSpec(rot6d="rows", root=root, heading=heading, positions=True, velocities=True)
     model = make(spec)
     output, target = random_pair(model)
     changed = output.clone()
     clip = random_clip(SKELETON, 6)
     features = extract_features(clip, spec).float()
-    first = 30 + 3 * root
+    first = 30 + (3 + (heading == "relative")) * root
     ground = clip.root_positions * torch.tensor([1.0, 0.0, 1.0])
-    expected = (clip.pose.positions - ground[:, None]).float().flatten(1)
+    expected = clip.pose.positions - ground[:, None]
+    if heading == "relative":
+        expected = turn_vectors(expected, -find_headings(clip.rotations[:, :1]))
+    expected = expected.float().flatten(1)
     torch.testing.assert_close(features[:, first : first + 15], expected)
     changed[..., :first] += 1
     changed[..., first + 15 :] += 1
