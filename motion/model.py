@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
+from motion.networks.smoothing import Smoother
 from motion.quantizer.residual_vq import Quantized, ResidualVQ
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from motion.skeleton.tree import Skeleton
@@ -30,6 +31,7 @@ from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.nn.masking import make_mask, zero_padding
 from wanvae.nn.residual import ActivationKind
+from wanvae.nn.streaming import split_state
 
 # Frames of each clip of a batch, (B,).
 Lengths: TypeAlias = "Tensor | Sequence[int]"
@@ -77,6 +79,7 @@ class RVQVAE(nn.Module):
         self.encoder, self.decoder = make_networks(config)
         self.quantizer = ResidualVQ(config.quantizer, config.code_dim)
         self.normalizer = Normalizer(config.channels)
+        self.smoother = Smoother(config.smoothing) if config.smoothing.smooths else None
 
     @classmethod
     def from_pretrained(
@@ -138,8 +141,9 @@ class RVQVAE(nn.Module):
         if dtype is not None:
             for network in (model.encoder, model.decoder):
                 network.to(dtype)
-            for exact in (model.normalizer, model.quantizer):
-                exact.to(torch.promote_types(dtype, torch.float32))
+            for exact in (model.normalizer, model.quantizer, model.smoother):
+                if exact is not None:
+                    exact.to(torch.promote_types(dtype, torch.float32))
         return model.eval()
 
     def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
@@ -195,7 +199,7 @@ class RVQVAE(nn.Module):
         target = self.normalize(motion)
         latents, tokens = self._latents(target, lengths)
         quantized = self.quantizer(latents, tokens, learn=learn)
-        output = run(self.decoder, quantized.latents, tokens)[0].mT[:, : motion.shape[1]]
+        output = self._decode_latents(quantized.latents, tokens)[:, : motion.shape[1]]
         if lengths is not None:
             mask = make_mask(lengths, motion.shape[1])[:, :, None]
             output, target = output * mask, target * mask
@@ -276,7 +280,7 @@ class RVQVAE(nn.Module):
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         with evaluating(self.decoder):
-            features = run(self.decoder, latents, needed)[0].mT[:, :longest]
+            features = self._decode_latents(latents, needed)[:, :longest]
         motion = self.denormalize(features)
         if needed is not None:
             motion = zero_padding(motion.mT, lengths).mT
@@ -309,16 +313,42 @@ class RVQVAE(nn.Module):
     ) -> tuple[Tensor, State]:
         """Returns motion of the next tokens of a stream, and the next state.
 
-        State ``None`` starts a stream. Motion and state keep the gradients of the decoder, but
-        ``stream_decode`` keeps no gradients.
+        A model that smooths its output returns the motion of each token ``config.smoothing.after``
+        frames later. State ``None`` starts a stream. Motion and state keep the gradients of the
+        decoder, but ``stream_decode`` keeps no gradients.
 
         Raises:
             NotFiniteError: the decoder overflows.
         """
-        features, state = self.decoder.step(self._look_up(indices, layers), state)
-        motion = self.denormalize(features.mT)
+        of_decoder, of_smoother = self.split_decoder_state(state)
+        features, of_decoder = self.decoder.step(self._look_up(indices, layers), of_decoder)
+        features, state = features.mT, of_decoder
+        if self.smoother is not None:
+            check_computed(features, self.dtype, "decode")
+            features, of_smoother = self.smoother.step(
+                features.to(self.smoother.weights), of_smoother
+            )
+            state = (of_decoder, of_smoother)
+        motion = self.denormalize(features)
         check_computed(motion, self.dtype, "decode")
         return motion, state
+
+    def decode_end(self, state: State) -> Tensor | None:
+        """Returns the motion ``(B, n, D)`` that is still to come at the end of a stream of tokens.
+
+        None if there is none: the model does not look ahead, or no token came.
+        """
+        of_smoother = self.split_decoder_state(state)[1]
+        if self.smoother is None or of_smoother is None or not self.smoother.after:
+            return None
+        return self.denormalize(self.smoother.finish(of_smoother))
+
+    def split_decoder_state(self, state: State) -> tuple[State, State]:
+        """Returns the states of decoder and smoother, from the state of a stream."""
+        if self.smoother is None:
+            return state, None
+        of_decoder, of_smoother = split_state(state, 2)
+        return of_decoder, of_smoother
 
     def check_motion(self, motion: Tensor) -> None:
         """Raises UserError if ``motion`` is not a finite ``(B, T, D)`` of this model."""
@@ -334,6 +364,10 @@ class RVQVAE(nn.Module):
                 f"motion must be finite, but is {float(motion[clip, frame, channel])} in clip "
                 f"{clip}, frame {frame}, channel {channel}"
             )
+
+    def _decode_latents(self, latents: Tensor, tokens: Tensor | None) -> Tensor:
+        """Returns normalized features ``(B, T, D)`` of latents; ``tokens`` is None for all."""
+        return decode_latents(self.decoder, self.smoother, latents, tokens)
 
     def _look_up(self, indices: Tensor, layers: int | None) -> Tensor:
         """Returns the latents of indices, in the dtype of the decoder."""
@@ -369,19 +403,40 @@ class RVQVAE(nn.Module):
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
             frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
-        return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
+        return run(self.encoder, complete(features, lengths, self.config).to(self.dtype).mT, frames)
 
-    def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns features with the last frame of each clip repeated to fill its last token."""
-        length = features.shape[1]
-        whole = self.config.frames_of(self.config.tokens_of(length))
-        if lengths is None and whole == length:
+
+def complete(features: Tensor, lengths: Tensor | None, config: RVQVAEConfig) -> Tensor:
+    """Returns features with the last frame of each clip repeated to fill its last token.
+
+    Args:
+        features: ``(B, T, D)``.
+        lengths: ``(B,)``, the number of frames of each clip; None is all frames.
+    """
+    length = features.shape[1]
+    whole = config.frames_of(config.tokens_of(length))
+    frames = torch.arange(whole, device=features.device)
+    if lengths is None:
+        # While a compiler traces, the length is a symbol, and the last token may be full or not.
+        if not torch.compiler.is_compiling() and whole == length:
             return features
-        if lengths is None:
-            lengths = torch.full((len(features),), length, device=self.device)
-        frames = torch.arange(whole, device=self.device)
-        frames = torch.minimum(frames, lengths[:, None] - 1)
-        return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+        return features.index_select(1, frames.clamp(max=length - 1))
+    frames = torch.minimum(frames, lengths[:, None] - 1)
+    return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def decode_latents(
+    decoder: Streaming, smoother: Smoother | None, latents: Tensor, tokens: Tensor | None
+) -> Tensor:
+    """Returns normalized features ``(B, T, D)`` of latents ``(B, C, tokens)``.
+
+    Args:
+        tokens: ``(B,)``, the number of tokens of each clip; None is all tokens.
+    """
+    features, frames = run(decoder, latents, tokens)
+    if smoother is None:
+        return features.mT
+    return smoother(features.mT.to(smoother.weights), frames)
 
 
 def count_tokens(indices: Tensor) -> list[int]:

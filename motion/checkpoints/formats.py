@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from motion.checkpoints.architecture import BEAT2, Untold, infer_config
 from motion.config import RVQVAEConfig
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.files.arrays import write_array
+from motion.networks.resnet import rename_jukebox
 from motion.skeleton.packaged import SMPLX
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import (
@@ -182,6 +183,7 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
 def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
     """Reads tensors with the names of MoMask, T2M-GPT or GestureLSM, with any prefix."""
     tensors, notes = remove_prefix(tensors)
+    tensors = rename_jukebox(tensors)
     networks = {n: t.float() for n, t in tensors.items() if not n.startswith("quantizer.")}
     networks |= {n: t for n, t in tensors.items() if n.endswith("num_batches_tracked")}
     rest = {name: t.float() for name, t in tensors.items() if name.startswith("quantizer.")}
@@ -323,6 +325,7 @@ def require_published(config: RVQVAEConfig) -> None:
         "attention": resnet.attention,
         "other order of dilations": not resnet.reverse_dilation,
         "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
+        "filter after the decoder": config.smoothing.smooths,
         "cosine metric": quantizer.metric != "euclidean",
     }
     reasons = [reason for reason, applies in refused.items() if applies]

@@ -21,7 +21,7 @@ from motion.commands.options import (
 from motion.commands.skeletons import read_skeleton
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import MotionError
-from motion.features.actors import check_skeleton
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics

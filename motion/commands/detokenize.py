@@ -23,7 +23,7 @@ from motion.evaluate.reconstruction import make_figure
 from motion.features.actors import match_file, match_model
 from motion.features.humanml3d import skeleton_of
 from motion.features.recording import Recording, suffixes_written
-from motion.features.rotations import restore_clip
+from motion.features.rotations import restore_motion
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, render
@@ -102,8 +102,14 @@ def detokenize(
             f"the skeleton that the tokens are to move {error}; give another one with --skeleton"
         ) from None
     arranged = skeleton if matching is None else matching.arranged
-    start = (0.0, 0.0) if actor is None else actor.start
-    clip = restore_clip(features.double(), config.features, arranged, config.fps, start=start)
+    clip = restore_motion(
+        features.double(),
+        config.features,
+        arranged,
+        config.fps,
+        start=(0.0, 0.0) if actor is None else actor.start,
+        start_heading=0.0 if actor is None else actor.heading,
+    )
     if actor is not None:
         clip = replace(clip, betas=actor.betas, gender=actor.gender)
     return Recording(

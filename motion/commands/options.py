@@ -127,14 +127,25 @@ def load_model(arguments: Namespace, default: str | None = None) -> RVQVAE:
     """
     device = arguments.device or default or default_device()
     check_device(device)
-    untold = read_untold(arguments)
+    return load_told(arguments.checkpoint, read_untold(arguments), device=device)
+
+
+def load_told(
+    checkpoint: str, untold: Untold, *, dtype: str | None = None, device: str | None = None
+) -> RVQVAE:
+    """Loads a checkpoint, with what it does not tell itself.
+
+    Args:
+        dtype, device: see ``RVQVAE.from_pretrained``.
+    """
     return RVQVAE.from_pretrained(
-        arguments.checkpoint,
+        checkpoint,
+        dtype,
+        device,
         activation=untold.activation,
         norm=untold.norm,
         dilation_growth_rate=untold.dilation_growth_rate,
         reverse_dilation=untold.reverse_dilation,
-        device=device,
     )
 
 

@@ -14,7 +14,9 @@ from tqdm import tqdm
 import motion
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.evaluators.judging import Judgement
 from motion.evaluate.folder import FileEvaluation, FolderEvaluation
+from motion.evaluate.report import list_estimates, list_notes
 from motion.evaluate.side_by_side import PAIR, make_file_section
 from motion.model import RVQVAE
 from motion.skeleton.joint_names import find_feet
@@ -77,6 +79,8 @@ def write_evaluation_page(
 
     def sections() -> Iterator[Section]:
         yield make_summary_section(evaluation.whole)
+        if evaluation.judgement is not None:
+            yield make_evaluators_section(evaluation.judgement)
         yield make_layers_section(evaluation.whole)
         yield make_joints_section(evaluation.whole)
         yield make_files_section(ordered, anchors)
@@ -132,7 +136,10 @@ def make_summary_section(whole: MotionEvaluation) -> Section:
     columns = [Column("with all layers"), *(Column(name, 3) for name in PAIR), Column("ratio")]
     rows = [
         Row(["MPJPE (mm)", None, found.mpjpe_mm[-1], None]),
+        Row(["MPJPE, roots aligned (mm)", None, found.root_aligned_mpjpe_mm, None]),
+        Row(["MPJPE, poses aligned (mm)", None, found.procrustes_aligned_mpjpe_mm, None]),
         Row(["rotation error (degrees)", None, found.rotation_error_degrees[-1], None]),
+        Row(["error of acceleration (m/s²)", None, found.acceleration_error_m_s2, None]),
         compare("jerk of the joints (m/s³)", found.original_jerk_m_s3, found.jerk_m_s3),
         compare(
             "speed of feet on the ground (m/s)", found.original_foot_speed_m_s, found.foot_speed_m_s
@@ -141,7 +148,7 @@ def make_summary_section(whole: MotionEvaluation) -> Section:
             "of these, sliding (%)", as_percent(found.original_sliding), as_percent(found.sliding)
         ),
     ]
-    text = ABOUT_FEET.format(whole.contacts) if find_feet(whole.joint_names) else NO_FEET
+    text = ABOUT_FEET.format(found.foot_contacts) if find_feet(whole.joint_names) else NO_FEET
     return Section("Summary", "summary", [Table(columns, rows)], text)
 
 
@@ -156,6 +163,18 @@ def divide(value: float | None, original: float | None) -> float | None:
 
 def as_percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
+
+
+def make_evaluators_section(judgement: Judgement) -> Section:
+    """Returns the section on what the published evaluators say."""
+    columns = [
+        Column(f"of {judgement.motions:,} motions"),
+        *(Column(name, 3) for pair in PAIR for name in (pair, f"{pair}, 95% interval +-")),
+    ]
+    rows = [Row(["FID", None, None, judgement.fid, None])]
+    rows += [Row([name, *first, *second]) for name, first, second in list_estimates(judgement)]
+    text = " ".join(f"{note[0].upper()}{note[1:]}." for note in list_notes(judgement))
+    return Section("Evaluators", "evaluators", [Table(columns, rows)], text)
 
 
 def make_layers_section(whole: MotionEvaluation) -> Section:
@@ -246,7 +265,7 @@ def make_file_cells(file: FileEvaluation) -> list[str | float | None]:
         found.frames,
         found.mpjpe_mm[-1],
         found.rotation_error_degrees[-1],
-        divide(found.jerk_m_s3, found.original_jerk_m_s3),
+        found.jerk_ratio,
         found.foot_speed_m_s,
         found.original_foot_speed_m_s,
         as_percent(found.sliding),

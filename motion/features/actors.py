@@ -7,10 +7,10 @@ import warnings
 
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError, SkeletonError
+from motion.features.channels import count_channels
 from motion.files.formats import match_packaged
 from motion.skeleton.matching import Matching, match_skeletons
 from motion.skeleton.tree import Skeleton
-from wanvae.errors import UserError
 
 
 def match_file(
@@ -96,18 +96,3 @@ def match_model(own: Skeleton, config: RVQVAEConfig, wanted: Skeleton | None) ->
             f"{reason}"
         )
     return matching
-
-
-def check_skeleton(config: RVQVAEConfig, skeleton: Skeleton) -> None:
-    """Raises UserError if a skeleton has another number of joints than the features of a model."""
-    if (found := count_channels(config, skeleton)) != config.channels:
-        raise UserError(
-            f"a skeleton of {skeleton.joints} joints has {found} channels, but the model has "
-            f"{config.channels}"
-        )
-
-
-def count_channels(config: RVQVAEConfig, skeleton: Skeleton) -> int:
-    """Returns the number of channels of a skeleton; as the model has, if it has no rotations."""
-    spec = config.features
-    return config.channels if spec is None else spec.channels(skeleton.joints)

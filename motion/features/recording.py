@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,11 +137,16 @@ class MotionFiles:
 
     Attributes:
         paths: the motion files, sorted.
-        ignored: how many files of the folder are of another kind, by suffix; empty if none are.
+        others: the files of another kind, sorted.
     """
 
     paths: list[Path]
-    ignored: str = ""
+    others: list[Path] = field(default_factory=list)
+
+    @property
+    def ignored(self) -> str:
+        """How many files are of another kind, by suffix; empty if none are."""
+        return describe_ignored(Counter(suffix_of(path.name) for path in self.others))
 
 
 def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFiles:
@@ -161,7 +166,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
         raise MotionError(f"{path} does not exist; check the path")
     suffixes = suffixes_read(config)
     folder = humanml3d.find_features_folder(path) if config.features is None else path
-    found, ignored = [], Counter[str]()
+    found, others = [], []
     for file in sorted(folder.rglob("*")):
         passed = is_litter(file.relative_to(folder).as_posix())
         if passed or file.name in humanml3d.STATISTICS or not file.is_file():
@@ -169,12 +174,12 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
         if suffix_of(file.name) in suffixes:
             found.append(file)
         else:
-            ignored[suffix_of(file.name)] += 1
+            others.append(file)
     if not found:
         raise MotionError(
             f"{path} has no {' or '.join(suffixes)} files; name the folder of the data"
         )
-    return MotionFiles(found, describe_ignored(ignored))
+    return MotionFiles(found, others)
 
 
 def read_recording(

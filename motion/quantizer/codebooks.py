@@ -67,22 +67,21 @@ class Codebooks(nn.Module):
         books, codes, _ = self.codes.shape
         first = torch.arange(indices.shape[1], device=indices.device) % books * codes
         known = indices != NO_CODE
-        return F.embedding_bag(
-            torch.where(known, indices + first, 0),
-            self.codes.to(self.dtype).flatten(0, 1),
-            per_sample_weights=known.to(self.dtype),
-            mode="sum",
-        )
+        places, weights = torch.where(known, indices + first, 0), known.to(self.dtype)
+        table = self.codes.to(self.dtype).flatten(0, 1)
+        if torch.compiler.is_compiling():  # ONNX has no such operation and would loop over rows
+            return (F.embedding(places, table) * weights[:, :, None]).sum(1)
+        return F.embedding_bag(places, table, per_sample_weights=weights, mode="sum")
 
     def initialize(self, rows: Tensor) -> None:
         """Initializes the codebooks from the latents of all processes.
 
         The codebook of each layer comes from the residuals of the layers before it. Layers that
         share a codebook use the codebook of the first layer. Latents that are not finite change
-        nothing.
+        nothing, and neither do no latents.
         """
         everything = torch.cat(gather_from_processes(rows))
-        if not everything.isfinite().all():
+        if not len(everything) or not everything.isfinite().all():
             return
         left = everything.clone()
         for book in range(len(self.codes)):
@@ -140,15 +139,17 @@ class Codebooks(nn.Module):
 
         ``dead`` is ``(M, 2)``: number of the codebook, number of the code. The latents are inputs
         of the layer of the codebook. All processes get the same latents, which come from each
-        process in turn.
+        process in turn. A process without latents offers the codes themselves.
         """
         places = torch.arange(len(dead), device=rows.device)
-        picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
-        layers = dead[:, 0]
-        if self.config.shared_codebook:
-            layers = torch.randint(self.config.num_quantizers, layers.shape, device=rows.device)
-        before = torch.arange(self.config.num_quantizers, device=rows.device) < layers[:, None]
-        taken = torch.where(before, indices[picked], NO_CODE)
-        given = rows[picked] - self.look_up(taken)
+        given = self.codes[dead.unbind(1)].to(rows.dtype)
+        if len(rows):
+            picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
+            layers = dead[:, 0]
+            if self.config.shared_codebook:
+                layers = torch.randint(self.config.num_quantizers, layers.shape, device=rows.device)
+            before = torch.arange(self.config.num_quantizers, device=rows.device) < layers[:, None]
+            taken = torch.where(before, indices[picked], NO_CODE)
+            given = rows[picked] - self.look_up(taken)
         offered = torch.stack(gather_from_processes(given))
         return offered[places % count_processes(), places].to(self.codes.dtype)

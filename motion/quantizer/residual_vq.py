@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -146,24 +146,56 @@ class ResidualVQ(nn.Module):
     In training mode it learns its codes, which are its only state (see
     :class:`~motion.quantizer.codebooks.Codebooks`). It computes in float32, or in float64 if its
     codes are float64, for any dtype of the latents.
+
+    Args:
+        config: all options; the defaults are MoMask's.
+        dim: channels of the latents, C.
+        codebook_size, num_quantizers: replace these options of ``config``, if they are given.
+        channel_last: latents are ``(B, T, C)`` instead, given and returned.
     """
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(
+        self,
+        config: QuantizerConfig | None = None,
+        dim: int = 512,
+        *,
+        codebook_size: int | None = None,
+        num_quantizers: int | None = None,
+        channel_last: bool = False,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.books = Codebooks(config, dim)
+        config = config or QuantizerConfig()
+        self.config = replace(
+            config,
+            codebook_size=config.codebook_size if codebook_size is None else codebook_size,
+            num_quantizers=config.num_quantizers if num_quantizers is None else num_quantizers,
+        )
+        self.dim, self.channel_last = dim, channel_last
+        self.books = Codebooks(self.config, dim)
 
     def forward(
-        self, latents: Tensor, lengths: Tensor | None = None, *, learn: bool = True
+        self,
+        latents: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        learn: bool = True,
     ) -> Quantized:
-        """Quantizes ``(B, C, T)``; latents after ``lengths`` ``(B,)`` are ignored and become 0.
+        """Quantizes ``(B, C, T)``. Padding is neither learnt from nor part of losses and figures.
+
+        Padding becomes 0, and its indices are -1.
 
         Args:
+            lengths: ``(B,)``, the number of latents of each clip; padding follows them.
+            mask: ``(B, T)``, bool, instead of ``lengths``: false where a latent is padding.
             learn: in training mode, learn at once. Otherwise the codebooks stay as they are, and
                 the ``choices`` of several batches can be learnt together by ``learn``.
+
+        Raises:
+            UserError: latents or the mask have another shape, or ``lengths`` are given, too.
         """
-        batch, _, length = latents.shape
-        valid = None if lengths is None else make_mask(lengths, length)
+        batch, length = self._check_latents(latents)
+        valid = find_valid(batch, length, lengths, mask)
         differentiated = latents.requires_grad and torch.is_grad_enabled()
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
@@ -178,8 +210,8 @@ class ResidualVQ(nn.Module):
                 usage = self.learn([choices]) if learn else usage
 
         def as_latents(values: Tensor) -> Tensor:
-            """Returns rows ``(N, C)`` as ``(B, C, T)``."""
-            return place_rows(values, (batch, length), valid, 0).movedim(2, 1)
+            """Returns rows ``(N, C)`` as latents."""
+            return self._as_latents(place_rows(values, (batch, length), valid, 0))
 
         quantized, loss = as_latents(search.latents).to(latents.dtype), search.loss
         if search.loss_gradient is not None:
@@ -215,18 +247,27 @@ class ResidualVQ(nn.Module):
         self.books.initialize(torch.cat([self._rows(latents, None) for latents in batches]))
 
     @torch.no_grad()
-    def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns the indices ``(B, T, Q)`` of all layers for ``(B, C, T)``; nothing is learnt."""
-        batch, _, length = latents.shape
-        valid = None if lengths is None else make_mask(lengths, length)
+    def encode(
+        self, latents: Tensor, lengths: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Returns the indices ``(B, T, Q)`` of all layers for ``(B, C, T)``; nothing is learnt.
+
+        Args:
+            lengths, mask: as in ``forward``.
+
+        Raises:
+            UserError: as ``forward``.
+        """
+        batch, length = self._check_latents(latents)
+        valid = find_valid(batch, length, lengths, mask)
         with torch.autocast(latents.device.type, enabled=False):
             rows = self._rows(latents, valid)
             finder = self.books.finder()
-            indices = rows.new_empty(len(rows), self.config.num_quantizers, dtype=torch.long)
-            for block in cut_into_blocks(rows, self.config.codebook_size):
-                for step in self._descend(rows[block], finder):
-                    indices[block, step.layer] = step.found
-        return place_rows(indices, (batch, length), valid, NO_CODE)
+            found = [
+                torch.stack([step.found for step in self._descend(rows[block], finder)], dim=1)
+                for block in cut_into_blocks(rows, self.config.codebook_size)
+            ]
+        return place_rows(torch.cat(found), (batch, length), valid, NO_CODE)
 
     def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
         """Returns the latents ``(B, C, T)`` of ``indices`` ``(B, T, Q)``; -1 adds nothing.
@@ -243,13 +284,31 @@ class ResidualVQ(nn.Module):
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
             raise UserError(f"layers must be from 1 to {given}, not {layers}")
-        indices = indices[:, :, :layers].to(self.books.codes.device)
+        return self.look_up(indices[:, :, :layers].to(self.books.codes.device))
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Does the same as ``decode`` for indices that are right, without a look at them."""
         rows = self.books.look_up(indices.flatten(0, 1))
-        return rows.unflatten(0, indices.shape[:2]).movedim(2, 1)
+        return self._as_latents(rows.unflatten(0, indices.shape[:2]))
+
+    def _check_latents(self, latents: Tensor) -> tuple[int, int]:
+        """Returns B and T of latents; raises UserError if their shape does not fit."""
+        wanted = f"(B, T, {self.dim})" if self.channel_last else f"(B, {self.dim}, T)"
+        if latents.dim() != 3 or latents.shape[2 if self.channel_last else 1] != self.dim:
+            raise UserError(
+                f"latents must be {wanted}, as channel_last={self.channel_last} says, not "
+                f"{tuple(latents.shape)}"
+            )
+        return latents.shape[0], latents.shape[1 if self.channel_last else 2]
+
+    def _as_latents(self, values: Tensor) -> Tensor:
+        """Returns ``(B, T, C)`` as latents, which may be ``(B, C, T)``."""
+        return values if self.channel_last else values.movedim(2, 1)
 
     def _rows(self, latents: Tensor, valid: Tensor | None) -> Tensor:
-        """Returns ``(B, C, T)`` as ``(N, C)`` where ``valid`` ``(B, T)``, in ``books.dtype``."""
-        rows = latents.detach().movedim(1, 2).to(self.books.dtype)
+        """Returns latents as ``(N, C)`` where ``valid`` ``(B, T)``, in ``books.dtype``."""
+        latents = latents.detach()
+        rows = (latents if self.channel_last else latents.movedim(1, 2)).to(self.books.dtype)
         return rows.flatten(0, 1) if valid is None else rows[valid]
 
     def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
@@ -332,6 +391,25 @@ class ResidualVQ(nn.Module):
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
                 f"{indices.min()} to {indices.max()}: they are of another model"
             )
+
+
+def find_valid(
+    batch: int, length: int, lengths: Tensor | None, mask: Tensor | None
+) -> Tensor | None:
+    """Returns which latents ``(B, T)`` are no padding, by ``lengths`` or ``mask``; None is all.
+
+    Raises:
+        UserError: both are given, or the mask is no ``(B, T)`` of bool.
+    """
+    if mask is None:
+        return None if lengths is None else make_mask(lengths, length)
+    if lengths is not None:
+        raise UserError("lengths and mask both say what is padding; give one of them")
+    if mask.shape != (batch, length) or mask.dtype != torch.bool:
+        raise UserError(
+            f"mask must be bool {(batch, length)}, (B, T), not {mask.dtype} {tuple(mask.shape)}"
+        )
+    return mask
 
 
 def place_rows(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
