@@ -42,12 +42,14 @@ from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.packaged import PACKAGED_SKELETONS
+from motion.skeleton.retarget import Retargeted, retarget_with_report
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
 from wanvae.engine.files import atomic_path, refuse_overwriting
+from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 
 LAYOUTS = (Layout.NATIVE, Layout.MOMASK)
@@ -80,7 +82,8 @@ def add_options(parser: Parser) -> None:
         )
     parser.add_argument(
         "--skeleton",
-        help="motion file that a model was trained on, whose skeleton to put into the checkpoint",
+        help="motion file or checkpoint with the skeleton to move as the input moves; or, for a "
+        "checkpoint that does not hold one, motion that it was trained on",
     )
     parser.add_argument(
         "--roundtrip",
@@ -111,12 +114,15 @@ def run(arguments: Namespace) -> None:
     joint_options = [arguments.features, arguments.target, arguments.fps]
     motion_file = suffix in READERS or suffix == ARRAY
     given = [arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]
-    given += [arguments.skeleton]
     others = [arguments.roundtrip, *joint_options]
+    alone = [arguments.skeleton, arguments.roundtrip, arguments.features]
+    if motion_file:
+        given += [arguments.skeleton and (sum(map(bool, alone)) > 1 or suffix == ARRAY)]
     if any(given) if motion_file else arguments.to is None or any(others):
         raise UserError(
             f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip; a motion file "
-            f"({' or '.join(READERS)}) takes --roundtrip, --features, --target and --fps alone"
+            f"({' or '.join(READERS)}) takes --skeleton, --roundtrip or --features alone, and "
+            "--target and --fps"
         )
     check_joint_options(arguments, suffix)
     if motion_file and (arguments.features is not None or suffix == ARRAY):
@@ -171,6 +177,9 @@ def show_joint_conversion(arguments: Namespace) -> None:
 
 
 def show_motion_conversion(arguments: Namespace) -> None:
+    if arguments.skeleton is not None:
+        show_retargeting(arguments)
+        return
     report = convert_motion(
         arguments.input,
         arguments.output,
@@ -186,6 +195,27 @@ def show_motion_conversion(arguments: Namespace) -> None:
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames{error}")
     for note in report.notes:
         print(f"note: {note}")
+
+
+def show_retargeting(arguments: Namespace) -> None:
+    moved = retarget_file(
+        arguments.input, arguments.output, arguments.skeleton, read_reading(arguments)
+    )
+    clip, plan, feet = moved.clip, moved.plan, moved.feet
+    skeletons = f"{plan.source.joints} joints to {plan.target.joints}"
+    print(f"{arguments.input} -> {arguments.output}: {len(clip)} frames, {skeletons}")
+    print(f"the path is {plan.scale:.3g} times as long, as the legs are")
+    if plan.at_rest:
+        print(f"note: stay at rest, because {arguments.input} has no such joints: ", end="")
+        print(first_few(plan.at_rest))
+    if feet is None:
+        print("note: feet are not corrected, because their names are not known")
+        return
+    print(
+        f"standing feet: {feet.height_mm[1]:.1f} mm from their height in the original "
+        f"({feet.height_mm[0]:.1f} mm before correction), sliding at {feet.slide_m_s[1]:.3f} m/s "
+        f"({feet.slide_m_s[0]:.3f} before, {feet.source_slide_m_s:.3f} in the original)"
+    )
 
 
 def read_statistics(arguments: Namespace) -> FeatureStatistics | None:
@@ -371,6 +401,35 @@ def convert_motion(
     return report
 
 
+def retarget_file(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    skeleton: str | os.PathLike[str],
+    reading: Reading = GUESSED,
+) -> Retargeted:
+    """Writes the motion of a file as motion of another skeleton.
+
+    Args:
+        skeleton: a motion file or a checkpoint with the skeleton to move.
+        reading: what ``source`` does not tell.
+
+    Raises:
+        MotionError: a file cannot be read, the skeletons do not fit, or the format of
+            ``destination`` cannot hold the motion.
+        CheckpointError: the checkpoint cannot be read.
+        FileError: ``destination`` cannot be written, or is another of the files.
+    """
+    refuse_overwriting(destination, [source, skeleton])
+    check_suffix(Path(destination), MOTION_WRITERS)
+    clip = read_motion(source, reading)
+    try:
+        moved = retarget_with_report(clip, read_skeleton(skeleton))
+    except MotionError as error:
+        raise MotionError(f"{source} with the skeleton of {skeleton}: {error}") from None
+    write_motion(destination, moved.clip)
+    return moved
+
+
 def lost_in_writing(clip: MotionClip, written: MotionClip | None) -> tuple[str, ...]:
     """Returns notes on what a clip has beside its motion, and what is written of it has not.
 
@@ -394,5 +453,6 @@ def pass_through_features(clip: MotionClip) -> MotionClip:
 CONVERT = Command(
     run,
     add_options,
-    "Write a checkpoint in another layout, or a motion file in another format.",
+    "Write a checkpoint in another layout, a motion file in another format, or the motion of "
+    "another skeleton.",
 )

@@ -31,7 +31,11 @@ def match_file(
     try:
         matching = match_model(own, config, wanted)
     except MotionError as error:
-        raise type(error)(f"{path} {error}") from None
+        advice = (
+            f"; python -m motion convert {path} OUT.bvh --skeleton CHECKPOINT moves the skeleton "
+            "of the model as this one moves"
+        )
+        raise type(error)(f"{path} {error}{advice if wanted else ''}") from None
     if matching is None or wanted is None:
         return matching
     packaged = match_packaged(own)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from motion.skeleton.joint_names import Side, side_of
+from motion.skeleton.joint_names import SIDES, Side, side_of
 from motion.skeleton.tree import Skeleton
 
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -114,8 +114,7 @@ def read_label(name: str) -> Label:
 def name_by_stem(labels: Sequence[Label]) -> dict[int, str]:
     """Returns the parts of limbs, fingers and head, by joint."""
     parts: dict[int, str] = {}
-    sides: tuple[Side | None, ...] = ("left", "right", None)
-    for side in sides:
+    for side in (*SIDES, None):
         own = {joint: label for joint, label in enumerate(labels) if label.side == side}
         for part, stems in (CENTRAL if side is None else LIMBS).items():
             found = choose(own, stems, parts)
@@ -160,7 +159,7 @@ def name_trunk(skeleton: Skeleton, labels: Sequence[Label], parts: dict[int, str
     """Adds hips, spine and neck to parts, by their places between the legs, arms and the head."""
     joints = {part: joint for joint, part in parts.items()}
     legs, arms = (
-        [joints[f"{side}_{part}"] for side in ("left", "right") if f"{side}_{part}" in joints]
+        [joints[f"{side}_{part}"] for side in SIDES if f"{side}_{part}" in joints]
         for part in ("upper_leg", "upper_arm")
     )
     if "hips" not in joints and len(legs) == 2:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 Side: TypeAlias = Literal["left", "right"]
+SIDES: tuple[Side, ...] = ("left", "right")
 # LHipJoint has the words L, Hip, Joint; lFoot has l, Foot; left_toe0 has left, toe. L5 is a
 # vertebra and has no word.
 WORD = re.compile(r"[A-Z]+(?![a-z\d])|[A-Z]?[a-z]+")
@@ -17,8 +18,7 @@ FOOT_PARTS = ("toe", "foot", "ankle")
 def side_of(name: str) -> Side | None:
     """Returns the side of a joint; None if its name does not say it."""
     words = [word.lower() for word in WORD.findall(name)]
-    sides: tuple[Side, ...] = ("left", "right")
-    for side in sides:
+    for side in SIDES:
         # Some names have only small letters: leftarm, lfoot.
         whole = {side[0], *(side[0] + part for part in (*FOOT_PARTS, "toes"))}
         if any(word.startswith(side) or word in whole for word in words):

@@ -10,6 +10,7 @@ import torch
 from motion import RVQVAE
 from motion.checkpoints import formats
 from motion.checkpoints.formats import WITHOUT_SKELETON, Layout
+from motion.cli import main
 from motion.commands.convert import convert_checkpoint
 from motion.commands.detokenize import detokenize, detokenize_file
 from motion.commands.info import describe_file
@@ -24,7 +25,7 @@ from motion.skeleton.matching import match_skeletons
 from motion.skeleton.packaged import HUMANML3D, SMPLX
 from motion.skeleton.sample import walk
 from motion.tokens import Tokens, identify, read_tokens
-from tests.motion.helpers import RECORDINGS, largest_difference
+from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
 from tests.motion.skeleton.test_matching import MIXAMO
 from tests.motion.small_tokenizers import ROOTED, ROOTLESS, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
@@ -233,3 +234,37 @@ def test_tokens_keep_the_order_of_the_file(
         tokenize_file(body_model, files[1], tmp_path / "a.npz")
     actor = read_tokens(tmp_path / "a.npz").origin.actor
     assert actor.skeleton.names == MIXAMO.names
+
+
+def test_a_file_is_moved_to_the_skeleton_of_a_model(
+    body_model: RVQVAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the message of the refusal says."""
+    walked, model, moved = (tmp_path / name for name in ("walk.npz", "m.safetensors", "moved.bvh"))
+    write_motion(walked, walk(40))
+    body_model.save_pretrained(model)
+    with pytest.raises(MotionError, match=rf"motion convert {walked} OUT\.bvh --skeleton CHECKP"):
+        tokenize_file(body_model, walked, tmp_path / "a.npz")
+    assert main(["convert", str(walked), str(moved), "--skeleton", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert "40 frames, 55 joints to 22\nthe path is 1 times as long" in out
+    assert "\nstanding feet: " in out
+    tokenize_file(body_model, moved, tmp_path / "a.npz")
+    back = tmp_path / "back.npz"
+    assert main(["convert", str(moved), str(back), "--skeleton", str(walked)]) == 0
+    assert "note: stay at rest, because " in capsys.readouterr().out
+    rotations = [read_in_file_order(path).rotations[:, :22] for path in (walked, back)]
+    assert largest_difference(*rotations) < 1e-5
+
+
+def test_what_cannot_be_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_motion(tmp_path / "walk.bvh", walk(9))
+    write_motion(tmp_path / "crane.bvh", random_clip(random_skeleton(5)))
+    walked, crane, out = (str(tmp_path / f"{name}.bvh") for name in ("walk", "crane", "out"))
+    for source, target in ((walked, crane), (crane, walked)):
+        assert main(["convert", source, out, "--skeleton", target]) == 1
+        assert "hips and legs, or hips and arms, are not known by name" in capsys.readouterr().err
+    assert main(["convert", walked, walked, "--skeleton", crane]) == 1
+    assert main(["convert", walked, out, "--skeleton", crane, "--roundtrip"]) == 1
+    assert "takes --roundtrip or --skeleton alone" in capsys.readouterr().err
+    assert not Path(out).exists()
