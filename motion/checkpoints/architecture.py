@@ -10,7 +10,7 @@ from itertools import count
 from torch import Tensor
 
 from motion.config import FeatureSpec, MotionNorm, QuantizerConfig, ResnetConfig, RVQVAEConfig
-from motion.features.published import PUBLISHED
+from motion.features.kinds import PUBLISHED_KINDS
 from wanvae.errors import UserError
 from wanvae.nn.residual import ActivationKind
 
@@ -18,7 +18,7 @@ PUBLISHED_GROWTH = 3
 BEAT2 = FeatureSpec(rot6d="rows", root=False)
 # The features with so many channels, and frames per second: of joints, and of BEAT2.
 PUBLISHED_FEATURES = {
-    **{channels: (None, published.fps) for channels, published in PUBLISHED.items()},
+    **{channels: (None, published.fps) for channels, published in PUBLISHED_KINDS.items()},
     330: (BEAT2, 30.0),
 }
 INFERRED = "architecture: read from the names and shapes of the tensors"
@@ -131,7 +131,7 @@ def infer_config(
 
 def describe_features(channels: int) -> str:
     """Returns a note for people on what so many channels are assumed to be."""
-    kinds = {channels: published.title for channels, published in PUBLISHED.items()}
+    kinds = {channels: published.title for channels, published in PUBLISHED_KINDS.items()}
     kinds[330] = "BEAT2: rot6d (rows) of 55 joints"
     if channels not in kinds:
         return (

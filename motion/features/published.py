@@ -10,6 +10,7 @@ from torch import Tensor
 
 from motion.features import humanml3d, motionstreamer
 from motion.features.joint_features import recover_turned_positions
+from motion.features.kinds import PUBLISHED_KINDS
 from motion.features.rotations import from_rot6d
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.inverse_kinematics import find_clip
@@ -84,9 +85,9 @@ def restore_streamer(features: Tensor, source: Source) -> MotionClip:
 PUBLISHED = {
     **{
         channels: PublishedFeatures(
-            title=title,
+            title=PUBLISHED_KINDS[channels].title,
             channels=channels,
-            fps=fps,
+            fps=PUBLISHED_KINDS[channels].fps,
             skeleton=skeleton,
             rotations=humanml3d.rotation_channels(channels),
             positions=humanml3d.position_channels(channels),
@@ -95,13 +96,10 @@ PUBLISHED = {
             restore=restore_joints,
             source="positions",
         )
-        for title, channels, fps, skeleton in (
-            ("HumanML3D", 263, 20.0, HUMANML3D),
-            ("KIT", 251, 12.5, KIT),
-        )
+        for channels, skeleton in ((263, HUMANML3D), (251, KIT))
     },
     motionstreamer.CHANNELS: PublishedFeatures(
-        title="MotionStreamer",
+        title=PUBLISHED_KINDS[motionstreamer.CHANNELS].title,
         channels=motionstreamer.CHANNELS,
         fps=motionstreamer.FPS,
         skeleton=HUMANML3D,

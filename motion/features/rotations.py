@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import roma
 import torch
 from torch import Tensor
 
@@ -151,8 +152,6 @@ def to_rot6d(rotations: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
 def from_rot6d(vectors: Tensor, lines: Literal["rows", "columns"]) -> Tensor:
     """Returns rotations (..., 3, 3) of any (..., 6), orthonormal by Gram-Schmidt."""
     columns = vectors.unflatten(-1, (2, 3)).mT
-    import roma  # here, so that ``import motion`` stays light
-
     # roma takes a float, though its type hint says int.
     rotations = roma.special_gramschmidt(columns, epsilon=SHORTEST)  # pyright: ignore[reportArgumentType]
     return rotations.mT if lines == "rows" else rotations
