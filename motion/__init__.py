@@ -3,7 +3,8 @@
 from motion.config import FeatureSpec, RVQVAEConfig
 from motion.model import RVQVAE, Reconstruction
 from motion.networks.resnet import Resnet1D
-from motion.quantizer.residual_vq import Quantized, ResidualVQ
+from motion.quantizer.residual_vq import ResidualVQ
+from motion.quantizer.results import Quantized
 
 __version__ = "0.1.0"
 

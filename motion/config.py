@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
+from motion.quantizer_config import QuantizerConfig
 from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
@@ -13,8 +13,6 @@ from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
 
 MotionNorm = Literal["LN", "GN", "BN"]
 NetworkKind = Literal["resnet", "wan"]
-Metric = Literal["euclidean", "cosine"]
-Initialization = Literal["kmeans", "samples"]
 MatrixLines = Literal["rows", "columns"]
 
 
@@ -133,56 +131,6 @@ class WanConfig:
                 kind=self.block, norm=self.norm, activation=self.activation, dropout=self.dropout
             ),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizerConfig:
-    """Residual vector quantization; the defaults are MoMask's.
-
-    Attributes:
-        num_quantizers: layers in a row; each quantizes what the layers before it left.
-        codebook_size: codes in each codebook.
-        shared_codebook: whether all layers use one codebook.
-        metric: how the nearest code is found: by distance, or by the angle between latent and code.
-        decay: decay of the moving averages that learn the codes; 1 keeps the codes as they are.
-        initialization: what the codes are before the first training batch is quantized: the means
-            of k-means clusters of its latents (kmeans), or some of its latents (samples).
-        kmeans_iterations: rounds of k-means.
-        revive_below: while training, codes are replaced by random latents where the moving average
-            of the number of latents of a batch that chose them is less; 0 never does.
-        dropout: probability, for each clip, that while training only a random number of layers,
-            the first ones, quantize it.
-        temperature: while training codes are drawn with probabilities in proportion to
-            exp(-distance ** 2 / temperature), or exp(cosine / temperature); 0 takes the nearest.
-    """
-
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "layers": "num_quantizers",
-        "codes": "codebook_size",
-        "shared": "shared_codebook",
-        "initialisation": "initialization",
-    }
-
-    num_quantizers: int = 6
-    codebook_size: int = 512
-    shared_codebook: bool = False
-    metric: Metric = "euclidean"
-    decay: float = 0.99
-    initialization: Initialization = "kmeans"
-    kmeans_iterations: int = 10
-    revive_below: float = 1.0
-    dropout: float = 0.2
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("num_quantizers", "codebook_size", "kmeans_iterations"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("revive_below", "temperature"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("decay", "dropout"):
-            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        check_option("metric", self.metric, Metric)
-        check_option("initialization", self.initialization, Initialization)
 
 
 @dataclass(frozen=True, kw_only=True)

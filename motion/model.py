@@ -16,7 +16,8 @@ from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm, RVQVAEConfig
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
-from motion.quantizer.residual_vq import Quantized, ResidualVQ
+from motion.quantizer.residual_vq import ResidualVQ
+from motion.quantizer.results import Quantized
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.checkpoint import load_tensors
 from wanvae.engine.evaluating import evaluating
@@ -193,7 +194,7 @@ class RVQVAE(nn.Module):
         Raises:
             NotFiniteError: the encoder overflows.
         """
-        if self.quantizer.books.initialized:
+        if self.quantizer.books.ready():
             return
         before = [buffer.clone() for buffer in self.encoder.buffers()]
         latents = [self._latents(self.normalize(motion), None)[0] for motion in batches]

@@ -141,8 +141,10 @@ def describe_token_rate(config: RVQVAEConfig) -> str:
 
 def digest_of(model: RVQVAE) -> str:
     """Returns a short text that differs between models with different codebooks."""
-    codes = model.quantizer.books.codes.detach().cpu().float().contiguous()
-    return hashlib.sha256(codes.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for table in model.quantizer.tables():
+        digest.update(table.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def identify(model: RVQVAE) -> str:

@@ -150,7 +150,9 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
     blocks, width = resnet.depth * resnet.down_t, resnet.width
     if config.network == "wan":
         blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
-    largest = max(width, config.channels, config.code_dim, config.quantizer.codebook_size)
+    # Codes of other kinds are not stored.
+    stored = config.quantizer.codebook_size if config.quantizer.stores_codes else 1
+    largest = max(width, config.channels, config.code_dim, stored)
     if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
         raise UserError("its config describes a larger model than its tensors; save it again")
 
@@ -291,6 +293,9 @@ def require_published(config: RVQVAEConfig) -> None:
         "other order of dilations": not resnet.reverse_dilation,
         "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
         "cosine metric": quantizer.metric != "euclidean",
+        f"quantizer {quantizer.kind}": quantizer.kind != "ema",
+        "groups of channels": quantizer.groups > 1,
+        "codebook_dim": quantizer.codebook_dim is not None,
     }
     reasons = [reason for reason, applies in refused.items() if applies]
     if reasons:

@@ -29,6 +29,9 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
 
+# What a quantizer holds beside its codes and what they are computed from.
+STATISTICS = ("sums", "counts", "initialized", "base")
+
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("file", help="a checkpoint, motion, features or tokens")
@@ -118,7 +121,8 @@ def show_timing(frames: int, fps: float) -> str:
 def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
     config, tensors = checkpoint.config, checkpoint.tensors
     count = sum(t.numel() for n, t in tensors.items() if n.startswith(("encoder.", "decoder.")))
-    codes = tensors["quantizer.books.codes"].numel()
+    quantizer = [n for n in tensors if n.startswith("quantizer.")]
+    codes = sum(tensors[n].numel() for n in quantizer if not n.endswith(STATISTICS))
     yield f"{path}: {checkpoint.layout.value} layout"
     yield f"parameters: {count:,} of encoder and decoder, {codes:,} of the codes"
     yield f"tokens: {describe_token_rate(config)}"

@@ -42,7 +42,9 @@ class LossConfig:
             normalized features that are positions of joints; without such features, positions in
             metres that follow from the rotations.
         velocity: weight of the error of the changes of normalized features from frame to frame.
-        commitment: weight of the squared distance of latents from their codes.
+        commitment: weight of the squared distance of latents from their codes, which moves latents.
+        codebook: weight of the same distance where it moves codes: those of the quantizers that
+            learn by gradients.
         error: the error of features, position and velocity. "smooth_l1" is half the squared error
             below 1, and the absolute error minus a half above 1; "l1" is the absolute error, "l2"
             the squared error.
@@ -52,11 +54,12 @@ class LossConfig:
     position: float = 0.5
     velocity: float = 0.0
     commitment: float = 0.02
+    codebook: float = 1.0
     error: ErrorKind = "smooth_l1"
 
     def __post_init__(self) -> None:
         weights = (self.features, self.position, self.velocity)
-        for name in ("features", "position", "velocity", "commitment"):
+        for name in ("features", "position", "velocity", "commitment", "codebook"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         expected = "above 0 if position and velocity are 0"
         check(max(weights) > 0, "features", self.features, expected)
@@ -78,16 +81,22 @@ class MotionLosses:
 
     def __call__(self, reconstruction: Reconstruction) -> dict[str, Tensor]:
         """Returns the weighted terms by name, float32 scalars. Their sum is the loss."""
-        error = ERRORS[self.config.error]
+        error, quantized = ERRORS[self.config.error], reconstruction.quantized
         pair = reconstruction.output.float(), reconstruction.target.float()
         measures: dict[str, Callable[[], Tensor]] = {
             "features": lambda: error(*pair),
             "position": lambda: error(*map(self.locate, pair)),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
-            "commitment": reconstruction.quantized.commitment_loss.float,
+            "commitment": quantized.commitment_loss.float,
         }
+        if quantized.codebook_loss is not None:
+            measures["codebook"] = quantized.codebook_loss.float
         weights = {name: getattr(self.config, name) for name in measures}
-        return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
+        terms = {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
+        # The quantizer weights these losses itself.
+        if quantized.regularization is not None:
+            terms["regularization"] = quantized.regularization.float()
+        return terms
 
 
 def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:

@@ -20,7 +20,7 @@ from motion.evaluate.evaluation import evaluate
 from motion.evaluate.reconstruction import reconstruct
 from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
-from motion.quantizer.residual_vq import Choices, Quantized, Usage
+from motion.quantizer.results import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
 from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
