@@ -6,7 +6,8 @@ flags of the reader, which interpolates them. Only ours gives floats.
 
 Reconstruction: `reconstruct_file` with a model of the smallest size, its steps alone, and FFmpeg
 doing the same transcode (through RGB, same encoder). Where all overlaps, ours takes the time of the
-slowest step; without overlap it takes their sum. All sides alternate in one process.
+slowest step; without overlap it takes their sum. A model that gives its frames back as they are
+shows what all besides the model costs. All sides alternate in one process.
 
     python tools/benchmark.py video-io                         # 640x360 and 1280x720
     python tools/benchmark.py video-io --frames 24 --repeats 1
@@ -23,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import cast
 
 import av
 import torch
@@ -53,6 +55,65 @@ SMALLEST = WanVAEConfig(dim=2, z_dim=1, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Frames ``(B, C, T, H, W)`` in the place of a posterior."""
+
+    mean: Tensor
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+
+@dataclass(frozen=True)
+class Span:
+    """How many frames a session of the identity takes at once, in the place of a plan."""
+
+    frames: int
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """What the identity keeps to the end of a stream."""
+
+    posterior: None = None
+
+
+class IdentityEncoder:
+    """A session that gives its frames back as they are."""
+
+    plan = Span(SMALLEST.temporal_factor)
+
+    def push(self, frames: Tensor) -> Pixels:
+        return Pixels(frames)
+
+    def finish(self) -> Nothing:
+        return Nothing()
+
+
+class IdentityDecoder:
+    """A session that gives frames back as they are."""
+
+    def push(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class Identity:
+    """A model that computes nothing, with the shapes of the smallest one."""
+
+    config = SMALLEST
+
+    def stream_encode(
+        self, *, tile_size: object = None, max_memory: object = None, shard: object = None
+    ) -> IdentityEncoder:
+        return IdentityEncoder()
+
+    def stream_decode(
+        self, *, tile_size: object = None, max_memory: object = None, shard: object = None
+    ) -> IdentityDecoder:
+        return IdentityDecoder()
+
+
+@dataclass(frozen=True)
 class VideoIO:
     """A video to measure: its size in pixels, and its number of frames."""
 
@@ -76,6 +137,7 @@ class Result:
             **rates,
             "reader / PyAV": rates["reader"] / rates["PyAV"],
             "reader / PyAV, same flags": rates["reader"] / rates["PyAV, same flags"],
+            "identity / transcode": rates["identity"] / rates["transcode"],
             "reconstruct / transcode": rates["reconstruct"] / rates["transcode"],
             "reconstruct / slowest step": rates["reconstruct"] / min(steps),
             "reconstruct / sum of steps": rates["reconstruct"] * sum(1 / rate for rate in steps),
@@ -154,7 +216,7 @@ def compare(images: Sequence[Tensor]) -> None:
 def measure(job: VideoIO, repeats: int) -> Result:
     """Returns the measurements of one size."""
     torch.manual_seed(0)
-    vae = WanVAE(SMALLEST).eval()
+    vae, identity = WanVAE(SMALLEST).eval(), cast(WanVAE, Identity())
     with TemporaryDirectory(prefix="wanvae-benchmark-") as folder:
         path, target = Path(folder, "source.mp4"), Path(folder, "target.mp4")
         picture = moving_picture(job)
@@ -167,6 +229,7 @@ def measure(job: VideoIO, repeats: int) -> Result:
             "model": partial(compute, vae, images),
             "compare": partial(compare, images),
             "writer": partial(write, target, job, images),
+            "identity": partial(reconstruct_file, identity, path, target),
             "reconstruct": partial(reconstruct_file, vae, path, target),
             "transcode": partial(transcode, path, target),
         }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import tiny
-from tests.video.test_deinterlacing import write as write_interlaced
+from tests.video.reading.test_deinterlacing import write as write_interlaced
 from wanvae import WanVAE
 from wanvae.cli import main
 from wanvae.commands.pipeline import encode_file, reconstruct_file

@@ -20,7 +20,7 @@ from wanvae import cli
 from wanvae.commands import options
 from wanvae.commands.writing import OUTPUT_HELP
 from wanvae.video import probe, write_video
-from wanvae.video.formats import formats
+from wanvae.video.writing.formats import formats
 
 FRAMES = 5
 

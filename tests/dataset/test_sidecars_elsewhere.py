@@ -26,9 +26,9 @@ from wanvae.engine.storage.remote_path import RemotePath, location
 from wanvae.errors import UserError
 from wanvae.folders.failure import Failure
 from wanvae.folders.listing import MANIFEST
-from wanvae.video.animated_webp import find_animation
 from wanvae.video.common import is_pipe
-from wanvae.video.sequence import DEFAULT_RATE, find_sequence
+from wanvae.video.reading.animated_webp import find_animation
+from wanvae.video.reading.sequence import DEFAULT_RATE, find_sequence
 
 Capture = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ from wanvae.folders.clips import Clip, find_clips, fit, parse_cut
 from wanvae.folders.frames import ClipError, Cutter, read_clips
 from wanvae.folders.manifest import Entry, load_entries
 from wanvae.video import VideoReader, VideoWriter, read_video, write_video
-from wanvae.video.packets import PacketSource
+from wanvae.video.reading.packets import PacketSource
 
 CONFIG = WanVAEConfig()
 STEP = 0.03

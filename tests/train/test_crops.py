@@ -16,7 +16,7 @@ from av.codec.context import CodecContext
 from torch.utils.data import DataLoader
 
 from tests.scenes import scene, write_scenes
-from tests.video.test_reading import encode
+from tests.video.reading.test_reading import encode
 from wanvae.engine.command_line.arguments import parse_config
 from wanvae.folders.manifest import MediaFolder, write_manifest
 from wanvae.selection.checks import Checks

@@ -53,8 +53,8 @@ from wanvae.video import (
     sound_of,
 )
 from wanvae.video.common import is_pipe
-from wanvae.video.options import AS_STORED
-from wanvae.video.output import Destination
+from wanvae.video.reading.options import AS_STORED
+from wanvae.video.writing.output import Destination
 
 T = TypeVar("T")
 

@@ -34,8 +34,8 @@ from wanvae.latents.scale import Scale
 from wanvae.model import AnyVAE
 from wanvae.tiny import TinyVAE
 from wanvae.video import ReadOptions
-from wanvae.video.background import parse_colour
 from wanvae.video.rate import parse_rate
+from wanvae.video.reading.background import parse_colour
 
 # How much of the sample clip is reconstructed, so that newcomers soon have something to see.
 DEMO_SECONDS = 4.0

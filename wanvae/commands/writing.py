@@ -10,8 +10,8 @@ from jsonargparse import Namespace
 
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.errors import UserError
-from wanvae.video.formats import Encoding, codec_names, pipe_containers, suffixes
-from wanvae.video.output import Destination, check_output
+from wanvae.video.writing.formats import Encoding, codec_names, pipe_containers, suffixes
+from wanvae.video.writing.output import Destination, check_output
 
 # The name that stands for stdout.
 STDOUT = "-"

@@ -1,11 +1,11 @@
 """Video and image files in and out, through PyAV (FFmpeg)."""
 
-from wanvae.video.beside import Beside, beside_of, sound_of
+from wanvae.video.beside.source import Beside, beside_of, sound_of
 from wanvae.video.common import FilePart, HdrWarning, VideoError
-from wanvae.video.formats import Encoding
-from wanvae.video.options import ReadOptions
-from wanvae.video.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
-from wanvae.video.writer import VideoWriter, write_video
+from wanvae.video.reading.options import ReadOptions
+from wanvae.video.reading.reader import Frame, VideoInfo, VideoReader, probe, read_clip, read_video
+from wanvae.video.writing.formats import Encoding
+from wanvae.video.writing.writer import VideoWriter, write_video
 
 __all__ = [
     "Beside",

@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from wanvae.video.common import one_line_errors
-from wanvae.video.reader import VideoReader
+from wanvae.video.reading.reader import VideoReader
 
 
 class SmallPictures:

@@ -1,0 +1,1 @@
+"""What lies beside the pictures of a file, carried into a file that is written."""

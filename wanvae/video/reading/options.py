@@ -1,0 +1,29 @@
+"""What people choose about the pictures that are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wanvae.video.reading.background import Colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How pictures come out of a file.
+
+    Attributes:
+        deinterlace: give each interlaced frame all lines of one time, with FFmpeg's bwdif.
+        background: what transparent pictures are laid on where alpha is not read; None takes black,
+            as players do.
+        hwaccel: the kind of device that decodes, with FFmpeg's name, like "cuda", or with a device,
+            like "vaapi:/dev/dri/renderD128"; None decodes on the CPU. A codec that the device does
+            not decode is decoded on the CPU, with a UserWarning; a VideoError if there is no such
+            device.
+    """
+
+    deinterlace: bool = False
+    background: Colour | None = None
+    hwaccel: str | None = None
+
+
+AS_STORED = ReadOptions()

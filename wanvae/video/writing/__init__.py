@@ -1,0 +1,1 @@
+"""Frames into video and image files."""
