@@ -13,6 +13,7 @@ from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
 
 MotionNorm = Literal["LN", "GN", "BN"]
 NetworkKind = Literal["resnet", "wan"]
+BottleneckKind = Literal["quantizer", "gaussian"]
 MatrixLines = Literal["rows", "columns"]
 
 
@@ -172,13 +173,17 @@ class FeatureSpec:
 class RVQVAEConfig:
     """Architecture of a :class:`~motion.RVQVAE`; the defaults are MoMask's for HumanML3D.
 
+    With ``bottleneck: gaussian`` it is the architecture of a :class:`~motion.MotionVAE`.
+
     Attributes:
         channels: of the motion features, D.
         code_dim: channels of the latents and codes.
         network: which encoder and decoder: resnet, of the published models, or wan.
         resnet: the networks of the published models.
         wan: Wan's networks.
-        quantizer: the residual vector quantizer between them.
+        bottleneck: what is between them: a quantizer, or a Gaussian distribution of continuous
+            latents, as in a VAE.
+        quantizer: the residual vector quantizer.
         features: what the channels mean in motion files with rotations (BVH, SMPL-X). None for
             HumanML3D and KIT, which the number of channels tells, and for unknown features.
         fps: frames per second of the motion; files of other rates are converted.
@@ -189,6 +194,7 @@ class RVQVAEConfig:
     network: NetworkKind = "resnet"
     resnet: ResnetConfig = field(default_factory=ResnetConfig)
     wan: WanConfig = field(default_factory=WanConfig)
+    bottleneck: BottleneckKind = "quantizer"
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     features: FeatureSpec | None = None
     fps: float = 20.0
@@ -197,7 +203,13 @@ class RVQVAEConfig:
         for name in ("channels", "code_dim"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check_option("network", self.network, NetworkKind)
+        check_option("bottleneck", self.bottleneck, BottleneckKind)
         check(0 < self.fps < float("inf"), "fps", self.fps, "above 0")
+
+    @property
+    def moments(self) -> int:
+        """Channels of the encoder's output: latents, or their means and log-variances."""
+        return self.code_dim if self.bottleneck == "quantizer" else 2 * self.code_dim
 
     @property
     def factor(self) -> int:

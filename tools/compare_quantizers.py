@@ -118,7 +118,7 @@ FULL = Size(
     ),
     levels=(8, 8, 4),
     window=64,
-    batch=16,
+    batch=8,
     latents=4096,
 )
 QUICK = replace(
