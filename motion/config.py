@@ -207,6 +207,11 @@ class RVQVAEConfig:
         check(0 < self.fps < float("inf"), "fps", self.fps, "above 0")
 
     @property
+    def num_layers(self) -> int:
+        """The number of layers that a result can be decoded from: 1 without a quantizer."""
+        return self.quantizer.num_quantizers if self.bottleneck == "quantizer" else 1
+
+    @property
     def moments(self) -> int:
         """Channels of the encoder's output: latents, or their means and log-variances."""
         return self.code_dim if self.bottleneck == "quantizer" else 2 * self.code_dim

@@ -27,6 +27,7 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -134,9 +135,17 @@ class Tokens:
 
 
 def describe_token_rate(config: RVQVAEConfig) -> str:
-    """Returns the rate and size of the tokens of a model, for people."""
+    """Returns the rate and size of the tokens, or of the latents, of a model, for people."""
+    rate = f"{config.fps / config.factor:g} per second"
+    if config.bottleneck == "gaussian":
+        return f"{rate}, each of {config.code_dim} numbers"
     layers, codes = config.quantizer.num_quantizers, config.quantizer.codebook_size
-    return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
+    return f"{rate}, each of {layers} codes, of {codes}"
+
+
+def name_codes(config: RVQVAEConfig) -> str:
+    """Returns what a model encodes to, for people: tokens or latents."""
+    return "tokens" if config.bottleneck == "quantizer" else "latents"
 
 
 def digest_of(model: RVQVAE) -> str:
@@ -147,7 +156,7 @@ def digest_of(model: RVQVAE) -> str:
     return digest.hexdigest()[:16]
 
 
-def identify(model: RVQVAE) -> str:
+def identify(model: MotionModel) -> str:
     """Returns a SHA-256, in hexadecimal, of all tensors and the config of a model."""
     return digest_of_tensors(model.state_dict(), changed_fields(model.config))
 

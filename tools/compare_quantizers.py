@@ -200,7 +200,7 @@ def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterat
     """Yields all measurements."""
     motion = options.motion or write_walk(folder)
     yield Measurement("costs", partial(measure_costs, size, options.rounds))
-    for seed, rate, variant in product(range(options.seeds), options.rates, VARIANTS):
+    for seed, rate, variant in product(range(options.seeds), options.rates, options.variants):
         trainer = make_trainer_config(options.steps, size.batch, rate, seed)
         call = partial(train_tokenizer, size, motion, variant, trainer)
         yield Measurement(f"training/{variant}/{rate:g}/{seed}", call)
@@ -260,6 +260,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options; exits with status 2 for a bad option."""
     parser = argparse.ArgumentParser(
         prog="compare_quantizers", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS], help="train these alone"
     )
     add_options(parser, PARTS, "learning rates; of each variant the best is shown (default: 1e-3)")
     options = parser.parse_args(arguments)

@@ -151,7 +151,9 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
     if config.network == "wan":
         blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
     # Codes of other kinds are not stored.
-    stored = config.quantizer.codebook_size if config.quantizer.stores_codes else 1
+    quantizer = config.quantizer
+    stores = config.bottleneck == "quantizer" and quantizer.stores_codes
+    stored = quantizer.codebook_size if stores else 1
     largest = max(width, config.channels, config.code_dim, stored)
     if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
         raise UserError("its config describes a larger model than its tensors; save it again")
@@ -287,6 +289,7 @@ def require_published(config: RVQVAEConfig) -> None:
     """Raises CheckpointError if the code of MoMask has no such network."""
     resnet, quantizer = config.resnet, config.quantizer
     refused = {
+        "continuous latents": config.bottleneck != "quantizer",
         "network wan": config.network != "resnet",
         "causal convolutions": resnet.causal,
         "attention": resnet.attention,

@@ -27,7 +27,7 @@ from motion.files.arrays import read_array
 from motion.files.formats import READERS, check_suffix, read_motion, write_motion
 from motion.files.formats import WRITERS as MOTION_WRITERS
 from motion.files.reading import GUESSED, Reading
-from motion.model import RVQVAE
+from motion.models import make_model
 from motion.skeleton.clip import MotionClip
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
@@ -182,7 +182,7 @@ def load_complete(path: str | os.PathLike[str], untold: Untold | None = None) ->
     """
     checkpoint = formats.load(path, untold)
     with torch.device("meta"):
-        check_tensors(RVQVAE(checkpoint.config), checkpoint.tensors, path)
+        check_tensors(make_model(checkpoint.config), checkpoint.tensors, path)
     return checkpoint
 
 

@@ -13,7 +13,7 @@ from motion.commands.options import (
     add_layers_option,
     add_model_options,
     add_reading_options,
-    load_model,
+    load_tokenizer,
     read_reading,
 )
 from motion.config import RVQVAEConfig
@@ -58,7 +58,7 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     recording = detokenize_file(
-        load_model(arguments),
+        load_tokenizer(arguments),
         arguments.input,
         arguments.output,
         layers=arguments.layers,

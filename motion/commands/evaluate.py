@@ -19,7 +19,7 @@ from motion.commands.options import (
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import make_table, write_figures
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
@@ -89,7 +89,7 @@ def run(arguments: Namespace) -> None:
 
 
 def write_report(
-    arguments: Namespace, model: RVQVAE, evaluation: FolderEvaluation, limits: FigureLimits
+    arguments: Namespace, model: MotionModel, evaluation: FolderEvaluation, limits: FigureLimits
 ) -> None:
     """Writes the files of ``--output``. The page comes last because it can take long."""
     checkpoint, folder = arguments.checkpoint, Path(arguments.output)

@@ -11,6 +11,8 @@ from motion.checkpoints.architecture import Untold
 from motion.config import MotionNorm
 from motion.files.reading import Axis, Reading
 from motion.model import RVQVAE
+from motion.models import MotionModel
+from motion.models import load_model as load_checkpoint
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_device_option, add_progress_option
 from wanvae.engine.devices import check_device, default_device
@@ -119,23 +121,30 @@ def add_layers_option(parser: Parser) -> None:
     )
 
 
-def load_model(arguments: Namespace, default: str | None = None) -> RVQVAE:
-    """Loads the model of ``--checkpoint``.
+def load_model(arguments: Namespace, default: str | None = None) -> MotionModel:
+    """Loads the model of ``--checkpoint``: a tokenizer or a VAE.
 
     Args:
         default: the device to use if ``--device`` is not given; None is the GPU if there is one.
     """
     device = arguments.device or default or default_device()
     check_device(device)
-    untold = read_untold(arguments)
-    return RVQVAE.from_pretrained(
-        arguments.checkpoint,
-        activation=untold.activation,
-        norm=untold.norm,
-        dilation_growth_rate=untold.dilation_growth_rate,
-        reverse_dilation=untold.reverse_dilation,
-        device=device,
-    )
+    return load_checkpoint(arguments.checkpoint, read_untold(arguments), device)
+
+
+def load_tokenizer(arguments: Namespace, default: str | None = None) -> RVQVAE:
+    """Loads the tokenizer of ``--checkpoint``; ``default`` is as in ``load_model``.
+
+    Raises:
+        UserError: it is a VAE.
+    """
+    model = load_model(arguments, default)
+    if not isinstance(model, RVQVAE):
+        raise UserError(
+            f"{arguments.checkpoint} is a VAE, whose latents are continuous: it has no tokens. Use "
+            "encode, which writes its latents to .safetensors, and decode"
+        )
+    return model
 
 
 def print_ignored(ignored: str) -> None:

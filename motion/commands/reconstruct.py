@@ -22,6 +22,7 @@ from motion.features.recording import read_recording, suffixes_written
 from motion.files.reading import GUESSED, Reading
 from motion.metrics import mpjpe, rotation_error
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import refuse_overwriting
@@ -51,6 +52,9 @@ def run(arguments: Namespace) -> None:
         rate += f" (converted from {report.file_fps:g})"
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
     print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
+    if not report.used:
+        print(f"{report.tokens} latents of {model.config.code_dim} numbers")
+        return
     used = ", ".join(map(str, report.used))
     codes = model.config.quantizer.codebook_size
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
@@ -66,8 +70,8 @@ class ReconstructionReport:
         fps: frames per second of the model.
         mpjpe: mean distance of the joints from their original positions, in millimetres.
         rotation_error: mean angle between the rotations of the joints, in degrees.
-        tokens: the number of tokens. Each has one code of each layer.
-        used: the number of codes of each layer that the tokens use.
+        tokens: the number of tokens, or of latents. A token has one code of each layer.
+        used: the number of codes of each layer that the tokens use; empty for a VAE.
     """
 
     frames: int
@@ -80,7 +84,7 @@ class ReconstructionReport:
 
 
 def reconstruct_file(
-    model: RVQVAE,
+    model: MotionModel,
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
@@ -100,18 +104,20 @@ def reconstruct_file(
     refuse_overwriting(destination, [source])
     require_suffix(destination, *suffixes_written(model.config))
     recording = read_recording(source, model.config, reading)
-    indices, features = reconstruct(model, recording, layers)
+    code, features = reconstruct(model, recording, layers)
     joints, original = recording.joints_of(features), recording.joints
     recording.write(destination, features)
-    counts = count_indices(model, indices)
+    used = ()
+    if isinstance(model, RVQVAE):
+        used = tuple((count_indices(model, code) > 0).sum(1).tolist())
     return ReconstructionReport(
         frames=len(recording),
         file_fps=recording.file_fps,
         fps=model.config.fps,
         mpjpe=mpjpe(joints.positions, original.positions),
         rotation_error=rotation_error(joints.rotations, original.rotations),
-        tokens=indices.shape[1],
-        used=tuple((counts > 0).sum(1).tolist()),
+        tokens=code.shape[1],
+        used=used,
     )
 
 

@@ -14,7 +14,7 @@ from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
     add_reading_options,
-    load_model,
+    load_tokenizer,
     print_ignored,
     read_reading,
     report_failures,
@@ -72,12 +72,12 @@ def add_options(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     source, target, reading = arguments.input, arguments.output, read_reading(arguments)
     if not Path(source).is_dir():
-        tokens = tokenize_file(load_model(arguments), source, target, reading)
+        tokens = tokenize_file(load_tokenizer(arguments), source, target, reading)
         length, layers = tokens.indices.shape
         print(f"{source} -> {target}: {length} tokens of {layers} codes")
         return
     with launched_processes(arguments.device) as processes:
-        model = load_model(arguments, device_of(processes))
+        model = load_tokenizer(arguments, device_of(processes))
         suffix = f".{arguments.format}"
         try:
             report = tokenize_folder(

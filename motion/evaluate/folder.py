@@ -20,7 +20,7 @@ from motion.evaluate.evaluation import (
 from motion.features.recording import find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -72,7 +72,7 @@ class FolderEvaluation:
 
 
 def evaluate_folder(
-    model: RVQVAE,
+    model: MotionModel,
     source: str | os.PathLike[str],
     processes: PartialState,
     *,

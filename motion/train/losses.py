@@ -16,9 +16,11 @@ from torch import Tensor
 
 from motion.config import RVQVAEConfig
 from motion.features import humanml3d
-from motion.model import RVQVAE, Reconstruction
+from motion.model import Reconstruction
+from motion.models import MotionModel
 from motion.skeleton.tree import Skeleton
 from motion.train.positions import Tree, find_positions
+from motion.vae import VAEReconstruction
 from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
@@ -45,6 +47,8 @@ class LossConfig:
         commitment: weight of the squared distance of latents from their codes, which moves latents.
         codebook: weight of the same distance where it moves codes: those of the quantizers that
             learn by gradients.
+        kl: weight of the KL divergence of the latents of a VAE from N(0, 1), in nats for each
+            number of a latent. The default is of MLD (Chen et al., arXiv 2212.04048).
         error: the error of features, position and velocity. "smooth_l1" is half the squared error
             below 1, and the absolute error minus a half above 1; "l1" is the absolute error, "l2"
             the squared error.
@@ -55,11 +59,12 @@ class LossConfig:
     velocity: float = 0.0
     commitment: float = 0.02
     codebook: float = 1.0
+    kl: float = 1e-4
     error: ErrorKind = "smooth_l1"
 
     def __post_init__(self) -> None:
         weights = (self.features, self.position, self.velocity)
-        for name in ("features", "position", "velocity", "commitment", "codebook"):
+        for name in ("features", "position", "velocity", "commitment", "codebook", "kl"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         expected = "above 0 if position and velocity are 0"
         check(max(weights) > 0, "features", self.features, expected)
@@ -75,31 +80,43 @@ class MotionLosses:
         skeleton: the skeleton of the motion.
     """
 
-    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton) -> None:
+    def __init__(self, config: LossConfig, model: MotionModel, skeleton: Skeleton) -> None:
         self.config = config
         self.locate = make_locator(model, skeleton)
 
-    def __call__(self, reconstruction: Reconstruction) -> dict[str, Tensor]:
+    def __call__(self, reconstruction: Reconstruction | VAEReconstruction) -> dict[str, Tensor]:
         """Returns the weighted terms by name, float32 scalars. Their sum is the loss."""
-        error, quantized = ERRORS[self.config.error], reconstruction.quantized
+        error = ERRORS[self.config.error]
         pair = reconstruction.output.float(), reconstruction.target.float()
         measures: dict[str, Callable[[], Tensor]] = {
             "features": lambda: error(*pair),
             "position": lambda: error(*map(self.locate, pair)),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
-            "commitment": quantized.commitment_loss.float,
+            **measure_latents(reconstruction),
         }
-        if quantized.codebook_loss is not None:
-            measures["codebook"] = quantized.codebook_loss.float
-        weights = {name: getattr(self.config, name) for name in measures}
-        terms = {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
-        # The quantizer weights these losses itself.
-        if quantized.regularization is not None:
-            terms["regularization"] = quantized.regularization.float()
-        return terms
+        weights = {name: getattr(self.config, name, 1.0) for name in measures}
+        return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
 
 
-def make_locator(model: RVQVAE, skeleton: Skeleton) -> Locator:
+def measure_latents(
+    reconstruction: Reconstruction | VAEReconstruction,
+) -> dict[str, Callable[[], Tensor]]:
+    """Returns the terms of what is between encoder and decoder.
+
+    ``regularization`` has no weight in a LossConfig, because the quantizer weights it itself.
+    """
+    if isinstance(reconstruction, VAEReconstruction):
+        return {"kl": reconstruction.kl.float}
+    quantized = reconstruction.quantized
+    terms = {
+        "commitment": quantized.commitment_loss,
+        "codebook": quantized.codebook_loss,
+        "regularization": quantized.regularization,
+    }
+    return {name: term.float for name, term in terms.items() if term is not None}
+
+
+def make_locator(model: MotionModel, skeleton: Skeleton) -> Locator:
     """Returns a function from normalized features of ``model`` to positions of joints."""
     spec, joints = model.config.features, skeleton.joints
     channels = find_position_channels(model.config, joints)
