@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
+from torch import Tensor
 
 from motion.checkpoints.formats import require_suffix
 from motion.commands.options import (
@@ -28,7 +29,7 @@ from motion.model import RVQVAE
 from motion.render import FIGURE_SUFFIXES, render
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
-from motion.tokens import Tokens, check_tokens, read_tokens
+from motion.tokens import Actor, Tokens, check_tokens, read_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import refuse_overwriting
@@ -82,13 +83,28 @@ def detokenize(
     Raises:
         MotionError: the skeleton does not fit the model, or there is none.
     """
-    config, origin = model.config, tokens.origin
+    origin = tokens.origin
     frames = None if origin is None else origin.frames
     features = model.decode(tokens.indices[None], frames, layers=layers)[0].cpu()
+    actor = None if origin is None else origin.actor
+    return make_recording(model.config, features, actor, skeleton)
+
+
+def make_recording(
+    config: RVQVAEConfig, features: Tensor, actor: Actor | None, skeleton: Skeleton | None
+) -> Recording:
+    """Returns the motion of features ``(T, D)`` that a model decoded.
+
+    Args:
+        actor: who moved, if that is known.
+        skeleton: the skeleton to move; None is the skeleton of the actor, else a packaged one.
+
+    Raises:
+        MotionError: there is no skeleton with the joints of the model.
+    """
     if config.features is None:
         skeleton = skeleton_of(config.channels)
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    actor = None if origin is None else origin.actor
     if skeleton is None:
         skeleton = find_packaged_skeleton(config) if actor is None else actor.skeleton
     start = (0.0, 0.0) if actor is None else actor.start
@@ -155,18 +171,31 @@ def detokenize_file(
         FileError, VideoError: ``destination`` cannot be written, or is ``source`` or ``skeleton``.
     """
     refuse_overwriting(destination, [source, skeleton])
-    motion_suffixes = suffixes_written(model.config)
-    require_suffix(destination, *motion_suffixes, *FIGURE_SUFFIXES)
+    require_suffix(destination, *suffixes_written(model.config), *FIGURE_SUFFIXES)
     tokens = read_tokens(source)
     check_tokens(tokens, model, source)
     chosen = None if skeleton is None else read_skeleton(skeleton, model.config, reading)
     recording = detokenize(model, tokens, layers=layers, skeleton=chosen)
-    if Path(destination).suffix in motion_suffixes:
+    write_recording(destination, recording, progress=progress)
+    return recording
+
+
+def write_recording(
+    destination: str | os.PathLike[str], recording: Recording, *, progress: bool = False
+) -> None:
+    """Writes a recording as a motion file or as a stick figure, as the suffix says.
+
+    Args:
+        progress: show a progress bar while drawing.
+
+    Raises:
+        FileError, VideoError: the file cannot be written.
+    """
+    if Path(destination).suffix in suffixes_written(recording.config):
         recording.write(destination, recording.features)
     else:
         figure = make_figure(recording, recording.features)
-        render(destination, [figure], model.config.fps, progress=progress)
-    return recording
+        render(destination, [figure], recording.config.fps, progress=progress)
 
 
 DETOKENIZE = Command(

@@ -13,6 +13,7 @@ from motion.files.reading import Axis, Reading
 from motion.model import RVQVAE
 from motion.models import MotionModel
 from motion.models import load_model as load_checkpoint
+from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_device_option, add_progress_option
 from wanvae.engine.devices import check_device, default_device
@@ -130,6 +131,21 @@ def load_model(arguments: Namespace, default: str | None = None) -> MotionModel:
     device = arguments.device or default or default_device()
     check_device(device)
     return load_checkpoint(arguments.checkpoint, read_untold(arguments), device)
+
+
+def load_vae(arguments: Namespace) -> MotionVAE:
+    """Loads the VAE of ``--checkpoint``.
+
+    Raises:
+        UserError: it is a tokenizer.
+    """
+    model = load_model(arguments)
+    if not isinstance(model, MotionVAE):
+        raise UserError(
+            f"{arguments.checkpoint} is a tokenizer, without continuous latents. Use tokenize, "
+            "which writes its tokens, and detokenize"
+        )
+    return model
 
 
 def load_tokenizer(arguments: Namespace, default: str | None = None) -> RVQVAE:

@@ -110,23 +110,23 @@ def run(arguments: Namespace) -> None:
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
     warn_of_units(recording, model.normalizer, shown=False)
-    clip, config = recording.clip, model.config
-    actor = None
-    if clip is not None:
-        actor = Actor(
-            skeleton=clip.skeleton,
-            start=clip.start,
-            betas=clip.betas,
-            gender=clip.gender,
-        )
+    config = model.config
     origin = Origin(
         frames=len(recording),
         fps=config.fps,
         codes=config.quantizer.codebook_size,
         books=digest_of(model),
-        actor=actor,
+        actor=make_actor(recording),
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
+
+
+def make_actor(recording: Recording) -> Actor | None:
+    """Returns who moves in a recording; None for features of HumanML3D and KIT."""
+    clip = recording.clip
+    if clip is None:
+        return None
+    return Actor(skeleton=clip.skeleton, start=clip.start, betas=clip.betas, gender=clip.gender)
 
 
 def tokenize_file(
