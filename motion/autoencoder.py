@@ -16,6 +16,7 @@ from motion.checkpoints.formats import Checkpoint
 from motion.config import BottleneckKind, MotionNorm, RVQVAEConfig
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
+from motion.networks.smoothing import Smoother
 from wanvae.engine.checkpoint import CheckpointError, load_tensors
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.finite import check_computed
@@ -26,6 +27,7 @@ from wanvae.nn import State, Streaming, use_channels_last
 from wanvae.nn.kernels.precision import choose_dtypes
 from wanvae.nn.masking import make_mask, zero_padding
 from wanvae.nn.residual import ActivationKind
+from wanvae.nn.streaming import split_state
 
 Model = TypeVar("Model", bound="MotionAutoencoder")
 # Frames of each clip of a batch, (B,).
@@ -51,6 +53,7 @@ class MotionAutoencoder(nn.Module):
         self.config = config
         self.encoder, self.decoder = make_networks(config)
         self.normalizer = Normalizer(config.channels)
+        self.smoother = Smoother(config.smoothing) if config.smoothing.smooths else None
 
     @classmethod
     def from_pretrained(
@@ -191,17 +194,49 @@ class MotionAutoencoder(nn.Module):
 
     def _decode_step(self, latents: Tensor, state: State) -> tuple[Tensor, State]:
         """Returns motion ``(B, T, D)`` of the next latents ``(B, C, n)``, and the next state."""
-        features, state = self.decoder.step(latents, state)
-        motion = self.denormalize(features.mT)
+        of_decoder, of_smoother = self.split_decoder_state(state)
+        features, of_decoder = self.decoder.step(latents, of_decoder)
+        features, state = features.mT, of_decoder
+        if self.smoother is not None:
+            check_computed(features, self.dtype, "decode")
+            features, of_smoother = self.smoother.step(
+                features.to(self.smoother.weights), of_smoother
+            )
+            state = (of_decoder, of_smoother)
+        motion = self.denormalize(features)
         check_computed(motion, self.dtype, "decode")
         return motion, state
+
+    def decode_end(self, state: State) -> Tensor | None:
+        """Returns the motion ``(B, n, D)`` that is still to come at the end of a stream.
+
+        None if there is none: the model does not look ahead, or no token or latent came.
+        """
+        of_smoother = self.split_decoder_state(state)[1]
+        if self.smoother is None or of_smoother is None or not self.smoother.after:
+            return None
+        return self.denormalize(self.smoother.finish(of_smoother))
+
+    def split_decoder_state(self, state: State) -> tuple[State, State]:
+        """Returns the states of decoder and smoother, from the state of a stream."""
+        if self.smoother is None:
+            return state, None
+        of_decoder, of_smoother = split_state(state, 2)
+        return of_decoder, of_smoother
+
+    def _decode_latents(self, latents: Tensor, counts: Tensor | None) -> Tensor:
+        """Returns normalized features ``(B, T, D)`` of latents; ``counts`` is None for all."""
+        features, frames = run(self.decoder, latents, counts)
+        if self.smoother is None:
+            return features.mT
+        return self.smoother(features.mT.to(self.smoother.weights), frames)
 
     def _decode_features(
         self, latents: Tensor, counts: Tensor | None, target: Tensor, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Returns features ``(B, T, D)`` of latents and their target, 0 after ``lengths``."""
         frames = target.shape[1]
-        output = run(self.decoder, latents, counts)[0].mT[:, :frames]
+        output = self._decode_latents(latents, counts)[:, :frames]
         if lengths is not None:
             mask = make_mask(lengths, frames)[:, :, None]
             output, target = output * mask, target * mask
@@ -221,7 +256,7 @@ class MotionAutoencoder(nn.Module):
         latents = latents[:, :, : self.config.tokens_of(longest)]
         needed = self._tokens_of(lengths) if (lengths < longest).any() else None
         with evaluating(self.decoder):
-            features = run(self.decoder, latents, needed)[0].mT[:, :longest]
+            features = self._decode_latents(latents, needed)[:, :longest]
         motion = self.denormalize(features)
         if needed is not None:
             motion = zero_padding(motion.mT, lengths).mT

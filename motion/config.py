@@ -15,6 +15,7 @@ MotionNorm = Literal["LN", "GN", "BN"]
 NetworkKind = Literal["resnet", "wan"]
 BottleneckKind = Literal["quantizer", "gaussian"]
 MatrixLines = Literal["rows", "columns"]
+HeadingKind = Literal["world", "relative"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,30 @@ class WanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmoothingConfig:
+    """A filter that smooths the output of the decoder: a weighted mean of neighboring frames.
+
+    Attributes:
+        before, after: the number of frames before and after each frame; 0 and 0 is no filter. In a
+            stream the output comes ``after`` frames later.
+        learned: whether the weights are trained. They start as binomial coefficients.
+    """
+
+    before: int = 0
+    after: int = 0
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("before", "after"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+    @property
+    def smooths(self) -> bool:
+        """Whether there is a filter."""
+        return self.before + self.after > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
     """Which numbers describe a frame, in the order of the fields.
 
@@ -143,6 +168,11 @@ class FeatureSpec:
             BEAT2, "columns" as HumanML3D have it. 6 J channels.
         root: velocity (x, z) of the root in m/s, from the frame before, and its height in metres.
             3 channels. Without it, motion stays where it is.
+        heading: in which axes rotations of the root, velocities and positions are: of the "world",
+            or "relative" to the heading of the person (see :mod:`motion.features.heading`). Then to
+            turn a clip about the vertical changes no feature. The root has one more channel before
+            its others: the rate of its turn in rad/s, from the frame before. Without the root, the
+            heading is not in the features.
         positions: of all joints in metres, (x, z) from the root's, y from the ground. 3 J channels.
         velocities: of all joints in m/s, from the frame before. 3 J channels.
         contacts: 1 where a contact joint is about to move less than the threshold, else 0. A
@@ -153,6 +183,7 @@ class FeatureSpec:
 
     rot6d: MatrixLines
     root: bool = True
+    heading: HeadingKind = "world"
     positions: bool = False
     velocities: bool = False
     contacts: bool = False
@@ -161,12 +192,24 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         check_option("rot6d", self.rot6d, MatrixLines)
+        check_option("heading", self.heading, HeadingKind)
         check(self.contact_threshold > 0, "contact_threshold", self.contact_threshold, "above 0")
 
     def channels(self, joints: int) -> int:
         """The number of channels, D, for a skeleton of ``joints`` joints."""
         per_joint = 6 + 3 * self.positions + 3 * self.velocities
-        return per_joint * joints + 3 * self.root + len(self.contact_joints) * self.contacts
+        contacts = len(self.contact_joints) * self.contacts
+        return per_joint * joints + self.root_channels + contacts
+
+    @property
+    def relative(self) -> bool:
+        """Whether features are relative to the heading."""
+        return self.heading == "relative"
+
+    @property
+    def root_channels(self) -> int:
+        """The number of channels of the root, which come after the rotations."""
+        return (3 + self.relative) * self.root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +227,7 @@ class RVQVAEConfig:
         bottleneck: what is between them: a quantizer, or a Gaussian distribution of continuous
             latents, as in a VAE.
         quantizer: the residual vector quantizer.
+        smoothing: the filter after the decoder; none by default.
         features: what the channels mean in motion files with rotations (BVH, SMPL-X). None for
             HumanML3D and KIT, which the number of channels tells, and for unknown features.
         fps: frames per second of the motion; files of other rates are converted.
@@ -196,6 +240,7 @@ class RVQVAEConfig:
     wan: WanConfig = field(default_factory=WanConfig)
     bottleneck: BottleneckKind = "quantizer"
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     features: FeatureSpec | None = None
     fps: float = 20.0
 

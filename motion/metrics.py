@@ -1,4 +1,4 @@
-"""Metrics of motion: distances between a reconstruction and its original, jerk, and feet."""
+"""Metrics of motion: distances of a reconstruction from its original, acceleration, jerk, feet."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from wanvae.errors import UserError
 # A foot is on the ground if it is less than so many metres above it. It slides if it is faster than
 # so many metres per second: 2.5 cm from frame to frame at the 20 frames per second of HumanML3D.
 CONTACT_HEIGHT, SLIDING_SPEED = 0.05, 0.5
+# Points whose squared distances from their centre, in square metres, add up to less are one point.
+SMALLEST_SPREAD = 1e-12
 # The share of frames in which the lower foot is below the ground, because recordings are noisy.
 BELOW_GROUND = 0.05
 
@@ -40,6 +42,37 @@ def rotation_error(rotations: Tensor, originals: Tensor) -> float:
     check_shapes(rotations, originals)
     angles = roma.rotmat_geodesic_distance(rotations.double(), originals.double())
     return math.degrees(angles.mean().item())
+
+
+def align_roots(positions: Tensor) -> Tensor:
+    """Returns positions (..., J, 3) relative to the root, the first joint."""
+    return positions - positions[..., :1, :]
+
+
+def align_poses(positions: Tensor, originals: Tensor) -> Tensor:
+    """Returns positions (..., J, 3), with each frame moved, turned and scaled onto its original.
+
+    The similarity transform of each frame is the one with the smallest sum of squared distances
+    (Procrustes; Umeyama, 1991). Distances after it tell errors of the pose alone (PA-MPJPE).
+    """
+    check_shapes(positions, originals)
+    moved, targets = (x.double().flatten(0, -3) for x in (positions, originals))
+    moved, centre = (x - x.mean(dim=1, keepdim=True) for x in (moved, targets))
+    turn, singular = roma.special_procrustes(centre.mT @ moved, return_singular_values=True)
+    spread = moved.square().sum(dim=(1, 2)).clamp(min=SMALLEST_SPREAD)
+    scale = singular.sum(dim=1) / spread
+    aligned = scale[:, None, None] * (moved @ turn.mT) + targets.mean(dim=1, keepdim=True)
+    return aligned.view(positions.shape).to(positions)
+
+
+def acceleration_errors(positions: Tensor, originals: Tensor, fps: float) -> Tensor:
+    """Returns the mean error of the accelerations of joints in m/s^2: (T - 2,) for (T, J, 3).
+
+    Accelerations are second differences of positions in metres, as in "Learning 3D Human Dynamics
+    from Video" (Kanazawa et al., 2019).
+    """
+    check_shapes(positions, originals)
+    return (positions - originals).diff(n=2, dim=0).norm(dim=-1).mean(dim=1) * fps**2
 
 
 def joint_jerk(positions: Tensor, fps: float) -> Tensor:

@@ -154,8 +154,9 @@ class RVQVAE(MotionAutoencoder):
     ) -> tuple[Tensor, State]:
         """Returns motion of the next tokens of a stream, and the next state.
 
-        State ``None`` starts a stream. Motion and state keep the gradients of the decoder, but
-        ``stream_decode`` keeps no gradients.
+        A model that smooths its output returns the motion of each token ``config.smoothing.after``
+        frames later. State ``None`` starts a stream. Motion and state keep the gradients of the
+        decoder, but ``stream_decode`` keeps no gradients.
 
         Raises:
             NotFiniteError: the decoder overflows.

@@ -48,6 +48,8 @@ class Decoding(Coder, Protocol):
         self, indices: Tensor, state: State, /, *, layers: int | None = None
     ) -> tuple[Tensor, State]: ...
 
+    def decode_end(self, state: State) -> Tensor | None: ...
+
 
 @dataclass(frozen=True)
 class EncodeEnd(Generic[Piece]):
@@ -151,6 +153,8 @@ class StreamEncoder(Generic[Piece]):
 class StreamDecoder:
     """A decoder of tokens as they come.
 
+    A model that smooths its output looks some frames ahead: see ``delay``.
+
     Args:
         state: the state of an earlier session, to continue its stream.
         layers: number of layers of the quantizer to use, from the first; None is all layers.
@@ -164,28 +168,61 @@ class StreamDecoder:
         require_streamable(model.decoder)
         self._model = model
         self._layers = layers
+        self._ended = False
         self._state = check_layer_states(state, model, model.decoder)
 
     @property
+    def delay(self) -> int:
+        """The number of frames that motion comes after its tokens; ``finish`` returns the last."""
+        return self._model.config.smoothing.after
+
+    @property
     def state(self) -> State:
-        """All that is needed to continue later: nested tuples of tensors, for ``torch.save``."""
+        """All that is needed to continue later: nested tuples of tensors, for ``torch.save``.
+
+        Raises:
+            UserError: the session has ended.
+        """
+        self._refuse_if_ended()
         return self._state
 
     @torch.no_grad()
     def push(self, indices: Tensor) -> Tensor:
         """Returns motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``, or latents ``(B, n, C)``.
 
+        The first pieces have ``delay`` frames less than their tokens, so T can be 0.
+
         An error does not change the session. The same tokens can be pushed again.
 
         Raises:
             UserError: indices are out of range, are not ``(B, n, Q)`` or have another B than the
-                pieces before.
+                pieces before, or the session has ended.
         """
+        self._refuse_if_ended()
         check_clips(indices, self._state)
         model = self._model
         with evaluating(model.decoder):
             motion, self._state = model.decode_step(indices, self._state, layers=self._layers)
         return motion
+
+    @torch.no_grad()
+    def finish(self) -> Tensor | None:
+        """Returns the last ``delay`` frames ``(B, n, D)`` and ends the session; None if no frames.
+
+        Raises:
+            UserError: the session has ended before.
+        """
+        self._refuse_if_ended()
+        motion = self._model.decode_end(self._state)
+        self._ended = True
+        return motion
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise UserError(
+                "this session has ended: finish() returned its last frames, and nothing can follow "
+                "them; start a new session with stream_decode()"
+            )
 
 
 def require_streamable(network: Streaming) -> None:
@@ -242,7 +279,10 @@ def make_example_state(model: Coder, network: Streaming) -> State:
     if network is model.encoder:
         channels, length = config.channels, config.first_frames
     parameter = next(network.parameters())
-    return network.step(parameter.new_zeros(1, channels, length), None)[1]
+    state = network.step(parameter.new_zeros(1, channels, length), None)[1]
+    if network is model.decoder and config.smoothing.smooths:
+        return state, (parameter.new_zeros(1, config.channels, 1),)
+    return state
 
 
 def has_form(state: object, expected: State | Tensor) -> bool:

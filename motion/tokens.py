@@ -62,16 +62,19 @@ class Actor:
         skeleton: the skeleton that moved.
         start: (x, z) of the root in the first frame, metres.
         betas, gender: as in a :class:`~motion.skeleton.clip.MotionClip`.
+        heading: in the first frame, radians, for features relative to the heading; else 0.
     """
 
     skeleton: Skeleton
     start: tuple[float, ...]
     betas: tuple[float, ...] = ()
     gender: str = "neutral"
+    heading: float = 0.0
 
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, self.start))
         check(finite and len(self.start) == 2, "start", self.start, "(x, z) in metres")
+        check(math.isfinite(self.heading), "heading", self.heading, "finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,8 @@ def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:
 def write_origin(origin: Origin) -> str:
     """Returns the JSON of an origin, without its state, which earlier versions do not read."""
     fields = {key: x for key, x in to_json_dict(origin).items() if key not in STATE_KEYS}
+    if origin.actor is not None and not origin.actor.heading:
+        del fields["actor"]["heading"]  # earlier versions do not read it either
     return json.dumps({ACTOR_KEY if key == "actor" else key: x for key, x in fields.items()})
 
 

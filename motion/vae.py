@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from motion.autoencoder import Lengths, MotionAutoencoder
+from motion.config import RVQVAEConfig
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
 from wanvae.engine.tensors import check_is_tensor
 from wanvae.errors import UserError
-from wanvae.nn import State
+from wanvae.nn import CausalConv, State
 from wanvae.nn.masking import zero_padding
 from wanvae.posterior import Posterior
+
+# The log-variance of latents before training: a standard deviation of 0.05.
+FIRST_LOGVAR = -6.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,13 @@ class MotionVAE(MotionAutoencoder):
     """
 
     BOTTLENECK = "gaussian"
+
+    def __init__(self, config: RVQVAEConfig) -> None:
+        super().__init__(config)
+        last = [layer for layer in self.encoder.modules() if isinstance(layer, CausalConv)][-1]
+        assert last.bias is not None
+        # Latents begin with little noise, or the decoder learns nothing at first.
+        nn.init.constant_(last.bias[config.code_dim :], FIRST_LOGVAR)
 
     def forward(self, motion: Tensor, lengths: Lengths | None = None) -> VAEReconstruction:
         """Encodes clips ``(B, T, D)`` in their own units, decodes random latents, for training.
@@ -128,8 +139,9 @@ class MotionVAE(MotionAutoencoder):
     ) -> tuple[Tensor, State]:
         """Returns motion of the next latents of a stream, and the next state.
 
-        State ``None`` starts a stream. Motion and state keep gradients, but ``stream_decode`` keeps
-        no gradients.
+        A model that smooths its output returns the motion of each latent ``config.smoothing.after``
+        frames later. State ``None`` starts a stream. Motion and state keep gradients, but
+        ``stream_decode`` keeps no gradients.
 
         Args:
             layers: None; it is for tokenizers, which have several layers.

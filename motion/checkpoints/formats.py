@@ -295,6 +295,7 @@ def require_published(config: RVQVAEConfig) -> None:
         "attention": resnet.attention,
         "other order of dilations": not resnet.reverse_dilation,
         "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
+        "filter after the decoder": config.smoothing.smooths,
         "cosine metric": quantizer.metric != "euclidean",
         f"quantizer {quantizer.kind}": quantizer.kind != "ema",
         "groups of channels": quantizer.groups > 1,

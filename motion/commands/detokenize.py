@@ -107,8 +107,14 @@ def make_recording(
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
     if skeleton is None:
         skeleton = find_packaged_skeleton(config) if actor is None else actor.skeleton
-    start = (0.0, 0.0) if actor is None else actor.start
-    clip = restore_clip(features.double(), config.features, skeleton, config.fps, start=start)
+    clip = restore_clip(
+        features.double(),
+        config.features,
+        skeleton,
+        config.fps,
+        start=(0.0, 0.0) if actor is None else actor.start,
+        start_heading=0.0 if actor is None else actor.heading,
+    )
     if actor is not None:
         clip = replace(clip, betas=actor.betas, gender=actor.gender)
     return Recording(config=config, features=features, skeleton=skeleton, clip=clip)

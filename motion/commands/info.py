@@ -159,6 +159,8 @@ def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
         f"{tokens_before} tokens before and {tokens_after} after"
     )
     yield f"look-ahead: {ahead}"
+    if config.smoothing.after:
+        yield f"delay: a stream gives each frame {config.smoothing.after} frames after its token"
     if config.network == "resnet":
         stages = ", then ".join(" ".join(map(str, stage)) for stage in effective_kernels(config))
         yield f"effective kernels: {stages}"

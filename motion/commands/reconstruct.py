@@ -17,7 +17,9 @@ from motion.commands.options import (
     read_reading,
 )
 from motion.evaluate.evaluation import count_indices
+from motion.evaluate.movement import MovementSummary, measure_movement
 from motion.evaluate.reconstruction import reconstruct
+from motion.evaluate.report import describe_movement
 from motion.features.recording import read_recording, suffixes_written
 from motion.files.reading import GUESSED, Reading
 from motion.metrics import mpjpe, rotation_error
@@ -52,6 +54,8 @@ def run(arguments: Namespace) -> None:
         rate += f" (converted from {report.file_fps:g})"
     print(f"{arguments.input} -> {arguments.output}: {report.frames} frames at {rate}")
     print(f"MPJPE {report.mpjpe:.2f} mm, rotation error {report.rotation_error:.3f} degrees")
+    for line in describe_movement(report.movement):
+        print(line)
     if not report.used:
         print(f"{report.tokens} latents of {model.config.code_dim} numbers")
         return
@@ -72,6 +76,7 @@ class ReconstructionReport:
         rotation_error: mean angle between the rotations of the joints, in degrees.
         tokens: the number of tokens, or of latents. A token has one code of each layer.
         used: the number of codes of each layer that the tokens use; empty for a VAE.
+        movement: how the reconstruction moves, beside the original.
     """
 
     frames: int
@@ -81,6 +86,7 @@ class ReconstructionReport:
     rotation_error: float
     tokens: int
     used: tuple[int, ...]
+    movement: MovementSummary
 
 
 def reconstruct_file(
@@ -118,6 +124,9 @@ def reconstruct_file(
         rotation_error=rotation_error(joints.rotations, original.rotations),
         tokens=code.shape[1],
         used=used,
+        movement=measure_movement(
+            joints.positions, original.positions, recording.skeleton.names, model.config.fps
+        ).summary,
     )
 
 

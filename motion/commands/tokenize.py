@@ -19,12 +19,14 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
-from motion.config import RVQVAEConfig
+from motion.config import FeatureSpec, RVQVAEConfig
 from motion.errors import MotionError
+from motion.features.heading import find_headings
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
+from motion.skeleton.clip import MotionClip
 from motion.tokens import (
     Actor,
     Origin,
@@ -126,7 +128,20 @@ def make_actor(recording: Recording) -> Actor | None:
     clip = recording.clip
     if clip is None:
         return None
-    return Actor(skeleton=clip.skeleton, start=clip.start, betas=clip.betas, gender=clip.gender)
+    return Actor(
+        skeleton=clip.skeleton,
+        start=clip.start,
+        betas=clip.betas,
+        gender=clip.gender,
+        heading=find_start_heading(clip, recording.config.features),
+    )
+
+
+def find_start_heading(clip: MotionClip, spec: FeatureSpec | None) -> float:
+    """Returns the heading in the first frame, radians; 0 if the features do not need it."""
+    if spec is None or not spec.relative:
+        return 0.0
+    return find_headings(clip.rotations[0, 0]).item()
 
 
 def tokenize_file(

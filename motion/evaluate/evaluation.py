@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from operator import add
 
 import torch
 from torch import Tensor
 
+from motion.evaluate.movement import MovementSummary, MovementSums, measure_movement
 from motion.features.recording import Recording
-from motion.metrics import (
-    SLIDING_SPEED,
-    find_steps,
-    ground_speed,
-    joint_errors,
-    joint_jerk,
-    rotation_error,
-)
+from motion.metrics import joint_errors, rotation_error
 from motion.model import RVQVAE
 from motion.models import MotionModel
-from motion.skeleton.joint_names import find_feet
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.processes import gather_objects
 
@@ -31,26 +23,16 @@ BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionSummary:
+class MotionSummary(MovementSummary):
     """The figures of some frames. A summary is small because each of many files has one.
 
     Tuples have a value for each layer of the quantizer. Errors are of reconstructions from the
-    first 1, 2, ... layers. All other figures are of the reconstruction from all layers. A
-    figure is None if there is nothing to compute it from.
+    first 1, 2, ... layers. All other figures are of the reconstruction from all layers.
 
     Attributes:
         frames: the number of frames.
         mpjpe_mm: mean distance of joints from their original positions.
         rotation_error_degrees: mean angle between rotations of joints.
-        jerk_m_s3: mean jerk of the joints, see :func:`~motion.metrics.joint_jerk`.
-        original_jerk_m_s3: mean jerk of the original, at the frame rate of the model.
-        foot_contacts: the number of contacts: a foot that is on the ground of the original in a
-            frame and the next, see :func:`~motion.metrics.find_steps`; 0 if the names of the joints
-            do not tell the feet.
-        foot_speed_m_s: mean horizontal speed of feet in contact.
-        original_foot_speed_m_s: the same for the original.
-        sliding: the share of contacts in which the foot is faster than 0.5 m/s.
-        original_sliding: the same for the original.
         codes_used: the number of codes of each layer that were chosen.
         perplexity: the exponential of the entropy of the codes of each layer.
     """
@@ -58,13 +40,6 @@ class MotionSummary:
     frames: int
     mpjpe_mm: tuple[float, ...]
     rotation_error_degrees: tuple[float, ...]
-    jerk_m_s3: float | None
-    original_jerk_m_s3: float | None
-    foot_contacts: int
-    foot_speed_m_s: float | None
-    original_foot_speed_m_s: float | None
-    sliding: float | None
-    original_sliding: float | None
     codes_used: tuple[int, ...]
     perplexity: tuple[float, ...]
 
@@ -73,19 +48,13 @@ class MotionSummary:
 class MotionEvaluation:
     """Sums over the frames of recordings, in float64. The sums of several recordings can be added.
 
-    Pairs ``(2,)`` are of the original and of the reconstruction with all layers.
-
     Attributes:
         joint_names: the names of the J joints.
         frames: the number of frames.
         errors: ``(N, J)``, distances in millimetres, for N numbers of layers; the last is all.
         angles: ``(N,)``, mean angles between rotations of joints in degrees, for the same numbers.
         counts: ``(Q, K)``, how often each code of each layer was chosen.
-        jerks: ``(2,)``, mean jerks of the joints, in m/s^3.
-        jerk_frames: the number of frames with a jerk; three frames of each recording have none.
-        contacts: how often a foot is on the ground in the original.
-        speeds: ``(2,)``, horizontal speeds of the feet in contact, in m/s.
-        slides: ``(2,)``, how often a foot in contact slides.
+        movement: how the reconstruction with all layers moves.
     """
 
     joint_names: tuple[str, ...]
@@ -93,11 +62,7 @@ class MotionEvaluation:
     errors: Tensor
     angles: Tensor
     counts: Tensor
-    jerks: Tensor
-    jerk_frames: int
-    contacts: int
-    speeds: Tensor
-    slides: Tensor
+    movement: MovementSums
 
     def __add__(self, other: MotionEvaluation) -> MotionEvaluation:
         """Returns the sums over the frames of both, which must have the same joints."""
@@ -139,28 +104,14 @@ class MotionEvaluation:
     @property
     def summary(self) -> MotionSummary:
         """All figures, except the figures of single joints and codes."""
-        original_jerk, jerk = divide(self.jerks, self.jerk_frames)
-        original_speed, speed = divide(self.speeds, self.contacts)
-        original_sliding, sliding = divide(self.slides, self.contacts)
         return MotionSummary(
             frames=self.frames,
             mpjpe_mm=self.mpjpe,
             rotation_error_degrees=self.rotation_errors,
-            jerk_m_s3=jerk,
-            original_jerk_m_s3=original_jerk,
-            foot_contacts=self.contacts,
-            foot_speed_m_s=speed,
-            original_foot_speed_m_s=original_speed,
-            sliding=sliding,
-            original_sliding=original_sliding,
             codes_used=tuple(self.used.tolist()),
             perplexity=tuple(self.perplexity.tolist()),
+            **asdict(self.movement.summary),
         )
-
-
-def divide(sums: Tensor, count: int) -> list[float | None]:
-    """Returns ``sums / count``; None if ``count`` is 0."""
-    return (sums / count).tolist() if count else [None] * len(sums)
 
 
 def evaluate(
@@ -227,22 +178,13 @@ def measure(
             joints = recording.joints_of(decoded)
             errors.append(joint_errors(joints.positions, original.positions).double() * length)
             angles.append(rotation_error(joints.rotations, original.rotations) * length)
-    fps = model.config.fps
-    pair = torch.stack([original.positions.double(), joints.positions.double()])
-    jerks = torch.stack([joint_jerk(positions, fps).sum() for positions in pair])
-    speeds = speeds_on_ground(pair, find_feet(names), fps)
-    speeds = speeds[:, ~speeds[0].isnan()]
     return MotionEvaluation(
         joint_names=names,
         frames=length,
         errors=torch.stack(errors),
         angles=torch.tensor(angles, dtype=torch.float64),
         counts=counts,
-        jerks=jerks,
-        jerk_frames=max(length - 3, 0),
-        contacts=speeds.shape[1],
-        speeds=speeds.sum(1),
-        slides=(speeds > SLIDING_SPEED).double().sum(1),
+        movement=measure_movement(joints.positions, original.positions, names, model.config.fps),
     )
 
 
@@ -267,21 +209,6 @@ def decode_by_layers(
     numbers = range(1, layers + 1) if numbers_of_layers is None else numbers_of_layers
     counts = count_codes(model, recording, indices, window)
     return counts, (model.decode(indices, length, layers=n)[0].cpu() for n in numbers)
-
-
-def speeds_on_ground(pair: Tensor, feet: Sequence[int], fps: float) -> Tensor:
-    """Returns the horizontal speed in m/s of feet that are on the ground in the original.
-
-    Args:
-        pair: ``(2, T, J, 3)`` in metres, the original and the reconstruction.
-        feet: indices of joints.
-
-    Returns:
-        ``(2, T - 1, feet)``; NaN where the foot is off the ground.
-    """
-    placed = pair[:, :, list(feet)]
-    speeds = torch.stack([ground_speed(positions, fps) for positions in placed])
-    return speeds.where(find_steps(placed[0]), math.nan) if feet else speeds
 
 
 def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: int | None) -> Tensor:

@@ -135,7 +135,10 @@ def make_summary_section(whole: MotionEvaluation) -> Section:
     columns = [Column("with all layers"), *(Column(name, 3) for name in PAIR), Column("ratio")]
     rows = [
         Row(["MPJPE (mm)", None, found.mpjpe_mm[-1], None]),
+        Row(["MPJPE, roots aligned (mm)", None, found.root_aligned_mpjpe_mm, None]),
+        Row(["MPJPE, poses aligned (mm)", None, found.procrustes_aligned_mpjpe_mm, None]),
         Row(["rotation error (degrees)", None, found.rotation_error_degrees[-1], None]),
+        Row(["error of acceleration (m/s²)", None, found.acceleration_error_m_s2, None]),
         compare("jerk of the joints (m/s³)", found.original_jerk_m_s3, found.jerk_m_s3),
         compare(
             "speed of feet on the ground (m/s)", found.original_foot_speed_m_s, found.foot_speed_m_s
@@ -144,7 +147,7 @@ def make_summary_section(whole: MotionEvaluation) -> Section:
             "of these, sliding (%)", as_percent(found.original_sliding), as_percent(found.sliding)
         ),
     ]
-    text = ABOUT_FEET.format(whole.contacts) if find_feet(whole.joint_names) else NO_FEET
+    text = ABOUT_FEET.format(found.foot_contacts) if find_feet(whole.joint_names) else NO_FEET
     return Section("Summary", "summary", [Table(columns, rows)], text)
 
 
@@ -249,7 +252,7 @@ def make_file_cells(file: FileEvaluation) -> list[str | float | None]:
         found.frames,
         found.mpjpe_mm[-1],
         found.rotation_error_degrees[-1],
-        divide(found.jerk_m_s3, found.original_jerk_m_s3),
+        found.jerk_ratio,
         found.foot_speed_m_s,
         found.original_foot_speed_m_s,
         as_percent(found.sliding),

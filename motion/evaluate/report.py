@@ -11,6 +11,7 @@ from typing import Any
 
 from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
 from motion.evaluate.folder import FolderEvaluation
+from motion.evaluate.movement import MovementSummary
 from wanvae.engine.files import atomic_path
 from wanvae.engine.text import writable
 from wanvae.report import write_rows
@@ -52,11 +53,18 @@ def describe_layers(summary: MotionSummary, codes: int) -> Iterator[str]:
         yield f"{layer:6}  {mpjpe:10.2f}  {angle:24.3f}  {perplexity:22.1f}  {share}"
 
 
-def describe_movement(summary: MotionSummary) -> Iterator[str]:
-    """Yields lines on jerk and feet, if they are known."""
+def describe_movement(summary: MovementSummary) -> Iterator[str]:
+    """Yields lines on aligned errors; and on acceleration, jerk and feet, if they are known."""
+    yield (
+        f"MPJPE with roots aligned: {summary.root_aligned_mpjpe_mm:.2f} mm; with poses aligned "
+        f"(Procrustes): {summary.procrustes_aligned_mpjpe_mm:.2f} mm"
+    )
+    if summary.acceleration_error_m_s2 is not None:
+        yield f"error of acceleration: {summary.acceleration_error_m_s2:.2f} m/s^2"
     if summary.jerk_m_s3 is not None:
+        ratio = "" if summary.jerk_ratio is None else f", {summary.jerk_ratio:.2f} times as much"
         original = f"the original's {summary.original_jerk_m_s3:.2f}"
-        yield f"jerk: {summary.jerk_m_s3:.2f} m/s^3; {original}"
+        yield f"jerk: {summary.jerk_m_s3:.2f} m/s^3{ratio}; {original}"
     if summary.foot_contacts:
         yield (
             f"feet on the ground: {summary.foot_speed_m_s:.3f} m/s, sliding {summary.sliding:.1%}; "

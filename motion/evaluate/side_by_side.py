@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motion.evaluate.evaluation import speeds_on_ground
 from motion.evaluate.folder import FileEvaluation
+from motion.evaluate.movement import speeds_on_ground
 from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.recording import Recording, read_recording
 from motion.files.reading import Reading

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from motion.config import FeatureSpec
 from motion.errors import MotionError
+from motion.features.heading import find_headings, turn_roots, turn_vectors, wrap
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.joint_names import FOOT_PARTS, find_feet
 from motion.skeleton.tree import Skeleton, end_positions, forward_kinematics
@@ -28,15 +29,25 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     Raises:
         MotionError: the skeleton does not have the contact joints, or they are not its feet.
     """
-    parts = [to_rot6d(clip.rotations, spec.rot6d).flatten(1)]
-    root, positions = clip.root_positions, clip.pose.positions
+    rotations, root, positions = clip.rotations, clip.root_positions, clip.pose.positions
+    velocities = difference_backward(positions) * clip.fps
+    steps = difference_backward(root) * clip.fps
+    positions_on_ground = positions - project_to_ground(root)[:, None]
+    turns = []
+    if spec.relative:
+        headings = find_headings(rotations[:, 0])
+        rotations = turn_roots(rotations, -headings)
+        turns = [wrap(difference_backward(headings))[:, None] * clip.fps]
+        steps = turn_vectors(steps, -headings)
+        velocities = turn_vectors(velocities, -headings[:, None])
+        positions_on_ground = turn_vectors(positions_on_ground, -headings[:, None])
+    parts = [to_rot6d(rotations, spec.rot6d).flatten(1)]
     if spec.root:
-        velocity = difference_backward(root)[:, [0, 2]] * clip.fps
-        parts += [velocity, root[:, 1:2]]
+        parts += [*turns, steps[:, [0, 2]], root[:, 1:2]]
     if spec.positions:
-        parts.append((positions - project_to_ground(root)[:, None]).flatten(1))
+        parts.append(positions_on_ground.flatten(1))
     if spec.velocities:
-        parts.append((difference_backward(positions) * clip.fps).flatten(1))
+        parts.append(velocities.flatten(1))
     if spec.contacts:
         check_contact_joints(clip.skeleton, spec)
         parts.append(find_contacts(positions, spec).to(root))
@@ -50,16 +61,22 @@ def restore_clip(
     fps: float,
     *,
     start: tuple[float, ...] = (0.0, 0.0),
+    start_heading: float = 0.0,
     root_positions: Tensor | None = None,
+    headings: Tensor | None = None,
 ) -> MotionClip:
     """Returns the clip of features (T, D). Only their rotations and their root are used.
 
     Features without a root stay above ``start``, so high that the lowest point of the person is on
-    the ground in half of the frames, if ``root_positions`` are not given.
+    the ground in half of the frames, if ``root_positions`` are not given. Without a root, features
+    relative to the heading keep ``start_heading``, if ``headings`` are not given.
 
     Args:
         start: (x, z) of the root in the first frame, metres. Features do not hold it.
+        start_heading: the heading in the first frame in radians, which features relative to the
+            heading do not hold.
         root_positions: (T, 3), metres; they replace the root of the features.
+        headings: (T,), radians; they replace the headings of features relative to the heading.
 
     Raises:
         MotionError: ``spec`` and ``skeleton`` have another D, or there are no frames.
@@ -72,12 +89,23 @@ def restore_clip(
         )
     width = 6 * skeleton.joints
     rotations = from_rot6d(features[:, :width].unflatten(1, (-1, 6)), spec.rot6d)
+    if spec.relative:
+        if headings is None:
+            turns = features[:, width] if spec.root else features.new_zeros(len(features))
+            turns = turns.double() / fps
+            turns[0] = start_heading  # the first frame has no turn
+            headings = turns.cumsum(dim=0)
+        # Rotations that a network outputs may have a small heading of their own.
+        headings = headings.to(rotations)
+        rotations = turn_roots(rotations, headings - find_headings(rotations[:, 0]))
     if root_positions is None and spec.root:
-        velocity, height = features[:, width : width + 2], features[:, width + 2]
-        steps = velocity.double() / fps
-        steps[0] = steps.new_tensor(start)  # the first frame has no velocity
+        x, z, height = features[:, width : width + spec.root_channels].double().unbind(1)[-3:]
+        steps = torch.stack([x, torch.zeros_like(x), z], dim=1) / fps
+        if headings is not None:
+            steps = turn_vectors(steps, headings.double())
+        steps[0] = steps.new_tensor((start[0], 0, start[1]))  # the first frame has no velocity
         path = steps.cumsum(dim=0)
-        root_positions = torch.stack([path[:, 0], height.double(), path[:, 1]], dim=1)
+        root_positions = torch.stack([path[:, 0], height, path[:, 2]], dim=1)
     elif root_positions is None:
         place = (start[0], find_height(skeleton, rotations), start[1])
         root_positions = features.new_tensor(place).expand(len(features), -1)
@@ -92,15 +120,19 @@ def restore_clip(
 def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> MotionClip:
     """Returns the clip of features (T, D), at the place of ``clip``.
 
-    Features without a root take the path of ``clip``.
+    Features without a root take the path of ``clip``, and its headings if they are relative to the
+    heading.
     """
+    headings = find_headings(clip.rotations[:, 0])
     restored = restore_clip(
         features.to(clip.rotations),
         spec,
         clip.skeleton,
         clip.fps,
         start=clip.start,
+        start_heading=headings[0].item(),
         root_positions=None if spec.root else clip.root_positions[: len(features)],
+        headings=None if spec.root else headings[: len(features)],
     )
     expressions = clip.expressions
     return replace(

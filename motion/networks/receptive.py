@@ -82,7 +82,8 @@ def receptive_field(config: RVQVAEConfig) -> ReceptiveField:
     # Frames of token 1, which begin after the frames of token 0.
     first, last = config.first_frames, config.frames_of(2) - 1
     seen = encoder.input_interval(Interval(1, 1))
-    used = decoder.input_interval(Interval(first, last))
+    smoothing = config.smoothing
+    used = decoder.input_interval(Interval(first - smoothing.before, last + smoothing.after))
     return ReceptiveField(
         frames_before=count_or_none(first - seen.first),
         frames_after=count_or_none(seen.last - last),

@@ -100,6 +100,9 @@ class Repeat(Streaming):
     def time_factor(self) -> Fraction:
         return Fraction(self.times)
 
+    def count_output(self, frames: int, *, starts: bool) -> int:
+        return frames * self.times
+
     def space_factor(self) -> Fraction:
         return Fraction(1)
 

@@ -7,8 +7,9 @@ model computes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from motion.features import humanml3d
 from motion.model import Reconstruction
 from motion.models import MotionModel
 from motion.skeleton.tree import Skeleton
-from motion.train.positions import Tree, find_positions
+from motion.train.movement import Movement, find_accelerations, find_foot_error
 from motion.vae import VAEReconstruction
 from wanvae.engine.config import check, check_option
 
@@ -27,7 +28,9 @@ ErrorKind = Literal["smooth_l1", "l1", "l2"]
 # Turns normalized features ``(B, T, D)`` into positions of joints in each frame.
 Locator: TypeAlias = Callable[[Tensor], Tensor]
 
-ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+TERMS = ("features", "position", "velocity", "acceleration", "foot_velocity")
+
+ERRORS: dict[str, Callable[..., Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
     "l1": F.l1_loss,
     "l2": F.mse_loss,
@@ -44,12 +47,16 @@ class LossConfig:
             normalized features that are positions of joints; without such features, positions in
             metres that follow from the rotations.
         velocity: weight of the error of the changes of normalized features from frame to frame.
+        acceleration: weight of the error of the accelerations of joints in m/s^2, second
+            differences of their positions. It makes motion smooth.
+        foot_velocity: weight of the error of the velocities in m/s of feet that are on the ground
+            in the original. It keeps feet from sliding.
         commitment: weight of the squared distance of latents from their codes, which moves latents.
         codebook: weight of the same distance where it moves codes: those of the quantizers that
             learn by gradients.
         kl: weight of the KL divergence of the latents of a VAE from N(0, 1), in nats for each
             number of a latent. The default is of MLD (Chen et al., arXiv 2212.04048).
-        error: the error of features, position and velocity. "smooth_l1" is half the squared error
+        error: the error of all terms before commitment. "smooth_l1" is half the squared error
             below 1, and the absolute error minus a half above 1; "l1" is the absolute error, "l2"
             the squared error.
     """
@@ -57,6 +64,8 @@ class LossConfig:
     features: float = 1.0
     position: float = 0.5
     velocity: float = 0.0
+    acceleration: float = 0.0
+    foot_velocity: float = 0.0
     commitment: float = 0.02
     codebook: float = 1.0
     kl: float = 1e-4
@@ -64,7 +73,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = (self.features, self.position, self.velocity)
-        for name in ("features", "position", "velocity", "commitment", "codebook", "kl"):
+        for name in (*TERMS, "commitment", "codebook", "kl"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         expected = "above 0 if position and velocity are 0"
         check(max(weights) > 0, "features", self.features, expected)
@@ -78,24 +87,44 @@ class MotionLosses:
         config: the weights.
         model: the model that is trained.
         skeleton: the skeleton of the motion.
+
+    Raises:
+        MotionError: feet are asked for, and the names of the joints do not tell them.
     """
 
     def __init__(self, config: LossConfig, model: MotionModel, skeleton: Skeleton) -> None:
         self.config = config
-        self.locate = make_locator(model, skeleton)
+        self.movement = Movement(model, skeleton)
+        self.feet = self.movement.find_feet() if config.foot_velocity > 0 else []
+        channels = find_position_channels(model.config, skeleton.joints)
+        self.locate = self.movement.find_pose if channels is None else select(channels)
 
     def __call__(self, reconstruction: Reconstruction | VAEReconstruction) -> dict[str, Tensor]:
         """Returns the weighted terms by name, float32 scalars. Their sum is the loss."""
-        error = ERRORS[self.config.error]
+        error, fps = ERRORS[self.config.error], self.movement.fps
         pair = reconstruction.output.float(), reconstruction.target.float()
+        located = cache(lambda: [self.locate(x) for x in pair])
+        places = cache(lambda: self._find_places(pair, located))
         measures: dict[str, Callable[[], Tensor]] = {
             "features": lambda: error(*pair),
-            "position": lambda: error(*map(self.locate, pair)),
+            "position": lambda: error(*located()),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
+            "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
+            "foot_velocity": lambda: find_foot_error(
+                partial(error, reduction="none"), *(x[:, :, self.feet] for x in places()), fps=fps
+            ),
             **measure_latents(reconstruction),
         }
         weights = {name: getattr(self.config, name, 1.0) for name in measures}
         return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
+
+    def _find_places(
+        self, pair: Sequence[Tensor], located: Callable[[], list[Tensor]]
+    ) -> list[Tensor]:
+        """Returns positions of joints in the world, from what ``locate`` has found if it can."""
+        find_pose, find_places = self.movement.find_pose, self.movement.find_places
+        poses = located() if self.locate == find_pose else map(find_pose, pair)
+        return [find_places(x, pose) for x, pose in zip(pair, poses, strict=True)]
 
 
 def measure_latents(
@@ -116,20 +145,9 @@ def measure_latents(
     return {name: term.float for name, term in terms.items() if term is not None}
 
 
-def make_locator(model: MotionModel, skeleton: Skeleton) -> Locator:
-    """Returns a function from normalized features of ``model`` to positions of joints."""
-    spec, joints = model.config.features, skeleton.joints
-    channels = find_position_channels(model.config, joints)
-    if spec is None or channels is not None:
-        return lambda features: features[..., channels]
-
-    tree = Tree(skeleton, spec.rot6d)
-
-    def locate(features: Tensor) -> Tensor:
-        vectors = model.normalizer.denormalize(features)[..., : 6 * joints]
-        return find_positions(tree, vectors.unflatten(-1, (joints, 6)))
-
-    return locate
+def select(channels: slice) -> Locator:
+    """Returns the function that returns these channels."""
+    return lambda features: features[..., channels]
 
 
 def find_position_channels(config: RVQVAEConfig, joints: int) -> slice | None:

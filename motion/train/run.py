@@ -6,6 +6,7 @@ with the same options trains on any number of devices.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from motion.evaluate.reconstruction import reconstruct
 from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
 from motion.models import MotionModel, load_model, make_model
+from motion.networks.reach import UnreachedTaps, find_unreached_taps
 from motion.quantizer.results import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
 from motion.tokens import identify
@@ -116,7 +118,26 @@ class MotionTraining:
             self.model.normalizer.set(self.data.statistics)
         if report and self.model.config.features is None:
             warn_of_training_units(self.data.windows.recordings, self.model.normalizer)
+        self._zero_unreached_taps()
         self.motion_losses = MotionLosses(config.loss, self.model, self.data.skeleton)
+
+    def _zero_unreached_taps(self) -> None:
+        """Sets taps that never learn to zero; warns if they are weights to start from."""
+        model, window = self.model, self.config.data.window
+        found = find_unreached_taps(model.config, model.encoder, model.decoder, window)
+        if self.config.weights is not None:
+            found = [taps for taps in found if taps.weights.any()]
+            if found and self.accelerator.is_main_process:
+                warnings.warn(describe_unreached(found, self.config), stacklevel=2)
+            return
+        for taps in found:
+            taps.zero()
+        if found:
+            self.accelerator.print(
+                f"outer taps of {len(found)} convolutions start at zero and stay so, because "
+                f"windows of {window} frames do not reach them; windows of "
+                f"{max(taps.frames for taps in found)} would"
+            )
 
     def task(self) -> Task:
         """Returns the task for the training loop."""
@@ -201,6 +222,15 @@ class MotionTraining:
         pair = recording.joints, recording.joints_of(decoded)
         figures = [Figure.of_joints(joints.positions, recording.skeleton) for joints in pair]
         render_grid(path, figures, recording.config.fps)
+
+
+def describe_unreached(found: Sequence[UnreachedTaps], config: TrainConfig) -> str:
+    """Returns a warning of taps that do not learn, but act on longer motion."""
+    return (
+        f"{len(found)} convolutions of {config.weights} look further than windows of "
+        f"{config.data.window} frames: their outer taps do not learn, but act on longer motion; "
+        f"set data.window to at least {max(taps.frames for taps in found)}"
+    )
 
 
 def figures_of(used: Usage | Quantized) -> dict[str, Tensor]:

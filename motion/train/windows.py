@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -16,8 +18,11 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
 from motion.features.recording import Recording, find_files, read_recording
+from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
+from motion.features.turning import turn_features
 from motion.files.reading import GUESSED, Reading
+from motion.skeleton.mirror import mirror
 from motion.skeleton.tree import Skeleton
 from motion.train.splits import FileSplit, split_files
 from wanvae.engine.config import check
@@ -25,6 +30,8 @@ from wanvae.engine.digest import digest_of_file
 from wanvae.engine.training.notices import warn_about
 
 T = TypeVar("T")
+# Turns features ``(T, D)`` about the vertical by an angle in radians.
+Turn: TypeAlias = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,9 @@ class DataConfig:
         window: the number of frames of a sample.
         held_out: the share of each recording, at its end, that is evaluated and not trained on. If
             it is 0, the files that val.txt of HumanML3D and KIT names are evaluated.
+        mirror: also train on each recording in a mirror: left and right, told by the names of the
+            joints, change places.
+        turn: turn each window about the vertical by a random angle.
         feature_bias: the root and the contacts of HumanML3D and KIT count so many times as much as
             other features; their standard deviations are divided by it. 1 for other motion.
         reading: what the files do not tell, such as their unit.
@@ -49,6 +59,8 @@ class DataConfig:
     folder: str = "data"
     window: int = 64
     held_out: float = 0.0
+    mirror: bool = False
+    turn: bool = False
     feature_bias: float = 1.0
     reading: Reading = GUESSED
 
@@ -69,21 +81,28 @@ class MotionWindows(Dataset):
         recordings: features ``(T, D)``, each at least a window long.
         window: the number of frames of a sample.
         seed: the seed of the samples.
+        turn: turns features by an angle in radians, which is random; None leaves windows as they
+            are.
     """
 
-    def __init__(self, recordings: Sequence[Tensor], window: int, seed: int) -> None:
+    def __init__(
+        self, recordings: Sequence[Tensor], window: int, seed: int, turn: Turn | None = None
+    ) -> None:
         self.recordings = recordings
+        self.turn = turn
         self.window = window
         self.seed = seed
         # The windows of all recordings are numbered; a recording ends before each of these numbers.
         self._ends = np.cumsum([len(features) - window + 1 for features in recordings])
 
     def __getitem__(self, number: int) -> Tensor:
-        drawn = np.random.default_rng([self.seed, number]).integers(self._ends[-1])
+        random = np.random.default_rng([self.seed, number])
+        drawn = random.integers(self._ends[-1])
         recording = np.searchsorted(self._ends, drawn, side="right")
         # The window is counted back from the last window of the recording.
         stop = len(self.recordings[recording]) - int(self._ends[recording] - 1 - drawn)
-        return self.recordings[recording][stop - self.window : stop]
+        sample = self.recordings[recording][stop - self.window : stop]
+        return sample if self.turn is None else self.turn(sample, random.uniform(0, 2 * math.pi))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,23 +114,30 @@ class SplitRecording:
         skeleton: the skeleton that moves.
         training: ``(T, D)``, float32, the features of the training part.
         held_out: the held-out part; None if nothing is held out.
+        mirrored: ``(T, D)``, the training part in a mirror; None if it is not trained on.
     """
 
     path: Path
     skeleton: Skeleton
     training: Tensor
     held_out: Recording | None
+    mirrored: Tensor | None = None
 
     @classmethod
     def read(cls, path: Path, model: RVQVAEConfig, config: DataConfig) -> SplitRecording:
         """Reads a file; MotionError if it cannot be read, or does not fit the model."""
         recording = read_recording(path, model, config.reading)
         cut = int((1 - config.held_out) * len(recording))
+        mirrored = None
+        if config.mirror and recording.clip is not None and model.features is not None:
+            clip = mirror(recording.clip[:cut])
+            mirrored = extract_features(clip, model.features).float()
         return cls(
             path=path,
             skeleton=recording.skeleton,
             training=recording.features[:cut],
             held_out=recording[cut:] if cut < len(recording) else None,
+            mirrored=mirrored,
         )
 
 
@@ -143,7 +169,7 @@ class MotionData:
     def describe(self) -> Iterator[str]:
         """A line for each recording: which file it is and the SHA-256 of the file."""
         folder = self.folder if self.folder.is_dir() else self.folder.parent
-        for path, features in zip(self.files, self.windows.recordings, strict=True):
+        for path, features in zip(self.files, self.windows.recordings, strict=False):
             name = path.relative_to(folder).as_posix()
             yield f"{name}: {digest_of_file(path)}, {len(features)} frames"
 
@@ -164,6 +190,7 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
     if model.features is not None:
         bias = config.feature_bias
         check(bias == 1, "feature_bias", bias, "1 for features other than HumanML3D's and KIT's")
+    check_changes(config, model)
     found = find_files(config.folder, model)
     split = FileSplit(found.paths)
     if model.features is None:
@@ -176,7 +203,9 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
     )
     check_joints(sources)
     sources = drop_short(sources, config, report)
-    training = [source.training for source in sources]
+    mirrored = [source.mirrored for source in sources if source.mirrored is not None]
+    training = [*(source.training for source in sources), *mirrored]
+    turn = make_turn(model, sources[0].skeleton) if config.turn else None
     held_out = [source.held_out for source in sources if source.held_out is not None]
     if split.validation:
         held_out = read_all(
@@ -186,10 +215,10 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
             report,
         )
     return MotionData(
-        windows=MotionWindows(training, config.window, seed),
+        windows=MotionWindows(training, config.window, seed, turn),
         held_out=tuple(held_out),
         skeleton=sources[0].skeleton,
-        statistics=find_statistics(config, model, training),
+        statistics=find_statistics(config, model, training, turn),
         files=tuple(source.path for source in sources),
         folder=Path(config.folder),
         ignored=found.ignored,
@@ -253,13 +282,41 @@ def drop_short(
     return usable
 
 
+def check_changes(config: DataConfig, model: RVQVAEConfig) -> None:
+    """Raises MotionError if windows of a model cannot be mirrored or turned, as a config asks."""
+    spec = model.features
+    if spec is None and (config.mirror or config.turn):
+        raise MotionError(
+            "features of HumanML3D and KIT cannot be mirrored or turned: the data sets have "
+            "mirrored files, and the features turn with the person; set data.mirror and data.turn "
+            "to false"
+        )
+    if spec is not None and spec.relative and config.turn:
+        raise MotionError(
+            "features relative to the heading stay the same if the motion is turned; set data.turn "
+            "to false"
+        )
+
+
+def make_turn(model: RVQVAEConfig, skeleton: Skeleton) -> Turn | None:
+    """Returns the function that turns features of a model about the vertical."""
+    spec = model.features
+    if spec is None:
+        return None
+    return partial(turn_features, spec, skeleton.joints)
+
+
 def find_statistics(
-    config: DataConfig, model: RVQVAEConfig, training: Sequence[Tensor]
+    config: DataConfig, model: RVQVAEConfig, training: Sequence[Tensor], turn: Turn | None
 ) -> FeatureStatistics:
     """Returns the statistics of training features.
 
     For HumanML3D and KIT they are read from the files beside the features, if there are such files.
     """
+    if turn is not None:
+        # Four directions have the mean and the deviation of all directions.
+        quarters = [quarter * math.pi / 2 for quarter in range(4)]
+        return FeatureStatistics.fit(turn(x, angle) for x in training for angle in quarters)
     if model.features is not None:
         return FeatureStatistics.fit(training)
     folder = Path(config.folder)

@@ -13,7 +13,13 @@ from wanvae.commands.buckets import (
     parse_buckets,
     parse_lengths,
 )
-from wanvae.commands.options import DTYPES, add_model_options, checkpoint_of, load_model
+from wanvae.commands.options import (
+    DTYPES,
+    add_model_options,
+    add_picture_options,
+    checkpoint_of,
+    load_model,
+)
 from wanvae.commands.output import print_some
 from wanvae.dataset.encode import DatasetReport, encode_dataset
 from wanvae.dataset.parts import parse_part
@@ -48,6 +54,8 @@ def run(arguments: Namespace) -> None:
         architecture=arguments.architecture or "",
         conditioning=arguments.conditioning,
         control=arguments.control,
+        deinterlace=arguments.deinterlace,
+        background=arguments.background,
     )
     with launched_processes(arguments.device) as processes:
         checkpoint = checkpoint_of(arguments)
@@ -66,6 +74,7 @@ def run(arguments: Namespace) -> None:
                 part=None if arguments.part is None else parse_part(arguments.part),
                 tile_size=arguments.tile_size,
                 max_memory=arguments.max_memory,
+                hwaccel=arguments.hwaccel,
                 progress=arguments.progress,
             )
         except Interrupted:
@@ -195,6 +204,7 @@ def add_options(parser: Parser) -> None:
         "joins them",
     )
     parser.reads("control")
+    add_picture_options(parser)
     add_model_options(parser)
 
 

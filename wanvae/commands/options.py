@@ -150,3 +150,22 @@ def add_memory_option(parser: Parser) -> None:
         help="memory for the work, besides the model and the libraries, like 700MB or 4GB: steps "
         "and tiles are chosen to fit; the result is the same",
     )
+
+
+def add_picture_options(parser: Parser) -> None:
+    """Declares ``--deinterlace``, ``--background`` and ``--hwaccel``."""
+    parser.add_argument(
+        "--deinterlace", action="store_true", help="give interlaced frames all lines of one time"
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what transparent pictures are laid on, like white or #ff8000 (default: black); only "
+        "for models that do not encode alpha",
+    )
+    parser.add_argument(
+        "--hwaccel",
+        metavar="DEVICE",
+        help="decode on a device, if FFmpeg has it, like cuda, videotoolbox or "
+        "vaapi:/dev/dri/renderD128 (default: on the CPU)",
+    )

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 
 from wanvae.commands.options import (
     add_model_options,
+    add_picture_options,
     add_shard_option,
     checkpoint_of,
     model_to_share,
@@ -35,7 +36,7 @@ from wanvae.model import AnyVAE
 from wanvae.tiny import TinyVAE
 from wanvae.video import ReadOptions
 from wanvae.video.rate import parse_rate
-from wanvae.video.reading.background import parse_colour
+from wanvae.video.reading.options import parse_options
 
 # How much of the sample clip is reconstructed, so that newcomers soon have something to see.
 DEMO_SECONDS = 4.0
@@ -211,9 +212,10 @@ def rate_of(arguments: Namespace) -> Fraction | None:
 
 def read_options(arguments: Namespace) -> ReadOptions:
     """Returns what the options say about the pictures that are read."""
-    background = None if arguments.background is None else parse_colour(arguments.background)
-    return ReadOptions(
-        deinterlace=arguments.deinterlace, background=background, hwaccel=arguments.hwaccel
+    return parse_options(
+        deinterlace=arguments.deinterlace,
+        background=arguments.background,
+        hwaccel=arguments.hwaccel,
     )
 
 
@@ -238,25 +240,6 @@ def add_time_options(parser: Parser) -> None:
         "--fps",
         help="frames per second of several images, like 25 or 30000/1001 (default: 25); video "
         "files have their own",
-    )
-
-
-def add_picture_options(parser: Parser) -> None:
-    """Declares ``--deinterlace``, ``--background`` and ``--hwaccel``."""
-    parser.add_argument(
-        "--deinterlace", action="store_true", help="give interlaced frames all lines of one time"
-    )
-    parser.add_argument(
-        "--background",
-        metavar="COLOUR",
-        help="what transparent pictures are laid on, like white or #ff8000 (default: black); only "
-        "for models that do not encode alpha",
-    )
-    parser.add_argument(
-        "--hwaccel",
-        metavar="DEVICE",
-        help="decode on a device, if FFmpeg has it, like cuda, videotoolbox or "
-        "vaapi:/dev/dri/renderD128 (default: on the CPU)",
     )
 
 

@@ -39,7 +39,9 @@ from wanvae.folders.sidecars import SidecarReader
 from wanvae.frames import encode_frames
 from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
-from wanvae.video import Frame
+from wanvae.video import Frame, ReadOptions
+from wanvae.video.reading.hardware import hardware_decoding
+from wanvae.video.reading.options import parse_options
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -107,6 +109,7 @@ def encode_dataset(
     part: DatasetPart | None = None,
     tile_size: TileSize | None = None,
     max_memory: Memory | None = None,
+    hwaccel: str | None = None,
     progress: bool = False,
 ) -> DatasetReport | None:
     """Encodes the videos and images of a folder. Latents that are there already are kept.
@@ -125,12 +128,14 @@ def encode_dataset(
         part: encode only this part, and write a list of it, which ``merge_parts`` joins with the
             lists of others; None encodes everything, and writes the index.
         tile_size, max_memory: as for ``WanVAE.stream_encode``.
+        hwaccel: the device that decodes videos, as in ``ReadOptions``.
         progress: show a progress bar with the clips of the first process.
 
     Returns:
         The results of all processes in the first process; None in the others.
 
     Raises:
+        VideoError: the background is no colour, or there is no device ``hwaccel``.
         UserError: there is nothing to encode, ``options`` do not fit the model or the folder, one
             folder lies inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
@@ -138,6 +143,11 @@ def encode_dataset(
         Interrupted: SIGTERM has ended the work before all was done.
     """
     source, destination = location(source), location(destination)
+    reading = parse_options(
+        deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
+    )
+    if hwaccel is not None:
+        hardware_decoding(hwaccel)  # an error here, not one for each video
     if source.name == MANIFEST:
         source = source.parent
     with ExitStack() as held:
@@ -152,6 +162,7 @@ def encode_dataset(
             processes,
             tile_size=tile_size,
             max_memory=max_memory,
+            reading=reading,
             progress=progress,
         )
 
@@ -165,6 +176,7 @@ def carry_out(
     *,
     tile_size: TileSize | None,
     max_memory: Memory | None,
+    reading: ReadOptions,
     progress: bool,
 ) -> DatasetReport | None:
     """Encodes what is missing, as ``encode_dataset`` says, in the folder that ``prepare`` took."""
@@ -188,6 +200,7 @@ def carry_out(
         config.temporal_factor,
         alpha=encodes_alpha(config),
         control=None if control is None else location(control),
+        options=reading,
     )
     with (
         stopped_by_sigterm(GRACE) as stop,

@@ -59,6 +59,9 @@ class DatasetOptions:
         conditioning: "first_frame" also stores the latents of the first frame of each clip alone.
         control: a folder of videos with the names of those that are encoded. Their latents, at the
             same times and of the same size, are stored too.
+        deinterlace: give each interlaced frame all lines of one time.
+        background: the colour that transparent pictures are laid on, like "white" or "#ff8000", if
+            the model does not encode alpha; None takes black.
     """
 
     frames: int | None = None
@@ -76,6 +79,8 @@ class DatasetOptions:
     architecture: str = ""
     conditioning: Conditioning | None = None
     control: str | None = None
+    deinterlace: bool = False
+    background: str | None = None
 
     def __post_init__(self) -> None:
         for name, kinds in (

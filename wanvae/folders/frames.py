@@ -17,7 +17,8 @@ from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip
 from wanvae.folders.manifest import Entry, head_of, reason
-from wanvae.video import Frame, VideoError, VideoReader
+from wanvae.video import Frame, ReadOptions, VideoError, VideoReader
+from wanvae.video.reading.options import AS_STORED
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ def read_clips(
     *,
     alpha: bool = False,
     control: Location | None = None,
+    options: ReadOptions = AS_STORED,
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
@@ -49,10 +51,11 @@ def read_clips(
             that do not fill such a group are dropped.
         alpha: whether frames are RGBA, opaque where a file has no alpha, or RGB.
         control: the indexed folder of controls.
+        options: how pictures come out of the files.
     """
     with ExitStack() as held:
         cutters = [
-            held.enter_context(closing(Cutter(place, alpha=alpha)))
+            held.enter_context(closing(Cutter(place, alpha=alpha, options=options)))
             for place in (folder, control or folder)
         ]
         for clip in clips:
@@ -124,9 +127,11 @@ class Cutter:
         folder: the indexed folder.
     """
 
-    def __init__(self, folder: Location, *, alpha: bool = False) -> None:
+    def __init__(
+        self, folder: Location, *, alpha: bool = False, options: ReadOptions = AS_STORED
+    ) -> None:
         self.folder = folder
-        self._alpha = alpha
+        self._alpha, self._options = alpha, options
         self._entry: Entry | None = None
         self._reader: VideoReader | None = None
         # The number of the next frame; -1 if it is not known.
@@ -165,7 +170,9 @@ class Cutter:
         source = entry.source(self.folder)
         if entry.head and head_of(source) not in ("", entry.head):
             raise VideoError("it has changed since it was listed; run the command again")
-        self._reader = reader = VideoReader(source, strict=True, alpha=self._alpha)
+        self._reader = reader = VideoReader(
+            source, strict=True, alpha=self._alpha, options=self._options
+        )
         self._entry = entry
         excerpt = entry.excerpt
         size = (entry.height, entry.width) if excerpt is None else excerpt.whole

@@ -96,7 +96,7 @@ def test_tokens_and_back(tmp_path: Path, files: Path, run: Run) -> None:
     assert (out, err) == (f"{tokens} -> {target}: 41 frames at 30 per second\n", "")
     out, err = run("reconstruct", walk, tmp_path / "c.bvh", *model(files, "rooted"))
     assert target.read_bytes() == (tmp_path / "c.bvh").read_bytes()
-    first, second, third = out.splitlines()
+    first, second, *_, third = out.splitlines()
     assert first == f"{walk} -> {tmp_path / 'c.bvh'}: 41 frames at 30 per second" and err == ""
     assert second.startswith("MPJPE ") and second.endswith(" degrees")
     assert third.startswith("11 tokens; codes that they use of the 16 of each layer: ")
@@ -151,7 +151,7 @@ def test_evaluate(tmp_path: Path, files: Path, run: Run, window: list[object]) -
     command = "evaluate", files / "walk.bvh", *model(files), "--output", tmp_path / "report"
     out, err = run(*command, *window)
     lines = out.splitlines()
-    assert lines[0] == "41 frames" and len(lines) == 7 and err == ""
+    assert lines[0] == "41 frames" and len(lines) == 9 and err == ""
     written = json.loads((tmp_path / "report" / "evaluation.json").read_text())
     assert f"{written['mpjpe_mm'][1]:.2f}" in lines[3]
     # Whole files have 11 tokens; 34 windows have 2 each.

@@ -31,7 +31,7 @@ def test_an_evaluation_is_that_of_the_files(
     errors = [file.summary.mpjpe_mm[-1] for file in found.files]
     mean = sum(error * count for error, count in zip(errors, frames, strict=True)) / sum(frames)
     assert found.whole.mpjpe[-1] == pytest.approx(mean)
-    assert found.whole.summary.foot_contacts == sum(part.contacts for part in alone) > 0
+    assert found.whole.summary.foot_contacts == sum(part.movement.contacts for part in alone) > 0
 
 
 @pytest.mark.parametrize("count", [2, 5])

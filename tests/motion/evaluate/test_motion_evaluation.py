@@ -7,12 +7,13 @@ import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
-from motion.evaluate.evaluation import evaluate, measure, speeds_on_ground
+from motion.evaluate.evaluation import evaluate, measure
+from motion.evaluate.movement import speeds_on_ground
 from motion.features.recording import read_recording
 from motion.files.formats import write_motion
 from motion.metrics import ground_speed, joint_errors, joint_jerk, mpjpe, rotation_error
 from motion.skeleton.clip import MotionClip
-from tests.motion.evaluate.evaluations import evaluation
+from tests.motion.evaluate.evaluations import evaluation, movement
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
 
 JOINTS = 4
@@ -110,7 +111,9 @@ def test_a_summary_by_hand():
     found = evaluation().summary
     assert (found.frames, found.foot_contacts) == (10, 4)
     assert found.mpjpe_mm == (6.0, 2.0) and found.rotation_error_degrees == (2.0, 1.0)
-    assert (found.jerk_m_s3, found.original_jerk_m_s3) == (4.0, 2.0)
+    assert (found.root_aligned_mpjpe_mm, found.procrustes_aligned_mpjpe_mm) == (15.0, 5.0)
+    assert found.acceleration_error_m_s2 == 3.0
+    assert (found.jerk_m_s3, found.original_jerk_m_s3, found.jerk_ratio) == (4.0, 2.0, 2.0)
     assert (found.sliding, found.original_sliding) == (0.25, 0.0)
     assert found.foot_speed_m_s == 0.5
     assert found.original_foot_speed_m_s == pytest.approx(0.1)
@@ -121,21 +124,28 @@ def test_means_over_recordings_are_weighted_by_frames():
     longer = evaluation(
         frames=30,
         errors=torch.zeros(2, 3),
-        jerk_frames=21,
-        jerks=torch.zeros(2),
-        contacts=12,
-        slides=torch.tensor([0.0, 11.0]),
+        movement=movement(
+            frames=30,
+            aligned=torch.tensor([50.0, 350.0]),
+            jerk_frames=21,
+            jerks=torch.zeros(2),
+            contacts=12,
+            slides=torch.tensor([0.0, 11.0]),
+        ),
     )
     found = (evaluation() + longer).summary
     assert found.mpjpe_mm == (1.5, 0.5)
+    assert (found.root_aligned_mpjpe_mm, found.procrustes_aligned_mpjpe_mm) == (5.0, 10.0)
     assert found.jerk_m_s3 == 1.0
     assert found.sliding == 0.75
 
 
 def test_what_there_is_nothing_to_find_from_is_not_known():
-    nothing = evaluation(jerk_frames=0, contacts=0)
+    nothing = evaluation(movement=movement(acceleration_frames=0, jerk_frames=0, contacts=0))
     found = nothing.summary
     assert (found.jerk_m_s3, found.original_jerk_m_s3, found.sliding) == (None,) * 3
+    assert (found.acceleration_error_m_s2, found.jerk_ratio) == (None, None)
+    assert evaluation(movement=movement(jerks=torch.zeros(2))).summary.jerk_ratio is None
     assert (nothing + evaluation()).summary.foot_contacts == 4
 
 

@@ -15,7 +15,7 @@ from motion.evaluate.folder import FolderEvaluation
 from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import as_json, make_table, sort_joints, write_figures
 from motion.files.formats import write_motion
-from tests.motion.evaluate.evaluations import evaluation, folder_evaluation
+from tests.motion.evaluate.evaluations import evaluation, folder_evaluation, movement
 from tests.motion.small_tokenizers import WALK
 from tests.pages import needs_browser, opened
 from wanvae.engine.files import FileError
@@ -43,7 +43,7 @@ def write(
 
 
 def test_the_table_has_a_line_for_each_layer() -> None:
-    frames, head, *rows, joints, jerk, feet = make_table(evaluation())
+    frames, head, *rows, joints, aligned, change, jerk, feet = make_table(evaluation())
     assert frames == "10 frames"
     assert [row.split() for row in rows] == [
         ["1", "6.00", "2.000", "1.0", "1", "of", "4", "(25%)"],
@@ -53,13 +53,18 @@ def test_the_table_has_a_line_for_each_layer() -> None:
     for heading, number in (("(mm)", "6.00"), ("(degrees)", "2.000"), ("the last", "1.0")):
         assert head.index(heading) + len(heading) == rows[0].index(f" {number} ") + 1 + len(number)
     assert joints == "largest errors of joints (mm): left_toe 4.0, hip 1.0, right_toe 1.0"
-    assert jerk == "jerk: 4.00 m/s^3; the original's 2.00"
+    assert aligned == (
+        "MPJPE with roots aligned: 15.00 mm; with poses aligned (Procrustes): 5.00 mm"
+    )
+    assert change == "error of acceleration: 3.00 m/s^2"
+    assert jerk == "jerk: 4.00 m/s^3, 2.00 times as much; the original's 2.00"
     assert feet == "feet on the ground: 0.500 m/s, sliding 25.0%; the original's 0.100 m/s, 0.0%"
     assert list(make_table(evaluation(), joints=1))[4].endswith(": left_toe 4.0")
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    assert len(list(make_table(evaluation(jerk_frames=0, contacts=0)))) == 5
+    still = movement(acceleration_frames=0, jerk_frames=0, contacts=0)
+    assert len(list(make_table(evaluation(movement=still)))) == 6
 
 
 def test_joints_are_sorted_by_their_errors() -> None:
@@ -92,7 +97,8 @@ def test_files_of_figures_agree(tmp_path: Path, model: RVQVAE) -> None:
 
 
 def test_what_is_not_known_is_empty(tmp_path: Path, model: RVQVAE) -> None:
-    nothing = evaluation(joint_names=("hip", "a", "b"), jerk_frames=0, contacts=0)
+    still = movement(jerk_frames=0, contacts=0)
+    nothing = evaluation(joint_names=("hip", "a", "b"), movement=still)
     found = folder_evaluation(tmp_path / "a.bvh")
     found = replace(found, whole=nothing, files=(replace(found.files[0], summary=nothing.summary),))
     text = write(tmp_path / "out", model, found).read_text()

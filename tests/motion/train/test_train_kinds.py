@@ -68,15 +68,14 @@ def lines_of(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_trains_and_goes_on(folder, tmp_path, kind):
-    changes = [f"--model.quantizer.kind={kind}", *KINDS[kind], "--trainer.checkpoint_every=4"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(options(folder, whole, 8, *changes)) == 0
-    lines = [line for line in lines_of(whole) if "loss" in line]
+    changes = [f"--model.quantizer.kind={kind}", *KINDS[kind], "--trainer.checkpoint_every=2"]
+    assert main(options(folder, tmp_path, 2, *changes)) == 0
+    lines = [line for line in lines_of(tmp_path) if "loss" in line]
     assert ("codebook" in lines[0]) == (kind in ("learned", "simvq", "implicit"))
     assert ("regularization" in lines[0]) == (kind in ("learned", "lfq"))
-    assert main(options(folder, parts, 4, *changes, "--trainer.warmup_steps=8")) == 0
-    assert main(options(folder, parts, 8, *changes, "--trainer.warmup_steps=8")) == 0
-    model = RVQVAE.from_pretrained(parts / "model.safetensors")
+    assert main(options(folder, tmp_path, 4, *changes)) == 0
+    assert len([line for line in lines_of(tmp_path) if "loss" in line]) == 4
+    model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
     motion = torch.randn(1, 16, 333)
     indices = model.encode(motion)
     assert indices.shape == (1, 4, 2) and model.decode(indices).isfinite().all()
@@ -84,24 +83,24 @@ def test_each_kind_trains_and_goes_on(folder, tmp_path, kind):
 
 def test_accumulated_batches_of_learned_codes_are_one_step(folder, tmp_path):
     changes = ["--model.quantizer.kind=learned", "--trainer.accumulate=2"]
-    assert main(options(folder, tmp_path, 4, *changes)) == 0
+    assert main(options(folder, tmp_path, 2, *changes)) == 0
     tensors = read_tensors(tmp_path / "model.safetensors").tensors
     assert tensors["quantizer.books.initialized"] and tensors["quantizer.books.offsets"].any()
 
 
 def test_a_vae_learns_the_walk_and_goes_on(folder, tmp_path):
-    changes = [*VAE, "--loss.kl=0.001", "--trainer.checkpoint_every=40"]
-    assert main(options(folder, tmp_path, 80, *changes)) == 0
+    changes = [*VAE, "--loss.kl=0.001", "--trainer.checkpoint_every=30"]
+    assert main(options(folder, tmp_path, 30, *changes)) == 0
     lines = [line for line in lines_of(tmp_path) if "loss" in line]
     terms = {"features", "position", "kl"}
     assert all(
         line["loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-3) for line in lines
     )
     losses = [line["features"] for line in lines]
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert lines[-1]["kl_nats"] > 0
-    judged = [line for line in lines_of(tmp_path) if "mpjpe" in line]
-    assert judged and "code_use" not in judged[-1]
+    judged = [line for line in lines_of(tmp_path) if "evaluation_mpjpe" in line]
+    assert judged and "evaluation_code_use" not in judged[-1]
     model = MotionVAE.from_pretrained(tmp_path / "model.safetensors")
     assert model.config.resnet.causal and model.normalizer.is_set
     # It goes on from its weights, and takes an average of them, which a tokenizer cannot.

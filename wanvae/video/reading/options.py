@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wanvae.video.reading.background import Colour
+from wanvae.video.reading.background import Colour, parse_colour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +27,13 @@ class ReadOptions:
 
 
 AS_STORED = ReadOptions()
+
+
+def parse_options(*, deinterlace: bool, background: str | None, hwaccel: str | None) -> ReadOptions:
+    """Returns options with a background of a name or a text like "#ff8000".
+
+    Raises:
+        VideoError: the background is no colour.
+    """
+    colour = None if background is None else parse_colour(background)
+    return ReadOptions(deinterlace=deinterlace, background=colour, hwaccel=hwaccel)

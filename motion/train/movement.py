@@ -1,0 +1,101 @@
+"""Positions of joints in metres from normalized features, and the losses of how they move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from motion.errors import MotionError
+from motion.features import humanml3d
+from motion.features.heading import turn_vectors
+from motion.metrics import CONTACT_HEIGHT
+from motion.models import MotionModel
+from motion.skeleton.joint_names import find_feet
+from motion.skeleton.tree import Skeleton
+from motion.train.positions import Tree, find_positions
+
+# The error of a tensor and its target, element by element.
+ElementError: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+class Movement:
+    """Finds positions of joints in metres from normalized features ``(B, T, D)`` of a model.
+
+    Args:
+        model: the model of the features.
+        skeleton: the skeleton of the motion.
+    """
+
+    def __init__(self, model: MotionModel, skeleton: Skeleton) -> None:
+        self.model, self.skeleton = model, skeleton
+        self.spec, self.fps = model.config.features, model.config.fps
+        self._tree = None if self.spec is None else Tree(skeleton, self.spec.rot6d)
+
+    def find_pose(self, features: Tensor) -> Tensor:
+        """Returns positions ``(B, T, J, 3)`` from the root; of HumanML3D and KIT in the world."""
+        motion = self.model.normalizer.denormalize(features)
+        if self._tree is None:
+            return humanml3d.recover_positions(motion)
+        joints = self.skeleton.joints
+        return find_positions(self._tree, motion[..., : 6 * joints].unflatten(-1, (joints, 6)))
+
+    def find_places(self, features: Tensor, pose: Tensor) -> Tensor:
+        """Returns positions ``(B, T, J, 3)`` in the world, from the ``find_pose`` of features.
+
+        The first frame is at the origin, and its heading is 0 if features are relative to the
+        heading. Features without a root stay there.
+        """
+        if self.spec is None or not self.spec.root:
+            return pose
+        first = 6 * self.skeleton.joints
+        motion = self.model.normalizer.denormalize(features)
+        *turns, x, z, height = motion[..., first : first + self.spec.root_channels].unbind(-1)
+        steps = torch.stack([x, torch.zeros_like(x), z], dim=-1) / self.fps
+        for turn in turns:  # one, if features are relative to the heading
+            headings = add_up(turn / self.fps)
+            steps, pose = turn_vectors(steps, headings), turn_vectors(pose, headings[..., None])
+        path = add_up(steps)
+        root = torch.stack([path[..., 0], height, path[..., 2]], dim=-1)
+        return pose + root[:, :, None]
+
+    def find_feet(self) -> list[int]:
+        """Returns the joints of the feet; MotionError if the names of the joints do not tell."""
+        feet = find_feet(self.skeleton.names)
+        if not feet:
+            raise MotionError(
+                "the names of the joints do not tell which joints are the feet; set "
+                "loss.foot_velocity to 0"
+            )
+        return list(feet)
+
+
+def add_up(steps: Tensor) -> Tensor:
+    """Returns where steps ``(B, T, ...)`` from the frame before lead; the first step counts not."""
+    return torch.cat([torch.zeros_like(steps[:, :1]), steps[:, 1:].cumsum(dim=1)], dim=1)
+
+
+def find_accelerations(places: Tensor, fps: float) -> Tensor:
+    """Returns accelerations ``(B, T - 2, J, 3)`` in m/s^2 of positions ``(B, T, J, 3)``."""
+    return places.diff(n=2, dim=1) * fps**2
+
+
+def find_foot_error(error: ElementError, feet: Tensor, originals: Tensor, fps: float) -> Tensor:
+    """Returns the mean error of the velocities of feet, where they are on the ground.
+
+    Features without a root do not tell the ground, so it is at the lower foot: a foot is on the
+    ground if it is less than 5 cm above the lower foot of the original, in a frame and the next.
+
+    Args:
+        error: the error of each number.
+        feet: ``(B, T, F, 3)`` in metres.
+        originals: the same of the original.
+    """
+    heights = originals[..., 1]
+    low = heights < heights.amin(dim=-1, keepdim=True) + CONTACT_HEIGHT
+    steps = low[:, 1:] & low[:, :-1]
+    errors = error(*(positions.diff(dim=1) * fps for positions in (feet, originals)))
+    # A mean over all steps, so that processes with other numbers of contacts can be averaged.
+    return (errors * steps[..., None]).mean()
