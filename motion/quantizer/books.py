@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,13 @@ class Search(Protocol):
 
     Attributes:
         row_size: how many numbers the search of one row needs at once.
+        looks_back: whether codes depend on the layers before.
     """
 
-    row_size: int
+    looks_back: ClassVar[bool]
+
+    @property
+    def row_size(self) -> int: ...
 
     def find(
         self, given: Tensor, layer: int, before: Tensor, temperature: float = 0.0
@@ -31,7 +35,8 @@ class Search(Protocol):
         """Returns codes ``(N,)`` of the input ``(N, d)`` of a layer, and their vectors ``(N, d)``.
 
         Args:
-            before: ``(N, d)``, the sum of the codes of the layers before.
+            before: ``(N, d)``, the sum of the codes of the layers before; 0 if the search does not
+                look back.
             temperature: see ``QuantizerConfig``.
         """
         ...

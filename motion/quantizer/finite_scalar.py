@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class GridSearch:
         groups: the number of groups.
     """
 
+    looks_back: ClassVar[bool] = False
     levels: Tensor
     steps: Tensor
     groups: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,7 @@ class ImplicitSearch:
         row_size: how many numbers the search of one row needs at once.
     """
 
+    looks_back: ClassVar[bool] = True
     codes: Tensor
     networks: Sequence[CodeNetwork | None]
     row_size: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class SignSearch:
         groups: the number of groups.
     """
 
+    looks_back: ClassVar[bool] = False
     size: Tensor
     steps: Tensor
     groups: int

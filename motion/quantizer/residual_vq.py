@@ -244,14 +244,15 @@ class ResidualVQ(nn.Module):
         """
         groups = self.config.groups
         parts = list(rows.split(self.width, 1))
-        before = [torch.zeros_like(part) for part in parts]
+        before = [rows.new_zeros(()).expand_as(part) for part in parts]
         for layer in range(self.config.num_quantizers):
             group = layer % groups
             given = parts[group]
             found, chosen = search.find(given, layer, before[group], temperature)
             if taken is not None:
-                chosen = chosen * taken[:, layer, None]
-            before[group] = before[group] + chosen
+                chosen *= taken[:, layer, None]
+            if search.looks_back:
+                before[group] = before[group] + chosen
             parts[group] = given - chosen
             yield LayerResult(layer, given, found, parts[group])
 

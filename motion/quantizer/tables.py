@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ class TableSearch:
         finder: finds the codes of a table.
     """
 
+    looks_back: ClassVar[bool] = False
     finder: Finder
 
     @property
@@ -84,6 +86,8 @@ class Tables(Books):
             )
             for group in range(min(self.groups, indices.shape[1]))
         ]
+        if self.groups == 1:
+            return sums[0]
         missing = self.groups - len(sums)
         sums += [sums[0].new_zeros(sums[0].shape)] * missing
         return torch.cat(sums, 1)
