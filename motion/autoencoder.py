@@ -14,9 +14,11 @@ from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.checkpoints.formats import Checkpoint
 from motion.config import BottleneckKind, MotionNorm, RVQVAEConfig
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
 from motion.networks.smoothing import Smoother
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import CheckpointError, load_tensors
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.finite import check_computed
@@ -40,17 +42,27 @@ class MotionAutoencoder(nn.Module):
     The model normalizes features. A latent stands for ``config.factor`` frames. Subclasses say what
     is between encoder and decoder.
 
+    Args:
+        config: the architecture, and what the features are.
+        skeleton: the skeleton whose motion the model knows, for features with rotations. Training
+            takes it from the data. ``model.skeleton`` can be set later; checkpoints hold it, and
+            motion files are matched with it. None is not known.
+
     Raises:
-        UserError: the config is of another kind of model.
+        UserError: the config is of another kind of model, or the skeleton does not have the joints
+            of the features.
     """
 
     # What the config of these models has between encoder and decoder.
     BOTTLENECK: ClassVar[BottleneckKind]
 
-    def __init__(self, config: RVQVAEConfig) -> None:
+    def __init__(self, config: RVQVAEConfig, skeleton: Skeleton | None = None) -> None:
         super().__init__()
         require_bottleneck(config, type(self))
+        if skeleton is not None:
+            check_skeleton(config, skeleton)
         self.config = config
+        self.skeleton = skeleton
         self.encoder, self.decoder = make_networks(config)
         self.normalizer = Normalizer(config.channels)
         self.smoother = Smoother(config.smoothing) if config.smoothing.smooths else None
@@ -86,7 +98,8 @@ class MotionAutoencoder(nn.Module):
             torch_dtype: the name of diffusers for ``dtype``; give one of them.
 
         Warns if the file is published: such files do not hold the mean and standard deviation of
-        the features.
+        the features. Warns, too, if a native file of features with rotations does not tell its
+        skeleton, as files of earlier versions do not.
 
         Raises:
             UserError: a dtype is unknown, or both ``dtype`` and ``torch_dtype`` are given.
@@ -117,12 +130,14 @@ class MotionAutoencoder(nn.Module):
         """
         try:
             with torch.device("meta"):
-                model = cls(loaded.config)
+                model = cls(loaded.config, loaded.skeleton)
         except UserError as error:
             raise CheckpointError(f"{path}: {error}") from error
         load_tensors(model, loaded.tensors, path)
         if loaded.layout is not formats.Layout.NATIVE:
             warn_of_missing_normalizer(path)
+        if formats.WITHOUT_SKELETON in loaded.notes:
+            warn_of_missing_skeleton(path)
         use_channels_last(model)
         model.to(device)
         (dtype,) = choose_dtypes(path, [(model.dtype, dtype)], model.device)
@@ -135,7 +150,7 @@ class MotionAutoencoder(nn.Module):
         return model.eval()
 
     def save_pretrained(self, path: str | PathLike[str], *, push_to_hub: str | None = None) -> None:
-        """Writes a native checkpoint: one ``.safetensors`` with config and normalizer.
+        """Writes a native checkpoint: one ``.safetensors`` with config, normalizer and skeleton.
 
         An existing file is replaced only when the new file is complete.
 
@@ -146,7 +161,7 @@ class MotionAutoencoder(nn.Module):
         Raises:
             CheckpointError: the file cannot be written or uploaded.
         """
-        formats.save_native(path, self.config, self.state_dict())
+        formats.save_native(path, self.config, self.state_dict(), self.skeleton)
         if push_to_hub is not None:
             upload(path, push_to_hub, formats.MOTION_TOKENIZER)
 
@@ -226,10 +241,7 @@ class MotionAutoencoder(nn.Module):
 
     def _decode_latents(self, latents: Tensor, counts: Tensor | None) -> Tensor:
         """Returns normalized features ``(B, T, D)`` of latents; ``counts`` is None for all."""
-        features, frames = run(self.decoder, latents, counts)
-        if self.smoother is None:
-            return features.mT
-        return self.smoother(features.mT.to(self.smoother.weights), frames)
+        return decode_latents(self.decoder, self.smoother, latents, counts)
 
     def _decode_features(
         self, latents: Tensor, counts: Tensor | None, target: Tensor, lengths: Tensor | None
@@ -308,19 +320,40 @@ class MotionAutoencoder(nn.Module):
         if lengths is not None:
             counts = self._tokens_of(lengths).tolist()
             frames = torch.tensor([self.config.frames_of(n) for n in counts], device=self.device)
-        return run(self.encoder, self._complete(features, lengths).to(self.dtype).mT, frames)
+        return run(self.encoder, complete(features, lengths, self.config).to(self.dtype).mT, frames)
 
-    def _complete(self, features: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns features with the last frame of each clip repeated to fill its last token."""
-        length = features.shape[1]
-        whole = self.config.frames_of(self.config.tokens_of(length))
-        if lengths is None and whole == length:
+
+def complete(features: Tensor, lengths: Tensor | None, config: RVQVAEConfig) -> Tensor:
+    """Returns features with the last frame of each clip repeated to fill its last token.
+
+    Args:
+        features: ``(B, T, D)``.
+        lengths: ``(B,)``, the number of frames of each clip; None is all frames.
+    """
+    length = features.shape[1]
+    whole = config.frames_of(config.tokens_of(length))
+    frames = torch.arange(whole, device=features.device)
+    if lengths is None:
+        # While a compiler traces, the length is a symbol, and the last token may be full or not.
+        if not torch.compiler.is_compiling() and whole == length:
             return features
-        if lengths is None:
-            lengths = torch.full((len(features),), length, device=self.device)
-        frames = torch.arange(whole, device=self.device)
-        frames = torch.minimum(frames, lengths[:, None] - 1)
-        return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+        return features.index_select(1, frames.clamp(max=length - 1))
+    frames = torch.minimum(frames, lengths[:, None] - 1)
+    return features.gather(1, frames[:, :, None].expand(-1, -1, features.shape[2]))
+
+
+def decode_latents(
+    decoder: Streaming, smoother: Smoother | None, latents: Tensor, tokens: Tensor | None
+) -> Tensor:
+    """Returns normalized features ``(B, T, D)`` of latents ``(B, C, tokens)``.
+
+    Args:
+        tokens: ``(B,)``, the number of tokens of each clip; None is all tokens.
+    """
+    features, frames = run(decoder, latents, tokens)
+    if smoother is None:
+        return features.mT
+    return smoother(features.mT.to(smoother.weights), frames)
 
 
 def require_bottleneck(config: RVQVAEConfig, model: type[MotionAutoencoder]) -> None:
@@ -340,7 +373,17 @@ def warn_of_missing_normalizer(path: str | PathLike[str]) -> None:
         "features. Put both into the checkpoint: "
         f"python -m motion convert {path} model.safetensors --to native --mean Mean.npy "
         "--std Std.npy",
-        stacklevel=3,
+        stacklevel=4,
+    )
+
+
+def warn_of_missing_skeleton(path: str | PathLike[str]) -> None:
+    """Warns that a checkpoint does not say which skeleton its motion is of."""
+    warnings.warn(
+        f"{path} does not tell its skeleton, so nothing checks that motion files have its joints. "
+        f"Put it into the checkpoint: python -m motion convert {path} model.safetensors --to "
+        "native --skeleton FILE, where FILE is motion that the model was trained on",
+        stacklevel=4,
     )
 
 

@@ -29,6 +29,11 @@ COMMANDS = {
         "motion.commands.convert",
         "CONVERT",
     ),
+    "export": listed(
+        "encoder or decoder as a program, for ONNX or torch.export",
+        "motion.commands.export",
+        "EXPORT",
+    ),
 }
 
 

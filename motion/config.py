@@ -273,7 +273,7 @@ class RVQVAEConfig:
 
     def tokens_of(self, frames: int) -> int:
         """Tokens that so many frames, at least one, have: T / factor, rounded up."""
-        return 1 + -(-max(0, frames - self.first_frames) // self.factor)
+        return 1 + (frames - self.first_frames + self.factor - 1) // self.factor
 
     def frames_of(self, tokens: int) -> int:
         """Frames that so many tokens, at least one, have."""

@@ -13,6 +13,7 @@ from motion.config import RVQVAEConfig
 from motion.quantizer.residual_vq import ResidualVQ
 from motion.quantizer.results import Quantized
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.finite import check_computed
 from wanvae.errors import UserError
 from wanvae.nn import State
@@ -44,8 +45,8 @@ class RVQVAE(MotionAutoencoder):
 
     BOTTLENECK = "quantizer"
 
-    def __init__(self, config: RVQVAEConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: RVQVAEConfig, skeleton: Skeleton | None = None) -> None:
+        super().__init__(config, skeleton)
         self.quantizer = ResidualVQ(config.quantizer, config.code_dim)
 
     def forward(

@@ -11,6 +11,7 @@ from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.config import RVQVAEConfig
 from motion.model import RVQVAE
+from motion.skeleton.tree import Skeleton
 from motion.vae import MotionVAE
 
 MotionModel: TypeAlias = "RVQVAE | MotionVAE"
@@ -21,9 +22,9 @@ def class_of(config: RVQVAEConfig) -> type[RVQVAE] | type[MotionVAE]:
     return RVQVAE if config.bottleneck == "quantizer" else MotionVAE
 
 
-def make_model(config: RVQVAEConfig) -> MotionModel:
+def make_model(config: RVQVAEConfig, skeleton: Skeleton | None = None) -> MotionModel:
     """Returns a new model of a config: a tokenizer, or a VAE."""
-    return class_of(config)(config)
+    return class_of(config)(config, skeleton)
 
 
 def load_model(

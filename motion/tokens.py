@@ -28,6 +28,7 @@ from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
 from motion.models import MotionModel
+from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import (
     CheckpointError,
@@ -160,8 +161,14 @@ def digest_of(model: RVQVAE) -> str:
 
 
 def identify(model: MotionModel) -> str:
-    """Returns a SHA-256, in hexadecimal, of all tensors and the config of a model."""
-    return digest_of_tensors(model.state_dict(), changed_fields(model.config))
+    """Returns a SHA-256, in hexadecimal, of all tensors, the config and the skeleton of a model.
+
+    A packaged skeleton is left out, because models had one before they could tell it.
+    """
+    config = changed_fields(model.config)
+    if model.skeleton not in (None, *PACKAGED_SKELETONS):
+        config["skeleton"] = to_json_dict(model.skeleton)
+    return digest_of_tensors(model.state_dict(), config)
 
 
 def write_tokens(path: str | os.PathLike[str], tokens: Tokens) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from motion.autoencoder import Lengths, MotionAutoencoder
 from motion.config import RVQVAEConfig
 from motion.sessions import SessionState, StreamDecoder, StreamEncoder
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.tensors import check_is_tensor
 from wanvae.errors import UserError
 from wanvae.nn import CausalConv, State
@@ -49,8 +50,8 @@ class MotionVAE(MotionAutoencoder):
 
     BOTTLENECK = "gaussian"
 
-    def __init__(self, config: RVQVAEConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: RVQVAEConfig, skeleton: Skeleton | None = None) -> None:
+        super().__init__(config, skeleton)
         last = [layer for layer in self.encoder.modules() if isinstance(layer, CausalConv)][-1]
         assert last.bias is not None
         # Latents begin with little noise, or the decoder learns nothing at first.

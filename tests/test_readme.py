@@ -22,11 +22,13 @@ import torch
 
 import motion
 import motion.cli
+import motion.export
 import motion.train.run
 import wanvae
 import wanvae.cli
 import wanvae.train.run
 import wanvae.video
+from motion.evaluate.evaluators import figures, loading
 from tests.motion.small_tokenizers import tiny_tokenizer
 from tests.readme import BLOCKS, GUIDES, LEFT_OUT, README, ROOT, TEXT, Block, Call, Guide
 from tests.stand_ins import small_model
@@ -64,9 +66,11 @@ FOREIGN = {
     *("taew2_1", "taew2_2", "lighttaew2_1", "lighttaew2_2"),
     *("custom_nodes", "example_workflows", "carphone_pristine", "recompile_limit"),
     *("WANVAE_COMFYUI", "WANVAE_COMFYUI_PYTHON"),
-    *("control_latents", "file_name", "first_frame_mean"),
+    *("control_latents", "file_name", "first_frame_mean", "text_mot_match"),
     *("HF_ENDPOINT", "HF_HOME", "HF_TOKEN", "TRITON_CACHE_DIR", "huggingface_hub"),
 }
+# Whose functions the guides name.
+MODULES = (motion.export, figures, loading)
 # Of files that a command reads or writes.
 SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".jpg", ".npz", ".safetensors", ".yaml")
 # Phrases that make a reader go back in the sentence.
@@ -335,7 +339,8 @@ def names_of_options() -> frozenset[str]:
 def names_of_the_api() -> frozenset[str]:
     """What can be called, passed or read on the objects that people use."""
     known = chain.from_iterable(names_on(thing) for owners in things().values() for thing in owners)
-    return frozenset(known) | {"step", "forward", "vae", *wanvae.__all__, *wanvae.video.__all__}
+    named = {*wanvae.__all__, *wanvae.video.__all__, *motion.__all__}
+    return frozenset(known) | {"step", "forward", "vae"} | named.union(*map(dir, MODULES))
 
 
 def names_on(thing: object) -> set[str]:

@@ -32,14 +32,16 @@ from motion import RVQVAE
 from motion.checkpoints.formats import Layout as MotionLayout
 from motion.commands.convert import convert_checkpoint
 from motion.config import WanConfig
+from motion.files.formats import read_motion
 from tests.helpers import random_video, tiny_autoencoder
 from tests.hub_server import HubServer
 from tests.latents.caches import musubi, natural
-from tests.motion.small_tokenizers import tiny_tokenizer
+from tests.motion.small_tokenizers import ROOTED, tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, ROOT, call_of
 from tests.rerunning import Rerunner
 from tests.stand_ins import small_model, write_official, write_pipeline, write_waves
 from tests.two_devices import DEVICES, run_example
+from tools.examples import text_to_motion
 from wanvae import TinyVAE, WanVAE, WanVAEConfig
 from wanvae.checkpoints.formats import Layout
 from wanvae.commands.convert import convert
@@ -49,6 +51,7 @@ from wanvae.video import probe
 MAINS: dict[str, Callable[[Sequence[str]], int]] = {
     "motion": motion.cli.main,
     "motion.train": motion.train.run.main,
+    "tools/examples/text_to_motion.py": text_to_motion.main,
     "wanvae": wanvae.cli.main,
 }
 PROGRAMS = {
@@ -156,7 +159,8 @@ def run_python(example: str, **names: object) -> dict[str, Any]:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the examples name."""
     folder = tmp_path_factory.mktemp("stand_ins")
-    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "tools"):
+        (folder / name).symlink_to(ROOT / name)
     write_official(small_model(), folder / "Wan2.1_VAE.pth")
     torch.save(tiny_autoencoder(z_dim=16).float().state_dict(), folder / "taew2_1.pth")
     write_waves(folder / "in.mp4", 71, 32, 32, fps=1)
@@ -465,6 +469,22 @@ def test_tokenizing_a_bvh(folder: Path, run: Run) -> None:
     assert Path("again.bvh").stat().st_size > 0
 
 
+def test_training_on_tokens(folder: Path, run: Run) -> None:
+    """Of a walk of half a second, with a model that was not trained, for two steps."""
+    Path("runs/motion_tiny").mkdir(parents=True)
+    tiny_tokenizer(ROOTED).save_pretrained("runs/motion_tiny/model.safetensors")
+    small = {"motion sample": "--frames 15", "text_to_motion.py": "--steps 2 --longest 4"}
+    run_bash("captions", run, small)
+    assert 0 < len(read_motion("out.bvh")) <= 16
+    seen: list[tuple[list[str], tuple[int, ...], Tensor]] = []
+
+    def learn(captions: list[str], ids: Tensor, mask: Tensor) -> None:
+        seen.append((captions, tuple(ids.shape), mask))
+
+    run_python("train on tokens", accelerator=Accelerator(cpu=True), learn=learn)
+    assert [each[:2] for each in seen] == [(["a person walks"], (1, 7, 2))] * 2
+
+
 def test_motion_from_python(folder: Path) -> None:
     tiny_tokenizer(None, channels=263).save_pretrained("tiny.safetensors")
     convert_checkpoint("tiny.safetensors", "net_best_fid.tar", MotionLayout.MOMASK)
@@ -476,6 +496,25 @@ def test_motion_from_python(folder: Path) -> None:
     again = RVQVAE.from_pretrained("model.safetensors")
     assert torch.equal(again.encode(clips, [30, 21]), names["indices"])
     assert torch.equal(again.decode(names["indices"][..., :1], [30, 21]), names["rough"])
+
+
+def test_files_of_motion_from_python(folder: Path) -> None:
+    run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # an earlier example
+    names = run_python("files from Python")
+    clip, again = names["clip"], names["again"]
+    assert names["features"].shape == (15, 333)
+    assert_close(again.pose.positions, clip.pose.positions, atol=1e-5, rtol=0)
+    assert_close(
+        motion.read_motion("again.bvh").pose.positions, clip.pose.positions, atol=1e-4, rtol=0
+    )
+
+
+def test_a_quantizer_alone() -> None:
+    names = run_python("a quantizer alone")
+    result, mask = names["result"], names["mask"]
+    assert result.latents.shape == (8, 100, 256) and result.indices.shape == (8, 100, 6)
+    assert (result.latents[~mask] == 0).all() and (result.indices[~mask] == -1).all()
+    assert names["quantizer"].books.initialized
 
 
 def test_a_stream_of_motion(folder: Path) -> None:

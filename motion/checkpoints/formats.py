@@ -13,9 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from motion.checkpoints.architecture import Untold, infer_config
+from motion.checkpoints.architecture import BEAT2, Untold, infer_config
 from motion.config import RVQVAEConfig
+from motion.features.channels import check_skeleton
 from motion.files.arrays import write_array
+from motion.networks.resnet import rename_jukebox
+from motion.skeleton.packaged import SMPLX
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import (
     CheckpointError,
     TensorFile,
@@ -46,6 +50,7 @@ MOMASK_CODEBOOK = r"quantizer\.layers\.(\d+)\.codebook"
 # choose each code. It is high, so that further training does not replace codes too early.
 ASSUMED_COUNT = 100.0
 WITHOUT_NORMALIZER = "normalizer: not in the file, so features are assumed to be normalized already"
+WITHOUT_SKELETON = "skeleton: not in the file, so motion files are not checked to have its joints"
 # Dropout of MoMask, in residual blocks and in the quantizer.
 DROPOUT = 0.2
 
@@ -68,12 +73,15 @@ class Checkpoint:
         tensors: the tensors by their native names, not yet checked against the architecture.
         layout: the layout of the file.
         notes: what was assumed, for people; one sentence each.
+        skeleton: the skeleton whose motion the model knows; None if the file does not tell it, or
+            the features are of HumanML3D or KIT.
     """
 
     config: RVQVAEConfig
     tensors: dict[str, Tensor]
     layout: Layout
     notes: tuple[str, ...]
+    skeleton: Skeleton | None = None
 
 
 def load(
@@ -123,8 +131,25 @@ def read_native(file: TensorFile, untold: Untold) -> Checkpoint:
     config = from_json_dict(RVQVAEConfig, parse_json(file.metadata.get("config", "")))
     tensors = {new_tensor_name(name): tensor for name, tensor in file.tensors.items()}
     require_size(config, tensors)
+    skeleton = read_skeleton(file.metadata, config)
     notes = () if normalizes(tensors) else (WITHOUT_NORMALIZER,)
-    return Checkpoint(config, tensors, Layout.NATIVE, notes)
+    if skeleton is None and config.features is not None:
+        notes += (WITHOUT_SKELETON,)
+    return Checkpoint(config, tensors, Layout.NATIVE, notes, skeleton)
+
+
+def read_skeleton(metadata: Mapping[str, str], config: RVQVAEConfig) -> Skeleton | None:
+    """Returns the skeleton in the metadata of a native file; None if they have none.
+
+    Raises:
+        UserError: the skeleton is not valid, or does not fit the config.
+    """
+    text = metadata.get("skeleton")
+    if text is None:
+        return None
+    skeleton = from_json_dict(Skeleton, parse_json(text))
+    check_skeleton(config, skeleton)
+    return skeleton
 
 
 def normalizes(tensors: Mapping[str, Tensor]) -> bool:
@@ -162,6 +187,7 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
 def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
     """Reads tensors with the names of MoMask, T2M-GPT or GestureLSM, with any prefix."""
     tensors, notes = remove_prefix(tensors)
+    tensors = rename_jukebox(tensors)
     networks = {n: t.float() for n, t in tensors.items() if not n.startswith("quantizer.")}
     networks |= {n: t for n, t in tensors.items() if n.endswith("num_batches_tracked")}
     rest = {name: t.float() for name, t in tensors.items() if name.startswith("quantizer.")}
@@ -187,6 +213,7 @@ def read_published(tensors: Mapping[str, Tensor], untold: Untold) -> Checkpoint:
         },
         layout,
         (*of_config, *notes),
+        SMPLX if config.features == BEAT2 else None,
     )
 
 
@@ -243,15 +270,23 @@ def stack_books(books: list[Tensor]) -> Tensor:
 
 
 def save_native(
-    path: str | PathLike[str], config: RVQVAEConfig, tensors: Mapping[str, Tensor]
+    path: str | PathLike[str],
+    config: RVQVAEConfig,
+    tensors: Mapping[str, Tensor],
+    skeleton: Skeleton | None = None,
 ) -> None:
     """Writes a native checkpoint: one ``.safetensors`` file with the config in its metadata.
+
+    Args:
+        skeleton: the skeleton whose motion the model knows, which is in the metadata too.
 
     Raises:
         CheckpointError: ``path`` does not end in .safetensors, or cannot be written.
     """
     require_suffix(path, ".safetensors")
     metadata = {"format": FORMAT, "config": json.dumps(to_json_dict(config))}
+    if skeleton is not None:
+        metadata["skeleton"] = json.dumps(to_json_dict(skeleton))
     write_tensors(path, tensors, metadata)
 
 

@@ -18,24 +18,34 @@ from motion.commands.options import (
     read_reading,
     read_untold,
 )
+from motion.commands.skeletons import read_skeleton
 from motion.config import FeatureSpec, ResnetConfig, RVQVAEConfig
 from motion.errors import MotionError
+from motion.features.channels import check_skeleton
 from motion.features.normalizer import Normalizer
 from motion.features.rotations import extract_features, restore_onto
 from motion.features.statistics import FeatureStatistics
 from motion.files.arrays import read_array
-from motion.files.formats import READERS, check_suffix, read_motion, write_motion
+from motion.files.formats import (
+    READERS,
+    check_suffix,
+    match_packaged,
+    read_motion,
+    write_motion,
+)
 from motion.files.formats import WRITERS as MOTION_WRITERS
 from motion.files.reading import GUESSED, Reading
 from motion.models import make_model
 from motion.skeleton.clip import MotionClip
+from motion.skeleton.packaged import PACKAGED_SKELETONS
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import check_tensors
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import atomic_path, refuse_overwriting
 from wanvae.errors import UserError
 
-WRITERS = {Layout.NATIVE: formats.save_native, Layout.MOMASK: formats.save_momask}
+LAYOUTS = (Layout.NATIVE, Layout.MOMASK)
 # These features hold all of a motion except where it begins.
 COMPLETE = FeatureSpec(rot6d="rows")
 # Of a joint in a written file, divided by the size of the skeleton. Rounding is far below.
@@ -50,9 +60,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "output", help="file to write: .safetensors (native), .tar or .pth (momask); .bvh or .npz"
     )
-    parser.reads("input", "mean", "std")
+    parser.reads("input", "mean", "std", "skeleton")
     parser.writes("output", formats.files_beside_momask)
-    layouts = [layout.value for layout in WRITERS]
+    layouts = [layout.value for layout in LAYOUTS]
     parser.add_argument("--to", choices=layouts, help="layout of the checkpoint to write")
     for name in ("mean", "std"):
         parser.add_argument(
@@ -60,6 +70,10 @@ def add_options(parser: Parser) -> None:
             help=".npy that the features of a published checkpoint are normalized with, like "
             "Mean.npy and Std.npy of HumanML3D",
         )
+    parser.add_argument(
+        "--skeleton",
+        help="motion file that a model was trained on, whose skeleton to put into the checkpoint",
+    )
     parser.add_argument(
         "--roundtrip",
         action="store_true",
@@ -72,6 +86,7 @@ def add_options(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     motion_file = Path(arguments.input).suffix.lower() in READERS
     given = [arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]
+    given += [arguments.skeleton]
     if any(given) if motion_file else arguments.to is None or arguments.roundtrip:
         raise UserError(
             f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip; a motion file "
@@ -90,6 +105,7 @@ def show_checkpoint_conversion(arguments: Namespace) -> None:
         Layout(arguments.to),
         read_untold(arguments),
         read_statistics(arguments),
+        find_skeleton(arguments),
     )
     print(f"{report.source.value} to {arguments.to}: {report.tensors} tensors")
     for note in report.notes:
@@ -143,6 +159,7 @@ def convert_checkpoint(
     target: Layout,
     untold: Untold | None = None,
     statistics: FeatureStatistics | None = None,
+    skeleton: Skeleton | None = None,
 ) -> CheckpointReport:
     """Writes a checkpoint of any layout in another layout.
 
@@ -153,11 +170,13 @@ def convert_checkpoint(
         untold: what to assume where the tensors of ``source`` do not tell it.
         statistics: the mean and standard deviation that the features of the model are normalized
             with, if the file of ``source`` does not hold them.
+        skeleton: the skeleton whose motion the model knows, in place of the one in ``source``.
 
     Raises:
         CheckpointError: ``source`` cannot be read or is not a complete model, ``destination``
             cannot be written, or its layout has no such model. Then nothing is written.
-        UserError: ``statistics`` have another number of channels.
+        UserError: ``statistics`` have another number of channels, or ``skeleton`` has another
+            number of joints.
     """
     checkpoint = load_complete(source, untold)
     config, tensors = checkpoint.config, checkpoint.tensors
@@ -165,12 +184,18 @@ def convert_checkpoint(
         normalizer = Normalizer(config.channels)
         normalizer.set(statistics)
         tensors = tensors | normalizer.state_dict(prefix="normalizer.")
-    WRITERS[target](destination, config, tensors)
+    if skeleton is not None:
+        check_skeleton(config, skeleton)
     notes = list(checkpoint.notes)
-    if statistics is not None:
-        notes = [note for note in notes if not note.startswith("normalizer:")]
+    for given, what in ((statistics, "normalizer:"), (skeleton, "skeleton:")):
+        if given is not None:
+            notes = [note for note in notes if not note.startswith(what)]
+    skeleton = skeleton or checkpoint.skeleton
     if target is Layout.MOMASK:
-        notes += lost_in_momask(config)
+        formats.save_momask(destination, config, tensors)
+        notes += lost_in_momask(config, skeleton)
+    else:
+        formats.save_native(destination, config, tensors, skeleton)
     return CheckpointReport(checkpoint.layout, len(tensors), tuple(notes))
 
 
@@ -186,7 +211,19 @@ def load_complete(path: str | os.PathLike[str], untold: Untold | None = None) ->
     return checkpoint
 
 
-def lost_in_momask(config: RVQVAEConfig) -> list[str]:
+def find_skeleton(arguments: Namespace) -> Skeleton | None:
+    """Reads the skeleton of ``--skeleton``; None without it.
+
+    The joints have the order that models of earlier versions have them in.
+    """
+    if arguments.skeleton is None:
+        return None
+    skeleton = read_skeleton(arguments.skeleton, read_reading(arguments))
+    packaged = match_packaged(skeleton)
+    return skeleton if packaged is None else packaged.arranged
+
+
+def lost_in_momask(config: RVQVAEConfig, skeleton: Skeleton | None) -> list[str]:
     """Returns notes on what a momask file does not hold and its readers do not assume."""
     resnet, assumed = config.resnet, ResnetConfig()
     given = {
@@ -200,6 +237,8 @@ def lost_in_momask(config: RVQVAEConfig) -> list[str]:
         lost.append(f"options, so give {' '.join(options)} to read it")
     if PUBLISHED_FEATURES.get(config.channels) != (config.features, config.fps):
         lost.append("what the features are, so motion files cannot be read")
+    elif skeleton not in (None, *PACKAGED_SKELETONS):
+        lost.append("the skeleton")
     return [f"not kept in the momask layout: {what}" for what in lost]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import Namespace
 
 from motion.checkpoints.formats import require_suffix
-from motion.commands.detokenize import make_recording, read_skeleton, write_recording
+from motion.commands.detokenize import choose_skeleton, make_recording, write_recording
 from motion.commands.options import (
     add_model_options,
     add_reading_options,
@@ -49,12 +49,12 @@ def run(arguments: Namespace) -> None:
     check_latents(latents, model, source)
     skeleton = None
     if arguments.skeleton is not None:
-        skeleton = read_skeleton(arguments.skeleton, config, read_reading(arguments))
+        skeleton = choose_skeleton(arguments.skeleton, model, read_reading(arguments))
     origin = latents.origin
     frames = None if origin is None else origin.frames
     features = model.decode(latents.posterior.mode()[None], frames)[0].cpu()
     actor = None if origin is None else origin.actor
-    recording = make_recording(config, features, actor, skeleton)
+    recording = make_recording(model, features, actor, skeleton)
     write_recording(target, recording, progress=arguments.progress)
     print(f"{source} -> {target}: {len(recording)} frames at {config.fps:g} per second")
 

@@ -17,15 +17,17 @@ from motion.commands.options import (
     load_tokenizer,
     read_reading,
 )
+from motion.commands.skeletons import read_skeleton
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.evaluate.reconstruction import make_figure
+from motion.features.actors import match_file, match_model
 from motion.features.humanml3d import skeleton_of
-from motion.features.recording import Recording, check_channels, suffixes_written
-from motion.features.rotations import restore_clip
-from motion.files.formats import read_motion
+from motion.features.recording import Recording, suffixes_written
+from motion.features.rotations import restore_motion
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.render import FIGURE_SUFFIXES, render
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
@@ -50,8 +52,8 @@ def add_options(parser: Parser) -> None:
     add_layers_option(parser)
     parser.add_argument(
         "--skeleton",
-        help="motion file with the skeleton to move (default: the skeleton of the tokens, else a "
-        "packaged skeleton with the same number of joints)",
+        help="motion file or checkpoint with the skeleton to move (default: the skeleton of the "
+        "tokens, else of the model, else a packaged skeleton with the same number of joints)",
     )
     add_reading_options(parser)
     add_model_options(parser)
@@ -78,7 +80,8 @@ def detokenize(
 
     Args:
         layers: decode from the first so many layers of the quantizer; None is all.
-        skeleton: the skeleton to move; None is the skeleton of the tokens, else a packaged one.
+        skeleton: the skeleton to move, with the joints in any order; None is the skeleton of the
+            tokens, else the skeleton of the model, else a packaged one.
 
     Raises:
         MotionError: the skeleton does not fit the model, or there is none.
@@ -87,37 +90,50 @@ def detokenize(
     frames = None if origin is None else origin.frames
     features = model.decode(tokens.indices[None], frames, layers=layers)[0].cpu()
     actor = None if origin is None else origin.actor
-    return make_recording(model.config, features, actor, skeleton)
+    return make_recording(model, features, actor, skeleton)
 
 
 def make_recording(
-    config: RVQVAEConfig, features: Tensor, actor: Actor | None, skeleton: Skeleton | None
+    model: MotionModel, features: Tensor, actor: Actor | None, skeleton: Skeleton | None
 ) -> Recording:
     """Returns the motion of features ``(T, D)`` that a model decoded.
 
     Args:
         actor: who moved, if that is known.
-        skeleton: the skeleton to move; None is the skeleton of the actor, else a packaged one.
+        skeleton: the skeleton to move, with the joints in any order; None is the skeleton of the
+            actor, else the skeleton of the model, else a packaged one.
 
     Raises:
         MotionError: there is no skeleton with the joints of the model.
     """
+    config = model.config
     if config.features is None:
         skeleton = skeleton_of(config.channels)
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    if skeleton is None:
-        skeleton = find_packaged_skeleton(config) if actor is None else actor.skeleton
-    clip = restore_clip(
+    if skeleton is None and actor is not None:
+        skeleton = actor.skeleton
+    elif skeleton is None:
+        skeleton = model.skeleton or find_packaged_skeleton(config)
+    try:
+        matching = match_model(skeleton, config, model.skeleton)
+    except MotionError as error:
+        raise type(error)(
+            f"the skeleton that is to move {error}; give another one with --skeleton"
+        ) from None
+    arranged = skeleton if matching is None else matching.arranged
+    clip = restore_motion(
         features.double(),
         config.features,
-        skeleton,
+        arranged,
         config.fps,
         start=(0.0, 0.0) if actor is None else actor.start,
         start_heading=0.0 if actor is None else actor.heading,
     )
     if actor is not None:
         clip = replace(clip, betas=actor.betas, gender=actor.gender)
-    return Recording(config=config, features=features, skeleton=skeleton, clip=clip)
+    return Recording(
+        config=config, features=features, skeleton=arranged, clip=clip, matching=matching
+    )
 
 
 def find_packaged_skeleton(config: RVQVAEConfig) -> Skeleton:
@@ -136,24 +152,6 @@ def find_packaged_skeleton(config: RVQVAEConfig) -> Skeleton:
     )
 
 
-def read_skeleton(
-    path: str | os.PathLike[str], config: RVQVAEConfig, reading: Reading = GUESSED
-) -> Skeleton:
-    """Reads the skeleton of a motion file.
-
-    Args:
-        reading: what the file does not tell.
-
-    Raises:
-        MotionError: the file cannot be read, or its skeleton does not fit the model.
-    """
-    skeleton, spec = read_motion(path, reading).skeleton, config.features
-    if spec is not None:
-        found = spec.channels(skeleton.joints)
-        check_channels(Path(path), found, config.channels, f" of {skeleton.joints} joints")
-    return skeleton
-
-
 def detokenize_file(
     model: RVQVAE,
     source: str | os.PathLike[str],
@@ -168,7 +166,7 @@ def detokenize_file(
 
     Args:
         layers: decode from the first so many layers of the quantizer; None is all.
-        skeleton: a motion file with the skeleton to move.
+        skeleton: a motion file, or a checkpoint, with the skeleton to move.
         reading: what the file of the skeleton does not tell.
         progress: show a progress bar while drawing.
 
@@ -180,10 +178,22 @@ def detokenize_file(
     require_suffix(destination, *suffixes_written(model.config), *FIGURE_SUFFIXES)
     tokens = read_tokens(source)
     check_tokens(tokens, model, source)
-    chosen = None if skeleton is None else read_skeleton(skeleton, model.config, reading)
+    chosen = None if skeleton is None else choose_skeleton(skeleton, model, reading)
     recording = detokenize(model, tokens, layers=layers, skeleton=chosen)
     write_recording(destination, recording, progress=progress)
     return recording
+
+
+def choose_skeleton(path: str | os.PathLike[str], model: MotionModel, reading: Reading) -> Skeleton:
+    """Reads the skeleton of a motion file, for a model to move.
+
+    Raises:
+        MotionError: the file cannot be read, or its skeleton does not fit the model.
+    """
+    skeleton = read_skeleton(path, reading)
+    if model.config.features is not None:
+        match_file(path, skeleton, model.config, model.skeleton)
+    return skeleton
 
 
 def write_recording(

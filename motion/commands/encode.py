@@ -15,9 +15,11 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
-from motion.commands.tokenize import fits, make_actor, plan_targets
+from motion.commands.tokenize import fits, make_actor
+from motion.dataset.plan import FolderOptions, plan_targets
 from motion.errors import MotionError
-from motion.features.recording import read_recording
+from motion.features.actors import warn_of_proportions
+from motion.features.recording import MotionFiles, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.latents import LatentOrigin, Latents, read_latents, write_latents
@@ -31,6 +33,9 @@ from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
+
+# One file of latents for each motion file.
+SAFETENSORS = FolderOptions(format="safetensors")
 
 
 def add_options(parser: Parser) -> None:
@@ -53,11 +58,11 @@ def run(arguments: Namespace) -> None:
         length, channels = latents.posterior.mean.shape
         print(f"{source} -> {target}: {length} latents of {channels} numbers")
         return
-    plan = plan_targets(source, target, ".safetensors", model.config)
+    plan = plan_targets(source, target, SAFETENSORS, model.config)
     make_directory(target)
     written, kept, failures = 0, 0, list(plan.failures)
     with locked_by_run(target):
-        for path, file in plan.targets.items():
+        for path, (file,) in plan.targets.items():
             if is_up_to_date(path, identity, file, reading):
                 kept += 1
                 continue
@@ -72,7 +77,7 @@ def run(arguments: Namespace) -> None:
             write_latents(path, latents)
             written += 1
     print(f"{source} -> {target}: {written} files of latents written, {kept} were there")
-    print_ignored(plan.ignored)
+    print_ignored(MotionFiles([], list(plan.others)).ignored)
     report_failures(failures, written + kept)
 
 
@@ -91,8 +96,9 @@ def read_encoded(
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    recording = read_recording(path, model.config, reading)
+    recording = read_recording(path, model.config, reading, model.skeleton)
     warn_of_units(recording, model.normalizer, shown=False)
+    warn_of_proportions(recording.matching, model.skeleton)
     try:
         posterior = model.encode(recording.features[None])
     except NotFiniteError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -16,9 +17,12 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
+from motion.evaluate.evaluators.judging import judge
+from motion.evaluate.evaluators.loading import Evaluators, load_evaluators
 from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.evaluate.page import FigureLimits, write_evaluation_page
-from motion.evaluate.report import make_table, write_figures
+from motion.evaluate.report import describe_judgement, make_table, write_figures
+from motion.features.humanml3d import read_names
 from motion.models import MotionModel
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
@@ -52,6 +56,16 @@ def add_options(parser: Parser) -> None:
         type=int,
         help="count the codes of all windows of so many frames (default: of whole files)",
     )
+    parser.add_argument(
+        "--names", help="text file of the names of the files to take, like test.txt of HumanML3D"
+    )
+    parser.add_argument(
+        "--evaluators",
+        help="folder of the published evaluators of HumanML3D or KIT (with text_mot_match): FID, "
+        "diversity, and with --texts R-precision and MM-distance",
+    )
+    parser.add_argument("--texts", help="folder of the texts of the motions, as in HumanML3D")
+    parser.reads("names", "evaluators", "texts")
     add_reading_options(parser)
     add_model_options(parser)
 
@@ -63,6 +77,10 @@ def run(arguments: Namespace) -> None:
     limits = FigureLimits(files=arguments.figures, frames=arguments.figure_frames)
     check(limits.files >= 0, "--figures", limits.files, "at least 0")
     check(limits.frames >= 1, "--figure-frames", limits.frames, "at least 1")
+    if arguments.texts is not None:
+        check(arguments.evaluators is not None, "--texts", arguments.texts, "with --evaluators")
+        check(Path(arguments.texts).is_dir(), "--texts", arguments.texts, "a folder")
+    names = None if arguments.names is None else read_names(Path(arguments.names))
     with ExitStack() as held:
         if arguments.output is not None:
             make_directory(arguments.output)
@@ -70,22 +88,49 @@ def run(arguments: Namespace) -> None:
             if arguments.output is not None:
                 held.enter_context(locked_by_run(Path(arguments.output)))
             model = load_model(arguments, device_of(processes))
+            evaluators = load_given_evaluators(arguments, model)
             evaluation = evaluate_folder(
                 model,
                 arguments.input,
                 processes,
                 window=window,
                 reading=read_reading(arguments),
+                names=names,
                 progress=progress,
             )
+            if evaluators is not None:
+                judgement = judge(
+                    model,
+                    evaluators,
+                    [file.path for file in evaluation.files],
+                    processes,
+                    texts=None if arguments.texts is None else Path(arguments.texts),
+                    progress=progress,
+                )
+                evaluation = replace(evaluation, judgement=judgement)
             if not processes.is_main_process:
                 return
         if arguments.output is not None:
             write_report(arguments, model, evaluation, limits)
     for line in make_table(evaluation.whole):
         print(line)
+    if evaluation.judgement is not None:
+        for line in describe_judgement(evaluation.judgement):
+            print(line)
     print_ignored(evaluation.ignored)
     report_failures(evaluation.failures, len(evaluation.files))
+
+
+def load_given_evaluators(arguments: Namespace, model: MotionModel) -> Evaluators | None:
+    """Loads the evaluators of ``--evaluators``; None without it."""
+    if arguments.evaluators is None:
+        return None
+    return load_evaluators(
+        arguments.evaluators,
+        model.config.channels,
+        texts=arguments.texts is not None,
+        device=model.device,
+    )
 
 
 def write_report(

@@ -128,6 +128,8 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
     yield f"parameters: {count:,} of encoder and decoder{of_codes}"
     yield f"{name_codes(config)}: {describe_token_rate(config)}"
     yield from describe_reach(config)
+    if checkpoint.skeleton is not None:
+        yield from describe_skeleton(checkpoint.skeleton)
     for name, value in to_json_dict(config).items():
         # Only one of the two networks is used, and a quantizer only by tokenizers.
         parts = ("resnet", "wan", "quantizer")

@@ -109,7 +109,7 @@ def reconstruct_file(
     """
     refuse_overwriting(destination, [source])
     require_suffix(destination, *suffixes_written(model.config))
-    recording = read_recording(source, model.config, reading)
+    recording = read_recording(source, model.config, reading, model.skeleton)
     code, features = reconstruct(model, recording, layers)
     joints, original = recording.joints_of(features), recording.joints
     recording.write(destination, features)

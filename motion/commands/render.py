@@ -74,7 +74,8 @@ def render_file(
         figure, fps = read_figure(source, reading)
         figures = [figure]
     else:
-        recording, fps = read_recording(source, model.config, reading), model.config.fps
+        recording = read_recording(source, model.config, reading, model.skeleton)
+        fps = model.config.fps
         _, decoded = reconstruct(model, recording)
         figures = [make_figure(recording, features) for features in (recording.features, decoded)]
     render(destination, figures, fps, progress=progress)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from jsonargparse import Namespace
 
@@ -19,10 +19,15 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
-from motion.config import FeatureSpec, RVQVAEConfig
+from motion.config import FeatureSpec
+from motion.dataset.descriptions import SPEAKER
+from motion.dataset.folder import FolderReport, write_folder
+from motion.dataset.plan import CLIPS_PER_FILE, FolderOptions, plan_targets
+from motion.dataset.records import TokenFormat, TokenRecord, TokenSettings
 from motion.errors import MotionError
+from motion.features.actors import warn_of_proportions
 from motion.features.heading import find_headings
-from motion.features.recording import Recording, find_files, read_recording
+from motion.features.recording import Recording, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
@@ -33,7 +38,6 @@ from motion.tokens import (
     Tokens,
     digest_of,
     identify,
-    read_tokens,
     write_tokens,
 )
 from wanvae.engine.command_line.arguments import Parser
@@ -43,17 +47,15 @@ from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory, refuse_overwriting
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
-from wanvae.engine.output_folder import refuse_nested
-from wanvae.engine.processes import gather_objects
-from wanvae.engine.sharing import share_files
+from wanvae.engine.parquet import require_pyarrow
 from wanvae.engine.signals import GO_ON
 from wanvae.engine.text import writable
-from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-TOKEN_FORMATS = ("npz", "safetensors")
+# One file of tokens for each motion file.
+NPZ = FolderOptions()
 
 
 def add_options(parser: Parser) -> None:
@@ -61,11 +63,25 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("output", help="file to write, .npz or .safetensors; or a folder")
     parser.reads("input")
     parser.writes("output")
-    parser.add_argument(
+    group = parser.add_argument_group("for a folder")
+    group.add_argument(
         "--format",
-        choices=list(TOKEN_FORMATS),
+        choices=list(get_args(TokenFormat)),
         default="npz",
-        help="format of the files of a folder",
+        help="one file for each motion file: npz or safetensors; or one for many: tar, as "
+        "webdataset reads it, or parquet",
+    )
+    group.add_argument(
+        "--clips-per-file",
+        type=int,
+        default=CLIPS_PER_FILE,
+        help="motion files in a tar or Parquet file",
+    )
+    group.add_argument(
+        "--speaker",
+        default=SPEAKER,
+        help="regular expression with one group, which finds the speaker in the name of a file, "
+        "like 'subject(\\d+)' (default: names of BEAT2, like 2_scott_0_1_1)",
     )
     add_reading_options(parser)
     add_model_options(parser)
@@ -78,16 +94,18 @@ def run(arguments: Namespace) -> None:
         length, layers = tokens.indices.shape
         print(f"{source} -> {target}: {length} tokens of {layers} codes")
         return
+    options = FolderOptions(
+        format=arguments.format, clips_per_file=arguments.clips_per_file, speaker=arguments.speaker
+    )
     with launched_processes(arguments.device) as processes:
         model = load_tokenizer(arguments, device_of(processes))
-        suffix = f".{arguments.format}"
         try:
             report = tokenize_folder(
                 model,
                 source,
                 target,
-                suffix,
                 processes,
+                options=options,
                 reading=reading,
                 progress=arguments.progress,
             )
@@ -95,23 +113,47 @@ def run(arguments: Namespace) -> None:
             raise KeyboardInterrupt(GO_ON) from None
         # One process prints, and fails, for all.
         if processes.is_main_process:
-            counts = f"{report.written} files of tokens written, {report.kept} were there"
-            print(f"{source} -> {target}: {counts}")
-            print_ignored(report.ignored)
-            for file in report.changed:
-                print(f"tokenized again, because the file or the checkpoint has changed: {file}")
-            if report.unknown:
-                print(
-                    f"{report.unknown} files of tokens are of an earlier version, which does not "
-                    "tell whether the motion or the checkpoint has changed since; delete them to "
-                    "write them again"
-                )
-            report_failures(report.failures, report.written + report.kept)
+            print_report(report, f"{source} -> {target}")
+
+
+def print_report(report: FolderReport, paths: str) -> None:
+    """Prints what happened to the files of a folder.
+
+    Raises:
+        UserError: there are failures.
+    """
+    print(f"{paths}: {report.written} files of tokens written, {report.kept} were there")
+    for line in describe_records(report.records):
+        print(line)
+    print_ignored(report.ignored)
+    for note in report.notes:
+        print(f"note: {note}")
+    for file in report.changed:
+        print(f"tokenized again, because the file or the checkpoint has changed: {file}")
+    if report.unknown:
+        print(
+            f"{report.unknown} files of tokens are of an earlier version, which does not "
+            "tell whether the motion or the checkpoint has changed since; delete them to "
+            "write them again"
+        )
+    report_failures(report.failures, report.written + report.kept)
+
+
+def describe_records(records: Sequence[TokenRecord]) -> list[str]:
+    """Returns a line about what describes the clips; none if nothing does."""
+    counts = {
+        "with captions": sum(bool(record.captions) for record in records),
+        "with a speaker": sum(bool(record.speaker) for record in records),
+        "with sound": sum(record.audio is not None for record in records),
+    }
+    shown = [f"{count} {what}" for what, count in counts.items() if count]
+    return [f"of {len(records)} clips {', '.join(shown)}"] if shown else []
 
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
     warn_of_units(recording, model.normalizer, shown=False)
+    warn_of_proportions(recording.matching, model.skeleton)
     config = model.config
     origin = Origin(
         frames=len(recording),
@@ -129,7 +171,7 @@ def make_actor(recording: Recording) -> Actor | None:
     if clip is None:
         return None
     return Actor(
-        skeleton=clip.skeleton,
+        skeleton=recording.file_skeleton,
         start=clip.start,
         betas=clip.betas,
         gender=clip.gender,
@@ -178,7 +220,7 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path, reading: Reading) -
         OSError: there is no such file.
     """
     stamp = stamp_of(path) if path.exists() else None
-    recording = read_recording(path, model.config, reading)
+    recording = read_recording(path, model.config, reading, model.skeleton)
     try:
         tokens = tokenize(model, recording)
     except NotFiniteError as error:
@@ -188,47 +230,26 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path, reading: Reading) -
     return replace(tokens, origin=replace(tokens.origin, model=identity, source=stamp))
 
 
-@dataclass(frozen=True)
-class FolderReport:
-    """What happened to the files of a folder.
-
-    Attributes:
-        written: the number of files of tokens that were written.
-        kept: the number of files of tokens that were there already.
-        failures: a line for each motion file that cannot be read, sorted.
-        changed: motion files whose tokens were there, but of another state of the file or of
-            another model, sorted.
-        unknown: the number of kept files of tokens that do not tell these states.
-        ignored: how many files of the folder are no motion files, by suffix; or empty.
-    """
-
-    written: int
-    kept: int
-    failures: tuple[str, ...]
-    changed: tuple[str, ...] = ()
-    unknown: int = 0
-    ignored: str = ""
-
-
 def tokenize_folder(
     model: RVQVAE,
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    suffix: str,
     processes: PartialState,
     *,
+    options: FolderOptions = NPZ,
     reading: Reading = GUESSED,
     progress: bool = False,
 ) -> FolderReport:
-    """Writes the tokens of all motion files of a folder to the same tree in another folder.
+    """Writes the tokens of all motion files of a folder, with what describes them.
 
-    Complete files of tokens of this model and of an unchanged motion file are kept, so an
-    interrupted run goes on. Of motion files that would have the same file of tokens, the first is
-    taken, and the others are failures.
+    One file for each motion file is in the same tree. ``index.jsonl`` lists all clips, with
+    captions, speakers and sound; ``motion.TokenDataset`` reads it. Tokens of this model and of an
+    unchanged motion file are kept, so an interrupted run goes on. Of motion files that would have
+    the same name, the first is taken, and the others are failures.
 
     Args:
-        suffix: of the files to write, .npz or .safetensors.
         processes: the processes of the run. They all call this function and share the files.
+        options: how the tokens are stored.
         reading: what the motion files do not tell.
         progress: show a progress bar.
 
@@ -237,92 +258,34 @@ def tokenize_folder(
 
     Raises:
         MotionError: there are no motion files.
-        UserError: one folder is inside the other, or another job works in ``destination``.
+        UserError: one folder is inside the other, ``destination`` holds tokens of another format,
+            another job works there, a table of metadata is damaged, or pyarrow is missing.
         FileError: a file cannot be written.
     """
-    plan = plan_targets(Path(source), Path(destination), suffix, model.config)
+    config, digest, identity = model.config, digest_of(model), identify(model)
+    plan = plan_targets(Path(source), Path(destination), options, config)
+    if options.format == "parquet":
+        require_pyarrow()
+    settings = TokenSettings(
+        format=options.format,
+        codebook_sizes=(config.quantizer.codebook_size,) * config.quantizer.num_quantizers,
+        fps=config.fps,
+        factor=config.factor,
+        first_frames=config.first_frames,
+        model=identity,
+        source=writable(os.path.abspath(source)),
+    )
     make_directory(destination)
     with locked_by_run(Path(destination)):
-        return write_targets(model, plan, processes, reading, progress=progress)
-
-
-def write_targets(
-    model: RVQVAE,
-    plan: FolderPlan,
-    processes: PartialState,
-    reading: Reading,
-    *,
-    progress: bool,
-) -> FolderReport:
-    """Writes the tokens of motion files, as ``tokenize_folder`` says."""
-    digest, identity = digest_of(model), identify(model)
-    written, kept, unknown = 0, 0, 0
-    failures = list(plan.failures) if processes.is_main_process else []
-    changed: list[str] = []
-    for target, file in share_files(list(plan.targets.items()), processes, progress=progress):
-        origin = find_origin(target)
-        if origin is not None:
-            if is_up_to_date(origin, digest, identity, file, reading):
-                kept += 1
-                unknown += origin.source is None
-                continue
-            changed.append(writable(str(file)))
-        try:
-            tokens = read_tokenized(model, identity, file, reading)
-        except (UserError, OSError) as error:
-            failures.append(str(error))
-            # Tokens of another state of the file would be taken for the tokens of this one.
-            if origin is not None:
-                target.unlink()
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_tokens(target, tokens)
-        written += 1
-    own = FolderReport(written, kept, tuple(failures), tuple(changed), unknown, plan.ignored)
-    return gather_reports(own)
-
-
-@dataclass(frozen=True)
-class FolderPlan:
-    """The files of tokens of a folder, the same in all processes.
-
-    Attributes:
-        targets: the motion file of each file of tokens to write.
-        failures: a line for each motion file whose tokens would be in a file of another one.
-        ignored: how many files of the folder are no motion files, by suffix; or empty.
-    """
-
-    targets: Mapping[Path, Path]
-    failures: Sequence[str]
-    ignored: str
-
-
-def plan_targets(source: Path, destination: Path, suffix: str, config: RVQVAEConfig) -> FolderPlan:
-    """Plans the files of tokens of a folder.
-
-    Raises:
-        MotionError: there are no motion files.
-        UserError: one folder is inside the other.
-    """
-    refuse_nested(source, destination)
-    targets: dict[Path, Path] = {}
-    same = []
-    found = find_files(source, config)
-    for file in found.paths:
-        target = (destination / file.relative_to(source)).with_suffix(suffix)
-        if target in targets:
-            same.append(f"{file} would become {target}, as {targets[target]} does; rename one")
-        else:
-            targets[target] = file
-    return FolderPlan(targets, same, found.ignored)
-
-
-def find_origin(path: Path) -> Origin | None:
-    """Returns where the tokens of a file come from; None if it is no complete file of tokens."""
-    try:
-        return read_tokens(path).origin
-    except MotionError:
-        return None
+        return write_folder(
+            plan,
+            settings,
+            lambda file: read_tokenized(model, identity, file, reading),
+            lambda origin, file: is_up_to_date(origin, digest, identity, file, reading),
+            processes,
+            speaker=options.speaker,
+            progress=progress,
+        )
 
 
 def is_up_to_date(origin: Origin, digest: str, identity: str, file: Path, reading: Reading) -> bool:
@@ -344,19 +307,6 @@ def fits(actor: Actor, reading: Reading) -> bool:
         reading.unit in (None, skeleton.unit)
         and reading.up in (None, skeleton.up)
         and reading.root in (None, skeleton.names[0])
-    )
-
-
-def gather_reports(report: FolderReport) -> FolderReport:
-    """Returns the sum of the reports of all processes."""
-    reports = gather_objects(report)
-    return FolderReport(
-        written=sum(report.written for report in reports),
-        kept=sum(report.kept for report in reports),
-        failures=tuple(sorted(line for report in reports for line in report.failures)),
-        changed=tuple(sorted(file for report in reports for file in report.changed)),
-        unknown=sum(report.unknown for report in reports),
-        ignored=report.ignored,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from motion.evaluate.evaluation import (
     add_up_processes,
     measure,
 )
+from motion.evaluate.evaluators.judging import Judgement
+from motion.features.actors import warn_of_proportions
 from motion.features.recording import find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
@@ -60,6 +62,7 @@ class FolderEvaluation:
         failures: a line for each file that was left out, sorted by path.
         ignored: how many files of the folder are no motion files, by suffix; or empty.
         reading: how the files were read.
+        judgement: what the evaluators say; None if there are none.
     """
 
     source: str
@@ -69,6 +72,7 @@ class FolderEvaluation:
     failures: tuple[str, ...]
     ignored: str = ""
     reading: Reading = GUESSED
+    judgement: Judgement | None = None
 
 
 def evaluate_folder(
@@ -78,6 +82,7 @@ def evaluate_folder(
     *,
     window: int | None = None,
     reading: Reading = GUESSED,
+    names: Collection[str] | None = None,
     progress: bool = False,
 ) -> FolderEvaluation:
     """Reconstructs all motion files of a folder, or one file, and compares them with the originals.
@@ -89,6 +94,7 @@ def evaluate_folder(
         processes: the processes of the run. They all call this function and share the files.
         window: count the codes of all windows of so many frames; None is whole files.
         reading: what the files do not tell.
+        names: the names without suffix of the files to take; None is all files.
         progress: show a progress bar.
 
     Returns:
@@ -101,12 +107,18 @@ def evaluate_folder(
     failures: list[tuple[Path, str]] = []
     skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
     found = find_files(source, model.config)
+    if names is not None:
+        chosen = [path for path in found.paths if path.stem in names]
+        if not chosen:
+            raise MotionError(f"{source} has none of the {len(names)} files that are named")
+        found = replace(found, paths=chosen)
 
     def evaluations() -> Iterator[MotionEvaluation]:
         for path in share_files(found.paths, processes, progress=progress):
             try:
-                recording = read_recording(path, model.config, reading)
+                recording = read_recording(path, model.config, reading, model.skeleton)
                 warn_of_units(recording, model.normalizer, shown=True)
+                warn_of_proportions(recording.matching, model.skeleton)
                 measured = measure(model, recording, window=window)
             except NotFiniteError as error:
                 failures.append((path, writable(f"{path}: {error}")))
@@ -116,8 +128,8 @@ def evaluate_folder(
                 continue
             inner = path.name if path == Path(source) else path.relative_to(source).as_posix()
             # The names are kept once, not for each file.
-            names = skeletons.setdefault(measured.joint_names, measured.joint_names)
-            files.append(FileEvaluation(path, writable(inner), names, measured.summary))
+            joints = skeletons.setdefault(measured.joint_names, measured.joint_names)
+            files.append(FileEvaluation(path, writable(inner), joints, measured.summary))
             yield measured
 
     sums = add_up_processes(add_up(evaluations()))
@@ -128,18 +140,18 @@ def evaluate_folder(
         first = min(failures)[1]
         several = f"none of the {len(failures)} files of {source} can be evaluated; the first: "
         raise MotionError(several + first if len(failures) > 1 else first)
-    names, count = Counter(file.joint_names for file in files).most_common(1)[0]
+    joints, count = Counter(file.joint_names for file in files).most_common(1)[0]
     reason = f"has other joints than {count} files of the folder; evaluate it by itself"
     failures += [
         (file.path, f"{writable(str(file.path))} {reason}")
         for file in files
-        if file.joint_names != names
+        if file.joint_names != joints
     ]
     return FolderEvaluation(
         source=writable(str(source)),
         window=window,
-        whole=sums[names],
-        files=tuple(file for file in files if file.joint_names == names),
+        whole=sums[joints],
+        files=tuple(file for file in files if file.joint_names == joints),
         failures=tuple(line for _, line in sorted(failures)),
         ignored=found.ignored,
         reading=reading,

@@ -14,7 +14,9 @@ from tqdm import tqdm
 import motion
 from motion.config import RVQVAEConfig
 from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.evaluators.judging import Judgement
 from motion.evaluate.folder import FileEvaluation, FolderEvaluation
+from motion.evaluate.report import list_estimates, list_notes
 from motion.evaluate.side_by_side import PAIR, make_file_section
 from motion.models import MotionModel
 from motion.skeleton.joint_names import find_feet
@@ -77,6 +79,8 @@ def write_evaluation_page(
 
     def sections() -> Iterator[Section]:
         yield make_summary_section(evaluation.whole)
+        if evaluation.judgement is not None:
+            yield make_evaluators_section(evaluation.judgement)
         if model.config.bottleneck == "quantizer":
             yield make_layers_section(evaluation.whole)
         yield make_joints_section(evaluation.whole)
@@ -162,6 +166,18 @@ def divide(value: float | None, original: float | None) -> float | None:
 
 def as_percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
+
+
+def make_evaluators_section(judgement: Judgement) -> Section:
+    """Returns the section on what the published evaluators say."""
+    columns = [
+        Column(f"of {judgement.motions:,} motions"),
+        *(Column(name, 3) for pair in PAIR for name in (pair, f"{pair}, 95% interval +-")),
+    ]
+    rows = [Row(["FID", None, None, judgement.fid, None])]
+    rows += [Row([name, *first, *second]) for name, first, second in list_estimates(judgement)]
+    text = " ".join(f"{note[0].upper()}{note[1:]}." for note in list_notes(judgement))
+    return Section("Evaluators", "evaluators", [Table(columns, rows)], text)
 
 
 def make_layers_section(whole: MotionEvaluation) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from motion.features.actors import warn_of_proportions
 from motion.features.humanml3d import recover_positions
 from motion.features.recording import Recording
 from motion.features.units import warn_of_units
@@ -29,6 +30,7 @@ def reconstruct(
         UserError: ``layers`` is given for a VAE.
     """
     warn_of_units(recording, model.normalizer, shown=True)
+    warn_of_proportions(recording.matching, model.skeleton)
     motion, length = recording.features[None], len(recording)
     if isinstance(model, RVQVAE):
         code = model.encode(motion)

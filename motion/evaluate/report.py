@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
+from motion.evaluate.evaluators.figures import DIVERSITY_PAIRS, GROUP
+from motion.evaluate.evaluators.judging import Estimate, Figures, Judgement
 from motion.evaluate.folder import FolderEvaluation
 from motion.evaluate.movement import MovementSummary
 from wanvae.engine.files import atomic_path
@@ -73,6 +75,47 @@ def describe_movement(summary: MovementSummary) -> Iterator[str]:
         )
 
 
+def describe_judgement(judgement: Judgement) -> Iterator[str]:
+    """Yields the lines of a table of what the evaluators say, and notes on it."""
+    yield f"judged by {judgement.evaluators}: {judgement.motions} motions"
+    yield f"{'':18}{'original':>17}{'reconstruction':>17}"
+    yield f"{'FID':18}{'':>17}{judgement.fid:17.4f}"
+    for name, original, reconstruction in list_estimates(judgement):
+        cells = (f"{mean:.3f} +- {interval:.3f}" for mean, interval in (original, reconstruction))
+        yield f"{name:18}" + "".join(f"{cell:>17}" for cell in cells)
+    for note in list_notes(judgement):
+        yield f"note: {note}"
+
+
+def list_estimates(judgement: Judgement) -> Iterator[tuple[str, Estimate, Estimate]]:
+    """Yields names of figures with the estimates of originals and of reconstructions."""
+    first, second = judgement.originals, judgement.reconstructions
+    yield "diversity", first.diversity, second.diversity
+    for rank, pair in enumerate(zip(first.r_precision, second.r_precision, strict=True), start=1):
+        yield f"R-precision, top {rank}", *pair
+    if first.mm_distance is not None and second.mm_distance is not None:
+        yield "MM-distance", first.mm_distance, second.mm_distance
+
+
+def list_notes(judgement: Judgement) -> Iterator[str]:
+    """Yields what readers of a judgement must know, one sentence each."""
+    if judgement.originals.mm_distance is None:
+        yield "R-precision and MM-distance need the texts of the motions, --texts FOLDER"
+    elif not judgement.originals.r_precision:
+        yield f"R-precision needs at least {GROUP} motions"
+    if judgement.motions <= judgement.size:
+        yield (
+            f"FID is not comparable with papers, because {judgement.motions} motions are too few "
+            f"for vectors of {judgement.size} numbers"
+        )
+    if judgement.motions < DIVERSITY_PAIRS:
+        yield f"diversity is of {judgement.motions} pairs, not of {DIVERSITY_PAIRS} as in papers"
+    if judgement.left_out:
+        yield f"{judgement.left_out} motions are too short or too long for the evaluators"
+    if judgement.without_text:
+        yield f"{judgement.without_text} files have no text and were not judged by the evaluators"
+
+
 def sort_joints(evaluation: MotionEvaluation) -> list[tuple[str, float]]:
     """Returns the joints and their errors in millimetres, the largest error first."""
     errors = zip(evaluation.joint_names, evaluation.joint_errors.tolist(), strict=True)
@@ -92,7 +135,25 @@ def as_json(evaluation: FolderEvaluation) -> dict[str, Any]:
         "code_counts": whole.counts.tolist(),
         "files": [{"file": file.name, **asdict(file.summary)} for file in evaluation.files],
         "failures": list(evaluation.failures),
+        "evaluators": None if evaluation.judgement is None else as_dict(evaluation.judgement),
     }
+
+
+def as_dict(judgement: Judgement) -> dict[str, Any]:
+    """Returns a judgement with estimates as ``{"mean": ..., "interval": ...}``."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Estimate):
+            return value._asdict()
+        return [*map(named, value)] if isinstance(value, tuple) else value
+
+    def fields_of(value: Any) -> dict[str, Any]:
+        return {
+            name: fields_of(each) if isinstance(each, Figures) else named(each)
+            for name, each in vars(value).items()
+        }
+
+    return fields_of(judgement)
 
 
 def as_row(summary: MotionSummary) -> dict[str, float | None]:

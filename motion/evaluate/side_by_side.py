@@ -48,7 +48,7 @@ def make_file_section(
         folded: whether the section is closed at first.
     """
     try:
-        recording = read_recording(file.path, model.config, reading)
+        recording = read_recording(file.path, model.config, reading, model.skeleton)
     except (UserError, OSError) as error:  # the file has changed since the evaluation
         return Section(file.name, anchor, [], str(error), folded)
     figures = make_figures(model, recording)

@@ -128,8 +128,15 @@ def read_split(folder: Path, name: Split) -> frozenset[str] | None:
         MotionError: the list cannot be read, or has no names.
     """
     path = next((p for p in (folder / name, folder.parent / name) if p.is_file()), None)
-    if path is None:
-        return None
+    return None if path is None else read_names(path)
+
+
+def read_names(path: Path) -> frozenset[str]:
+    """Reads a list of names of motion files without suffix, like test.txt of HumanML3D.
+
+    Raises:
+        MotionError: the list cannot be read, or has no names.
+    """
     try:
         names = frozenset(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

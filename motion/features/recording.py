@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,17 @@ from torch import Tensor
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
+from motion.features.actors import match_file
 from motion.features.rotations import extract_features, from_rot6d, restore_onto
-from motion.files.formats import READERS, WRITERS, read_motion, write_motion
+from motion.files.formats import (
+    READERS,
+    WRITERS,
+    read_in_file_order,
+    write_motion,
+)
 from motion.files.reading import GUESSED, Reading
 from motion.skeleton.clip import MotionClip, resample
+from motion.skeleton.matching import Matching
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
 
@@ -47,8 +54,10 @@ class Recording:
         config: the config of the model.
         features: ``(T, D)``, float32, in their own units.
         skeleton: the skeleton that moves; for HumanML3D and KIT a packaged one, for its bones.
-        clip: the motion itself, at the frame rate of the model; None for HumanML3D and KIT.
+        clip: the motion itself, at the frame rate of the model, with the order and the names of the
+            joints of the model; None for HumanML3D and KIT.
         file_fps: frames per second of the file; None if they are not known.
+        matching: which joints of the file the joints of ``clip`` are; None if they are the same.
     """
 
     config: RVQVAEConfig
@@ -56,6 +65,12 @@ class Recording:
     skeleton: Skeleton
     clip: MotionClip | None
     file_fps: float | None = None
+    matching: Matching | None = None
+
+    @property
+    def file_skeleton(self) -> Skeleton:
+        """The skeleton with the order and the names of the joints in the file."""
+        return self.skeleton if self.matching is None else self.matching.own
 
     def __len__(self) -> int:
         """Returns T, the number of frames."""
@@ -88,14 +103,17 @@ class Recording:
     def write(self, path: str | os.PathLike[str], features: Tensor) -> None:
         """Writes ``features`` ``(T, D)`` as .bvh or .npz; as .npy for HumanML3D and KIT.
 
+        The joints have the order and the names that they have in the file of this recording.
+
         Raises:
             MotionError: the file has another suffix, or its format cannot hold the motion.
             FileError: the file cannot be written.
         """
         if self.clip is None:
             humanml3d.write_features(path, features)
-        else:
-            write_motion(path, self.restore(features))
+            return
+        clip = self.restore(features)
+        write_motion(path, clip if self.matching is None else self.matching.restore(clip))
 
     def __getitem__(self, frames: slice) -> Recording:
         """Returns some of the frames, with the features that they have in the whole recording."""
@@ -119,11 +137,16 @@ class MotionFiles:
 
     Attributes:
         paths: the motion files, sorted.
-        ignored: how many files of the folder are of another kind, by suffix; empty if none are.
+        others: the files of another kind, sorted.
     """
 
     paths: list[Path]
-    ignored: str = ""
+    others: list[Path] = field(default_factory=list)
+
+    @property
+    def ignored(self) -> str:
+        """How many files are of another kind, by suffix; empty if none are."""
+        return describe_ignored(Counter(suffix_of(path.name) for path in self.others))
 
 
 def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFiles:
@@ -143,7 +166,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
         raise MotionError(f"{path} does not exist; check the path")
     suffixes = suffixes_read(config)
     folder = humanml3d.find_features_folder(path) if config.features is None else path
-    found, ignored = [], Counter[str]()
+    found, others = [], []
     for file in sorted(folder.rglob("*")):
         passed = is_litter(file.relative_to(folder).as_posix())
         if passed or file.name in humanml3d.STATISTICS or not file.is_file():
@@ -151,25 +174,33 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
         if suffix_of(file.name) in suffixes:
             found.append(file)
         else:
-            ignored[suffix_of(file.name)] += 1
+            others.append(file)
     if not found:
         raise MotionError(
             f"{path} has no {' or '.join(suffixes)} files; name the folder of the data"
         )
-    return MotionFiles(found, describe_ignored(ignored))
+    return MotionFiles(found, others)
 
 
 def read_recording(
-    path: str | os.PathLike[str], config: RVQVAEConfig, reading: Reading = GUESSED
+    path: str | os.PathLike[str],
+    config: RVQVAEConfig,
+    reading: Reading = GUESSED,
+    skeleton: Skeleton | None = None,
 ) -> Recording:
     """Reads a motion file as features of a model. Clips are converted to its frame rate.
 
+    Joints are matched with the joints of the model by name, and a warning tells that their order or
+    their names differ.
+
     Args:
         reading: what the file does not tell.
+        skeleton: the skeleton of the model; None if it is not known.
 
     Raises:
         MotionError: the file cannot be read, has another format, or its skeleton has another number
             of joints than the model.
+        SkeletonError: it has other joints than the model, or another rest pose.
     """
     path = Path(path)
     spec, channels = config.features, config.channels
@@ -177,13 +208,13 @@ def read_recording(
     if path.suffix.lower() not in suffixes:
         raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
     if spec is None:
-        skeleton = humanml3d.skeleton_of(channels)
+        packaged = humanml3d.skeleton_of(channels)
         features = humanml3d.read_features(path)
-        check_channels(path, features.shape[1], channels, "")
-        return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    clip = read_motion(path, reading)
-    joints = clip.skeleton.joints
-    check_channels(path, spec.channels(joints), channels, f" of {joints} joints")
+        check_channels(path, features.shape[1], channels)
+        return Recording(config=config, features=features, skeleton=packaged, clip=None)
+    clip = read_in_file_order(path, reading)
+    matching = match_file(path, clip.skeleton, config, skeleton)
+    clip = clip if matching is None else matching.arrange(clip)
     file_fps = clip.fps
     clip = resample(clip, config.fps) if file_fps != config.fps else clip
     return Recording(
@@ -192,22 +223,15 @@ def read_recording(
         skeleton=clip.skeleton,
         clip=clip,
         file_fps=file_fps,
+        matching=matching,
     )
 
 
-def check_channels(path: Path, found: int, channels: int, joints: str) -> None:
-    """Raises MotionError if the number of channels of a file is not the one of the model.
-
-    Args:
-        path: the file.
-        found: its number of channels.
-        channels: the number of channels of the model.
-        joints: words about the joints of the file, for the message.
-    """
+def check_channels(path: Path, found: int, channels: int) -> None:
+    """Raises MotionError if a file has another number of channels than the model."""
     if found != channels:
         raise MotionError(
-            f"{path} has {found} channels{joints}, but the model has {channels}: the file has "
-            "another skeleton or other features"
+            f"{path} has {found} channels, but the model has {channels}: its features are others"
         )
 
 

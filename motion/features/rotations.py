@@ -54,7 +54,7 @@ def extract_features(clip: MotionClip, spec: FeatureSpec) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def restore_clip(
+def restore_motion(
     features: Tensor,
     spec: FeatureSpec,
     skeleton: Skeleton,
@@ -124,7 +124,7 @@ def restore_onto(clip: MotionClip, features: Tensor, spec: FeatureSpec) -> Motio
     heading.
     """
     headings = find_headings(clip.rotations[:, 0])
-    restored = restore_clip(
+    restored = restore_motion(
         features.to(clip.rotations),
         spec,
         clip.skeleton,

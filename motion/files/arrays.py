@@ -83,20 +83,29 @@ class ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(message) from None
 
 
-def load_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .pkl file with a dict of arrays, as of AIST++.
+def load_plain_pickle(path: Path) -> object:
+    """Reads a .pkl file of arrays and plain values, like lists of words.
 
     Raises:
         MotionError: the file does not exist, or holds something else.
     """
     try:
         with path.open("rb") as file:
-            content = ArrayUnpickler(file).load()
+            return ArrayUnpickler(file).load()
     except FileNotFoundError:
         raise MotionError(f"{path} does not exist; check the path") from None
     except Exception as error:  # a damaged pickle can raise anything
         reason = first_sentence(error)
         raise MotionError(f"{path} is no pickle of arrays of numbers ({reason})") from error
+
+
+def load_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a .pkl file with a dict of arrays, as of AIST++.
+
+    Raises:
+        MotionError: the file does not exist, or holds something else.
+    """
+    content = load_plain_pickle(path)
     if not isinstance(content, dict):
         raise MotionError(f"{path} holds no dict of arrays")
     return {str(key): x for key, x in content.items() if isinstance(x, np.ndarray)}

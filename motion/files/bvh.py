@@ -212,12 +212,9 @@ def check_rows(
 def parse_rows(path: Path, lines: list[str], rows: list[int], width: int) -> np.ndarray:
     """Returns the numbers of lines of ``width`` words; MotionError if a word is no number."""
     try:
-        with warnings.catch_warnings():  # NumPy warns of text that is no number
-            warnings.simplefilter("error", DeprecationWarning)
-            text = "\n".join(lines[rows[0] : rows[-1] + 1])
-            values = np.fromstring(text, np.float64, sep=" ")
-            values = values.reshape(len(rows), width)
-    except (ValueError, DeprecationWarning):
+        values = np.loadtxt([lines[n] for n in rows], comments=None, ndmin=2)
+        values = values.reshape(len(rows), width)
+    except ValueError:
         # This is slower, but tells which word is no number.
         values = np.array([[as_number(w) for w in lines[n].split()] for n in rows])
     finite = np.isfinite(values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from motion.errors import MotionError
@@ -12,6 +11,7 @@ from motion.files.bvh import read_bvh, write_bvh
 from motion.files.reading import GUESSED, Reading
 from motion.files.smplx import read_aist, read_npz, write_npz
 from motion.skeleton.clip import MotionClip
+from motion.skeleton.matching import Matching
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
 
@@ -32,12 +32,17 @@ def read_as_smpl(path: Path, reading: Reading) -> MotionClip:
     return (read_aist if path.suffix.lower() == ".pkl" else read_npz)(path, up=reading.up)
 
 
+def write_as_smplx(path: Path, clip: MotionClip) -> None:
+    matching = match_packaged(clip.skeleton)
+    write_npz(path, clip if matching is None else matching.arrange(clip))
+
+
 READERS: dict[str, Callable[[Path, Reading], MotionClip]] = {
     ".bvh": read_as_bvh,
     ".npz": read_as_smpl,
     ".pkl": read_as_smpl,
 }
-WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_npz}
+WRITERS: dict[str, Callable[[Path, MotionClip], None]] = {".bvh": write_bvh, ".npz": write_as_smplx}
 
 
 def read_motion(path: str | os.PathLike[str], reading: Reading = GUESSED) -> MotionClip:
@@ -52,8 +57,15 @@ def read_motion(path: str | os.PathLike[str], reading: Reading = GUESSED) -> Mot
     Raises:
         MotionError: the file does not exist, has another suffix, or its content is wrong.
     """
+    clip = read_in_file_order(path, reading)
+    matching = match_packaged(clip.skeleton)
+    return clip if matching is None else matching.arrange(clip)
+
+
+def read_in_file_order(path: str | os.PathLike[str], reading: Reading = GUESSED) -> MotionClip:
+    """Reads a motion file as ``read_motion``, with its joints in the order of the file."""
     path = Path(path)
-    return reorder_joints(READERS[check_suffix(path, READERS)](path, reading))
+    return READERS[check_suffix(path, READERS)](path, reading)
 
 
 def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
@@ -75,19 +87,12 @@ def check_suffix(path: Path, known: Iterable[str]) -> str:
     return suffix
 
 
-def reorder_joints(clip: MotionClip) -> MotionClip:
-    """Returns the clip with its joints in the order of the packaged skeleton with the same tree.
-
-    A clip whose tree is not packaged stays as it is.
-    """
-    skeleton = clip.skeleton
+def match_packaged(skeleton: Skeleton) -> Matching | None:
+    """Matches a skeleton with the packaged skeleton with the same tree and the same names."""
     for packaged in PACKAGED_SKELETONS:
-        names = packaged.names
-        if skeleton.names != names and list_bones(skeleton) == list_bones(packaged):
-            order = [skeleton.names.index(name) for name in names]
-            rotations = clip.rotations[:, order]
-            return replace(clip, skeleton=skeleton.reorder(names), rotations=rotations)
-    return clip
+        if list_bones(skeleton) == list_bones(packaged):
+            return Matching(skeleton, packaged, tuple(map(skeleton.names.index, packaged.names)))
+    return None
 
 
 def list_bones(skeleton: Skeleton) -> list[tuple[str, str]]:

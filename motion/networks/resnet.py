@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from fractions import Fraction
 
 from torch import Tensor, nn
@@ -24,13 +26,20 @@ NORMS: dict[MotionNorm | None, NormKind] = {
 # Stride and kernel of the convolution that halves time, in all published models.
 STRIDE = 2
 STRIDED_KERNEL = 4
+# What Jukebox (Dhariwal et al., arXiv 2005.00341) calls the two convolutions of a residual block,
+# the layers 1 and 3 of a list, in a list of blocks with one of two names.
+JUKEBOX_NAME = re.compile(r"(?:model|blocks)\.(\d+)\.model\.([13])\.(weight|bias)$")
+JUKEBOX_CONVOLUTIONS = {"1": "conv1", "3": "conv2"}
 
 
 class Resnet1D(Row):
     """Residual blocks with growing dilation, from ``(B, n_in, T)`` to the same shape.
 
     Block number ``d`` has the dilation ``dilation_growth_rate ** d``. Parameter names
-    (``model.0.conv1``, ...) come from the published models.
+    (``model.0.conv1``, ...) come from the published models. ``load_state_dict`` also reads the
+    names of Jukebox (``model.0.model.1``, ``blocks.0.model.1``, ...), whose blocks are ours with
+    relu and no norm, if ``res_scale`` and ``m_conv`` of Jukebox are 1; there the smallest dilation
+    comes first unless ``reverse_dilation`` is given.
 
     Args:
         n_in: number of channels.
@@ -69,6 +78,7 @@ class Resnet1D(Row):
                 for dilation in dilations
             )
         )
+        self.register_load_state_dict_pre_hook(read_jukebox_names)
 
     def blocks(self) -> tuple[ResConv1DBlock, ...]:
         """Returns the residual blocks in the order they run."""
@@ -76,6 +86,32 @@ class Resnet1D(Row):
 
     def layers(self) -> tuple[nn.Module, ...]:
         return self.model.layers()
+
+
+def read_jukebox_names(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *others: object
+) -> None:
+    """Gives the parameters of a Resnet1D that Jukebox names our names, before they are loaded.
+
+    Args:
+        module: the Resnet1D.
+        state_dict: the tensors of a whole model.
+        prefix: what their names begin with in this Resnet1D.
+        others: what else PyTorch gives to such functions.
+    """
+    own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    for name, new in zip(own, rename_jukebox(own), strict=True):
+        state_dict[new] = state_dict.pop(name)
+
+
+def rename_jukebox(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors with our names where Jukebox names the convolutions of residual blocks."""
+    return {
+        JUKEBOX_NAME.sub(
+            lambda found: f"model.{found[1]}.{JUKEBOX_CONVOLUTIONS[found[2]]}.{found[3]}", name
+        ): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 class Repeat(Streaming):

@@ -90,11 +90,10 @@ class Books(nn.Module, ABC):
 
     def look_up(self, indices: Tensor) -> Tensor:
         """Returns the sums ``(N, groups * d)`` of the codes ``(N, Q)`` of the first Q layers."""
-        codes = self.select(indices)
-        sums = codes.new_zeros(len(codes), self.groups, self.dim)
-        for layer in range(codes.shape[1]):
-            sums[:, layer % self.groups] += codes[:, layer]
-        return sums.flatten(1)
+        codes, groups = self.select(indices), min(self.groups, indices.shape[1])
+        sums = [codes[:, group :: self.groups].sum(1) for group in range(groups)]
+        sums += [torch.zeros_like(sums[0])] * (self.groups - groups)
+        return torch.cat(sums, 1)
 
     def bound(self, latents: Tensor) -> Tensor:
         """Returns latents ``(B, groups * d, T)`` in the range of the codes; differentiable."""

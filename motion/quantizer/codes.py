@@ -66,10 +66,16 @@ class Finder:
 
 
 def cut_into_blocks(rows: Tensor, codes: int) -> Iterator[slice]:
-    """Yields slices of ``rows``, small enough for the scores of ``codes`` codes."""
+    """Yields slices of ``rows``, small enough for the scores of ``codes`` codes.
+
+    While a compiler traces, the number of rows is a symbol, and one slice has all rows.
+    """
+    if torch.compiler.is_compiling():
+        yield slice(None)
+        return
     scores = CPU_SCORES * torch.get_num_threads() if rows.device.type == "cpu" else DEVICE_SCORES
     length = max(1, scores // codes)
-    for start in range(0, len(rows), length):
+    for start in range(0, max(1, len(rows)), length):
         yield slice(start, start + length)
 
 

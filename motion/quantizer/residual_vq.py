@@ -17,7 +17,7 @@ from motion.quantizer.results import Choices, Quantized, Usage
 from motion.quantizer_config import QuantizerConfig
 from wanvae.engine.tensors import check_is_indices
 from wanvae.errors import UserError
-from wanvae.nn.masking import make_mask, zero_padding
+from wanvae.nn.masking import make_mask
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,33 @@ class ResidualVQ(nn.Module):
     In training mode it learns its codes, which ``books`` holds. It computes in float32, or in
     float64 if its codes are float64, for any dtype of the latents.
 
+    Args:
+        config: all options; the defaults are MoMask's.
+        dim: channels of the latents, C.
+        codebook_size, num_quantizers: replace these options of ``config``, if they are given.
+        channel_last: latents are ``(B, T, C)`` instead, given and returned.
+
     Raises:
-        UserError: the groups do not divide ``dim``.
+        UserError: the groups do not divide ``dim``, or an option does not fit the others.
     """
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(
+        self,
+        config: QuantizerConfig | None = None,
+        dim: int = 512,
+        *,
+        codebook_size: int | None = None,
+        num_quantizers: int | None = None,
+        channel_last: bool = False,
+    ) -> None:
         super().__init__()
-        self.config = config
+        config = config or QuantizerConfig()
+        config = replace(
+            config,
+            codebook_size=config.codebook_size if codebook_size is None else codebook_size,
+            num_quantizers=config.num_quantizers if num_quantizers is None else num_quantizers,
+        )
+        self.config, self.dim, self.channel_last = config, dim, channel_last
         self.width = config.channels(dim)
         self.books = make_books(config, self.width)
         groups, channels = config.groups, dim // config.groups
@@ -86,24 +106,35 @@ class ResidualVQ(nn.Module):
         self.project_out = Projection(groups, self.width, channels) if projects else None
 
     def forward(
-        self, latents: Tensor, lengths: Tensor | None = None, *, learn: bool = True
+        self,
+        latents: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        learn: bool = True,
     ) -> Quantized:
-        """Quantizes ``(B, C, T)``; latents after ``lengths`` ``(B,)`` are ignored and become 0.
+        """Quantizes ``(B, C, T)``. Padding is neither learnt from nor part of losses and figures.
+
+        Padding becomes 0, and its indices are -1.
 
         Args:
+            lengths: ``(B,)``, the number of latents of each clip; padding follows them.
+            mask: ``(B, T)``, bool, instead of ``lengths``: false where a latent is padding.
             learn: in training mode, learn at once. Otherwise the codebooks stay as they are, and
                 the ``choices`` of several batches can be learnt together by ``learn``.
-        """
-        dtype = latents.dtype
-        with torch.autocast(latents.device.type, enabled=False):
-            quantized = self._quantize(self._project(latents), lengths, learn=learn)
-            restored = self._restore(quantized.latents, lengths)
-        return replace(quantized, latents=restored.to(dtype))
 
-    def _quantize(self, latents: Tensor, lengths: Tensor | None, *, learn: bool) -> Quantized:
-        """Quantizes projected latents ``(B, groups * d, T)``, as ``forward`` says."""
+        Raises:
+            UserError: latents or the mask have another shape, or ``lengths`` are given, too.
+        """
+        valid = find_valid(*self._check_latents(latents), lengths, mask)
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized = self._quantize(self._project(latents), valid, learn=learn)
+            restored = self._restore(quantized.latents, valid)
+        return replace(quantized, latents=restored.to(latents.dtype))
+
+    def _quantize(self, latents: Tensor, valid: Tensor | None, *, learn: bool) -> Quantized:
+        """Quantizes projected latents ``(B, groups * d, T)`` where ``valid`` ``(B, T)``."""
         batch, _, length = latents.shape
-        valid = None if lengths is None else make_mask(lengths, length)
         keeps_gradients = torch.is_grad_enabled()
         differentiated = latents.requires_grad and keeps_gradients
         with torch.no_grad():
@@ -168,18 +199,27 @@ class ResidualVQ(nn.Module):
         self.books.initialize(torch.cat(rows))
 
     @torch.no_grad()
-    def encode(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Returns the indices ``(B, T, Q)`` of all layers for ``(B, C, T)``; nothing is learnt."""
-        batch, _, length = latents.shape
-        valid = None if lengths is None else make_mask(lengths, length)
+    def encode(
+        self, latents: Tensor, lengths: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Returns the indices ``(B, T, Q)`` of all layers for ``(B, C, T)``; nothing is learnt.
+
+        Args:
+            lengths, mask: as in ``forward``.
+
+        Raises:
+            UserError: as ``forward``.
+        """
+        shape = self._check_latents(latents)
+        valid = find_valid(*shape, lengths, mask)
         with torch.autocast(latents.device.type, enabled=False):
             rows = as_rows(self._project(latents), valid)
             search = self.books.search()
-            indices = rows.new_empty(len(rows), self.config.num_quantizers, dtype=torch.long)
-            for block in cut_into_blocks(rows, search.row_size):
-                for step in self._descend(rows[block], search):
-                    indices[block, step.layer] = step.found
-        return place_rows(indices, (batch, length), valid, NO_CODE)
+            found = [
+                torch.stack([step.found for step in self._descend(rows[block], search)], dim=1)
+                for block in cut_into_blocks(rows, search.row_size)
+            ]
+        return place_rows(torch.cat(found), shape, valid, NO_CODE)
 
     def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
         """Returns the latents ``(B, C, T)`` of ``indices`` ``(B, T, Q)``; -1 adds nothing.
@@ -196,9 +236,22 @@ class ResidualVQ(nn.Module):
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
             raise UserError(f"layers must be from 1 to {given}, not {layers}")
-        indices = indices[:, :, :layers].to(self.books.device)
+        return self.look_up(indices[:, :, :layers].to(self.books.device))
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Does the same as ``decode`` for indices that are right, without a look at them."""
         rows = self.books.look_up(indices.flatten(0, 1))
         return self._restore(rows.unflatten(0, indices.shape[:2]).movedim(2, 1), None)
+
+    def _check_latents(self, latents: Tensor) -> tuple[int, int]:
+        """Returns B and T of latents; raises UserError if their shape does not fit."""
+        wanted = f"(B, T, {self.dim})" if self.channel_last else f"(B, {self.dim}, T)"
+        if latents.dim() != 3 or latents.shape[2 if self.channel_last else 1] != self.dim:
+            raise UserError(
+                f"latents must be {wanted}, as channel_last={self.channel_last} says, not "
+                f"{tuple(latents.shape)}"
+            )
+        return latents.shape[0], latents.shape[1 if self.channel_last else 2]
 
     def tables(self) -> Iterator[Tensor]:
         """Yields tensors that tell the latents of indices, for a digest."""
@@ -207,18 +260,18 @@ class ResidualVQ(nn.Module):
             yield from self.project_out.parameters()
 
     def _project(self, latents: Tensor) -> Tensor:
-        """Returns ``(B, C, T)`` in the channels, the range and the dtype of the codes."""
-        latents = latents.to(self.books.dtype)
+        """Returns latents as ``(B, groups * d, T)``, in the range and the dtype of the codes."""
+        latents = (latents.mT if self.channel_last else latents).to(self.books.dtype)
         if self.project_in is not None:
             latents = self.project_in(latents)
         return self.books.bound(latents)
 
-    def _restore(self, latents: Tensor, lengths: Tensor | None) -> Tensor:
-        """Returns sums of codes as latents ``(B, C, T)``, which are 0 after ``lengths``."""
-        if self.project_out is None:
-            return latents
-        latents = self.project_out(latents)
-        return latents if lengths is None else zero_padding(latents, lengths)
+    def _restore(self, latents: Tensor, valid: Tensor | None) -> Tensor:
+        """Returns sums of codes ``(B, groups * d, T)`` as latents, 0 where not ``valid``."""
+        if self.project_out is not None:
+            latents = self.project_out(latents)
+            latents = latents if valid is None else torch.where(valid[:, None], latents, 0)
+        return latents.mT if self.channel_last else latents
 
     def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
         """Draws how many layers quantize each row, ``(N,)``, equal within a clip; None is all."""
@@ -307,6 +360,25 @@ class ResidualVQ(nn.Module):
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
                 f"{indices.min()} to {indices.max()}: they are of another model"
             )
+
+
+def find_valid(
+    batch: int, length: int, lengths: Tensor | None, mask: Tensor | None
+) -> Tensor | None:
+    """Returns which latents ``(B, T)`` are no padding, by ``lengths`` or ``mask``; None is all.
+
+    Raises:
+        UserError: both are given, or the mask is no ``(B, T)`` of bool.
+    """
+    if mask is None:
+        return None if lengths is None else make_mask(lengths, length)
+    if lengths is not None:
+        raise UserError("lengths and mask both say what is padding; give one of them")
+    if mask.shape != (batch, length) or mask.dtype != torch.bool:
+        raise UserError(
+            f"mask must be bool {(batch, length)}, (B, T), not {mask.dtype} {tuple(mask.shape)}"
+        )
+    return mask
 
 
 def as_rows(latents: Tensor, valid: Tensor | None) -> Tensor:

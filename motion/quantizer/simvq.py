@@ -41,7 +41,7 @@ class TurnedCodebooks(Tables):
 
     def initialize(self, rows: Tensor) -> None:
         everything = torch.cat(gather_from_processes(rows))
-        if not everything.isfinite().all():
+        if not len(everything) or not everything.isfinite().all():
             return
         parts = list(everything.chunk(self.groups, 1))
         for layer in range(len(self.fixed)):

@@ -75,6 +75,9 @@ class Tables(Books):
         return F.embedding(flat, self.table().to(self.dtype).flatten(0, 1)) * known[..., None]
 
     def look_up(self, indices: Tensor) -> Tensor:
+        # ONNX has no operation like embedding_bag, and would loop over rows.
+        if torch.compiler.is_compiling():
+            return super().look_up(indices)
         flat, known = self._flatten(indices)
         table, known = self.table().to(self.dtype).flatten(0, 1), known.to(self.dtype)
         sums = [
@@ -107,13 +110,13 @@ def make_tables(rows: Tensor, config: QuantizerConfig, books: int) -> Tensor | N
     """Returns codebooks ``(books, K, d)`` from the latents of all processes.
 
     The codebook of each layer comes from the residuals of the layers before it. Layers that share a
-    codebook use the codebook of the first of them. None if the latents are not finite.
+    codebook use the codebook of the first of them. None if the latents are not finite, or none.
 
     Args:
         rows: ``(N, groups * d)``, the latents of this process.
     """
     everything = torch.cat(gather_from_processes(rows))
-    if not everything.isfinite().all():
+    if not len(everything) or not everything.isfinite().all():
         return None
     parts = list(everything.clone().chunk(config.groups, 1))
     made = []
@@ -140,7 +143,7 @@ def draw_replacements(books: Tables, rows: Tensor, indices: Tensor, dead: Tensor
 
     ``dead`` is ``(M, 2)``: number of the codebook, number of the code. The latents are inputs of
     the layer of the codebook. All processes get the same latents, which come from each process in
-    turn.
+    turn. A process without latents offers the codes themselves.
 
     Args:
         rows: the latents ``(N, groups * d)`` of this process.
@@ -148,14 +151,16 @@ def draw_replacements(books: Tables, rows: Tensor, indices: Tensor, dead: Tensor
     """
     config, groups = books.config, books.groups
     places = torch.arange(len(dead), device=rows.device)
-    picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
-    layers = dead[:, 0]
-    if config.shared_codebook:
-        depth = config.num_quantizers // groups
-        layers = torch.randint(depth, layers.shape, device=rows.device) * groups + layers
-    before = torch.arange(config.num_quantizers, device=rows.device) < layers[:, None]
-    taken = torch.where(before, indices[picked], NO_CODE)
-    given = (rows[picked] - books.look_up(taken)).unflatten(1, (groups, -1))
-    given = given[places, layers % groups]
+    given = books.table().detach()[dead.unbind(1)].to(rows.dtype)
+    if len(rows):
+        picked = torch.randperm(len(rows), device=rows.device)[places % len(rows)]
+        layers = dead[:, 0]
+        if config.shared_codebook:
+            depth = config.num_quantizers // groups
+            layers = torch.randint(depth, layers.shape, device=rows.device) * groups + layers
+        before = torch.arange(config.num_quantizers, device=rows.device) < layers[:, None]
+        taken = torch.where(before, indices[picked], NO_CODE)
+        given = (rows[picked] - books.look_up(taken)).unflatten(1, (groups, -1))
+        given = given[places, layers % groups]
     offered = torch.stack(gather_from_processes(given))
     return offered[places % count_processes(), places]

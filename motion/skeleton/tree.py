@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Literal, NamedTuple
@@ -105,13 +106,16 @@ class Skeleton:
         still = torch.eye(3, dtype=torch.float64).expand(self.joints, 3, 3)
         return find_extent(forward_kinematics(self, still, still.new_zeros(3)).positions)
 
-    def reorder(self, names: tuple[str, ...]) -> Skeleton:
-        """Returns the same tree with its joints in another order; parents still come first."""
-        order = [self.names.index(name) for name in names]
+    def reorder(self, order: Sequence[int]) -> Skeleton:
+        """Returns the same tree with its joints in another order.
+
+        Args:
+            order: the joints of this skeleton, parents before their children.
+        """
         places = {joint: place for place, joint in enumerate(order)} | {-1: -1}
         return replace(
             self,
-            names=names,
+            names=tuple(self.names[joint] for joint in order),
             parents=tuple(places[self.parents[joint]] for joint in order),
             offsets=tuple(self.offsets[joint] for joint in order),
             end_sites=tuple(replace(end, joint=places[end.joint]) for end in self.end_sites),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from motion.features import humanml3d
 from motion.model import Reconstruction
 from motion.models import MotionModel
 from motion.skeleton.tree import Skeleton
-from motion.train.movement import Movement, find_accelerations, find_foot_error
+from motion.train.movement import MeanError, Movement, find_accelerations, find_foot_error
 from motion.vae import VAEReconstruction
 from wanvae.engine.config import check, check_option
 
@@ -30,7 +30,7 @@ Locator: TypeAlias = Callable[[Tensor], Tensor]
 
 TERMS = ("features", "position", "velocity", "acceleration", "foot_velocity")
 
-ERRORS: dict[str, Callable[..., Tensor]] = {
+ERRORS: dict[str, MeanError] = {
     "smooth_l1": F.smooth_l1_loss,
     "l1": F.l1_loss,
     "l2": F.mse_loss,
@@ -111,7 +111,7 @@ class MotionLosses:
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
             "foot_velocity": lambda: find_foot_error(
-                partial(error, reduction="none"), *(x[:, :, self.feet] for x in places()), fps=fps
+                error, *[x[:, :, self.feet] for x in places()], fps=fps
             ),
             **measure_latents(reconstruction),
         }

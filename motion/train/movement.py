@@ -17,8 +17,8 @@ from motion.skeleton.joint_names import find_feet
 from motion.skeleton.tree import Skeleton
 from motion.train.positions import Tree, find_positions
 
-# The error of a tensor and its target, element by element.
-ElementError: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+# The mean error of a tensor and its target.
+MeanError: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Movement:
@@ -82,20 +82,20 @@ def find_accelerations(places: Tensor, fps: float) -> Tensor:
     return places.diff(n=2, dim=1) * fps**2
 
 
-def find_foot_error(error: ElementError, feet: Tensor, originals: Tensor, fps: float) -> Tensor:
+def find_foot_error(error: MeanError, feet: Tensor, originals: Tensor, fps: float) -> Tensor:
     """Returns the mean error of the velocities of feet, where they are on the ground.
 
     Features without a root do not tell the ground, so it is at the lower foot: a foot is on the
     ground if it is less than 5 cm above the lower foot of the original, in a frame and the next.
 
     Args:
-        error: the error of each number.
+        error: the mean error of two tensors.
         feet: ``(B, T, F, 3)`` in metres.
         originals: the same of the original.
     """
     heights = originals[..., 1]
     low = heights < heights.amin(dim=-1, keepdim=True) + CONTACT_HEIGHT
     steps = low[:, 1:] & low[:, :-1]
-    errors = error(*(positions.diff(dim=1) * fps for positions in (feet, originals)))
+    velocities = (positions.diff(dim=1) * fps for positions in (feet, originals))
     # A mean over all steps, so that processes with other numbers of contacts can be averaged.
-    return (errors * steps[..., None]).mean()
+    return error(*(velocity * steps[..., None] for velocity in velocities))

@@ -6,6 +6,7 @@ with the same options trains on any number of devices.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from motion.vae import MotionVAE
+from wanvae.engine.command_line.arguments import read_config
 from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
@@ -70,8 +72,8 @@ class TrainConfig:
         trainer: the training loop. Of a tokenizer it takes no average of the weights
             (``ema_decay`` is 0).
         weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
-            it has a normalizer, the normalizer stays. A run goes on only with the same weights, in
-            whatever file.
+            it has a normalizer, the normalizer stays, and so does its skeleton, which all motion
+            must have. A run goes on only with the same weights, in whatever file.
     """
 
     model: RVQVAEConfig = field(default_factory=RVQVAEConfig)
@@ -87,6 +89,23 @@ class TrainConfig:
                 f"trainer.ema_decay is {decay}, but the codes follow the current encoder and "
                 "do not fit an average of its weights; set it to 0"
             )
+
+
+def load_config(config: str | os.PathLike[str]) -> TrainConfig:
+    """Reads a config of training: a YAML file, or the name of one of the package.
+
+    ``load_config("humanml3d").model`` is the architecture of MoMask, for ``RVQVAE``.
+
+    Args:
+        config: the file; or a name, like "beat2_330", "humanml3d", "kit", "wan1d" or "tiny".
+
+    Returns:
+        Everything about a training run. What the file leaves out has its default.
+
+    Raises:
+        UserError: there is no such config, or it has an unknown key or an impossible value.
+    """
+    return read_config(TrainConfig, config, CONFIG_FOLDERS)
 
 
 class MotionTraining:
@@ -107,7 +126,11 @@ class MotionTraining:
         self.config = config
         self.accelerator = accelerator
         report, seed = accelerator.is_main_process, config.trainer.seed
-        self.data = load_data(config.data, self.model.config, seed, report=report)
+        self.data = load_data(
+            config.data, self.model.config, seed, report=report, skeleton=self.model.skeleton
+        )
+        if self.model.skeleton is None and self.model.config.features is not None:
+            self.model.skeleton = self.data.skeleton
         if self.data.ignored:
             accelerator.print(
                 f"{config.data.folder}: ignored, no motion files: {self.data.ignored}"

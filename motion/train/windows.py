@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from motion.config import RVQVAEConfig
-from motion.errors import MotionError
+from motion.errors import MotionError, SkeletonError
 from motion.features import humanml3d
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.rotations import extract_features
@@ -124,9 +124,15 @@ class SplitRecording:
     mirrored: Tensor | None = None
 
     @classmethod
-    def read(cls, path: Path, model: RVQVAEConfig, config: DataConfig) -> SplitRecording:
-        """Reads a file; MotionError if it cannot be read, or does not fit the model."""
-        recording = read_recording(path, model, config.reading)
+    def read(
+        cls, path: Path, model: RVQVAEConfig, config: DataConfig, skeleton: Skeleton | None = None
+    ) -> SplitRecording:
+        """Reads a file; MotionError if it cannot be read, or does not fit the model.
+
+        Args:
+            skeleton: the skeleton whose joints the file must have; None takes any.
+        """
+        recording = read_recording(path, model, config.reading, skeleton)
         cut = int((1 - config.held_out) * len(recording))
         mirrored = None
         if config.mirror and recording.clip is not None and model.features is not None:
@@ -174,14 +180,23 @@ class MotionData:
             yield f"{name}: {digest_of_file(path)}, {len(features)} frames"
 
 
-def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: bool) -> MotionData:
-    """Reads all data for a model.
+def load_data(
+    config: DataConfig,
+    model: RVQVAEConfig,
+    seed: int,
+    *,
+    report: bool,
+    skeleton: Skeleton | None = None,
+) -> MotionData:
+    """Reads all data for a model. All files have the joints of one skeleton, in any order.
 
     Args:
         config: the files to read.
         model: the config of the model.
         seed: the seed of the samples.
         report: show progress, and warn of files that are left out. One process of a run should.
+        skeleton: the skeleton of the model. Files with other joints are left out. None is the
+            skeleton of the first file, and files with other joints are an error.
 
     Raises:
         MotionError: no motion fits the model and is long enough, or skeletons differ.
@@ -195,13 +210,8 @@ def load_data(config: DataConfig, model: RVQVAEConfig, seed: int, *, report: boo
     split = FileSplit(found.paths)
     if model.features is None:
         split = split_files(found.paths, Path(config.folder), validate=not config.held_out)
-    sources = read_all(
-        config.folder,
-        split.training,
-        lambda path: SplitRecording.read(path, model, config),
-        report,
-    )
-    check_joints(sources)
+    read = SkeletonReader(config, model, skeleton)
+    sources = read_all(config.folder, split.training, read, report)
     sources = drop_short(sources, config, report)
     mirrored = [source.mirrored for source in sources if source.mirrored is not None]
     training = [*(source.training for source in sources), *mirrored]
@@ -233,11 +243,14 @@ def read_all(
 
     Raises:
         MotionError: no file can be read.
+        SkeletonError: ``read`` raises it.
     """
     found, broken = [], []
     for path in tqdm(files, "reading", unit="file", leave=False, disable=not report):
         try:
             found.append(read(path))
+        except SkeletonError:
+            raise
         except MotionError as error:
             broken.append(str(error))
     if not found:
@@ -249,16 +262,38 @@ def read_all(
     return found
 
 
-def check_joints(sources: Sequence[SplitRecording]) -> None:
-    """Raises MotionError if two recordings have different joints."""
-    first = sources[0]
-    for source in sources:
-        one, other = first.skeleton, source.skeleton
-        if (one.names, one.parents) != (other.names, other.parents):
-            raise MotionError(
-                f"{first.path} and {source.path} have different joints; train on files of one "
-                "skeleton"
-            )
+class SkeletonReader:
+    """Reads recordings with the joints of one skeleton.
+
+    Args:
+        config: the data.
+        model: the config of the model.
+        skeleton: the skeleton; None is the skeleton of the first file that can be read.
+    """
+
+    def __init__(self, config: DataConfig, model: RVQVAEConfig, skeleton: Skeleton | None) -> None:
+        self.config, self.model, self.skeleton = config, model, skeleton
+        self._first: Path | None = None
+
+    def __call__(self, path: Path) -> SplitRecording:
+        """Reads a file.
+
+        Raises:
+            MotionError: it cannot be read, or does not fit the model.
+            SkeletonError: it has other joints than the first file.
+        """
+        try:
+            source = SplitRecording.read(path, self.model, self.config, self.skeleton)
+        except SkeletonError as error:
+            if self._first is None:
+                raise MotionError(str(error)) from None
+            raise SkeletonError(
+                f"{self._first} and {path} have different joints or rest poses: {error}; train on "
+                "files of one skeleton"
+            ) from None
+        if self.skeleton is None and self.model.features is not None:
+            self.skeleton, self._first = source.skeleton, path
+        return source
 
 
 def drop_short(

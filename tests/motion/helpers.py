@@ -38,6 +38,16 @@ def random_skeleton(joints: int, *, seed: int = 0, unit: float = 0.01) -> Skelet
     )
 
 
+def depth_first(skeleton: Skeleton) -> Skeleton:
+    """The same skeleton in another order: last children first."""
+    order, waiting = [], [0]
+    while waiting:
+        joint = waiting.pop()
+        order.append(joint)
+        waiting += skeleton.children[joint]
+    return skeleton.reorder(order)
+
+
 def random_clip(skeleton: Skeleton, frames: int = 12, fps: float = 30.0) -> MotionClip:
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(frames, skeleton.joints, 3, generator=generator, dtype=torch.float64)

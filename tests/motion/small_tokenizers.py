@@ -9,6 +9,7 @@ from motion.config import QuantizerConfig, ResnetConfig
 from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
 from motion.files.formats import write_motion
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.sample import walk
 
 WALK = walk(41)
@@ -20,17 +21,23 @@ ROOTED = FeatureSpec(rot6d="rows")
 
 
 def tiny_tokenizer(
-    features: FeatureSpec | None = ROOTLESS, *, channels: int = 0, seed: int = 0, layers: int = 2
+    features: FeatureSpec | None = ROOTLESS,
+    *,
+    channels: int = 0,
+    seed: int = 0,
+    layers: int = 2,
+    clip: MotionClip = WALK,
 ) -> RVQVAE:
     """One of so many layers of 16 codes, and 4 frames a token.
 
     Args:
-        features: of the walk; or None and the number of channels.
+        features: of the clip; or None and the number of channels.
+        clip: motion that the codebooks fit.
     """
     if features is None:
         motion = torch.randn(41, channels, generator=torch.Generator().manual_seed(seed))
     else:
-        motion = extract_features(WALK, features).float()
+        motion = extract_features(clip, features).float()
     config = RVQVAEConfig(
         channels=motion.shape[1],
         code_dim=4,
@@ -40,7 +47,7 @@ def tiny_tokenizer(
         fps=20.0 if features is None else 30.0,
     )
     torch.manual_seed(seed)
-    model = RVQVAE(config)
+    model = RVQVAE(config, None if features is None else clip.skeleton)
     model.normalizer.set(FeatureStatistics.fit([motion]))
     model.train()
     model(motion[None])  # makes the codebooks
@@ -59,7 +66,7 @@ def tiny_vae(features: FeatureSpec = ROOTLESS, *, causal: bool = True) -> Motion
         fps=30.0,
     )
     torch.manual_seed(0)
-    model = MotionVAE(config)
+    model = MotionVAE(config, WALK.skeleton)
     model.normalizer.set(FeatureStatistics.fit([motion]))
     return model.eval()
 

@@ -5,6 +5,9 @@ import roma
 import torch
 
 from motion.metrics import (
+    acceleration_errors,
+    align_poses,
+    align_roots,
     find_steps,
     ground_speed,
     joint_errors,
@@ -21,6 +24,57 @@ def test_positions_in_millimetres():
     assert joint_errors(moved, positions).tolist() == pytest.approx([0.0, 5.0, 0.0])
     assert mpjpe(moved, positions) == pytest.approx(5 / 3)
     assert mpjpe(positions, positions) == 0.0
+
+
+def test_roots_are_aligned():
+    positions = torch.randn(5, 3, 3)
+    moved = positions + torch.randn(5, 1, 3)
+    assert mpjpe(align_roots(moved), align_roots(positions)) == pytest.approx(0.0, abs=1e-3)
+    assert align_roots(moved)[:, 0].eq(0).all()
+
+
+def test_poses_are_moved_turned_and_scaled_onto_their_originals():
+    originals = torch.randn(6, 9, 3, dtype=torch.float64)
+    turns = roma.random_rotmat(6, dtype=torch.float64)
+    moved = 1.7 * originals @ turns.mT + torch.randn(6, 1, 3)
+    assert mpjpe(moved, originals) > 100
+    assert mpjpe(align_poses(moved, originals), originals) < 1e-6
+    # A mirror is no turn.
+    mirrored = originals * torch.tensor([-1.0, 1.0, 1.0])
+    assert mpjpe(align_poses(mirrored, originals), originals) > 100
+    # Poses of one point, as a skeleton of one joint has them, are only moved.
+    points = torch.randn(4, 1, 3)
+    assert mpjpe(align_poses(points, points + 1), points + 1) < 1e-3
+
+
+def test_no_similarity_is_closer_than_the_one_of_procrustes():
+    """Against a descent along the turn, the scale and the place."""
+    originals, moved = torch.randn(2, 1, 8, 3, dtype=torch.float64).unbind()
+    best = (align_poses(moved, originals) - originals).square().sum()
+    turn, scale, place = torch.zeros(3).double(), torch.zeros(()).double(), torch.zeros(3).double()
+    parameters = [x.requires_grad_() for x in (turn, scale, place)]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        found = scale.exp() * moved @ roma.rotvec_to_rotmat(turn).T + place
+        (value := (found - originals).square().sum()).backward()
+        return value
+
+    optimizer.step(loss)
+    assert best <= loss() + 1e-9
+
+
+@pytest.mark.parametrize("fps", [30.0, 120.0])
+def test_errors_of_accelerations(fps):
+    """Of t^2 times a direction of length 1 and of length 2: 2 and 4 m/s^2 more."""
+    still = torch.zeros(12, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(
+        acceleration_errors(powers(2, fps=fps), still, fps), torch.full((10,), 3.0).double()
+    )
+    assert acceleration_errors(powers(1, fps=fps), still, fps).abs().max() < 1e-9
+    assert len(acceleration_errors(still[:2], still[:2], fps)) == 0
+    assert len(acceleration_errors(still[:1], still[:1], fps)) == 0
 
 
 @pytest.mark.parametrize("degrees", [0.0, 1e-4, 30.0, 179.0])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motion import RVQVAE, RVQVAEConfig
-from motion.config import QuantizerConfig, ResnetConfig, WanConfig
+from motion.config import QuantizerConfig, ResnetConfig, SmoothingConfig, WanConfig
 from motion.features.statistics import FeatureStatistics
 from tests.helpers import randomize, tensors_in
 from wanvae.errors import UserError
@@ -29,6 +29,14 @@ CONFIGS = {
         BASE, resnet=replace(BASE.resnet, attention=True, attention_window=3, depth=1)
     ),
     "wan": replace(BASE, network="wan", wan=WanConfig(dim=4, attention_window=3)),
+    "smoothed": replace(BASE, smoothing=SmoothingConfig(before=2, after=2)),
+    # The first token has one frame, so it gives none.
+    "wan smoothed": replace(
+        BASE,
+        network="wan",
+        wan=WanConfig(dim=4, attention_window=3),
+        smoothing=SmoothingConfig(before=1, after=6, learned=True),
+    ),
 }
 
 
@@ -50,6 +58,13 @@ def example(frames: int, seed: int = 0) -> torch.Tensor:
 MODELS = {name: make(config) for name, config in CONFIGS.items()}
 
 
+def ended(decoder) -> list[torch.Tensor]:
+    """What is still to come."""
+    rest = decoder.finish()
+    assert (rest is None) == (decoder.delay == 0)
+    return [] if rest is None else [rest]
+
+
 def pushed(session, pieces) -> list[torch.Tensor]:
     return [result for piece in pieces if (result := session.push(piece)) is not None]
 
@@ -68,7 +83,7 @@ def test_any_chunks_give_the_tokens_and_motion_of_the_whole(name, sizes):
     assert torch.equal(torch.cat(tokens, dim=1), whole)
     assert sum(sizes) + end.padded_frames == model.config.frames_of(whole.shape[1])
     decoder = model.stream_decode()
-    decoded = torch.cat(pushed(decoder, tokens), dim=1)
+    decoded = torch.cat([*pushed(decoder, tokens), *ended(decoder)], dim=1)
     torch.testing.assert_close(decoded, model.decode(whole))
 
 
@@ -92,6 +107,7 @@ def test_memory_does_not_grow_and_states_can_be_saved(name):
         encoder_state, decoder_state = torch.load(saved, weights_only=True)
         encoder = model.stream_encode(encoder_state)
         decoder = model.stream_decode(decoder_state, layers=1)
+    decoded += ended(decoder)
     assert len(set(sizes[2:])) <= 2  # with and without frames that wait
     assert torch.equal(torch.cat(tokens, 1), whole[:, : len(torch.cat(tokens, 1)[0])])
     expected = model.decode(torch.cat(tokens, 1), layers=1)
@@ -154,6 +170,7 @@ def test_a_push_that_failed_changes_nothing(name, monkeypatch):
     for piece in motion.split(8, dim=1):
         tokens.append(failing(encoder, broken["encoder"], piece))
         decoded.append(failing(decoder, broken["decoder"], tokens[-1]))
+    decoded += ended(decoder)
     whole = model.encode(motion)[:, : torch.cat(tokens, 1).shape[1]]
     assert torch.equal(torch.cat(tokens, dim=1), whole)
     torch.testing.assert_close(torch.cat(decoded, dim=1), model.decode(whole))
@@ -179,7 +196,7 @@ def test_nothing_follows_the_end(frames):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_state_of_something_else_is_named(name):
-    model, other = MODELS[name], MODELS["wan" if name != "wan" else "resnet"]
+    model, other = MODELS[name], MODELS["resnet" if "wan" in name else "wan"]
 
     def states(model):
         encoder, decoder = model.stream_encode(), model.stream_decode()
@@ -199,6 +216,37 @@ def test_a_state_of_something_else_is_named(name):
             start(wrong)
 
 
+@pytest.mark.parametrize("pieces", [(1, 1, 1), (2, 1), (3,)])
+def test_a_smoothed_stream_is_late_by_its_delay(pieces):
+    model = MODELS["smoothed"]
+    indices = model.encode(example(12))
+    decoder = model.stream_decode()
+    assert decoder.delay == 2
+    came = 0
+    for count, piece in zip(pieces, indices.split(pieces, dim=1), strict=True):
+        came += 4 * count
+        motion = decoder.push(piece)
+        assert motion.shape[1] == 4 * count - (2 if came == 4 * count else 0)
+    assert decoder.finish().shape[1] == 2
+    for refused in (decoder.finish, lambda: decoder.push(indices), lambda: decoder.state):
+        with pytest.raises(UserError, match="finish\\(\\) returned its last frames"):
+            refused()
+
+
+def test_a_stream_without_tokens_has_no_end():
+    assert MODELS["smoothed"].stream_decode().finish() is None
+
+
+def test_the_state_of_an_unsmoothed_model_is_refused():
+    model, other = MODELS["smoothed"], MODELS["resnet"]
+    tokens = model.encode(example(4))
+    for one, another in ((model, other), (other, model)):
+        decoder = one.stream_decode()
+        decoder.push(tokens)
+        with pytest.raises(UserError, match="the state of another model"):
+            another.stream_decode(decoder.state)
+
+
 def test_frames_that_wait_are_checked():
     encoder = MODELS["resnet"].stream_encode()
     encoder.push(example(3))
@@ -211,7 +259,7 @@ def test_frames_that_wait_are_checked():
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_keep_gradients_and_sessions_keep_none(name):
     model = MODELS[name]
-    motion = example(model.config.frames_of(2))
+    motion = example(model.config.frames_of(3))
     indices, state = model.encode_step(motion, None)
     assert not indices.is_floating_point()
     assert any(tensor.requires_grad for tensor in tensors_in(state))

@@ -6,14 +6,13 @@ process that writes them. A file appears once it is complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -35,7 +34,7 @@ from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.storage.retries import RemoteError
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, writable_rate
-from wanvae.folders.tars import TAR_SUFFIX
+from wanvae.folders.tars import TAR_SUFFIX, webdataset_key
 from wanvae.latents.file import VideoShape, video_metadata
 from wanvae.latents.formats.layout import Layout
 from wanvae.latents.spool import safetensors_header
@@ -131,19 +130,6 @@ def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
                 member.size = file.tell()
                 file.seek(0)
                 tar.addfile(member, file)
-
-
-def webdataset_key(name: str, taken: Collection[str]) -> str:
-    """Returns the path of a clip in a tar without its suffix. The file name has no dots.
-
-    ``webdataset`` takes files whose names are the same up to the first dot for parts of one sample.
-
-    Args:
-        taken: keys of other clips.
-    """
-    path = PurePosixPath(name)
-    key = str(path.with_name(path.name.replace(".", "_")))
-    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if key in taken else key
 
 
 def write_many(path: Path, clips: Iterable[StoredClip]) -> None:

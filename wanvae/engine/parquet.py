@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,14 @@ from wanvae.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
+
+NEEDED = "needs pyarrow: pip install 'wanvae[parquet]'"
+
+
+def require_pyarrow() -> None:
+    """Raises UserError if pyarrow is missing, which writes Parquet files."""
+    if find_spec("pyarrow") is None:
+        raise UserError(f"writing Parquet files {NEEDED}")
 
 
 def open_parquet(path: Location) -> ParquetFile:
@@ -22,9 +31,7 @@ def open_parquet(path: Location) -> ParquetFile:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(
-            "it is a Parquet file, which needs pyarrow: pip install 'wanvae[parquet]'"
-        ) from None
+        raise UserError(f"it is a Parquet file, which {NEEDED}") from None
     try:
         # What is opened here has to be closed by whoever has it; the bytes of a file need not.
         return ParquetFile(BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path)

@@ -48,6 +48,7 @@ UNFINISHED = ".aria2 .crdownload .download .part .partial .tmp"
 # Files with these suffixes are named if they cannot be read. Other files that cannot be read are
 # taken for something else.
 MEDIA_SUFFIXES = frozenset((VIDEOS + IMAGES).split())
+SOUND_SUFFIXES = frozenset(SOUNDS.split())
 # Files with these suffixes are not opened: FFmpeg takes some texts for videos, and playlists name
 # other files.
 OTHER_SUFFIXES = frozenset(

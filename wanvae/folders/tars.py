@@ -9,8 +9,9 @@ is an entry of its own; the other members with its key describe it.
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePosixPath
 
 from wanvae.engine.storage.remote_path import Location
@@ -53,3 +54,16 @@ def split_key(name: str) -> tuple[str, str]:
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     return str(path.with_name(stem)) if stem else name, suffix.lower()
+
+
+def webdataset_key(name: str, taken: Collection[str]) -> str:
+    """Returns the path of a clip in a tar without its suffix. The file name has no dots.
+
+    ``webdataset`` takes files whose names are the same up to the first dot for parts of one sample.
+
+    Args:
+        taken: keys of other clips.
+    """
+    path = PurePosixPath(name)
+    key = str(path.with_name(path.name.replace(".", "_")))
+    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if key in taken else key

@@ -14,16 +14,18 @@ from motion.commands.reconstruct import reconstruct_file
 from motion.commands.render import read_figure, render_file
 from motion.commands.tokenize import tokenize_file
 from motion.errors import MotionError
+from motion.features.heading import find_headings, make_turns, turn_roots, wrap
 from motion.features.humanml3d import read_features, rotation_channels, write_features
 from motion.features.recording import read_recording
 from motion.features.rotations import extract_features
 from motion.files.formats import read_motion, write_motion
-from motion.metrics import mpjpe, rotation_error
+from motion.metrics import align_roots, joint_jerk, mpjpe, rotation_error
+from motion.skeleton.clip import turn_world
 from motion.skeleton.packaged import SMPLX
 from motion.skeleton.sample import walk
 from motion.tokens import Tokens, read_tokens
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
-from tests.motion.small_tokenizers import ROOTED, WALK, tiny_tokenizer
+from tests.motion.small_tokenizers import ROOTED, ROOTLESS, WALK, tiny_tokenizer
 from wanvae.engine.files import FileError
 from wanvae.video import VideoError, read_video
 
@@ -74,6 +76,54 @@ def test_tokens_and_back_is_reconstruction(
     assert (len(clip), clip.fps, clip.skeleton.names) == (41, 30.0, SMPLX.names)
     if kind == ".npz":
         assert (clip.betas, clip.gender) == ((0.5, -1.0), "female")
+
+
+def test_tokens_of_a_turned_person_differ_in_their_heading_alone(tmp_path: Path) -> None:
+    """With features relative to the heading, from file to tokens to file."""
+    model = tiny_tokenizer(replace(ROOTED, heading="relative"))
+    turn = make_turns(torch.tensor(2.0, dtype=torch.float64))
+    tokens, motions = [], []
+    for name, clip in {"plain": WALK, "turned": turn_world(WALK, turn)}.items():
+        source = tmp_path / f"{name}.npz"
+        write_motion(source, clip)
+        tokens.append(tokenize_file(model, source, tmp_path / f"{name}.tokens.npz"))
+        detokenize_file(model, tmp_path / f"{name}.tokens.npz", tmp_path / "a.npz")
+        reconstruct_file(model, source, tmp_path / "b.npz")
+        pair = [read_motion(tmp_path / each) for each in ("a.npz", "b.npz")]
+        assert mpjpe(*(each.pose.positions for each in pair)) < 0.01
+        motions.append(pair[0])
+    assert torch.equal(tokens[0].indices, tokens[1].indices)
+    headings = [
+        each.origin.actor.heading
+        for each in map(read_tokens, sorted(tmp_path.glob("*.tokens.npz")))
+    ]
+    assert headings[1] - headings[0] == pytest.approx(2.0, abs=1e-4)
+    expected = turn_world(motions[0], turn.to(motions[0].rotations))
+    assert mpjpe(motions[1].pose.positions, expected.pose.positions) < 0.01
+
+
+def test_without_a_root_the_heading_is_the_one_of_the_file(tmp_path: Path) -> None:
+    """In reconstructions; tokens alone keep the heading of the first frame."""
+    model = tiny_tokenizer(replace(ROOTLESS, heading="relative"))
+    angles = torch.linspace(1.0, 3.0, len(WALK), dtype=torch.float64)
+    clip = replace(WALK, rotations=turn_roots(WALK.rotations, angles))
+    write_motion(tmp_path / "walk.npz", clip)
+    found = find_headings(clip.rotations[:, 0])
+    tokenize_file(model, tmp_path / "walk.npz", tmp_path / "t.npz")
+    detokenize_file(model, tmp_path / "t.npz", tmp_path / "a.npz")
+    reconstruct_file(model, tmp_path / "walk.npz", tmp_path / "b.npz")
+    still, turning = (
+        find_headings(read_motion(tmp_path / name).rotations[:, 0]) for name in ("a.npz", "b.npz")
+    )
+    assert wrap(still - found[0]).abs().max() < 1e-4
+    assert wrap(turning - found).abs().max() < 1e-4
+
+
+def test_tokens_without_a_heading_are_read_by_earlier_versions(tmp_path: Path) -> None:
+    write_motion(tmp_path / "walk.npz", WALK)
+    tokenize_file(tiny_tokenizer(), tmp_path / "walk.npz", tmp_path / "t.npz")
+    assert "heading" not in str(np.load(tmp_path / "t.npz")["motion"])
+    assert read_tokens(tmp_path / "t.npz").origin.actor.heading == 0.0
 
 
 def test_without_a_root_the_rotations_are_the_same(tmp_path: Path, folder: Path) -> None:
@@ -129,6 +179,14 @@ def test_errors_are_those_of_the_files(
     assert report.rotation_error == pytest.approx(angle, abs=1e-2) and angle > 0.1
     assert (report.frames, report.tokens, report.fps, report.file_fps) == (41, 11, 30.0, 30.0)
     indices = tokenize_file(model, source, tmp_path / "t.npz").indices
+    places = original.pose.positions, written.pose.positions
+    aligned = mpjpe(*map(align_roots, places))
+    movement = report.movement
+    assert movement.root_aligned_mpjpe_mm == pytest.approx(aligned, abs=1e-2)
+    assert movement.procrustes_aligned_mpjpe_mm < aligned
+    assert movement.jerk_ratio == pytest.approx(
+        (joint_jerk(places[1], 30.0).mean() / joint_jerk(places[0], 30.0).mean()).item(), rel=0.05
+    )
     assert report.used == tuple(len(layer.unique()) for layer in indices.unbind(1))
 
 
@@ -158,15 +216,26 @@ def test_indices_alone_move_a_packaged_skeleton(tmp_path: Path, model: RVQVAE) -
 
 def test_a_skeleton_that_is_asked_for(tmp_path: Path, model: RVQVAE) -> None:
     source = indices(model, tmp_path / "t.npy")
+    taller = replace(SMPLX, offsets=tuple((x, 1.1 * y, z) for x, y, z in SMPLX.offsets))
+    write_motion(tmp_path / "taller.bvh", random_clip(taller))
+    detokenize_file(model, source, tmp_path / "a.npz", skeleton=tmp_path / "taller.bvh")
+    detokenize_file(model, source, tmp_path / "a.bvh", skeleton=tmp_path / "taller.bvh")
+    assert read_motion(tmp_path / "a.bvh").skeleton.offsets[1] == pytest.approx(taller.offsets[1])
+    write_motion(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
+    with pytest.raises(MotionError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):
+        detokenize_file(model, source, tmp_path / "b.bvh", skeleton=tmp_path / "small.bvh")
+
+
+def test_any_skeleton_for_a_model_that_does_not_know_its_own(tmp_path: Path) -> None:
+    model = tiny_tokenizer(ROOTED)
+    model.skeleton = None
+    source = indices(model, tmp_path / "t.npy")
     other = random_skeleton(55, unit=1.0)
     write_motion(tmp_path / "other.bvh", random_clip(other))
     detokenize_file(model, source, tmp_path / "a.bvh", skeleton=tmp_path / "other.bvh")
     assert read_motion(tmp_path / "a.bvh").skeleton.names == other.names
     with pytest.raises(MotionError, match="55 joints, not the joints of SMPL-X"):
         detokenize_file(model, source, tmp_path / "a.npz", skeleton=tmp_path / "other.bvh")
-    write_motion(tmp_path / "small.bvh", random_clip(random_skeleton(7)))
-    with pytest.raises(MotionError, match=r"small\.bvh has 45 channels of 7 joints, but the model"):
-        detokenize_file(model, source, tmp_path / "b.bvh", skeleton=tmp_path / "small.bvh")
 
 
 def test_without_a_skeleton_there_is_an_error(model: RVQVAE) -> None:

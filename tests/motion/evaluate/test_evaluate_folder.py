@@ -15,7 +15,7 @@ from motion.evaluate.folder import FolderEvaluation, evaluate_folder
 from motion.features.recording import read_recording
 from motion.files.formats import write_motion
 from tests.motion.helpers import in_processes, random_clip, random_skeleton
-from tests.motion.small_tokenizers import WALK, WALKS
+from tests.motion.small_tokenizers import WALK, WALKS, tiny_tokenizer
 
 
 def test_an_evaluation_is_that_of_the_files(
@@ -62,16 +62,22 @@ def test_an_evaluation_does_not_depend_on_how_many_processes(
         assert torch.equal(several.whole.counts, one.whole.counts)
 
 
+@pytest.mark.parametrize("known", [True, False])
 def test_what_cannot_be_evaluated_is_left_out(
-    folder: Path, model: RVQVAE, processes: PartialState
+    folder: Path, processes: PartialState, known: bool
 ) -> None:
+    """Files of 55 other joints too, whether or not the model knows its skeleton."""
+    model = tiny_tokenizer()
+    if not known:
+        model.skeleton = None
     (folder / "a.bvh").write_text("HIERARCHY\nROOT")
     write_motion(folder / "c.bvh", random_clip(random_skeleton(4)))
     write_motion(folder / "0.bvh", random_clip(random_skeleton(55)))
     found = evaluate_folder(model, folder, processes)
     assert [file.name for file in found.files] == list(WALKS[1:])
     first, second, third = found.failures
-    assert first.startswith(f"{folder / '0.bvh'} has other joints than 3 files of the folder; ")
+    reason = "has no pelvis, " if known else "has other joints than 3 files of the folder; "
+    assert first.startswith(f"{folder / '0.bvh'} {reason}")
     assert second.startswith(f"{folder / 'a.bvh'}, line 2: ")
     assert f"{folder / 'c.bvh'} has 24 channels of 4 joints" in third
     (folder / "0.bvh").unlink()

@@ -9,7 +9,7 @@ import torch
 
 from motion.config import FeatureSpec
 from motion.errors import MotionError
-from motion.features.rotations import extract_features, from_rot6d, restore_clip, to_rot6d
+from motion.features.rotations import extract_features, from_rot6d, restore_motion, to_rot6d
 from motion.files.bvh import read_bvh, write_bvh
 from motion.metrics import mpjpe, rotation_error
 from motion.skeleton.clip import resample
@@ -35,7 +35,7 @@ def test_files_to_features_and_back(tmp_path, joints, lines):
     features = extract_features(clip, spec)
     assert features.dtype == torch.float64
     assert features.shape == (40, spec.channels(joints))
-    restored = restore_clip(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
+    restored = restore_motion(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
     write_bvh(tmp_path / "b.bvh", restored)
     again = read_bvh(tmp_path / "b.bvh", unit=skeleton.unit, up="y")
     height = max(clip.skeleton.span, 0.1)
@@ -49,7 +49,7 @@ def test_recordings_to_features_and_back(tmp_path, name):
     clip = read_bvh(RECORDINGS / f"{name}.bvh")
     spec = FeatureSpec(rot6d="columns")
     features = extract_features(clip, spec).float()
-    restored = restore_clip(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
+    restored = restore_motion(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
     write_bvh(tmp_path / "b.bvh", restored)
     again = read_bvh(tmp_path / "b.bvh")
     assert largest_difference(again.pose.positions, clip.pose.positions) < 1e-4
@@ -80,11 +80,11 @@ def test_the_seed_has_330_channels():
     clip = walk(7)
     features = extract_features(clip, spec)
     assert features.shape == (7, 330)
-    restored = restore_clip(features, spec, SMPLX, 30.0, start=(1.0, 2.0))
+    restored = restore_motion(features, spec, SMPLX, 30.0, start=(1.0, 2.0))
     assert largest_difference(restored.rotations, clip.rotations) < 1e-12
     assert restored.root_positions[:, [0, 2]].unique(dim=0).tolist() == [[1.0, 2.0]]
     assert 0.9 < restored.root_positions[0, 1] < 1.0
-    placed = restore_clip(features, spec, SMPLX, 30.0, root_positions=clip.root_positions)
+    placed = restore_motion(features, spec, SMPLX, 30.0, root_positions=clip.root_positions)
     assert mpjpe(placed.pose.positions, clip.pose.positions) < 1e-9
 
 
@@ -107,7 +107,7 @@ def test_a_long_walk_in_float32_does_not_drift():
     clip = random_clip(random_skeleton(2), frames=5000)
     spec = FeatureSpec(rot6d="rows")
     features = extract_features(clip, spec).float()
-    restored = restore_clip(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
+    restored = restore_motion(features, spec, clip.skeleton, clip.fps, start=start_of(clip))
     assert restored.rotations.dtype == torch.float32
     assert largest_difference(restored.root_positions, clip.root_positions) < 1e-3
 
@@ -146,9 +146,9 @@ def test_contacts_are_where_the_next_step_is_short():
 def test_bad_features_say_why():
     spec = FeatureSpec(rot6d="rows")
     with pytest.raises(MotionError, match=r"features are \(3, 330\); 55 joints need \(T, 333\)"):
-        restore_clip(torch.zeros(3, 330), spec, SMPLX, 30.0)
+        restore_motion(torch.zeros(3, 330), spec, SMPLX, 30.0)
     with pytest.raises(MotionError, match="at least one frame"):
-        restore_clip(torch.zeros(0, 333), spec, SMPLX, 30.0)
+        restore_motion(torch.zeros(0, 333), spec, SMPLX, 30.0)
     with pytest.raises(MotionError, match=r"contact_joints are .* the skeleton has 3 joints"):
         extract_features(random_clip(random_skeleton(3)), dataclasses.replace(spec, contacts=True))
     arms = dataclasses.replace(spec, contacts=True, contact_joints=(18, 20))
@@ -203,7 +203,7 @@ def test_feet_are_on_the_ground_without_a_root(axis):
         assert largest_difference(turned.pose.positions, clip.pose.positions) < 1e-12
         clip = turned
     features = extract_features(clip, spec)
-    restored = restore_clip(features, spec, clip.skeleton, clip.fps)
+    restored = restore_motion(features, spec, clip.skeleton, clip.fps)
     pose = restored.pose
     points = torch.cat([pose.positions, end_positions(clip.skeleton, pose)], dim=1)
     assert points[..., 1].amin(dim=1).abs().max() < 0.05

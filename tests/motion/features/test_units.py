@@ -67,7 +67,7 @@ Work = Callable[[RVQVAE, Path, Path, PartialState], object]
 WORKS: dict[str, Work] = {
     "tokenize": lambda model, file, out, _: tokenize_file(model, file, out / "t.npz"),
     "tokenize a folder": lambda model, file, out, processes: tokenize_folder(
-        model, file.parent, out, ".npz", processes
+        model, file.parent, out, processes
     ),
     "reconstruct": lambda model, file, out, _: reconstruct_file(
         model, file, out / f"a{file.suffix}"

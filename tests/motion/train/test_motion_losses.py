@@ -1,14 +1,23 @@
 """The loss terms, against their definitions."""
 
+from dataclasses import replace
+
 import pytest
+import roma
 import torch
 
 from motion import RVQVAE, FeatureSpec, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
+from motion.errors import MotionError
+from motion.features.heading import find_headings, turn_vectors
+from motion.features.humanml3d import recover_positions, skeleton_of
 from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
 from motion.model import Reconstruction
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.joint_names import find_feet
 from motion.train.losses import ERRORS, LossConfig, MotionLosses
+from motion.train.positions import find_positions
 from tests.motion.helpers import random_clip, random_skeleton
 
 SKELETON = random_skeleton(5)
@@ -131,10 +140,132 @@ def test_positions_follow_from_rotations(lines):
     assert gradient[..., :30].abs().sum() > 0 and gradient[..., 30:].eq(0).all()
 
 
+def from_clips(model, spec, *clips):
+    """Normalized features (1, T, D) of clips."""
+    features = [extract_features(clip, spec).float() for clip in clips]
+    model.normalizer.set(FeatureStatistics.fit(features))
+    return [model.normalizer.normalize(x)[None] for x in features]
+
+
+def walked(clip, moved=0.0):
+    """The clip along a path that starts at the origin."""
+    path = (clip.root_positions * 0.1).cumsum(0)
+    path = (path - path[:1]) * (1 + moved)
+    return replace(clip, root_positions=path + torch.tensor([0.0, 1.0, 0.0]))
+
+
+SPECS = {
+    "root": FeatureSpec(rot6d="rows"),
+    "relative": FeatureSpec(rot6d="columns", heading="relative"),
+    "positions": FeatureSpec(rot6d="rows", positions=True),
+    "no root": FeatureSpec(rot6d="rows", root=False),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_accelerations_are_of_joints_in_the_world(name):
+    """In m/s^2; without a root, of joints around it."""
+    spec = SPECS[name]
+    model = make(spec)
+    clips = [walked(random_clip(SKELETON, 7, 20)), walked(random_clip(SKELETON, 8, 20)[1:], 0.5)]
+    output, target = from_clips(model, spec, *clips)
+    output.requires_grad_()
+    terms = terms_of(model, output, target, acceleration=2.0, position=1.0)
+    found = []
+    for clip in clips:
+        places = clip.pose.positions
+        if spec.relative:
+            places = turn_vectors(places, -find_headings(clip.rotations[0, 0]))
+        if not spec.root:
+            places = places - clip.root_positions[:, None]
+        fps = model.config.fps
+        found.append((places[2:] - 2 * places[1:-1] + places[:-2]) * fps**2)
+    expected = 2 * smooth(found[0] - found[1])
+    torch.testing.assert_close(terms["acceleration"], expected.float(), rtol=2e-3, atol=1e-4)
+    (gradient,) = torch.autograd.grad(terms["acceleration"], output)
+    assert gradient.isfinite().all() and gradient.any()
+
+
+FEET = ("hips", "left_foot", "right_foot", "head", "hand")
+
+
+def standing(right=0.0):
+    """Feet below the hips, the right one higher by ``right`` metres."""
+    skeleton = replace(
+        random_skeleton(5), names=FEET, parents=(-1, 0, 0, 0, 3), end_sites=(),
+        offsets=(
+            (0.0, 0.9, 0.0), (0.1, -0.9, 0.0), (-0.1, right - 0.9, 0.0), (0.0, 0.6, 0.0),
+            (0.0, 0.3, 0.0),
+        ),
+    )  # fmt: skip
+    turns = torch.linspace(0, 0.5, 6, dtype=torch.float64)
+    rotations = torch.eye(3, dtype=torch.float64).expand(6, 5, 3, 3).clone()
+    rotations[:, 0] = roma.euler_to_rotmat("Y", turns[:, None])
+    path = torch.tensor([0.0, 0.9, 0.0]).double() + turns[:, None] * torch.tensor([1.0, 0, 0.4])
+    clip = MotionClip(skeleton=skeleton, rotations=rotations, root_positions=path, fps=20.0)
+    still = replace(clip, rotations=rotations[:1].expand(6, -1, -1, -1))
+    return skeleton, clip, replace(still, root_positions=path[:1].expand(6, -1))
+
+
+@pytest.mark.parametrize(("right", "feet"), [(0.0, (1, 2)), (0.2, (1,))])
+@pytest.mark.parametrize("root", [True, False])
+def test_feet_on_the_ground_move_as_the_original(root, right, feet):
+    """A foot that is 20 cm higher than the other may move."""
+    spec = FeatureSpec(rot6d="rows", root=root)
+    model = make(spec)
+    skeleton, output, target = standing(right)
+    pair = from_clips(model, spec, output, target)
+    losses = MotionLosses(LossConfig(features=0, position=1, foot_velocity=3), model, skeleton)
+    term = losses(reconstruct(model, *pair))["foot_velocity"]
+    places = (
+        output.pose.positions if root else output.pose.positions - output.root_positions[:, None]
+    )
+    velocities = places[:, [1, 2]].diff(dim=0) * 20
+    velocities[:, [foot - 1 for foot in (1, 2) if foot not in feet]] = 0
+    torch.testing.assert_close(term, 3 * smooth(velocities).float(), rtol=1e-3, atol=1e-5)
+
+
+def test_feet_must_have_names():
+    model = make(FeatureSpec(rot6d="rows"))
+    with pytest.raises(MotionError, match=r"set loss\.foot_velocity to 0"):
+        MotionLosses(LossConfig(foot_velocity=1.0), model, SKELETON)
+
+
+@pytest.mark.parametrize("channels", [263, 251])
+def test_humanml3d_and_kit_are_smooth_too(channels):
+    model = make(channels=channels)
+    output, target = random_pair(model)
+    losses = MotionLosses(
+        LossConfig(features=0, acceleration=1, foot_velocity=1), model, skeleton_of(channels)
+    )
+    terms = losses(reconstruct(model, output, target))
+    places = [recover_positions(x) for x in (output, target)]
+    accelerations = [x.diff(n=2, dim=1) * 20**2 for x in places]
+    torch.testing.assert_close(terms["acceleration"], smooth(accelerations[0] - accelerations[1]))
+    feet = [x[:, :, list(find_feet(skeleton_of(channels).names))] for x in places]
+    heights = feet[1][..., 1]
+    low = heights < heights.amin(dim=2, keepdim=True) + 0.05
+    steps = (low[:, 1:] & low[:, :-1])[..., None]
+    speeds = (feet[0] - feet[1]).diff(dim=1) * 20 * steps
+    torch.testing.assert_close(terms["foot_velocity"], smooth(speeds))
+
+
+def test_positions_are_found_once_for_both_losses(monkeypatch):
+    model = make(FeatureSpec(rot6d="rows"))
+    losses = MotionLosses(LossConfig(acceleration=1.0), model, SKELETON)
+    calls = []
+    monkeypatch.setattr(
+        "motion.train.movement.find_positions",
+        lambda tree, vectors: calls.append(1) or find_positions(tree, vectors),
+    )
+    losses(reconstruct(model, *random_pair(model)))
+    assert len(calls) == 2
+
+
 def test_a_perfect_output_costs_nothing():
     model = make(FeatureSpec(rot6d="columns"))
     _, target = random_pair(model)
-    terms = terms_of(model, target, target, features=1.0, position=1.0, velocity=1.0)
+    terms = terms_of(model, target, target, position=1.0, velocity=1.0, acceleration=1.0)
     assert all(term == 0 for term in terms.values())
 
 
@@ -156,6 +287,8 @@ def test_a_term_without_weight_is_not_computed():
     ("changes", "message"),
     [
         ({"velocity": -1.0}, "velocity must be at least 0"),
+        ({"acceleration": -1.0}, "acceleration must be at least 0"),
+        ({"foot_velocity": -0.1}, "foot_velocity must be at least 0"),
         ({"features": 0.0, "position": 0.0}, "features must be above 0 if"),
         ({"error": "huber"}, "error must be smooth_l1 or l1 or l2"),
     ],

@@ -15,11 +15,12 @@ from accelerate.state import AcceleratorState, PartialState
 from motion import RVQVAE
 from motion.features.recording import read_recording
 from motion.features.statistics import FeatureStatistics
-from motion.files.formats import write_motion
+from motion.files.formats import read_motion, write_motion
 from motion.skeleton.sample import walk
 from motion.train.run import TrainConfig, main
 from tests.helpers import LAUNCHER
 from tests.motion import two_ranks
+from tests.motion.helpers import random_clip, random_skeleton
 from tests.motion.small_tokenizers import saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import read_tensors
 from wanvae.video import probe
@@ -211,6 +212,21 @@ def test_a_run_goes_on_only_with_the_same_model_and_data(folder, tmp_path, capsy
     assert "the training data are 1 entries" in capsys.readouterr().err
 
 
+def test_the_skeleton_of_the_data_is_kept_and_wanted(folder, tmp_path, capsys):
+    """Another one of 55 joints is refused, and one of the same joints goes on."""
+    run = tmp_path / "run"
+    assert main(options(folder, run, 1)) == 0
+    weights = run / "model.safetensors"
+    assert RVQVAE.from_pretrained(weights).skeleton == read_motion(folder / "walk.npz").skeleton
+    other = tmp_path / "other"
+    other.mkdir()
+    write_motion(other / "a.bvh", random_clip(random_skeleton(55), 40))
+    reset()
+    assert main(options(other, tmp_path / "two", 1, f"--weights={weights}")) == 1
+    assert "a.bvh has no pelvis, " in capsys.readouterr().err
+    assert main(options(folder, run, 2)) == 0
+
+
 def test_training_does_not_start_from_damaged_weights(folder, tmp_path, capsys):
     weights = tmp_path / "start.safetensors"
     model = RVQVAE.from_pretrained(saved_tokenizer(weights))
@@ -368,3 +384,100 @@ def test_it_trains_through_the_launcher(folder, tmp_path):
     command = ["accelerate.commands.launch", "--cpu", "--num_processes=1", "-m", "motion.train"]
     run_command(*command, *options(folder, tmp_path, 2))
     assert (tmp_path / "model.safetensors").exists()
+
+
+# The dilation 9 over the 4 positions of latents of a window.
+FAR = ["--model.resnet.depth=2", "--model.resnet.dilation_growth_rate=[1,9]"]
+
+
+def outer_taps(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    blocks = "encoder.model.3.1.model.0", "decoder.model.2.0.model.0"
+    return [tensors[f"{block}.conv1.weight"][:, :, [0, 2]] for block in blocks]
+
+
+def test_taps_that_windows_do_not_reach_stay_at_zero(folder, tmp_path, capsys):
+    assert main(options(folder, tmp_path / "run", 12, *FAR, "--trainer.weight_decay=0.1")) == 0
+    assert "outer taps of 2 convolutions start at zero and stay so" in capsys.readouterr().out
+    tensors = tensors_of(tmp_path / "run")
+    assert all(taps.eq(0).all() for taps in outer_taps(tensors))
+    assert tensors["encoder.model.3.1.model.0.conv1.weight"][:, :, 1].ne(0).all()
+    reset()
+    # Others are the same numbers as without the zeros.
+    assert main(options(folder, tmp_path / "covered", 1, *FAR, "--data.window=40")) == 0
+    assert "outer taps" not in capsys.readouterr().out
+    assert all(taps.any() for taps in outer_taps(tensors_of(tmp_path / "covered")))
+
+
+def test_weights_whose_taps_windows_do_not_reach_are_told(folder, tmp_path, capsys):
+    weights = tmp_path / "covered" / "model.safetensors"
+    assert main(options(folder, weights.parent, 1, *FAR, "--data.window=40")) == 0
+    reset()
+    run = tmp_path / "shorter"
+    assert main(options(folder, run, 1, f"--weights={weights}")) == 0
+    told = capsys.readouterr().err
+    assert f"2 convolutions of {weights} look further than windows of 16 frames" in told
+    assert "set data.window to at least 40" in told
+    # They are weights of somebody, and stay.
+    before, after = (outer_taps(tensors_of(path)) for path in (weights.parent, run))
+    assert all(map(torch.equal, before, after))
+    reset()
+    # As trained from the start with such windows: zeroed, so there is nothing to tell.
+    zeroed = tmp_path / "zeroed" / "model.safetensors"
+    assert main(options(folder, zeroed.parent, 1, *FAR)) == 0
+    reset()
+    assert main(options(folder, tmp_path / "again", 1, f"--weights={zeroed}")) == 0
+    assert "look further" not in capsys.readouterr().err
+
+
+def test_a_run_of_taps_with_random_numbers_goes_on_with_them(folder, tmp_path, monkeypatch):
+    """Of an earlier version: a run that is resumed is not changed."""
+    with monkeypatch.context() as patched:
+        patched.setattr("motion.train.run.find_unreached_taps", lambda *_: [])
+        assert main(options(folder, tmp_path, 2, *FAR)) == 0
+    before = outer_taps(tensors_of(tmp_path))
+    assert all(taps.any() for taps in before)
+    reset()
+    assert main(options(folder, tmp_path, 4, *FAR)) == 0
+    assert all(map(torch.equal, before, outer_taps(tensors_of(tmp_path))))
+
+
+SMOOTH = [
+    "--model.smoothing.before=1",
+    "--model.smoothing.after=1",
+    "--model.features.heading=relative",
+    "--model.channels=334",
+    "--loss.acceleration=0.1",
+    "--loss.foot_velocity=1",
+    "--data.mirror=true",
+]
+
+
+def test_smooth_motion_is_trained(folder, tmp_path, capsys):
+    assert main(options(folder, tmp_path, 3, *SMOOTH)) == 0
+    terms = {"features", "position", "acceleration", "foot_velocity", "commitment"}
+    for line in lines_of(tmp_path):
+        if "loss" in line:
+            assert line["loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-3)
+    model = RVQVAE.from_pretrained(tmp_path / "model.safetensors")
+    assert model.smoother is not None and model.config.features.relative
+    reset()
+    # Turned windows need features that turn.
+    assert main(options(folder, tmp_path / "other", 1, *SMOOTH, "--data.turn=true")) == 1
+    assert "set data.turn to false" in capsys.readouterr().err
+
+
+def test_turned_windows_are_trained_on(folder, tmp_path):
+    assert main(options(folder, tmp_path, 1, "--data.turn=true")) == 0
+    mean = RVQVAE.from_pretrained(tmp_path / "model.safetensors").normalizer.mean
+    # The root faces all directions: the rows of x and z have no mean, the row of y stays.
+    torch.testing.assert_close(mean[:3], torch.zeros(3), rtol=0, atol=1e-6)
+    assert mean[4] > 0.9
+
+
+def test_mirrored_files_are_the_files_of_the_run(folder, tmp_path):
+    """They are not other files, but a run goes on only with the same choice."""
+    assert main(options(folder, tmp_path, 1, "--data.mirror=true")) == 0
+    reset()
+    assert main(options(folder, tmp_path, 2, "--data.mirror=true")) == 0
+    reset()
+    assert main(options(folder, tmp_path, 3)) == 1

@@ -10,12 +10,16 @@ import torch
 
 from motion.config import FeatureSpec, RVQVAEConfig
 from motion.errors import MotionError
+from motion.features.heading import find_headings
 from motion.features.recording import read_recording
+from motion.features.rotations import extract_features, from_rot6d
 from motion.features.statistics import FeatureStatistics
-from motion.files.formats import write_motion
+from motion.features.turning import turn_features
+from motion.files.formats import read_in_file_order, write_motion
+from motion.skeleton.mirror import mirror
 from motion.skeleton.sample import walk
 from motion.train.windows import DataConfig, MotionWindows, load_data
-from tests.motion.helpers import random_clip, random_skeleton
+from tests.motion.helpers import depth_first, largest_difference, random_clip, random_skeleton
 
 JOINTS = 4
 SPEC = FeatureSpec(rot6d="rows")
@@ -61,9 +65,9 @@ def save(folder, name, frames, *, joints=JOINTS, seed=0):
     write_motion(folder / name, random_clip(random_skeleton(joints, seed=seed), frames))
 
 
-def load(folder, model=MODEL, report=True, **changes):
+def load(folder, model=MODEL, report=True, skeleton=None, **changes):
     config = DataConfig(**{"folder": str(folder), "window": 8, **changes})
-    return load_data(config, model, seed=0, report=report)
+    return load_data(config, model, seed=0, report=report, skeleton=skeleton)
 
 
 def test_what_is_held_out_is_never_drawn_nor_counted(tmp_path):
@@ -146,6 +150,30 @@ def test_recordings_of_several_skeletons_are_refused(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:the joints of the motion have another order")
+def test_files_with_another_order_are_matched(tmp_path):
+    """With the first file, and with the skeleton of a model, which other files do not have."""
+    save(tmp_path, "a.bvh", 10, seed=1)
+    clip = read_in_file_order(tmp_path / "a.bvh")
+    skeleton = depth_first(clip.skeleton)
+    assert skeleton.names != clip.skeleton.names
+    order = [clip.skeleton.names.index(name) for name in skeleton.names]
+    other = replace(clip, skeleton=skeleton, rotations=clip.rotations[:, order])
+    write_motion(tmp_path / "b.bvh", other)
+    data = load(tmp_path)
+    one, two = data.windows.recordings
+    assert data.skeleton.names == clip.skeleton.names
+    assert largest_difference(one, two) < 1e-5
+
+    data = load(tmp_path, skeleton=skeleton)
+    assert data.skeleton.names == skeleton.names
+    assert largest_difference(data.windows.recordings[0], data.windows.recordings[1]) < 1e-5
+    renamed = replace(skeleton, names=("hips", *skeleton.names[1:]))
+    write_motion(tmp_path / "a.bvh", replace(other, skeleton=renamed))
+    with pytest.warns(UserWarning, match=r"1 files in .*\n.*a\.bvh has no joint0"):
+        assert len(load(tmp_path, skeleton=skeleton).windows.recordings) == 1
+
+
 def test_bodies_of_any_size_are_of_one_skeleton(tmp_path):
     save(tmp_path, "a.bvh", 10)
     clip = random_clip(random_skeleton(JOINTS))
@@ -160,6 +188,64 @@ def test_clips_are_brought_to_the_rate_of_the_model(tmp_path):
     write_motion(tmp_path / "walk.npz", walk(61, fps=60.0))
     model = replace(MODEL, channels=SPEC.channels(55))
     assert [len(features) for features in load(tmp_path, model).windows.recordings] == [31]
+
+
+def save_walk(folder):
+    write_motion(folder / "walk.npz", walk(40))
+    return replace(MODEL, channels=SPEC.channels(55))
+
+
+def test_mirrored_recordings_are_trained_on_too(tmp_path):
+    model = save_walk(tmp_path)
+    data = load(tmp_path, model, held_out=0.25, mirror=True)
+    clip = read_recording(tmp_path / "walk.npz", model).clip
+    expected = [extract_features(x[:30], SPEC).float() for x in (clip, mirror(clip))]
+    for features, wanted in zip(data.windows.recordings, expected, strict=True):
+        torch.testing.assert_close(features, wanted, rtol=0, atol=1e-6)
+    assert torch.equal(data.statistics.mean, FeatureStatistics.fit(data.windows.recordings).mean)
+    # What is held out stays as it is, and the file is one file.
+    assert [len(recording) for recording in data.held_out] == [10]
+    assert len(list(data.describe())) == 1
+
+
+def test_turned_windows_are_windows_of_the_turned_motion(tmp_path):
+    model = save_walk(tmp_path)
+    plain, turned = (load(tmp_path, model, turn=turn) for turn in (False, True))
+    headings = []
+    for number in range(50):
+        before, after = plain.windows[number], turned.windows[number]
+        assert torch.equal(after, turned.windows[number])
+        # Only the rotation of the root and its velocity change.
+        assert torch.equal(before[:, 6:330], after[:, 6:330])
+        torch.testing.assert_close(before[:, 332], after[:, 332])
+        speeds = [x[:, 330:332].norm(dim=1) for x in (before, after)]
+        torch.testing.assert_close(*speeds, rtol=1e-4, atol=1e-4)
+        roots = [from_rot6d(x[:, :6], "rows") for x in (before, after)]
+        turn = roots[1] @ roots[0].mT
+        torch.testing.assert_close(turn[:, 1], torch.tensor([0.0, 1, 0]).expand(8, 3))
+        headings.append(find_headings(turn)[0].item())
+    assert min(headings) < -2 and max(headings) > 2  # in all directions
+
+
+def test_statistics_are_of_all_directions(tmp_path):
+    model = save_walk(tmp_path)
+    data = load(tmp_path, model, turn=True)
+    features = data.windows.recordings[0]
+    angles = torch.linspace(0, 2 * torch.pi, 361)[:-1].tolist()
+    expected = FeatureStatistics.fit(turn_features(SPEC, 55, features, x) for x in angles)
+    torch.testing.assert_close(data.statistics.mean, expected.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(data.statistics.std, expected.std, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["mirror", "turn"])
+def test_what_cannot_be_turned_or_mirrored_is_refused(tmp_path, humanml3d, change):
+    with pytest.raises(MotionError, match="HumanML3D and KIT cannot be mirrored or turned"):
+        load(humanml3d, HUMANML3D, **{change: True})
+    if change == "turn":
+        relative = replace(SPEC, heading="relative")
+        model = replace(MODEL, features=relative, channels=relative.channels(55))
+        with pytest.raises(MotionError, match="stay the same if the motion is turned"):
+            load(tmp_path, model, turn=True)
 
 
 @pytest.fixture

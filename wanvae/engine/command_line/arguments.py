@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from argparse import Action
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -241,10 +242,15 @@ def find_packaged_configs(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def config_parser(
-    cls: type, program: str, description: str | None, config_folders: Sequence[Path] = ()
+    cls: type,
+    program: str,
+    description: str | None,
+    config_folders: Sequence[Path] = (),
+    *,
+    exit_on_error: bool = True,
 ) -> Parser:
-    """The parser of ``parse_config``."""
-    parser = Parser(description, program)
+    """The parser of ``parse_config`` and, without an exit on errors, of ``read_config``."""
+    parser = Parser(description, program, exit_on_error=exit_on_error)
     parser.renamed = renamed_options(cls)
     parser.packaged_configs = find_packaged_configs(config_folders)
     parser.add_config_option()
@@ -275,7 +281,31 @@ def parse_config(
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = parse(parser, [parser.with_new_names(argument) for argument in arguments])
     try:
-        parsed = parser.instantiate(parsed)
-        return cls(**{field.name: parsed[field.name] for field in fields(cls)})
+        return instantiate(parser, parsed, cls)
     except UserError as error:
         parser.error(str(error))
+
+
+def read_config(
+    cls: type[T], config: str | os.PathLike[str], config_folders: Sequence[Path] = ()
+) -> T:
+    """A ``cls`` from a YAML file, as ``parse_config`` has it from ``--config``, for programs.
+
+    Args:
+        config: the file, or the name of a config in ``config_folders``.
+
+    Raises:
+        UserError: there is no such config, or it has an unknown key or an impossible value.
+    """
+    parser = config_parser(cls, "config", None, config_folders, exit_on_error=False)
+    try:
+        return instantiate(parser, parse(parser, [f"--config={os.fspath(config)}"]), cls)
+    except (ArgumentError, UserError) as error:
+        text = plain(" ".join(str(error).split())).removeprefix("--config: ")
+        raise UserError(text if str(config) in text else f"{config}: {text}") from error
+
+
+def instantiate(parser: Parser, parsed: Namespace, cls: type[T]) -> T:
+    """The ``cls`` whose fields a parser has parsed; UserError if ``cls`` refuses them."""
+    parsed = parser.instantiate(parsed)
+    return cls(**{field.name: parsed[field.name] for field in fields(cls)})

@@ -1,0 +1,200 @@
+"""Which part of a body each joint is, by its name and its place in the tree.
+
+The names of Mixamo, CMU, LAFAN1, Rokoko, Perception Neuron, Xsens, SMPL, Unity, Unreal and Blender
+are known, with any prefix that all joints share. Parts have the same names for all skeletons, such
+as "left_upper_arm", "left_index2" or "spine1".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from motion.skeleton.joint_names import Side, side_of
+from motion.skeleton.tree import Skeleton
+
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Names of the parts of each side, in the order in which parts choose among the joints. "Shoulder"
+# is the upper arm only where no joint is called an arm, and "foot" the toes only beside an ankle.
+LIMBS: dict[str, tuple[str, ...]] = {
+    "upper_leg": ("upleg", "upperleg", "thigh", "femur", "hip"),
+    "lower_leg": ("lowleg", "lowerleg", "shin", "calf", "tibia", "knee", "leg"),
+    "foot": ("ankle", "foot"),
+    "toes": ("toebase", "toes", "toe", "ball", "foot"),
+    "upper_arm": ("uparm", "upperarm", "arm", "shldr", "humerus", "shoulder"),
+    "collar": ("collar", "clavicle", "shoulder"),
+    "lower_arm": ("lowarm", "lowerarm", "forearm", "radius", "elbow"),
+    "hand": ("wrist", "hand"),
+    "eye": ("eye", "eyesmplhf"),
+}
+CENTRAL: dict[str, tuple[str, ...]] = {
+    "hips": ("hips", "pelvis", "hip", "root"),
+    "head": ("head", "upperneck"),
+    "head_end": ("headtopend", "headend", "headtop"),
+    "jaw": ("jaw",),
+}
+STEMS = frozenset(stem for stems in LIMBS.values() for stem in stems)
+FINGER = re.compile(
+    r"(?:hand|f|finger)?(?P<in>inhand)?(?P<finger>thumb|index|middle|ring|pinky|little)(?:finger)?"
+    r"(?P<phalanx>metacarpal|proximal|intermediate|distal)?"
+)
+PHALANXES = ("metacarpal", "proximal", "intermediate", "distal")
+
+
+@dataclass(frozen=True)
+class Label:
+    """The name of a joint in small letters, taken apart.
+
+    Attributes:
+        side: the side of the body; None if the name does not say it.
+        stem: the words without the side and the number, without blanks: "upleg".
+        number: the number in the name; None without one.
+    """
+
+    side: Side | None
+    stem: str
+    number: int | None
+
+    @property
+    def text(self) -> str:
+        """The name that the joint has if no part is known by its name."""
+        side = "" if self.side is None else f"{self.side}_"
+        return f"{side}{self.stem}{'' if self.number is None else self.number}"
+
+
+def find_parts(skeleton: Skeleton) -> tuple[str, ...]:
+    """Returns the part of each joint, all different.
+
+    A joint of no known part has its own name in small letters, with a number where joints share it.
+
+    The joints between hips and arms are "spine1" and so on from below, the joints between arms and
+    head "neck1" and so on.
+    """
+    labels = [read_label(name) for name in strip_prefixes(skeleton.names)]
+    parts = name_by_stem(labels)
+    name_trunk(skeleton, labels, parts)
+    taken = Counter(parts.values())
+    for joint, label in enumerate(labels):
+        if joint not in parts:
+            taken[label.text] += 1
+            repeated = taken[label.text] > 1
+            parts[joint] = f"{label.text} ({taken[label.text]})" if repeated else label.text
+    return tuple(parts[joint] for joint in range(skeleton.joints))
+
+
+def strip_prefixes(names: Sequence[str]) -> list[str]:
+    """Returns names without what precedes a colon, and without a prefix that all of them share."""
+    names = [name.rpartition(":")[2] or name for name in names]
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    shared = "".join(letters[0] for letters in same)
+    end = max(shared.rfind(mark) for mark in "_ .") + 1
+    return [name[end:] or name for name in names]
+
+
+def read_label(name: str) -> Label:
+    """Takes a name apart: LeftHandIndex1 is the left side, "handindex" and 1."""
+    side = side_of(name)
+    words = [word.lower() for word in WORD.findall(name)]
+    numbers = [int(word) for word in words if word.isdigit()]
+    words = [word for word in words if not word.isdigit()]
+    if side is not None:
+        # The side is a word, its first letter, or the beginning of a word: left, l, leftarm, lfoot.
+        place = next(i for i, w in enumerate(words) if w[:1] == side[0] and side_of(w) == side)
+        word = words[place]
+        words[place] = word.removeprefix(side) if word.startswith(side) else word[1:]
+    stem = "".join(words)
+    if side is None and stem[1:] in STEMS and stem[0] in "lr":
+        side, stem = ("left" if stem[0] == "l" else "right"), stem[1:]
+    return Label(side, stem, numbers[-1] if numbers else None)
+
+
+def name_by_stem(labels: Sequence[Label]) -> dict[int, str]:
+    """Returns the parts of limbs, fingers and head, by joint."""
+    parts: dict[int, str] = {}
+    sides: tuple[Side | None, ...] = ("left", "right", None)
+    for side in sides:
+        own = {joint: label for joint, label in enumerate(labels) if label.side == side}
+        for part, stems in (CENTRAL if side is None else LIMBS).items():
+            found = choose(own, stems, parts)
+            if found is not None:
+                parts[found] = part if side is None else f"{side}_{part}"
+        for joint, label in own.items():
+            finger = read_finger(label)
+            if side is not None and finger is not None and joint not in parts:
+                parts[joint] = f"{side}_{finger}"
+    return drop_repeats(parts)
+
+
+def choose(own: dict[int, Label], stems: Sequence[str], taken: dict[int, str]) -> int | None:
+    """Returns the first joint that has the first possible of these names, and is not taken."""
+    for stem in stems:
+        for joint, label in own.items():
+            if label.stem == stem and joint not in taken and not label.number:
+                return joint
+    return None
+
+
+def read_finger(label: Label) -> str | None:
+    """Returns the finger and its bone, such as "index2"; 0 is the bone in the palm."""
+    match = FINGER.fullmatch(label.stem)
+    if match is None:
+        return None
+    number = 1 if label.number is None else label.number
+    if match["phalanx"]:
+        number = PHALANXES.index(match["phalanx"])
+    elif match["in"]:
+        number = 0
+    return f"{'pinky' if match['finger'] == 'little' else match['finger']}{number}"
+
+
+def drop_repeats(parts: dict[int, str]) -> dict[int, str]:
+    """Returns parts without joints whose part another joint before them has."""
+    first = {part: joint for joint, part in sorted(parts.items(), reverse=True)}
+    return {joint: part for part, joint in first.items()}
+
+
+def name_trunk(skeleton: Skeleton, labels: Sequence[Label], parts: dict[int, str]) -> None:
+    """Adds hips, spine and neck to parts, by their places between the legs, arms and the head."""
+    joints = {part: joint for joint, part in parts.items()}
+    legs, arms = (
+        [joints[f"{side}_{part}"] for side in ("left", "right") if f"{side}_{part}" in joints]
+        for part in ("upper_leg", "upper_arm")
+    )
+    if "hips" not in joints and len(legs) == 2:
+        joints["hips"] = meet(skeleton, *legs)
+        parts.setdefault(joints["hips"], "hips")
+    hips, head = joints.get("hips", 0), joints.get("head")
+    top = meet(skeleton, *arms) if len(arms) == 2 else head
+    if top is None:
+        return
+    spine = [joint for joint in path_between(skeleton, hips, top) if joint != head]
+    if len(arms) == 2:
+        neck = [] if head is None else path_between(skeleton, top, head)[:-1]
+    else:
+        neck = [joint for joint in spine if "neck" in labels[joint].stem]
+    spine = [joint for joint in spine if joint not in neck]
+    for name, chain in (("spine", spine), ("neck", neck)):
+        parts.update({joint: f"{name}{number}" for number, joint in enumerate(chain, start=1)})
+
+
+def path_between(skeleton: Skeleton, above: int, joint: int) -> list[int]:
+    """Returns the joints below ``above`` on the way to ``joint``; none if it hangs elsewhere."""
+    path = path_to(skeleton, joint)
+    return path[path.index(above) + 1 :] if above in path else []
+
+
+def path_to(skeleton: Skeleton, joint: int) -> list[int]:
+    """Returns the joints from the root to a joint."""
+    path = [joint]
+    while (joint := skeleton.parents[joint]) >= 0:
+        path.append(joint)
+    return path[::-1]
+
+
+def meet(skeleton: Skeleton, one: int, other: int) -> int:
+    """Returns the lowest joint that both joints hang on, or that one of them is."""
+    pairs = zip(path_to(skeleton, one), path_to(skeleton, other), strict=False)
+    return [a for a, b in pairs if a == b][-1]

@@ -1,0 +1,235 @@
+"""A model knows its skeleton: files are matched with it by the names of their joints."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from motion import RVQVAE
+from motion.checkpoints import formats
+from motion.checkpoints.formats import WITHOUT_SKELETON, Layout
+from motion.commands.convert import convert_checkpoint
+from motion.commands.detokenize import detokenize, detokenize_file
+from motion.commands.info import describe_file
+from motion.commands.reconstruct import reconstruct_file
+from motion.commands.tokenize import tokenize_file
+from motion.errors import MotionError, SkeletonError
+from motion.evaluate.evaluation import measure
+from motion.features.recording import read_recording
+from motion.files.formats import read_in_file_order, write_motion
+from motion.skeleton.clip import MotionClip
+from motion.skeleton.matching import match_skeletons
+from motion.skeleton.packaged import HUMANML3D, SMPLX
+from motion.skeleton.sample import walk
+from motion.tokens import Tokens, identify, read_tokens
+from tests.motion.helpers import RECORDINGS, largest_difference
+from tests.motion.skeleton.test_matching import MIXAMO
+from tests.motion.small_tokenizers import ROOTED, ROOTLESS, tiny_tokenizer
+from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
+from wanvae.errors import UserError
+
+CASES = RECORDINGS.parents[1] / "cases" / "motion"
+MATCHED = pytest.mark.filterwarnings("ignore:the joints of the motion have another order")
+FITS = "does not tell its skeleton, so nothing checks"
+
+
+def walk_of(names: tuple[str, ...]) -> MotionClip:
+    """The walk of the 22 joints of the body, with these names in the order of HumanML3D."""
+    clip = walk(40)
+    skeleton = replace(HUMANML3D, names=names)
+    return MotionClip(
+        skeleton=skeleton,
+        rotations=clip.rotations[:, :22],
+        root_positions=clip.root_positions,
+        fps=30.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def body_model() -> RVQVAE:
+    """A small tokenizer of the 22 joints of the body."""
+    return tiny_tokenizer(ROOTED, clip=walk_of(HUMANML3D.names))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """The same walk with the names and the order of HumanML3D, and with those of Mixamo."""
+    one, other = tmp_path / "one.bvh", tmp_path / "other.bvh"
+    clip = walk_of(HUMANML3D.names)
+    write_motion(one, clip)
+    order = [HUMANML3D.names.index(name) for name in smpl_names()]
+    write_motion(other, replace(clip, skeleton=MIXAMO, rotations=clip.rotations[:, order]))
+    return one, other
+
+
+def smpl_names() -> list[str]:
+    """The names in HumanML3D of the joints of ``MIXAMO``."""
+    order = match_skeletons(MIXAMO, HUMANML3D).order
+    return [HUMANML3D.names[order.index(joint)] for joint in range(22)]
+
+
+@MATCHED
+def test_another_order_gives_the_same_tokens_and_its_own_file(
+    body_model: RVQVAE, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, other = files
+    first = reconstruct_file(body_model, one, tmp_path / "a.bvh")
+    second = reconstruct_file(body_model, other, tmp_path / "b.bvh")
+    assert second.mpjpe == pytest.approx(first.mpjpe, rel=1e-4)
+    assert second.rotation_error == pytest.approx(first.rotation_error, rel=1e-4)
+    clips = [read_in_file_order(tmp_path / name) for name in ("a.bvh", "b.bvh")]
+    assert clips[1].skeleton.names == MIXAMO.names
+    joints = [clips[0].skeleton.names.index(name) for name in smpl_names()]
+    positions = clips[0].pose.positions[:, joints]
+    assert largest_difference(clips[1].pose.positions, positions) < 1e-4
+
+    tokens = [tokenize_file(body_model, path, tmp_path / f"{path.stem}.npz") for path in files]
+    assert torch.equal(tokens[0].indices, tokens[1].indices)
+    detokenize_file(body_model, tmp_path / "other.npz", tmp_path / "c.bvh")
+    again = read_in_file_order(tmp_path / "c.bvh")
+    assert again.skeleton.names == MIXAMO.names
+    assert largest_difference(again.rotations, clips[1].rotations) < 1e-4
+    detokenize_file(body_model, tmp_path / "one.npz", tmp_path / "d.bvh", skeleton=other)
+    assert largest_difference(read_in_file_order(tmp_path / "d.bvh").rotations, again.rotations) < (
+        1e-4
+    )
+
+
+def test_another_order_is_told_once(body_model: RVQVAE, files: tuple[Path, Path]) -> None:
+    one, other = files
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        read_recording(one, body_model.config, skeleton=body_model.skeleton)
+        assert not told
+        for _ in range(2):
+            recording = read_recording(other, body_model.config, skeleton=body_model.skeleton)
+    assert [str(each.message)[:44] for each in told] == [
+        "the joints of the motion have another order "
+    ]
+    assert recording.skeleton.names == HUMANML3D.names
+    assert recording.file_skeleton.names == MIXAMO.names
+    figures = measure(body_model, recording)
+    assert figures.joint_names == HUMANML3D.names
+
+
+def test_other_proportions_are_told(body_model: RVQVAE, tmp_path: Path) -> None:
+    clip = walk_of(HUMANML3D.names)
+    offsets = tuple(tuple(0.6 * x for x in offset) for offset in clip.skeleton.offsets)
+    small = replace(clip, skeleton=replace(clip.skeleton, offsets=offsets))
+    write_motion(tmp_path / "child.bvh", small)
+    with pytest.warns(UserWarning, match=r"^the bones of the motion are 0\.6 times as long"):
+        tokenize_file(body_model, tmp_path / "child.bvh", tmp_path / "child.npz")
+
+
+def test_other_joints_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    model = tiny_tokenizer()
+    message = r"one\.bvh has 132 channels of 22 joints, but .* it has no jaw, left_eye_smplhf"
+    with pytest.raises(MotionError, match=message):
+        reconstruct_file(model, files[0], tmp_path / "out.bvh")
+    tokens = Tokens(torch.zeros(3, 2, dtype=torch.int64), None)
+    with pytest.raises(MotionError, match=r"the tokens are to move has .* no jaw.*--skeleton"):
+        detokenize(model, tokens, skeleton=HUMANML3D)
+    assert not (tmp_path / "out.bvh").exists()
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the shared cases")
+class TestCases:
+    def test_mixamo_is_not_smplx(self, tmp_path: Path) -> None:
+        """It has 55 joints, as SMPL-X."""
+        file = CASES / "mixamo_55_joints.bvh"
+        with pytest.raises(SkeletonError, match=r"has no jaw and has mixamorig:HeadTop_End"):
+            tokenize_file(tiny_tokenizer(), file, tmp_path / "out.npz")
+
+    @MATCHED
+    def test_the_order_of_joints_changes_nothing(self, tmp_path: Path) -> None:
+        trained = read_in_file_order(CASES / "order_trained.bvh")
+        model = tiny_tokenizer(ROOTED, clip=trained)
+        one, other = (
+            reconstruct_file(model, CASES / f"order_{name}.bvh", tmp_path / f"{name}.bvh")
+            for name in ("trained", "other")
+        )
+        assert other.mpjpe == pytest.approx(one.mpjpe, rel=1e-3)
+        written = read_in_file_order(tmp_path / "other.bvh").skeleton
+        assert written.names == read_in_file_order(CASES / "order_other.bvh").skeleton.names
+
+
+def test_checkpoints_keep_the_skeleton(body_model: RVQVAE, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    body_model.save_pretrained(path)
+    again = RVQVAE.from_pretrained(path)
+    assert again.skeleton == body_model.skeleton
+    assert identify(again) == identify(body_model)
+    lines = list(describe_file(path))
+    assert "joints: 22, from pelvis to right_wrist" in lines
+    # Tokens without a skeleton move the one of the model.
+    recording = detokenize(again, Tokens(torch.zeros(3, 2, dtype=torch.int64), None))
+    assert recording.skeleton == body_model.skeleton
+
+
+def test_a_skeleton_identifies_a_model(body_model: RVQVAE) -> None:
+    before = identify(body_model)
+    renamed = RVQVAE(body_model.config, replace(HUMANML3D, names=tuple(map(str, range(22)))))
+    renamed.load_state_dict(body_model.state_dict())
+    assert identify(renamed) != before
+    renamed.skeleton = None
+    assert identify(renamed) == before  # the packaged skeleton, which earlier versions had
+
+
+def test_checkpoints_of_earlier_versions(tmp_path: Path) -> None:
+    """They load with a warning, read any file with their number of joints, and can be completed."""
+    path, complete = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    model = tiny_tokenizer(ROOTLESS)
+    formats.save_native(path, model.config, model.state_dict())
+    with pytest.warns(UserWarning, match=FITS):
+        old = RVQVAE.from_pretrained(path)
+    assert old.skeleton is None and f"note: {WITHOUT_SKELETON}" in list(describe_file(path))
+    write_motion(tmp_path / "walk.bvh", walk(20))
+    reconstruct_file(old, tmp_path / "walk.bvh", tmp_path / "out.bvh")
+
+    skeleton = read_in_file_order(tmp_path / "walk.bvh").skeleton
+    report = convert_checkpoint(path, complete, Layout.NATIVE, skeleton=skeleton)
+    assert WITHOUT_SKELETON not in report.notes
+    assert RVQVAE.from_pretrained(complete).skeleton == skeleton
+    with pytest.raises(UserError, match=r"a skeleton of 22 joints has 132 channels, .* has 330"):
+        convert_checkpoint(path, complete, Layout.NATIVE, skeleton=HUMANML3D)
+
+
+def test_published_models_of_beat2_know_smplx(tmp_path: Path) -> None:
+    formats.save_momask(tmp_path / "a.pth", *config_and_tensors(tiny_tokenizer()))
+    with pytest.warns(UserWarning, match="no mean and standard deviation"):
+        model = RVQVAE.from_pretrained(tmp_path / "a.pth")
+    assert model.skeleton == SMPLX
+
+
+def config_and_tensors(model: RVQVAE) -> tuple:
+    return model.config, model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no JSON"),
+        ('{"names": ["a"]}', "missing keys"),
+        (None, "of 22 joints has 132 channels, but the model has 330"),
+    ],
+)
+def test_damaged_skeletons(body_model: RVQVAE, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    tiny_tokenizer().save_pretrained(path)
+    body_model.save_pretrained(tmp_path / "b.safetensors")
+    other = read_tensors(tmp_path / "b.safetensors").metadata["skeleton"]
+    file = read_tensors(path)
+    write_tensors(path, file.tensors, file.metadata | {"skeleton": text or other})
+    with pytest.raises(CheckpointError, match=message):
+        RVQVAE.from_pretrained(path)
+
+
+def test_tokens_keep_the_order_of_the_file(
+    body_model: RVQVAE, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="matched by their names"):
+        tokenize_file(body_model, files[1], tmp_path / "a.npz")
+    actor = read_tokens(tmp_path / "a.npz").origin.actor
+    assert actor.skeleton.names == MIXAMO.names

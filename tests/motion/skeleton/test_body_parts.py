@@ -1,0 +1,167 @@
+"""Joints are known as parts of a body by what programs call them."""
+
+import pytest
+
+from motion.skeleton.body_parts import find_parts
+from motion.skeleton.packaged import HUMANML3D, KIT, SMPLX
+from motion.skeleton.tree import Skeleton
+
+ARM = ("collar", "upper_arm", "lower_arm", "hand")
+LEG = ("upper_leg", "lower_leg", "foot", "toes")
+
+
+def body(trunk: str, neck: str, arm: str, leg: str, *more: tuple[str, str]) -> Skeleton:
+    """A body whose spine ends where arms and neck begin.
+
+    Args:
+        trunk: the names from hips to chest.
+        neck: the names from neck to head.
+        arm, leg: names of the left side, with the side as {l} or {left}.
+        more: other joints, each with its parent.
+    """
+    joints: list[tuple[str, str]] = []
+
+    def hang(names: str, parent: str) -> None:
+        for name in names.split():
+            joints.append((name, parent))
+            parent = name
+
+    hang(trunk, "")
+    chest = joints[-1][0]
+    hang(neck, chest)
+    for l, left in (("l", "left"), ("r", "right")):  # noqa: E741
+        words = {"l": l, "L": l.upper(), "left": left, "Left": left.title()}
+        hang(arm.format(**words), chest)
+        hang(leg.format(**words), joints[0][0])
+    joints += more
+    names = [name for name, _ in joints]
+    return Skeleton(
+        names=tuple(names),
+        parents=tuple(names.index(parent) if parent else -1 for _, parent in joints),
+        offsets=((0.0, 0.1, 0.0),) * len(joints),
+    )
+
+
+MIXAMO = body(
+    *("mixamorig:Hips mixamorig:Spine mixamorig:Spine1 mixamorig:Spine2",),
+    *("mixamorig:Neck mixamorig:Head",),
+    "mixamorig:{Left}Shoulder mixamorig:{Left}Arm mixamorig:{Left}ForeArm mixamorig:{Left}Hand",
+    "mixamorig:{Left}UpLeg mixamorig:{Left}Leg mixamorig:{Left}Foot mixamorig:{Left}ToeBase",
+)
+BODIES = {
+    "Mixamo": MIXAMO,
+    "LAFAN1": body(
+        "Hips Spine Spine1 Spine2",
+        "Neck Head",
+        "{Left}Shoulder {Left}Arm {Left}ForeArm {Left}Hand",
+        "{Left}UpLeg {Left}Leg {Left}Foot {Left}Toe",
+    ),
+    "Xsens": body(
+        "Hips Chest Chest2 Chest3",
+        "Neck Head",
+        "{Left}Collar {Left}Shoulder {Left}Elbow {Left}Wrist",
+        "{Left}Hip {Left}Knee {Left}Ankle {Left}Toe",
+    ),
+    "SMPL": body(
+        "pelvis spine1 spine2 spine3",
+        "neck head",
+        "{left}_collar {left}_shoulder {left}_elbow {left}_wrist",
+        "{left}_hip {left}_knee {left}_ankle {left}_foot",
+    ),
+    "Unreal": body(
+        "pelvis spine_01 spine_02 spine_03",
+        "neck_01 head",
+        "clavicle_{l} upperarm_{l} lowerarm_{l} hand_{l}",
+        "thigh_{l} calf_{l} foot_{l} ball_{l}",
+    ),
+    "Unity": body(
+        "Hips Spine Chest UpperChest",
+        "Neck Head",
+        "{Left}Shoulder {Left}UpperArm {Left}LowerArm {Left}Hand",
+        "{Left}UpperLeg {Left}LowerLeg {Left}Foot {Left}Toes",
+    ),
+    "Blender": body(
+        "hips spine chest upper_chest",
+        "neck head",
+        "shoulder.{L} upper_arm.{L} forearm.{L} hand.{L}",
+        "thigh.{L} shin.{L} foot.{L} toe.{L}",
+    ),
+    "CMU's own": body(
+        "root lowerback upperback thorax",
+        "lowerneck head",
+        "{l}clavicle {l}humerus {l}radius {l}wrist",
+        "{l}femur {l}tibia {l}foot {l}toes",
+    ),
+    "a prefix that all share": body(
+        "Character1_Hips Character1_Spine Character1_Spine1 Character1_Spine2",
+        "Character1_Neck Character1_Head",
+        "Character1_{Left}Shoulder Character1_{Left}Arm Character1_{Left}ForeArm "
+        "Character1_{Left}Hand",
+        "Character1_{Left}UpLeg Character1_{Left}Leg Character1_{Left}Foot "
+        "Character1_{Left}ToeBase",
+    ),
+}
+EXPECTED = (
+    *("hips", "spine1", "spine2", "spine3", "neck1", "head"),
+    *(f"left_{part}" for part in (*ARM, *LEG)),
+    *(f"right_{part}" for part in (*ARM, *LEG)),
+)
+
+
+@pytest.mark.parametrize("program", BODIES)
+def test_parts_have_the_same_names_in_all_programs(program: str) -> None:
+    assert find_parts(BODIES[program]) == EXPECTED
+
+
+def test_parts_of_the_packaged_skeletons_are_known() -> None:
+    assert set(find_parts(HUMANML3D)) == set(EXPECTED)
+    parts = find_parts(SMPLX)
+    assert parts[:22] == find_parts(HUMANML3D)
+    assert parts[25:28] == ("left_index1", "left_index2", "left_index3")
+    assert parts[22:25] == ("jaw", "left_eye", "right_eye")
+    assert {"hips", "spine3", "left_upper_arm", "right_toes"} <= set(find_parts(KIT))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("LeftHandThumb2", "left_thumb2"),
+        ("index_03_l", "left_index3"),
+        ("LeftInHandRing", "left_ring0"),
+        ("LeftMiddleProximal", "left_middle1"),
+        ("LeftLittleDistal", "left_pinky3"),
+        ("f_index.02.L", "left_index2"),
+        ("LThumb", "left_thumb1"),
+        ("LeftPropeller", "left_propeller"),
+    ],
+)
+def test_fingers_and_other_joints(name: str, part: str) -> None:
+    skeleton = body(
+        "Hips Spine",
+        "Neck Head",
+        "{Left}Arm {Left}Hand",
+        "{Left}UpLeg {Left}Foot",
+        (name, "LeftHand"),
+    )
+    assert find_parts(skeleton)[-1] == part
+
+
+def test_parts_are_all_different() -> None:
+    skeleton = body(
+        "Hips Spine",
+        "Neck Head",
+        "{Left}Arm {Left}Wrist",
+        "{Left}UpLeg {Left}Foot",
+        ("lhand", "LeftWrist"),
+        ("LeftHand", "lhand"),
+    )
+    parts = find_parts(skeleton)
+    assert parts[skeleton.names.index("LeftWrist")] == "left_hand"
+    assert len(set(parts)) == skeleton.joints
+
+
+def test_a_tree_that_is_no_body_keeps_its_names() -> None:
+    skeleton = Skeleton(
+        names=("Base", "Crank_2", "Crank_3"), parents=(-1, 0, 1), offsets=((0.0, 1.0, 0.0),) * 3
+    )
+    assert find_parts(skeleton) == ("base", "crank2", "crank3")
