@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from motion.config import FeatureSpec, QuantizerConfig, ResnetConfig, RVQVAEConfig
 from motion.model import RVQVAE, Reconstruction
 from motion.networks.resnet import Resnet1D
-from motion.quantizer.residual_vq import Quantized, ResidualVQ
+from motion.quantizer.residual_vq import ResidualVQ
+from motion.quantizer.results import Quantized
 from motion.skeleton.tree import Skeleton, forward_kinematics
+from motion.vae import MotionVAE, VAEReconstruction
 from motion.vocabulary import TokenVocabulary
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "RVQVAE",
     "FeatureSpec",
     "MotionClip",
+    "MotionVAE",
     "Quantized",
     "QuantizerConfig",
     "RVQVAEConfig",
@@ -38,6 +41,7 @@ __all__ = [
     "TokenClip",
     "TokenDataset",
     "TokenVocabulary",
+    "VAEReconstruction",
     "__version__",
     "collate",
     "extract_features",

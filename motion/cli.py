@@ -15,6 +15,8 @@ COMMANDS = {
     "info": listed("what a file is", "motion.commands.info", "INFO"),
     "tokenize": listed("motion to tokens", "motion.commands.tokenize", "TOKENIZE"),
     "detokenize": listed("tokens to motion", "motion.commands.detokenize", "DETOKENIZE"),
+    "encode": listed("motion to the latents of a VAE", "motion.commands.encode", "ENCODE"),
+    "decode": listed("latents of a VAE to motion", "motion.commands.decode", "DECODE"),
     "reconstruct": listed(
         "motion to tokens and back, and compare", "motion.commands.reconstruct", "RECONSTRUCT"
     ),

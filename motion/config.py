@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
+from motion.quantizer_config import QuantizerConfig
 from wanvae.engine.config import check, check_option
 from wanvae.nn.coder import CoderSpec
 from wanvae.nn.norm import NormKind
@@ -13,8 +13,7 @@ from wanvae.nn.residual import ActivationKind, BlockKind, BlockSpec
 
 MotionNorm = Literal["LN", "GN", "BN"]
 NetworkKind = Literal["resnet", "wan"]
-Metric = Literal["euclidean", "cosine"]
-Initialization = Literal["kmeans", "samples"]
+BottleneckKind = Literal["quantizer", "gaussian"]
 MatrixLines = Literal["rows", "columns"]
 HeadingKind = Literal["world", "relative"]
 
@@ -137,56 +136,6 @@ class WanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerConfig:
-    """Residual vector quantization; the defaults are MoMask's.
-
-    Attributes:
-        num_quantizers: layers in a row; each quantizes what the layers before it left.
-        codebook_size: codes in each codebook.
-        shared_codebook: whether all layers use one codebook.
-        metric: how the nearest code is found: by distance, or by the angle between latent and code.
-        decay: decay of the moving averages that learn the codes; 1 keeps the codes as they are.
-        initialization: what the codes are before the first training batch is quantized: the means
-            of k-means clusters of its latents (kmeans), or some of its latents (samples).
-        kmeans_iterations: rounds of k-means.
-        revive_below: while training, codes are replaced by random latents where the moving average
-            of the number of latents of a batch that chose them is less; 0 never does.
-        dropout: probability, for each clip, that while training only a random number of layers,
-            the first ones, quantize it.
-        temperature: while training codes are drawn with probabilities in proportion to
-            exp(-distance ** 2 / temperature), or exp(cosine / temperature); 0 takes the nearest.
-    """
-
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "layers": "num_quantizers",
-        "codes": "codebook_size",
-        "shared": "shared_codebook",
-        "initialisation": "initialization",
-    }
-
-    num_quantizers: int = 6
-    codebook_size: int = 512
-    shared_codebook: bool = False
-    metric: Metric = "euclidean"
-    decay: float = 0.99
-    initialization: Initialization = "kmeans"
-    kmeans_iterations: int = 10
-    revive_below: float = 1.0
-    dropout: float = 0.2
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("num_quantizers", "codebook_size", "kmeans_iterations"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("revive_below", "temperature"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("decay", "dropout"):
-            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        check_option("metric", self.metric, Metric)
-        check_option("initialization", self.initialization, Initialization)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SmoothingConfig:
     """A filter that smooths the output of the decoder: a weighted mean of neighboring frames.
 
@@ -267,13 +216,17 @@ class FeatureSpec:
 class RVQVAEConfig:
     """Architecture of a :class:`~motion.RVQVAE`; the defaults are MoMask's for HumanML3D.
 
+    With ``bottleneck: gaussian`` it is the architecture of a :class:`~motion.MotionVAE`.
+
     Attributes:
         channels: of the motion features, D.
         code_dim: channels of the latents and codes.
         network: which encoder and decoder: resnet, of the published models, or wan.
         resnet: the networks of the published models.
         wan: Wan's networks.
-        quantizer: the residual vector quantizer between them.
+        bottleneck: what is between them: a quantizer, or a Gaussian distribution of continuous
+            latents, as in a VAE.
+        quantizer: the residual vector quantizer.
         smoothing: the filter after the decoder; none by default.
         features: what the channels mean in motion files with rotations (BVH, SMPL-X). None for
             HumanML3D and KIT, which the number of channels tells, and for unknown features.
@@ -285,6 +238,7 @@ class RVQVAEConfig:
     network: NetworkKind = "resnet"
     resnet: ResnetConfig = field(default_factory=ResnetConfig)
     wan: WanConfig = field(default_factory=WanConfig)
+    bottleneck: BottleneckKind = "quantizer"
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     features: FeatureSpec | None = None
@@ -294,7 +248,18 @@ class RVQVAEConfig:
         for name in ("channels", "code_dim"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check_option("network", self.network, NetworkKind)
+        check_option("bottleneck", self.bottleneck, BottleneckKind)
         check(0 < self.fps < float("inf"), "fps", self.fps, "above 0")
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers that a result can be decoded from: 1 without a quantizer."""
+        return self.quantizer.num_quantizers if self.bottleneck == "quantizer" else 1
+
+    @property
+    def moments(self) -> int:
+        """Channels of the encoder's output: latents, or their means and log-variances."""
+        return self.code_dim if self.bottleneck == "quantizer" else 2 * self.code_dim
 
     @property
     def factor(self) -> int:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from motion.autoencoder import complete, decode_latents
 from motion.checkpoints.formats import FORMAT, require_suffix
 from motion.config import RVQVAEConfig
-from motion.model import RVQVAE, complete, decode_latents
+from motion.model import RVQVAE
 from wanvae.engine.config import check_option, to_json_dict
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.files import atomic_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from wanvae.nn import State, Streaming, unstreamable_layers
 # States of the layers; frames (B, T, D) that wait for the rest of their token. None before the
 # first piece.
 SessionState: TypeAlias = "tuple[State, Tensor | None] | None"
+# What an encoder gives for some frames: tokens, or the posterior of continuous latents.
+Piece = TypeVar("Piece")
+Given = TypeVar("Given", covariant=True)
 
 
-class Tokenizer(Protocol):
-    """The methods and attributes of a :class:`~motion.RVQVAE` that sessions use."""
+class Coder(Protocol):
+    """What sessions use of a :class:`~motion.RVQVAE` or a :class:`~motion.MotionVAE`."""
 
     config: RVQVAEConfig
     encoder: Streaming
@@ -31,31 +34,39 @@ class Tokenizer(Protocol):
 
     def check_motion(self, motion: Tensor) -> None: ...
 
-    def encode_step(self, motion: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+class Encoding(Coder, Protocol[Given]):
+    """A model that encodes streams."""
+
+    def encode_step(self, motion: Tensor, state: State) -> tuple[Given, State]: ...
+
+
+class Decoding(Coder, Protocol):
+    """A model that decodes streams."""
 
     def decode_step(
-        self, indices: Tensor, state: State, *, layers: int | None = None
+        self, indices: Tensor, state: State, /, *, layers: int | None = None
     ) -> tuple[Tensor, State]: ...
 
     def decode_end(self, state: State) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
-class EncodeEnd:
+class EncodeEnd(Generic[Piece]):
     """The end of a stream of motion.
 
     Attributes:
-        indices: tokens ``(B, 1, Q)`` of the frames that were still waiting; None if no frame
-            waited.
+        indices: tokens ``(B, 1, Q)`` of the frames that were still waiting, or the posterior of
+            their latents; None if no frame waited.
         padded_frames: how often the last frame was repeated to complete the last token. Drop this
             number of frames from the end of the decoded motion.
     """
 
-    indices: Tensor | None
+    indices: Piece | None
     padded_frames: int
 
 
-class StreamEncoder:
+class StreamEncoder(Generic[Piece]):
     """An encoder of frames as they come. A token is returned with its last frame.
 
     Args:
@@ -66,7 +77,7 @@ class StreamEncoder:
             something else.
     """
 
-    def __init__(self, model: Tokenizer, state: SessionState = None) -> None:
+    def __init__(self, model: Encoding[Piece], state: SessionState = None) -> None:
         require_streamable(model.encoder)
         self._model = model
         self._ended = False
@@ -84,8 +95,10 @@ class StreamEncoder:
         return self._state
 
     @torch.no_grad()
-    def push(self, motion: Tensor) -> Tensor | None:
+    def push(self, motion: Tensor) -> Piece | None:
         """Returns the tokens ``(B, n, Q)`` that frames ``(B, T, D)`` complete; None if none.
+
+        Of a :class:`~motion.MotionVAE` it returns the posterior of the latents ``(B, n, C)``.
 
         An error does not change the session. The same frames can be pushed again.
 
@@ -112,7 +125,7 @@ class StreamEncoder:
         self._state = states, motion[:, whole:].clone() if whole < motion.shape[1] else None
         return indices
 
-    def finish(self) -> EncodeEnd:
+    def finish(self) -> EncodeEnd[Piece]:
         """Completes the last token by repeating the last frame, returns it, and ends the session.
 
         Raises:
@@ -120,7 +133,7 @@ class StreamEncoder:
         """
         self._refuse_if_ended()
         states, waiting = (None, None) if self._state is None else self._state
-        end = EncodeEnd(None, 0)
+        end: EncodeEnd[Piece] = EncodeEnd(None, 0)
         if waiting is not None:
             config = self._model.config
             frames = config.factor if states is not None else config.first_frames
@@ -151,7 +164,7 @@ class StreamDecoder:
             something else.
     """
 
-    def __init__(self, model: Tokenizer, state: State = None, *, layers: int | None = None) -> None:
+    def __init__(self, model: Decoding, state: State = None, *, layers: int | None = None) -> None:
         require_streamable(model.decoder)
         self._model = model
         self._layers = layers
@@ -175,7 +188,7 @@ class StreamDecoder:
 
     @torch.no_grad()
     def push(self, indices: Tensor) -> Tensor:
-        """Returns motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``.
+        """Returns motion ``(B, T, D)`` of the next tokens ``(B, n, Q)``, or latents ``(B, n, C)``.
 
         The first pieces have ``delay`` frames less than their tokens, so T can be 0.
 
@@ -223,7 +236,7 @@ def require_streamable(network: Streaming) -> None:
         )
 
 
-def check_session_state(state: SessionState, model: Tokenizer) -> SessionState:
+def check_session_state(state: SessionState, model: Coder) -> SessionState:
     """Returns the state of an encoding session; raises UserError if it does not fit the model."""
     if state is None:
         return None
@@ -241,7 +254,7 @@ def check_session_state(state: SessionState, model: Tokenizer) -> SessionState:
     return check_layer_states(state, model, model.encoder), None
 
 
-def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> State:
+def check_layer_states(state: State, model: Coder, network: Streaming) -> State:
     """Returns the states of the layers of ``network``; raises UserError if they do not fit."""
     if state is None or has_form(state, make_example_state(model, network)):
         return state
@@ -259,7 +272,7 @@ def check_layer_states(state: State, model: Tokenizer, network: Streaming) -> St
 
 
 @torch.no_grad()
-def make_example_state(model: Tokenizer, network: Streaming) -> State:
+def make_example_state(model: Coder, network: Streaming) -> State:
     """Returns the states of the layers of ``network`` after a first token, as an example."""
     config = model.config
     channels, length = config.code_dim, 1

@@ -27,6 +27,7 @@ from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.checkpoint import (
@@ -138,18 +139,28 @@ class Tokens:
 
 
 def describe_token_rate(config: RVQVAEConfig) -> str:
-    """Returns the rate and size of the tokens of a model, for people."""
+    """Returns the rate and size of the tokens, or of the latents, of a model, for people."""
+    rate = f"{config.fps / config.factor:g} per second"
+    if config.bottleneck == "gaussian":
+        return f"{rate}, each of {config.code_dim} numbers"
     layers, codes = config.quantizer.num_quantizers, config.quantizer.codebook_size
-    return f"{config.fps / config.factor:g} per second, each of {layers} codes, of {codes}"
+    return f"{rate}, each of {layers} codes, of {codes}"
+
+
+def name_codes(config: RVQVAEConfig) -> str:
+    """Returns what a model encodes to, for people: tokens or latents."""
+    return "tokens" if config.bottleneck == "quantizer" else "latents"
 
 
 def digest_of(model: RVQVAE) -> str:
     """Returns a short text that differs between models with different codebooks."""
-    codes = model.quantizer.books.codes.detach().cpu().float().contiguous()
-    return hashlib.sha256(codes.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for table in model.quantizer.tables():
+        digest.update(table.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def identify(model: RVQVAE) -> str:
+def identify(model: MotionModel) -> str:
     """Returns a SHA-256, in hexadecimal, of all tensors, the config and the skeleton of a model.
 
     A packaged skeleton is left out, because models had one before they could tell it.

@@ -14,7 +14,9 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class Posterior:
-    """A diagonal Gaussian over raw (not normalized) latents ``(B, z_dim, T, H, W)``.
+    """A diagonal Gaussian over raw (not normalized) latents.
+
+    Latents are ``(B, z_dim, T, H, W)`` of video, or ``(B, T, C)`` of motion.
 
     Attributes:
         mean: mean of each latent.
@@ -51,7 +53,7 @@ class Posterior:
         return mean + torch.exp(0.5 * self._clamped_logvar()).to(noise.dtype) * noise
 
     def kl(self) -> Tensor:
-        """Returns the KL divergence from N(0, 1) in nats, ``(B,)``: the sum over C, T, H and W.
+        """Returns the KL divergence from N(0, 1) in nats, ``(B,)``: the sum over all latents.
 
         Computed in at least float32.
         """

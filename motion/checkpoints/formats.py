@@ -175,7 +175,11 @@ def require_size(config: RVQVAEConfig, tensors: Mapping[str, Tensor]) -> None:
     blocks, width = resnet.depth * resnet.down_t, resnet.width
     if config.network == "wan":
         blocks, width = wan.num_res_blocks * len(wan.dim_mult), wan.dim * max(wan.dim_mult)
-    largest = max(width, config.channels, config.code_dim, config.quantizer.codebook_size)
+    # Codes of other kinds are not stored.
+    quantizer = config.quantizer
+    stores = config.bottleneck == "quantizer" and quantizer.stores_codes
+    stored = quantizer.codebook_size if stores else 1
+    largest = max(width, config.channels, config.code_dim, stored)
     if blocks > len(tensors) or largest > sum(tensor.numel() for tensor in tensors.values()):
         raise UserError("its config describes a larger model than its tensors; save it again")
 
@@ -320,6 +324,7 @@ def require_published(config: RVQVAEConfig) -> None:
     """Raises CheckpointError if the code of MoMask has no such network."""
     resnet, quantizer = config.resnet, config.quantizer
     refused = {
+        "continuous latents": config.bottleneck != "quantizer",
         "network wan": config.network != "resnet",
         "causal convolutions": resnet.causal,
         "attention": resnet.attention,
@@ -327,6 +332,9 @@ def require_published(config: RVQVAEConfig) -> None:
         "dilation growth that differs between stages": len(set(resnet.dilation_growth_rate)) > 1,
         "filter after the decoder": config.smoothing.smooths,
         "cosine metric": quantizer.metric != "euclidean",
+        f"quantizer {quantizer.kind}": quantizer.kind != "ema",
+        "groups of channels": quantizer.groups > 1,
+        "codebook_dim": quantizer.codebook_dim is not None,
     }
     reasons = [reason for reason, applies in refused.items() if applies]
     if reasons:

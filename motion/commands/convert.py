@@ -39,7 +39,7 @@ from motion.files.formats import (
 from motion.files.formats import WRITERS as MOTION_WRITERS
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
 from motion.files.reading import GUESSED, Reading
-from motion.model import RVQVAE
+from motion.models import make_model
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.retarget import Retargeted, retarget_with_report
@@ -297,7 +297,7 @@ def load_complete(path: str | os.PathLike[str], untold: Untold | None = None) ->
     """
     checkpoint = formats.load(path, untold)
     with torch.device("meta"):
-        check_tensors(RVQVAE(checkpoint.config), checkpoint.tensors, path)
+        check_tensors(make_model(checkpoint.config), checkpoint.tensors, path)
     return checkpoint
 
 

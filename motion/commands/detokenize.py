@@ -6,13 +6,14 @@ import os
 from dataclasses import replace
 
 from jsonargparse import Namespace
+from torch import Tensor
 
 from motion.commands.options import (
     WRITTEN_HELP,
     add_layers_option,
     add_model_options,
     add_reading_options,
-    load_model,
+    load_tokenizer,
     print_loss,
     read_reading,
 )
@@ -31,10 +32,11 @@ from motion.features.rotations import restore_motion
 from motion.files.formats import find_suffix
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.render import FIGURE_SUFFIXES, render
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
-from motion.tokens import Tokens, check_tokens, read_tokens
+from motion.tokens import Actor, Tokens, check_tokens, read_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import refuse_overwriting
@@ -63,7 +65,7 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     recording = detokenize_file(
-        load_model(arguments),
+        load_tokenizer(arguments),
         arguments.input,
         arguments.output,
         layers=arguments.layers,
@@ -90,13 +92,30 @@ def detokenize(
     Raises:
         MotionError: the skeleton does not fit the model, or there is none.
     """
-    config, origin = model.config, tokens.origin
+    origin = tokens.origin
     frames = None if origin is None else origin.frames
     features = model.decode(tokens.indices[None], frames, layers=layers)[0].cpu()
+    actor = None if origin is None else origin.actor
+    return make_recording(model, features, actor, skeleton)
+
+
+def make_recording(
+    model: MotionModel, features: Tensor, actor: Actor | None, skeleton: Skeleton | None
+) -> Recording:
+    """Returns the motion of features ``(T, D)`` that a model decoded.
+
+    Args:
+        actor: who moved, if that is known.
+        skeleton: the skeleton to move, with the joints in any order; None is the skeleton of the
+            actor, else the skeleton of the model, else a packaged one.
+
+    Raises:
+        MotionError: there is no skeleton with the joints of the model.
+    """
+    config = model.config
     if config.features is None:
         skeleton = find_features_skeleton(config)
         return Recording(config=config, features=features, skeleton=skeleton, clip=None)
-    actor = None if origin is None else origin.actor
     if skeleton is None and actor is not None:
         skeleton = actor.skeleton
     elif skeleton is None:
@@ -105,7 +124,7 @@ def detokenize(
         matching = match_model(skeleton, config, model.skeleton)
     except MotionError as error:
         raise type(error)(
-            f"the skeleton that the tokens are to move {error}; give another one with --skeleton"
+            f"the skeleton that is to move {error}; give another one with --skeleton"
         ) from None
     arranged = skeleton if matching is None else matching.arranged
     clip = restore_motion(
@@ -165,18 +184,40 @@ def detokenize_file(
     check_output(destination, model.config, *FIGURE_SUFFIXES)
     tokens = read_tokens(source)
     check_tokens(tokens, model, source)
-    chosen = None
-    if skeleton is not None:
-        chosen = read_skeleton(skeleton, reading)
-        if model.config.features is not None:
-            match_file(skeleton, chosen, model.config, model.skeleton)
+    chosen = None if skeleton is None else choose_skeleton(skeleton, model, reading)
     recording = detokenize(model, tokens, layers=layers, skeleton=chosen)
-    if find_suffix(destination) in suffixes_written(model.config):
+    write_recording(destination, recording, progress=progress)
+    return recording
+
+
+def choose_skeleton(path: str | os.PathLike[str], model: MotionModel, reading: Reading) -> Skeleton:
+    """Reads the skeleton of a motion file, for a model to move.
+
+    Raises:
+        MotionError: the file cannot be read, or its skeleton does not fit the model.
+    """
+    skeleton = read_skeleton(path, reading)
+    if model.config.features is not None:
+        match_file(path, skeleton, model.config, model.skeleton)
+    return skeleton
+
+
+def write_recording(
+    destination: str | os.PathLike[str], recording: Recording, *, progress: bool = False
+) -> None:
+    """Writes a recording as a motion file or as a stick figure, as the suffix says.
+
+    Args:
+        progress: show a progress bar while drawing.
+
+    Raises:
+        FileError, VideoError: the file cannot be written.
+    """
+    if find_suffix(destination) in suffixes_written(recording.config):
         recording.write(destination, recording.features)
     else:
         figure = make_figure(recording, recording.features)
-        render(destination, [figure], model.config.fps, progress=progress)
-    return recording
+        render(destination, [figure], recording.config.fps, progress=progress)
 
 
 DETOKENIZE = Command(

@@ -30,7 +30,7 @@ from motion.evaluate.page import FigureLimits, write_evaluation_page
 from motion.evaluate.report import describe_judgement, make_table, write_figures
 from motion.features.humanml3d import read_names
 from motion.features.recording import find_features_skeleton
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import check
@@ -134,7 +134,7 @@ def run(arguments: Namespace) -> None:
     report_failures(evaluation.failures, len(evaluation.files))
 
 
-def show_features(arguments: Namespace, model: RVQVAE, processes: PartialState) -> None:
+def show_features(arguments: Namespace, model: MotionModel, processes: PartialState) -> None:
     """Evaluates a model of features that are not known: in all processes, and one prints."""
     for name in ("evaluators", "names"):
         given = getattr(arguments, name)
@@ -157,7 +157,7 @@ def show_features(arguments: Namespace, model: RVQVAE, processes: PartialState) 
     report_failures(evaluation.failures, len(evaluation.files))
 
 
-def load_given_evaluators(arguments: Namespace, model: RVQVAE) -> Evaluators | None:
+def load_given_evaluators(arguments: Namespace, model: MotionModel) -> Evaluators | None:
     """Loads the evaluators of ``--evaluators``; None without it."""
     if arguments.evaluators is None:
         return None
@@ -170,7 +170,7 @@ def load_given_evaluators(arguments: Namespace, model: RVQVAE) -> Evaluators | N
 
 
 def write_report(
-    arguments: Namespace, model: RVQVAE, evaluation: FolderEvaluation, limits: FigureLimits
+    arguments: Namespace, model: MotionModel, evaluation: FolderEvaluation, limits: FigureLimits
 ) -> None:
     """Writes the files of ``--output``. The page comes last because it can take long."""
     checkpoint, folder = arguments.checkpoint, Path(arguments.output)

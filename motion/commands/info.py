@@ -27,10 +27,13 @@ from motion.files.joints import RATES, read_joints
 from motion.files.reading import GUESSED, Reading
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
-from motion.tokens import describe_token_rate, holds_tokens, read_tokens
+from motion.tokens import describe_token_rate, holds_tokens, name_codes, read_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
+
+# What a quantizer holds beside its codes and what they are computed from.
+STATISTICS = ("sums", "counts", "initialized", "base")
 
 
 def add_options(parser: Parser) -> None:
@@ -132,16 +135,19 @@ def show_timing(frames: int, fps: float) -> str:
 def describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
     config, tensors = checkpoint.config, checkpoint.tensors
     count = sum(t.numel() for n, t in tensors.items() if n.startswith(("encoder.", "decoder.")))
-    codes = tensors["quantizer.books.codes"].numel()
+    quantizer = [n for n in tensors if n.startswith("quantizer.")]
+    codes = sum(tensors[n].numel() for n in quantizer if not n.endswith(STATISTICS))
     yield f"{path}: {checkpoint.layout.value} layout"
-    yield f"parameters: {count:,} of encoder and decoder, {codes:,} of the codes"
-    yield f"tokens: {describe_token_rate(config)}"
+    of_codes = f", {codes:,} of the codes" if quantizer else ""
+    yield f"parameters: {count:,} of encoder and decoder{of_codes}"
+    yield f"{name_codes(config)}: {describe_token_rate(config)}"
     yield from describe_reach(config)
     if checkpoint.skeleton is not None:
         yield from describe_skeleton(checkpoint.skeleton)
     for name, value in to_json_dict(config).items():
-        # Only one of the two networks is used.
-        if name not in ("resnet", "wan") or name == config.network:
+        # Only one of the two networks is used, and a quantizer only by tokenizers.
+        parts = ("resnet", "wan", "quantizer")
+        if name not in parts or name in (config.network, config.bottleneck):
             nested = isinstance(value, dict)
             shown = ", ".join(f"{key} {x}" for key, x in value.items()) if nested else value
             yield f"{name}: {shown}"

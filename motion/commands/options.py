@@ -12,6 +12,9 @@ from motion.config import MotionNorm
 from motion.files.formats import WRITERS
 from motion.files.reading import Axis, Reading
 from motion.model import RVQVAE
+from motion.models import MotionModel
+from motion.models import load_model as load_checkpoint
+from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.options import add_device_option, add_progress_option
 from wanvae.engine.devices import check_device, default_device
@@ -121,15 +124,45 @@ def add_layers_option(parser: Parser) -> None:
     )
 
 
-def load_model(arguments: Namespace, default: str | None = None) -> RVQVAE:
-    """Loads the model of ``--checkpoint``.
+def load_model(arguments: Namespace, default: str | None = None) -> MotionModel:
+    """Loads the model of ``--checkpoint``: a tokenizer or a VAE.
 
     Args:
         default: the device to use if ``--device`` is not given; None is the GPU if there is one.
     """
     device = arguments.device or default or default_device()
     check_device(device)
-    return load_told(arguments.checkpoint, read_untold(arguments), device=device)
+    return load_checkpoint(arguments.checkpoint, read_untold(arguments), device)
+
+
+def load_vae(arguments: Namespace) -> MotionVAE:
+    """Loads the VAE of ``--checkpoint``.
+
+    Raises:
+        UserError: it is a tokenizer.
+    """
+    model = load_model(arguments)
+    if not isinstance(model, MotionVAE):
+        raise UserError(
+            f"{arguments.checkpoint} is a tokenizer, without continuous latents. Use tokenize, "
+            "which writes its tokens, and detokenize"
+        )
+    return model
+
+
+def load_tokenizer(arguments: Namespace, default: str | None = None) -> RVQVAE:
+    """Loads the tokenizer of ``--checkpoint``; ``default`` is as in ``load_model``.
+
+    Raises:
+        UserError: it is a VAE.
+    """
+    model = load_model(arguments, default)
+    if not isinstance(model, RVQVAE):
+        raise UserError(
+            f"{arguments.checkpoint} is a VAE, whose latents are continuous: it has no tokens. Use "
+            "encode, which writes its latents to .safetensors, and decode"
+        )
+    return model
 
 
 def load_told(

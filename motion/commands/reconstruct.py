@@ -26,6 +26,7 @@ from motion.features.recording import Recording, check_output, read_recording
 from motion.files.reading import GUESSED, Reading
 from motion.metrics import feature_errors, mpjpe, rotation_error
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.files import refuse_overwriting
@@ -63,6 +64,9 @@ def run(arguments: Namespace) -> None:
         print(f"MPJPE {mpjpe:.2f} mm, rotation error {angle:.3f} degrees")
         for line in describe_movement(report.joints.movement):
             print(line)
+    if not report.used:
+        print(f"{report.tokens} latents of {model.config.code_dim} numbers")
+        return
     used = ", ".join(map(str, report.used))
     codes = model.config.quantizer.codebook_size
     print(f"{report.tokens} tokens; codes that they use of the {codes} of each layer: {used}")
@@ -94,8 +98,8 @@ class ReconstructionReport:
         fps: frames per second of the model.
         joints: how close the joints are; None if what the features are is not known.
         feature_error: mean error of the features, in standard deviations of their channels.
-        tokens: the number of tokens. Each has one code of each layer.
-        used: the number of codes of each layer that the tokens use.
+        tokens: the number of tokens, or of latents. A token has one code of each layer.
+        used: the number of codes of each layer that the tokens use; empty for a VAE.
         loss: a sentence on what the written file does not hold of the features; or empty.
     """
 
@@ -110,7 +114,7 @@ class ReconstructionReport:
 
 
 def reconstruct_file(
-    model: RVQVAE,
+    model: MotionModel,
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
@@ -130,18 +134,20 @@ def reconstruct_file(
     refuse_overwriting(destination, [source])
     check_output(destination, model.config)
     recording = read_recording(source, model.config, reading, model.skeleton)
-    indices, features = reconstruct(model, recording, layers)
+    code, features = reconstruct(model, recording, layers)
     recording.write(destination, features)
-    counts = count_indices(model, indices)
     std = model.normalizer.std.cpu()
+    used = ()
+    if isinstance(model, RVQVAE):
+        used = tuple((count_indices(model, code) > 0).sum(1).tolist())
     return ReconstructionReport(
         frames=len(recording),
         file_fps=recording.file_fps,
         fps=model.config.fps,
         joints=None if recording.skeleton is None else compare_joints(recording, features),
         feature_error=feature_errors(features, recording.features, std).mean().item(),
-        tokens=indices.shape[1],
-        used=tuple((counts > 0).sum(1).tolist()),
+        tokens=code.shape[1],
+        used=used,
         loss=recording.describe_loss(destination, features),
     )
 

@@ -23,7 +23,7 @@ from motion.features.units import warn_of_drawn_units
 from motion.files.arrays import load_array
 from motion.files.formats import read_motion
 from motion.files.reading import GUESSED, Reading
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.render import FIGURE_SUFFIXES, Figure, render
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
@@ -54,7 +54,7 @@ def run(arguments: Namespace) -> None:
 def render_file(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    model: RVQVAE | None = None,
+    model: MotionModel | None = None,
     *,
     reading: Reading = GUESSED,
     progress: bool = False,

@@ -14,7 +14,7 @@ from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
     add_reading_options,
-    load_model,
+    load_tokenizer,
     print_ignored,
     read_reading,
     report_failures,
@@ -90,7 +90,7 @@ def add_options(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     source, target, reading = arguments.input, arguments.output, read_reading(arguments)
     if not Path(source).is_dir():
-        tokens = tokenize_file(load_model(arguments), source, target, reading)
+        tokens = tokenize_file(load_tokenizer(arguments), source, target, reading)
         length, layers = tokens.indices.shape
         print(f"{source} -> {target}: {length} tokens of {layers} codes")
         return
@@ -98,7 +98,7 @@ def run(arguments: Namespace) -> None:
         format=arguments.format, clips_per_file=arguments.clips_per_file, speaker=arguments.speaker
     )
     with launched_processes(arguments.device) as processes:
-        model = load_model(arguments, device_of(processes))
+        model = load_tokenizer(arguments, device_of(processes))
         try:
             report = tokenize_folder(
                 model,
@@ -154,24 +154,29 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
     warn_of_units(recording, model.normalizer, shown=False)
     warn_of_proportions(recording.matching, model.skeleton)
-    clip, config = recording.clip, model.config
-    actor = None
-    if clip is not None:
-        actor = Actor(
-            skeleton=recording.file_skeleton,
-            start=clip.start,
-            betas=clip.betas,
-            gender=clip.gender,
-            heading=find_start_heading(clip, config.features),
-        )
+    config = model.config
     origin = Origin(
         frames=len(recording),
         fps=config.fps,
         codes=config.quantizer.codebook_size,
         books=digest_of(model),
-        actor=actor,
+        actor=make_actor(recording),
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
+
+
+def make_actor(recording: Recording) -> Actor | None:
+    """Returns who moves in a recording; None for features of HumanML3D and KIT."""
+    clip = recording.clip
+    if clip is None:
+        return None
+    return Actor(
+        skeleton=recording.file_skeleton,
+        start=clip.start,
+        betas=clip.betas,
+        gender=clip.gender,
+        heading=find_start_heading(clip, recording.config.features),
+    )
 
 
 def find_start_heading(clip: MotionClip, spec: FeatureSpec | None) -> float:

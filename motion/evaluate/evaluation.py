@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from operator import add
@@ -15,6 +15,7 @@ from motion.evaluate.movement import MovementSummary, MovementSums, measure_move
 from motion.features.recording import Recording
 from motion.metrics import joint_errors, rotation_error
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.processes import gather_objects
 
@@ -95,7 +96,7 @@ class MotionEvaluation(CodeUse):
 
 
 def evaluate(
-    model: RVQVAE,
+    model: MotionModel,
     recordings: Sequence[Recording],
     *,
     numbers_of_layers: Iterable[int] | None = None,
@@ -133,7 +134,7 @@ def add_up_processes(
 
 
 def measure(
-    model: RVQVAE,
+    model: MotionModel,
     recording: Recording,
     *,
     numbers_of_layers: Iterable[int] | None = None,
@@ -148,15 +149,13 @@ def measure(
         window: count the codes of all windows of so many frames, at all offsets; None counts the
             codes of the whole recording, and so does a window longer than the recording.
     """
-    layers, names = model.config.quantizer.num_quantizers, recording.bones.names
+    names = recording.bones.names
     length, original = len(recording), recording.joints
     joints = original
     errors, angles = [], []
     with evaluating(model):
-        indices = model.encode(recording.features[None])
-        counts = count_codes(model, recording, indices, window)
-        for number in range(1, layers + 1) if numbers_of_layers is None else numbers_of_layers:
-            decoded = model.decode(indices, length, layers=number)[0].cpu()
+        counts, results = decode_by_layers(model, recording, numbers_of_layers, window)
+        for decoded in results:
             joints = recording.joints_of(decoded)
             errors.append(joint_errors(joints.positions, original.positions).double() * length)
             angles.append(rotation_error(joints.rotations, original.rotations) * length)
@@ -168,6 +167,29 @@ def measure(
         counts=counts,
         movement=measure_movement(joints.positions, original.positions, names, model.config.fps),
     )
+
+
+def decode_by_layers(
+    model: MotionModel,
+    recording: Recording,
+    numbers_of_layers: Iterable[int] | None,
+    window: int | None,
+) -> tuple[Tensor, Iterator[Tensor]]:
+    """Returns how often codes are chosen, ``(Q, K)``, and features ``(T, D)`` for each number.
+
+    A VAE has no codes, ``(0, 0)``, and one result.
+
+    Args:
+        numbers_of_layers, window: as in ``measure``.
+    """
+    motion, length = recording.features[None], len(recording)
+    if not isinstance(model, RVQVAE):
+        latents = model.encode(motion).mode()
+        return torch.zeros(0, 0), iter([model.decode(latents, length)[0].cpu()])
+    indices, layers = model.encode(motion), model.config.quantizer.num_quantizers
+    numbers = range(1, layers + 1) if numbers_of_layers is None else numbers_of_layers
+    counts = count_codes(model, recording, indices, window)
+    return counts, (model.decode(indices, length, layers=n)[0].cpu() for n in numbers)
 
 
 def count_codes(model: RVQVAE, recording: Recording, indices: Tensor, window: int | None) -> Tensor:

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from motion.errors import MotionError
 from motion.evaluate.code_use import CodeUse
-from motion.evaluate.evaluation import count_codes
+from motion.evaluate.evaluation import decode_by_layers
 from motion.evaluate.folder import measure_files
 from motion.evaluate.report import as_row
 from motion.features.recording import Recording, find_files
 from motion.files.reading import GUESSED
 from motion.metrics import feature_errors
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.files import atomic_path
 from wanvae.engine.processes import gather_objects
@@ -114,7 +114,7 @@ class FeatureFolder:
 
 
 def measure_features(
-    model: RVQVAE,
+    model: MotionModel,
     recording: Recording,
     *,
     numbers_of_layers: Iterable[int] | None = None,
@@ -127,22 +127,15 @@ def measure_features(
             1, 2, ... up to all.
         window: count the codes of all windows of so many frames; None is the whole recording.
     """
-    layers, length = model.config.quantizer.num_quantizers, len(recording)
-    std = model.normalizer.std.cpu()
+    length, std = len(recording), model.normalizer.std.cpu()
     with evaluating(model):
-        indices = model.encode(recording.features[None])
-        counts = count_codes(model, recording, indices, window)
-        errors = [
-            feature_errors(
-                model.decode(indices, length, layers=number)[0].cpu(), recording.features, std
-            )
-            for number in (range(1, layers + 1) if numbers_of_layers is None else numbers_of_layers)
-        ]
+        counts, results = decode_by_layers(model, recording, numbers_of_layers, window)
+        errors = [feature_errors(decoded, recording.features, std) for decoded in results]
     return FeatureEvaluation(frames=length, counts=counts, errors=torch.stack(errors) * length)
 
 
 def evaluate_features(
-    model: RVQVAE, recordings: Sequence[Recording], *, rank: int = 0, ranks: int = 1
+    model: MotionModel, recordings: Sequence[Recording], *, rank: int = 0, ranks: int = 1
 ) -> FeatureEvaluation:
     """Reconstructs recordings with all layers, each as a whole.
 
@@ -150,14 +143,14 @@ def evaluate_features(
         rank, ranks: the number of this process, and how many processes share the recordings. All
             processes must call this function, and each gets the whole result.
     """
-    layers = [model.config.quantizer.num_quantizers]
+    layers = [model.config.num_layers]
     share = recordings[rank::ranks]
     own = [measure_features(model, each, numbers_of_layers=layers) for each in share]
     return add_up_all(own)
 
 
 def evaluate_feature_folder(
-    model: RVQVAE,
+    model: MotionModel,
     source: str | os.PathLike[str],
     processes: PartialState,
     *,
@@ -209,15 +202,23 @@ def make_feature_table(evaluation: FeatureEvaluation) -> Iterator[str]:
     summary, codes = evaluation.summary, evaluation.counts.shape[1]
     yield f"{summary.frames} frames of {evaluation.errors.shape[1]} channels"
     yield "what the features are is not known: errors are in standard deviations of the channels"
+    if not codes:
+        yield f"mean error {summary.error[-1]:.4f}"
+    else:
+        yield from describe_feature_layers(summary, codes)
+    errors = evaluation.channel_errors
+    worst = errors.argsort(descending=True)[:WORST].tolist()
+    shown = ", ".join(f"{channel} {errors[channel]:.3f}" for channel in worst)
+    yield f"largest errors of channels: {shown}"
+
+
+def describe_feature_layers(summary: FeatureSummary, codes: int) -> Iterator[str]:
+    """Yields a table of the numbers of layers, of codebooks of ``codes`` codes."""
     yield "layers  mean error  perplexity of the last  codes it uses"
     rows = zip(summary.error, summary.perplexity, summary.codes_used, strict=True)
     for layer, (error, perplexity, count) in enumerate(rows, start=1):
         share = f"{count} of {codes} ({count / codes:.0%})"
         yield f"{layer:6}  {error:10.4f}  {perplexity:22.1f}  {share}"
-    errors = evaluation.channel_errors
-    worst = errors.argsort(descending=True)[:WORST].tolist()
-    shown = ", ".join(f"{channel} {errors[channel]:.3f}" for channel in worst)
-    yield f"largest errors of channels: {shown}"
 
 
 def write_feature_figures(

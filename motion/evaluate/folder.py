@@ -22,7 +22,7 @@ from motion.features.actors import warn_of_proportions
 from motion.features.recording import Recording, find_files, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -78,7 +78,7 @@ class FolderEvaluation:
 
 
 def measure_files(
-    model: RVQVAE,
+    model: MotionModel,
     paths: Sequence[Path],
     source: Path,
     processes: PartialState,
@@ -111,7 +111,7 @@ def measure_files(
 
 
 def evaluate_folder(
-    model: RVQVAE,
+    model: MotionModel,
     source: str | os.PathLike[str],
     processes: PartialState,
     *,

@@ -18,9 +18,9 @@ from motion.evaluate.evaluators.judging import Judgement
 from motion.evaluate.folder import FileEvaluation, FolderEvaluation
 from motion.evaluate.report import list_estimates, list_notes
 from motion.evaluate.side_by_side import PAIR, make_file_section
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.skeleton.joint_names import find_feet
-from motion.tokens import describe_token_rate
+from motion.tokens import describe_token_rate, name_codes
 from wanvae.engine.text import writable
 from wanvae.report import Column, Curves, Row, Section, Table, write_page
 
@@ -51,7 +51,7 @@ class FigureLimits:
 
 def write_evaluation_page(
     path: str | os.PathLike[str],
-    model: RVQVAE,
+    model: MotionModel,
     evaluation: FolderEvaluation,
     checkpoint: str,
     limits: FigureLimits,
@@ -81,7 +81,8 @@ def write_evaluation_page(
         yield make_summary_section(evaluation.whole)
         if evaluation.judgement is not None:
             yield make_evaluators_section(evaluation.judgement)
-        yield make_layers_section(evaluation.whole)
+        if model.config.bottleneck == "quantizer":
+            yield make_layers_section(evaluation.whole)
         yield make_joints_section(evaluation.whole)
         yield make_files_section(ordered, anchors)
         if evaluation.failures:
@@ -104,14 +105,16 @@ def write_evaluation_page(
 def list_facts(config: RVQVAEConfig, evaluation: FolderEvaluation) -> dict[str, str]:
     """Returns facts about the model, and about the files it was evaluated on."""
     whole, window = evaluation.whole, evaluation.window
+    counted = "whole files" if window is None else f"windows of {window} frames"
+    of_codes = {"codes counted over": counted} if config.bottleneck == "quantizer" else {}
     return {
         "features": describe_features(config, len(whole.joint_names)),
         "frame rate": f"{config.fps:g} per second",
-        "tokens": describe_token_rate(config),
+        name_codes(config): describe_token_rate(config),
         "motion": evaluation.source,
         "files": describe_count(evaluation),
         "frames": f"{whole.frames:,}, {whole.frames / config.fps:.1f} s",
-        "codes counted over": "whole files" if window is None else f"windows of {window} frames",
+        **of_codes,
         "versions": f"motion {motion.__version__}, PyTorch {torch.__version__}",
     }
 

@@ -8,11 +8,13 @@ from motion.features.actors import warn_of_proportions
 from motion.features.recording import Recording
 from motion.features.units import warn_of_units
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.render import Figure
+from wanvae.errors import UserError
 
 
 def reconstruct(
-    model: RVQVAE, recording: Recording, layers: int | None = None
+    model: MotionModel, recording: Recording, layers: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Encodes and decodes a recording.
 
@@ -20,12 +22,22 @@ def reconstruct(
         layers: decode from the first so many layers of the quantizer; None is all.
 
     Returns:
-        The indices ``(1, T', Q)``, and the features ``(T, D)`` that they decode to, on the CPU.
+        The indices ``(1, T', Q)`` of a tokenizer, or the latents ``(1, T', C)`` of a VAE, which are
+        the most likely ones; and the features ``(T, D)`` that they decode to, on the CPU.
+
+    Raises:
+        UserError: ``layers`` is given for a VAE.
     """
     warn_of_units(recording, model.normalizer, shown=True)
     warn_of_proportions(recording.matching, model.skeleton)
-    indices = model.encode(recording.features[None])
-    return indices, model.decode(indices, len(recording), layers=layers)[0].cpu()
+    motion, length = recording.features[None], len(recording)
+    if isinstance(model, RVQVAE):
+        code = model.encode(motion)
+        return code, model.decode(code, length, layers=layers)[0].cpu()
+    if layers is not None:
+        raise UserError(f"layers is {layers}, but a VAE has continuous latents, without layers")
+    code = model.encode(motion).mode()
+    return code, model.decode(code, length)[0].cpu()
 
 
 def make_figure(recording: Recording, features: Tensor) -> Figure:

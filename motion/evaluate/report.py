@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from motion.evaluate.evaluation import MotionEvaluation
+from motion.evaluate.evaluation import MotionEvaluation, MotionSummary
 from motion.evaluate.evaluators.figures import DIVERSITY_PAIRS, GROUP
 from motion.evaluate.evaluators.judging import Estimate, Figures, Judgement
 from motion.evaluate.folder import FolderEvaluation
@@ -30,6 +30,18 @@ def make_table(evaluation: MotionEvaluation, joints: int = WORST) -> Iterator[st
     """
     summary, codes = evaluation.summary, evaluation.counts.shape[1]
     yield f"{summary.frames} frames"
+    if not codes:
+        mpjpe, angle = summary.mpjpe_mm[-1], summary.rotation_error_degrees[-1]
+        yield f"MPJPE {mpjpe:.2f} mm, rotation error {angle:.3f} degrees"
+    else:
+        yield from describe_layers(summary, codes)
+    errors = sort_joints(evaluation)[:joints]
+    yield f"largest errors of joints (mm): {', '.join(f'{n} {e:.1f}' for n, e in errors)}"
+    yield from describe_movement(summary)
+
+
+def describe_layers(summary: MotionSummary, codes: int) -> Iterator[str]:
+    """Yields a table of the numbers of layers, of codebooks of ``codes`` codes."""
     yield "layers  MPJPE (mm)  rotation error (degrees)  perplexity of the last  codes it uses"
     rows = zip(
         summary.mpjpe_mm,
@@ -41,9 +53,6 @@ def make_table(evaluation: MotionEvaluation, joints: int = WORST) -> Iterator[st
     for layer, (mpjpe, angle, perplexity, count) in enumerate(rows, start=1):
         share = f"{count} of {codes} ({count / codes:.0%})"
         yield f"{layer:6}  {mpjpe:10.2f}  {angle:24.3f}  {perplexity:22.1f}  {share}"
-    errors = sort_joints(evaluation)[:joints]
-    yield f"largest errors of joints (mm): {', '.join(f'{n} {e:.1f}' for n, e in errors)}"
-    yield from describe_movement(summary)
 
 
 def describe_movement(summary: MovementSummary) -> Iterator[str]:

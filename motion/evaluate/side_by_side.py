@@ -16,7 +16,7 @@ from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.recording import Recording, read_recording
 from motion.files.reading import Reading
 from motion.metrics import joint_distances
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.render import Figure
 from motion.skeleton.joint_names import find_feet, side_of
 from wanvae.errors import UserError
@@ -30,7 +30,7 @@ ASIDE = 0.55
 
 
 def make_file_section(
-    model: RVQVAE,
+    model: MotionModel,
     file: FileEvaluation,
     anchor: str,
     most: int,
@@ -80,7 +80,7 @@ def make_file_section(
     return Section(file.name, anchor, parts, text, folded)
 
 
-def make_figures(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
+def make_figures(model: MotionModel, recording: Recording) -> dict[str, Figure]:
     """Returns the figures of the original and its reconstruction, by name.
 
     If the model has several layers, a third figure is decoded from the first layer alone.
@@ -88,7 +88,7 @@ def make_figures(model: RVQVAE, recording: Recording) -> dict[str, Figure]:
     original, reconstruction = PAIR
     figures = {original: make_figure(recording, recording.features)}
     for name, layers in {reconstruction: None, FIRST_LAYER: 1}.items():
-        if layers != model.config.quantizer.num_quantizers:
+        if layers is None or model.config.num_layers > layers:
             _, decoded = reconstruct(model, recording, layers)
             figures[name] = make_figure(recording, decoded)
     return figures

@@ -8,10 +8,13 @@ from wanvae.nn import Decoder, Encoder, Streaming
 
 
 def make_networks(config: RVQVAEConfig) -> tuple[Streaming, Streaming]:
-    """Returns encoder and decoder, between ``(B, channels, T)`` and ``(B, code_dim, tokens)``."""
-    channels, code_dim = config.channels, config.code_dim
+    """Returns encoder and decoder, between ``(B, channels, T)`` and latents.
+
+    The encoder gives ``(B, moments, tokens)``, and the decoder takes ``(B, code_dim, tokens)``.
+    """
+    channels, code_dim, moments = config.channels, config.code_dim, config.moments
     if config.network == "wan":
         coder = config.wan.coder
-        return Encoder(coder, channels, code_dim), Decoder(coder, code_dim, channels)
+        return Encoder(coder, channels, moments), Decoder(coder, code_dim, channels)
     resnet = config.resnet
-    return ResnetEncoder(resnet, channels, code_dim), ResnetDecoder(resnet, code_dim, channels)
+    return ResnetEncoder(resnet, channels, moments), ResnetDecoder(resnet, code_dim, channels)

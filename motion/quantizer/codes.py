@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motion.config import Metric
+from motion.quantizer_config import Metric
 
 # Scores computed at once: 512 KB in float32 on CPUs.
 CPU_SCORES = 2**17

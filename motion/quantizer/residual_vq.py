@@ -1,101 +1,43 @@
-"""Residual vector quantization, with codebooks that learn moving averages."""
+"""Residual quantization: each layer quantizes what the layers before it left."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from motion.config import QuantizerConfig
-from motion.quantizer.codebooks import NO_CODE, Codebooks
-from motion.quantizer.codes import Finder, cut_into_blocks
+from motion.quantizer.books import NO_CODE, Search, codebook_loss
+from motion.quantizer.build import make_books
+from motion.quantizer.codes import cut_into_blocks
+from motion.quantizer.estimators import estimate
+from motion.quantizer.projection import Projection
+from motion.quantizer.results import Choices, Quantized, Usage
+from motion.quantizer_config import QuantizerConfig
 from wanvae.engine.tensors import check_is_indices
 from wanvae.errors import UserError
 from wanvae.nn.masking import make_mask
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Which codes the latents of a batch chose: what codebooks learn from.
-
-    Attributes:
-        rows: ``(N, C)``, the latents.
-        indices: ``(N, Q)``, the codes that they chose; -1 where a layer leaves a row as it is.
-        counts: ``(Q, K)``, how many rows chose each code.
-        sums: ``(Q, K, C)``, the sums of what the layer was given, by code.
-    """
-
-    rows: Tensor
-    indices: Tensor
-    counts: Tensor
-    sums: Tensor
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How evenly codes are used.
-
-    Attributes:
-        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K.
-        code_use: ``(Q,)``, the part of the codes of each layer that were used.
-    """
-
-    perplexity: Tensor
-    code_use: Tensor
-
-    @classmethod
-    def of(cls, counts: Tensor) -> Usage:
-        """The usage of codes that were chosen ``(Q, K)`` times."""
-        shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
-        return cls(torch.special.entr(shares).sum(1).exp(), (counts > 0).to(shares.dtype).mean(1))
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """The result of a quantizer.
-
-    Attributes:
-        latents: ``(B, C, T)``, sums of codes. Gradients pass unchanged to the input of the
-            quantizer.
-        indices: ``(B, T, Q)``, int64, the codes of each layer; -1 where there is no code.
-        commitment_loss: scalar; the squared error after each layer, averaged over channels and
-            latents, then over layers.
-        perplexity: ``(Q,)``, the exponential of the entropy of the codes of each layer, at most K.
-            In training mode it counts the batches of all processes.
-        code_use: ``(Q,)``, the fraction of the codes of each layer that were used. In training mode
-            it counts the batches of all processes.
-        choices: what ``ResidualVQ.learn`` takes; None in evaluation.
-    """
-
-    latents: Tensor
-    indices: Tensor
-    commitment_loss: Tensor
-    perplexity: Tensor
-    code_use: Tensor
-    choices: Choices | None = None
-
-
-@dataclass(frozen=True)
-class Search:
+class Found:
     """The codes that the layers find for rows of latents, and statistics of them.
 
+    Rows are ``(N, groups * d)``.
+
     Attributes:
-        latents: ``(N, C)``, sums of codes.
         indices: ``(N, Q)``, -1 where a layer does not quantize a row.
+        weights: ``(N, Q)``, of the squared error of each row after each layer in the loss.
         loss: scalar, the commitment loss.
-        loss_gradient: ``(N, C)``, the gradient of the loss with respect to the rows; None if nobody
-            needs it.
+        loss_gradient: the gradient of the loss with respect to the rows; None if nobody needs it.
         counts: ``(Q, K)``, how many rows chose each code.
-        sums: ``(Q, K, C)``, the sums of the inputs of each layer, by code; None in evaluation.
+        sums: ``(Q, K, d)``, the sums of the inputs of each layer, by code; None in evaluation, and
+            for codes that do not learn from them.
     """
 
-    latents: Tensor
     indices: Tensor
+    weights: Tensor
     loss: Tensor
     loss_gradient: Tensor | None
     counts: Tensor
@@ -108,9 +50,9 @@ class LayerResult:
 
     Attributes:
         layer: the number of the layer.
-        given: ``(N, C)``, the input of the layer: the residuals of the layers before.
+        given: ``(N, d)``, the input of the layer: the residuals of the layers before.
         found: ``(N,)``, the nearest code of each row, also if the layer does not quantize the row.
-        left: ``(N, C)``, the residuals: ``given`` minus the codes.
+        left: ``(N, d)``, the residuals: ``given`` minus the codes.
     """
 
     layer: int
@@ -119,39 +61,24 @@ class LayerResult:
     left: Tensor
 
 
-class StraightThrough(torch.autograd.Function):
-    """A straight-through estimator for quantized latents and the commitment loss.
-
-    The gradient of quantized latents passes to ``latents`` unchanged, once for all layers.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, latents: Tensor, quantized: Tensor, loss: Tensor, loss_gradient: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(loss_gradient)
-        return quantized.view_as(quantized), loss.view_as(loss)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_quantized: Tensor, of_loss: Tensor) -> tuple:
-        (loss_gradient,) = ctx.saved_tensors
-        gradient = of_quantized + (of_loss * loss_gradient).to(of_quantized.dtype)
-        return gradient, None, None, None
-
-
 class ResidualVQ(nn.Module):
-    """A residual vector quantizer of latents ``(B, C, T)``: each layer quantizes the residual.
+    """A residual quantizer of latents ``(B, C, T)``: each layer quantizes the residual.
 
-    In training mode it learns its codes, which are its only state (see
-    :class:`~motion.quantizer.codebooks.Codebooks`). It computes in float32, or in float64 if its
-    codes are float64, for any dtype of the latents.
+    What codes are, the config says; :class:`~motion.quantizer.books.Books` is all that this class
+    knows of them. Channels are cut into ``config.groups``, and code q is of group q % groups. If
+    the codes have other channels than the latents, a linear map leads to them and another one back.
+
+    In training mode it learns its codes, which ``books`` holds. It computes in float32, or in
+    float64 if its codes are float64, for any dtype of the latents.
 
     Args:
         config: all options; the defaults are MoMask's.
         dim: channels of the latents, C.
         codebook_size, num_quantizers: replace these options of ``config``, if they are given.
         channel_last: latents are ``(B, T, C)`` instead, given and returned.
+
+    Raises:
+        UserError: the groups do not divide ``dim``, or an option does not fit the others.
     """
 
     def __init__(
@@ -165,13 +92,18 @@ class ResidualVQ(nn.Module):
     ) -> None:
         super().__init__()
         config = config or QuantizerConfig()
-        self.config = replace(
+        config = replace(
             config,
             codebook_size=config.codebook_size if codebook_size is None else codebook_size,
             num_quantizers=config.num_quantizers if num_quantizers is None else num_quantizers,
         )
-        self.dim, self.channel_last = dim, channel_last
-        self.books = Codebooks(self.config, dim)
+        self.config, self.dim, self.channel_last = config, dim, channel_last
+        self.width = config.channels(dim)
+        self.books = make_books(config, self.width)
+        groups, channels = config.groups, dim // config.groups
+        projects = self.width != channels or config.codebook_dim is not None
+        self.project_in = Projection(groups, channels, self.width) if projects else None
+        self.project_out = Projection(groups, self.width, channels) if projects else None
 
     def forward(
         self,
@@ -194,36 +126,54 @@ class ResidualVQ(nn.Module):
         Raises:
             UserError: latents or the mask have another shape, or ``lengths`` are given, too.
         """
-        batch, length = self._check_latents(latents)
-        valid = find_valid(batch, length, lengths, mask)
-        differentiated = latents.requires_grad and torch.is_grad_enabled()
-        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            rows = self._rows(latents, valid)
+        valid = find_valid(*self._check_latents(latents), lengths, mask)
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized = self._quantize(self._project(latents), valid, learn=learn)
+            restored = self._restore(quantized.latents, valid)
+        return replace(quantized, latents=restored.to(latents.dtype))
+
+    def _quantize(self, latents: Tensor, valid: Tensor | None, *, learn: bool) -> Quantized:
+        """Quantizes projected latents ``(B, groups * d, T)`` where ``valid`` ``(B, T)``."""
+        batch, _, length = latents.shape
+        keeps_gradients = torch.is_grad_enabled()
+        differentiated = latents.requires_grad and keeps_gradients
+        with torch.no_grad():
+            rows = as_rows(latents.detach(), valid)
             layers = self._draw_layers(batch, length, valid)
-            if self.training and learn and not self.books.initialized:
+            if self.training and learn and not self.books.ready():
                 self.books.initialize(rows)
             temperature = self.config.temperature if self.training else 0.0
-            search = self._search(rows, layers, temperature, differentiated)
-            choices, usage = None, Usage.of(search.counts)
-            if search.sums is not None:
-                choices = Choices(rows, search.indices, search.counts, search.sums)
+            found = self._search(rows, layers, temperature, differentiated)
+            values = self.books.look_up(found.indices)
+        codes = regularization = None
+        if self.training and keeps_gradients:
+            if self.books.learns_by_gradient:
+                codes = codebook_loss(self.books, rows, found.indices, found.weights)
+            regularization = self.books.regularize(as_rows(latents, valid), found.indices)
+        with torch.no_grad():
+            choices, usage = None, Usage.of(found.counts)
+            if self.training:
+                choices = Choices(rows, found.indices, found.counts, found.sums)
                 usage = self.learn([choices]) if learn else usage
 
         def as_latents(values: Tensor) -> Tensor:
-            """Returns rows ``(N, C)`` as latents."""
-            return self._as_latents(place_rows(values, (batch, length), valid, 0))
+            """Returns rows ``(N, C)`` as ``(B, C, T)``."""
+            return place_rows(values, (batch, length), valid, 0).movedim(2, 1)
 
-        quantized, loss = as_latents(search.latents).to(latents.dtype), search.loss
-        if search.loss_gradient is not None:
-            gradient = as_latents(search.loss_gradient)
-            quantized, loss = StraightThrough.apply(latents, quantized, loss, gradient)
+        quantized, loss = as_latents(values), found.loss
+        if found.loss_gradient is not None:
+            gradient = as_latents(found.loss_gradient)
+            groups = self.config.groups if self.config.estimator == "rotation" else None
+            quantized, loss = estimate(latents, quantized, loss, gradient, groups)
         return Quantized(
             latents=quantized,
-            indices=place_rows(search.indices, (batch, length), valid, NO_CODE),
+            indices=place_rows(found.indices, (batch, length), valid, NO_CODE),
             commitment_loss=loss,
             perplexity=usage.perplexity,
             code_use=usage.code_use,
             choices=choices,
+            codebook_loss=codes,
+            regularization=regularization,
         )
 
     @torch.no_grad()
@@ -233,18 +183,20 @@ class ResidualVQ(nn.Module):
         Returns:
             The usage of codes over these batches, of all processes together.
         """
+        sums = [choices.sums for choices in batches if choices.sums is not None]
         counts = self.books.learn(
             torch.cat([choices.rows for choices in batches]),
             torch.cat([choices.indices for choices in batches]),
             torch.stack([choices.counts for choices in batches]).sum(0),
-            torch.stack([choices.sums for choices in batches]).sum(0),
+            torch.stack(sums).sum(0) if sums else None,
         )
         return Usage.of(counts)
 
     @torch.no_grad()
     def initialize(self, batches: Sequence[Tensor]) -> None:
         """Makes the codebooks from the latents ``(B, C, T)`` of batches."""
-        self.books.initialize(torch.cat([self._rows(latents, None) for latents in batches]))
+        rows = [as_rows(self._project(latents), None) for latents in batches]
+        self.books.initialize(torch.cat(rows))
 
     @torch.no_grad()
     def encode(
@@ -258,16 +210,16 @@ class ResidualVQ(nn.Module):
         Raises:
             UserError: as ``forward``.
         """
-        batch, length = self._check_latents(latents)
-        valid = find_valid(batch, length, lengths, mask)
+        shape = self._check_latents(latents)
+        valid = find_valid(*shape, lengths, mask)
         with torch.autocast(latents.device.type, enabled=False):
-            rows = self._rows(latents, valid)
-            finder = self.books.finder()
+            rows = as_rows(self._project(latents), valid)
+            search = self.books.search()
             found = [
-                torch.stack([step.found for step in self._descend(rows[block], finder)], dim=1)
-                for block in cut_into_blocks(rows, self.config.codebook_size)
+                torch.stack([step.found for step in self._descend(rows[block], search)], dim=1)
+                for block in cut_into_blocks(rows, search.row_size)
             ]
-        return place_rows(torch.cat(found), (batch, length), valid, NO_CODE)
+        return place_rows(torch.cat(found), shape, valid, NO_CODE)
 
     def decode(self, indices: Tensor, layers: int | None = None) -> Tensor:
         """Returns the latents ``(B, C, T)`` of ``indices`` ``(B, T, Q)``; -1 adds nothing.
@@ -284,12 +236,12 @@ class ResidualVQ(nn.Module):
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
             raise UserError(f"layers must be from 1 to {given}, not {layers}")
-        return self.look_up(indices[:, :, :layers].to(self.books.codes.device))
+        return self.look_up(indices[:, :, :layers].to(self.books.device))
 
     def look_up(self, indices: Tensor) -> Tensor:
         """Does the same as ``decode`` for indices that are right, without a look at them."""
         rows = self.books.look_up(indices.flatten(0, 1))
-        return self._as_latents(rows.unflatten(0, indices.shape[:2]))
+        return self._restore(rows.unflatten(0, indices.shape[:2]).movedim(2, 1), None)
 
     def _check_latents(self, latents: Tensor) -> tuple[int, int]:
         """Returns B and T of latents; raises UserError if their shape does not fit."""
@@ -301,21 +253,31 @@ class ResidualVQ(nn.Module):
             )
         return latents.shape[0], latents.shape[1 if self.channel_last else 2]
 
-    def _as_latents(self, values: Tensor) -> Tensor:
-        """Returns ``(B, T, C)`` as latents, which may be ``(B, C, T)``."""
-        return values if self.channel_last else values.movedim(2, 1)
+    def tables(self) -> Iterator[Tensor]:
+        """Yields tensors that tell the latents of indices, for a digest."""
+        yield from self.books.tables()
+        if self.project_out is not None:
+            yield from self.project_out.parameters()
 
-    def _rows(self, latents: Tensor, valid: Tensor | None) -> Tensor:
-        """Returns latents as ``(N, C)`` where ``valid`` ``(B, T)``, in ``books.dtype``."""
-        latents = latents.detach()
-        rows = (latents if self.channel_last else latents.movedim(1, 2)).to(self.books.dtype)
-        return rows.flatten(0, 1) if valid is None else rows[valid]
+    def _project(self, latents: Tensor) -> Tensor:
+        """Returns latents as ``(B, groups * d, T)``, in the range and the dtype of the codes."""
+        latents = (latents.mT if self.channel_last else latents).to(self.books.dtype)
+        if self.project_in is not None:
+            latents = self.project_in(latents)
+        return self.books.bound(latents)
+
+    def _restore(self, latents: Tensor, valid: Tensor | None) -> Tensor:
+        """Returns sums of codes ``(B, groups * d, T)`` as latents, 0 where not ``valid``."""
+        if self.project_out is not None:
+            latents = self.project_out(latents)
+            latents = latents if valid is None else torch.where(valid[:, None], latents, 0)
+        return latents.mT if self.channel_last else latents
 
     def _draw_layers(self, clips: int, length: int, valid: Tensor | None) -> Tensor | None:
         """Draws how many layers quantize each row, ``(N,)``, equal within a clip; None is all."""
         if not self.training or self.config.dropout == 0:
             return None
-        device = self.books.codes.device
+        device = self.books.device
         few = torch.randint(1, self.config.num_quantizers + 1, (clips,), device=device)
         dropped = torch.rand(clips, device=device) < self.config.dropout
         layers = torch.where(dropped, few, self.config.num_quantizers)[:, None].expand(-1, length)
@@ -324,44 +286,48 @@ class ResidualVQ(nn.Module):
     def _descend(
         self,
         rows: Tensor,
-        finder: Finder,
+        search: Search,
         taken: Tensor | None = None,
         temperature: float = 0.0,
     ) -> Iterator[LayerResult]:
-        """Yields the result of each layer for rows ``(N, C)``, from the first layer.
+        """Yields the result of each layer for rows ``(N, groups * d)``, from the first layer.
 
         Args:
             taken: ``(N, Q)``, false where a layer does not quantize a row; None is all true.
         """
-        left = rows
+        groups = self.config.groups
+        parts = list(rows.split(self.width, 1))
+        before = [rows.new_zeros(()).expand_as(part) for part in parts]
         for layer in range(self.config.num_quantizers):
-            book = layer % len(finder.books)
-            found = finder.find(left, book, temperature)
-            chosen = F.embedding(found, finder.books[book])
+            group = layer % groups
+            given = parts[group]
+            found, chosen = search.find(given, layer, before[group], temperature)
             if taken is not None:
                 chosen *= taken[:, layer, None]
-            given, left = left, left - chosen
-            yield LayerResult(layer, given, found, left)
+            if search.looks_back:
+                before[group] = before[group] + chosen
+            parts[group] = given - chosen
+            yield LayerResult(layer, given, found, parts[group])
 
     def _search(
         self, rows: Tensor, layers: Tensor | None, temperature: float, differentiated: bool
-    ) -> Search:
-        """Quantizes rows ``(N, C)``, each by its number of ``layers`` ``(N,)``; adds up by code."""
-        finder = self.books.finder()
-        count, codes = self.config.num_quantizers, self.config.codebook_size
+    ) -> Found:
+        """Quantizes rows, each by its number of ``layers`` ``(N,)``; adds up by code."""
+        search = self.books.search()
+        count, codes, width = self.config.num_quantizers, self.config.codebook_size, self.width
         every = torch.arange(count, device=rows.device)
         taken = None if layers is None else layers[:, None] > every
         weights = rows.new_ones(len(rows), count) if taken is None else taken.to(rows.dtype)
-        weights = make_mean_weights(weights) / rows.shape[1]
+        weights = make_mean_weights(weights) / width
         indices = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
-        latents = torch.empty_like(rows)
         loss_gradient = torch.zeros_like(rows) if differentiated else None
         loss, counts = rows.new_zeros(()), rows.new_zeros(count, codes)
-        sums = rows.new_zeros(count, codes, rows.shape[1]) if self.training else None
-        for block in cut_into_blocks(rows, codes):
+        sums = None
+        if self.training and self.books.learns_from_sums:
+            sums = rows.new_zeros(count, codes, width)
+        for block in cut_into_blocks(rows, search.row_size):
             here = None if taken is None else taken[block]
-            left = rows[block]
-            for step in self._descend(left, finder, here, temperature):
+            for step in self._descend(rows[block], search, here, temperature):
                 layer, given, found, left = step.layer, step.given, step.found, step.left
                 indices[block, layer] = found
                 if here is not None:
@@ -369,14 +335,17 @@ class ResidualVQ(nn.Module):
                 counts[layer] += torch.bincount(found, minlength=codes)
                 if sums is not None:
                     sums[layer].index_add_(0, found, given)
+                if not self.books.commits:
+                    continue
                 weight = weights[block, layer]
                 loss += left.square().sum(1) @ weight
                 if loss_gradient is not None:
-                    loss_gradient[block].addcmul_(left, weight[:, None], value=2)
-            torch.sub(rows[block], left, out=latents[block])
+                    start = layer % self.config.groups * width
+                    part = loss_gradient[block, start : start + width]
+                    part.addcmul_(left, weight[:, None], value=2)
         if taken is not None:
             indices.masked_fill_(~taken, NO_CODE)
-        return Search(latents, indices, loss, loss_gradient, counts, sums)
+        return Found(indices, weights, loss, loss_gradient, counts, sums)
 
     def _check_indices(self, indices: Tensor) -> None:
         check_is_indices(indices, "indices")
@@ -410,6 +379,12 @@ def find_valid(
             f"mask must be bool {(batch, length)}, (B, T), not {mask.dtype} {tuple(mask.shape)}"
         )
     return mask
+
+
+def as_rows(latents: Tensor, valid: Tensor | None) -> Tensor:
+    """Returns ``(B, C, T)`` as ``(N, C)`` where ``valid`` ``(B, T)``; None is everywhere."""
+    rows = latents.movedim(1, 2)
+    return rows.flatten(0, 1) if valid is None else rows[valid]
 
 
 def place_rows(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:

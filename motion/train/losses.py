@@ -17,9 +17,11 @@ from torch import Tensor
 
 from motion.config import RVQVAEConfig
 from motion.features.published import PUBLISHED
-from motion.model import RVQVAE, Reconstruction
+from motion.model import Reconstruction
+from motion.models import MotionModel
 from motion.skeleton.tree import Skeleton
 from motion.train.movement import MeanError, Movement, find_accelerations, find_foot_error
+from motion.vae import VAEReconstruction
 from wanvae.engine.config import check, check_option
 
 ErrorKind = Literal["smooth_l1", "l1", "l2"]
@@ -49,8 +51,12 @@ class LossConfig:
             differences of their positions. It makes motion smooth.
         foot_velocity: weight of the error of the velocities in m/s of feet that are on the ground
             in the original. It keeps feet from sliding.
-        commitment: weight of the squared distance of latents from their codes.
-        error: the error of all terms except commitment. "smooth_l1" is half the squared error
+        commitment: weight of the squared distance of latents from their codes, which moves latents.
+        codebook: weight of the same distance where it moves codes: those of the quantizers that
+            learn by gradients.
+        kl: weight of the KL divergence of the latents of a VAE from N(0, 1), in nats for each
+            number of a latent. The default is of MLD (Chen et al., arXiv 2212.04048).
+        error: the error of all terms before commitment. "smooth_l1" is half the squared error
             below 1, and the absolute error minus a half above 1; "l1" is the absolute error, "l2"
             the squared error.
     """
@@ -61,11 +67,13 @@ class LossConfig:
     acceleration: float = 0.0
     foot_velocity: float = 0.0
     commitment: float = 0.02
+    codebook: float = 1.0
+    kl: float = 1e-4
     error: ErrorKind = "smooth_l1"
 
     def __post_init__(self) -> None:
         weights = (self.features, self.position, self.velocity)
-        for name in (*TERMS, "commitment"):
+        for name in (*TERMS, "commitment", "codebook", "kl"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         expected = "above 0 if position and velocity are 0"
         check(max(weights) > 0, "features", self.features, expected)
@@ -87,7 +95,7 @@ class MotionLosses:
             not known.
     """
 
-    def __init__(self, config: LossConfig, model: RVQVAE, skeleton: Skeleton | None) -> None:
+    def __init__(self, config: LossConfig, model: MotionModel, skeleton: Skeleton | None) -> None:
         self.config = config if skeleton is not None else drop_position(config)
         self.movement = Movement(model, skeleton)
         self.feet = self.movement.find_feet() if config.foot_velocity > 0 else []
@@ -96,7 +104,7 @@ class MotionLosses:
             channels = find_position_channels(model.config, skeleton.joints)
         self.locate = self.movement.find_pose if channels is None else select(channels)
 
-    def __call__(self, reconstruction: Reconstruction) -> dict[str, Tensor]:
+    def __call__(self, reconstruction: Reconstruction | VAEReconstruction) -> dict[str, Tensor]:
         """Returns the weighted terms by name, float32 scalars. Their sum is the loss."""
         error, fps = ERRORS[self.config.error], self.movement.fps
         pair = reconstruction.output.float(), reconstruction.target.float()
@@ -108,9 +116,9 @@ class MotionLosses:
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
             "foot_velocity": lambda: self._find_foot_error(places()),
-            "commitment": reconstruction.quantized.commitment_loss.float,
+            **measure_latents(reconstruction),
         }
-        weights = {name: getattr(self.config, name) for name in measures}
+        weights = {name: getattr(self.config, name, 1.0) for name in measures}
         return {name: weights[name] * measures[name]() for name in measures if weights[name] > 0}
 
     def _find_places(
@@ -136,6 +144,24 @@ def drop_position(config: LossConfig) -> LossConfig:
         expected = "0, because what the features are is not known"
         check(getattr(config, name) == 0, f"loss.{name}", getattr(config, name), expected)
     return replace(config, position=0.0)
+
+
+def measure_latents(
+    reconstruction: Reconstruction | VAEReconstruction,
+) -> dict[str, Callable[[], Tensor]]:
+    """Returns the terms of what is between encoder and decoder.
+
+    ``regularization`` has no weight in a LossConfig, because the quantizer weights it itself.
+    """
+    if isinstance(reconstruction, VAEReconstruction):
+        return {"kl": reconstruction.kl.float}
+    quantized = reconstruction.quantized
+    terms = {
+        "commitment": quantized.commitment_loss,
+        "codebook": quantized.codebook_loss,
+        "regularization": quantized.regularization,
+    }
+    return {name: term.float for name, term in terms.items() if term is not None}
 
 
 def select(channels: slice) -> Locator:

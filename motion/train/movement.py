@@ -12,7 +12,7 @@ from motion.errors import MotionError
 from motion.features.heading import turn_vectors
 from motion.features.published import PUBLISHED
 from motion.metrics import CONTACT_HEIGHT
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.skeleton.joint_names import find_feet
 from motion.skeleton.tree import Skeleton
 from motion.train.positions import Tree, find_positions
@@ -30,7 +30,7 @@ class Movement:
             cannot be found.
     """
 
-    def __init__(self, model: RVQVAE, skeleton: Skeleton | None) -> None:
+    def __init__(self, model: MotionModel, skeleton: Skeleton | None) -> None:
         self.model = model
         self.joint_names = () if skeleton is None else skeleton.names
         self.spec, self.fps = model.config.features, model.config.fps

@@ -24,12 +24,14 @@ from motion.evaluate.feature_space import evaluate_features
 from motion.evaluate.reconstruction import reconstruct
 from motion.features.units import warn_of_training_units
 from motion.model import RVQVAE
+from motion.models import MotionModel, load_model, make_model
 from motion.networks.reach import UnreachedTaps, find_unreached_taps
-from motion.quantizer.residual_vq import Choices, Quantized, Usage
+from motion.quantizer.results import Choices, Quantized, Usage
 from motion.render import Figure, render_grid
 from motion.tokens import identify
 from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
+from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import read_config
 from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.finite import check_weights
@@ -70,7 +72,8 @@ class TrainConfig:
             checkpoint with the lowest MPJPE on it is kept, unless ``trainer.best`` names another
             figure.
         loss: the weights of the loss terms.
-        trainer: the training loop. It takes no average of the weights (``ema_decay`` is 0).
+        trainer: the training loop. Of a tokenizer it takes no average of the weights
+            (``ema_decay`` is 0).
         weights: a checkpoint of any layout to start from. Its architecture replaces ``model``. If
             it has a normalizer, the normalizer stays, and so does its skeleton, which all motion
             must have. A run goes on only with the same weights, in whatever file.
@@ -84,7 +87,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         decay = self.trainer.ema_decay
-        if decay > 0:
+        if decay > 0 and self.model.bottleneck == "quantizer":
             raise UserError(
                 f"trainer.ema_decay is {decay}, but the codes follow the current encoder and "
                 "do not fit an average of its weights; set it to 0"
@@ -117,9 +120,9 @@ class MotionTraining:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         if config.weights is None:
-            self.model = RVQVAE(config.model)
+            self.model = make_model(config.model)
         else:
-            self.model = RVQVAE.from_pretrained(config.weights)
+            self.model = load_model(config.weights)
             check_weights(self.model, config.weights)
         # Before the data set the normalizer of a checkpoint that has none.
         self.start = "" if config.weights is None else identify(self.model)
@@ -164,12 +167,13 @@ class MotionTraining:
 
     def task(self) -> Task:
         """Returns the task for the training loop."""
-        together = self.config.trainer.accumulate > 1
+        tokenizes = isinstance(self.model, RVQVAE)
+        together = tokenizes and self.config.trainer.accumulate > 1
         return Task(
             model=self.model,
             samples=self.data.windows,
-            losses=self.losses,
-            save_weights=lambda model, path: as_tokenizer(model).save_pretrained(path),
+            losses=self.losses if tokenizes else self.vae_losses,
+            save_weights=lambda model, path: as_motion_model(model).save_pretrained(path),
             load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
             preview=self.preview if self.data.held_out and self.data.skeleton else None,
@@ -200,52 +204,58 @@ class MotionTraining:
             statistics=quantized.choices,
         )
 
+    def vae_losses(
+        self, model: nn.Module, discriminator: nn.Module | None, motion: Tensor, step: int
+    ) -> StepLosses:
+        """Returns the losses of a batch of a VAE, and the divergence of its latents."""
+        reconstruction = model(motion)
+        return StepLosses(self.motion_losses(reconstruction), {"kl_nats": reconstruction.kl})
+
     def begin_step(self, batches: Sequence[Tensor]) -> None:
         """Makes the codebooks from all batches of the first step, as from one large batch."""
         with self.accelerator.autocast():
-            self.model.initialize_codebooks(batches)
+            as_tokenizer(self.model).initialize_codebooks(batches)
 
     def end_step(self, choices: Sequence[Choices]) -> dict[str, Tensor]:
         """Lets the codebooks learn from all batches of a step at once; returns the use of codes."""
-        return figures_of(self.model.quantizer.learn(choices))
+        return figures_of(as_tokenizer(self.model).quantizer.learn(choices))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Returns figures of the held-out motion, with all layers, in millimetres and degrees.
 
         Features that are not known have errors in standard deviations instead.
         """
-        tokenizer = as_tokenizer(model)
+        of_motion = as_motion_model(model)
         if self.data.skeleton is None:
-            return self._evaluate_features(tokenizer)
+            return self._evaluate_features(of_motion)
         found = evaluate(
-            tokenizer,
+            of_motion,
             self.data.held_out,
-            numbers_of_layers=[tokenizer.config.quantizer.num_quantizers],
+            numbers_of_layers=[of_motion.config.num_layers],
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
-        return {
-            "mpjpe": found.mpjpe[-1],
-            "rotation_error": found.rotation_errors[-1],
-            **describe_codes(found),
-        }
+        errors = {"mpjpe": found.mpjpe[-1], "rotation_error": found.rotation_errors[-1]}
+        return {**errors, **describe_codes(found)}
 
-    def _evaluate_features(self, tokenizer: RVQVAE) -> dict[str, float]:
+    def _evaluate_features(self, model: MotionModel) -> dict[str, float]:
         index, count = self.accelerator.process_index, self.accelerator.num_processes
-        found = evaluate_features(tokenizer, self.data.held_out, rank=index, ranks=count)
+        found = evaluate_features(model, self.data.held_out, rank=index, ranks=count)
         return {"feature_error": found.summary.error[-1], **describe_codes(found)}
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Writes a picture of frames of the first held-out recording above its reconstruction."""
         recording = self.data.held_out[0]
-        _, decoded = reconstruct(as_tokenizer(model), recording)
+        _, decoded = reconstruct(as_motion_model(model), recording)
         pair = recording.joints, recording.joints_of(decoded)
         figures = [Figure.of_joints(joints.positions, recording.bones) for joints in pair]
         render_grid(path, figures, recording.config.fps)
 
 
 def describe_codes(found: CodeUse) -> dict[str, float]:
-    """Returns the use of codes, as means over the layers and for each layer."""
+    """Returns the use of codes, as means over the layers and for each layer; nothing of a VAE."""
+    if not len(found.counts):
+        return {}
     layers = enumerate(found.perplexity.tolist(), start=1)
     return {
         "code_use": found.code_use.mean().item(),
@@ -266,6 +276,12 @@ def describe_unreached(found: Sequence[UnreachedTaps], config: TrainConfig) -> s
 def figures_of(used: Usage | Quantized) -> dict[str, Tensor]:
     """Returns the use of codes, as means over the layers."""
     return {"perplexity": used.perplexity.mean(), "code_use": used.code_use.mean()}
+
+
+def as_motion_model(model: nn.Module) -> MotionModel:
+    """Returns the model that the training loop passes back."""
+    assert isinstance(model, RVQVAE | MotionVAE)
+    return model
 
 
 def as_tokenizer(model: nn.Module) -> RVQVAE:

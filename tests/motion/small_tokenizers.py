@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from motion import RVQVAE, FeatureSpec, RVQVAEConfig
+from motion import RVQVAE, FeatureSpec, MotionVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig
 from motion.features.rotations import extract_features
 from motion.features.statistics import FeatureStatistics
@@ -51,6 +51,23 @@ def tiny_tokenizer(
     model.normalizer.set(FeatureStatistics.fit([motion]))
     model.train()
     model(motion[None])  # makes the codebooks
+    return model.eval()
+
+
+def tiny_vae(features: FeatureSpec = ROOTLESS, *, causal: bool = True) -> MotionVAE:
+    """One of latents of 4 numbers, each of 4 frames of the walk."""
+    motion = extract_features(WALK, features).float()
+    config = RVQVAEConfig(
+        channels=motion.shape[1],
+        code_dim=4,
+        bottleneck="gaussian",
+        resnet=ResnetConfig(width=8, depth=1, dropout=0.0, causal=causal),
+        features=features,
+        fps=30.0,
+    )
+    torch.manual_seed(0)
+    model = MotionVAE(config, WALK.skeleton)
+    model.normalizer.set(FeatureStatistics.fit([motion]))
     return model.eval()
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from motion import RVQVAE, RVQVAEConfig
+from motion import RVQVAE, MotionVAE, RVQVAEConfig
+from motion.models import make_model
 from motion.networks.receptive import receptive_field
 from wanvae.engine.config import from_json_dict, to_json_dict
 
@@ -24,7 +25,15 @@ def test_a_model_is_valid_and_goes_through_json(name):
     assert from_json_dict(RVQVAEConfig, to_json_dict(config)) == config
     with torch.device("meta"):
         motion = torch.empty(1, config.channels, config.frames_of(3))
-        assert RVQVAE(config).encoder(motion).shape == (1, config.code_dim, 3)
+        model = make_model(config)
+        assert model.encoder(motion).shape == (1, config.moments, 3)
+
+
+def test_the_vae_streams():
+    with torch.device("meta"):
+        model = make_model(load("beat2_vae.yaml")).eval()
+        assert isinstance(model, MotionVAE)
+        model.stream_encode()
 
 
 def test_wan1d_streams():

@@ -26,7 +26,7 @@ from motion.evaluate.evaluators.loading import LONGEST, Evaluators
 from motion.evaluate.evaluators.networks import FRAMES_OF_MOVEMENT
 from motion.evaluate.reconstruction import reconstruct
 from motion.features.recording import Recording, read_recording
-from motion.model import RVQVAE
+from motion.models import MotionModel
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
@@ -134,7 +134,7 @@ class Count:
 
 
 def judge(
-    model: RVQVAE,
+    model: MotionModel,
     evaluators: Evaluators,
     files: Sequence[Path],
     processes: PartialState,
@@ -191,7 +191,7 @@ def judge(
     )
 
 
-def read_parts(model: RVQVAE, path: Path, texts: Path | None, count: Count) -> Iterator[Part]:
+def read_parts(model: MotionModel, path: Path, texts: Path | None, count: Count) -> Iterator[Part]:
     """Yields the parts of a motion file that the evaluators can judge, and counts the others.
 
     These are the whole motion, and the part of each caption that is of a part of it.
@@ -229,7 +229,7 @@ def in_batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def embed(model: RVQVAE, evaluators: Evaluators, parts: Sequence[Part]) -> Iterator[Judged]:
+def embed(model: MotionModel, evaluators: Evaluators, parts: Sequence[Part]) -> Iterator[Judged]:
     """Yields the vectors of parts, of their reconstructions and of their captions."""
     with evaluating(model):
         decoded = [reconstruct(model, part.recording)[1] for part in parts]

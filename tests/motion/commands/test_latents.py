@@ -1,0 +1,124 @@
+"""The command line with a VAE: latents instead of tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from motion import MotionVAE, cli
+from motion.features.recording import read_recording
+from motion.files.formats import read_motion, write_motion
+from motion.latents import read_latents
+from tests.commands import outputs_of
+from tests.motion.small_tokenizers import (
+    ROOTED,
+    WALK,
+    saved_tokenizer,
+    tiny_vae,
+    write_walks,
+)
+
+pytestmark = pytest.mark.usefixtures("new_processes")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a VAE, a tokenizer, a walk and its latents."""
+    folder = tmp_path_factory.mktemp("latents")
+    tiny_vae(ROOTED).save_pretrained(folder / "vae.safetensors")
+    saved_tokenizer(folder / "tokenizer.safetensors")
+    write_motion(folder / "walk.bvh", WALK)
+    paths = folder / "walk.bvh", folder / "latents.safetensors"
+    assert cli.main(["encode", *map(str, paths), *model(folder)]) == 0
+    return folder
+
+
+def model(files: Path, name: str = "vae") -> list[str]:
+    return ["--checkpoint", str(files / f"{name}.safetensors")]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def run_command(*arguments: object, status: int = 0) -> tuple[str, str]:
+        return outputs_of(capsys, list(map(str, arguments)), status, cli.main)
+
+    return run_command
+
+
+def test_latents_and_back(tmp_path, files, run):
+    walk, latents = files / "walk.bvh", files / "latents.safetensors"
+    out, _ = run("decode", latents, tmp_path / "a.bvh", *model(files))
+    assert out == f"{latents} -> {tmp_path / 'a.bvh'}: 41 frames at 30 per second\n"
+    out, _ = run("reconstruct", walk, tmp_path / "b.bvh", *model(files))
+    assert (tmp_path / "a.bvh").read_bytes() == (tmp_path / "b.bvh").read_bytes()
+    assert "MPJPE " in out and out.endswith("11 latents of 4 numbers\n")
+    vae = MotionVAE.from_pretrained(files / "vae.safetensors")
+    features = read_recording(walk, vae.config).features
+    posterior = vae.encode(features[None])
+    found = read_latents(latents)
+    torch.testing.assert_close(found.posterior.mean, posterior.mean[0])
+    torch.testing.assert_close(found.posterior.logvar, posterior.logvar[0])
+    assert found.origin.frames == 41 and found.origin.actor.skeleton.joints == 55
+    run("decode", latents, tmp_path / "a.png", *model(files))
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_latents_of_another_program(tmp_path, files, run):
+    save_file({"mean": torch.zeros(5, 4)}, tmp_path / "z.safetensors")
+    out, _ = run("decode", tmp_path / "z.safetensors", tmp_path / "a.npz", *model(files))
+    assert out.endswith("20 frames at 30 per second\n")
+    assert len(read_motion(tmp_path / "a.npz")) == 20
+    for tensors, message in (
+        ({"mean": torch.zeros(5, 3)}, "5 latents of 3 numbers, but the model has latents of 4"),
+        ({"mean": torch.zeros(5)}, "mean must be (n, C)"),
+        ({"indices": torch.zeros(5, 4)}, "it has no tensor mean"),
+    ):
+        save_file(tensors, tmp_path / "z.safetensors")
+        paths = tmp_path / "z.safetensors", tmp_path / "b.npz"
+        _, err = run("decode", *paths, *model(files), status=1)
+        assert message in err
+        assert not (tmp_path / "b.npz").exists()
+
+
+def test_a_folder_is_encoded_once(tmp_path, files, run):
+    source, target = tmp_path / "in", tmp_path / "out"
+    write_walks(source)
+    out, _ = run("encode", source, target, *model(files))
+    assert "4 files of latents written, 0 were there" in out
+    assert (target / "deep" / "er" / "d.safetensors").exists()
+    assert (
+        "0 files of latents written, 4 were there"
+        in run("encode", source, target, *model(files))[0]
+    )
+    write_motion(source / "a.bvh", WALK[:9])
+    (source / "b.npz").write_bytes(b"broken")
+    out, err = run("encode", source, target, *model(files), status=1)
+    assert "1 files of latents written, 2 were there" in out and "left out:" in out
+    assert "1 of 4 files cannot be read" in err
+    assert not (target / "b.safetensors").exists()
+    assert read_latents(target / "a.safetensors").origin.frames == 9
+
+
+def test_a_vae_has_no_tokens_and_a_tokenizer_no_latents(tmp_path, files, run):
+    walk = files / "walk.bvh"
+    _, err = run("tokenize", walk, tmp_path / "t.npz", *model(files), status=1)
+    assert "vae.safetensors is a VAE, whose latents are continuous: it has no tokens" in err
+    assert "Use encode" in err
+    _, err = run("encode", walk, tmp_path / "t.safetensors", *model(files, "tokenizer"), status=1)
+    assert "is a tokenizer, without continuous latents. Use tokenize" in err
+    _, err = run("reconstruct", walk, tmp_path / "b.bvh", *model(files), "--layers", 1, status=1)
+    assert "layers is 1, but a VAE has continuous latents" in err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_vae_is_judged_and_described(tmp_path, files, run):
+    out, _ = run("evaluate", files / "walk.bvh", "--output", tmp_path / "out", *model(files))
+    assert out.startswith("41 frames\nMPJPE ") and "jerk: " in out and "layers" not in out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Layers and codes" not in page and "7.5 per second, each of 4 numbers" in page
+    out, _ = run("info", files / "vae.safetensors")
+    assert "latents: 7.5 per second, each of 4 numbers" in out
+    assert "bottleneck: gaussian" in out and "codebook" not in out
+    _, err = run("convert", files / "vae.safetensors", tmp_path / "a.tar", "--to=momask", status=1)
+    assert "no continuous latents" in err
