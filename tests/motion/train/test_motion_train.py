@@ -408,6 +408,7 @@ def test_taps_that_windows_do_not_reach_stay_at_zero(folder, tmp_path, capsys):
     assert all(taps.any() for taps in outer_taps(tensors_of(tmp_path / "covered")))
 
 
+@pytest.mark.filterwarnings("always:.*look further than windows:UserWarning")
 def test_weights_whose_taps_windows_do_not_reach_are_told(folder, tmp_path, capsys):
     weights = tmp_path / "covered" / "model.safetensors"
     assert main(options(folder, weights.parent, 1, *FAR, "--data.window=40")) == 0
