@@ -32,8 +32,8 @@ def match_file(
         matching = match_model(own, config, wanted)
     except MotionError as error:
         advice = (
-            f"; python -m motion convert {path} OUT.bvh --skeleton CHECKPOINT moves the skeleton "
-            "of the model as this one moves"
+            "; python -m motion convert FILE OUT.bvh --skeleton CHECKPOINT moves the skeleton "
+            "of the model as the file moves"
         )
         raise type(error)(f"{path} {error}{advice if wanted else ''}") from None
     if matching is None or wanted is None:
