@@ -46,10 +46,11 @@ NO_FILES = {
     "resize",
     "root",
     "shard_size",
+    "speaker",
     "variant",
 }
 # What else a command needs.
-REQUIRED = {"convert": ["--to", "native"]}
+REQUIRED = {"convert": ["--to", "native"], "export": ["--part", "encoder"]}
 CONTENT = b"precious"
 # A model that is never used.
 NONE: Any = None

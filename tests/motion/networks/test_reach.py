@@ -6,6 +6,7 @@ import yaml
 
 from motion import RVQVAE, RVQVAEConfig
 from motion.config import QuantizerConfig, ResnetConfig, WanConfig
+from motion.models import make_model
 from motion.networks.reach import find_convolutions, find_unreached_taps
 from motion.networks.receptive import receptive_field
 from tests.motion.test_motion_configs import CONFIGS, load
@@ -75,7 +76,7 @@ def test_wan_has_none_in_windows_of_a_few_tokens():
 def test_configs_reach_their_windows_or_say_that_they_do_not(name):
     content = yaml.safe_load((CONFIGS / name).read_text())
     with torch.device("meta"):
-        model = RVQVAE(load(name))
+        model = make_model(load(name))
     found = unreached(model, content.get("data", {}).get("window", 64))
     # The dilation 81 of 32 positions, in encoder and decoder.
     far = name.startswith("beat2") and model.config.resnet.dilation_growth_rate == (3, 9)
