@@ -130,7 +130,9 @@ def test_other_joints_are_refused(files: tuple[Path, Path], tmp_path: Path) -> N
     with pytest.raises(MotionError, match=message):
         reconstruct_file(model, files[0], tmp_path / "out.bvh")
     tokens = Tokens(torch.zeros(3, 2, dtype=torch.int64), None)
-    with pytest.raises(MotionError, match=r"the skeleton that is to move has .* no jaw.*--skeleton"):
+    with pytest.raises(
+        MotionError, match=r"the skeleton that is to move has .* no jaw.*--skeleton"
+    ):
         detokenize(model, tokens, skeleton=HUMANML3D)
     assert not (tmp_path / "out.bvh").exists()
 
