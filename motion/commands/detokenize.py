@@ -60,7 +60,7 @@ def add_options(parser: Parser) -> None:
         "tokens, else of the model, else a packaged skeleton with the same number of joints)",
     )
     add_reading_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, packaged=True)
 
 
 def run(arguments: Namespace) -> None:

@@ -13,9 +13,10 @@ from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
     add_reading_options,
+    add_retarget_option,
     load_model,
     print_ignored,
-    read_reading,
+    read_model_reading,
     report_failures,
 )
 from motion.evaluate.evaluators.judging import judge
@@ -77,6 +78,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--texts", help="folder of the texts of the motions, as in HumanML3D")
     parser.reads("names", "evaluators", "texts")
     add_reading_options(parser)
+    add_retarget_option(parser)
     add_model_options(parser)
 
 
@@ -107,7 +109,7 @@ def run(arguments: Namespace) -> None:
                 arguments.input,
                 processes,
                 window=window,
-                reading=read_reading(arguments),
+                reading=read_model_reading(arguments),
                 names=names,
                 progress=progress,
             )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
+import torch
 from jsonargparse import Namespace
 
 from motion.checkpoints.architecture import Untold
@@ -12,7 +14,7 @@ from motion.config import MotionNorm
 from motion.files.formats import WRITERS
 from motion.files.reading import Axis, Reading
 from motion.model import RVQVAE
-from motion.models import MotionModel
+from motion.models import MotionModel, packaged_weights
 from motion.models import load_model as load_checkpoint
 from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import Parser
@@ -68,16 +70,19 @@ def read_untold(arguments: Namespace) -> Untold:
     )
 
 
-def add_model_options(parser: Parser, *, required: bool = True) -> None:
+def add_model_options(parser: Parser, *, required: bool = True, packaged: bool = False) -> None:
     """Declares the checkpoint, the device, the progress bar, and what the checkpoint may not tell.
 
     Args:
         required: whether the command needs a checkpoint.
+        packaged: whether the tokenizer of the package stands in for a checkpoint.
     """
+    default = " (default: the tokenizer of the package, of a body of 22 joints)"
     parser.add_argument(
         "--checkpoint",
-        required=required,
-        help="native, or of MoMask, T2M-GPT, MotionGPT or GestureLSM; the layout is detected",
+        required=required and not packaged,
+        help="native, or of MoMask, T2M-GPT, MotionGPT or GestureLSM; the layout is detected"
+        + default * packaged,
     )
     parser.reads("checkpoint")
     add_device_option(parser)
@@ -117,6 +122,23 @@ def read_reading(arguments: Namespace) -> Reading:
     )
 
 
+def add_retarget_option(parser: Parser) -> None:
+    """Declares ``--retarget``."""
+    parser.add_argument(
+        "--retarget",
+        action="store_true",
+        help="where the skeleton of a file is not the skeleton of the model, move the skeleton of "
+        "the model as the file moves, with joints matched by their names (always so without "
+        "--checkpoint)",
+    )
+
+
+def read_model_reading(arguments: Namespace) -> Reading:
+    """Returns how the options say that motion files are read for a model."""
+    retarget = arguments.retarget or arguments.checkpoint is None
+    return replace(read_reading(arguments), retarget=retarget)
+
+
 def add_layers_option(parser: Parser) -> None:
     """Declares ``--layers``."""
     parser.add_argument(
@@ -125,13 +147,15 @@ def add_layers_option(parser: Parser) -> None:
 
 
 def load_model(arguments: Namespace, default: str | None = None) -> MotionModel:
-    """Loads the model of ``--checkpoint``: a tokenizer or a VAE.
+    """Loads the model of ``--checkpoint``, a tokenizer or a VAE; or the tokenizer of the package.
 
     Args:
         default: the device to use if ``--device`` is not given; None is the GPU if there is one.
     """
     device = arguments.device or default or default_device()
     check_device(device)
+    if arguments.checkpoint is None:
+        return load_checkpoint(packaged_weights(), device=device, dtype=torch.float32)
     return load_checkpoint(arguments.checkpoint, read_untold(arguments), device)
 
 

@@ -14,9 +14,10 @@ from motion.commands.options import (
     add_layers_option,
     add_model_options,
     add_reading_options,
+    add_retarget_option,
     load_model,
     print_loss,
-    read_reading,
+    read_model_reading,
 )
 from motion.evaluate.evaluation import count_indices
 from motion.evaluate.movement import MovementSummary, measure_movement
@@ -41,7 +42,8 @@ def add_options(parser: Parser) -> None:
     parser.writes("output")
     add_layers_option(parser)
     add_reading_options(parser)
-    add_model_options(parser)
+    add_retarget_option(parser)
+    add_model_options(parser, packaged=True)
 
 
 def run(arguments: Namespace) -> None:
@@ -51,7 +53,7 @@ def run(arguments: Namespace) -> None:
         arguments.input,
         arguments.output,
         layers=arguments.layers,
-        reading=read_reading(arguments),
+        reading=read_model_reading(arguments),
     )
     rate = f"{report.fps:g} per second"
     if report.file_fps not in (None, report.fps):

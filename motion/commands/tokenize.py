@@ -14,9 +14,10 @@ from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
     add_reading_options,
+    add_retarget_option,
     load_tokenizer,
     print_ignored,
-    read_reading,
+    read_model_reading,
     report_failures,
 )
 from motion.config import FeatureSpec
@@ -84,11 +85,12 @@ def add_options(parser: Parser) -> None:
         "like 'subject(\\d+)' (default: names of BEAT2, like 2_scott_0_1_1)",
     )
     add_reading_options(parser)
-    add_model_options(parser)
+    add_retarget_option(parser)
+    add_model_options(parser, packaged=True)
 
 
 def run(arguments: Namespace) -> None:
-    source, target, reading = arguments.input, arguments.output, read_reading(arguments)
+    source, target, reading = arguments.input, arguments.output, read_model_reading(arguments)
     if not Path(source).is_dir():
         tokens = tokenize_file(load_tokenizer(arguments), source, target, reading)
         length, layers = tokens.indices.shape

@@ -32,8 +32,8 @@ def match_file(
         matching = match_model(own, config, wanted)
     except MotionError as error:
         advice = (
-            "; python -m motion convert FILE OUT.bvh --skeleton CHECKPOINT moves the skeleton "
-            "of the model as the file moves"
+            "; --retarget, or python -m motion convert FILE OUT.bvh --skeleton CHECKPOINT, moves "
+            "the skeleton of the model as the file moves"
         )
         raise type(error)(f"{path} {error}{advice if wanted else ''}") from None
     if matching is None or wanted is None:
@@ -46,6 +46,15 @@ def match_file(
             stacklevel=3,
         )
     return matching
+
+
+def is_matched(own: Skeleton, config: RVQVAEConfig, wanted: Skeleton) -> bool:
+    """Whether a skeleton has the joints of a model; arguments are as for ``match_model``."""
+    try:
+        match_model(own, config, wanted)
+    except MotionError:
+        return False
+    return True
 
 
 def warn_of_proportions(matching: Matching | None, wanted: Skeleton | None) -> None:

@@ -9,6 +9,7 @@ files. Any other features are read from .npy files, and written as such files al
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
-from motion.features.actors import match_file
+from motion.features.actors import is_matched, match_file
 from motion.features.feature_files import SUFFIX as FEATURES_SUFFIX
 from motion.features.feature_files import read_features, write_features
 from motion.features.published import PUBLISHED, PublishedFeatures, Source
@@ -31,6 +32,7 @@ from motion.files.reading import GUESSED, Reading
 from motion.metrics import joint_distances
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.matching import Matching
+from motion.skeleton.retarget import retarget
 from motion.skeleton.tree import Skeleton
 from wanvae.engine.files import FileError
 from wanvae.engine.litter import describe_ignored, is_litter, suffix_of
@@ -250,6 +252,23 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
     return MotionFiles(found, others)
 
 
+def retarget_file(path: Path, clip: MotionClip, skeleton: Skeleton) -> MotionClip:
+    """Returns the motion of a file as motion of the skeleton of a model, and warns of it.
+
+    Raises:
+        MotionError: the names of the joints do not tell hips and legs, or hips and arms.
+    """
+    warnings.warn(
+        "the skeleton of the motion is another; the body of the model, of "
+        f"{skeleton.joints} joints, moves as it moves, and errors are of this body",
+        stacklevel=3,
+    )
+    try:
+        return retarget(clip, skeleton)
+    except MotionError as error:
+        raise MotionError(f"{path} with the skeleton of the model: {error}") from None
+
+
 def read_recording(
     path: str | os.PathLike[str],
     config: RVQVAEConfig,
@@ -259,15 +278,16 @@ def read_recording(
     """Reads a motion file as features of a model. Clips are converted to its frame rate.
 
     Joints are matched with the joints of the model by name, and a warning tells that their order or
-    their names differ.
+    their names differ. Where they are other joints, ``reading`` says whether the skeleton of the
+    model moves as the file moves, with a warning.
 
     Args:
         reading: what the file does not tell.
         skeleton: the skeleton of the model; None if it is not known.
 
     Raises:
-        MotionError: the file cannot be read, has another format, or its skeleton has another number
-            of joints than the model.
+        MotionError: the file cannot be read, has another format, its skeleton has another number of
+            joints than the model, or it cannot be retargeted.
         SkeletonError: it has other joints than the model, or another rest pose.
     """
     path = Path(path)
@@ -282,6 +302,12 @@ def read_recording(
             config=config, features=features, skeleton=find_features_skeleton(config), clip=None
         )
     clip = read_in_file_order(path, reading)
+    if (
+        reading.retarget
+        and skeleton is not None
+        and not is_matched(clip.skeleton, config, skeleton)
+    ):
+        clip = retarget_file(path, clip, skeleton)
     matching = match_file(path, clip.skeleton, config, skeleton)
     clip = clip if matching is None else matching.arrange(clip)
     file_fps = clip.fps

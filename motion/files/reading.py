@@ -20,12 +20,15 @@ class Reading:
             an .npz file.
         root: the name of the root of the skeleton to read, where a BVH file has several.
         frames_from_data: whether a BVH file may have fewer frames than its line Frames says.
+        retarget: whether the skeleton that a model knows moves as the file moves, where the file
+            has another one. Nothing where no model reads the file.
     """
 
     unit: float | None = None
     up: Axis | None = None
     root: str | None = None
     frames_from_data: bool = False
+    retarget: bool = False
 
     def __post_init__(self) -> None:
         if self.unit is not None:

@@ -1,0 +1,65 @@
+"""The tokenizer of the package: any biped whose joints have names, with no training."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from motion import RVQVAE, cli, read_motion, write_motion
+from motion.models import packaged_weights
+from motion.skeleton.packaged import HUMANML3D
+from motion.skeleton.sample import walk
+from tests.motion.helpers import random_clip, random_skeleton
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object, status: int = 0) -> tuple[str, str]:
+    """Runs the program without a progress bar, and returns what it prints."""
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main([*map(str, words), "--device", "cpu"]) == status
+    return capsys.readouterr()
+
+
+@pytest.fixture
+def walking(tmp_path: Path) -> Path:
+    path = tmp_path / "walk.bvh"
+    write_motion(path, walk(90))
+    return path
+
+
+def test_the_file_is_small_and_knows_its_body() -> None:
+    assert packaged_weights().stat().st_size < 8e6
+    model = RVQVAE.from_pretrained(packaged_weights())
+    assert model.skeleton is not None and model.skeleton.names == HUMANML3D.names
+
+
+def test_a_file_is_reconstructed_without_a_checkpoint(
+    walking: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out, err = run(capsys, "reconstruct", walking, tmp_path / "again.bvh")
+    (line,) = (line for line in out.splitlines() if line.startswith("MPJPE with roots aligned"))
+    assert float(line.split()[4]) < 60
+    assert "the body of the model, of 22 joints, moves as it moves" in err
+    positions = read_motion(tmp_path / "again.bvh").pose.positions
+    names = read_motion(tmp_path / "again.bvh").skeleton.names
+    height = positions[:, names.index("head"), 1] - positions[..., 1].amin(1)
+    assert height.min() > 1.2 and positions[..., 1].amin(1).abs().max() < 0.15
+
+
+def test_tokens_and_back_are_the_reconstruction(
+    walking: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run(capsys, "reconstruct", walking, tmp_path / "one.bvh")
+    run(capsys, "tokenize", walking, tmp_path / "tokens.npz")
+    run(capsys, "detokenize", tmp_path / "tokens.npz", tmp_path / "other.bvh")
+    assert (tmp_path / "one.bvh").read_bytes() == (tmp_path / "other.bvh").read_bytes()
+
+
+def test_a_body_without_names_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    write_motion(tmp_path / "a.bvh", random_clip(random_skeleton(12), 20))
+    _, err = run(capsys, "reconstruct", tmp_path / "a.bvh", tmp_path / "b.bvh", status=1)
+    assert "a.bvh with the skeleton of the model: " in err
+    assert not (tmp_path / "b.bvh").exists()
