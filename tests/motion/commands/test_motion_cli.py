@@ -311,7 +311,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], 'expected "command" to be one of'),
         (["tokens"], "invalid choice: 'tokens'"),
-        (["tokenize", "a.bvh", "b.npz"], "required: tokenize.checkpoint"),
+        (["evaluate", "a.bvh"], "required: evaluate.checkpoint"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["convert", "a", "b", "--to", "t2m-gpt"], "argument --to: invalid choice: 't2m-gpt'"),
         (["info", "a", "--activation", "tanh"], "--activation: invalid choice: 'tanh'"),
