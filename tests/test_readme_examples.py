@@ -28,7 +28,7 @@ from torch import Tensor
 import motion.cli
 import motion.train.run
 import wanvae.cli
-from motion import RVQVAE
+from motion import RVQVAE, MotionVAE, RVQVAEConfig
 from motion.checkpoints.formats import Layout as MotionLayout
 from motion.commands.convert import convert_checkpoint
 from motion.config import WanConfig
@@ -452,10 +452,28 @@ def test_training_a_model_that_restores(folder: Path, run: Run) -> None:
     assert probe("out.mp4").frames == 71
 
 
-def test_a_procedural_walk(folder: Path, run: Run) -> None:
-    """Of half a second."""
-    run_bash("a procedural walk", run, {"motion sample": "--frames 15"})
-    assert probe("walk.mp4").frames == 15
+@pytest.mark.filterwarnings("ignore:the skeleton of the motion is another:UserWarning")
+def test_the_tokenizer_of_the_package(folder: Path, run: Run) -> None:
+    """With a walk of half a second."""
+    more = {"motion sample": "--frames 15", "motion reconstruct": "--device cpu"}
+    more |= {"motion tokenize": "--device cpu", "motion detokenize": "--device cpu"}
+    run_bash("the tokenizer of the package", run, more)
+    assert probe("again.mp4").frames == 15
+    assert read_motion("again.bvh").skeleton.joints == 22
+
+
+def test_published_features(folder: Path) -> None:
+    run_here(shlex.split("python -m motion sample walk.bvh --frames 15"))  # an earlier example
+    assert run_python("published features")["features"].shape == (9, 263)  # at 20 frames per second
+
+
+def test_continuous_latents(folder: Path) -> None:
+    config = RVQVAEConfig(channels=9, code_dim=8, bottleneck="gaussian")
+    path = Path("runs/beat2_vae/model.safetensors")
+    path.parent.mkdir(parents=True)
+    MotionVAE(config).save_pretrained(path)
+    names = run_python("continuous latents", motion=torch.randn(2, 32, 9), lengths=[32, 20])
+    assert names["latents"].shape == (2, 8, 8) and names["motion"].shape == (2, 32, 9)
 
 
 def test_tokenizing_a_bvh(folder: Path, run: Run) -> None:

@@ -171,7 +171,8 @@ def test_decode_reads_what_is_written(
         assert cli.main([str(x) for x in ("decode", *arguments, *model)]) == 0
     decoded, info = read_video(tmp_path / "out.mkv")
     assert (decoded.shape, info.fps) == ((3, 9, 24, 40), 25)
-    assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 5 / 255
+    # Latents that are normalized and back differ in the last bits, which may turn a level of YUV.
+    assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 8 / 255
 
 
 def test_files_of_many_clips_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
