@@ -111,14 +111,8 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> None:
     suffix = Path(arguments.input).suffix.lower()
-    joint_options = [arguments.features, arguments.target, arguments.fps]
     motion_file = suffix in READERS or suffix == ARRAY
-    given = [arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]
-    others = [arguments.roundtrip, *joint_options]
-    alone = [arguments.skeleton, arguments.roundtrip, arguments.features]
-    if motion_file:
-        given += [arguments.skeleton and (sum(map(bool, alone)) > 1 or suffix == ARRAY)]
-    if any(given) if motion_file else arguments.to is None or any(others):
+    if refuses_options(arguments, suffix) if motion_file else misses_layout(arguments):
         raise UserError(
             f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip; a motion file "
             f"({' or '.join(READERS)}) takes --skeleton, --roundtrip or --features alone, and "
@@ -131,6 +125,20 @@ def run(arguments: Namespace) -> None:
         show_motion_conversion(arguments)
     else:
         show_checkpoint_conversion(arguments)
+
+
+def refuses_options(arguments: Namespace, suffix: str) -> bool:
+    """Whether options are given that a motion file does not take, or not together."""
+    if any([arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]):
+        return True
+    others = [arguments.roundtrip, arguments.features, suffix == ARRAY]
+    return arguments.skeleton is not None and any(others)
+
+
+def misses_layout(arguments: Namespace) -> bool:
+    """Whether --to is missing for a checkpoint, or options of motion files are given with it."""
+    others = [arguments.roundtrip, arguments.features, arguments.target, arguments.fps]
+    return arguments.to is None or any(others)
 
 
 def show_checkpoint_conversion(arguments: Namespace) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from jsonargparse import Namespace
 
-from motion.checkpoints.formats import require_suffix
-from motion.commands.detokenize import choose_skeleton, make_recording, write_recording
+from motion.commands.detokenize import (
+    choose_skeleton,
+    make_recording,
+    print_what_is_lost,
+    write_recording,
+)
 from motion.commands.options import (
+    WRITTEN_HELP,
     add_model_options,
     add_reading_options,
     load_vae,
     read_reading,
 )
-from motion.features.recording import suffixes_written
+from motion.features.recording import check_output
 from motion.latents import check_latents, read_latents
 from motion.render import FIGURE_SUFFIXES
 from wanvae.engine.command_line.arguments import Parser
@@ -26,8 +31,7 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "output",
-        help="file to write: .bvh or SMPL-X .npz; .npy for a model of features of HumanML3D or "
-        "KIT; .mp4 or .png to look at",
+        help=f"file to write: {WRITTEN_HELP}; .mp4 or .png to look at",
     )
     parser.reads("input", "skeleton")
     parser.writes("output")
@@ -44,7 +48,7 @@ def run(arguments: Namespace) -> None:
     model, source, target = load_vae(arguments), arguments.input, arguments.output
     config = model.config
     refuse_overwriting(target, [source, arguments.skeleton])
-    require_suffix(target, *suffixes_written(config), *FIGURE_SUFFIXES)
+    check_output(target, config, *FIGURE_SUFFIXES)
     latents = read_latents(source)
     check_latents(latents, model, source)
     skeleton = None
@@ -57,6 +61,7 @@ def run(arguments: Namespace) -> None:
     recording = make_recording(model, features, actor, skeleton)
     write_recording(target, recording, progress=arguments.progress)
     print(f"{source} -> {target}: {len(recording)} frames at {config.fps:g} per second")
+    print_what_is_lost(target, recording)
 
 
 DECODE = Command(

@@ -75,8 +75,13 @@ def run(arguments: Namespace) -> None:
     )
     fps = recording.config.fps
     print(f"{arguments.input} -> {arguments.output}: {len(recording)} frames at {fps:g} per second")
-    if find_suffix(arguments.output) in suffixes_written(recording.config):
-        print_loss(recording.describe_loss(arguments.output, recording.features))
+    print_what_is_lost(arguments.output, recording)
+
+
+def print_what_is_lost(destination: str, recording: Recording) -> None:
+    """Prints what a written file does not hold of the features; nothing for a stick figure."""
+    if find_suffix(destination) in suffixes_written(recording.config):
+        print_loss(recording.describe_loss(destination, recording.features))
 
 
 def detokenize(

@@ -15,12 +15,10 @@ from motion.commands.options import (
     read_reading,
     report_failures,
 )
-from motion.commands.tokenize import fits, make_actor
+from motion.commands.tokenize import errors_of_file, fits, make_actor, warn_of_recording
 from motion.dataset.plan import FolderOptions, plan_targets
 from motion.errors import MotionError
-from motion.features.actors import warn_of_proportions
 from motion.features.recording import MotionFiles, read_recording
-from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.latents import LatentOrigin, Latents, read_latents, write_latents
 from motion.tokens import identify
@@ -29,7 +27,6 @@ from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory, refuse_overwriting
-from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
@@ -97,12 +94,9 @@ def read_encoded(
     """
     stamp = stamp_of(path) if path.exists() else None
     recording = read_recording(path, model.config, reading, model.skeleton)
-    warn_of_units(recording, model.normalizer, shown=False)
-    warn_of_proportions(recording.matching, model.skeleton)
-    try:
+    warn_of_recording(model, recording)
+    with errors_of_file(path):
         posterior = model.encode(recording.features[None])
-    except NotFiniteError as error:
-        raise MotionError(f"{path}: {error}") from error
     origin = LatentOrigin(
         frames=len(recording),
         fps=model.config.fps,

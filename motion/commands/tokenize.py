@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -32,6 +33,7 @@ from motion.features.recording import Recording, read_recording
 from motion.features.units import warn_of_units
 from motion.files.reading import GUESSED, Reading
 from motion.model import RVQVAE
+from motion.models import MotionModel
 from motion.skeleton.clip import MotionClip
 from motion.tokens import (
     Actor,
@@ -154,8 +156,7 @@ def describe_records(records: Sequence[TokenRecord]) -> list[str]:
 
 def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
     """Returns the tokens of a recording, with what is needed to restore the motion."""
-    warn_of_units(recording, model.normalizer, shown=False)
-    warn_of_proportions(recording.matching, model.skeleton)
+    warn_of_recording(model, recording)
     config = model.config
     origin = Origin(
         frames=len(recording),
@@ -165,6 +166,21 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
         actor=make_actor(recording),
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
+
+
+def warn_of_recording(model: MotionModel, recording: Recording) -> None:
+    """Warns of what makes tokens or latents of a recording worse than the model can."""
+    warn_of_units(recording, model.normalizer, shown=False)
+    warn_of_proportions(recording.matching, model.skeleton)
+
+
+@contextmanager
+def errors_of_file(path: Path) -> Iterator[None]:
+    """Raises MotionError with the name of a motion file where the model overflows."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise MotionError(f"{path}: {error}") from error
 
 
 def make_actor(recording: Recording) -> Actor | None:
@@ -223,10 +239,8 @@ def read_tokenized(model: RVQVAE, identity: str, path: Path, reading: Reading) -
     """
     stamp = stamp_of(path) if path.exists() else None
     recording = read_recording(path, model.config, reading, model.skeleton)
-    try:
+    with errors_of_file(path):
         tokens = tokenize(model, recording)
-    except NotFiniteError as error:
-        raise MotionError(f"{path}: {error}") from error
     # ``tokenize`` sets an origin.
     assert tokens.origin is not None
     return replace(tokens, origin=replace(tokens.origin, model=identity, source=stamp))

@@ -48,15 +48,6 @@ def match_file(
     return matching
 
 
-def is_matched(own: Skeleton, config: RVQVAEConfig, wanted: Skeleton) -> bool:
-    """Whether a skeleton has the joints of a model; arguments are as for ``match_model``."""
-    try:
-        match_model(own, config, wanted)
-    except MotionError:
-        return False
-    return True
-
-
 def warn_of_proportions(matching: Matching | None, wanted: Skeleton | None) -> None:
     """Warns if a person has other proportions than the skeleton of a model.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.features import humanml3d
-from motion.features.actors import is_matched, match_file
+from motion.features.actors import match_file
 from motion.features.feature_files import SUFFIX as FEATURES_SUFFIX
 from motion.features.feature_files import read_features, write_features
 from motion.features.published import PUBLISHED, PublishedFeatures, Source
@@ -252,7 +252,7 @@ def find_files(path: str | os.PathLike[str], config: RVQVAEConfig) -> MotionFile
     return MotionFiles(found, others)
 
 
-def retarget_file(path: Path, clip: MotionClip, skeleton: Skeleton) -> MotionClip:
+def retarget_onto_model(path: Path, clip: MotionClip, skeleton: Skeleton) -> MotionClip:
     """Returns the motion of a file as motion of the skeleton of a model, and warns of it.
 
     Raises:
@@ -302,13 +302,12 @@ def read_recording(
             config=config, features=features, skeleton=find_features_skeleton(config), clip=None
         )
     clip = read_in_file_order(path, reading)
-    if (
-        reading.retarget
-        and skeleton is not None
-        and not is_matched(clip.skeleton, config, skeleton)
-    ):
-        clip = retarget_file(path, clip, skeleton)
-    matching = match_file(path, clip.skeleton, config, skeleton)
+    try:
+        matching = match_file(path, clip.skeleton, config, skeleton)
+    except MotionError:
+        if skeleton is None or not reading.retarget:
+            raise
+        clip, matching = retarget_onto_model(path, clip, skeleton), None
     clip = clip if matching is None else matching.arrange(clip)
     file_fps = clip.fps
     clip = resample(clip, config.fps) if file_fps != config.fps else clip

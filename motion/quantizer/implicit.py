@@ -94,11 +94,11 @@ class ImplicitCodebooks(Books):
     Each layer except the first of a group has a network, which computes its K codes for each latent
     from base codes and the sum of the codes that the latent has already. Both learn by the gradient
     of the codebook loss; a layer takes the sum before it as a constant. The first batch sets the
-    base codes to those of residual k-means. The state is
+    base codes to the means of residual k-means. The state is
 
     - ``offsets`` and ``base``: ``(Q, K, d)``, whose sums are the base codes, as in
       :class:`~motion.quantizer.learned.LearnedCodebooks`;
-    - ``networks``: those of layers groups, groups + 1, ..., Q - 1;
+    - ``networks``: the networks of layers groups, groups + 1, ..., Q - 1;
     - ``initialized``: whether the base codes come from latents.
     """
 

@@ -52,8 +52,8 @@ class LossConfig:
         foot_velocity: weight of the error of the velocities in m/s of feet that are on the ground
             in the original. It keeps feet from sliding.
         commitment: weight of the squared distance of latents from their codes, which moves latents.
-        codebook: weight of the same distance where it moves codes: those of the quantizers that
-            learn by gradients.
+        codebook: weight of the same distance where it moves codes. Only the codes of quantizers
+            that learn by gradients are moved so.
         kl: weight of the KL divergence of the latents of a VAE from N(0, 1), in nats for each
             number of a latent. The default is of MLD (Chen et al., arXiv 2212.04048).
         error: the error of all terms before commitment. "smooth_l1" is half the squared error

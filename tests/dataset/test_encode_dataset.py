@@ -167,12 +167,11 @@ def test_decode_reads_what_is_written(
     run(tmp_path / "plain", "--store", "sample" if store == "sample" else "mean")
     for name in ("out", "plain"):
         arguments = [tmp_path / name / "b/d.mp4.safetensors", tmp_path / f"{name}.mkv"]
-        model = ["--checkpoint", files / "vae.safetensors", "--crf", 0]
+        model = ["--checkpoint", files / "vae.safetensors", "--codec", "ffv1"]
         assert cli.main([str(x) for x in ("decode", *arguments, *model)]) == 0
     decoded, info = read_video(tmp_path / "out.mkv")
     assert (decoded.shape, info.fps) == ((3, 9, 24, 40), 25)
-    # Latents that are normalized and back differ in the last bits, which may turn a level of YUV.
-    assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 8 / 255
+    assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 5 / 255
 
 
 def test_files_of_many_clips_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:

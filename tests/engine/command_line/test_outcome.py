@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -36,6 +37,24 @@ def message_of(error: BaseException, capsys: pytest.CaptureFixture[str], status:
     assert exit_status(failing(error), "wanvae", ["encode", "a b.mp4"]) == status
     (line,) = capsys.readouterr().err.splitlines()
     return line.removeprefix("wanvae: ")
+
+
+class HalfMade:
+    """An object that is interrupted as it is made, and fails as it goes away, as ZipFile does."""
+
+    def __init__(self) -> None:
+        raise KeyboardInterrupt
+
+    def __del__(self) -> None:
+        raise AttributeError("what was not made")
+
+
+def test_what_is_half_made_goes_away_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    hook = sys.unraisablehook
+    assert exit_status(lambda: HalfMade() and 0, "wanvae", []) == 130
+    gc.collect()
+    assert capsys.readouterr().err == "wanvae: interrupted; nothing was written\n"
+    assert sys.unraisablehook is hook
 
 
 def pair_strictly(_: object = None) -> int:

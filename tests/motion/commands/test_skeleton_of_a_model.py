@@ -56,7 +56,7 @@ def body_model() -> RVQVAE:
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """The same walk with the names and the order of HumanML3D, and with those of Mixamo."""
+    """The same walk with the joints of HumanML3D, and with the joints of Mixamo."""
     one, other = tmp_path / "one.bvh", tmp_path / "other.bvh"
     clip = walk_of(HUMANML3D.names)
     write_motion(one, clip)

@@ -1,6 +1,5 @@
 """Training a motion tokenizer from its command line."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from motion import RVQVAE
 from motion.features.recording import read_recording
@@ -22,11 +20,13 @@ from tests.helpers import LAUNCHER
 from tests.motion import two_ranks
 from tests.motion.helpers import random_clip, random_skeleton
 from tests.motion.small_tokenizers import saved_tokenizer, tiny_tokenizer
+from tests.motion.train.motion_runs import lines_of, options, quick, reset
 from wanvae.engine.checkpoint import read_tensors
 from wanvae.video import probe
 
+__all__ = ["quick"]
+
 ROOT = Path(__file__).parents[3]
-CONFIGS = ROOT / "configs" / "motion"
 WAN = [
     "--model.network=wan",
     "--model.wan.dim=8",
@@ -58,44 +58,6 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("motion")
     write_motion(folder / "walk.npz", walk(120))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Without plots, and with a fresh accelerate."""
-    monkeypatch.setattr("wanvae.engine.training.log.find_spec", lambda name: None)
-    yield
-    reset()
-
-
-def reset() -> None:
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
-def options(folder: Path, run: Path, steps: int, *changes: str) -> list[str]:
-    return [
-        f"--config={CONFIGS / 'tiny.yaml'}",
-        f"--data.folder={folder}",
-        "--data.window=16",
-        "--model.code_dim=8",
-        "--model.resnet.width=16",
-        "--model.resnet.depth=1",
-        "--model.quantizer.num_quantizers=2",
-        "--model.quantizer.codebook_size=16",
-        f"--trainer.run={run}",
-        f"--trainer.steps={steps}",
-        "--trainer.batch_size=4",
-        "--trainer.warmup_steps=5",
-        "--trainer.log_every=1",
-        "--trainer.tracker=none",
-        "--trainer.workers=0",
-        *changes,
-    ]
-
-
-def lines_of(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def tensors_of(run: Path, name: str = "model") -> dict[str, torch.Tensor]:

@@ -1,19 +1,20 @@
 """Training of a VAE, and of tokenizers with each kind of quantizer."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from motion import RVQVAE, MotionVAE
 from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 from motion.train.run import main
+from tests.motion.train.motion_runs import lines_of, options, quick
 from wanvae.engine.checkpoint import read_tensors
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "motion"
+__all__ = ["quick"]
+
+RATE = "--trainer.learning_rate=0.01"
 KINDS = {
     "learned": ["--model.quantizer.orthogonality=0.1"],
     "simvq": ["--model.quantizer.estimator=rotation"],
@@ -24,15 +25,6 @@ KINDS = {
 VAE = ["--model.bottleneck=gaussian", "--model.resnet.causal=true"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Without plots, and with a fresh accelerate."""
-    monkeypatch.setattr("wanvae.engine.training.log.find_spec", lambda name: None)
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("motion")
@@ -40,35 +32,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def options(folder: Path, run: Path, steps: int, *changes: str) -> list[str]:
-    return [
-        f"--config={CONFIGS / 'tiny.yaml'}",
-        f"--data.folder={folder}",
-        "--data.window=16",
-        "--model.code_dim=8",
-        "--model.resnet.width=16",
-        "--model.resnet.depth=1",
-        "--model.quantizer.num_quantizers=2",
-        "--model.quantizer.codebook_size=16",
-        f"--trainer.run={run}",
-        f"--trainer.steps={steps}",
-        "--trainer.batch_size=4",
-        "--trainer.warmup_steps=5",
-        "--trainer.learning_rate=0.01",
-        "--trainer.log_every=1",
-        "--trainer.tracker=none",
-        "--trainer.workers=0",
-        *changes,
-    ]
-
-
-def lines_of(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_trains_and_goes_on(folder, tmp_path, kind):
-    changes = [f"--model.quantizer.kind={kind}", *KINDS[kind], "--trainer.checkpoint_every=2"]
+    changes = [RATE, f"--model.quantizer.kind={kind}", *KINDS[kind], "--trainer.checkpoint_every=2"]
     assert main(options(folder, tmp_path, 2, *changes)) == 0
     lines = [line for line in lines_of(tmp_path) if "loss" in line]
     assert ("codebook" in lines[0]) == (kind in ("learned", "simvq", "implicit"))
@@ -82,14 +48,14 @@ def test_each_kind_trains_and_goes_on(folder, tmp_path, kind):
 
 
 def test_accumulated_batches_of_learned_codes_are_one_step(folder, tmp_path):
-    changes = ["--model.quantizer.kind=learned", "--trainer.accumulate=2"]
+    changes = [RATE, "--model.quantizer.kind=learned", "--trainer.accumulate=2"]
     assert main(options(folder, tmp_path, 2, *changes)) == 0
     tensors = read_tensors(tmp_path / "model.safetensors").tensors
     assert tensors["quantizer.books.initialized"] and tensors["quantizer.books.offsets"].any()
 
 
 def test_a_vae_learns_the_walk_and_goes_on(folder, tmp_path):
-    changes = [*VAE, "--loss.kl=0.001", "--trainer.checkpoint_every=30"]
+    changes = [RATE, *VAE, "--loss.kl=0.001", "--trainer.checkpoint_every=30"]
     assert main(options(folder, tmp_path, 30, *changes)) == 0
     lines = [line for line in lines_of(tmp_path) if "loss" in line]
     terms = {"features", "position", "kl"}
@@ -105,5 +71,5 @@ def test_a_vae_learns_the_walk_and_goes_on(folder, tmp_path):
     assert model.config.resnet.causal and model.normalizer.is_set
     # It goes on from its weights, and takes an average of them, which a tokenizer cannot.
     weights = f"--weights={tmp_path / 'model.safetensors'}"
-    more = options(folder, tmp_path / "more", 2, *VAE, weights, "--trainer.ema_decay=0.9")
+    more = options(folder, tmp_path / "more", 2, RATE, *VAE, weights, "--trainer.ema_decay=0.9")
     assert main(more) == 0

@@ -64,6 +64,7 @@ def exit_status(
             # The terminal may have closed.
             with suppress(OSError):
                 say(program, message)
+            let_go(interruption)
             return SIGNALED + told.signal
         except BrokenPipeError:
             return stop_printing()
@@ -74,6 +75,20 @@ def exit_status(
                 message = request_for_report([*program.split(), *arguments])
             say(program, message)
             return 1
+
+
+def let_go(interruption: KeyboardInterrupt) -> None:
+    """Frees what an interrupted command held.
+
+    An object that was half made, such as a ZipFile, may fail as it goes away. Python would print a
+    traceback of that, which tells people nothing.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        traceback.clear_frames(interruption.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def stop_printing() -> int:
