@@ -1,15 +1,19 @@
 """Reports in a browser without a window."""
 
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
+from typing import TypeVar
 
 import av
 import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
+
+T = TypeVar("T")
 
 BROWSER = which("chromium") or which("chromium-browser") or which("google-chrome")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (see README)")
@@ -44,3 +48,14 @@ def colour(page: Page, selector: str, across: float, down: float) -> list[int]:
     pixels = picture(page, selector)
     height, width = pixels.shape[:2]
     return pixels[round(down * (height - 1)), round(across * (width - 1))].tolist()
+
+
+def finally_seen(look: Callable[[], T], wanted: T, seconds: float = 10.0) -> T:
+    """What ``look`` sees in the end: ``wanted``, or what is there after so many seconds.
+
+    A busy browser draws a frame of a video some time after it moved to that frame.
+    """
+    end = time.monotonic() + seconds
+    while (there := look()) != wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    return there

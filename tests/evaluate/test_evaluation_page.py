@@ -9,7 +9,7 @@ import torch
 from playwright.sync_api import expect
 
 from tests.helpers import tiny
-from tests.pages import colour, needs_browser, opened
+from tests.pages import colour, finally_seen, needs_browser, opened
 from wanvae import cli
 from wanvae.evaluate import page
 from wanvae.video import write_video
@@ -86,13 +86,19 @@ def test_the_slider_moves_over_models(report: Path) -> None:
         section.locator(".comparison").scroll_into_view_if_needed()
         expect(section.locator("output")).to_contain_text("frame 0,")
         where = "details[open] .comparison .stage"
-        seen = [colour(shown, where, 0.25, 0.5)]
-        assert seen[0][0] > 180 and max(seen[0][1:]) < 60  # red, the original
+
+        def at_left() -> list[int]:
+            return colour(shown, where, 0.25, 0.5)
+
+        red = finally_seen(lambda: at_left()[0] > 180 and max(at_left()[1:]) < 60, True)
+        assert red  # the original
+        seen = [at_left()]
+        # Models of random weights make others of it.
         section.locator(".split").fill("0")
-        seen.append(colour(shown, where, 0.25, 0.5))
+        assert finally_seen(lambda: at_left() not in seen, True)
+        seen.append(at_left())
         section.locator("select.right").select_option(label="two")
-        seen.append(colour(shown, where, 0.25, 0.5))
-        assert len(set(map(tuple, seen))) == 3  # models of random weights make others of it
+        assert finally_seen(lambda: at_left() not in seen, True)
         assert section.locator(".label.right").inner_text() == "two"
         expect(section.locator(".curves svg path")).to_have_count(2)
         captions = section.locator(".pictures .grid figcaption").all_inner_texts()

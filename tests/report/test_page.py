@@ -14,7 +14,7 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
-from tests.pages import colour, needs_browser, opened, picture
+from tests.pages import colour, finally_seen, needs_browser, opened, picture
 from wanvae.engine.files import FileError
 from wanvae.report import (
     Column,
@@ -170,29 +170,29 @@ def test_the_slider_moves_between_moments_of_one_video(tmp_path: Path) -> None:
             at = [colour(page, ".comparison .stage", across, 0.5) for across in (0.25, 0.75)]
             return [levels.index(max(levels)) for levels in at]
 
-        assert left_and_right() == [0, 1]
+        assert finally_seen(left_and_right, [0, 1]) == [0, 1]
         split.fill("1000")
-        assert left_and_right() == [0, 0]
+        assert finally_seen(left_and_right, [0, 0]) == [0, 0]
         box = split.bounding_box()
         page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-        assert left_and_right() == [1, 1]
+        assert finally_seen(left_and_right, [1, 1]) == [1, 1]
         split.fill("500")
         # The last frames are blue at the left.
         page.locator("input.frame").fill("6")
         expect(number).to_contain_text("frame 16,")
-        assert left_and_right() == [2, 1]
+        assert finally_seen(left_and_right, [2, 1]) == [2, 1]
         page.locator("select.right").select_option(label="original")
-        assert left_and_right() == [2, 2]
+        assert finally_seen(left_and_right, [2, 2]) == [2, 2]
         # A picture differs from itself by nothing.
         page.locator(".difference").check()
-        assert max(colour(page, ".comparison .stage", 0.75, 0.5)) < 8
+        assert finally_seen(lambda: max(colour(page, ".comparison .stage", 0.75, 0.5)) < 8, True)
         # A click on the curve shows that frame.
         svg = page.locator(".curves svg")
         svg.scroll_into_view_if_needed()
         curve_box = svg.bounding_box()
         page.mouse.click(curve_box["x"] + curve_box["width"] * 0.09, curve_box["y"] + 50)
         expect(number).to_contain_text("frame 10,")
-        assert left_and_right()[0] == 0
+        assert finally_seen(lambda: left_and_right()[0], 0) == 0
         page.locator("button.play").click()
         expect(number).not_to_contain_text("frame 10,")
 
@@ -208,8 +208,8 @@ def test_pictures_are_compared_without_a_time_bar(tmp_path: Path) -> None:
     with opened(write(tmp_path / "page.html", [Section("Image", "image", parts)])) as page:
         expect(page.locator(".label.right")).to_have_text("model")
         assert page.locator(".time").count() == 0
-        assert colour(page, ".stage", 0.25, 0.5)[0] > 200
-        assert colour(page, ".stage", 0.75, 0.5)[1] > 180
+        assert finally_seen(lambda: colour(page, ".stage", 0.25, 0.5)[0] > 200, True)
+        assert finally_seen(lambda: colour(page, ".stage", 0.75, 0.5)[1] > 180, True)
         assert page.locator(".pictures img").evaluate("image => image.naturalWidth") == 128
 
 

@@ -233,17 +233,22 @@ def test_files_that_fail_leave_no_decoders(battered):
     """A forked process that frees a decoder of its parent waits for ever."""
     write_manifest(battered)
     (battered / "gone.mp4").write_text("changed after it was indexed")
+
+    def decoders() -> list[int]:
+        return [id(thing) for thing in gc.get_objects() if issubclass(type(thing), CodecContext)]
+
     gc.collect()
     gc.disable()
     try:
+        # The report of a test that failed before may keep one.
+        before = decoders()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             buckets = (BucketConfig(frames=3, height=16, width=16),)
             samples = clips(battered, buckets=buckets)
             for number in range(24):
                 samples[number]
-        left = [thing for thing in gc.get_objects() if issubclass(type(thing), CodecContext)]
-        assert samples.sources[0]._named.any() and left == []
+        assert samples.sources[0]._named.any() and set(decoders()) <= set(before)
     finally:
         gc.enable()
 

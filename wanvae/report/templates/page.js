@@ -320,6 +320,9 @@ function comparison(part) {
       draw();
       if (!time.isPlaying()) time.show(frameNow());
     });
+    // A busy browser says "loaded" or "seeked" before the frame can be drawn: draw again with it.
+    const drawShown = () => { draw(); source.requestVideoFrameCallback?.(drawShown); };
+    source.requestVideoFrameCallback?.(drawShown);
     time.show(0);
   }, {once: true});
   source.src = url;
