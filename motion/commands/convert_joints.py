@@ -12,7 +12,7 @@ from motion.features.joint_motion import extract_published, read_joint_motion, r
 from motion.features.published import NAMES, FeatureName
 from motion.files.formats import WRITERS, check_suffix, write_motion
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
-from motion.files.joints import write_positions
+from motion.files.joints import describe_lost_rate, write_positions
 from motion.files.reading import GUESSED, Reading
 from motion.skeleton.selection import JointMotion
 from wanvae.engine.files import refuse_overwriting
@@ -67,7 +67,7 @@ def convert_to_features(
     lengths = None if target is None else read_target(target, name)
     features = extract_published(motion, name, target=lengths)
     write_features(destination, features.float())
-    notes = []
+    notes = [*describe_assumed_rate(source, motion, fps)]
     if motion.clip.fps != NAMES[name].fps:
         notes.append(f"converted from {motion.clip.fps:g} frames per second")
     if name == "272" and motion.by_kinematics:
@@ -99,12 +99,27 @@ def convert_from_joints(
     motion = read_joint_motion(source, reading, fps=fps)
     if suffix == JOINTS_SUFFIX:
         write_positions(destination, motion.positions)
-        return JointReport(len(motion.clip), motion.clip.fps, ())
+        return JointReport(
+            len(motion.clip), motion.clip.fps, (describe_lost_rate(motion.clip.fps),)
+        )
     write_motion(destination, motion.clip)
-    notes = [describe_kinematics(motion) if motion.by_kinematics else describe_bones(motion)]
+    notes = [*describe_assumed_rate(source, motion, fps)]
+    notes.append(describe_kinematics(motion) if motion.by_kinematics else describe_bones(motion))
     if suffix == ".npz":
         notes.append("not kept: lengths of bones, which readers take from a body model")
     return JointReport(len(motion.clip), motion.clip.fps, tuple(notes))
+
+
+def describe_assumed_rate(
+    source: str | os.PathLike[str], motion: JointMotion, fps: float | None
+) -> tuple[str, ...]:
+    """Returns a sentence on a frame rate that neither a file nor ``fps`` tells; none otherwise."""
+    if fps is not None or Path(source).suffix.lower() != SUFFIX:
+        return ()
+    return (
+        f"the file does not tell its frame rate: {motion.clip.fps:g} per second, as published; "
+        "--fps says otherwise",
+    )
 
 
 def describe_kinematics(motion: JointMotion) -> str:

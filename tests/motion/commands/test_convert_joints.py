@@ -56,12 +56,14 @@ def test_features_become_motion_files(folder: Path, tmp_path: Path, name: str) -
     source, kind = folder / f"{name}.npy", NAMES[name]
     expected = kind.recover(read_features(source).double()).positions
     report = convert_from_joints(source, tmp_path / "a.bvh")
-    assert (report.frames, report.fps) == (FRAMES[name], kind.fps) and " mm from" in report.notes[0]
+    assert (report.frames, report.fps) == (FRAMES[name], kind.fps) and " mm from" in report.notes[1]
+    assert f"its frame rate: {kind.fps:g} per second, as published; --fps" in report.notes[0]
     clip = read_motion(tmp_path / "a.bvh", Reading(unit=1.0))
     difference = (clip.pose.positions - expected).norm(dim=-1)
     # The middle of KIT's feet, and its shoulders on the neck, are on no stiff bone.
     assert difference.mean() < (0.01 if name == "kit" else 1e-4)
-    convert_from_joints(source, tmp_path / "a.joints.npy")
+    report = convert_from_joints(source, tmp_path / "a.joints.npy")
+    assert report.notes == (f"the file does not tell its {kind.fps:g} frames per second",)
     found = read_joint_motion(tmp_path / "a.joints.npy")
     assert largest_difference(found.positions, expected) < 1e-4
     for suffix in ("glb", "csv", *([] if name == "kit" else ["npz"])):
@@ -70,7 +72,7 @@ def test_features_become_motion_files(folder: Path, tmp_path: Path, name: str) -
 
 
 def test_rotations_come_back_from_272(folder: Path, tmp_path: Path) -> None:
-    report = convert_from_joints(folder / "272.npy", tmp_path / "a.npz")
+    report = convert_from_joints(folder / "272.npy", tmp_path / "a.npz", fps=30)
     assert report.notes[0].startswith("rotations as they are in the features")
     original, clip = (read_motion(path) for path in (folder / "walk.bvh", tmp_path / "a.npz"))
     assert largest_difference(clip.rotations[:, 1:22], original.rotations[:, 1:22]) < 1e-5
@@ -178,3 +180,7 @@ def test_decoded_features_become_motion_files(folder: Path, tmp_path: Path) -> N
     assert f"joints are {mean:.3g} mm from" in said and "inverse kinematics" in said
     report = reconstruct_file(model, folder / "humanml3d.npy", tmp_path / "b.glb")
     assert report.joints is not None and report.loss == said
+    assert recording.describe_loss("a.joints.npy", recording.features).endswith(
+        "does not tell its 20 frames per second"
+    )
+    assert recording.describe_loss("a.npy", recording.features) == ""
