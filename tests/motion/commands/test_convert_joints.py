@@ -14,6 +14,7 @@ from motion.commands.tokenize import tokenize_file
 from motion.errors import MotionError
 from motion.features.feature_files import read_features, write_features
 from motion.features.humanml3d import recover_positions
+from motion.features.joint_features import to_kit_joints
 from motion.features.joint_motion import extract_published, read_joint_motion, read_target
 from motion.features.published import NAMES, PUBLISHED
 from motion.features.units import are_in_own_units
@@ -105,6 +106,23 @@ def test_lengths_and_rates_can_be_given(folder: Path, tmp_path: Path) -> None:
     assert read_target(tmp_path / "joints.npy", "kit").shape == (21, 3)
     with pytest.raises(MotionError, match=r"kit\.npy has 21 joints, not the joints of HumanML3D"):
         read_target(folder / "kit.npy", "humanml3d")
+
+
+@pytest.mark.parametrize("joints", [22, 21])
+def test_joints_in_other_units_and_axes_are_told(tmp_path: Path, joints: int) -> None:
+    """Unless the unit and the axis are given."""
+    positions = walk(20).pose.positions[:, :22]
+    positions = positions if joints == 22 else to_kit_joints(positions) * 1000
+    lying = 100 * positions[..., [0, 2, 1]] * torch.tensor([1.0, -1.0, 1.0])
+    source, told = tmp_path / "a.joints.npy", "frame rate"
+    for values, doubts in ((positions, []), (lying, ["m along the bones", "say --up z"])):
+        np.save(source, values)
+        notes = convert_from_joints(source, tmp_path / "a.bvh").notes[:-1]
+        assert len(notes) == 1 + len(doubts)
+        assert all(text in note for text, note in zip((told, *doubts), notes, strict=True))
+    given = Reading(unit=0.01 if joints == 22 else 1e-5, up="z")
+    report = convert_from_joints(source, tmp_path / "a.bvh", reading=given, fps=30)
+    assert len(report.notes) == 1
 
 
 def test_272_of_another_skeleton_says_that_it_is_by_kinematics() -> None:
