@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from wanvae.video.common import INTERPOLATION
 from wanvae.video.writing.planar import planar_picture
 
 
@@ -26,3 +27,12 @@ def test_values_that_are_no_numbers_are_written_without_a_warning() -> None:
     image[0, 0, 0] = math.nan
     packed = planar_picture(image).to_ndarray(format="rgb24")
     assert (packed.reshape(-1)[1:] == 128).all()
+
+
+def test_alpha_stays_exact_beside_yuv() -> None:
+    """FFmpeg is off by one in half of the pixels where alpha comes from packed pixels."""
+    image = torch.rand(4, 48, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = planar_picture(image).reformat(format="yuva420p", interpolation=INTERPOLATION)
+    plane = picture.planes[3]
+    alpha = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)[:, : plane.width]
+    assert np.array_equal(alpha, ((image[3] + 1) * 127.5).round().byte().numpy())

@@ -26,7 +26,7 @@ def planar_picture(image: Tensor) -> av.VideoFrame:
     levels = np.empty((step, width), np.float32)
     values = image.numpy()
     for plane, channel in zip(picture.planes, _CHANNELS[:channels], strict=True):
-        samples = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        samples = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         for row in range(0, height, step):
             rows = values[channel, row : row + step]
             block = levels[: len(rows)]
