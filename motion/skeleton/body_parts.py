@@ -150,7 +150,7 @@ def choose(own: dict[int, Label], stems: Sequence[str], taken: dict[int, str]) -
 def read_finger(label: Label) -> str | None:
     """Returns the finger and its bone, such as "index2"; 0 is the bone in the palm."""
     numbered = NUMBERED_FINGER.fullmatch(label.stem)
-    if numbered and label.number in range(1, len(FINGERS) + 1):
+    if numbered and label.number is not None and 1 <= label.number <= len(FINGERS):
         return f"{FINGERS[label.number - 1]}{PHALANXES[numbered['phalanx']]}"
     match = FINGER.fullmatch(label.stem)
     if match is None:
