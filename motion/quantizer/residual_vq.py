@@ -245,7 +245,7 @@ class ResidualVQ(nn.Module):
             UserError: indices have another shape, are not whole numbers or are out of range, or
                 ``layers`` is larger than Q.
         """
-        self._check_indices(indices)
+        indices = self._check_indices(indices)
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
             raise UserError(f"layers must be from 1 to {given}, not {layers}")
@@ -361,8 +361,10 @@ class ResidualVQ(nn.Module):
             indices.masked_fill_(~taken, NO_CODE)
         return Found(indices, weights, loss, loss_gradient, counts, sums)
 
-    def _check_indices(self, indices: Tensor) -> None:
+    def _check_indices(self, indices: Tensor) -> Tensor:
+        """Returns indices as int64, in which -1 can be compared with them."""
         check_is_indices(indices, "indices")
+        indices = indices.long()
         layers, codes = self.config.num_quantizers, self.config.codebook_size
         if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
             raise UserError(
@@ -374,3 +376,4 @@ class ResidualVQ(nn.Module):
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
                 f"{indices.min()} to {indices.max()}: they are of another model"
             )
+        return indices
