@@ -161,12 +161,8 @@ class QuantizerConfig:
         check_option("kind", self.kind, QuantizerKind)
         for name in ("num_quantizers", "codebook_size", "kmeans_iterations", "groups"):
             value = getattr(self, name)
-            check(
-                isinstance(value, Integral) and value >= 1,
-                name,
-                value,
-                "a whole number, at least 1",
-            )
+            whole = isinstance(value, Integral) and int(value) >= 1
+            check(whole, name, value, "a whole number, at least 1")
         for name in ("revive_below", "temperature", "orthogonality"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("decay", "dropout"):

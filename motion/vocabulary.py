@@ -65,13 +65,13 @@ class TokenVocabulary:
         sizes = self.codebook_sizes
         several = isinstance(sizes, Iterable) and not isinstance(sizes, str)
         sizes = tuple(sizes) if several else ()
-        fit = all(isinstance(size, Integral) and size >= 1 for size in sizes)
+        fit = all(isinstance(size, Integral) and int(size) >= 1 for size in sizes)
         expected = "a size of at least 1 for each layer"
         check(bool(sizes) and fit, "codebook_sizes", self.codebook_sizes, expected)
         object.__setattr__(self, "codebook_sizes", sizes)
         check_option("pattern", self.pattern, TokenPattern)
-        whole = isinstance(self.start, Integral)
-        check(whole and self.start >= 0, "start", self.start, "a whole number, at least 0")
+        whole = isinstance(self.start, Integral) and int(self.start) >= 0
+        check(whole, "start", self.start, "a whole number, at least 0")
 
     @property
     def layers(self) -> int:

@@ -59,7 +59,7 @@ class Elements:
     def read_text(self) -> str:
         """Returns the next element, which must be a text."""
         element = next(self._rest, "the end of the file")
-        if isinstance(element, float) or not element.startswith('"'):
+        if not isinstance(element, str) or not element.startswith('"'):
             raise UserError(f"there is {element}, where a text in quotes is expected")
         return element[1:-1]
 
@@ -69,6 +69,10 @@ class Elements:
         if not isinstance(element, float) or not isfinite(element):
             raise UserError(f"there is {str(element)[:40]}, where a number is expected")
         return element
+
+    def read_span(self) -> tuple[float, float]:
+        """Returns the next two elements, which must be numbers: a start and a stop."""
+        return self.read_number(), self.read_number()
 
     def read_count(self) -> int:
         """Returns the next element, which must be a whole number of at least 0."""
@@ -129,17 +133,18 @@ def parse_textgrid(text: str) -> list[Tier]:
     kinds = elements.read_text(), elements.read_text()
     if not kinds[0].startswith("ooTextFile") or kinds[1] != "TextGrid":
         raise UserError(f"it begins with {' and '.join(kinds)}, not with ooTextFile and TextGrid")
-    elements.read_number(), elements.read_number()
+    elements.read_span()
     tiers = []
     for _ in range(elements.read_count() if elements.read_flag() else 0):
         kind, name = elements.read_text(), elements.read_text()
-        elements.read_number(), elements.read_number()
+        elements.read_span()
         count = elements.read_count()
         if kind == "IntervalTier":
             tiers.append(Tier(name, tuple(read_interval(elements) for _ in range(count))))
         elif kind == "TextTier":
             for _ in range(count):
-                elements.read_number(), elements.read_text()
+                elements.read_number()
+                elements.read_text()
         else:
             raise UserError(f"{kind!r} is no kind of tier")
     return tiers
@@ -147,5 +152,5 @@ def parse_textgrid(text: str) -> list[Tier]:
 
 def read_interval(elements: Elements) -> Interval:
     """Reads the next interval."""
-    start, stop = elements.read_number(), elements.read_number()
+    start, stop = elements.read_span()
     return Interval(elements.read_text().strip(), start, stop)

@@ -98,7 +98,8 @@ class ResidualVQ(nn.Module):
                 f"config must be a QuantizerConfig, not {config!r}; the number of channels is dim, "
                 "as in ResidualVQ(dim=256)"
             )
-        check(isinstance(dim, Integral) and dim >= 1, "dim", dim, "a whole number, at least 1")
+        whole = isinstance(dim, Integral) and int(dim) >= 1
+        check(whole, "dim", dim, "a whole number, at least 1")
         config = config or QuantizerConfig()
         config = replace(
             config,
