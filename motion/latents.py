@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -90,6 +91,8 @@ def read_latents(path: str | os.PathLike[str]) -> Latents:
     Raises:
         MotionError: the file does not exist, or holds something else.
     """
+    if Path(path).suffix.lower() != ".safetensors":
+        raise MotionError(f"{path} must end in .safetensors, to be read as latents")
     try:
         file = read_tensors(path)
         if "mean" not in file.tensors:
@@ -105,6 +108,13 @@ def read_latents(path: str | os.PathLike[str]) -> Latents:
     except UserError as error:
         raise MotionError(f"{path} cannot be read as latents: {error}") from error
     return Latents(Posterior(mean, logvar.float()), origin)
+
+
+def holds_latents(path: Path) -> bool:
+    """Whether a file seems to hold latents, and not a model; UserError if it cannot be read."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    return set(read_tensors(path).tensors) in ({"mean"}, {"mean", "logvar"})
 
 
 def check_matrix(name: str, tensor: Tensor) -> Tensor:

@@ -189,25 +189,6 @@ def load_tokenizer(arguments: Namespace, default: str | None = None) -> RVQVAE:
     return model
 
 
-def load_told(
-    checkpoint: str, untold: Untold, *, dtype: str | None = None, device: str | None = None
-) -> RVQVAE:
-    """Loads a checkpoint, with what it does not tell itself.
-
-    Args:
-        dtype, device: see ``RVQVAE.from_pretrained``.
-    """
-    return RVQVAE.from_pretrained(
-        checkpoint,
-        dtype,
-        device,
-        activation=untold.activation,
-        norm=untold.norm,
-        dilation_growth_rate=untold.dilation_growth_rate,
-        reverse_dilation=untold.reverse_dilation,
-    )
-
-
 def print_loss(sentence: str) -> None:
     """Prints what a motion file does not hold of the features, if it loses something."""
     if sentence:

@@ -153,6 +153,7 @@ def describe_records(records: Sequence[TokenRecord]) -> list[str]:
         "with captions": sum(bool(record.captions) for record in records),
         "with a speaker": sum(bool(record.speaker) for record in records),
         "with sound": sum(record.audio is not None for record in records),
+        "with words": sum(bool(record.words) for record in records),
     }
     shown = [f"{count} {what}" for what, count in counts.items() if count]
     return [f"of {len(records)} clips {', '.join(shown)}"] if shown else []
@@ -264,9 +265,9 @@ def tokenize_folder(
     """Writes the tokens of all motion files of a folder, with what describes them.
 
     One file for each motion file is in the same tree. ``index.jsonl`` lists all clips, with
-    captions, speakers and sound; ``motion.TokenDataset`` reads it. Tokens of this model and of an
-    unchanged motion file are kept, so an interrupted run goes on. Of motion files that would have
-    the same name, the first is taken, and the others are failures.
+    captions, speakers, sound and words; ``motion.TokenDataset`` reads it. Tokens of this model and
+    of an unchanged motion file are kept, so an interrupted run goes on. Of motion files that would
+    have the same name, the first is taken, and the others are failures.
 
     Args:
         processes: the processes of the run. They all call this function and share the files.

@@ -105,6 +105,21 @@ def test_latents_of_another_program(tmp_path, files, run):
         assert not (tmp_path / "b.npz").exists()
 
 
+def test_a_file_of_latents_is_described(tmp_path, files, run):
+    out, _ = run("info", files / "latents.safetensors")
+    assert "latents.safetensors: 11 continuous latents of 4 numbers\nmodel: digest " in out
+    assert "frames: 41 at 30 per second" in out and "joints: 55" in out
+    save_file({"mean": torch.zeros(5, 4)}, tmp_path / "z.safetensors")
+    out, _ = run("info", tmp_path / "z.safetensors")
+    assert out.endswith("5 continuous latents of 4 numbers\norigin: not known\n")
+
+
+def test_other_files_are_no_latents(tmp_path, files, run):
+    for wrong in (files / "walk.bvh", files):
+        _, err = run("decode", wrong, tmp_path / "a.bvh", *model(files), status=1)
+        assert f"{wrong} must end in .safetensors, to be read as latents" in err
+
+
 def test_a_folder_is_encoded_once(tmp_path, files, run):
     source, target = tmp_path / "in", tmp_path / "out"
     write_walks(source)
