@@ -168,9 +168,9 @@ def test_excerpts_stay_inside_scenes_where_the_rate_varies(tmp_path: Path) -> No
     )
     first, second = select([replace(entry, analysis=Analysis(scenes=scenes))]).entries
     for number in range(0, 16):
-        clip = read_excerpt(first, tmp_path, number / first.fps, 5, 1, False)
+        clip = read_excerpt(first, tmp_path, number / first.fps, 5, 1, alpha=False)
         assert clip.shape[1] == 5 and clip.max() < 0
-        clip = read_excerpt(second, tmp_path, number / second.fps, 5, 1, False)
+        clip = read_excerpt(second, tmp_path, number / second.fps, 5, 1, alpha=False)
         assert clip.shape[1] == 5 and clip.min() > 0
 
 

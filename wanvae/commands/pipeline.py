@@ -53,7 +53,7 @@ from wanvae.video import (
     sound_of,
 )
 from wanvae.video.common import is_pipe
-from wanvae.video.reading.options import AS_STORED
+from wanvae.video.reading.options import AS_STORED, refuse_background
 from wanvae.video.writing.output import Destination
 
 T = TypeVar("T")
@@ -411,8 +411,7 @@ def open_excerpt(
             "the duration more than 0"
         )
     alpha = encodes_alpha(config)
-    if alpha and options.background is not None:
-        raise VideoError("this model encodes alpha, so there is no background: leave it out")
+    refuse_background(options.background, alpha=alpha)
     with VideoReader(source, fps=fps, alpha=alpha, options=options) as reader:
         if start > 0:
             reader.seek(start)

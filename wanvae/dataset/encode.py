@@ -40,8 +40,8 @@ from wanvae.frames import encode_frames
 from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
 from wanvae.video import Frame, ReadOptions
-from wanvae.video.reading.hardware import hardware_decoding
-from wanvae.video.reading.options import parse_options
+from wanvae.video.reading.hardware import check_hardware
+from wanvae.video.reading.options import parse_options, refuse_background
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -135,7 +135,7 @@ def encode_dataset(
         The results of all processes in the first process; None in the others.
 
     Raises:
-        VideoError: the background is no colour, or there is no device ``hwaccel``.
+        VideoError: the background is no colour or has no use, or there is no device ``hwaccel``.
         UserError: there is nothing to encode, ``options`` do not fit the model or the folder, one
             folder lies inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
@@ -146,8 +146,8 @@ def encode_dataset(
     reading = parse_options(
         deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
     )
-    if hwaccel is not None:
-        hardware_decoding(hwaccel)  # an error here, not one for each video
+    refuse_background(options.background, alpha=encodes_alpha(vae.config))
+    check_hardware(hwaccel)
     if source.name == MANIFEST:
         source = source.parent
     with ExitStack() as held:

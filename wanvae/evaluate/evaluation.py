@@ -30,6 +30,8 @@ from wanvae.evaluate.summary import (
 from wanvae.evaluate.trials import TrialList, find_trials
 from wanvae.metrics.frechet import I3D, WINDOW
 from wanvae.metrics.lpips import Lpips
+from wanvae.video.reading.hardware import check_hardware
+from wanvae.video.reading.options import parse_options
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -56,6 +58,7 @@ def evaluate(
     options: EvaluationOptions,
     processes: PartialState,
     *,
+    hwaccel: str | None = None,
     progress: bool = False,
 ) -> Evaluation | None:
     """Judges models on a folder of videos. Trials that are done already are kept.
@@ -64,17 +67,23 @@ def evaluate(
         source: a folder, its manifest, or a file.
         output: a new folder, or the folder of an earlier run with the same settings.
         processes: the processes of the run. All of them call this function and share the work.
+        hwaccel: the device that decodes videos, as in ``ReadOptions``.
         progress: show a progress bar with the frames of the first process.
 
     Returns:
         The results in the first process, which writes the reports; None in the others.
 
     Raises:
+        VideoError: the background is no colour, or there is no device ``hwaccel``.
         UserError: there is nothing to judge, no clip can be read, or ``output`` holds something
             else, lies in ``source``, or another job works in it.
         FileError: a file cannot be written.
     """
     source, output = Path(source), Path(output)
+    reading = parse_options(
+        deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
+    )
+    check_hardware(hwaccel)
     settings = EvaluationSettings(
         options=options,
         source=str(source.resolve()),
@@ -89,6 +98,7 @@ def evaluate(
             lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,
             i3d=networks.i3d,
             media_seconds=options.media_seconds,
+            reading=reading,
             device=models[0].vae.device,
         )
         outcome = run_trials(judging, found, output, processes, progress=progress)

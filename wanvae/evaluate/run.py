@@ -36,7 +36,7 @@ from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, raised, read_clips
 from wanvae.metrics.frechet import I3D, Windows
 from wanvae.metrics.lpips import Lpips
-from wanvae.video import Frame
+from wanvae.video import Frame, ReadOptions
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -56,6 +56,7 @@ class Judging:
         lpips: network of LPIPS; None leaves LPIPS out.
         i3d: network of rFVD; None leaves rFVD out.
         media_seconds: how many seconds of a clip the page shows.
+        reading: how pictures come out of the files.
         device: where figures are computed.
     """
 
@@ -63,6 +64,7 @@ class Judging:
     lpips: Lpips | None
     i3d: I3D | None
     media_seconds: float
+    reading: ReadOptions
     device: torch.device
 
 
@@ -140,8 +142,9 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
     video = None
     if trial.shown:
         video = "comparison.webp" if trial.clip.entry.is_image else "comparison.mp4"
+    read = read_clips([trial.clip], source, 1, options=judging.reading)
     with (
-        closing(ahead(read_clips([trial.clip], source, 1), FRAMES_AHEAD)) as frames,
+        closing(ahead(read, FRAMES_AHEAD)) as frames,
         nullcontext() if video is None else comparison(folder / video, trial, judging) as writer,
     ):
         for frame, images in in_lockstep(on_device(raised(frames), judging.device), models, costs):
