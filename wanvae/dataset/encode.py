@@ -21,6 +21,7 @@ from wanvae.dataset.parts import DatasetPart, write_part
 from wanvae.dataset.plan import DatasetPlan, map_files, prepare
 from wanvae.dataset.records import FAILURES, FailureLog, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions
+from wanvae.dataset.stored import Timeline
 from wanvae.dataset.unfinished import read_unfinished
 from wanvae.dataset.writing import FileWriter, Piece, Pieces, UnfinishedError
 from wanvae.engine.ahead import ahead
@@ -276,17 +277,18 @@ def encode_clips(
                 return
             before = clip
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory)
-            times: list[float] = []
+            times: list[tuple[float, float | None]] = []
 
-            def note_time(frame: Frame, times: list[float] = times) -> None:
-                times.append(frame.time)
+            def note_time(frame: Frame, times: list[tuple[float, float | None]] = times) -> None:
+                times.append((frame.time, frame.end))
                 if stop.overdue:
                     raise UnfinishedError("there was no time for it")
 
             try:
                 for posterior in encode_frames(vae.config, encoder, raised(row), note_time):
                     on_cpu = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
-                    yield clip, Piece(on_cpu, tuple(times))
+                    begin, end = zip(*times, strict=True)
+                    yield clip, Piece(on_cpu, Timeline(begin, end[-1]))
                     times.clear()
             except UnfinishedError as error:
                 yield clip, error

@@ -91,7 +91,7 @@ class DataConfig:
             Clips of the evaluation are degraded too, each time in the same way.
         deinterlace: give interlaced frames all lines of one time, also in clips of the evaluation.
         background: what transparent pictures are laid on, like "white" or "#ff8000" (default:
-            black), also in clips of the evaluation. A model that encodes alpha sees alpha instead.
+            black), also in clips of the evaluation. Only for models that do not encode alpha.
         hwaccel: decode on a device, if FFmpeg has it, like "cuda", "videotoolbox" or
             "vaapi:/dev/dri/renderD128" (default: on the CPU).
     """
