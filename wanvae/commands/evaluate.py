@@ -138,7 +138,8 @@ def add_options(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
         "source",
-        help="folder of videos, images and tars of them, its manifest, or a single file",
+        help="folder of videos, images and tars of them, its manifest, or a single file; a path or "
+        "an address",
     )
     parser.add_argument(
         "--output",

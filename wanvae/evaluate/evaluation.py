@@ -15,6 +15,7 @@ import wanvae
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.engine.processes import run_on_first_process
+from wanvae.engine.storage.remote_path import Location, location
 from wanvae.errors import UserError
 from wanvae.evaluate.models import Judged
 from wanvae.evaluate.page import write_report
@@ -64,7 +65,7 @@ def evaluate(
     """Judges models on a folder of videos. Trials that are done already are kept.
 
     Args:
-        source: a folder, its manifest, or a file.
+        source: a folder, its manifest, or a file; on a disk or at an address.
         output: a new folder, or the folder of an earlier run with the same settings.
         processes: the processes of the run. All of them call this function and share the work.
         hwaccel: the device that decodes videos, as in ``ReadOptions``.
@@ -79,7 +80,7 @@ def evaluate(
             else, lies in ``source``, or another job works in it.
         FileError: a file cannot be written.
     """
-    source, output = Path(source), Path(output)
+    source, output = location(source), Path(output)
     reading = parse_options(
         deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
     )
@@ -116,14 +117,14 @@ def evaluate(
 
 
 def prepare(
-    source: Path,
+    source: Location,
     output: Path,
     options: EvaluationOptions,
     settings: EvaluationSettings,
     held: ExitStack,
 ) -> TrialList:
     """Finds the trials, and takes the folder for them until ``held`` is closed."""
-    if source.is_dir():
+    if isinstance(source, Path) and source.is_dir():
         refuse_nested(source, output)
     found = find_trials(source, options)
     take_folder(output / SETTINGS, settings, EVALUATION, EvaluationSettings.differences, held)

@@ -19,6 +19,7 @@ from wanvae.engine.files import unwritable
 from wanvae.engine.finite import NotFiniteError, advice, is_finite
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import balanced_share, progress_bar
+from wanvae.engine.storage.remote_path import Location
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
 from wanvae.evaluate.records import (
@@ -126,7 +127,7 @@ def run_trials(
     return Outcome(tuple(record for record in records if record is not None), tuple(failed))
 
 
-def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: tqdm) -> None:
+def run_trial(judging: Judging, trial: Trial, source: Location, trials: Path, bar: tqdm) -> None:
     """Runs one trial, and writes its results.
 
     Raises:
