@@ -222,8 +222,13 @@ def test_options_of_scenes_need_scenes(
     folder: Path, options: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     _, err = outputs_of(capsys, ["index", str(folder), *options], 1)
-    assert f"{options[0]} need --scenes" in err and err.count("\n") == 1
+    assert f"{options[0]} needs --scenes" in err and err.count("\n") == 1
     assert not (folder / MANIFEST).exists()
+
+
+def test_no_workers_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = outputs_of(capsys, ["index", str(folder), "--scenes", "--workers", "0"], 1)
+    assert "workers must be at least 1, not 0" in err
 
 
 @pytest.mark.slow
