@@ -54,5 +54,6 @@ def latents_of(clip: CachedClip) -> LatentsFile:
         model="",
         program=clip.program,
         start=None,
+        end=None,
         _slices=clip.load(),
     )

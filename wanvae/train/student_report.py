@@ -23,6 +23,7 @@ from wanvae.evaluate.summary import Evaluation
 from wanvae.metrics.lpips import Lpips, LpipsNetwork
 from wanvae.model import AnyVAE, WanVAE
 from wanvae.tiny import TinyVAE
+from wanvae.train.crops import DataConfig
 from wanvae.train.held_out import EvaluationConfig
 
 # Names of the models in tables.
@@ -74,6 +75,7 @@ def report_student(
     half: Half,
     config: EvaluationConfig,
     output: Path,
+    data: DataConfig,
     accelerator: Accelerator,
     lpips: tuple[Lpips, LpipsNetwork] | None = None,
 ) -> str:
@@ -85,6 +87,7 @@ def report_student(
         teacher: its checkpoint.
         student: its file.
         output: the folder of the report, new or of the same models.
+        data: how pictures come out of the files, as for crops.
         lpips: the network of LPIPS, and which one it is.
     """
     device = accelerator.device
@@ -97,6 +100,8 @@ def report_student(
         resize=(f"{config.size}x{config.size}",),
         clips=config.clips,
         lpips="alex" if lpips is None else lpips[1],
+        deinterlace=data.deinterlace,
+        background=data.background,
     )
     networks = Networks("left out: loss.lpips is 0" if lpips is None else lpips[0].eval(), None)
     encoding = vaes[0] if isinstance(vaes[1], TinyVAE) else vaes[1]
@@ -106,7 +111,9 @@ def report_student(
     ]
     folder = str(config.folder)
     try:
-        evaluation = evaluate(models, networks, folder, output, options, PartialState())
+        evaluation = evaluate(
+            models, networks, folder, output, options, PartialState(), hwaccel=data.hwaccel
+        )
     except UserError as error:  # the student is there already
         return f"{NO_REPORT}: {error}"
     if evaluation is None:
