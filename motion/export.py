@@ -1,8 +1,8 @@
 """Encoders and decoders as programs that need none of this code: for torch.export and for ONNX.
 
 The programs compute what ``RVQVAE.encode`` and ``RVQVAE.decode`` compute, for any number of clips
-and frames. They do not look at values: motion must be finite, and indices must be of the model. They
-encode once, whatever ``config.path_rounds`` is.
+and frames. They do not look at values: motion must be finite, and indices must be of the model.
+They encode once, whatever ``config.path_rounds`` is.
 """
 
 from __future__ import annotations

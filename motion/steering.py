@@ -25,7 +25,7 @@ SECONDS = 2.0
 # An error of the heading counts as much as it moves a point that is so many metres from the root.
 LEVER = 0.3
 # The error of all other features may grow to so many times the error without feedback.
-TOLERANCE = 1.05
+TOLERANCE = 1.02
 
 
 def steer(

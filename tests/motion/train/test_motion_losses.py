@@ -224,9 +224,7 @@ def test_a_bias_of_velocities_costs_more_the_longer_the_window():
 
 def test_a_path_needs_a_root():
     model = make(FeatureSpec(rot6d="rows", root=False))
-    with pytest.raises(
-        ValueError, match=r"loss\.path must be 0, because the features have no root"
-    ):
+    with pytest.raises(ValueError, match=r"loss\.path must be 0, because .* have no root"):
         MotionLosses(LossConfig(path=1.0), model, SKELETON)
 
 
