@@ -57,7 +57,8 @@ def test_tokens_keep_the_path(tmp_path: Path) -> None:
     write_motion(tmp_path / "walk.bvh", walk(300))
     model = RVQVAE.from_pretrained(packaged_weights())
     reading = replace(GUESSED, retarget=True)
-    recording = read_recording(tmp_path / "walk.bvh", model.config, reading, model.skeleton)
+    with pytest.warns(UserWarning, match="moves as it moves"):
+        recording = read_recording(tmp_path / "walk.bvh", model.config, reading, model.skeleton)
     assert recording.clip is not None
     errors = []
     for rounds in (0, model.config.path_rounds):
