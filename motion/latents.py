@@ -16,6 +16,7 @@ from torch import Tensor
 
 from motion.checkpoints.formats import require_suffix
 from motion.errors import MotionError
+from motion.files.reading import AsRead
 from motion.tokens import Actor
 from motion.vae import MotionVAE
 from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
@@ -37,6 +38,7 @@ class LatentOrigin:
         model: a digest of all tensors and the config of the model.
         actor: who moved; None for features of HumanML3D and KIT.
         source: the state of the motion file when it was read; None if it is not known.
+        read_as: as in an :class:`~motion.tokens.Origin`.
     """
 
     frames: int
@@ -44,6 +46,7 @@ class LatentOrigin:
     model: str
     actor: Actor | None = None
     source: Stamp | None = None
+    read_as: AsRead | None = None
 
     def __post_init__(self) -> None:
         check(self.frames >= 1, "frames", self.frames, "at least 1")

@@ -38,6 +38,7 @@ from motion.files.formats import (
 )
 from motion.files.formats import WRITERS as MOTION_WRITERS
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
+from motion.files.joints import describe_lost_rate
 from motion.files.reading import GUESSED, Reading
 from motion.models import make_model
 from motion.skeleton.clip import MotionClip
@@ -406,7 +407,7 @@ def convert_motion(
         MOTION_WRITERS[suffix](Path(destination), clip)
         notes = lost_in_writing(clip, None)
         if suffix == JOINTS_SUFFIX:
-            notes += (f"the file does not tell its {clip.fps:g} frames per second",)
+            notes += (describe_lost_rate(clip.fps),)
         return MotionReport(len(clip), None, clip.skeleton.span, notes)
     with atomic_path(destination) as temporary:
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)

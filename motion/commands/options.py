@@ -159,13 +159,13 @@ def load_model(arguments: Namespace, default: str | None = None) -> MotionModel:
     return load_checkpoint(arguments.checkpoint, read_untold(arguments), device)
 
 
-def load_vae(arguments: Namespace) -> MotionVAE:
-    """Loads the VAE of ``--checkpoint``.
+def load_vae(arguments: Namespace, default: str | None = None) -> MotionVAE:
+    """Loads the VAE of ``--checkpoint``; ``default`` is as in ``load_model``.
 
     Raises:
         UserError: it is a tokenizer.
     """
-    model = load_model(arguments)
+    model = load_model(arguments, default)
     if not isinstance(model, MotionVAE):
         raise UserError(
             f"{arguments.checkpoint} is a tokenizer, without continuous latents. Use tokenize, "
