@@ -2,7 +2,7 @@
 
 The programs compute what ``encode`` and ``decode`` of a tokenizer or of a VAE compute, for any
 number of clips and frames. They do not look at values: motion must be finite, and indices must be
-of the model.
+of the model. They encode once, whatever ``config.path_rounds`` is.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from motion import RVQVAE, cli, read_motion, write_motion
+from motion.features.recording import read_recording
+from motion.files.reading import GUESSED
 from motion.models import packaged_weights
 from motion.skeleton.packaged import HUMANML3D, SMPLX
 from motion.skeleton.sample import walk
@@ -50,6 +52,23 @@ def test_a_file_is_reconstructed_without_a_checkpoint(
     names = read_motion(tmp_path / "again.bvh").skeleton.names
     height = positions[:, names.index("head"), 1] - positions[..., 1].amin(1)
     assert height.min() > 1.2 and positions[..., 1].amin(1).abs().max() < 0.15
+
+
+def test_tokens_keep_the_path(tmp_path: Path) -> None:
+    """Without feedback a walk of 10 seconds ends far from where it ended."""
+    write_motion(tmp_path / "walk.bvh", walk(300))
+    model = RVQVAE.from_pretrained(packaged_weights())
+    reading = replace(GUESSED, retarget=True)
+    with pytest.warns(UserWarning, match="moves as it moves"):
+        recording = read_recording(tmp_path / "walk.bvh", model.config, reading, model.skeleton)
+    assert recording.clip is not None
+    errors = []
+    for rounds in (0, model.config.path_rounds):
+        model.config = replace(model.config, path_rounds=rounds)
+        features = model.decode(model.encode(recording.features[None]), len(recording))[0]
+        moved = recording.restore(features).root_positions - recording.clip.root_positions
+        errors.append(moved.norm(dim=1).mean().item())
+    assert errors[1] < 0.06 and errors[1] < errors[0] / 2
 
 
 def test_tokens_and_back_are_the_reconstruction(
