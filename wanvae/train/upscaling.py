@@ -92,9 +92,9 @@ def check_learns(config: WanVAEConfig) -> None:
     check_has(config, "decoder")
     if config.alpha_decoder:
         raise UserError(
-            "a pair of decoders, of colour and of alpha, cannot be trained: its latents come from "
-            "the encoder of Wan-Alpha, which sees colour and alpha, and this one sees colour alone; "
-            "train a model that encodes RGBA instead, as the config rgba.yaml does"
+            "a pair of decoders, of colour and of alpha, cannot be trained: the encoder of "
+            "Wan-Alpha sees colour and alpha, and the encoder of this pair sees colour alone; train "
+            "a model that encodes RGBA instead, as the config rgba.yaml does"
         )
     if config.in_channels != config.out_channels:
         raise UserError(
