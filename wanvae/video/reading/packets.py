@@ -150,7 +150,7 @@ class PacketSource:
         """Whether the file is a still image."""
         return self.is_of_images and not self.is_of_several_images and self._own is None
 
-    @property
+    @cached_property
     def is_heif(self) -> bool:
         """Whether the file is a still image in a container of videos: AVIF or HEIC."""
         brand = self._container.metadata.get("major_brand", "")
