@@ -93,8 +93,8 @@ def check_learns(config: WanVAEConfig) -> None:
     if config.alpha_decoder:
         raise UserError(
             "a pair of decoders, of colour and of alpha, cannot be trained: the encoder of "
-            "Wan-Alpha sees colour and alpha, and the encoder of this pair sees colour alone; train "
-            "a model that encodes RGBA instead, as the config rgba.yaml does"
+            "Wan-Alpha sees colour and alpha, but the encoder of this pair sees colour alone; "
+            "train a model that encodes RGBA instead, as the config rgba.yaml does"
         )
     if config.in_channels != config.out_channels:
         raise UserError(
