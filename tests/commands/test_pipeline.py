@@ -27,6 +27,8 @@ from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.frames import encode_frames
+from wanvae.train.distillation import DistillConfig, make_student
+from wanvae.train.upscaling import with_upscaling
 from wanvae.video import (
     Encoding,
     Frame,
@@ -482,7 +484,7 @@ def test_latents_of_another_model_are_told(
     ours = saved(tmp_path, "ours.safetensors", vae)
     changed = tiny()
     with torch.no_grad():
-        changed.conv2.bias.add_(1)
+        changed.conv1.bias.add_(1)
     other = saved(tmp_path, "other.safetensors", changed)
     latents = tmp_path / "latents.safetensors"
     encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=ours)
@@ -493,6 +495,23 @@ def test_latents_of_another_model_are_told(
         decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
     encode_file(vae, make(tmp_path / "in.mkv"), latents)  # as files of earlier versions
     decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
+
+
+def test_a_decoder_that_was_trained_for_the_latents_is_no_other_model(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    vae = tiny().bfloat16()
+    teacher = saved(tmp_path, "teacher.safetensors", vae)
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae.float(), make(tmp_path / "in.mkv"), latents, checkpoint=teacher)
+    student = make_student(vae, DistillConfig(half="decoder"))
+    assert isinstance(student, WanVAE)
+    path = saved(tmp_path, "student.safetensors", student)
+    decode_file(student.eval(), latents, tmp_path / "out.mkv", checkpoint=path)
+    larger = with_upscaling(vae, 2)
+    path = saved(tmp_path, "larger.safetensors", larger)
+    decode_file(larger, latents, tmp_path / "out.mkv", checkpoint=path)
+    assert not recwarn.list
 
 
 def test_raw_latents_are_not_denormalized(tmp_path: Path, vae: WanVAE) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.checkpoints.formats import identify
+from wanvae.checkpoints.formats import identify, identify_encoder
 from wanvae.commands.overlap import FRAMES_BEHIND, Comparison, Shown, read_ahead, write_behind
 from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
@@ -232,7 +232,9 @@ def encode_file(
     refuse_overwriting(destination, [source, checkpoint])
     refuse_shared_pipe(source, shard)
     first = is_first(shard)
-    model = "" if checkpoint is None else identify(checkpoint)
+    model, encoder = "", ""
+    if checkpoint is not None:
+        model, encoder = identify(checkpoint), identify_encoder(checkpoint)
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         tell_left_out(info, source)
@@ -240,7 +242,7 @@ def encode_file(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape, model=model, start=excerpt.start)
+            write_latents(destination, shape, model=model, encoder=encoder, start=excerpt.start)
             if first
             else nullcontext() as writer,
             read_ahead(excerpt.frames, source) as coming,
@@ -607,8 +609,13 @@ def find_sound(
 def warn_of_other_model(
     latents: LatentsFile, checkpoint: str | PathLike[str], source: str | PathLike[str]
 ) -> None:
-    """Warns if the latents say that they come from another model than ``checkpoint``."""
-    if latents.model and latents.model != identify(checkpoint):
+    """Warns if the latents say that they come from another model than ``checkpoint``.
+
+    A model with the same encoder is not another one: its decoder was trained for these latents.
+    """
+    if not latents.model or latents.model == identify(checkpoint):
+        return
+    if not latents.encoder or latents.encoder != identify_encoder(checkpoint):
         warnings.warn(
             f"{source} was encoded by another model than {checkpoint}; colours and details may be "
             "wrong. Decode it with the checkpoint that encoded it",

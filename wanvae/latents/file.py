@@ -99,6 +99,7 @@ def video_metadata(
     *,
     normalized: bool = False,
     model: str = "",
+    encoder: str = "",
     start: float | None = None,
     end: float | None = None,
 ) -> dict[str, str]:
@@ -106,6 +107,7 @@ def video_metadata(
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
+        encoder: likewise, of its encoder.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             it is not known, or told elsewhere.
         end: when the last frame ends, in seconds from the first frame of the latents; None if it is
@@ -120,17 +122,24 @@ def video_metadata(
         metadata["start"] = str(start)
     if end is not None:
         metadata["end"] = str(end)
-    return metadata | ({"model": model} if model else {})
+    digests = {"model": model, "encoder": encoder}
+    return metadata | {name: digest for name, digest in digests.items() if digest}
 
 
 @contextmanager
 def write_latents(
-    path: str | PathLike[str], shape: VideoShape, *, model: str = "", start: float | None = None
+    path: str | PathLike[str],
+    shape: VideoShape,
+    *,
+    model: str = "",
+    encoder: str = "",
+    start: float | None = None,
 ) -> Iterator[LatentsWriter]:
     """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
+        encoder: likewise, of its encoder.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             it is not known.
 
@@ -148,7 +157,9 @@ def write_latents(
         if not latents.length:
             raise CheckpointError("there are no latents to write; encode at least one frame")
         with temporary.open("wb") as file:
-            metadata = video_metadata(shape, model=model, start=start, end=writer.end)
+            metadata = video_metadata(
+                shape, model=model, encoder=encoder, start=start, end=writer.end
+            )
             latents.write_file(file, metadata)
 
 
@@ -165,6 +176,7 @@ class LatentsFile:
         times: times of the video frames in seconds; empty for latents of another program.
         normalized: whether the latents are normalized; None if this is not known.
         model: a digest that identifies the model that encoded; empty if the file does not say.
+        encoder: likewise, of its encoder.
         program: the program that wrote the file; empty for this package.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             the file does not say.
@@ -179,6 +191,7 @@ class LatentsFile:
     times: tuple[float, ...]
     normalized: bool | None
     model: str
+    encoder: str
     program: str
     start: float | None
     end: float | None
@@ -228,6 +241,7 @@ def describe_latents(file: safe_open) -> LatentsFile:
         # Files of earlier versions say it only of latents that are normalized.
         normalized=metadata.get("normalized") == "true",
         model=metadata.get("model", ""),
+        encoder=metadata.get("encoder", ""),
         program="",
         start=find_start(metadata),
         end=find_end(metadata, times[-1]),

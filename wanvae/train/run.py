@@ -477,6 +477,7 @@ def load_base(config: TrainConfig) -> WanVAE:
     path, ndim, factor = config.weights, config.model.ndim, config.model.upscale_factor
     vae = require_wan_vae(WanVAE.from_pretrained(str(path), torch.float32), path, "training")
     check_weights(vae, str(path))
+    check_learns(vae.config)
     if config.distill.half is None and ndim != vae.config.ndim:
         if ndim < vae.config.ndim:
             raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from wanvae.checkpoints.formats import identify, weights_file
-from wanvae.config import Half, check_reconstructs, encodes_alpha
+from wanvae.config import Half, encodes_alpha
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import write_value
 from wanvae.errors import UserError
@@ -92,7 +93,7 @@ def report_student(
     """
     device = accelerator.device
     vaes = [WanVAE.from_pretrained(path, torch.float32, device) for path in (teacher, student)]
-    reason = why_not(vaes[0], config)
+    reason = why_not(vaes, config)
     if reason is not None:
         return f"{NO_REPORT}: {reason}"
     options = EvaluationOptions(
@@ -116,6 +117,8 @@ def report_student(
         )
     except UserError as error:  # the student is there already
         return f"{NO_REPORT}: {error}"
+    except SystemExit:  # so it is for the first process, which says why
+        evaluation = None
     if evaluation is None:
         return ""
     figures = figures_of(evaluation, vaes, half)
@@ -123,16 +126,14 @@ def report_student(
     return f"{output / PAGE}: {figures.describe()}"
 
 
-def why_not(teacher: AnyVAE, config: EvaluationConfig) -> str | None:
+def why_not(vaes: Sequence[AnyVAE], config: EvaluationConfig) -> str | None:
     """Returns why there is nothing to judge, if so."""
     if config.folder is None:
         return "there is no evaluation.folder"
-    if encodes_alpha(teacher.config):
+    if any(encodes_alpha(vae.config) for vae in vaes):
         return "it compares RGB, and these models encode RGBA"
-    try:
-        check_reconstructs(teacher.config)
-    except UserError as error:
-        return str(error)
+    if any(vae.config.decoded_spatial_factor != vae.config.spatial_factor for vae in vaes):
+        return "it compares videos of one size, and the decoder upscales"
     return None
 
 

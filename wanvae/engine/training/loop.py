@@ -11,6 +11,7 @@ import gc
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -132,8 +133,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
         done = progress.step >= config.steps
         if done:
             with learner.whole(judged) as model:
-                if accelerator.is_main_process:
-                    task.save_weights(model, run / task.result)
+                # The other processes wait, because what follows training may read the file.
+                run_on_first_process(partial(task.save_weights, model, run / task.result))
     if not done:
         saved = checkpoints.path(progress.step)
         end_by_signal(received, f"step {progress.step} of {config.steps}", saved, accelerator)
