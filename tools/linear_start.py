@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -57,13 +57,28 @@ def run(options: argparse.Namespace) -> int:
     for shape in config.data.shapes:
         check_size(config.model, shape.height, shape.width)
         check_length(config.model, shape.frames)
+    batch_size = config.trainer.batch_size
+    crops = VideoCrops(
+        replace(config.data, folder=str(options.folder), folders=(), folder_weights=()),
+        options.seed,
+        samples_per_step=batch_size,
+        alpha=encodes_alpha(config.model),
+    )
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
     vae = WanVAE(config.model)
     millions = sum(parameter.numel() for parameter in vae.parameters()) / 1e6
     print(f"{options.config}: a model of {millions:.1f} million parameters", flush=True)
-    fitted = -(-options.samples // config.trainer.batch_size)
-    with closing(read_batches(config, options, fitted + options.steps)) as batches:
+    fitted = -(-options.samples // batch_size)
+    loader = DataLoader(
+        crops,
+        batch_size=batch_size,
+        sampler=range(batch_size * (fitted + options.steps)),
+        num_workers=options.workers,
+        worker_init_fn=begin_to_load,
+    )
+    # Processes that load data ignore signals and would never end if this were not closed.
+    with closing(batch for batch in loader) as batches:
         clips = list(tqdm(islice(batches, fitted), "crops", fitted))
         start_linear(vae, clips, generator)
         quality = f"{judge(vae, clips):.1f} dB as solved"
@@ -72,22 +87,8 @@ def run(options: argparse.Namespace) -> int:
             train_shortcuts(vae, batches, options.steps, options.rate, generator)
             quality += f", {judge(vae, clips):.1f} dB after {options.steps} steps"
     vae.save_pretrained(options.output)
-    print(f"{options.output}: on {len(clips) * config.trainer.batch_size} crops {quality}")
+    print(f"{options.output}: on {len(clips) * batch_size} crops {quality}")
     return 0
-
-
-def read_batches(config: TrainConfig, options: argparse.Namespace, count: int) -> Iterator[Tensor]:
-    """Yields batches of crops, ``(B, C, T, H, W)`` in [-1, 1]."""
-    size = config.trainer.batch_size
-    data = replace(config.data, folder=str(options.folder), folders=(), folder_weights=())
-    alpha = encodes_alpha(config.model)
-    yield from DataLoader(
-        VideoCrops(data, options.seed, samples_per_step=size, alpha=alpha),
-        batch_size=size,
-        sampler=range(size * count),
-        num_workers=options.workers,
-        worker_init_fn=begin_to_load,
-    )
 
 
 @torch.no_grad()
@@ -107,11 +108,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         required=True,
-        help="config of wanvae train, a file or a name. What it says of the model, of crops "
-        "(data, except for folders) and of trainer.batch_size counts",
+        help="config of wanvae train, a file or a name: model, crops (data) and batch_size count",
     )
     parser.add_argument(
-        "--samples", type=int, default=200, help="crops for the fits (default: 200)"
+        "--samples", type=int, default=200, help="crops to fit, in memory (default: 200)"
     )
     parser.add_argument(
         "--steps", type=int, default=2500, help="steps of training (default: 2500; 0 is none)"

@@ -89,7 +89,7 @@ def test_residual_branches_are_zero_and_shortcuts_are_the_model() -> None:
     # A model in training has the same noise.
     torch.manual_seed(0)
     expected = vae.train()(video).video
-    torch.testing.assert_close(Shortcuts(vae)(video, generator()), expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(Shortcuts(vae)(video, generator()), expected, rtol=0, atol=1e-3)
 
 
 def block_width(block: ResidualBlock | AttentionBlock) -> int:
@@ -120,7 +120,7 @@ def test_training_improves_the_shortcuts_alone() -> None:
     kept = {name: p.clone() for name, p in bodies.items() if ".residual." in name}
     batches = (CLIPS[step % 8] for step in range(30))
     train_shortcuts(vae, batches, 30, 1e-3, generator())
-    assert quality(vae) > before + 1
+    assert quality(vae) > before + 0.3
     assert kept and all(torch.equal(bodies[name], p) for name, p in kept.items())
 
 

@@ -46,8 +46,13 @@ from wanvae.train.upscaling import check_learns
 
 # The fields of a config that a linear codec needs, and their values.
 NEEDED = {
-    **{"ndim": 3, "block": "residual", "norm": "rms", "activation": "silu", "upscale_factor": 1},
-    **{"stage_shortcuts": False, "alpha_decoder": False},
+    "ndim": 3,
+    "block": "residual",
+    "norm": "rms",
+    "activation": "silu",
+    "stage_shortcuts": False,
+    "alpha_decoder": False,
+    "upscale_factor": 1,
 }
 # The fewest channels at full resolution. Upsampling halves them, and one of them is constant.
 LEAST_DIM = 4
