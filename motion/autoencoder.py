@@ -19,6 +19,7 @@ from motion.features.normalizer import Normalizer
 from motion.networks.build import make_networks
 from motion.networks.smoothing import Smoother
 from motion.skeleton.tree import Skeleton
+from motion.steering import steer
 from wanvae.engine.checkpoint import CheckpointError, load_tensors
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.finite import check_computed
@@ -185,6 +186,33 @@ class MotionAutoencoder(nn.Module):
     def denormalize(self, features: Tensor) -> Tensor:
         """Returns motion of normalized features: the inverse of ``normalize``."""
         return self.normalizer.denormalize(features.to(self.normalizer.mean))
+
+    def _reconstruct(self, motion: Tensor) -> Tensor:
+        """Returns motion ``(B, T, D)`` after encoding it once and decoding it."""
+        raise NotImplementedError
+
+    def _steer(self, motion: Tensor, lengths: Lengths | None) -> Tensor:
+        """Returns the motion ``(B, T, D)`` to encode, which ``config.path_rounds`` may change.
+
+        Each clip is steered alone, so that it gets the tokens that it gets alone.
+        """
+        config, spec = self.config, self.config.features
+        if spec is None or not config.path_rounds:
+            return motion
+        self.check_motion(motion)
+        lengths = self._padded_lengths(lengths, motion.shape[:2])
+        counts = [motion.shape[1]] * len(motion) if lengths is None else lengths.tolist()
+        motion = motion.to(self.normalizer.mean, copy=True)
+        for clip, count in zip(motion, counts, strict=True):
+            clip[:count] = steer(
+                clip[:count],
+                spec,
+                config.fps,
+                self.normalizer.std,
+                lambda features: self._reconstruct(features[None])[0],
+                config.path_rounds,
+            )
+        return motion
 
     def _encode(self, motion: Tensor, lengths: Lengths | None) -> tuple[Tensor, Tensor | None]:
         """Returns the encoder's output ``(B, C, n)`` for clips, and its lengths; None is all.

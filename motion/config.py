@@ -211,6 +211,13 @@ class FeatureSpec:
         """The number of channels of the root, which come after the rotations."""
         return (3 + self.relative) * self.root
 
+    def find_root(self, channels: int) -> slice:
+        """Returns where the channels of the root are among all ``channels``, which come from
+        ``channels()``.
+        """
+        joints = (channels - self.channels(0)) // (self.channels(1) - self.channels(0))
+        return slice(6 * joints, 6 * joints + self.root_channels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RVQVAEConfig:
@@ -228,6 +235,10 @@ class RVQVAEConfig:
             latents, as in a VAE.
         quantizer: the residual vector quantizer.
         smoothing: the filter after the decoder; none by default.
+        path_rounds: how often ``encode`` feeds the errors of path and heading back (see
+            :mod:`motion.steering`), so that they do not add up. Each round takes as long as to
+            encode and decode once more. It needs features with a root, and no causal network,
+            because a stream cannot go back.
         features: what the channels mean in motion files with rotations (BVH, SMPL-X). None for
             HumanML3D and KIT, which the number of channels tells, and for unknown features.
         fps: frames per second of the motion; files of other rates are converted.
@@ -241,6 +252,7 @@ class RVQVAEConfig:
     bottleneck: BottleneckKind = "quantizer"
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+    path_rounds: int = 0
     features: FeatureSpec | None = None
     fps: float = 20.0
 
@@ -250,6 +262,16 @@ class RVQVAEConfig:
         check_option("network", self.network, NetworkKind)
         check_option("bottleneck", self.bottleneck, BottleneckKind)
         check(0 < self.fps < float("inf"), "fps", self.fps, "above 0")
+        check(self.path_rounds >= 0, "path_rounds", self.path_rounds, "at least 0")
+        if self.path_rounds:
+            steers = self.features is not None and self.features.root and not self.causal
+            expected = "0, unless the features have a root and the network is not causal"
+            check(steers, "path_rounds", self.path_rounds, expected)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the network sees only the past."""
+        return self.network == "wan" or self.resnet.causal
 
     @property
     def num_layers(self) -> int:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from motion.checkpoints.formats import require_suffix
 from motion.errors import MotionError
+from motion.files.reading import AsRead
 from motion.tokens import Actor
 from motion.vae import MotionVAE
 from wanvae.engine.checkpoint import CheckpointError, read_tensors, write_tensors
@@ -37,6 +39,7 @@ class LatentOrigin:
         model: a digest of all tensors and the config of the model.
         actor: who moved; None for features of HumanML3D and KIT.
         source: the state of the motion file when it was read; None if it is not known.
+        read_as: as in an :class:`~motion.tokens.Origin`.
     """
 
     frames: int
@@ -44,6 +47,7 @@ class LatentOrigin:
     model: str
     actor: Actor | None = None
     source: Stamp | None = None
+    read_as: AsRead | None = None
 
     def __post_init__(self) -> None:
         check(self.frames >= 1, "frames", self.frames, "at least 1")
@@ -87,6 +91,8 @@ def read_latents(path: str | os.PathLike[str]) -> Latents:
     Raises:
         MotionError: the file does not exist, or holds something else.
     """
+    if Path(path).suffix.lower() != ".safetensors":
+        raise MotionError(f"{path} must end in .safetensors, to be read as latents")
     try:
         file = read_tensors(path)
         if "mean" not in file.tensors:
@@ -102,6 +108,13 @@ def read_latents(path: str | os.PathLike[str]) -> Latents:
     except UserError as error:
         raise MotionError(f"{path} cannot be read as latents: {error}") from error
     return Latents(Posterior(mean, logvar.float()), origin)
+
+
+def holds_latents(path: Path) -> bool:
+    """Whether a file seems to hold latents, and not a model; UserError if it cannot be read."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    return set(read_tensors(path).tensors) in ({"mean"}, {"mean", "logvar"})
 
 
 def check_matrix(name: str, tensor: Tensor) -> Tensor:

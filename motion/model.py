@@ -92,7 +92,8 @@ class RVQVAE(MotionAutoencoder):
         """Returns tokens ``(B, tokens, Q)``, int64, of motion ``(B, T, D)``.
 
         If the last token is not full, the last frame of a clip is repeated. No gradients are kept.
-        The encoder works as in evaluation mode, also in training mode: without dropout.
+        The encoder works as in evaluation mode, also in training mode: without dropout. With
+        ``config.path_rounds`` the errors of path and heading are fed back so many times.
 
         Args:
             lengths: ``(B,)``, the number of frames of each clip; later frames are padding. The
@@ -102,7 +103,13 @@ class RVQVAE(MotionAutoencoder):
             UserError: motion has another shape or is not finite, or lengths do not fit.
             NotFiniteError: the encoder overflows, as some do in float16.
         """
+        return self._encode_once(self._steer(motion, lengths), lengths)
+
+    def _encode_once(self, motion: Tensor, lengths: Lengths | None = None) -> Tensor:
         return self.quantizer.encode(*self._encode(motion, lengths))
+
+    def _reconstruct(self, motion: Tensor) -> Tensor:
+        return self.decode(self._encode_once(motion), motion.shape[1])
 
     @torch.no_grad()
     def decode(

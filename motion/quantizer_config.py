@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import ClassVar, Literal
 
 from wanvae.engine.config import check, check_option
@@ -159,7 +160,9 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         check_option("kind", self.kind, QuantizerKind)
         for name in ("num_quantizers", "codebook_size", "kmeans_iterations", "groups"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            whole = isinstance(value, Integral) and int(value) >= 1
+            check(whole, name, value, "a whole number, at least 1")
         for name in ("revive_below", "temperature", "orthogonality"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("decay", "dropout"):

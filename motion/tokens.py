@@ -26,6 +26,7 @@ from motion.checkpoints.formats import require_suffix
 from motion.config import RVQVAEConfig
 from motion.errors import MotionError
 from motion.files.arrays import load_array, load_arrays
+from motion.files.reading import AsRead
 from motion.model import RVQVAE
 from motion.models import MotionModel
 from motion.skeleton.packaged import PACKAGED_SKELETONS
@@ -51,7 +52,7 @@ FORMAT = "wanvae-motion-tokens"
 # The key of ``Origin.actor`` in files. Programs that read files of tokens know it by this name.
 ACTOR_KEY = "body"
 # The fields of an origin that tell its state, in a text of their own.
-STATE_KEYS = ("model", "source")
+STATE_KEYS = ("model", "source", "read_as")
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -93,6 +94,8 @@ class Origin:
         model: a digest of all tensors and the config of the model; empty in files of earlier
             versions.
         source: the state of the motion file when it was read; None in files of earlier versions.
+        read_as: what the skeleton of the motion file was read as; None in files of earlier
+            versions, and for features of .npy files.
     """
 
     frames: int
@@ -102,6 +105,7 @@ class Origin:
     actor: Actor | None = None
     model: str = ""
     source: Stamp | None = None
+    read_as: AsRead | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "codes"):

@@ -82,7 +82,8 @@ class MotionVAE(MotionAutoencoder):
 
         ``mode()`` of it is the means, ``sample()`` random latents. If the last latent has too few
         frames, the last frame of a clip is repeated. No gradients are kept. The encoder works as in
-        evaluation mode, also in training mode: without dropout.
+        evaluation mode, also in training mode: without dropout. With ``config.path_rounds`` the
+        errors of path and heading are fed back so many times.
 
         Args:
             lengths: ``(B,)``, the number of frames of each clip; later frames are padding. The
@@ -93,7 +94,13 @@ class MotionVAE(MotionAutoencoder):
             UserError: motion has another shape or is not finite, or lengths do not fit.
             NotFiniteError: the encoder overflows, as some do in float16.
         """
+        return self._encode_once(self._steer(motion, lengths), lengths)
+
+    def _encode_once(self, motion: Tensor, lengths: Lengths | None = None) -> Posterior:
         return make_posterior(*self._encode(motion, lengths))
+
+    def _reconstruct(self, motion: Tensor) -> Tensor:
+        return self.decode(self._encode_once(motion).mode(), motion.shape[1])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, length: int | Lengths | None = None) -> Tensor:

@@ -13,8 +13,10 @@ Source of the patterns: "Simple and Controllable Music Generation" (MusicGen, Co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wanvae.engine.config import check, check_option
+from wanvae.engine.tensors import check_is_indices
 from wanvae.errors import UserError
 
 TokenPattern: TypeAlias = Literal["flattened", "parallel", "delay"]
@@ -59,12 +62,16 @@ class TokenVocabulary:
     start: int = 0
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.codebook_sizes)
-        object.__setattr__(self, "codebook_sizes", sizes)
+        sizes = self.codebook_sizes
+        several = isinstance(sizes, Iterable) and not isinstance(sizes, str)
+        sizes = tuple(sizes) if several else ()
+        fit = all(isinstance(size, Integral) and int(size) >= 1 for size in sizes)
         expected = "a size of at least 1 for each layer"
-        check(bool(sizes) and min(sizes) >= 1, "codebook_sizes", sizes, expected)
+        check(bool(sizes) and fit, "codebook_sizes", self.codebook_sizes, expected)
+        object.__setattr__(self, "codebook_sizes", sizes)
         check_option("pattern", self.pattern, TokenPattern)
-        check(self.start >= 0, "start", self.start, "at least 0")
+        whole = isinstance(self.start, Integral) and int(self.start) >= 0
+        check(whole, "start", self.start, "a whole number, at least 0")
 
     @property
     def layers(self) -> int:
@@ -132,8 +139,8 @@ class TokenVocabulary:
         Raises:
             UserError: the indices have another shape or dtype, or are out of range.
         """
-        self._check_indices(indices)
-        clips = indices.long() if indices.dim() == 3 else indices.long()[None]
+        indices = self._check_indices(indices)
+        clips = indices if indices.dim() == 3 else indices[None]
         lengths = count_tokens(clips)
         codes = torch.where(clips >= 0, clips + self._offsets(clips), self.pad)
         if self.pattern == "flattened":
@@ -168,8 +175,8 @@ class TokenVocabulary:
             UserError: the ids have another shape or dtype, or an id is not of its layer.
         """
         dims = 1 if self.pattern == "flattened" else 2
-        self._check_ids(ids, dims)
-        steps = ids.long() if ids.dim() > dims else ids.long()[None]
+        ids = self._check_ids(ids, dims)
+        steps = ids if ids.dim() > dims else ids[None]
         if self.pattern == "flattened":
             codes, counts = self._read_streams(steps[:, :, None])
             counts = counts // self.layers
@@ -231,21 +238,26 @@ class TokenVocabulary:
         streams = torch.arange(self.streams, device=like.device)
         return streams if self.pattern == "delay" else torch.zeros_like(streams)
 
-    def _check_indices(self, indices: Tensor) -> None:
+    def _check_indices(self, indices: Tensor) -> Tensor:
+        """Returns indices as int64, in which -1 and all sizes can be compared with them."""
+        check_is_indices(indices, "indices")
         if indices.dim() not in (2, 3) or indices.shape[-1] != self.layers:
             raise UserError(
                 f"indices must be (T, {self.layers}) or (B, T, {self.layers}), for {self.layers} "
                 f"layers, not {tuple(indices.shape)}"
             )
-        check_is_whole(indices, "indices")
+        indices = indices.long()
         if ((indices < -1) | (indices >= indices.new_tensor(self.codebook_sizes))).any():
             most = [int(x) for x in indices.flatten(0, -2).amax(dim=0)]
             raise UserError(
                 f"indices must be from 0, or -1 for no code, and below {self.codebook_sizes} in "
                 f"the layers; they are from {int(indices.min())}, and to {tuple(most)}"
             )
+        return indices
 
-    def _check_ids(self, ids: Tensor, dims: int) -> None:
+    def _check_ids(self, ids: Tensor, dims: int) -> Tensor:
+        """Returns ids as int64."""
+        check_is_indices(ids, "ids")
         shapes = "(L,) or (B, L)"
         if dims == 2:
             shapes = f"(L, {self.layers}) or (B, L, {self.layers})"
@@ -253,7 +265,7 @@ class TokenVocabulary:
             raise UserError(
                 f'ids of the pattern "{self.pattern}" must be {shapes}, not {tuple(ids.shape)}'
             )
-        check_is_whole(ids, "ids")
+        return ids.long()
 
 
 def count_tokens(indices: Tensor) -> Tensor:
@@ -265,9 +277,3 @@ def count_tokens(indices: Tensor) -> Tensor:
     numbers = torch.arange(1, indices.shape[1] + 1, device=indices.device)
     there = (indices >= 0).any(dim=2) * numbers
     return there.amax(dim=1) if indices.shape[1] else numbers.new_zeros(len(indices))
-
-
-def check_is_whole(values: Tensor, name: str) -> None:
-    """Raises UserError unless the values are whole numbers."""
-    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        raise UserError(f"{name} must be whole numbers, not {values.dtype}")

@@ -36,6 +36,7 @@ from motion.files.formats import read_motion
 from tests.helpers import random_video, tiny_autoencoder
 from tests.hub_server import HubServer
 from tests.latents.caches import musubi, natural
+from tests.motion.evaluate.evaluators.published import write_evaluators
 from tests.motion.small_tokenizers import ROOTED, tiny_tokenizer
 from tests.readme import BLOCKS, EXAMPLES, ROOT, call_of
 from tests.rerunning import Rerunner
@@ -514,6 +515,21 @@ def test_motion_from_python(folder: Path) -> None:
     again = RVQVAE.from_pretrained("model.safetensors")
     assert torch.equal(again.encode(clips, [30, 21]), names["indices"])
     assert torch.equal(again.decode(names["indices"][..., :1], [30, 21]), names["rough"])
+
+
+def test_multimodality(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of motion that differs within each text; the networks have random weights."""
+    write_evaluators(Path())
+    generator = torch.Generator().manual_seed(0)
+    generated = [
+        [torch.randn(frames, 263, generator=generator) for frames in (40, 40, 44)] for _ in range(2)
+    ]
+    vectors = run_python("multimodality", generated=generated)["vectors"]
+    distances = torch.cdist(vectors.double(), vectors.double())
+    assert 0 <= float(capsys.readouterr().out) <= distances.max()
+    alike = [[motions[0]] * 3 for motions in generated]
+    run_python("multimodality", generated=alike)
+    assert float(capsys.readouterr().out) == 0 < distances.max()
 
 
 def test_files_of_motion_from_python(folder: Path) -> None:

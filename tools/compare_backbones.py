@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -64,6 +63,7 @@ from tools.comparing import (
     make_motion_training,
     make_step,
     make_trainer_config,
+    measure_and_report,
     measure_costs,
     multiply_adds,
     save,
@@ -442,12 +442,12 @@ def run(options: argparse.Namespace) -> None:
     require(*(["matplotlib"] if options.plot else []))
     results = Results(options.json, collect_settings(options))
     size = QUICK if results.settings["size"] == "quick" else FULL
-    try:
-        if not options.report:
-            with TemporaryDirectory(prefix="wanvae-compare-") as folder:
-                results.measure(measurements(options, size, folder), options.only)
-    finally:
-        print(*report(results), *reaches(size), sep="\n")
+    measure_and_report(
+        options,
+        results,
+        partial(measurements, options, size),
+        lambda: (*report(results), *reaches(size)),
+    )
     if options.plot:
         plot(options.plot, results, size)
 

@@ -20,7 +20,6 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +54,7 @@ from tools.comparing import (
     make_motion_training,
     make_step,
     make_trainer_config,
+    measure_and_report,
     measure_costs,
     multiply_adds,
     save,
@@ -568,13 +568,9 @@ def run(options: argparse.Namespace) -> None:
         fill_in_videos(options)
         settings |= {"videos": options.videos.name, "held_out": options.held_out}
     results = Results(options.json, settings)
-    try:
-        if not options.report:
-            with TemporaryDirectory(prefix="wanvae-compare-") as folder:
-                size = QUICK if options.quick else FULL
-                results.measure(measurements(options, size, folder), options.only)
-    finally:
-        print(*report(results), sep="\n")
+    size = QUICK if options.quick else FULL
+    missing = partial(measurements, options, size)
+    measure_and_report(options, results, missing, partial(report, results))
     if options.plot:
         plot(options.plot, results)
 

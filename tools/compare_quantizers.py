@@ -21,7 +21,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
-from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
@@ -54,6 +53,7 @@ from tools.comparing import (
     make_batch,
     make_motion_training,
     make_trainer_config,
+    measure_and_report,
     save,
     train,
     write_walk,
@@ -276,14 +276,12 @@ def run(options: argparse.Namespace) -> None:
     results = Results(options.json, collect_settings(options))
     size = QUICK if results.settings["size"] == "quick" else FULL
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        torch.set_num_threads(1)
-        if not options.report:
-            with TemporaryDirectory(prefix="wanvae-compare-") as folder:
-                results.measure(measurements(options, size, folder), options.only)
+        missing = partial(measurements, options, size)
+        measure_and_report(options, results, missing, partial(report, results, size))
     finally:
         torch.set_num_threads(threads)
-        print(*report(results, size), sep="\n")
     if options.plot and results.part("training"):
         plot(options.plot, results.part("training"))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -395,6 +396,26 @@ def collect_settings(options: argparse.Namespace) -> Values:
     motion = options.motion.name if options.motion else "walk"
     size = "quick" if options.quick else "full"
     return {"size": size, "steps": options.steps, "motion": motion}
+
+
+def measure_and_report(
+    options: argparse.Namespace,
+    results: Results,
+    measurements: Callable[[str], Iterator[Measurement]],
+    report: Callable[[], Iterable[str]],
+) -> None:
+    """Measures what is missing in results, and prints a report, also if it is interrupted.
+
+    Args:
+        measurements: returns all measurements, given a folder for temporary files.
+        report: returns the lines of the report.
+    """
+    try:
+        if not options.report:
+            with TemporaryDirectory(prefix="wanvae-compare-") as folder:
+                results.measure(measurements(folder), options.only)
+    finally:
+        print(*report(), sep="\n")
 
 
 def save(figure: Figure, path: Path) -> None:

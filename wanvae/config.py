@@ -179,6 +179,15 @@ class WanVAEConfig:
             in_channels=self.out_channels,
         )
 
+    def simplest(self) -> WanVAEConfig:
+        """Returns the same architecture, without fields of the decoder that the encoder tells."""
+        blocks, told = self.decoder_res_blocks, self.num_res_blocks + 1
+        return replace(
+            self,
+            decoder_dim=None if self.decoder_dim == self.dim else self.decoder_dim,
+            decoder_res_blocks=None if blocks == told else blocks,
+        )
+
     def _check_family(self) -> None:
         """Checks the fields in which other models differ from Wan2.1."""
         for name in ("decoder_dim", "decoder_res_blocks"):

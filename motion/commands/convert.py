@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ from motion.files.formats import (
 )
 from motion.files.formats import WRITERS as MOTION_WRITERS
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
+from motion.files.joints import describe_lost_rate
 from motion.files.reading import GUESSED, Reading
 from motion.models import make_model
 from motion.skeleton.clip import MotionClip
@@ -86,6 +87,12 @@ def add_options(parser: Parser) -> None:
         "checkpoint that does not hold one, motion that it was trained on",
     )
     parser.add_argument(
+        "--path-rounds",
+        type=int,
+        help="how often the converted model feeds errors of path and heading back when it encodes "
+        "(default: as before)",
+    )
+    parser.add_argument(
         "--roundtrip",
         action="store_true",
         help="turn a motion into features and back, and say how large the error is",
@@ -129,7 +136,8 @@ def run(arguments: Namespace) -> None:
 
 def refuses_options(arguments: Namespace, suffix: str) -> bool:
     """Whether options are given that a motion file does not take, or not together."""
-    if any([arguments.to, arguments.mean, arguments.std, *read_untold(arguments).given]):
+    rounds = arguments.path_rounds is not None
+    if any([arguments.to, arguments.mean, arguments.std, rounds, *read_untold(arguments).given]):
         return True
     others = [arguments.roundtrip, arguments.features, suffix == ARRAY]
     return arguments.skeleton is not None and any(others)
@@ -149,6 +157,7 @@ def show_checkpoint_conversion(arguments: Namespace) -> None:
         read_untold(arguments),
         read_statistics(arguments),
         find_skeleton(arguments),
+        arguments.path_rounds,
     )
     print(f"{report.source.value} to {arguments.to}: {report.tensors} tensors")
     for note in report.notes:
@@ -258,6 +267,7 @@ def convert_checkpoint(
     untold: Untold | None = None,
     statistics: FeatureStatistics | None = None,
     skeleton: Skeleton | None = None,
+    path_rounds: int | None = None,
 ) -> CheckpointReport:
     """Writes a checkpoint of any layout in another layout.
 
@@ -269,15 +279,18 @@ def convert_checkpoint(
         statistics: the mean and standard deviation that the features of the model are normalized
             with, if the file of ``source`` does not hold them.
         skeleton: the skeleton whose motion the model knows, in place of the one in ``source``.
+        path_rounds: replaces ``path_rounds`` of the config; None keeps it.
 
     Raises:
         CheckpointError: ``source`` cannot be read or is not a complete model, ``destination``
             cannot be written, or its layout has no such model. Then nothing is written.
         UserError: ``statistics`` have another number of channels, or ``skeleton`` has another
-            number of joints.
+            number of joints, or the model cannot have ``path_rounds``.
     """
     checkpoint = load_complete(source, untold)
     config, tensors = checkpoint.config, checkpoint.tensors
+    if path_rounds is not None:
+        config = replace(config, path_rounds=path_rounds)
     if statistics is not None:
         normalizer = Normalizer(config.channels)
         normalizer.set(statistics)
@@ -337,6 +350,8 @@ def lost_in_momask(config: RVQVAEConfig, skeleton: Skeleton | None) -> list[str]
         lost.append("what the features are, so motion files cannot be read")
     elif skeleton not in (None, *PACKAGED_SKELETONS):
         lost.append("the skeleton")
+    if config.path_rounds:
+        lost.append("path_rounds, so tokens of long motion drift")
     return [f"not kept in the momask layout: {what}" for what in lost]
 
 
@@ -392,7 +407,7 @@ def convert_motion(
         MOTION_WRITERS[suffix](Path(destination), clip)
         notes = lost_in_writing(clip, None)
         if suffix == JOINTS_SUFFIX:
-            notes += (f"the file does not tell its {clip.fps:g} frames per second",)
+            notes += (describe_lost_rate(clip.fps),)
         return MotionReport(len(clip), None, clip.skeleton.span, notes)
     with atomic_path(destination) as temporary:
         write_motion(temporary, pass_through_features(clip) if roundtrip else clip)

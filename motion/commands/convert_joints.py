@@ -12,11 +12,14 @@ from motion.features.joint_motion import extract_published, read_joint_motion, r
 from motion.features.published import NAMES, FeatureName
 from motion.files.formats import WRITERS, check_suffix, write_motion
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
-from motion.files.joints import write_positions
+from motion.files.joints import describe_lost_rate, write_positions
 from motion.files.reading import GUESSED, Reading
+from motion.skeleton.body_parts import find_parts
 from motion.skeleton.selection import JointMotion
 from wanvae.engine.files import refuse_overwriting
 
+# Metres along the bones between the ends furthest apart, from small children to tall adults.
+SIZES = 0.7, 3.5
 KEEPS_LENGTHS = (
     "bones keep their lengths; models of this data set know the lengths of its joints, which "
     "--target FILE takes from any file of joints or features of it"
@@ -67,7 +70,7 @@ def convert_to_features(
     lengths = None if target is None else read_target(target, name)
     features = extract_published(motion, name, target=lengths)
     write_features(destination, features.float())
-    notes = []
+    notes = describe_assumptions(source, motion, reading, fps)
     if motion.clip.fps != NAMES[name].fps:
         notes.append(f"converted from {motion.clip.fps:g} frames per second")
     if name == "272" and motion.by_kinematics:
@@ -99,12 +102,49 @@ def convert_from_joints(
     motion = read_joint_motion(source, reading, fps=fps)
     if suffix == JOINTS_SUFFIX:
         write_positions(destination, motion.positions)
-        return JointReport(len(motion.clip), motion.clip.fps, ())
+        return JointReport(
+            len(motion.clip), motion.clip.fps, (describe_lost_rate(motion.clip.fps),)
+        )
     write_motion(destination, motion.clip)
-    notes = [describe_kinematics(motion) if motion.by_kinematics else describe_bones(motion)]
+    notes = describe_assumptions(source, motion, reading, fps)
+    notes.append(describe_kinematics(motion) if motion.by_kinematics else describe_bones(motion))
     if suffix == ".npz":
         notes.append("not kept: lengths of bones, which readers take from a body model")
     return JointReport(len(motion.clip), motion.clip.fps, tuple(notes))
+
+
+def describe_assumptions(
+    source: str | os.PathLike[str], motion: JointMotion, reading: Reading, fps: float | None
+) -> list[str]:
+    """Returns sentences on what a .npy file does not tell: its frame rate, and what seems wrong.
+
+    Args:
+        reading, fps: what is told beside the file.
+    """
+    if Path(source).suffix.lower() != SUFFIX:
+        return []
+    size, notes = motion.clip.skeleton.span, []
+    if fps is None:
+        notes.append(
+            f"the file does not tell its frame rate: {motion.clip.fps:g} per second, as published; "
+            "--fps says otherwise"
+        )
+    if reading.unit is None and not SIZES[0] < size < SIZES[1]:
+        notes.append(
+            f"a person of {size:.3g} m along the bones from toes to wrists is no usual one; --unit "
+            "says the unit of the file"
+        )
+    if reading.up is None and lies_along_z(motion):
+        notes.append("the person lies along z; if z points up in the file, say --up z")
+    return notes
+
+
+def lies_along_z(motion: JointMotion) -> bool:
+    """Whether the head is further from the feet along z than along y, on average."""
+    parts = find_parts(motion.clip.skeleton)
+    head, *feet = (parts.index(part) for part in ("head", "left_foot", "right_foot"))
+    body = (motion.positions[:, head] - motion.positions[:, feet].mean(dim=1)).mean(dim=0).abs()
+    return bool(body[2] > body[1])
 
 
 def describe_kinematics(motion: JointMotion) -> str:

@@ -203,7 +203,11 @@ def choose_skeleton(path: str | os.PathLike[str], model: MotionModel, reading: R
     """
     skeleton = read_skeleton(path, reading)
     if model.config.features is not None:
-        match_file(path, skeleton, model.config, model.skeleton)
+        advice = (
+            "write the motion without --skeleton; then python -m motion convert OUT.bvh YOURS.bvh "
+            f"--skeleton {path} moves this skeleton"
+        )
+        match_file(path, skeleton, model.config, model.skeleton, advice)
     return skeleton
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -10,12 +12,13 @@ from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
     add_reading_options,
+    add_retarget_option,
     load_vae,
     print_ignored,
-    read_reading,
+    read_model_reading,
     report_failures,
 )
-from motion.commands.tokenize import errors_of_file, fits, make_actor, warn_of_recording
+from motion.commands.tokenize import errors_of_file, is_read_as, make_actor, warn_of_recording
 from motion.dataset.plan import FolderOptions, plan_targets
 from motion.errors import MotionError
 from motion.features.recording import MotionFiles, read_recording
@@ -25,11 +28,18 @@ from motion.tokens import identify
 from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
+from wanvae.engine.devices import device_of, launched_processes
 from wanvae.engine.digest import stamp_of
 from wanvae.engine.files import make_directory, refuse_overwriting
 from wanvae.engine.locking import locked_by_run
+from wanvae.engine.processes import gather_objects
+from wanvae.engine.sharing import share_files
+from wanvae.engine.signals import GO_ON
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 # One file of latents for each motion file.
 SAFETENSORS = FolderOptions(format="safetensors")
@@ -41,25 +51,88 @@ def add_options(parser: Parser) -> None:
     parser.reads("input")
     parser.writes("output")
     add_reading_options(parser)
+    add_retarget_option(parser)
     add_model_options(parser)
 
 
 def run(arguments: Namespace) -> None:
-    model, reading = load_vae(arguments), read_reading(arguments)
     source, target = Path(arguments.input), Path(arguments.output)
-    identity = identify(model)
+    reading = read_model_reading(arguments)
     if not source.is_dir():
+        model = load_vae(arguments)
         refuse_overwriting(target, [source])
-        latents = read_encoded(model, identity, source, reading)
+        latents = read_encoded(model, identify(model), source, reading)
         write_latents(target, latents)
         length, channels = latents.posterior.mean.shape
         print(f"{source} -> {target}: {length} latents of {channels} numbers")
         return
-    plan = plan_targets(source, target, SAFETENSORS, model.config)
-    make_directory(target)
-    written, kept, failures = 0, 0, list(plan.failures)
-    with locked_by_run(target):
-        for path, (file,) in plan.targets.items():
+    with launched_processes(arguments.device) as processes:
+        model = load_vae(arguments, device_of(processes))
+        try:
+            report = encode_folder(
+                model, source, target, processes, reading=reading, progress=arguments.progress
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GO_ON) from None
+        # One process prints, and fails, for all.
+        if processes.is_main_process:
+            print(
+                f"{source} -> {target}: {report.written} files of latents written, {report.kept} "
+                "were there"
+            )
+            print_ignored(report.ignored)
+            report_failures(report.failures, report.written + report.kept)
+
+
+@dataclass(frozen=True)
+class LatentReport:
+    """What happened to the files of a folder.
+
+    Attributes:
+        written: the number of motion files whose latents were written.
+        kept: the number of motion files whose latents were there already.
+        failures: a line for each motion file that cannot be read, sorted.
+        ignored: how many files of the folder are no motion files, by suffix; or empty.
+    """
+
+    written: int
+    kept: int
+    failures: tuple[str, ...]
+    ignored: str = ""
+
+
+def encode_folder(
+    model: MotionVAE,
+    source: Path,
+    destination: Path,
+    processes: PartialState,
+    *,
+    reading: Reading = GUESSED,
+    progress: bool = False,
+) -> LatentReport:
+    """Writes the latents of all motion files of a folder to the same tree in another folder.
+
+    Latents of this model and of an unchanged motion file are kept, so an interrupted run goes on.
+
+    Args:
+        processes: the processes of the run. They all call this function and share the files.
+        reading: what the motion files do not tell.
+        progress: show a progress bar.
+
+    Returns:
+        What happened to all files, in every process.
+
+    Raises:
+        MotionError: there are no motion files.
+        UserError: one folder is inside the other, or another job works in ``destination``.
+        FileError: a file cannot be written.
+    """
+    identity = identify(model)
+    plan = plan_targets(source, destination, SAFETENSORS, model.config)
+    make_directory(destination)
+    written, kept, failures = 0, 0, []
+    with locked_by_run(destination):
+        for path, (file,) in share_files(list(plan.targets.items()), processes, progress=progress):
             if is_up_to_date(path, identity, file, reading):
                 kept += 1
                 continue
@@ -73,9 +146,14 @@ def run(arguments: Namespace) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_latents(path, latents)
             written += 1
-    print(f"{source} -> {target}: {written} files of latents written, {kept} were there")
-    print_ignored(MotionFiles([], list(plan.others)).ignored)
-    report_failures(failures, written + kept)
+        reports = gather_objects((written, kept, failures))
+    lines = [*plan.failures, *(line for _, _, own in reports for line in own)]
+    return LatentReport(
+        written=sum(report[0] for report in reports),
+        kept=sum(report[1] for report in reports),
+        failures=tuple(sorted(lines)),
+        ignored=MotionFiles([], list(plan.others)).ignored,
+    )
 
 
 def read_encoded(
@@ -103,6 +181,7 @@ def read_encoded(
         model=identity,
         actor=make_actor(recording),
         source=stamp,
+        read_as=recording.read_as,
     )
     return Latents(Posterior(posterior.mean[0].cpu(), posterior.logvar[0].cpu()), origin)
 
@@ -115,8 +194,7 @@ def is_up_to_date(target: Path, identity: str, file: Path, reading: Reading) -> 
         return False
     if origin is None or origin.source is None or origin.model != identity:
         return False
-    told = origin.actor is None or fits(origin.actor, reading)
-    return told and origin.source.matches(stamp_of(file))
+    return is_read_as(origin, reading) and origin.source.matches(stamp_of(file))
 
 
 ENCODE = Command(
@@ -125,5 +203,6 @@ ENCODE = Command(
     "Write the continuous latents of a motion file: mean and log-variance of a VAE. For a folder, "
     "write the latents of all its motion files to the same tree in another folder; files that "
     "cannot be read are named and left out, and complete files of latents of this checkpoint are "
-    "kept. A tokenizer has no such latents: use tokenize.",
+    "kept. Several processes (accelerate launch -m motion encode ...) share a folder. A tokenizer "
+    "has no such latents: use tokenize.",
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch
 from jsonargparse import Namespace
 
-from motion.commands.options import add_untold_options, load_told, read_untold
-from motion.export import Part, least_frames, least_tokens, write_part
+from motion.commands.options import add_untold_options, read_untold
+from motion.export import Part, Signature, least_frames, least_tokens, write_part
+from motion.models import load_model
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 
@@ -21,19 +23,25 @@ def add_options(parser: Parser) -> None:
         "--part",
         required=True,
         choices=list(get_args(Part)),
-        help="encoder: motion (clips, frames, channels) to indices (clips, tokens, layers); "
-        "decoder: the way back",
+        help="encoder: motion (clips, frames, channels) to indices (clips, tokens, layers), or to "
+        "mean and logvar (clips, tokens, channels) of a VAE; decoder: the way back",
     )
     add_untold_options(parser)
 
 
 def run(arguments: Namespace) -> None:
-    model = load_told(arguments.checkpoint, read_untold(arguments), dtype="float32")
+    model = load_model(arguments.checkpoint, read_untold(arguments), dtype=torch.float32)
     part, config = arguments.part, model.config
     write_part(arguments.output, model, part)
+    signature = Signature.of(config)
     motion = f"motion (clips, frames, {config.channels})"
-    indices = f"indices (clips, tokens, {config.quantizer.num_quantizers})"
-    way = f"{motion} to {indices}" if part == "encoder" else f"{indices} to {motion}"
+    size = f"(clips, tokens, {signature.size})"
+    found = " and ".join(signature.found)
+    way = (
+        f"{motion} to {found} {size}"
+        if part == "encoder"
+        else f"{signature.code} {size} to {motion}"
+    )
     print(f"{arguments.checkpoint} -> {arguments.output}: {way}")
     least = f"{least_frames(config)} frames or {least_tokens(config)} tokens"
     print(f"at least {least}; values are not checked")

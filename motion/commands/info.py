@@ -1,4 +1,4 @@
-"""``wanvae-motion info``: what a file is. A checkpoint, motion, features or tokens."""
+"""``wanvae-motion info``: what a file is. A checkpoint, motion, features, tokens or latents."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from motion.files.arrays import load_array
 from motion.files.formats import READERS, read_motion
 from motion.files.joints import RATES, read_joints
 from motion.files.reading import GUESSED, Reading
+from motion.latents import LatentOrigin, holds_latents, read_latents
 from motion.networks.receptive import effective_kernels, receptive_field
 from motion.skeleton.tree import Skeleton
-from motion.tokens import describe_token_rate, holds_tokens, name_codes, read_tokens
+from motion.tokens import Origin, describe_token_rate, holds_tokens, name_codes, read_tokens
 from wanvae.engine.command_line.arguments import Parser
 from wanvae.engine.command_line.program import Command
 from wanvae.engine.config import to_json_dict
@@ -37,7 +38,7 @@ STATISTICS = ("sums", "counts", "initialized", "base")
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("file", help="a checkpoint, motion, features or tokens")
+    parser.add_argument("file", help="a checkpoint, motion, features, tokens or latents")
     parser.reads("file")
     add_reading_options(parser)
     add_untold_options(parser)
@@ -65,6 +66,8 @@ def describe_file(
     suffix = path.suffix.lower()
     if holds_tokens(path):
         yield from describe_tokens(path)
+    elif holds_latents(path):
+        yield from describe_latents(path)
     elif suffix in READERS:
         yield from describe_motion(path, reading)
     elif suffix == ".npy":
@@ -123,6 +126,21 @@ def describe_tokens(path: Path) -> Iterator[str]:
         yield "origin: not known"
         return
     yield f"codebooks: of {origin.codes} codes, digest {origin.books}"
+    yield from describe_origin(origin)
+
+
+def describe_latents(path: Path) -> Iterator[str]:
+    latents = read_latents(path)
+    length, channels = latents.posterior.mean.shape
+    yield f"{path}: {length} continuous latents of {channels} numbers"
+    if latents.origin is None:
+        yield "origin: not known"
+        return
+    yield f"model: digest {latents.origin.model[:16]}"
+    yield from describe_origin(latents.origin)
+
+
+def describe_origin(origin: Origin | LatentOrigin) -> Iterator[str]:
     yield show_timing(origin.frames, origin.fps)
     if origin.actor is not None:
         yield from describe_skeleton(origin.actor.skeleton)
@@ -185,5 +203,6 @@ def describe_reach(config: RVQVAEConfig) -> Iterator[str]:
 INFO = Command(
     run,
     add_options,
-    "Say what a checkpoint, a motion file or a file of tokens is, and what was assumed.",
+    "Say what a checkpoint, a motion file, or a file of tokens or latents is, and what was "
+    "assumed.",
 )

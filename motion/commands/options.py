@@ -159,13 +159,13 @@ def load_model(arguments: Namespace, default: str | None = None) -> MotionModel:
     return load_checkpoint(arguments.checkpoint, read_untold(arguments), device)
 
 
-def load_vae(arguments: Namespace) -> MotionVAE:
-    """Loads the VAE of ``--checkpoint``.
+def load_vae(arguments: Namespace, default: str | None = None) -> MotionVAE:
+    """Loads the VAE of ``--checkpoint``; ``default`` is as in ``load_model``.
 
     Raises:
         UserError: it is a tokenizer.
     """
-    model = load_model(arguments)
+    model = load_model(arguments, default)
     if not isinstance(model, MotionVAE):
         raise UserError(
             f"{arguments.checkpoint} is a tokenizer, without continuous latents. Use tokenize, "
@@ -187,25 +187,6 @@ def load_tokenizer(arguments: Namespace, default: str | None = None) -> RVQVAE:
             "encode, which writes its latents to .safetensors, and decode"
         )
     return model
-
-
-def load_told(
-    checkpoint: str, untold: Untold, *, dtype: str | None = None, device: str | None = None
-) -> RVQVAE:
-    """Loads a checkpoint, with what it does not tell itself.
-
-    Args:
-        dtype, device: see ``RVQVAE.from_pretrained``.
-    """
-    return RVQVAE.from_pretrained(
-        checkpoint,
-        dtype,
-        device,
-        activation=untold.activation,
-        norm=untold.norm,
-        dilation_growth_rate=untold.dilation_growth_rate,
-        reverse_dilation=untold.reverse_dilation,
-    )
 
 
 def print_loss(sentence: str) -> None:

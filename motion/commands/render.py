@@ -12,8 +12,9 @@ from motion.commands.options import (
     MOTION_HELP,
     add_model_options,
     add_reading_options,
+    add_retarget_option,
     load_model,
-    read_reading,
+    read_model_reading,
 )
 from motion.evaluate.reconstruction import make_figure, reconstruct
 from motion.features.feature_files import read_features
@@ -36,6 +37,7 @@ def add_options(parser: Parser) -> None:
     parser.reads("input")
     parser.writes("output")
     add_reading_options(parser)
+    add_retarget_option(parser)
     add_model_options(parser, required=False)
 
 
@@ -45,7 +47,7 @@ def run(arguments: Namespace) -> None:
         arguments.input,
         arguments.output,
         model,
-        reading=read_reading(arguments),
+        reading=read_model_reading(arguments),
         progress=arguments.progress,
     )
     print(f"{arguments.input} -> {arguments.output}")

@@ -31,7 +31,8 @@ from motion.features.actors import warn_of_proportions
 from motion.features.heading import find_headings
 from motion.features.recording import Recording, read_recording
 from motion.features.units import warn_of_units
-from motion.files.reading import GUESSED, Reading
+from motion.files.reading import GUESSED, AsRead, Reading
+from motion.latents import LatentOrigin
 from motion.model import RVQVAE
 from motion.models import MotionModel
 from motion.skeleton.clip import MotionClip
@@ -133,7 +134,10 @@ def print_report(report: FolderReport, paths: str) -> None:
     for note in report.notes:
         print(f"note: {note}")
     for file in report.changed:
-        print(f"tokenized again, because the file or the checkpoint has changed: {file}")
+        print(
+            "tokenized again, because the file, the checkpoint, or how it is read has changed: "
+            f"{file}"
+        )
     if report.unknown:
         print(
             f"{report.unknown} files of tokens are of an earlier version, which does not "
@@ -149,6 +153,7 @@ def describe_records(records: Sequence[TokenRecord]) -> list[str]:
         "with captions": sum(bool(record.captions) for record in records),
         "with a speaker": sum(bool(record.speaker) for record in records),
         "with sound": sum(record.audio is not None for record in records),
+        "with words": sum(bool(record.words) for record in records),
     }
     shown = [f"{count} {what}" for what, count in counts.items() if count]
     return [f"of {len(records)} clips {', '.join(shown)}"] if shown else []
@@ -164,6 +169,7 @@ def tokenize(model: RVQVAE, recording: Recording) -> Tokens:
         codes=config.quantizer.codebook_size,
         books=digest_of(model),
         actor=make_actor(recording),
+        read_as=recording.read_as,
     )
     return Tokens(model.encode(recording.features[None])[0].cpu(), origin)
 
@@ -259,9 +265,9 @@ def tokenize_folder(
     """Writes the tokens of all motion files of a folder, with what describes them.
 
     One file for each motion file is in the same tree. ``index.jsonl`` lists all clips, with
-    captions, speakers and sound; ``motion.TokenDataset`` reads it. Tokens of this model and of an
-    unchanged motion file are kept, so an interrupted run goes on. Of motion files that would have
-    the same name, the first is taken, and the others are failures.
+    captions, speakers, sound and words; ``motion.TokenDataset`` reads it. Tokens of this model and
+    of an unchanged motion file are kept, so an interrupted run goes on. Of motion files that would
+    have the same name, the first is taken, and the others are failures.
 
     Args:
         processes: the processes of the run. They all call this function and share the files.
@@ -313,17 +319,15 @@ def is_up_to_date(origin: Origin, digest: str, identity: str, file: Path, readin
     """
     same_model = origin.model == identity if origin.model else origin.books == digest
     same_file = origin.source is None or origin.source.matches(stamp_of(file))
-    return same_model and same_file and (origin.actor is None or fits(origin.actor, reading))
+    return same_model and same_file and is_read_as(origin, reading)
 
 
-def fits(actor: Actor, reading: Reading) -> bool:
-    """Whether the skeleton of an actor is as ``reading`` says."""
-    skeleton = actor.skeleton
-    return (
-        reading.unit in (None, skeleton.unit)
-        and reading.up in (None, skeleton.up)
-        and reading.root in (None, skeleton.names[0])
-    )
+def is_read_as(origin: Origin | LatentOrigin, reading: Reading) -> bool:
+    """Whether a motion file was read as ``reading`` says, as far as tokens or latents tell."""
+    read_as, actor = origin.read_as, origin.actor
+    if read_as is None and actor is not None:
+        read_as = AsRead.of(actor.skeleton)  # as in files of earlier versions
+    return read_as is None or read_as.fits(reading)
 
 
 TOKENIZE = Command(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from motion.dataset.reader import TokenClip
-from motion.dataset.records import AudioSpan
+from motion.dataset.records import AudioSpan, Word
 from motion.vocabulary import TokenVocabulary, count_tokens
 from wanvae.errors import UserError
 
@@ -28,6 +28,7 @@ class TokenBatch(NamedTuple):
         speakers: who moves in each clip; empty if that is not known.
         audio: the sound of each clip; None without sound.
         names: the name of each clip.
+        words: what is said in each clip.
     """
 
     ids: Tensor
@@ -38,6 +39,7 @@ class TokenBatch(NamedTuple):
     speakers: list[str]
     audio: list[AudioSpan | None]
     names: list[str]
+    words: list[tuple[Word, ...]]
 
 
 def collate(clips: Sequence[TokenClip], vocabulary: TokenVocabulary) -> TokenBatch:
@@ -64,4 +66,5 @@ def collate(clips: Sequence[TokenClip], vocabulary: TokenVocabulary) -> TokenBat
         speakers=[clip.speaker for clip in clips],
         audio=[clip.audio for clip in clips],
         names=[clip.name for clip in clips],
+        words=[clip.words for clip in clips],
     )

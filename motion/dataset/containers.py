@@ -131,7 +131,8 @@ def write_parquet(path: Path, clips: Iterable[StoredTokens]) -> None:
         }
         for clip in clips
     ]
-    caption = pa.struct({"text": pa.string(), "start": pa.float64(), "stop": pa.float64()})
+    # A caption, or a word.
+    timed = pa.struct({"text": pa.string(), "start": pa.float64(), "stop": pa.float64()})
     numbers = dict.fromkeys(("rate", "start", "stop"), pa.int64())
     audio = pa.struct({"path": pa.string(), **numbers})
     fields = {
@@ -139,9 +140,10 @@ def write_parquet(path: Path, clips: Iterable[StoredTokens]) -> None:
         "indices": pa.list_(pa.list_(pa.int32())),
         **dict.fromkeys(("tokens", "frames"), pa.int64()),
         "fps": pa.float64(),
-        "captions": pa.list_(caption),
+        "captions": pa.list_(timed),
         "speaker": pa.string(),
         "audio": audio,
+        "words": pa.list_(timed),
         **dict.fromkeys(("motion", "state"), pa.string()),
     }
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""What describes motion files: captions, speakers and sound beside them, and rows of tables."""
+"""What describes motion files: captions, speakers, sound and words beside them, rows of tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from motion.dataset.records import AudioSpan, Caption, Description
-from motion.dataset.sound import SoundFinder, measure_sound
+from motion.dataset.records import AudioSpan, Caption, Description, Word
+from motion.dataset.sound import find_sounds, measure_sound
+from motion.dataset.speech import WordReader, find_grids
 from motion.features.humanml3d import find_features_folder
 from wanvae.engine.text import first_few, first_sentence
 from wanvae.errors import UserError
@@ -42,6 +43,9 @@ class DescriptionReader:
     what ``speaker`` finds in the name. The sound is the file of the column "audio", with the
     samples from "audio_start" to "audio_stop"; else a file of the same name beside it, or in a
     folder ``wave16k``, ``audio`` or ``wav`` in the folder or beside it.
+
+    Words are the intervals of a ``.TextGrid`` of the same name beside the file, or in a folder
+    ``textgrid`` in the folder or beside it.
 
     Args:
         folder: the folder of motion files, or of the data set.
@@ -76,7 +80,8 @@ class DescriptionReader:
         self._held.enter_context(self._reader)
         self._counts: Counter[str] = Counter()
         self._damaged: dict[str, None] = {}
-        self._sounds = SoundFinder(folder, others)
+        self._sounds, self._grids = find_sounds(folder, others), find_grids(folder, others)
+        self._words = WordReader()
 
     def __enter__(self) -> DescriptionReader:
         return self
@@ -100,6 +105,7 @@ class DescriptionReader:
             captions=tuple(self._read_captions(file, sidecars)),
             speaker="" if speaker is None else str(speaker).strip(),
             audio=self._read_audio(file, values, seconds),
+            words=self._read_words(file, seconds),
         )
 
     @property
@@ -113,11 +119,12 @@ class DescriptionReader:
         known = self._names | {str(PurePosixPath(name).with_suffix("")) for name in self._names}
         missing = self._reader.unmatched(known)
         rows = [f"rows of tables are of no motion file: {first_few(missing)}"]
-        counts = [f"{what}: {count}" for what, count in self._counts.items()]
+        counts = [f"{what}: {count}" for what, count in (self._counts + self._words.counts).items()]
         return [
             *self._reader.notes,
             *self._damaged,
             *self._sounds.notes.values(),
+            *self._grids.notes.values(),
             *counts,
             *(rows if missing else []),
         ]
@@ -192,6 +199,18 @@ class DescriptionReader:
         except (UserError, ValueError) as error:
             self._damaged[f"{path}: no sound of {file.name} ({first_sentence(error)})"] = None
             return None
+
+    def _read_words(self, file: Path, seconds: float) -> tuple[Word, ...]:
+        """Returns the words of a motion file; none without a TextGrid file that can be read."""
+        path = self._grids.find(file)
+        if path is None:
+            return ()
+        self._use(path)
+        try:
+            return tuple(self._words.read(path, seconds))
+        except UserError as error:
+            self._damaged[f"no words of {file.name}: {first_sentence(error)}"] = None
+            return ()
 
     def _use(self, path: Path) -> None:
         """Notes that a file of the folder describes a motion file."""

@@ -45,7 +45,7 @@ class FolderReport:
         unknown: the number of kept tokens that do not tell these states.
         ignored: how many files of the folder are neither motion files nor describe any, by suffix;
             or empty.
-        notes: what people must know of captions, speakers and sound, sorted.
+        notes: what people must know of captions, speakers, sound and words, sorted.
         records: the clips of the index.
     """
 
@@ -196,6 +196,7 @@ class FolderWriter:
             captions=described.captions,
             speaker=described.speaker,
             audio=described.audio,
+            words=described.words,
         )
         return StoredTokens(record, tokens)
 

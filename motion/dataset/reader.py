@@ -21,6 +21,7 @@ from motion.dataset.records import (
     Caption,
     TokenRecord,
     TokenSettings,
+    Word,
 )
 from motion.tokens import find_smallest_type, read_tokens
 from wanvae.engine.config import check, check_option
@@ -42,6 +43,7 @@ class TokenClip(NamedTuple):
         speaker: who moves; empty if that is not known.
         audio: the sound of these tokens, with the path of its file; None without sound.
         name: the motion file without suffix, relative to its folder.
+        words: what is said while these tokens last, with seconds from their first frame.
     """
 
     indices: Tensor
@@ -49,6 +51,7 @@ class TokenClip(NamedTuple):
     speaker: str
     audio: AudioSpan | None
     name: str
+    words: tuple[Word, ...] = ()
 
 
 class Excerpt(NamedTuple):
@@ -156,7 +159,14 @@ class TokenDataset(Dataset[TokenClip]):
         record = self.records[item.record]
         caption = "" if item.caption < 0 else record.captions[item.caption].text
         indices = self._read(record)[item.start : item.stop].long()
-        return TokenClip(indices, caption, record.speaker, self._sound(record, item), record.name)
+        return TokenClip(
+            indices=indices,
+            caption=caption,
+            speaker=record.speaker,
+            audio=self._sound(record, item),
+            name=record.name,
+            words=self._words(record, item),
+        )
 
     def _read(self, record: TokenRecord) -> Tensor:
         """Returns the tokens of a clip, which are then held."""
@@ -178,16 +188,29 @@ class TokenDataset(Dataset[TokenClip]):
 
     def _sound(self, record: TokenRecord, item: Excerpt) -> AudioSpan | None:
         """Returns the sound of an item, whose samples are as long as its tokens."""
-        audio, settings = record.audio, self.settings
+        audio = record.audio
         if audio is None:
             return None
-        frames = settings.first_frame_of(item.start), settings.first_frame_of(item.stop)
         start, stop = (
-            min(audio.stop, audio.start + round(frame / settings.fps * audio.rate))
-            for frame in frames
+            min(audio.stop, audio.start + round(seconds * audio.rate))
+            for seconds in self._seconds(item)
         )
         path = os.path.normpath(self._source / audio.path)
         return replace(audio, path=path, start=start, stop=stop)
+
+    def _words(self, record: TokenRecord, item: Excerpt) -> tuple[Word, ...]:
+        """Returns the words of an item; words that it cuts are shorter."""
+        start, stop = self._seconds(item)
+        return tuple(
+            Word(word.text, max(word.start, start) - start, min(word.stop, stop) - start)
+            for word in record.words
+            if word.start < stop and word.stop > start
+        )
+
+    def _seconds(self, item: Excerpt) -> tuple[float, float]:
+        """Returns where an item starts and stops in its clip."""
+        first, after = map(self.settings.first_frame_of, (item.start, item.stop))
+        return first / self.settings.fps, after / self.settings.fps
 
 
 def spans_of(

@@ -52,6 +52,20 @@ class AudioSpan:
         check(0 <= self.start <= self.stop, "start", self.start, f"from 0 to {self.stop}")
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word that is said in a clip.
+
+    Attributes:
+        text: the word.
+        start, stop: seconds from the first frame of the clip.
+    """
+
+    text: str
+    start: float
+    stop: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What is known of a clip besides its motion.
@@ -60,11 +74,13 @@ class Description:
         captions: all captions of the clip and of its parts.
         speaker: who moves; empty if that is not known.
         audio: its sound; None without sound.
+        words: the words that are said in it, by time.
     """
 
     captions: tuple[Caption, ...] = ()
     speaker: str = ""
     audio: AudioSpan | None = None
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +93,7 @@ class TokenRecord:
         file: the file of tokens, relative to the folder of the data set.
         tokens: T', the number of tokens.
         frames: the number of frames at the rate of the model.
-        captions, speaker, audio: as in a :class:`Description`.
+        captions, speaker, audio, words: as in a :class:`Description`.
     """
 
     name: str
@@ -88,6 +104,7 @@ class TokenRecord:
     captions: tuple[Caption, ...] = ()
     speaker: str = ""
     audio: AudioSpan | None = None
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

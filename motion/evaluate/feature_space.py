@@ -6,7 +6,6 @@ deviations of the channels, which the model normalizes with.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,20 +17,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from motion.errors import MotionError
 from motion.evaluate.code_use import CodeUse
 from motion.evaluate.evaluation import decode_by_layers
-from motion.evaluate.folder import measure_files
-from motion.evaluate.report import as_row
+from motion.evaluate.folder import gather_files, measure_files
+from motion.evaluate.report import write_content
 from motion.features.recording import Recording, find_files
 from motion.files.reading import GUESSED
 from motion.metrics import feature_errors
 from motion.models import MotionModel
 from wanvae.engine.evaluating import evaluating
-from wanvae.engine.files import atomic_path
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.text import writable
-from wanvae.report import write_rows
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -177,11 +173,7 @@ def evaluate_feature_folder(
     ):
         files.append((path, name, measured.summary))
         own = [reduce(add, [*own, measured])]
-    gathered = gather_objects((files, failures))
-    files = sorted((file for part, _ in gathered for file in part), key=lambda file: file[0])
-    failures = sorted(failure for _, part in gathered for failure in part)
-    if not files:
-        raise MotionError(f"no file of {source} can be evaluated; the first: {failures[0][1]}")
+    files, failures = gather_files(files, failures, source, lambda file: file[0])
     return FeatureFolder(
         source=writable(str(source)),
         window=window,
@@ -234,7 +226,6 @@ def write_feature_figures(
     """
     whole = evaluation.whole
     content = {
-        "model": writable(checkpoint),
         "motion": evaluation.source,
         "window": evaluation.window,
         **asdict(whole.summary),
@@ -244,7 +235,4 @@ def write_feature_figures(
         "files": [{"file": name, **asdict(summary)} for name, summary in evaluation.files],
         "failures": list(evaluation.failures),
     }
-    with atomic_path(Path(folder) / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-    rows = [{"file": name, **as_row(asdict(summary))} for name, summary in evaluation.files]
-    write_rows(Path(folder) / "evaluation.csv", rows)
+    write_content(folder, content, checkpoint)

@@ -110,6 +110,30 @@ def measure_files(
         yield path, writable(inner), measured
 
 
+def gather_files(
+    files: Sequence[T],
+    failures: Sequence[tuple[Path, str]],
+    source: str | os.PathLike[str],
+    key: Callable[[T], Path],
+) -> tuple[list[T], list[tuple[Path, str]]]:
+    """Returns the files and the failures of all processes, sorted by path.
+
+    Args:
+        key: returns the path of a file.
+
+    Raises:
+        MotionError: there are no files.
+    """
+    gathered = gather_objects((files, failures))
+    measured = sorted((file for part, _ in gathered for file in part), key=key)
+    failed = sorted(failure for _, part in gathered for failure in part)
+    if not measured:
+        first = failed[0][1]
+        several = f"none of the {len(failed)} files of {source} can be evaluated; the first: "
+        raise MotionError(several + first if len(failed) > 1 else first)
+    return measured, failed
+
+
 def evaluate_folder(
     model: MotionModel,
     source: str | os.PathLike[str],
@@ -165,13 +189,7 @@ def evaluate_folder(
             yield measured
 
     sums = add_up_processes(add_up(evaluations()))
-    gathered = gather_objects((files, failures))
-    files = sorted((file for part, _ in gathered for file in part), key=lambda file: file.path)
-    failures = [failure for _, part in gathered for failure in part]
-    if not files:
-        first = min(failures)[1]
-        several = f"none of the {len(failures)} files of {source} can be evaluated; the first: "
-        raise MotionError(several + first if len(failures) > 1 else first)
+    files, failures = gather_files(files, failures, source, lambda file: file.path)
     joints, count = Counter(file.joint_names for file in files).most_common(1)[0]
     reason = f"has other joints than {count} files of the folder; evaluate it by itself"
     failures += [

@@ -156,9 +156,9 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
     return fields_of(judgement)
 
 
-def as_row(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the figures of a summary, where figures of layers get the number of the layer."""
-    row: dict[str, float | None] = {}
+def as_row(figures: Mapping[str, Any]) -> dict[str, str | float | None]:
+    """Returns the figures of a file, where figures of layers get the number of the layer."""
+    row: dict[str, str | float | None] = {}
     for name, value in figures.items():
         if isinstance(value, tuple):
             row |= {f"{name}_{layer}": each for layer, each in enumerate(value, start=1)}
@@ -178,12 +178,21 @@ def write_figures(
     Raises:
         FileError: the files cannot be written.
     """
-    write_json(Path(folder) / "evaluation.json", evaluation, checkpoint)
-    rows = [{"file": file.name, **as_row(asdict(file.summary))} for file in evaluation.files]
-    write_rows(Path(folder) / "evaluation.csv", rows)
+    write_content(folder, as_json(evaluation), checkpoint)
 
 
-def write_json(path: Path, evaluation: FolderEvaluation, checkpoint: str) -> None:
-    with atomic_path(path) as temporary:
-        content = {"model": writable(checkpoint), **as_json(evaluation)}
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+def write_content(
+    folder: str | os.PathLike[str], content: Mapping[str, Any], checkpoint: str
+) -> None:
+    """Writes evaluation.json, and evaluation.csv with a row for each of its "files".
+
+    Args:
+        checkpoint: the file of the model, which becomes "model".
+
+    Raises:
+        FileError: the files cannot be written.
+    """
+    with atomic_path(Path(folder) / "evaluation.json") as temporary:
+        text = json.dumps({"model": writable(checkpoint), **content}, indent=1)
+        temporary.write_text(text + "\n")
+    write_rows(Path(folder) / "evaluation.csv", [as_row(file) for file in content["files"]])

@@ -12,9 +12,18 @@ from motion.files.formats import match_packaged
 from motion.skeleton.matching import Matching, match_skeletons
 from motion.skeleton.tree import Skeleton
 
+RETARGET = (
+    "--retarget, or python -m motion convert FILE OUT.bvh --skeleton CHECKPOINT, moves the "
+    "skeleton of the model as the file moves"
+)
+
 
 def match_file(
-    path: str | os.PathLike[str], own: Skeleton, config: RVQVAEConfig, wanted: Skeleton | None
+    path: str | os.PathLike[str],
+    own: Skeleton,
+    config: RVQVAEConfig,
+    wanted: Skeleton | None,
+    advice: str = RETARGET,
 ) -> Matching | None:
     """Matches the skeleton of a file with the skeleton of a model.
 
@@ -24,6 +33,7 @@ def match_file(
     Args:
         path: the file.
         own, config, wanted: as for ``match_model``.
+        advice: what to do where the model knows another skeleton.
 
     Raises:
         MotionError, SkeletonError: as ``match_model``.
@@ -31,11 +41,7 @@ def match_file(
     try:
         matching = match_model(own, config, wanted)
     except MotionError as error:
-        advice = (
-            "; --retarget, or python -m motion convert FILE OUT.bvh --skeleton CHECKPOINT, moves "
-            "the skeleton of the model as the file moves"
-        )
-        raise type(error)(f"{path} {error}{advice if wanted else ''}") from None
+        raise type(error)(f"{path} {error}{f'; {advice}' if wanted else ''}") from None
     if matching is None or wanted is None:
         return matching
     packaged = match_packaged(own)

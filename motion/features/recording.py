@@ -27,8 +27,8 @@ from motion.features.published import PUBLISHED, PublishedFeatures, Source
 from motion.features.rotations import extract_features, restore_onto
 from motion.files.formats import READERS, WRITERS, find_suffix, read_in_file_order, write_motion
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
-from motion.files.joints import write_positions
-from motion.files.reading import GUESSED, Reading
+from motion.files.joints import describe_lost_rate, write_positions
+from motion.files.reading import GUESSED, AsRead, Reading
 from motion.metrics import joint_distances
 from motion.skeleton.clip import MotionClip, resample
 from motion.skeleton.matching import Matching
@@ -64,6 +64,7 @@ class Recording:
             joints of the model; None for features of .npy files.
         file_fps: frames per second of the file; None if they are not known.
         matching: which joints of the file the joints of ``clip`` are; None if they are the same.
+        read_as: what the skeleton of the file was read as; None for features of .npy files.
     """
 
     config: RVQVAEConfig
@@ -72,6 +73,7 @@ class Recording:
     clip: MotionClip | None
     file_fps: float | None = None
     matching: Matching | None = None
+    read_as: AsRead | None = None
 
     @property
     def file_skeleton(self) -> Skeleton:
@@ -151,8 +153,14 @@ class Recording:
             write_motion(path, clip if self.matching is None else self.matching.restore(clip))
 
     def describe_loss(self, path: str | os.PathLike[str], features: Tensor) -> str:
-        """Returns a sentence on what ``write`` loses: published features have no stiff bones."""
-        if self.published is None or find_suffix(path) in (FEATURES_SUFFIX, JOINTS_SUFFIX):
+        """Returns a sentence on what ``write`` loses; empty if nothing is lost.
+
+        Published features have no stiff bones, and files of joints have no frame rate.
+        """
+        suffix = find_suffix(path)
+        if suffix == JOINTS_SUFFIX:
+            return describe_lost_rate(self.config.fps)
+        if self.published is None or suffix == FEATURES_SUFFIX:
             return ""
         joints = self.joints_of(features).positions.double()
         distances = joint_distances(self.restore(features).pose.positions, joints)
@@ -302,6 +310,7 @@ def read_recording(
             config=config, features=features, skeleton=find_features_skeleton(config), clip=None
         )
     clip = read_in_file_order(path, reading)
+    read_as = AsRead.of(clip.skeleton)
     try:
         matching = match_file(path, clip.skeleton, config, skeleton)
     except MotionError:
@@ -318,6 +327,7 @@ def read_recording(
         clip=clip,
         file_fps=file_fps,
         matching=matching,
+        read_as=read_as,
     )
 
 

@@ -71,6 +71,11 @@ def write_joints(path: str | os.PathLike[str], clip: MotionClip) -> None:
     write_positions(path, select_joints(clip).positions)
 
 
+def describe_lost_rate(fps: float) -> str:
+    """Returns a sentence on what files of joints do not hold."""
+    return f"the file does not tell its {fps:g} frames per second"
+
+
 def write_positions(path: str | os.PathLike[str], positions: Tensor) -> None:
     """Writes positions (T, 22, 3) or (T, 21, 3) in metres, in the unit of HumanML3D or KIT.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from motion.skeleton.tree import Skeleton
 from wanvae.engine.config import check, check_option
 
 Axis = Literal["y", "z"]
@@ -38,3 +39,29 @@ class Reading:
 
 
 GUESSED = Reading()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsRead:
+    """What the skeleton of a motion file was read as, whether it was named or guessed.
+
+    Attributes:
+        unit, up, root: as in a :class:`Reading`.
+    """
+
+    unit: float
+    up: Axis
+    root: str
+
+    @classmethod
+    def of(cls, skeleton: Skeleton) -> AsRead:
+        """Returns what the skeleton of a clip was read as."""
+        return cls(unit=skeleton.unit, up=skeleton.up, root=skeleton.names[0])
+
+    def fits(self, reading: Reading) -> bool:
+        """Whether the file would be read in the same way now, as far as ``reading`` names it."""
+        return (
+            reading.unit in (None, self.unit)
+            and reading.up in (None, self.up)
+            and reading.root in (None, self.root)
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import ClassVar
 
 import torch
@@ -37,7 +39,8 @@ class GridSearch:
         scale = self.levels ** -(layer // self.groups)
         places = (given / scale).clamp(-1, 1)
         places = ((self.levels - 1) * (places + 1) / 2 + 0.5).floor()
-        found = (places.long() * self.steps).sum(1)
+        # What is not a number becomes the smallest integer, which is no place.
+        found = (places.long().clamp_min(0) * self.steps).sum(1)
         return found, place_values(places, self.levels) * scale
 
 
@@ -57,6 +60,8 @@ class GridCodes(Books):
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__(config.groups, dim)
+        # What one value more adds to an index. ONNX has no products of all values before a value.
+        self.steps = tuple(accumulate(config.fsq.levels[:-1], mul, initial=1))
         self.register_buffer("levels", torch.tensor(config.fsq.levels, dtype=torch.float32))
 
     def search(self) -> GridSearch:
@@ -75,8 +80,7 @@ class GridCodes(Books):
         return most * (latents / most).tanh()
 
     def _steps(self) -> Tensor:
-        levels = self.levels.long()
-        return levels.cumprod(0) // levels
+        return torch.tensor(self.steps, device=self.device)
 
 
 def place_values(places: Tensor, levels: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class ImplicitSearch:
             return found, base[found]
         codes = network(base, before[:, None])
         found = (codes - given[:, None]).square().sum(2).argmin(1)
-        return found, codes[torch.arange(len(given), device=given.device), found]
+        return found, codes[torch.arange(given.shape[0], device=given.device), found]
 
 
 class ImplicitCodebooks(Books):
@@ -134,7 +134,7 @@ class ImplicitCodebooks(Books):
 
     def select(self, indices: Tensor) -> Tensor:
         base, networks = self.table().to(self.dtype), self._networks()
-        before = [base.new_zeros(len(indices), self.dim)] * self.groups
+        before = [base.new_zeros(indices.shape[0], self.dim)] * self.groups
         codes = []
         for layer in range(indices.shape[1]):
             group, network = layer % self.groups, networks[layer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from motion.quantizer.codes import cut_into_blocks
 from motion.quantizer.estimators import estimate
 from motion.quantizer.projection import Projection
 from motion.quantizer.results import Choices, Quantized, Usage
+from motion.quantizer.rows import as_rows, find_valid, make_mean_weights, place_rows
 from motion.quantizer_config import QuantizerConfig
-from wanvae.engine.tensors import check_is_indices
+from wanvae.engine.config import check
+from wanvae.engine.tensors import check_is_indices, check_is_tensor
 from wanvae.errors import UserError
-from wanvae.nn.masking import make_mask
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class ResidualVQ(nn.Module):
         channel_last: bool = False,
     ) -> None:
         super().__init__()
+        if config is not None and not isinstance(config, QuantizerConfig):
+            raise UserError(
+                f"config must be a QuantizerConfig, not {config!r}; the number of channels is dim, "
+                "as in ResidualVQ(dim=256)"
+            )
+        whole = isinstance(dim, Integral) and int(dim) >= 1
+        check(whole, "dim", dim, "a whole number, at least 1")
         config = config or QuantizerConfig()
         config = replace(
             config,
@@ -108,7 +117,7 @@ class ResidualVQ(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         *,
         mask: Tensor | None = None,
         learn: bool = True,
@@ -124,9 +133,10 @@ class ResidualVQ(nn.Module):
                 the ``choices`` of several batches can be learnt together by ``learn``.
 
         Raises:
-            UserError: latents or the mask have another shape, or ``lengths`` are given, too.
+            UserError: latents are no such tensor of floating point, the mask or ``lengths`` do not
+                fit, or both are given.
         """
-        valid = find_valid(*self._check_latents(latents), lengths, mask)
+        valid = find_valid(latents, self._check_latents(latents)[1], lengths, mask)
         with torch.autocast(latents.device.type, enabled=False):
             quantized = self._quantize(self._project(latents), valid, learn=learn)
             restored = self._restore(quantized.latents, valid)
@@ -200,7 +210,11 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, latents: Tensor, lengths: Tensor | None = None, *, mask: Tensor | None = None
+        self,
+        latents: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Returns the indices ``(B, T, Q)`` of all layers for ``(B, C, T)``; nothing is learnt.
 
@@ -211,7 +225,7 @@ class ResidualVQ(nn.Module):
             UserError: as ``forward``.
         """
         shape = self._check_latents(latents)
-        valid = find_valid(*shape, lengths, mask)
+        valid = find_valid(latents, shape[1], lengths, mask)
         with torch.autocast(latents.device.type, enabled=False):
             rows = as_rows(self._project(latents), valid)
             search = self.books.search()
@@ -232,7 +246,7 @@ class ResidualVQ(nn.Module):
             UserError: indices have another shape, are not whole numbers or are out of range, or
                 ``layers`` is larger than Q.
         """
-        self._check_indices(indices)
+        indices = self._check_indices(indices)
         given = indices.shape[2]
         if layers is not None and not 1 <= layers <= given:
             raise UserError(f"layers must be from 1 to {given}, not {layers}")
@@ -245,6 +259,7 @@ class ResidualVQ(nn.Module):
 
     def _check_latents(self, latents: Tensor) -> tuple[int, int]:
         """Returns B and T of latents; raises UserError if their shape does not fit."""
+        check_is_tensor(latents, "latents")
         wanted = f"(B, T, {self.dim})" if self.channel_last else f"(B, {self.dim}, T)"
         if latents.dim() != 3 or latents.shape[2 if self.channel_last else 1] != self.dim:
             raise UserError(
@@ -347,8 +362,10 @@ class ResidualVQ(nn.Module):
             indices.masked_fill_(~taken, NO_CODE)
         return Found(indices, weights, loss, loss_gradient, counts, sums)
 
-    def _check_indices(self, indices: Tensor) -> None:
+    def _check_indices(self, indices: Tensor) -> Tensor:
+        """Returns indices as int64, in which -1 can be compared with them."""
         check_is_indices(indices, "indices")
+        indices = indices.long()
         layers, codes = self.config.num_quantizers, self.config.codebook_size
         if indices.dim() != 3 or indices.shape[2] > layers or indices.numel() == 0:
             raise UserError(
@@ -360,46 +377,4 @@ class ResidualVQ(nn.Module):
                 f"indices must be from 0 to {codes - 1}, or {NO_CODE} for no code, not "
                 f"{indices.min()} to {indices.max()}: they are of another model"
             )
-
-
-def find_valid(
-    batch: int, length: int, lengths: Tensor | None, mask: Tensor | None
-) -> Tensor | None:
-    """Returns which latents ``(B, T)`` are no padding, by ``lengths`` or ``mask``; None is all.
-
-    Raises:
-        UserError: both are given, or the mask is no ``(B, T)`` of bool.
-    """
-    if mask is None:
-        return None if lengths is None else make_mask(lengths, length)
-    if lengths is not None:
-        raise UserError("lengths and mask both say what is padding; give one of them")
-    if mask.shape != (batch, length) or mask.dtype != torch.bool:
-        raise UserError(
-            f"mask must be bool {(batch, length)}, (B, T), not {mask.dtype} {tuple(mask.shape)}"
-        )
-    return mask
-
-
-def as_rows(latents: Tensor, valid: Tensor | None) -> Tensor:
-    """Returns ``(B, C, T)`` as ``(N, C)`` where ``valid`` ``(B, T)``; None is everywhere."""
-    rows = latents.movedim(1, 2)
-    return rows.flatten(0, 1) if valid is None else rows[valid]
-
-
-def place_rows(values: Tensor, shape: Sequence[int], valid: Tensor | None, absent: int) -> Tensor:
-    """Returns rows ``(N, X)`` as ``(B, T, X)``, with ``absent`` where not ``valid`` ``(B, T)``."""
-    if valid is None:
-        return values.unflatten(0, shape)
-    whole = values.new_full((*shape, values.shape[1]), absent)
-    whole[valid] = values
-    return whole
-
-
-def make_mean_weights(taken: Tensor) -> Tensor:
-    """Returns weights ``(N, Q)`` of a mean over rows, then over layers, where ``taken`` is 1.
-
-    ``taken`` is 0 or 1. Layers that take no row do not count.
-    """
-    rows = taken.sum(0)
-    return taken / (rows.clamp_min(1) * (rows > 0).sum().clamp_min(1))
+        return indices

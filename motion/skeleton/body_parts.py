@@ -1,8 +1,8 @@
 """Which part of a body each joint is, by its name and its place in the tree.
 
-The names of Mixamo, CMU, LAFAN1, Rokoko, Perception Neuron, Xsens, SMPL, Unity, Unreal and Blender
-are known, with any prefix that all joints share. Parts have the same names for all skeletons, such
-as "left_upper_arm", "left_index2" or "spine1".
+The names of Mixamo, CMU, LAFAN1, Rokoko, Perception Neuron, Xsens, OptiTrack, SMPL, Unity, Unreal,
+Blender and DAZ are known, with any prefix that most joints share. Parts have the same names for all
+skeletons, such as "left_upper_arm", "left_index2" or "spine1".
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 from motion.skeleton.joint_names import SIDES, Side, side_of
 from motion.skeleton.tree import Skeleton
@@ -20,13 +19,13 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # Names of the parts of each side, in the order in which parts choose among the joints. "Shoulder"
 # is the upper arm only where no joint is called an arm, and "foot" the toes only beside an ankle.
 LIMBS: dict[str, tuple[str, ...]] = {
-    "upper_leg": ("upleg", "upperleg", "thigh", "femur", "hip"),
+    "upper_leg": ("upleg", "upperleg", "thigh", "thighbend", "femur", "hip"),
     "lower_leg": ("lowleg", "lowerleg", "shin", "calf", "tibia", "knee", "leg"),
     "foot": ("ankle", "foot"),
     "toes": ("toebase", "toes", "toe", "ball", "foot"),
-    "upper_arm": ("uparm", "upperarm", "arm", "shldr", "humerus", "shoulder"),
+    "upper_arm": ("uparm", "upperarm", "uarm", "arm", "shldr", "shldrbend", "humerus", "shoulder"),
     "collar": ("collar", "clavicle", "shoulder"),
-    "lower_arm": ("lowarm", "lowerarm", "forearm", "radius", "elbow"),
+    "lower_arm": ("lowarm", "lowerarm", "forearm", "farm", "forearmbend", "radius", "elbow"),
     "hand": ("wrist", "hand"),
     "eye": ("eye", "eyesmplhf"),
 }
@@ -37,11 +36,20 @@ CENTRAL: dict[str, tuple[str, ...]] = {
     "jaw": ("jaw",),
 }
 STEMS = frozenset(stem for stems in LIMBS.values() for stem in stems)
+# Joints of the trunk where neither arms nor a head tell where it ends.
+TRUNK = ("spine", "chest")
+# Names of parts of the trunk, which a joint elsewhere must not have.
+CHAIN = re.compile(r"(?:spine|neck)\d+")
+# Where a prefix of a name can end: between a mark and a letter, or before a capital letter.
+PREFIX_END = re.compile(r"(?<=[-_ .])(?=[^\W\d_])|(?<=[a-z\d])(?=[A-Z])")
 FINGER = re.compile(
     r"(?:hand|f|finger)?(?P<in>inhand)?(?P<finger>thumb|index|middle|ring|pinky|little)(?:finger)?"
-    r"(?P<phalanx>metacarpal|proximal|intermediate|distal)?"
+    r"(?P<phalanx>metacarpal|proximal|intermediate|medial|distal)?"
 )
-PHALANXES = ("metacarpal", "proximal", "intermediate", "distal")
+PHALANXES = {"metacarpal": 0, "proximal": 1, "intermediate": 2, "medial": 2, "distal": 3}
+# Rokoko numbers the fingers, and names their bones: LeftFinger2Proximal.
+NUMBERED_FINGER = re.compile(r"finger(?P<phalanx>metacarpal|proximal|medial|distal)")
+FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 
 
 @dataclass(frozen=True)
@@ -79,19 +87,22 @@ def find_parts(skeleton: Skeleton) -> tuple[str, ...]:
     taken = Counter(parts.values())
     for joint, label in enumerate(labels):
         if joint not in parts:
-            taken[label.text] += 1
-            repeated = taken[label.text] > 1
-            parts[joint] = f"{label.text} ({taken[label.text]})" if repeated else label.text
+            text = f"other {label.text}" if CHAIN.fullmatch(label.text) else label.text
+            taken[text] += 1
+            parts[joint] = f"{text} ({taken[text]})" if taken[text] > 1 else text
     return tuple(parts[joint] for joint in range(skeleton.joints))
 
 
 def strip_prefixes(names: Sequence[str]) -> list[str]:
-    """Returns names without what precedes a colon, and without a prefix that all of them share."""
+    """Returns names without what precedes a colon, and without a prefix that most of them share.
+
+    A prefix does not tell a side. Roots above a body often lack the prefix of the other joints.
+    """
     names = [name.rpartition(":")[2] or name for name in names]
-    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    shared = "".join(letters[0] for letters in same)
-    end = max(shared.rfind(mark) for mark in "_ .") + 1
-    return [name[end:] or name for name in names]
+    counts = Counter(name[: end.start()] for name in names for end in PREFIX_END.finditer(name))
+    shared = (prefix for prefix, count in counts.items() if 2 * count > len(names))
+    prefix = max((each for each in shared if side_of(each) is None), key=len, default="")
+    return [name.removeprefix(prefix) or name for name in names]
 
 
 def read_label(name: str) -> Label:
@@ -138,12 +149,15 @@ def choose(own: dict[int, Label], stems: Sequence[str], taken: dict[int, str]) -
 
 def read_finger(label: Label) -> str | None:
     """Returns the finger and its bone, such as "index2"; 0 is the bone in the palm."""
+    numbered = NUMBERED_FINGER.fullmatch(label.stem)
+    if numbered and label.number is not None and 1 <= label.number <= len(FINGERS):
+        return f"{FINGERS[label.number - 1]}{PHALANXES[numbered['phalanx']]}"
     match = FINGER.fullmatch(label.stem)
     if match is None:
         return None
     number = 1 if label.number is None else label.number
     if match["phalanx"]:
-        number = PHALANXES.index(match["phalanx"])
+        number = PHALANXES[match["phalanx"]]
     elif match["in"]:
         number = 0
     return f"{'pinky' if match['finger'] == 'little' else match['finger']}{number}"
@@ -166,9 +180,17 @@ def name_trunk(skeleton: Skeleton, labels: Sequence[Label], parts: dict[int, str
         joints["hips"] = meet(skeleton, *legs)
         parts.setdefault(joints["hips"], "hips")
     hips, head = joints.get("hips", 0), joints.get("head")
-    top = meet(skeleton, *arms) if len(arms) == 2 else head
+    top = meet(skeleton, *arms) if len(arms) == 2 else find_top(labels, head)
     if top is None:
         return
+    if len(arms) == 2 and head is None:
+        head = find_numbered_head(skeleton, labels, top)
+        parts |= {} if head is None else {head: "head"}
+    above = meet(skeleton, hips, top)
+    if above != hips and labels[above].stem in CENTRAL["hips"]:
+        # The hips of DAZ have a pelvis with the legs, and the spine, below them.
+        del parts[hips]
+        hips, parts[above] = above, "hips"
     spine = [joint for joint in path_between(skeleton, hips, top) if joint != head]
     if len(arms) == 2:
         neck = [] if head is None else path_between(skeleton, top, head)[:-1]
@@ -177,6 +199,21 @@ def name_trunk(skeleton: Skeleton, labels: Sequence[Label], parts: dict[int, str
     spine = [joint for joint in spine if joint not in neck]
     for name, chain in (("spine", spine), ("neck", neck)):
         parts.update({joint: f"{name}{number}" for number, joint in enumerate(chain, start=1)})
+
+
+def find_top(labels: Sequence[Label], head: int | None) -> int | None:
+    """Returns the end of the trunk of a body without arms; None without one."""
+    trunk = (j for j, each in enumerate(labels) if not each.side and each.stem.startswith(TRUNK))
+    return max(trunk, default=None) if head is None else head
+
+
+def find_numbered_head(skeleton: Skeleton, labels: Sequence[Label], top: int) -> int | None:
+    """Returns the last joint above the arms that is named as the spine; None without one.
+
+    The spine of Rigify in Blender goes on as neck and head: spine.004 to spine.006.
+    """
+    above = (j for j, each in enumerate(labels) if not each.side and each.stem == labels[top].stem)
+    return max((j for j in above if path_between(skeleton, top, j)), default=None)
 
 
 def path_between(skeleton: Skeleton, above: int, joint: int) -> list[int]:

@@ -28,7 +28,9 @@ ErrorKind = Literal["smooth_l1", "l1", "l2"]
 # Turns normalized features ``(B, T, D)`` into positions of joints in each frame.
 Locator: TypeAlias = Callable[[Tensor], Tensor]
 
-TERMS = ("features", "position", "velocity", "acceleration", "foot_velocity")
+TERMS = ("features", "position", "velocity", "path", "acceleration", "foot_velocity")
+# Terms of positions of joints in the world.
+WORLD_TERMS = ("path", "acceleration", "foot_velocity")
 
 ERRORS: dict[str, MeanError] = {
     "smooth_l1": F.smooth_l1_loss,
@@ -47,6 +49,9 @@ class LossConfig:
             normalized features that are positions of joints; without such features, positions in
             metres that follow from the rotations.
         velocity: weight of the error of the changes of normalized features from frame to frame.
+        path: weight of the error of the positions of joints in the world, in metres. Path and
+            heading of a window are added up from its first frame, so a bias of velocities counts.
+            It keeps paths from drifting, and needs features with a root.
         acceleration: weight of the error of the accelerations of joints in m/s^2, second
             differences of their positions. It makes motion smooth.
         foot_velocity: weight of the error of the velocities in m/s of feet that are on the ground
@@ -64,6 +69,7 @@ class LossConfig:
     features: float = 1.0
     position: float = 0.5
     velocity: float = 0.0
+    path: float = 0.0
     acceleration: float = 0.0
     foot_velocity: float = 0.0
     commitment: float = 0.02
@@ -92,11 +98,12 @@ class MotionLosses:
     Raises:
         MotionError: feet are asked for, and the names of the joints do not tell them.
         UserError: positions in the world are asked for, or positions alone, and the features are
-            not known.
+            not known; or a path is asked for, and the features have no root.
     """
 
     def __init__(self, config: LossConfig, model: MotionModel, skeleton: Skeleton | None) -> None:
         self.config = config if skeleton is not None else drop_position(config)
+        check_path(config, model)
         self.movement = Movement(model, skeleton)
         self.feet = self.movement.find_feet() if config.foot_velocity > 0 else []
         channels = None
@@ -114,6 +121,7 @@ class MotionLosses:
             "features": lambda: error(*pair),
             "position": lambda: error(*located()),
             "velocity": lambda: error(*(features.diff(dim=1) for features in pair)),
+            "path": lambda: error(*places()),
             "acceleration": lambda: error(*(find_accelerations(x, fps) for x in places())),
             "foot_velocity": lambda: self._find_foot_error(places()),
             **measure_latents(reconstruction),
@@ -134,13 +142,20 @@ class MotionLosses:
         return find_foot_error(ERRORS[self.config.error], output, target, self.movement.fps)
 
 
+def check_path(config: LossConfig, model: MotionModel) -> None:
+    """Raises UserError if a path is asked for, and the features of the model have none."""
+    spec = model.config.features
+    if spec is not None and not spec.root:
+        check(config.path == 0, "loss.path", config.path, "0, because the features have no root")
+
+
 def drop_position(config: LossConfig) -> LossConfig:
     """Returns the weights for features that are not known, without the position term.
 
     Raises:
         UserError: no other term is left, or a term needs positions in the world.
     """
-    for name in ("acceleration", "foot_velocity"):
+    for name in WORLD_TERMS:
         expected = "0, because what the features are is not known"
         check(getattr(config, name) == 0, f"loss.{name}", getattr(config, name), expected)
     return replace(config, position=0.0)

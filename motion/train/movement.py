@@ -10,6 +10,7 @@ from torch import Tensor
 
 from motion.errors import MotionError
 from motion.features.heading import turn_vectors
+from motion.features.paths import trace_path
 from motion.features.published import PUBLISHED
 from motion.metrics import CONTACT_HEIGHT
 from motion.models import MotionModel
@@ -56,14 +57,12 @@ class Movement:
             return pose
         first = 6 * len(self.joint_names)
         motion = self.model.normalizer.denormalize(features)
-        *turns, x, z, height = motion[..., first : first + self.spec.root_channels].unbind(-1)
-        steps = torch.stack([x, torch.zeros_like(x), z], dim=-1) / self.fps
-        for turn in turns:  # one, if features are relative to the heading
-            headings = add_up(turn / self.fps)
-            steps, pose = turn_vectors(steps, headings), turn_vectors(pose, headings[..., None])
-        path = add_up(steps)
-        root = torch.stack([path[..., 0], height, path[..., 2]], dim=-1)
-        return pose + root[:, :, None]
+        root = motion[..., first : first + self.spec.root_channels]
+        headings, path = trace_path(root, self.fps)
+        if self.spec.relative:
+            pose = turn_vectors(pose, headings[..., None])
+        place = torch.stack([path[..., 0], root[..., -1], path[..., 2]], dim=-1)
+        return pose + place[:, :, None]
 
     def find_feet(self) -> list[int]:
         """Returns the joints of the feet; MotionError if the names of the joints do not tell."""
@@ -74,11 +73,6 @@ class Movement:
                 "loss.foot_velocity to 0"
             )
         return list(feet)
-
-
-def add_up(steps: Tensor) -> Tensor:
-    """Returns where steps ``(B, T, ...)`` from the frame before lead; the first step counts not."""
-    return torch.cat([torch.zeros_like(steps[:, :1]), steps[:, 1:].cumsum(dim=1)], dim=1)
 
 
 def find_accelerations(places: Tensor, fps: float) -> Tensor:

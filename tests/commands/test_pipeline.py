@@ -22,10 +22,13 @@ from tests.latents.caches import PROGRAMS, Write, comfyui, natural
 from tests.video.recordings import bytes_of, packets_of, record, streams_of
 from wanvae import WanVAE
 from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
+from wanvae.commands import pipeline
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.frames import encode_frames
+from wanvae.train.distillation import DistillConfig, make_student
+from wanvae.train.upscaling import with_upscaling
 from wanvae.video import (
     Encoding,
     Frame,
@@ -208,6 +211,43 @@ def test_variable_times_are_kept(tmp_path: Path, vae: WanVAE) -> None:
         assert times(tmp_path / name) == pytest.approx(VARIABLE, abs=2e-5)
 
 
+def end(path: Path) -> float:
+    """When the last frame ends."""
+    with VideoReader(path) as reader:
+        for _ in reader:
+            pass
+        return float(reader.end)
+
+
+@pytest.mark.parametrize(("duration", "expected"), [(None, 4.0), (2.0, 2.0), (3.5, 3.5)])
+def test_the_last_frame_lasts_as_long_after_decoding(
+    tmp_path: Path, vae: WanVAE, duration: float | None, expected: float
+) -> None:
+    source, latents = tmp_path / "a.mp4", tmp_path / "l.safetensors"
+    with VideoWriter(source, width=30, height=21, fps=Fraction(25)) as writer:
+        writer.write(waves(), VARIABLE)
+        writer.end_at(4.0)
+    encode_file(vae, source, latents, duration=duration)
+    decode_file(vae, latents, tmp_path / "b.mp4")
+    assert end(tmp_path / "b.mp4") == pytest.approx(expected, abs=1e-4)
+    # Another rate is another length.
+    decode_file(vae, latents, tmp_path / "c.mp4", fps=Fraction(5))
+    assert end(tmp_path / "c.mp4") == pytest.approx(len(times(tmp_path / "b.mp4")) / 5, abs=1e-4)
+
+
+def test_the_sound_of_decoded_latents_lasts_as_long_as_the_last_frame(
+    tmp_path: Path, vae: WanVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = tmp_path / "a.mp4", []
+    with VideoWriter(source, width=30, height=21, fps=Fraction(25)) as writer:
+        writer.write(waves(), VARIABLE)
+        writer.end_at(4.0)
+    encode_file(vae, source, tmp_path / "l.safetensors")
+    monkeypatch.setattr(pipeline, "sound_of", lambda path, *span: asked.append(span))
+    decode_file(vae, tmp_path / "l.safetensors", tmp_path / "b.mp4", audio_from=source)
+    assert asked == [(0, pytest.approx(4.0))]
+
+
 @pytest.mark.parametrize(
     ("start", "duration", "frames"),
     [(0, None, range(12)), (0.16, None, range(4, 12)), (0, 0.2, range(5)), (0.28, 0.12, [7, 8, 9])],
@@ -381,7 +421,7 @@ def changed(path: Path, **tensors: Tensor) -> Path:
         ({"mean": torch.zeros(3, 3, 3, 4)}, "3 channels, but this model has 2"),
         ({"mean": torch.zeros(2, 4, 3, 4)}, r"\(4, 3, 4\) .* 7 frames of 30x21 to \(3, 3, 4\)"),
         ({"mean": torch.zeros(2, 3, 3, 5)}, r"\(3, 3, 5\) .* 30x21 to \(3, 3, 4\)"),
-        ({"times": torch.arange(10.0)}, r"10 frames of 30x21 to \(4, 3, 4\)"),
+        ({"times": torch.arange(10.0) / 50}, r"10 frames of 30x21 to \(4, 3, 4\)"),
     ],
 )
 def test_latents_of_another_model_are_refused(
@@ -444,7 +484,7 @@ def test_latents_of_another_model_are_told(
     ours = saved(tmp_path, "ours.safetensors", vae)
     changed = tiny()
     with torch.no_grad():
-        changed.conv2.bias.add_(1)
+        changed.conv1.bias.add_(1)
     other = saved(tmp_path, "other.safetensors", changed)
     latents = tmp_path / "latents.safetensors"
     encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=ours)
@@ -455,6 +495,23 @@ def test_latents_of_another_model_are_told(
         decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
     encode_file(vae, make(tmp_path / "in.mkv"), latents)  # as files of earlier versions
     decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
+
+
+def test_a_decoder_that_was_trained_for_the_latents_is_no_other_model(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    vae = tiny().bfloat16()
+    teacher = saved(tmp_path, "teacher.safetensors", vae)
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae.float(), make(tmp_path / "in.mkv"), latents, checkpoint=teacher)
+    student = make_student(vae, DistillConfig(half="decoder"))
+    assert isinstance(student, WanVAE)
+    path = saved(tmp_path, "student.safetensors", student)
+    decode_file(student.eval(), latents, tmp_path / "out.mkv", checkpoint=path)
+    larger = with_upscaling(vae, 2)
+    path = saved(tmp_path, "larger.safetensors", larger)
+    decode_file(larger, latents, tmp_path / "out.mkv", checkpoint=path)
+    assert not recwarn.list
 
 
 def test_raw_latents_are_not_denormalized(tmp_path: Path, vae: WanVAE) -> None:

@@ -33,7 +33,7 @@ from wanvae.dataset.settings import DatasetOptions
 from wanvae.errors import UserError
 from wanvae.folders.listing import MANIFEST
 from wanvae.folders.manifest import write_manifest
-from wanvae.latents.file import VideoShape, video_metadata
+from wanvae.latents.file import VideoShape, read_latents, video_metadata
 from wanvae.latents.spool import LatentsSpool
 from wanvae.selection.checks import Checks
 from wanvae.video import VideoWriter, read_video, write_video
@@ -736,6 +736,9 @@ def test_clips_tell_their_times(tmp_path: Path, run: Run) -> None:
     assert float(Fraction(second["fps"])) == pytest.approx(4 / 1.3, rel=0.01)
     stored = load_file(tmp_path / "out" / second["file"])["times"]
     assert stored.tolist() == pytest.approx([0.0, 0.1, 1.1, 1.2, 1.3], abs=2e-3)
+    for clip, end in ((first, 0.2), (second, 1.4)):
+        with read_latents(tmp_path / "out" / clip["file"]) as latents:
+            assert latents.end == pytest.approx(end, abs=2e-3)
 
 
 # Latents that are not finite

@@ -125,10 +125,11 @@ def test_copies_of_videos_are_told(tmp_path: Path, capsys: Capture, files: Path)
     assert "14 clips" in out
 
 
-@pytest.mark.parametrize("text", ["3", "3/3", "-1/3", "a/b", "1/2/3", "0/0"])
+@pytest.mark.parametrize("text", ["3", "3/3", "-1/3", "a/b", "1/2/3", "0/0", "1/0"])
 def test_parts_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match="part must be a part from 0 on"):
+    with pytest.raises(UserError, match="part must be a part from 0 on") as error:
         parse_part(text)
+    assert "the last is -1" not in str(error.value)
 
 
 def test_more_parts_than_files(tmp_path: Path, capsys: Capture, files: Path) -> None:

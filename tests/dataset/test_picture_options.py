@@ -70,6 +70,12 @@ def test_what_cannot_be_is_an_error_before_the_work(
     assert not (folder / "out").exists()
 
 
+def test_a_background_behind_encoded_alpha_is_refused(capsys: Capture, folder: Path) -> None:
+    tiny(in_channels=4, out_channels=4).float().save_pretrained(folder / "vae.safetensors")
+    said = encode(capsys, folder, "out", "--background", "white", status=1)
+    assert "this model encodes alpha, so there is no background" in said
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_codec_that_the_device_does_not_decode(capsys: Capture, folder: Path) -> None:
     if "drm" not in hwdevices_available():

@@ -18,6 +18,7 @@ from wanvae.evaluate.trials import Trial, make_trial
 from wanvae.folders.manifest import Entry
 from wanvae.frames import pad_to_multiple
 from wanvae.video import Frame
+from wanvae.video.reading.options import AS_STORED
 
 FACTS = ModelFacts(
     name="a", checkpoint="", library="wanvae", encode_dtype="float32", decode_dtype="float32"
@@ -100,7 +101,7 @@ def live_frames(frames: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> i
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = 0
 
-    def read(clips: list[object], *_: object) -> Iterator[tuple[object, Frame]]:
+    def read(clips: list[object], *_: object, **__: object) -> Iterator[tuple[object, Frame]]:
         nonlocal most
         for frame in frames_of(clip(frames, 16, 16)):
             alive.add(frame.image)
@@ -113,6 +114,7 @@ def live_frames(frames: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> i
         lpips=None,
         i3d=lambda window: window.float().mean().view(1),
         media_seconds=1.0,
+        reading=AS_STORED,
         device=CPU,
     )
     entry = Entry(path="a.mp4", size=1, mtime=0, width=16, height=16, frames=frames, fps=25.0)

@@ -15,7 +15,7 @@ from wanvae import WanVAEConfig
 from wanvae.folders.clips import Clip, find_clips, fit, parse_cut
 from wanvae.folders.frames import ClipError, Cutter, read_clips
 from wanvae.folders.manifest import Entry, load_entries
-from wanvae.video import VideoReader, VideoWriter, read_video, write_video
+from wanvae.video import VideoError, VideoReader, VideoWriter, read_video, write_video
 from wanvae.video.reading.packets import PacketSource
 
 CONFIG = WanVAEConfig()
@@ -282,6 +282,54 @@ def test_frames_are_cropped_in_the_middle(tmp_path: Path) -> None:
     assert torch.equal(cut("16"), half)
     assert torch.equal(cut("16x8"), half[:, :, 8:16])
     assert cut("64x32").shape == (3, 64, 32)
+
+
+ENDS = [0.04, 0.1, 0.3, 0.35, 0.9, 1.0, 1.04, 3.0, 3.1, 3.15, 4.0]
+
+
+@pytest.fixture
+def irregular(tmp_path: Path) -> Path:
+    """A folder with a video whose frames end at ``ENDS``."""
+    with VideoWriter(tmp_path / "a.mp4", width=16, height=16, fps=Fraction(25)) as writer:
+        writer.write(numbered(len(ENDS)), (0.0, *ENDS[:-1]))
+        writer.end_at(ENDS[-1])
+    return tmp_path
+
+
+@pytest.mark.parametrize("frames", [None, 1, 5])
+def test_frames_of_clips_end_when_the_next_one_begins(irregular: Path, frames: int | None) -> None:
+    clips = clips_of(irregular, frames=frames)
+    ends = [frame.end for _, frame in read_clips(clips, irregular, 4)]
+    # Without lengths, frames that fill no group are dropped; with lengths, those after clips.
+    assert ends == pytest.approx(ENDS[: len(ends)], abs=1e-4)
+    assert len(ends) == {None: 9, 1: 11, 5: 10}[frames]
+
+
+def test_frames_at_another_rate_last_as_long_as_each_other(irregular: Path) -> None:
+    clips = clips_of(irregular, frames=5, fps="2")
+    ends = [frame.end for _, frame in read_clips(clips, irregular, 4)]
+    assert ends == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5])
+
+
+def test_damage_after_a_clip_does_not_end_the_clip(
+    irregular: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last frame of the clip ends nobody knows when; the next clip needs the damaged frame."""
+    read = VideoReader.next_time
+
+    def damaged(reader: VideoReader) -> Fraction:
+        if read(reader) > 0.8:
+            raise VideoError("it is damaged")
+        return read(reader)
+
+    monkeypatch.setattr(VideoReader, "next_time", damaged)
+    clips = clips_of(irregular, frames=5)
+    found = [item for _, item in read_clips(clips, irregular, 4)]
+    assert len(clips) == 2 and isinstance(found.pop(), ClipError)
+    assert [frame.end for frame in found] == [*map(pytest.approx, ENDS[:4]), None]
+    # A clip of the whole video needs them all.
+    *_, last = [item for _, item in read_clips(clips_of(irregular), irregular, 4)]
+    assert isinstance(last, ClipError)
 
 
 def test_a_video_is_opened_once_for_clips_in_a_row(

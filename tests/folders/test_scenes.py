@@ -168,9 +168,9 @@ def test_excerpts_stay_inside_scenes_where_the_rate_varies(tmp_path: Path) -> No
     )
     first, second = select([replace(entry, analysis=Analysis(scenes=scenes))]).entries
     for number in range(0, 16):
-        clip = read_excerpt(first, tmp_path, number / first.fps, 5, 1, False)
+        clip = read_excerpt(first, tmp_path, number / first.fps, 5, 1, alpha=False)
         assert clip.shape[1] == 5 and clip.max() < 0
-        clip = read_excerpt(second, tmp_path, number / second.fps, 5, 1, False)
+        clip = read_excerpt(second, tmp_path, number / second.fps, 5, 1, alpha=False)
         assert clip.shape[1] == 5 and clip.min() > 0
 
 
@@ -222,8 +222,13 @@ def test_options_of_scenes_need_scenes(
     folder: Path, options: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     _, err = outputs_of(capsys, ["index", str(folder), *options], 1)
-    assert f"{options[0]} need --scenes" in err and err.count("\n") == 1
+    assert f"{options[0]} needs --scenes" in err and err.count("\n") == 1
     assert not (folder / MANIFEST).exists()
+
+
+def test_no_workers_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = outputs_of(capsys, ["index", str(folder), "--scenes", "--workers", "0"], 1)
+    assert "workers must be at least 1, not 0" in err
 
 
 @pytest.mark.slow

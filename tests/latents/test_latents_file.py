@@ -299,3 +299,31 @@ def test_a_bug_in_reading_keeps_its_traceback(
     with pytest.raises(ValueError, match="zip") as error, read_latents(path):
         pass
     assert not isinstance(error.value, CheckpointError)
+
+
+# When the last frame ends
+
+
+def test_the_end_of_the_last_frame_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with write_latents(path, SHAPE) as writer:
+        writer.write(posterior())
+        writer.write_time(0.0)
+        writer.end_at(0.75)
+    with read_latents(path) as latents:
+        assert latents.end == 0.75
+    with read_latents(write(path)) as latents:  # as earlier versions
+        assert latents.end is None
+
+
+@pytest.mark.parametrize("end", ["0.25", "-1", "nan", "inf", "1e30", "soon", ""])
+def test_an_end_that_is_none_is_refused(tmp_path: Path, end: str) -> None:
+    path = write(tmp_path / "a.safetensors", [1], [0.25])
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), "end": end}
+    save_file(load_file(path), path, metadata)
+    with (
+        pytest.raises(CheckpointError, match=r"its end, .* is no time in seconds after"),
+        read_latents(path),
+    ):
+        pass

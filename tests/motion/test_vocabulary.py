@@ -159,6 +159,29 @@ def test_what_is_refused() -> None:
         TokenVocabulary(codebook_sizes=(2,), pattern="late")  # pyright: ignore
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_integers_of_any_size(dtype: torch.dtype) -> None:
+    """Also of a type that holds neither -1 nor the size of a codebook."""
+    vocabulary = TokenVocabulary(codebook_sizes=(128, 300))
+    indices = torch.tensor([[127, 2], [0, 1]])
+    assert vocabulary.encode(indices.to(dtype)).equal(vocabulary.encode(indices))
+    ids = vocabulary.encode(indices[1:, :])
+    assert ids.max() > 127 and vocabulary.decode(ids.to(torch.int16)).equal(indices[1:])
+
+
+def test_other_types_are_named() -> None:
+    for sizes in (8, (8.0, 8), "88", (), None):
+        with pytest.raises(UserError, match="codebook_sizes must be a size of at least 1 for each"):
+            TokenVocabulary(codebook_sizes=sizes)  # pyright: ignore
+    with pytest.raises(UserError, match=r"start must be a whole number, at least 0, not 1\.5"):
+        TokenVocabulary(codebook_sizes=(8,), start=1.5)  # pyright: ignore
+    vocabulary = TokenVocabulary(codebook_sizes=(8,))
+    with pytest.raises(UserError, match=r"give torch\.from_numpy\(indices\)"):
+        vocabulary.encode(torch.zeros(2, 1).long().numpy())
+    with pytest.raises(UserError, match="ids must be a tensor, not list"):
+        vocabulary.decode([1, 4, 2])  # pyright: ignore
+
+
 def test_the_example_in_the_docstring_runs() -> None:
     result = doctest.testmod(motion.vocabulary)
     assert result.attempted > 0 and result.failed == 0

@@ -1,5 +1,7 @@
 """The example learns which motion belongs to which caption, and goes on after an interruption."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +53,23 @@ def tokenize(folder: Path, tokens: Path, checkpoint: Path) -> None:
 
 def train(tokens: Path, run: Path, steps: int) -> text_to_motion.TextToMotion:
     return text_to_motion.train(tokens, run, steps, 16, 1e-3)
+
+
+@pytest.mark.slow
+def test_what_cannot_work_is_said_before_training(tmp_path: Path) -> None:
+    """Without a stack of calls. Neither the tokens nor the folder of the run are touched."""
+    checkpoint = saved_tokenizer(tmp_path / "model.safetensors")
+    script = [sys.executable, text_to_motion.__file__, "--caption", "a", "--run", tmp_path / "run"]
+    for output, model, message in (
+        ("out.txt", checkpoint, "out.txt must end in .bvh"),
+        ("out.bvh", tmp_path / "none", "none"),
+        ("out.bvh", checkpoint, "tokens is no complete data set of tokens"),
+    ):
+        words = [*script, tmp_path / "tokens", tmp_path / output, "--checkpoint", model]
+        found = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+        assert found.returncode == 1 and message in found.stderr
+        assert found.stderr.splitlines()[-1].startswith("text_to_motion: ")
+        assert "Traceback" not in found.stderr and not (tmp_path / "run").exists()
 
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_a_video_that_became_smaller_is_replaced(folder, tmp_path):
 def test_a_folder_that_is_gone_is_an_error_with_the_last_reason(folder, monkeypatch):
     samples = clips(folder)
 
-    def unplugged(*_: object, alpha: bool) -> torch.Tensor:
+    def unplugged(*_: object, **__: object) -> torch.Tensor:
         raise OSError("Input/output error")
 
     monkeypatch.setattr("wanvae.train.crops.read_clip", unplugged)
@@ -319,9 +319,9 @@ def test_clips_are_sought_not_decoded_from_the_start(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", torch.zeros(3, 50, 16, 16), Fraction(25))
     starts = []
 
-    def noted(source: Path, start: float, frames: int, stride: int, *, alpha: bool) -> torch.Tensor:
+    def noted(source: Path, start: float, *arguments: object, **how: object) -> torch.Tensor:
         starts.append(start)
-        return read_clip(source, start, frames, stride, alpha=alpha)
+        return read_clip(source, start, *arguments, **how)
 
     monkeypatch.setattr("wanvae.train.crops.read_clip", noted)
     samples = clips(tmp_path, largest_scale=1.0)
@@ -392,9 +392,9 @@ def test_hdr_is_told_once_for_all_files_before_the_first_sample(tmp_path, monkey
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_the_reader_warns_of_is_told_once_a_file(folder, monkeypatch, capfd, workers):
-    def warning_reader(source: Path, *arguments: object, alpha: bool) -> torch.Tensor:
+    def warning_reader(source: Path, *arguments: object, **how: object) -> torch.Tensor:
         warnings.warn(f"{source}: its size changes", stacklevel=1)
-        return read_clip(source, *arguments, alpha=alpha)
+        return read_clip(source, *arguments, **how)
 
     monkeypatch.setattr("wanvae.train.crops.read_clip", warning_reader)
     with warnings.catch_warnings():

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import shutil
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import WAN22, random_video, tiny
+from tests.helpers import LAUNCHER, WAN22, random_video, tiny
 from tests.train.short_runs import lines, short_run
 from wanvae import TinyVAE, WanVAE, cli
+from wanvae.checkpoints.formats import save_diffusers
 from wanvae.errors import UserError
 from wanvae.posterior import Posterior
 from wanvae.train.distillation import (
@@ -86,6 +89,21 @@ def test_a_student_may_have_another_depth() -> None:
     assert (decoder.num_res_blocks, decoder.blocks_of_decoder) == (2, 1)
     encoder = make_student(teacher, DistillConfig(half="encoder", res_blocks=1)).config
     assert (encoder.num_res_blocks, encoder.blocks_of_decoder) == (1, 3)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_student_as_deep_as_its_teacher_has_the_layout_of_diffusers(
+    half: str, tmp_path: Path
+) -> None:
+    teacher = tiny(dim=8).float()
+    for dim in (4, 8):
+        student = make_student(teacher, DistillConfig(half=half, dim=dim))
+        assert isinstance(student, WanVAE)
+        folder = tmp_path / str(dim)
+        save_diffusers(folder, student.config, student.state_dict())
+        read = WanVAE.from_pretrained(folder)
+        for name, tensor in student.state_dict().items():
+            assert torch.equal(tensor, read.state_dict()[name])
 
 
 @pytest.mark.parametrize("variant", [{}, WAN22, {"attn_scales": (0.5,)}, {"ndim": 2}])
@@ -303,6 +321,35 @@ def test_clips_that_cannot_be_judged_leave_the_student(
     )
 
 
+def test_a_student_that_upscales_is_kept_without_a_report(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main([*options(folder, teacher, run, 1, "decoder"), "--model.upscale_factor=2"]) == 0
+    assert WanVAE.from_pretrained(run / "model.safetensors").config.upscale_factor == 2
+    assert "no report of the student beside its teacher: it compares videos of one size" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_report_of_the_student(
+    folder: Path, teacher: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    write_video(images / "one.png", random_video(1, 16, 16)[0].float(), Fraction(1))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for judged, line in ((folder, "the student reaches"), (images, "nothing to judge")):
+        run = tmp_path / f"run-{judged.name}"
+        given = [*options(folder, teacher, run, 1, "decoder"), f"--evaluation.folder={judged}"]
+        command = [*LAUNCHER, "-m", "wanvae.train", *given]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(line) == 1
+        assert (run / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_a_student_learns_against_a_discriminator(
     folder: Path, teacher: Path, tmp_path: Path
@@ -323,7 +370,13 @@ def test_a_student_learns_against_a_discriminator(
         (["--freeze_encoder=true"], "leave freeze_encoder out"),
         (["--lora.rank=2"], "leave lora.rank out"),
         (["--distill.posterior=1"], "0 without an encoder to train"),
-        (["--distill.tiny_dims=[6,4]"], "start must be new with tiny_dims"),
+        (["--distill.tiny_dims=[6,4]"], "distill.start must be new with distill.tiny_dims"),
+        (["--distill.half=null"], "distill.features must be left out without distill.half"),
+        (["--distill.dim=0"], "distill.dim must be at least 1"),
+        (
+            ["--distill.tiny_dims=[6,4,4]", "--distill.start=new", "--distill.features=0"],
+            "distill.tiny_dims must be 2 numbers, because the teacher halves the size 1 times",
+        ),
         (["--distill.dim=9"], "choose a smaller distill.dim"),
     ],
 )
@@ -338,6 +391,27 @@ def test_options_that_do_not_go_together_are_refused(
     with pytest.raises(SystemExit):
         raise SystemExit(main([*options(folder, teacher, tmp_path / "run", 2, "decoder"), *more]))
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("teachers_half", HALVES)
+@pytest.mark.parametrize("half", HALVES)
+def test_a_teacher_of_one_half_is_refused(
+    folder: Path, tmp_path: Path, half: str, teachers_half: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tmp_path / "half.safetensors"
+    tiny(half=teachers_half).float().save_pretrained(teacher)
+    assert main(options(folder, teacher, tmp_path / "run", 2, half)) == 1
+    assert f"load a checkpoint that has the {OTHER[teachers_half]} too" in capsys.readouterr().err
+
+
+def test_a_pair_of_decoders_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = tmp_path / "pair.safetensors"
+    tiny(alpha_decoder=True, out_channels=4).float().save_pretrained(pair)
+    assert main(options(folder, pair, tmp_path / "run", 2, "decoder")) == 1
+    error = capsys.readouterr().err
+    assert "colour and of alpha, cannot be trained" in error and "rgba.yaml" in error
 
 
 def test_a_teacher_is_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,10 @@ from torch.utils.data import DataLoader
 
 from motion import RVQVAE, TokenDataset, TokenVocabulary, collate
 from motion.commands.detokenize import detokenize
+from motion.features.recording import check_output
 from motion.tokens import Tokens
 from wanvae import BucketBatches
+from wanvae.errors import UserError
 
 # Numbers after the 256 bytes: the first of each text, and padding.
 FIRST, PADDING = 256, 257
@@ -138,13 +140,18 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    tokenizer = RVQVAE.from_pretrained(options.checkpoint)
+    check_output(options.output, tokenizer.config)
     model = train(options.tokens, options.run, options.steps, options.batch_size, options.rate)
     indices = model.sample(options.caption, options.longest, options.temperature)
-    recording = detokenize(RVQVAE.from_pretrained(options.checkpoint), Tokens(indices, None))
+    recording = detokenize(tokenizer, Tokens(indices, None))
     recording.write(options.output, recording.features)
     print(f"{options.output}: {len(indices)} tokens, {len(recording)} frames")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"text_to_motion: {error}")

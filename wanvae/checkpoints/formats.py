@@ -195,6 +195,29 @@ def identify(path: str | PathLike[str]) -> str:
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
+def identify_encoder(path: str | PathLike[str]) -> str:
+    """Returns the digest of what the latents that a checkpoint encodes depend on.
+
+    Models with the same encoder have the same one, whatever their decoders and the mean and
+    deviation that normalize their latents. It is empty for a model without an encoder of a Wan VAE.
+
+    Raises:
+        CheckpointError: as for ``load``.
+    """
+    checkpoint = load(path)
+    config = checkpoint.config
+    if not isinstance(config, WanVAEConfig) or config.half == "decoder":
+        return ""
+    # A trained model has the values of its base in float32.
+    tensors = {
+        name: tensor.float()
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(("encoder.", "conv1."))
+    }
+    config = replace(config.only("encoder"), latents_mean=(), latents_std=())
+    return digest_of_tensors(tensors, changed_fields(config))
+
+
 def weights_file(path: str | PathLike[str]) -> Path:
     """Returns the file with the tensors of a checkpoint: ``path``, or a file in this directory.
 
@@ -390,6 +413,7 @@ def differences(
 
 def diffusers_differences(config: WanVAEConfig, class_name: DiffusersClass) -> Iterator[str]:
     """Yields what a class of diffusers cannot express of an architecture, for people."""
+    config = config.simplest()
     possible = QWEN_IMAGE_21 if class_name == QWEN_IMAGE_21_CLASS else WanVAEConfig()
     names = (*BLOCK_FIELDS, *HALF_FIELDS, "attn_scales", "ndim", "decoder_res_blocks")
     yield from differences(config, possible, names)

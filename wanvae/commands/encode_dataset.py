@@ -131,7 +131,7 @@ def add_options(parser: Parser) -> None:
         "destination", help="folder to write, new or from an interrupted run; a path or an address"
     )
     parser.reads("source")
-    parser.writes("destination")
+    parser.writes("destination", to_addresses=True)
     parser.add_argument(
         "--frames",
         help="frames of each clip, 1 + 4n: cut videos into such clips, and drop the rest; "

@@ -10,7 +10,12 @@ import torch
 from jsonargparse import Namespace
 
 from wanvae.checkpoints.formats import identify, weights_file
-from wanvae.commands.options import add_model_options, load_model, source_of_options
+from wanvae.commands.options import (
+    add_model_options,
+    add_picture_options,
+    load_model,
+    source_of_options,
+)
 from wanvae.commands.output import print_some
 from wanvae.commands.pipeline import limit_shared_by
 from wanvae.demo import demo_weights
@@ -40,6 +45,8 @@ def run(arguments: Namespace) -> None:
         lpips=arguments.lpips,
         media=arguments.media,
         media_seconds=arguments.media_seconds,
+        deinterlace=arguments.deinterlace,
+        background=arguments.background,
     )
     coders = 2 * max(1, len(as_list(arguments.checkpoint)))
     with launched_processes(arguments.device) as processes, limit_shared_by(coders):
@@ -53,6 +60,7 @@ def run(arguments: Namespace) -> None:
                 arguments.output,
                 options,
                 processes,
+                hwaccel=arguments.hwaccel,
                 progress=arguments.progress,
             )
         except KeyboardInterrupt:
@@ -130,7 +138,8 @@ def add_options(parser: Parser) -> None:
     """Declares the options."""
     parser.add_argument(
         "source",
-        help="folder of videos, images and tars of them, its manifest, or a single file",
+        help="folder of videos, images and tars of them, its manifest, or a single file; a path or "
+        "an address",
     )
     parser.add_argument(
         "--output",
@@ -187,6 +196,7 @@ def add_options(parser: Parser) -> None:
         default=DEFAULTS.media_seconds,
         help="how many seconds of these clips the report shows",
     )
+    add_picture_options(parser)
     add_model_options(parser, several=True)
 
 

@@ -27,7 +27,9 @@ DEFAULTS = Checks()
 def index(arguments: Namespace) -> None:
     """Writes the manifest of a folder, and prints what cannot be read."""
     folder = location(arguments.folder)
-    checks, workers = checks_of(arguments), arguments.workers or os.cpu_count() or 1
+    checks, workers = checks_of(arguments), arguments.workers
+    if workers is None:
+        workers = os.cpu_count() or 1
     check(workers >= 1, "workers", workers, "at least 1")
     try:
         content = index_folder(folder, progress=arguments.progress, checks=checks, workers=workers)
@@ -71,7 +73,8 @@ def checks_of(arguments: Namespace) -> Checks | None:
     }
     ignored = [name for name, is_given in given.items() if is_given]
     if ignored:
-        raise UserError(f"{' and '.join(ignored)} need --scenes, which looks for scenes; add it")
+        verb = "needs" if len(ignored) == 1 else "need"
+        raise UserError(f"{' and '.join(ignored)} {verb} --scenes, which looks for scenes; add it")
     return None
 
 

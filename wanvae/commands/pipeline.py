@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.checkpoints.formats import identify
+from wanvae.checkpoints.formats import identify, identify_encoder
 from wanvae.commands.overlap import FRAMES_BEHIND, Comparison, Shown, read_ahead, write_behind
 from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
@@ -53,7 +53,7 @@ from wanvae.video import (
     sound_of,
 )
 from wanvae.video.common import is_pipe
-from wanvae.video.reading.options import AS_STORED
+from wanvae.video.reading.options import AS_STORED, refuse_background
 from wanvae.video.writing.output import Destination
 
 T = TypeVar("T")
@@ -232,7 +232,9 @@ def encode_file(
     refuse_overwriting(destination, [source, checkpoint])
     refuse_shared_pipe(source, shard)
     first = is_first(shard)
-    model = "" if checkpoint is None else identify(checkpoint)
+    model, encoder = "", ""
+    if checkpoint is not None:
+        model, encoder = identify(checkpoint), identify_encoder(checkpoint)
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         tell_left_out(info, source)
@@ -240,7 +242,7 @@ def encode_file(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape, model=model, start=excerpt.start)
+            write_latents(destination, shape, model=model, encoder=encoder, start=excerpt.start)
             if first
             else nullcontext() as writer,
             read_ahead(excerpt.frames, source) as coming,
@@ -255,6 +257,8 @@ def encode_file(
             for posterior in encode_frames(vae.config, encoder, frames, note_time):
                 if writer is not None:
                     writer.write(posterior)
+            if writer is not None and not info.is_image:
+                writer.end_at(excerpt.end())
             return None if writer is None else writer.shape
 
 
@@ -332,19 +336,21 @@ def decode_file(
             open_writer(
                 destination, first, width, height, fps or rate, encoding, alpha, beside
             ) as writer,
-            write_behind(writer, 1) as write,
         ):
             if writer is not None:
                 writer.require_room(frames)
             pieces = (finite_piece(latents, start, source) for start in starts)
             if normalized:
                 pieces = map(vae.denormalize, pieces)
-            for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
-                decoded = decoded[0, :channels, : frames - done, :height, :width]
-                count = decoded.shape[1]
-                if count and writer is not None:
-                    write(Shown(decoded.float().cpu(), times[done : done + count] or None))
-                done += count
+            with write_behind(writer, 1) as write:
+                for decoded in decode_pieces(vae, pieces, tile_size, max_memory, shard):
+                    decoded = decoded[0, :channels, : frames - done, :height, :width]
+                    count = decoded.shape[1]
+                    if count and writer is not None:
+                        write(Shown(decoded.float().cpu(), times[done : done + count] or None))
+                    done += count
+            if writer is not None and times and latents.end is not None:
+                writer.end_at(latents.end)
     return done
 
 
@@ -411,8 +417,7 @@ def open_excerpt(
             "the duration more than 0"
         )
     alpha = encodes_alpha(config)
-    if alpha and options.background is not None:
-        raise VideoError("this model encodes alpha, so there is no background: leave it out")
+    refuse_background(options.background, alpha=alpha)
     with VideoReader(source, fps=fps, alpha=alpha, options=options) as reader:
         if start > 0:
             reader.seek(start)
@@ -589,6 +594,8 @@ def find_sound(
     length = frames / (fps or WAN_RATE)
     if latents.video is not None:
         encoded = Fraction(latents.times[-1]) + 1 / latents.video.rate
+        if latents.end is not None:
+            encoded = Fraction(latents.end)
         if fps is not None and abs(encoded - length) * fps > 1:
             warnings.warn(
                 f"{source} has {float(encoded):.2f} s of video, which last {float(length):.2f} s "
@@ -602,8 +609,13 @@ def find_sound(
 def warn_of_other_model(
     latents: LatentsFile, checkpoint: str | PathLike[str], source: str | PathLike[str]
 ) -> None:
-    """Warns if the latents say that they come from another model than ``checkpoint``."""
-    if latents.model and latents.model != identify(checkpoint):
+    """Warns if the latents say that they come from another model than ``checkpoint``.
+
+    A model with the same encoder is not another one: its decoder was trained for these latents.
+    """
+    if not latents.model or latents.model == identify(checkpoint):
+        return
+    if not latents.encoder or latents.encoder != identify_encoder(checkpoint):
         warnings.warn(
             f"{source} was encoded by another model than {checkpoint}; colours and details may be "
             "wrong. Decode it with the checkpoint that encoded it",

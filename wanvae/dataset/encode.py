@@ -21,6 +21,7 @@ from wanvae.dataset.parts import DatasetPart, write_part
 from wanvae.dataset.plan import DatasetPlan, map_files, prepare
 from wanvae.dataset.records import FAILURES, FailureLog, IndexedClip, read_failures
 from wanvae.dataset.settings import DatasetOptions
+from wanvae.dataset.stored import Timeline
 from wanvae.dataset.unfinished import read_unfinished
 from wanvae.dataset.writing import FileWriter, Piece, Pieces, UnfinishedError
 from wanvae.engine.ahead import ahead
@@ -40,8 +41,8 @@ from wanvae.frames import encode_frames
 from wanvae.model import WanVAE
 from wanvae.posterior import Posterior
 from wanvae.video import Frame, ReadOptions
-from wanvae.video.reading.hardware import hardware_decoding
-from wanvae.video.reading.options import parse_options
+from wanvae.video.reading.hardware import check_hardware
+from wanvae.video.reading.options import parse_options, refuse_background
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -135,7 +136,7 @@ def encode_dataset(
         The results of all processes in the first process; None in the others.
 
     Raises:
-        VideoError: the background is no colour, or there is no device ``hwaccel``.
+        VideoError: the background is no colour or has no use, or there is no device ``hwaccel``.
         UserError: there is nothing to encode, ``options`` do not fit the model or the folder, one
             folder lies inside the other, or another job works in ``destination``.
         FileError: a file cannot be written.
@@ -146,8 +147,8 @@ def encode_dataset(
     reading = parse_options(
         deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
     )
-    if hwaccel is not None:
-        hardware_decoding(hwaccel)  # an error here, not one for each video
+    refuse_background(options.background, alpha=encodes_alpha(vae.config))
+    check_hardware(hwaccel)
     if source.name == MANIFEST:
         source = source.parent
     with ExitStack() as held:
@@ -276,17 +277,18 @@ def encode_clips(
                 return
             before = clip
             encoder = vae.stream_encode(tile_size=tile_size, max_memory=max_memory)
-            times: list[float] = []
+            times: list[tuple[float, float | None]] = []
 
-            def note_time(frame: Frame, times: list[float] = times) -> None:
-                times.append(frame.time)
+            def note_time(frame: Frame, times: list[tuple[float, float | None]] = times) -> None:
+                times.append((frame.time, frame.end))
                 if stop.overdue:
                     raise UnfinishedError("there was no time for it")
 
             try:
                 for posterior in encode_frames(vae.config, encoder, raised(row), note_time):
                     on_cpu = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
-                    yield clip, Piece(on_cpu, tuple(times))
+                    begin, end = zip(*times, strict=True)
+                    yield clip, Piece(on_cpu, Timeline(begin, end[-1]))
                     times.clear()
             except UnfinishedError as error:
                 yield clip, error

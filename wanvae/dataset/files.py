@@ -23,6 +23,7 @@ from wanvae.dataset.settings import Container, DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import (
     LatentsFilePlan,
     StoredClip,
+    Timeline,
     expected_size,
     indexed_clip,
     read_header,
@@ -67,13 +68,10 @@ def plan_files(
             number, waiting, size = number + 1, [], 0
 
 
-def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float]) -> dict[str, str]:
-    """Returns the metadata of a file with one clip: for ``wanvae decode``, and its origin.
-
-    Args:
-        times: times of the frames, in seconds from the first frame of the video.
-    """
+def clip_metadata(clip: Clip, settings: DatasetSettings, timeline: Timeline) -> dict[str, str]:
+    """Returns the metadata of a file with one clip: for ``wanvae decode``, and its origin."""
     height, width = clip.size
+    times, end = timeline.times, timeline.end
     video = VideoShape(
         height=height, width=width, fps=str(rate_of_times(times, clip.fps)), source=clip.source
     )
@@ -91,7 +89,12 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, times: Sequence[float])
     if clip.cut_from:
         origin["cut_from"] = clip.cut_from
     normalized = settings.options.scale == "normalized"
-    metadata = video_metadata(video, normalized=normalized, model=settings.model)
+    metadata = video_metadata(
+        video,
+        normalized=normalized,
+        model=settings.model,
+        end=None if end is None else end - times[0],
+    )
     return metadata | {"clip": json.dumps(origin)}
 
 

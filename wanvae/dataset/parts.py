@@ -64,6 +64,7 @@ def parse_part(text: str) -> DatasetPart:
     check(match is not None, "part", text, expected)
     assert match is not None
     number, count = int(match[1]), int(match[2])
+    check(count > 0, "part", text, expected)
     check(number < count, "part", text, f"{expected}; the last is {count - 1}/{count}")
     return DatasetPart(number, count)
 

@@ -45,6 +45,19 @@ class LatentsFilePlan:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """When the frames of a clip are shown, in seconds from the first frame of the video.
+
+    Attributes:
+        times: when each of them begins.
+        end: when the last of them ends; None if it is not known.
+    """
+
+    times: tuple[float, ...]
+    end: float | None
+
+
+@dataclass(frozen=True)
 class StoredClip:
     """A clip that is ready to be written.
 

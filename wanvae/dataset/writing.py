@@ -19,7 +19,7 @@ from wanvae.dataset import layouts
 from wanvae.dataset.files import WRITERS, clip_metadata, index_file
 from wanvae.dataset.records import FailureLog, IndexedClip
 from wanvae.dataset.settings import DatasetOptions, DatasetSettings
-from wanvae.dataset.stored import LatentsFilePlan, StoredClip
+from wanvae.dataset.stored import LatentsFilePlan, StoredClip, Timeline
 from wanvae.dataset.unfinished import SavedClip, unfinished_name
 from wanvae.engine.files import unwritable
 from wanvae.engine.storage.remote_path import Location, RemotePath
@@ -41,11 +41,11 @@ class Piece:
 
     Attributes:
         posterior: ``(1, z_dim, T, H, W)`` in float32 on the CPU.
-        times: times of the frames in seconds, from the first frame of the video.
+        timeline: when the frames are shown.
     """
 
     posterior: Posterior
-    times: tuple[float, ...]
+    timeline: Timeline
 
 
 Pieces: TypeAlias = Generator[tuple[Clip, Piece | ClipError], None, None]
@@ -205,7 +205,7 @@ class FileWriter:
                     yield StoredClip(clip.name, metadata, spools.clip, facts, spools.conditions)
                     continue
                 try:
-                    times = collect_clip(spools, clip, rows, self._settings, facts)
+                    timeline = collect_clip(spools, clip, rows, self._settings, facts)
                 except UnfinishedError:
                     return
                 except ClipError as error:
@@ -213,7 +213,7 @@ class FileWriter:
                     done.append(clip.name)
                 else:
                     done.append(clip.name)
-                    metadata = clip_metadata(clip, self._settings, times)
+                    metadata = clip_metadata(clip, self._settings, timeline)
                     yield StoredClip(clip.name, metadata, spools.clip, facts, spools.conditions)
             self._bar.update()
 
@@ -234,24 +234,24 @@ def local_folder(folder: Location) -> Iterator[Path]:
 
 def collect_clip(
     spools: Spools, clip: Clip, rows: Rows, settings: DatasetSettings, facts: ClipFacts | None
-) -> list[float]:
+) -> Timeline:
     """Puts the latents of a clip and of its conditions into ``spools``.
 
     Args:
         rows: the latents of each clip and control. The next ones are of this clip.
 
     Returns:
-        The times from the first frame of the video.
+        When the frames of the clip are shown.
 
     Raises:
         UnfinishedError: there are no more latents.
         ClipError: as ``collect``, ``check_frames`` or ``collect_control``.
     """
     failure = None
-    times: list[float] = []
+    timeline = Timeline((), None)
     try:
-        times = collect(spools, clip, next_row(rows), settings)
-        check_frames(times, facts)
+        timeline = collect(spools, clip, next_row(rows), settings)
+        check_frames(timeline.times, facts)
     except UnfinishedError:
         raise
     except ClipError as error:
@@ -268,7 +268,7 @@ def collect_clip(
             failure = ClipError(f"its control {clip.control.source}: {error}")
     if failure is not None:
         raise failure
-    return times
+    return timeline
 
 
 def next_row(rows: Rows) -> Row[Piece]:
@@ -282,13 +282,13 @@ def next_row(rows: Rows) -> Row[Piece]:
     raise UnfinishedError("there was no time for it")
 
 
-def collect(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> list[float]:
+def collect(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> Timeline:
     """Puts the latents of a clip into ``spools``, with times from the first frame of the clip.
 
     The model is causal, so the first latent of a clip is the latent of its first frame alone.
 
     Returns:
-        The times from the first frame of the video.
+        When the frames are shown.
 
     Raises:
         ClipError: there is one in the row, or the dtype to store cannot hold the latents.
@@ -296,15 +296,17 @@ def collect(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettin
     generator = generator_of(settings, clip.name)
     first = spools.conditions.get("first_frame")
     times: list[float] = []
+    end = None
     for piece in raised(row):
         if first is not None and not first.length:
             frame = Posterior(piece.posterior.mean[:, :, :1], piece.posterior.logvar[:, :, :1])
             of_frame = generator_of(settings, f"{clip.name}/first_frame")
             first.write(latents_to_store(frame, settings, of_frame))
         spools.clip.write(latents_to_store(piece.posterior, settings, generator))
-        times.extend(piece.times)
+        times.extend(piece.timeline.times)
+        end = piece.timeline.end
     spools.clip.times.extend(time - times[0] for time in times)
-    return times
+    return Timeline(tuple(times), end)
 
 
 def collect_control(spools: Spools, clip: Clip, row: Row[Piece], settings: DatasetSettings) -> None:
@@ -318,7 +320,7 @@ def collect_control(spools: Spools, clip: Clip, row: Row[Piece], settings: Datas
     frames = 0
     for piece in raised(row):
         spool.write(latents_to_store(piece.posterior, settings, generator))
-        frames += len(piece.times)
+        frames += len(piece.timeline.times)
     if spool.length < spools.clip.length:
         raise ClipError(f"it has {frames} frames, but the clip has {len(spools.clip.times)}")
     spool.cut(spools.clip.length)

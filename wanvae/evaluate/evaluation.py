@@ -15,6 +15,7 @@ import wanvae
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.engine.processes import run_on_first_process
+from wanvae.engine.storage.remote_path import Location, location
 from wanvae.errors import UserError
 from wanvae.evaluate.models import Judged
 from wanvae.evaluate.page import write_report
@@ -30,6 +31,8 @@ from wanvae.evaluate.summary import (
 from wanvae.evaluate.trials import TrialList, find_trials
 from wanvae.metrics.frechet import I3D, WINDOW
 from wanvae.metrics.lpips import Lpips
+from wanvae.video.reading.hardware import check_hardware
+from wanvae.video.reading.options import parse_options
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -56,25 +59,32 @@ def evaluate(
     options: EvaluationOptions,
     processes: PartialState,
     *,
+    hwaccel: str | None = None,
     progress: bool = False,
 ) -> Evaluation | None:
     """Judges models on a folder of videos. Trials that are done already are kept.
 
     Args:
-        source: a folder, its manifest, or a file.
+        source: a folder, its manifest, or a file; on a disk or at an address.
         output: a new folder, or the folder of an earlier run with the same settings.
         processes: the processes of the run. All of them call this function and share the work.
+        hwaccel: the device that decodes videos, as in ``ReadOptions``.
         progress: show a progress bar with the frames of the first process.
 
     Returns:
         The results in the first process, which writes the reports; None in the others.
 
     Raises:
+        VideoError: the background is no colour, or there is no device ``hwaccel``.
         UserError: there is nothing to judge, no clip can be read, or ``output`` holds something
             else, lies in ``source``, or another job works in it.
         FileError: a file cannot be written.
     """
-    source, output = Path(source), Path(output)
+    source, output = location(source), Path(output)
+    reading = parse_options(
+        deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
+    )
+    check_hardware(hwaccel)
     settings = EvaluationSettings(
         options=options,
         source=str(source.resolve()),
@@ -89,6 +99,7 @@ def evaluate(
             lpips=networks.lpips if isinstance(networks.lpips, Lpips) else None,
             i3d=networks.i3d,
             media_seconds=options.media_seconds,
+            reading=reading,
             device=models[0].vae.device,
         )
         outcome = run_trials(judging, found, output, processes, progress=progress)
@@ -106,14 +117,14 @@ def evaluate(
 
 
 def prepare(
-    source: Path,
+    source: Location,
     output: Path,
     options: EvaluationOptions,
     settings: EvaluationSettings,
     held: ExitStack,
 ) -> TrialList:
     """Finds the trials, and takes the folder for them until ``held`` is closed."""
-    if source.is_dir():
+    if isinstance(source, Path) and source.is_dir():
         refuse_nested(source, output)
     found = find_trials(source, options)
     take_folder(output / SETTINGS, settings, EVALUATION, EvaluationSettings.differences, held)

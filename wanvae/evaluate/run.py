@@ -19,6 +19,7 @@ from wanvae.engine.files import unwritable
 from wanvae.engine.finite import NotFiniteError, advice, is_finite
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import balanced_share, progress_bar
+from wanvae.engine.storage.remote_path import Location
 from wanvae.evaluate.media import ComparisonWriter, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
 from wanvae.evaluate.records import (
@@ -36,7 +37,7 @@ from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, raised, read_clips
 from wanvae.metrics.frechet import I3D, Windows
 from wanvae.metrics.lpips import Lpips
-from wanvae.video import Frame
+from wanvae.video import Frame, ReadOptions
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -56,6 +57,7 @@ class Judging:
         lpips: network of LPIPS; None leaves LPIPS out.
         i3d: network of rFVD; None leaves rFVD out.
         media_seconds: how many seconds of a clip the page shows.
+        reading: how pictures come out of the files.
         device: where figures are computed.
     """
 
@@ -63,6 +65,7 @@ class Judging:
     lpips: Lpips | None
     i3d: I3D | None
     media_seconds: float
+    reading: ReadOptions
     device: torch.device
 
 
@@ -124,7 +127,7 @@ def run_trials(
     return Outcome(tuple(record for record in records if record is not None), tuple(failed))
 
 
-def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: tqdm) -> None:
+def run_trial(judging: Judging, trial: Trial, source: Location, trials: Path, bar: tqdm) -> None:
     """Runs one trial, and writes its results.
 
     Raises:
@@ -140,8 +143,9 @@ def run_trial(judging: Judging, trial: Trial, source: Path, trials: Path, bar: t
     video = None
     if trial.shown:
         video = "comparison.webp" if trial.clip.entry.is_image else "comparison.mp4"
+    read = read_clips([trial.clip], source, 1, options=judging.reading)
     with (
-        closing(ahead(read_clips([trial.clip], source, 1), FRAMES_AHEAD)) as frames,
+        closing(ahead(read, FRAMES_AHEAD)) as frames,
         nullcontext() if video is None else comparison(folder / video, trial, judging) as writer,
     ):
         for frame, images in in_lockstep(on_device(raised(frames), judging.device), models, costs):

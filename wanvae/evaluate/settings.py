@@ -27,6 +27,8 @@ class EvaluationOptions:
         lpips: network of LPIPS.
         media: number of clips that the page shows with videos and pictures.
         media_seconds: how many seconds of these clips the page shows.
+        deinterlace: whether interlaced frames get all lines of one time.
+        background: what transparent pictures are laid on, like "white" or "#ff8000"; None is black.
     """
 
     frames: tuple[int, ...] = ()
@@ -35,6 +37,8 @@ class EvaluationOptions:
     lpips: LpipsNetwork = "alex"
     media: int = 12
     media_seconds: float = 4.0
+    deinterlace: bool = False
+    background: str | None = None
 
     def __post_init__(self) -> None:
         for frames in self.frames:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
-from wanvae.engine.litter import describe_ignored
+from wanvae.engine.litter import describe_ignored, suffix_of
+from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.text import writable
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import EvaluationOptions
 from wanvae.folders.clips import Clip, fit, parse_sides, rate_of, safe_path
 from wanvae.folders.excerpts import ALL_LEFT_OUT, longest, select
 from wanvae.folders.failure import Failure
-from wanvae.folders.listing import MANIFEST, File, size_and_time
+from wanvae.folders.listing import MANIFEST, MEDIA_SUFFIXES, File, size_and_time
 from wanvae.folders.manifest import Entry, MediaFolder, probe_file, read_folder
 
 # Letters of the name of a video that are kept in the name of a folder.
@@ -62,14 +63,14 @@ class TrialList:
         ignored: how many files of the folder are no videos, images or tars, by suffix; or empty.
     """
 
-    folder: Path
+    folder: Location
     trials: tuple[Trial, ...]
     broken: tuple[Failure, ...]
     left_out: tuple[Failure, ...]
     ignored: str
 
 
-def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
+def find_trials(source: Location, options: EvaluationOptions) -> TrialList:
     """Returns the trials of a folder of videos and images, its manifest, or a single file.
 
     Of a video whose scenes are in the manifest, the longest one that is used is judged.
@@ -106,15 +107,26 @@ def find_trials(source: Path, options: EvaluationOptions) -> TrialList:
     )
 
 
-def find_content(source: Path) -> tuple[Path, MediaFolder]:
+def find_content(source: Location) -> tuple[Location, MediaFolder]:
     """Returns the folder, and what is in it, for a folder, a manifest or a file."""
     if source.name == MANIFEST:
         source = source.parent
-    if source.is_file():
-        file = File(source.name, *size_and_time(source))
+    file = find_file(source)
+    if file is not None:
         entries = [replace(entry, other=False) for entry in probe_file(source.parent, file)]
         return source.parent, MediaFolder(entries, Counter())
     return source, read_folder(source)
+
+
+def find_file(source: Location) -> File | None:
+    """Returns the file itself, if it is one; None for a folder."""
+    if isinstance(source, Path):
+        return File(source.name, *size_and_time(source)) if source.is_file() else None
+    # At an address, folders are only prefixes of names of files.
+    if suffix_of(source.name) not in MEDIA_SUFFIXES or not source.exists():
+        return None
+    status = source.status()
+    return File(source.name, status.size, status.mtime)
 
 
 def make_trial(

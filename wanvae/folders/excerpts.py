@@ -15,7 +15,8 @@ from wanvae.folders.listing import MANIFEST, File
 from wanvae.folders.manifest import Entry, read_manifest
 from wanvae.selection.analysis import Analysis, Scene
 from wanvae.selection.excerpt import ROUNDING, Excerpt
-from wanvae.video import VideoError, VideoReader
+from wanvae.video import ReadOptions, VideoError, VideoReader
+from wanvae.video.reading.options import AS_STORED
 
 # Why a video has no clip although it is analysed.
 ALL_LEFT_OUT = "its index leaves out all of its scenes: they are still or duplicates"
@@ -136,7 +137,14 @@ def longest_of_manifest(folder: Location, files: Collection[File]) -> dict[str, 
 
 
 def read_excerpt(
-    entry: Entry, folder: Location, start: float, frames: int, stride: int, alpha: bool
+    entry: Entry,
+    folder: Location,
+    start: float,
+    frames: int,
+    stride: int,
+    *,
+    alpha: bool,
+    options: ReadOptions = AS_STORED,
 ) -> Tensor:
     """Returns frames ``(C, T, H, W)`` in [-1, 1] of a scene, inside its bars.
 
@@ -149,6 +157,7 @@ def read_excerpt(
         start: seconds from the first frame of the scene.
         stride: distance between the frames, in frames of the video.
         alpha: whether frames are RGBA, or RGB.
+        options: how pictures come out of the file.
 
     Raises:
         VideoError: the frames cannot be read.
@@ -157,7 +166,7 @@ def read_excerpt(
     assert excerpt is not None
     for begin in (excerpt.begin + start, excerpt.begin):
         images: list[Tensor] = []
-        with VideoReader(entry.source(folder), alpha=alpha) as reader:
+        with VideoReader(entry.source(folder), alpha=alpha, options=options) as reader:
             reader.seek(begin)
             while len(images) < frames:
                 frame = next(reader, None)

@@ -42,6 +42,8 @@ def read_clips(
 ) -> Generator[tuple[Clip, Frame | ClipError], None, None]:
     """Yields the frames of each clip in turn, with times in seconds from the video's first frame.
 
+    Each frame says when it ends, except a last frame after which the video is damaged.
+
     Frames that cannot be read are replaced by one error, which ends the clip. The frames of the
     control of a clip, if it has one, follow the frames of the clip.
 
@@ -155,12 +157,32 @@ class Cutter:
             for frame in islice(frames, None if clip.whole else clip.frames):
                 count += 1
                 self._next += not clip.resampled and self._next >= 0
-                yield Frame(fitted(frame.image, clip), frame.time)
+                yield Frame(fitted(frame.image, clip), frame.time, self._end(frame, clip, count))
         except VideoError as error:
             self._damage = Damage(clip.entry, clip.first + count, error)
             raise
         if count < clip.frames and not clip.whole:
             raise VideoError(f"only {count} of its {clip.frames} frames are there")
+
+    def _end(self, frame: Frame, clip: Clip, count: int) -> float | None:
+        """Returns when a frame ends, in seconds; None if the frame after it cannot be read.
+
+        Args:
+            count: how many frames of the clip there are with this one.
+
+        Raises:
+            VideoError: the clip needs the frame after it, which cannot be read.
+        """
+        if clip.resampled:
+            return frame.time + float(1 / clip.fps)
+        assert self._reader is not None
+        try:
+            return float(self._reader.next_time())
+        except VideoError as error:
+            if clip.whole or count < clip.frames:
+                raise
+            self._damage = Damage(clip.entry, clip.first + count, error)
+            return None
 
     def _open(self, entry: Entry) -> VideoReader:
         """Returns the reader of a video."""

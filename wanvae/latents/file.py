@@ -1,9 +1,10 @@
 """The latents of one video in a safetensors file, written and read piece by piece.
 
 A file holds ``mean`` and ``logvar`` ``(z_dim, T, H, W)``, and ``times`` ``(frames,)`` in seconds as
-float64. Its metadata hold the size and rate of the video, which model encoded it, and whether the
-latents are normalized. ``wanvae encode`` writes float32, not normalized. ``wanvae encode-dataset``
-may write another dtype, ``latents`` instead of mean and logvar, and normalized latents.
+float64. Its metadata hold the size and rate of the video, when its last frame ends, which model
+encoded it, and whether the latents are normalized. ``wanvae encode`` writes float32, not
+normalized. ``wanvae encode-dataset`` may write another dtype, ``latents`` instead of mean and
+logvar, and normalized latents.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class LatentsWriter:
 
     def __init__(self, spool: LatentsSpool) -> None:
         self._spool = spool
+        self._end: float | None = None
 
     def write(self, posterior: Posterior) -> None:
         """Appends the posterior ``(1, z_dim, T, H, W)`` of the next frames."""
@@ -77,6 +79,15 @@ class LatentsWriter:
         """Appends the time in seconds of a frame of the video. Padding has no time."""
         self._spool.times.append(time)
 
+    def end_at(self, time: float) -> None:
+        """Says when the last frame ends, in seconds from the first; otherwise nobody knows."""
+        self._end = time
+
+    @property
+    def end(self) -> float | None:
+        """When the last frame ends, as ``end_at`` was told."""
+        return self._end
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the mean so far, (z_dim, T, H, W)."""
@@ -84,14 +95,23 @@ class LatentsWriter:
 
 
 def video_metadata(
-    shape: VideoShape, *, normalized: bool = False, model: str = "", start: float | None = None
+    shape: VideoShape,
+    *,
+    normalized: bool = False,
+    model: str = "",
+    encoder: str = "",
+    start: float | None = None,
+    end: float | None = None,
 ) -> dict[str, str]:
     """Returns the metadata of a file of latents.
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
+        encoder: likewise, of its encoder.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             it is not known, or told elsewhere.
+        end: when the last frame ends, in seconds from the first frame of the latents; None if it is
+            not known.
     """
     metadata = {
         "format": FORMAT,
@@ -100,17 +120,26 @@ def video_metadata(
     }
     if start is not None:
         metadata["start"] = str(start)
-    return metadata | ({"model": model} if model else {})
+    if end is not None:
+        metadata["end"] = str(end)
+    digests = {"model": model, "encoder": encoder}
+    return metadata | {name: digest for name, digest in digests.items() if digest}
 
 
 @contextmanager
 def write_latents(
-    path: str | PathLike[str], shape: VideoShape, *, model: str = "", start: float | None = None
+    path: str | PathLike[str],
+    shape: VideoShape,
+    *,
+    model: str = "",
+    encoder: str = "",
+    start: float | None = None,
 ) -> Iterator[LatentsWriter]:
     """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
+        encoder: likewise, of its encoder.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             it is not known.
 
@@ -123,11 +152,15 @@ def write_latents(
         raise CheckpointError(f"{path} must end in .safetensors; change its name")
     with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as spool:
         latents = LatentsSpool(spool, ("mean", "logvar"), torch.float32)
-        yield LatentsWriter(latents)
+        writer = LatentsWriter(latents)
+        yield writer
         if not latents.length:
             raise CheckpointError("there are no latents to write; encode at least one frame")
         with temporary.open("wb") as file:
-            latents.write_file(file, video_metadata(shape, model=model, start=start))
+            metadata = video_metadata(
+                shape, model=model, encoder=encoder, start=start, end=writer.end
+            )
+            latents.write_file(file, metadata)
 
 
 @dataclass(frozen=True)
@@ -143,9 +176,11 @@ class LatentsFile:
         times: times of the video frames in seconds; empty for latents of another program.
         normalized: whether the latents are normalized; None if this is not known.
         model: a digest that identifies the model that encoded; empty if the file does not say.
+        encoder: likewise, of its encoder.
         program: the program that wrote the file; empty for this package.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             the file does not say.
+        end: when the last frame ends, in seconds like ``times``; None if the file does not say.
     """
 
     channels: int
@@ -156,8 +191,10 @@ class LatentsFile:
     times: tuple[float, ...]
     normalized: bool | None
     model: str
+    encoder: str
     program: str
     start: float | None
+    end: float | None
     _slices: Any
 
     def piece(self, start: int, end: int) -> Tensor:
@@ -193,20 +230,49 @@ def describe_latents(file: safe_open) -> LatentsFile:
     if len(sizes) != 4 or 0 in sizes:
         raise UserError(f"{name} must be (z_dim, T, H, W), not {sizes}")
     channels, length, height, width = sizes
+    times = check_times(file.get_tensor("times"))
     return LatentsFile(
         channels=channels,
         length=length,
         height=height,
         width=width,
         video=from_json_dict(VideoShape, parse_json(metadata.get("video", ""))),
-        times=check_times(file.get_tensor("times")),
+        times=times,
         # Files of earlier versions say it only of latents that are normalized.
         normalized=metadata.get("normalized") == "true",
         model=metadata.get("model", ""),
+        encoder=metadata.get("encoder", ""),
         program="",
         start=find_start(metadata),
+        end=find_end(metadata, times[-1]),
         _slices=slices,
     )
+
+
+def find_end(metadata: Mapping[str, str], last: float) -> float | None:
+    """Returns when the last frame ends, in seconds; None if the file does not say.
+
+    Args:
+        last: when it begins.
+
+    Raises:
+        UserError: what it says is no such time.
+    """
+    end = metadata.get("end")
+    if end is None:
+        return None
+    seconds = seconds_of(end)
+    if not last < seconds < LONGEST:
+        raise UserError(f"its end, {end!r}, is no time in seconds after its last frame, {last} s")
+    return seconds
+
+
+def seconds_of(value: object) -> float:
+    """Returns a value of metadata as a number; -1 if it is none."""
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return -1.0
 
 
 def find_start(metadata: Mapping[str, str]) -> float | None:
@@ -221,10 +287,7 @@ def find_start(metadata: Mapping[str, str]) -> float | None:
         start = clip.get("start") if isinstance(clip, dict) else None
     if start is None:
         return None
-    try:
-        seconds = float(start)
-    except (TypeError, ValueError):
-        seconds = -1.0
+    seconds = seconds_of(start)
     if not 0 <= seconds < LONGEST:
         raise UserError(f"its start, {start!r}, is no time in seconds")
     return seconds

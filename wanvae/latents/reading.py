@@ -52,7 +52,9 @@ def latents_of(clip: CachedClip) -> LatentsFile:
         times=(),
         normalized=None if clip.scale is None else clip.scale == "normalized",
         model="",
+        encoder="",
         program=clip.program,
         start=None,
+        end=None,
         _slices=clip.load(),
     )

@@ -25,7 +25,8 @@ from wanvae.folders.listing import File
 from wanvae.folders.manifest import Entry, reason
 from wanvae.train.colour import ColourConfig, draw_colours, recolour
 from wanvae.train.degradation import DegradationConfig
-from wanvae.video import HdrWarning, VideoError, read_clip
+from wanvae.video import HdrWarning, ReadOptions, VideoError, read_clip
+from wanvae.video.reading.options import parse_options
 
 # How many files in a row may fail before something else must be wrong.
 MOST_FAILURES = 100
@@ -88,10 +89,16 @@ class DataConfig:
         colour: random colours of crops.
         degradation: what the encoder sees instead of a crop, so that the model learns to restore.
             Clips of the evaluation are degraded too, each time in the same way.
+        deinterlace: give interlaced frames all lines of one time, also in clips of the evaluation.
+        background: what transparent pictures are laid on, like "white" or "#ff8000" (default:
+            black), also in clips of the evaluation. Only for models that do not encode alpha.
+        hwaccel: decode on a device, if FFmpeg has it, like "cuda", "videotoolbox" or
+            "vaapi:/dev/dri/renderD128" (default: on the CPU).
     """
 
-    # The files that are trained on are compared instead: a folder can be moved.
-    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder", "folders"})
+    # The files that are trained on are compared instead: a folder can be moved. Devices decode
+    # what the CPU decodes.
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"folder", "folders", "hwaccel"})
 
     folder: str = FOLDER
     folders: tuple[str, ...] = ()
@@ -105,6 +112,9 @@ class DataConfig:
     flip: bool = True
     colour: ColourConfig = field(default_factory=ColourConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    deinterlace: bool = False
+    background: str | None = None
+    hwaccel: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "largest_scale", "crops_per_clip"):
@@ -122,12 +132,20 @@ class DataConfig:
         positive = all(0 < weight < float("inf") for weight in weights)
         for_each = not weights or len(weights) == len(self.folders)
         check(positive and for_each, "folder_weights", weights, "one above 0 for each of folders")
+        _ = self.reading  # a wrong colour is an error here
 
     @property
     def shapes(self) -> tuple[BucketConfig, ...]:
         """The buckets, or the one shape of ``frames`` and ``size``."""
         single = BucketConfig(frames=self.frames, height=self.size, width=self.size)
         return self.buckets or (single,)
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How pictures come out of files."""
+        return parse_options(
+            deinterlace=self.deinterlace, background=self.background, hwaccel=self.hwaccel
+        )
 
     @property
     def shares(self) -> dict[str, float]:
@@ -231,6 +249,7 @@ class Source:
         self.folder = folder
         self.config = config
         self.alpha = alpha
+        self.reading = config.reading
         content = open_folder(folder)
         selection = select(content.entries)
         self.entries, self.ignored = selection.entries, describe_ignored(content.ignored)
@@ -302,9 +321,19 @@ class Source:
             warnings.simplefilter("always")
             if entry.excerpt is None:
                 source = entry.source(self.folder)
-                clip = read_clip(source, start, shape.frames, stride, alpha=self.alpha)
+                clip = read_clip(
+                    source, start, shape.frames, stride, alpha=self.alpha, options=self.reading
+                )
             else:
-                clip = read_excerpt(entry, self.folder, start, shape.frames, stride, self.alpha)
+                clip = read_excerpt(
+                    entry,
+                    self.folder,
+                    start,
+                    shape.frames,
+                    stride,
+                    alpha=self.alpha,
+                    options=self.reading,
+                )
         if clip.shape[2] < shape.height or clip.shape[3] < shape.width:
             raise VideoError("it has become smaller since it was indexed")
         self.tell_once(index, notices)

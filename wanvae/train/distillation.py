@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -37,7 +37,8 @@ class DistillConfig:
         res_blocks: residual blocks of each stage of the student; by default as many as the teacher
             has.
         tiny_dims: channels of each stage of a tiny autoencoder, and after its last stage, like
-            [256, 128, 64, 64]. Then the student is the decoder of such a model.
+            [256, 128, 64, 64] for the latents of Wan2.1. Then the student is the decoder of such a
+            model. It has as many stages as the teacher has steps between its stages.
         start: "pruned" starts as the teacher's blocks and channels of the largest weights, "new"
             from nothing.
         features: weight of the error of what the student's stages compute, projected to what the
@@ -55,39 +56,50 @@ class DistillConfig:
     posterior: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.half in (None, "encoder", "decoder"), "half", self.half, "encoder or decoder")
+        halves = "encoder or decoder"
+        check(self.half in (None, "encoder", "decoder"), "distill.half", self.half, halves)
         for name in ("dim", "res_blocks"):
             value = getattr(self, name)
-            check(value is None or value >= 1, name, value, "at least 1")
-        check_option("start", self.start, Start)
+            check(value is None or value >= 1, f"distill.{name}", value, "at least 1")
+        check_option("distill.start", self.start, Start)
         for name in ("features", "posterior"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        if self.half != "encoder":
-            check(self.posterior == 0, "posterior", self.posterior, "0 without an encoder to train")
+            check(getattr(self, name) >= 0, f"distill.{name}", getattr(self, name), "at least 0")
+        if self.half is None:
+            for option in fields(self):
+                expected = "left out without distill.half, which says what is distilled"
+                value = getattr(self, option.name)
+                check(value == option.default, f"distill.{option.name}", value, expected)
+        if self.half == "decoder":
+            expected = "0 without an encoder to train"
+            check(self.posterior == 0, "distill.posterior", self.posterior, expected)
         if not self.tiny_dims:
             return
-        expected = "left out unless half is decoder"
-        check(self.half == "decoder", "tiny_dims", self.tiny_dims, expected)
-        check(self.dim is None, "dim", self.dim, "left out with tiny_dims")
-        check(self.start == "new", "start", self.start, "new with tiny_dims")
-        check(self.features == 0, "features", self.features, "0 with tiny_dims: its stages differ")
+        name, expected = "distill.tiny_dims", "left out unless distill.half is decoder"
+        check(self.half == "decoder", name, self.tiny_dims, expected)
+        check(min(self.tiny_dims) >= 1, name, self.tiny_dims, "positive")
+        check(self.dim is None, "distill.dim", self.dim, f"left out with {name}")
+        check(self.start == "new", "distill.start", self.start, f"new with {name}")
+        expected = f"0 with {name}: its stages differ"
+        check(self.features == 0, "distill.features", self.features, expected)
 
     def student_of(self, teacher: WanVAEConfig) -> WanVAEConfig:
         """Returns the config of the student's half beside the other half of the teacher."""
         width = teacher.decoder_dim or teacher.dim
         if self.half == "decoder":
-            return replace(
+            student = replace(
                 teacher,
                 decoder_dim=self.dim or max(1, width // 2),
                 decoder_res_blocks=self.res_blocks or teacher.decoder_res_blocks,
             )
-        return replace(
-            teacher,
-            dim=self.dim or max(1, teacher.dim // 2),
-            num_res_blocks=self.res_blocks or teacher.num_res_blocks,
-            decoder_dim=width,
-            decoder_res_blocks=teacher.blocks_of_decoder,
-        )
+        else:
+            student = replace(
+                teacher,
+                dim=self.dim or max(1, teacher.dim // 2),
+                num_res_blocks=self.res_blocks or teacher.num_res_blocks,
+                decoder_dim=width,
+                decoder_res_blocks=teacher.blocks_of_decoder,
+            )
+        return student.simplest()
 
     def tiny_student_of(self, teacher: WanVAEConfig) -> TinyVAEConfig:
         """Returns the config of the decoder of a tiny autoencoder with the teacher's latents.
@@ -101,6 +113,9 @@ class DistillConfig:
                 "is an image model or upscales: leave distill.tiny_dims out"
             )
         doubled = sorted(teacher.temporal_downsample)
+        count = len(doubled) + 1
+        expected = f"{count} numbers, because the teacher halves the size {count - 1} times"
+        check(len(self.tiny_dims) == count, "distill.tiny_dims", self.tiny_dims, expected)
         return TinyVAEConfig(
             z_dim=teacher.z_dim,
             encoder_dim=None,

@@ -32,7 +32,8 @@ from wanvae.metrics.temporal import TemporalError
 from wanvae.posterior import Posterior
 from wanvae.train.trainee import Trained
 from wanvae.train.upscaling import Downscaling, check_shape, scale_down
-from wanvae.video import VideoError, VideoInfo, probe, read_clip
+from wanvae.video import ReadOptions, VideoError, VideoInfo, probe, read_clip
+from wanvae.video.reading.options import AS_STORED
 
 # From frames of a reconstruction and of the original, both (N, C, H, W) in [-1, 1], to a number.
 Metric: TypeAlias = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -109,7 +110,11 @@ class HeldOutFolder:
 
 
 def read_held_out(
-    config: EvaluationConfig, model: WanVAEConfig, *, report: bool = True
+    config: EvaluationConfig,
+    model: WanVAEConfig,
+    *,
+    reading: ReadOptions = AS_STORED,
+    report: bool = True,
 ) -> HeldOutFolder:
     """The clips that ``config`` describes, the same each time.
 
@@ -117,6 +122,7 @@ def read_held_out(
 
     Args:
         model: the config of the model that encodes the clips.
+        reading: how pictures come out of the files.
         report: warn of files that are left out. One process of a run should.
 
     Raises:
@@ -134,7 +140,8 @@ def read_held_out(
         if len(clips) == config.clips:
             break
         try:
-            clips.append(read_file(folder, file.path, config, encodes_alpha(model), scenes))
+            alpha = encodes_alpha(model)
+            clips.append(read_file(folder, file.path, config, alpha, scenes, reading))
         except VideoError as error:
             if suffix_of(file.path) in MEDIA_SUFFIXES:
                 left_out.append(f"{file.path}: {reason(error, folder / file.path)}")
@@ -185,12 +192,14 @@ def read_file(
     config: EvaluationConfig,
     alpha: bool,
     scenes: Mapping[str, Entry | None] = MappingProxyType({}),
+    reading: ReadOptions = AS_STORED,
 ) -> HeldOutClip:
     """The clip of a file of the folder; VideoError if it cannot be read, or is too small.
 
     Args:
         alpha: whether the clip is RGBA, or RGB.
         scenes: the scene of each file that has some in the index, as ``longest_of_manifest`` says.
+        reading: how pictures come out of the file.
     """
     path = folder / name
     if name in scenes:
@@ -198,16 +207,19 @@ def read_file(
         if scene is None:
             raise VideoError(ALL_LEFT_OUT)
         if scene.excerpt is not None:
-            return HeldOutClip(name, read_scene(folder, scene, config, alpha))
+            return HeldOutClip(name, read_scene(folder, scene, config, alpha, reading))
     info = probe(path)
     if min(info.height, info.width) < config.size:
         raise VideoError(f"it has {info.width}x{info.height} pixels, too few")
     frames = 1 if info.is_image else config.frames
-    video = read_clip(path, middle(info, frames), frames, alpha=alpha)
+    start = middle(info, frames)
+    video = read_clip(path, start, frames, alpha=alpha, options=reading)
     return HeldOutClip(name, centre_crop(video, config.size))
 
 
-def read_scene(folder: Location, scene: Entry, config: EvaluationConfig, alpha: bool) -> Tensor:
+def read_scene(
+    folder: Location, scene: Entry, config: EvaluationConfig, alpha: bool, reading: ReadOptions
+) -> Tensor:
     """The middle of a scene; VideoError if it cannot be read, or is too small."""
     if min(scene.height, scene.width) < config.size:
         raise VideoError(f"its scenes have {scene.width}x{scene.height} pixels, too few")
@@ -215,7 +227,8 @@ def read_scene(folder: Location, scene: Entry, config: EvaluationConfig, alpha: 
     if scene.frames < frames:
         raise VideoError(f"its longest scene has {scene.frames} frames, too few")
     start = (scene.frames - frames) // 2 / scene.fps
-    return centre_crop(read_excerpt(scene, folder, start, frames, 1, alpha), config.size)
+    clip = read_excerpt(scene, folder, start, frames, 1, alpha=alpha, options=reading)
+    return centre_crop(clip, config.size)
 
 
 def middle(info: VideoInfo, frames: int) -> float:

@@ -73,6 +73,8 @@ from wanvae.train.trainee import (
 )
 from wanvae.train.upscaling import Downscaling, check_learns, check_shape, with_upscaling
 from wanvae.video import write_video
+from wanvae.video.reading.hardware import check_hardware
+from wanvae.video.reading.options import refuse_background
 
 # Where --config finds the configs of the package by name: installed, or in a checkout.
 PACKAGE = Path(__file__).parents[1]
@@ -191,6 +193,8 @@ class VideoTraining:
         for shape in config.data.shapes:
             check_shape(vae.config, shape.height, shape.width)
             check_length(vae.config, shape.frames)
+        refuse_background(config.data.background, alpha=encodes_alpha(vae.config))
+        check_hardware(config.data.hwaccel)
         self.config = config
         self.vae = vae
         self.accelerator = accelerator
@@ -210,7 +214,12 @@ class VideoTraining:
             self.base = Base.of(config.weights)
         self.held_out: list[HeldOutClip] = []
         if config.evaluation.folder is not None:
-            found = read_held_out(config.evaluation, vae.config, report=accelerator.is_main_process)
+            found = read_held_out(
+                config.evaluation,
+                vae.config,
+                reading=config.data.reading,
+                report=accelerator.is_main_process,
+            )
             self.say_ignored(config.evaluation.folder, found.ignored)
             self.held_out = found.clips
             if config.data.degradation.changes:
@@ -276,6 +285,7 @@ class VideoTraining:
             identify_start=None if weights is None else partial(identify, weights),
             result=self.config.result,
             describe_data=samples.describe,
+            fresh_workers=self.config.data.hwaccel is not None,
         )
 
     def load(self, trainee: Trainee, path: Path) -> None:
@@ -361,6 +371,7 @@ class VideoTraining:
             config.distill.half,
             config.evaluation,
             result.parent / f"{REPORT}-{config.trainer.steps}",
+            config.data,
             self.accelerator,
             None if lpips is None else (lpips, config.loss.lpips_network),
         )
@@ -466,6 +477,7 @@ def load_base(config: TrainConfig) -> WanVAE:
     path, ndim, factor = config.weights, config.model.ndim, config.model.upscale_factor
     vae = require_wan_vae(WanVAE.from_pretrained(str(path), torch.float32), path, "training")
     check_weights(vae, str(path))
+    check_learns(vae.config)
     if config.distill.half is None and ndim != vae.config.ndim:
         if ndim < vae.config.ndim:
             raise UserError(f"{path} is a video model, not an image model: set model.ndim to 3")

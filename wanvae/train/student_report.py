@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from wanvae.checkpoints.formats import identify, weights_file
-from wanvae.config import Half, check_reconstructs, encodes_alpha
+from wanvae.config import Half, encodes_alpha
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import write_value
 from wanvae.errors import UserError
@@ -23,6 +24,7 @@ from wanvae.evaluate.summary import Evaluation
 from wanvae.metrics.lpips import Lpips, LpipsNetwork
 from wanvae.model import AnyVAE, WanVAE
 from wanvae.tiny import TinyVAE
+from wanvae.train.crops import DataConfig
 from wanvae.train.held_out import EvaluationConfig
 
 # Names of the models in tables.
@@ -74,6 +76,7 @@ def report_student(
     half: Half,
     config: EvaluationConfig,
     output: Path,
+    data: DataConfig,
     accelerator: Accelerator,
     lpips: tuple[Lpips, LpipsNetwork] | None = None,
 ) -> str:
@@ -85,11 +88,12 @@ def report_student(
         teacher: its checkpoint.
         student: its file.
         output: the folder of the report, new or of the same models.
+        data: how pictures come out of the files, as for crops.
         lpips: the network of LPIPS, and which one it is.
     """
     device = accelerator.device
     vaes = [WanVAE.from_pretrained(path, torch.float32, device) for path in (teacher, student)]
-    reason = why_not(vaes[0], config)
+    reason = why_not(vaes, config)
     if reason is not None:
         return f"{NO_REPORT}: {reason}"
     options = EvaluationOptions(
@@ -97,6 +101,8 @@ def report_student(
         resize=(f"{config.size}x{config.size}",),
         clips=config.clips,
         lpips="alex" if lpips is None else lpips[1],
+        deinterlace=data.deinterlace,
+        background=data.background,
     )
     networks = Networks("left out: loss.lpips is 0" if lpips is None else lpips[0].eval(), None)
     encoding = vaes[0] if isinstance(vaes[1], TinyVAE) else vaes[1]
@@ -106,9 +112,13 @@ def report_student(
     ]
     folder = str(config.folder)
     try:
-        evaluation = evaluate(models, networks, folder, output, options, PartialState())
+        evaluation = evaluate(
+            models, networks, folder, output, options, PartialState(), hwaccel=data.hwaccel
+        )
     except UserError as error:  # the student is there already
         return f"{NO_REPORT}: {error}"
+    except SystemExit:  # so it is for the first process, which says why
+        evaluation = None
     if evaluation is None:
         return ""
     figures = figures_of(evaluation, vaes, half)
@@ -116,16 +126,14 @@ def report_student(
     return f"{output / PAGE}: {figures.describe()}"
 
 
-def why_not(teacher: AnyVAE, config: EvaluationConfig) -> str | None:
+def why_not(vaes: Sequence[AnyVAE], config: EvaluationConfig) -> str | None:
     """Returns why there is nothing to judge, if so."""
     if config.folder is None:
         return "there is no evaluation.folder"
-    if encodes_alpha(teacher.config):
+    if any(encodes_alpha(vae.config) for vae in vaes):
         return "it compares RGB, and these models encode RGBA"
-    try:
-        check_reconstructs(teacher.config)
-    except UserError as error:
-        return str(error)
+    if any(vae.config.decoded_spatial_factor != vae.config.spatial_factor for vae in vaes):
+        return "it compares videos of one size, and the decoder upscales"
     return None
 
 

@@ -51,6 +51,12 @@ def with_upscaling(vae: WanVAE, factor: int) -> WanVAE:
         )
     if vae.config.alpha_decoder:
         raise UserError("a model with a decoder of alpha cannot get a decoder that upscales")
+    if vae.config.patch_size > 1:
+        raise UserError(
+            f"model.upscale_factor is {factor}, but the model of the weights has patches, of "
+            f"{vae.config.patch_size} pixels to a side, as Wan2.2 has: a decoder that upscales "
+            "needs weights without patches, like the ones of Wan2.1 or Qwen-Image"
+        )
     upscaling = WanVAE(replace(vae.config, upscale_factor=factor))
     upscaling.to(vae.device, vae.decode_dtype)
     tensors = vae.state_dict()
@@ -84,6 +90,12 @@ def check_learns(config: WanVAEConfig) -> None:
     """Raises UserError if a model does not decode what it can be compared with."""
     check_has(config, "encoder")
     check_has(config, "decoder")
+    if config.alpha_decoder:
+        raise UserError(
+            "a pair of decoders, of colour and of alpha, cannot be trained: the encoder of "
+            "Wan-Alpha sees colour and alpha, but the encoder of this pair sees colour alone; "
+            "train a model that encodes RGBA instead, as the config rgba.yaml does"
+        )
     if config.in_channels != config.out_channels:
         raise UserError(
             f"this model encodes videos of {config.in_channels} channels, but decodes videos of "

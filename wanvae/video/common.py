@@ -95,6 +95,14 @@ def open_remote(source: Source) -> RemoteFile | None:
     return place.open_part() if part is None else place.open_part(part.offset, part.size)
 
 
+def opened(source: Source) -> RemoteFile | str:
+    """Returns what FFmpeg opens: a file at an address that is open, or the path of a local one.
+
+    Raises as ``open_remote``.
+    """
+    return open_remote(source) or address(source)
+
+
 def reason(error: Exception) -> str:
     """Says in words why FFmpeg or the system failed."""
     if isinstance(error, EOFError):

@@ -93,7 +93,7 @@ def test_files_of_another_width_are_left_out(tmp_path: Path, model: RVQVAE, fold
     found = evaluate_feature_folder(model, tmp_path, PartialState())
     assert len(found.files) == 1 and "has 77 channels, but the model has 78" in found.failures[0]
     (tmp_path / "a.npy").unlink()
-    with pytest.raises(MotionError, match=r"no file of .* can be evaluated"):
+    with pytest.raises(MotionError, match=r"b\.npy has 77 channels"):
         evaluate_feature_folder(model, tmp_path, PartialState())
 
 

@@ -14,6 +14,7 @@ from motion.commands.tokenize import tokenize_file
 from motion.errors import MotionError
 from motion.features.feature_files import read_features, write_features
 from motion.features.humanml3d import recover_positions
+from motion.features.joint_features import to_kit_joints
 from motion.features.joint_motion import extract_published, read_joint_motion, read_target
 from motion.features.published import NAMES, PUBLISHED
 from motion.features.units import are_in_own_units
@@ -56,12 +57,14 @@ def test_features_become_motion_files(folder: Path, tmp_path: Path, name: str) -
     source, kind = folder / f"{name}.npy", NAMES[name]
     expected = kind.recover(read_features(source).double()).positions
     report = convert_from_joints(source, tmp_path / "a.bvh")
-    assert (report.frames, report.fps) == (FRAMES[name], kind.fps) and " mm from" in report.notes[0]
+    assert (report.frames, report.fps) == (FRAMES[name], kind.fps) and " mm from" in report.notes[1]
+    assert f"its frame rate: {kind.fps:g} per second, as published; --fps" in report.notes[0]
     clip = read_motion(tmp_path / "a.bvh", Reading(unit=1.0))
     difference = (clip.pose.positions - expected).norm(dim=-1)
     # The middle of KIT's feet, and its shoulders on the neck, are on no stiff bone.
     assert difference.mean() < (0.01 if name == "kit" else 1e-4)
-    convert_from_joints(source, tmp_path / "a.joints.npy")
+    report = convert_from_joints(source, tmp_path / "a.joints.npy")
+    assert report.notes == (f"the file does not tell its {kind.fps:g} frames per second",)
     found = read_joint_motion(tmp_path / "a.joints.npy")
     assert largest_difference(found.positions, expected) < 1e-4
     for suffix in ("glb", "csv", *([] if name == "kit" else ["npz"])):
@@ -70,7 +73,7 @@ def test_features_become_motion_files(folder: Path, tmp_path: Path, name: str) -
 
 
 def test_rotations_come_back_from_272(folder: Path, tmp_path: Path) -> None:
-    report = convert_from_joints(folder / "272.npy", tmp_path / "a.npz")
+    report = convert_from_joints(folder / "272.npy", tmp_path / "a.npz", fps=30)
     assert report.notes[0].startswith("rotations as they are in the features")
     original, clip = (read_motion(path) for path in (folder / "walk.bvh", tmp_path / "a.npz"))
     assert largest_difference(clip.rotations[:, 1:22], original.rotations[:, 1:22]) < 1e-5
@@ -103,6 +106,23 @@ def test_lengths_and_rates_can_be_given(folder: Path, tmp_path: Path) -> None:
     assert read_target(tmp_path / "joints.npy", "kit").shape == (21, 3)
     with pytest.raises(MotionError, match=r"kit\.npy has 21 joints, not the joints of HumanML3D"):
         read_target(folder / "kit.npy", "humanml3d")
+
+
+@pytest.mark.parametrize("joints", [22, 21])
+def test_joints_in_other_units_and_axes_are_told(tmp_path: Path, joints: int) -> None:
+    """Unless the unit and the axis are given."""
+    positions = walk(20).pose.positions[:, :22]
+    positions = positions if joints == 22 else to_kit_joints(positions) * 1000
+    lying = 100 * positions[..., [0, 2, 1]] * torch.tensor([1.0, -1.0, 1.0])
+    source, told = tmp_path / "a.joints.npy", "frame rate"
+    for values, doubts in ((positions, []), (lying, ["m along the bones", "say --up z"])):
+        np.save(source, values)
+        notes = convert_from_joints(source, tmp_path / "a.bvh").notes[:-1]
+        assert len(notes) == 1 + len(doubts)
+        assert all(text in note for text, note in zip((told, *doubts), notes, strict=True))
+    given = Reading(unit=0.01 if joints == 22 else 1e-5, up="z")
+    report = convert_from_joints(source, tmp_path / "a.bvh", reading=given, fps=30)
+    assert len(report.notes) == 1
 
 
 def test_272_of_another_skeleton_says_that_it_is_by_kinematics() -> None:
@@ -178,3 +198,7 @@ def test_decoded_features_become_motion_files(folder: Path, tmp_path: Path) -> N
     assert f"joints are {mean:.3g} mm from" in said and "inverse kinematics" in said
     report = reconstruct_file(model, folder / "humanml3d.npy", tmp_path / "b.glb")
     assert report.joints is not None and report.loss == said
+    assert recording.describe_loss("a.joints.npy", recording.features).endswith(
+        "does not tell its 20 frames per second"
+    )
+    assert recording.describe_loss("a.npy", recording.features) == ""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from motion import RVQVAE
+from motion import RVQVAE, cli
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import Untold
 from motion.checkpoints.formats import WITHOUT_NORMALIZER, Layout
@@ -23,6 +23,7 @@ from motion.skeleton.tree import Skeleton
 from tests.motion.helpers import largest_difference, random_clip, random_skeleton
 from tests.motion.small_tokenizers import ROOTED, WALK, saved_tokenizer, tiny_tokenizer
 from wanvae.engine.checkpoint import CheckpointError, write_tensors
+from wanvae.errors import UserError
 
 NETWORKS = ("encoder.", "decoder.", "quantizer.books.codes", "normalizer.")
 
@@ -86,6 +87,22 @@ def test_features_that_a_number_of_channels_does_not_tell(tmp_path: Path) -> Non
         native = saved_tokenizer(tmp_path / "a.safetensors", features)
         report = convert_checkpoint(native, tmp_path / "b.pth", Layout.MOMASK)
         assert sum("what the features are" in note for note in report.notes) == count
+
+
+def test_a_checkpoint_learns_to_keep_paths(tmp_path: Path) -> None:
+    native = saved_tokenizer(tmp_path / "a.safetensors", ROOTED)
+    command = ["convert", str(native), str(tmp_path / "b.safetensors"), "--to", "native"]
+    assert cli.main([*command, "--path-rounds", "5"]) == 0
+    assert RVQVAE.from_pretrained(tmp_path / "b.safetensors").config.path_rounds == 5
+    kept = convert_checkpoint(tmp_path / "b.safetensors", tmp_path / "c.safetensors", Layout.NATIVE)
+    assert kept.notes == ()
+    assert formats.load(tmp_path / "c.safetensors").config.path_rounds == 5
+    lost = convert_checkpoint(tmp_path / "b.safetensors", tmp_path / "b.pth", Layout.MOMASK)
+    assert any("path_rounds" in note for note in lost.notes)
+    rootless = saved_tokenizer(tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match="path_rounds must be 0, unless the features have a root"):
+        convert_checkpoint(rootless, tmp_path / "e.safetensors", Layout.NATIVE, path_rounds=5)
+    assert not (tmp_path / "e.safetensors").exists()
 
 
 def test_incomplete_checkpoints(tmp_path: Path) -> None:

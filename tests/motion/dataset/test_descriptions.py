@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from motion.dataset.descriptions import SPEAKER, DescriptionReader, parse_line
-from motion.dataset.records import AudioSpan, Caption, Description
+from motion.dataset.records import AudioSpan, Caption, Description, Word
+from tests.motion.textgrids import write_long
 from wanvae.errors import UserError
 
 # A line of HumanML3D.
@@ -143,6 +144,35 @@ def test_sound_that_cannot_be(tmp_path: Path, start: str) -> None:
     )
     (tmp_path / "a.wav").write_text("no sound")
     assert read(tmp_path)[0].audio is None
+
+
+@pytest.mark.parametrize(
+    "place", ["in/a.TextGrid", "in/a.textgrid", "in/textgrid/a.TextGrid", "textgrid/a.TextGrid"]
+)
+def test_words(tmp_path: Path, place: str) -> None:
+    """They are from the tier of words, and end with the motion; silence is no word."""
+    write(tmp_path, {"in/a.bvh": ""})
+    words = [("", 0.0, 0.5), ("hello", 0.5, 1.5), ("größe", 1.5, 2.5), ("late", 2.5, 3.0)]
+    tiers = {"phones": [("h", 0.5, 1.0)], "scott - Words": words}
+    write_long(tmp_path / place, tiers, encoding="utf-16")
+    described, reader = read(tmp_path / "in", seconds=2.0)
+    assert described.words == (Word("hello", 0.5, 1.5), Word("größe", 1.5, 2.0))
+    assert reader.notes == ["words before or after their motion are left out: 1"]
+    inside = place.removeprefix("in/")
+    assert reader.used == ({inside} if inside != place else frozenset())
+
+
+def test_words_of_another_tier_and_of_none(tmp_path: Path) -> None:
+    write(tmp_path, {"a.bvh": "", "b.bvh": "", "b.TextGrid": "broken"})
+    write_long(tmp_path / "a.TextGrid", {"ORT": [("ja", 0.0, 1.0)], "MAU": [("j", 0.0, 0.5)]})
+    described, reader = read(tmp_path)
+    assert described.words == (Word("ja", 0.0, 1.0),)
+    assert reader.notes == ['TextGrid files whose first tier, "ORT", is taken for words: 1']
+    write_long(tmp_path / "a.TextGrid", {})
+    for name, why in (("a", "it has no intervals"), ("b", "b.TextGrid cannot be read as a")):
+        described, reader = read(tmp_path, f"{name}.bvh")
+        assert described == Description()
+        assert reader.notes[0].startswith(f"no words of {name}.bvh: ") and why in reader.notes[0]
 
 
 def test_what_is_damaged_is_told(tmp_path: Path) -> None:

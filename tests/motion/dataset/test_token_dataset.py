@@ -22,9 +22,11 @@ from motion.dataset.records import (
     TokenFormat,
     TokenRecord,
     TokenSettings,
+    Word,
 )
 from motion.tokens import read_tokens
 from tests.motion.small_tokenizers import write_walks
+from tests.motion.textgrids import write_long
 from wanvae import BucketBatches
 from wanvae.errors import UserError
 
@@ -42,6 +44,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.setsampwidth(2)
         file.setframerate(3000)
         file.writeframes(bytes(2 * 1900))
+    words = [("", 0.0, 0.1), ("one", 0.1, 0.2), ("two", 0.2, 0.5), ("three", 0.5, 0.6)]
+    write_long(folder / "a.TextGrid", {"words": words})
     return folder
 
 
@@ -81,7 +85,13 @@ def test_an_item_for_each_caption(
     sound = str(recordings / "a.wav")
     assert dataset[0].audio == AudioSpan(path=sound, rate=3000, start=0, stop=1900)
     assert dataset[1].audio == AudioSpan(path=sound, rate=3000, start=400, stop=1200)
-    assert dataset[2].audio is None
+    assert dataset[2].audio is None and dataset[2].words == ()
+    assert [word.text for word in dataset[0].words] == ["one", "two", "three"]
+    assert dataset[0].words[1] == Word("two", 0.2, 0.5)
+    # Frames 4 to 11 of 30 a second; words begin with the part and end with it.
+    assert [word.text for word in dataset[1].words] == ["one", "two"]
+    times = [time for word in dataset[1].words for time in (word.start, word.stop)]
+    assert times == pytest.approx([0, 0.2 - 4 / 30, 0.2 - 4 / 30, 8 / 30])
     assert dataset.codebook_sizes == (16, 16)
     in_worker = pickle.loads(pickle.dumps(dataset))[1]
     assert in_worker[1:] == dataset[1][1:] and torch.equal(in_worker[0], dataset[1][0])
@@ -145,6 +155,7 @@ def test_a_batch(single: Path, pattern: str) -> None:
         assert (batch.ids[row][~batch.mask[row]] == vocabulary.pad).all()
         assert torch.equal(batch.indices[row, : len(clip.indices)], clip.indices)
     assert batch.captions == [clip.caption for clip in clips]
+    assert batch.words == [clip.words for clip in clips]
     assert (batch.speakers, batch.audio[2], batch.names[3]) == ([""] * 5, None, "deep/c")
     with pytest.raises(UserError, match="at least one clip"):
         collate([], vocabulary)

@@ -107,8 +107,34 @@ def test_what_does_not_fit_is_refused():
     for wrong in (MASK.float(), MASK[:, :4], MASK[:, :, None]):
         with pytest.raises(UserError, match=r"mask must be bool \(2, 5\), \(B, T\), not"):
             quantizer(latents, mask=wrong)
-    with pytest.raises(UserError, match="codebook_size must be at least 1"):
+    with pytest.raises(UserError, match="codebook_size must be a whole number, at least 1"):
         ResidualVQ(dim=4, codebook_size=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ResidualVQ(256), "config must be a QuantizerConfig, not 256; .*dim=256"),
+        (lambda: ResidualVQ(dim=0), "dim must be a whole number, at least 1, not 0"),
+        (lambda: ResidualVQ(dim=4.0), "dim must be a whole number, at least 1, not 4.0"),
+        (lambda: ResidualVQ(dim=4, codebook_size=8.0), "codebook_size must be a whole number"),
+        (lambda: make()(torch.zeros(2, DIM, 5).long()), "latents must be floating point"),
+        (lambda: make()(torch.zeros(2, DIM, 5).numpy()), "give torch.from_numpy"),
+        (lambda: make()(random_latents(2, DIM, 5), mask=MASK.tolist()), "mask must be bool"),
+        (lambda: make()(random_latents(2, DIM, 5), [6, 1]), r"from 0 to 5, .* not \[6, 1\]"),
+        (lambda: make().encode(random_latents(2, DIM, 5), [5]), r"lengths must be 2 .* \[5\]"),
+        (lambda: make()(random_latents(2, DIM, 5), torch.ones(2)), "lengths must be 2 whole"),
+    ],
+)
+def test_other_types_and_sizes_are_named(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_lengths_may_be_a_list():
+    latents = random_latents(2, DIM, 5)
+    found, expected = make()(latents, [5, 0]), make()(latents, torch.tensor([5, 0]))
+    assert torch.equal(found.latents, expected.latents) and (found.indices[1] == -1).all()
 
 
 def test_masks_are_those_of_vector_quantize_pytorch():

@@ -213,6 +213,17 @@ def test_fsq_rounds_to_even_values():
     assert result[0, latents[0, 0] < 0.51].max() == 0
 
 
+@pytest.mark.parametrize("name", ["ema", "learned", "simvq", "implicit", "fsq", "lfq"])
+def test_latents_that_are_not_numbers_are_told_by_loss_or_gradient(name):
+    """A step of training can then be taken back, instead of an end of the run."""
+    quantizer, latents = learnt(name), latents_of(2, 5)
+    latents[0, 0, 3] = torch.nan
+    result = quantizer(latents.requires_grad_())
+    assert ((result.indices >= 0) & (result.indices < 8)).all()
+    (result.latents.sum() + result.commitment_loss).backward()
+    assert not latents.grad.isfinite().all()
+
+
 def test_lfq_codes_are_signs():
     config = QuantizerConfig(kind="lfq", num_quantizers=2, codebook_size=8, dropout=0.0)
     quantizer = ResidualVQ(config, 3).eval()
@@ -232,7 +243,7 @@ def test_the_entropy_loss_wants_sure_latents_and_all_codes():
     quantizer = ResidualVQ(config, 2)
 
     def loss(rows: list[list[float]]) -> float:
-        return quantizer(torch.tensor(rows).T[None]).regularization.item()
+        return quantizer(torch.tensor(rows).float().T[None]).regularization.item()
 
     spread = loss([[9, 9], [9, -9], [-9, 9], [-9, -9]])
     assert spread == pytest.approx(-torch.tensor(4.0).log().item(), abs=1e-3)
@@ -257,7 +268,7 @@ def test_groups_are_quantized_on_their_own():
         ({"kind": "fsq"}, r"codebook_size must be the product of fsq.levels \(8, 8, 8\), 512"),
         ({"kind": "lfq", "codebook_size": 12}, "codebook_size must be a power of 2"),
         ({"groups": 3}, "groups must be a divisor of num_quantizers, 4"),
-        ({"groups": 0}, "groups must be at least 1"),
+        ({"groups": 0}, "groups must be a whole number, at least 1"),
         ({"kind": "lfq", "codebook_dim": 4}, "codebook_dim must be left as it is for lfq"),
         ({"kind": "implicit", "metric": "cosine"}, "metric must be left as it is for implicit"),
         ({"orthogonality": 1.0}, "orthogonality must be left as it is for ema"),

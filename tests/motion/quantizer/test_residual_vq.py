@@ -318,6 +318,14 @@ def test_a_state_dict_goes_on_bit_for_bit():
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_indices_may_be_small_integers(dtype: torch.dtype) -> None:
+    """Also of a type without -1, in which 255 would equal -1."""
+    quantizer = ResidualVQ(dim=DIM, codebook_size=256, num_quantizers=1).eval()
+    indices = torch.tensor([[[255], [3]]])
+    assert torch.equal(quantizer.decode(indices.to(dtype)), quantizer.decode(indices))
+
+
 def test_wrong_indices_are_refused():
     quantizer = make()
     right = torch.zeros(1, 4, 3, dtype=torch.long)

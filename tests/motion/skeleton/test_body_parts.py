@@ -86,6 +86,42 @@ BODIES = {
         "shoulder.{L} upper_arm.{L} forearm.{L} hand.{L}",
         "thigh.{L} shin.{L} foot.{L} toe.{L}",
     ),
+    "Blender's Rigify": body(
+        "spine spine.001 spine.002 spine.003",
+        "spine.004 spine.006",
+        "shoulder.{L} upper_arm.{L} forearm.{L} hand.{L}",
+        "thigh.{L} shin.{L} foot.{L} toe.{L}",
+    ),
+    "bones of Rigify that deform": body(
+        "DEF-spine DEF-spine.001 DEF-spine.002 DEF-spine.003",
+        "DEF-spine.004 DEF-spine.006",
+        "DEF-shoulder.{L} DEF-upper_arm.{L} DEF-forearm.{L} DEF-hand.{L}",
+        "DEF-thigh.{L} DEF-shin.{L} DEF-foot.{L} DEF-toe.{L}",
+    ),
+    "Rokoko": body(
+        "Hips Spine1 Spine2 Spine3",
+        "Neck Head",
+        "{Left}Shoulder {Left}Arm {Left}ForeArm {Left}Hand",
+        "{Left}Thigh {Left}Shin {Left}Foot {Left}Toe",
+    ),
+    "OptiTrack": body(
+        "Hip Ab Chest UChest",
+        "Neck Head",
+        "{L}Shoulder {L}UArm {L}FArm {L}Hand",
+        "{L}Thigh {L}Shin {L}Foot {L}Toe",
+    ),
+    "DAZ": body(
+        "hip abdomenLower abdomenUpper chestLower",
+        "neckLower head",
+        "{l}Collar {l}ShldrBend {l}ForearmBend {l}Hand",
+        "{l}ThighBend {l}Shin {l}Foot {l}Toe",
+    ),
+    "a prefix without a mark": body(
+        "mixamorigHips mixamorigSpine mixamorigSpine1 mixamorigSpine2",
+        "mixamorigNeck mixamorigHead",
+        "mixamorig{Left}Shoulder mixamorig{Left}Arm mixamorig{Left}ForeArm mixamorig{Left}Hand",
+        "mixamorig{Left}UpLeg mixamorig{Left}Leg mixamorig{Left}Foot mixamorig{Left}ToeBase",
+    ),
     "CMU's own": body(
         "root lowerback upperback thorax",
         "lowerneck head",
@@ -132,6 +168,9 @@ def test_parts_of_the_packaged_skeletons_are_known() -> None:
         ("LeftLittleDistal", "left_pinky3"),
         ("f_index.02.L", "left_index2"),
         ("LThumb", "left_thumb1"),
+        ("LeftFinger2Medial", "left_index2"),
+        ("LeftFinger5Distal", "left_pinky3"),
+        ("LeftFinger6Distal", "left_fingerdistal6"),
         ("LeftPropeller", "left_propeller"),
     ],
 )
@@ -165,3 +204,40 @@ def test_a_tree_that_is_no_body_keeps_its_names() -> None:
         names=("Base", "Crank_2", "Crank_3"), parents=(-1, 0, 1), offsets=((0.0, 1.0, 0.0),) * 3
     )
     assert find_parts(skeleton) == ("base", "crank2", "crank3")
+
+
+def test_a_root_above_the_body_may_lack_its_prefix() -> None:
+    names = ("Armature", *(name.replace(":", "_") for name in MIXAMO.names))
+    parents = (-1, *(parent + 1 for parent in MIXAMO.parents))
+    skeleton = Skeleton(names=names, parents=parents, offsets=((0.0, 0.1, 0.0),) * len(names))
+    assert find_parts(skeleton) == ("armature", *EXPECTED)
+
+
+def test_a_prefix_does_not_tell_a_side() -> None:
+    """More than half of the joints are fingers of one hand."""
+    fingers = [(f"RightHandIndex{n}", "RightHand") for n in range(1, 30)]
+    skeleton = body("Hips Spine", "Neck Head", "{Left}Arm {Left}Hand", "{Left}UpLeg", *fingers)
+    assert find_parts(skeleton)[-29:-26] == ("right_index1", "right_index2", "right_index3")
+
+
+def test_joints_elsewhere_are_no_part_of_the_spine() -> None:
+    more = ("Spine9", "Head"), ("Neck7", "Hips")
+    skeleton = body("Hips Spine Spine1", "Neck Head", "{Left}Arm", "{Left}UpLeg", *more)
+    parts = find_parts(skeleton)
+    assert parts[-2:] == ("other spine9", "other neck7")
+    assert parts[1:4] == ("spine1", "spine2", "neck1")
+
+
+def test_hips_are_above_the_spine() -> None:
+    """DAZ hangs legs on a pelvis, and the spine beside it."""
+    skeleton = body("hip", "abdomen chest head", "", "", ("pelvis", "hip"))
+    legs = [("lThigh", "pelvis"), ("rThigh", "pelvis"), ("lShldr", "chest"), ("rShldr", "chest")]
+    names = (*skeleton.names, *(name for name, _ in legs))
+    parents = (*skeleton.parents, *(names.index(parent) for _, parent in legs))
+    daz = Skeleton(names=names, parents=parents, offsets=((0.0, 0.1, 0.0),) * len(names))
+    assert find_parts(daz)[:5] == ("hips", "spine1", "spine2", "head", "pelvis")
+
+
+def test_a_trunk_without_arms_and_head_is_known() -> None:
+    skeleton = body("Hips Spine Spine1 Spine2", "", "", "{Left}UpLeg {Left}Leg")
+    assert find_parts(skeleton)[:4] == ("hips", "spine1", "spine2", "spine3")

@@ -190,6 +190,44 @@ def test_accelerations_are_of_joints_in_the_world(name):
     assert gradient.isfinite().all() and gradient.any()
 
 
+@pytest.mark.parametrize("name", ["root", "relative", "positions"])
+def test_the_path_is_where_the_joints_are_in_the_world(name):
+    """From the first frame of a window, which is at the origin and has the heading 0."""
+    spec = SPECS[name]
+    model = make(spec)
+    clips = [walked(random_clip(SKELETON, 7, 20)), walked(random_clip(SKELETON, 8, 20)[1:], 0.5)]
+    output, target = from_clips(model, spec, *clips)
+    term = terms_of(model, output, target, path=2.0, position=1.0)["path"]
+    found = []
+    for clip in clips:
+        places = clip.pose.positions - clip.root_positions[0] * torch.tensor([1.0, 0.0, 1.0])
+        if spec.relative:
+            places = turn_vectors(places, -find_headings(clip.rotations[0, 0]))
+        found.append(places)
+    torch.testing.assert_close(term, 2 * smooth(found[0] - found[1]).float(), rtol=2e-3, atol=1e-4)
+
+
+def test_a_bias_of_velocities_costs_more_the_longer_the_window():
+    """A drift of 3 cm/s: the cost grows with the square of the time, of velocities it does not."""
+    spec = FeatureSpec(rot6d="rows", heading="relative")
+    model = make(spec)
+    target = torch.zeros(1, 80, model.config.channels)
+    target[..., [0, 4]] = 1
+    output = target.clone()
+    output[..., 31] += 0.03
+    costs = [
+        terms_of(model, output[:, :n], target[:, :n], features=1.0, path=1.0) for n in (20, 80)
+    ]
+    assert costs[1]["path"] > 14 * costs[0]["path"] > 0
+    torch.testing.assert_close(costs[1]["features"], costs[0]["features"])
+
+
+def test_a_path_needs_a_root():
+    model = make(FeatureSpec(rot6d="rows", root=False))
+    with pytest.raises(ValueError, match=r"loss\.path must be 0, because .* have no root"):
+        MotionLosses(LossConfig(path=1.0), model, SKELETON)
+
+
 FEET = ("hips", "left_foot", "right_foot", "head", "hand")
 
 
@@ -291,6 +329,7 @@ def test_a_term_without_weight_is_not_computed():
     ("changes", "message"),
     [
         ({"velocity": -1.0}, "velocity must be at least 0"),
+        ({"path": -1.0}, "path must be at least 0"),
         ({"acceleration": -1.0}, "acceleration must be at least 0"),
         ({"foot_velocity": -0.1}, "foot_velocity must be at least 0"),
         ({"features": 0.0, "position": 0.0}, "features must be above 0 if"),

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from tests.video.test_pipes import piped
+from wanvae.engine.storage.remote_path import RemotePath
 from wanvae.folders.manifest import load_entries
 from wanvae.video import FilePart, VideoError, VideoReader, probe, read_clip, read_video
 
@@ -119,6 +121,37 @@ def test_webp_may_lie_in_a_larger_file(webp: Path, tmp_path: Path) -> None:
     part = FilePart(tmp_path / "all", "a.webp", 6, len(content))
     expected, _ = read_video(webp, alpha=True)
     assert torch.equal(read_video(part, alpha=True)[0], expected)
+
+
+def test_webp_may_come_through_a_pipe(webp: Path, tmp_path: Path) -> None:
+    expected, _ = read_video(webp, alpha=True)
+    with piped(webp, tmp_path) as pipe, VideoReader(pipe, alpha=True) as reader:
+        assert reader.info.fps == Fraction(6000, sum(DURATIONS)) and not reader.info.is_image
+        frames = list(reader)
+    assert [frame.time for frame in frames] == STARTS
+    assert torch.equal(torch.stack([frame.image for frame in frames], dim=1), expected)
+
+
+def test_still_webp_in_a_pipe_stays_an_image_of_a_row(webp: Path, tmp_path: Path) -> None:
+    with Image.open(webp) as image:
+        image.save(tmp_path / "still.webp", lossless=True)
+    with (
+        piped(tmp_path / "still.webp", tmp_path) as pipe,
+        pytest.warns(UserWarning, match="several images have no frame rate"),
+    ):
+        still, _ = read_video(pipe, alpha=True)
+    assert torch.equal(still, read_video(webp, alpha=True)[0][:, :1])
+
+
+def test_webp_may_lie_at_an_address(webp: Path) -> None:
+    expected, _ = read_video(webp, alpha=True)
+    content = webp.read_bytes()
+    address = RemotePath("memory://animations")
+    (address / "a.webp").write_bytes(content)
+    (address / "all.tar").write_bytes(b"before" + content + b"after")
+    part = FilePart(address / "all.tar", "a.webp", 6, len(content))
+    for source in (str(address / "a.webp"), part):
+        assert torch.equal(read_video(source, alpha=True)[0], expected)
 
 
 def test_webp_that_is_cut_short_is_told(webp: Path) -> None:

@@ -23,7 +23,8 @@ from jsonargparse import (
 )
 
 from wanvae.engine.config import renamed_options, renaming_note
-from wanvae.engine.files import refuse_overwriting
+from wanvae.engine.files import FileError, refuse_overwriting
+from wanvae.engine.storage.remote_path import is_address
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Parser(ArgumentParser):
         self.packaged_configs: Mapping[str, Path] = {}
         self.inputs: list[str] = []
         self.outputs: dict[str, Callable[[str], Iterable[Path]]] = {}
+        self.at_addresses: list[str] = []
 
     def find_config(self, config: str) -> str:
         """The path of the packaged config that ``config`` names; anything else stays as it is.
@@ -144,16 +146,34 @@ class Parser(ArgumentParser):
         """Declares options whose values are files or folders that the command reads."""
         self.inputs += names
 
-    def writes(self, name: str, also: Callable[[str], Iterable[Path]] | None = None) -> None:
+    def writes(
+        self,
+        name: str,
+        also: Callable[[str], Iterable[Path]] | None = None,
+        *,
+        to_addresses: bool = False,
+    ) -> None:
         """Declares an option whose value is a file or folder that the command writes.
 
         Args:
             also: returns the files that the command writes besides, from the value of the option.
+            to_addresses: whether it may be an address, like s3://bucket/latents.
         """
         self.outputs[name] = also or (lambda _: ())
+        if to_addresses:
+            self.at_addresses.append(name)
 
-    def refuse_overwriting(self, values: Namespace) -> None:
-        """Raises FileError if a file that the options ask to write is one that they ask to read."""
+    def refuse_outputs(self, values: Namespace) -> None:
+        """Raises FileError if a file that the options ask to write cannot be.
+
+        It is one that they ask to read, or at an address to which the command does not write.
+        """
+        for path in self._paths(values, set(self.outputs) - set(self.at_addresses)):
+            if is_address(path):
+                raise FileError(
+                    f"{path} is an address, to which only data sets of latents are written: name a "
+                    "file or folder on a disk, and copy it"
+                )
         inputs = list(self._paths(values, self.inputs))
         for name, also in self.outputs.items():
             for path in self._paths(values, [name]):

@@ -101,7 +101,7 @@ class Program:
         assert command is not None
 
         def run() -> int:
-            parsers[name].refuse_overwriting(values)
+            parsers[name].refuse_outputs(values)
             self._settle_progress(name, values, parsers[name])
             command.run(values)
             return 0

@@ -11,6 +11,7 @@ import gc
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from wanvae.engine.devices import default_device
 from wanvae.engine.evaluating import evaluating
@@ -103,7 +104,7 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
     checkpoints = Checkpoints(run, config.keep_checkpoints, optimization, average)
     keep_record_of(task, config, checkpoints, accelerator)
     progress = checkpoints.load_newest()
-    batches = load_batches(task.samples, config, accelerator, progress.step)
+    batches = load_batches(task, config, accelerator, progress.step)
     options = flat_options(task.config or config) if progress.step == 0 else None
     log = Log(run, config.steps, progress.step, accelerator, options)
     report = LiveReport(task.report, config, progress, log, accelerator)
@@ -132,8 +133,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
         done = progress.step >= config.steps
         if done:
             with learner.whole(judged) as model:
-                if accelerator.is_main_process:
-                    task.save_weights(model, run / task.result)
+                # The other processes wait, because what follows training may read the file.
+                run_on_first_process(partial(task.save_weights, model, run / task.result))
     if not done:
         saved = checkpoints.path(progress.step)
         end_by_signal(received, f"step {progress.step} of {config.steps}", saved, accelerator)
@@ -191,7 +192,7 @@ def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> N
 
 
 def load_batches(
-    samples: Dataset, config: TrainerConfig, accelerator: Accelerator, step: int
+    task: Task, config: TrainerConfig, accelerator: Accelerator, step: int
 ) -> Generator[tuple[Any, ...]]:
     """The batches of each step from ``step`` on, ``config.accumulate`` of them for this process.
 
@@ -200,10 +201,11 @@ def load_batches(
     """
     per_step = config.samples_per_step(accelerator.num_processes)
     loader = DataLoader(
-        samples,
+        task.samples,
         batch_size=config.batch_size,
         sampler=range(step * per_step, config.steps * per_step),
         num_workers=config.workers,
+        multiprocessing_context="spawn" if task.fresh_workers and config.workers else None,
         worker_init_fn=begin_to_load,
     )
     batches = iter(accelerator.prepare(loader))
@@ -287,7 +289,7 @@ def preview(
 
 
 def begin_to_load(worker: int) -> None:
-    """Prepares this process, which was forked to load data.
+    """Prepares this process, which was started to load data.
 
     It ignores signals to stop: terminals and schedulers signal the whole group, but the current
     step still needs its samples. And it never frees what the trainer left behind: an open decoder

@@ -94,6 +94,8 @@ class Task:
         describe_data: gives, for each part of the training data by name, a line for each file or
             clip in it, which tells whether it is the same when the run goes on. The names may
             change.
+        fresh_workers: whether processes that load data start anew, and not as copies of this one,
+            because they use a device. A copy of a process that uses CUDA cannot.
     """
 
     model: nn.Module
@@ -113,3 +115,4 @@ class Task:
     identify_start: Callable[[], str] | None = None
     result: str = WEIGHTS
     describe_data: Callable[[], Mapping[str, Iterable[str]]] = dict
+    fresh_workers: bool = False

@@ -14,11 +14,12 @@ from av.error import ArgumentError, FFmpegError, InvalidDataError
 from av.stream import Discard
 from av.video.stream import VideoStream
 
+from wanvae.engine.storage.remote_file import RemoteFile
 from wanvae.video.beside.choice import choose_tracks, write_tags
 from wanvae.video.beside.restarts import continued
 from wanvae.video.beside.source import Beside
 from wanvae.video.clock import length_of, restarts, time_of
-from wanvae.video.common import Notices, address, one_line_errors
+from wanvae.video.common import Notices, one_line_errors, opened
 
 # Seconds. A subtitle may be shown for so long before the beginning, and tracks may be so far apart
 # in a file.
@@ -46,7 +47,8 @@ class Carrier:
         self._end = beside.length
         self._notices = Notices(beside.source)
         with one_line_errors("read", beside.source):
-            self._input = av.open(address(beside.source), metadata_errors="replace")
+            self._source = opened(beside.source)
+            self._input = av.open(self._source, "r", metadata_errors="replace")
         try:
             self._tracks = choose_tracks(beside, self._input, output, suffix, self._notices)
             write_tags(beside, self._input, output, suffix, self._notices)
@@ -62,6 +64,7 @@ class Carrier:
 
         Raises:
             FFmpegError, OSError: the output cannot be written.
+            RemoteError: the source is at an address, and the server cannot be reached.
         """
         while self._next is not None and self._next[0] <= time:
             begin, packet = self._next
@@ -79,6 +82,8 @@ class Carrier:
     def close(self) -> None:
         """Closes the source."""
         self._input.close()
+        if isinstance(self._source, RemoteFile):
+            self._source.close()
 
     def _write(self, packets: Callable[[], list[Packet]], time: Fraction) -> None:
         """Writes packets. Leaves out those that cannot be decoded, or that the output refuses."""
@@ -101,6 +106,9 @@ class Carrier:
         except FFmpegError:
             self._tell_damage(self._reached)
             return
+        # FFmpeg takes a failure of the network for the end of the file.
+        if isinstance(self._source, RemoteFile) and self._source.failure is not None:
+            raise self._source.failure
         # Tracks are not further apart in a file.
         if following is not None and (self._end is None or following[0] < self._end + _LEAD):
             self._next = following

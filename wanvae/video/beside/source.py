@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import av
 
-from wanvae.video.common import Source, VideoError, address, is_pipe, one_line_errors
+from wanvae.video.common import Source, VideoError, is_pipe, one_line_errors, opened
 from wanvae.video.reading.reader import VideoReader
 from wanvae.video.reading.streams import is_picture
 
@@ -70,7 +70,7 @@ def sound_of(
     """
     if is_pipe(path):
         raise VideoError(f"cannot read the sound of {path}: it is read twice; name a file")
-    with one_line_errors("read", path), av.open(address(path), metadata_errors="replace") as file:
+    with one_line_errors("read", path), av.open(opened(path), metadata_errors="replace") as file:
         if not file.streams.audio:
             raise VideoError(f"{path} has no sound; name a file that has")
         has_video = not all(map(is_picture, file.streams.video))

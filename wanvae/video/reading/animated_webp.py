@@ -6,13 +6,12 @@ https://developers.google.com/speed/webp/docs/riff_container
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from itertools import accumulate
 from typing import BinaryIO
 
@@ -21,7 +20,16 @@ from av import Packet, VideoFrame
 from av.error import EOFError
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from wanvae.video.common import INTERPOLATION, FilePart, Source, VideoError, is_pipe
+from wanvae.engine.storage.remote_path import RemotePath, location
+from wanvae.video.common import (
+    INTERPOLATION,
+    STANDARD_INPUT,
+    FilePart,
+    Source,
+    VideoError,
+    is_pipe,
+    open_remote,
+)
 
 _TICKS = 1000  # per second
 # Browsers show a part of at most so many milliseconds for 100 instead.
@@ -60,12 +68,12 @@ class AnimatedWebp:
     """An animated WebP file.
 
     Attributes:
-        path: the file.
+        source: the file, or its content.
         width, height: of the canvas.
         parts: one for each frame.
     """
 
-    path: str
+    source: Source | bytes
     width: int
     height: int
     parts: tuple[Part, ...]
@@ -104,13 +112,14 @@ class AnimatedWebp:
         Raises:
             EOFError: the file ends within a part.
             OSError: it cannot be read.
+            RemoteError: a server cannot be reached.
         """
-        with open(self.path, "rb") as file:
+        with _opened(self.source) as file:
             for time, part in zip(self.times, self.parts, strict=False):
                 file.seek(part.offset)
                 content = file.read(part.size)
                 if len(content) < part.size:
-                    raise EOFError(0, "", self.path)
+                    raise EOFError(0, "", _name(self.source))
                 picture = _still_picture(content, part)
                 packet = Packet(len(picture))
                 packet.update(picture)
@@ -135,7 +144,9 @@ class AnimatedWebp:
             area = canvas[part.top : part.top + part.height, part.left : part.left + part.width]
             pixels = rgba.to_ndarray()
             if pixels.shape != area.shape:
-                raise VideoError(f"cannot read {self.path}: a picture in it has a wrong size")
+                raise VideoError(
+                    f"cannot read {_name(self.source)}: a picture in it has a wrong size"
+                )
             area[:] = _over(pixels, area) if part.blends else pixels
             frame = VideoFrame.from_ndarray(canvas, format="rgba")
             frame.pts, frame.duration = picture.pts, part.duration
@@ -144,14 +155,19 @@ class AnimatedWebp:
                 area[:] = 0
 
 
-def find_animation(source: Source) -> AnimatedWebp | None:
-    """Returns the parts of an animated WebP file; None for other files."""
-    if is_pipe(source):
-        return None  # it would be used up
-    path, first = (source.container, source.offset) if isinstance(source, FilePart) else (source, 0)
+def find_animation(source: Source | bytes) -> AnimatedWebp | None:
+    """Returns the parts of an animated WebP file, or of its content; None for others and for pipes.
+
+    At an address only files named .webp are looked at, because that costs a request.
+
+    Raises:
+        RemoteError: a server cannot be reached.
+    """
+    if not isinstance(source, bytes) and not _may_be_animation(source):
+        return None
     try:
-        with open(path, "rb") as file:
-            file.seek(first)
+        with _opened(source) as file:
+            first = file.tell()
             head = file.read(30)
             if head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X" or len(head) < 30:
                 return None
@@ -164,7 +180,33 @@ def find_animation(source: Source) -> AnimatedWebp | None:
     width, height = _number(head[24:27]) + 1, _number(head[27:30]) + 1
     if not parts or max(width, height) > _LARGEST:
         return None
-    return AnimatedWebp(os.fspath(path), width, height, parts)
+    return AnimatedWebp(source, width, height, parts)
+
+
+def _may_be_animation(source: Source) -> bool:
+    part = isinstance(source, FilePart)
+    if not part and is_pipe(source):
+        return False  # it would be used up
+    place = location(source.container if part else source)
+    name = source.name if part else place.name
+    return not isinstance(place, RemotePath) or name.lower().endswith(".webp")
+
+
+def _opened(source: Source | bytes) -> BinaryIO:
+    """Returns an open file at the first byte of an animation."""
+    if isinstance(source, bytes):
+        return BytesIO(source)
+    remote = open_remote(source)
+    if remote is not None:
+        return BufferedReader(remote)
+    path, first = (source.container, source.offset) if isinstance(source, FilePart) else (source, 0)
+    file = open(path, "rb")  # noqa: SIM115 (closed by the caller)
+    file.seek(first)
+    return file
+
+
+def _name(source: Source | bytes) -> str:
+    return STANDARD_INPUT if isinstance(source, bytes) else str(source)
 
 
 def _parts(file: BinaryIO, start: int, end: int) -> Iterator[Part]:

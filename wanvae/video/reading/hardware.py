@@ -14,6 +14,12 @@ from wanvae.video.common import VideoError, reason
 _WIDESPREAD = "h264"
 
 
+def check_hardware(name: str | None) -> None:
+    """Raises the error of ``hardware_decoding`` once, and not for each video; None is the CPU."""
+    if name is not None:
+        hardware_decoding(name)
+
+
 def hardware_decoding(name: str) -> HWAccel:
     """Returns what opens a file so that a device decodes it, as far as it can.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wanvae.video.common import VideoError
 from wanvae.video.reading.background import Colour, parse_colour
 
 
@@ -27,6 +28,12 @@ class ReadOptions:
 
 
 AS_STORED = ReadOptions()
+
+
+def refuse_background(background: object, *, alpha: bool) -> None:
+    """Raises VideoError if a model that encodes ``alpha`` is given a background."""
+    if alpha and background is not None:
+        raise VideoError("this model encodes alpha, so there is no background: leave it out")
 
 
 def parse_options(*, deinterlace: bool, background: str | None, hwaccel: str | None) -> ReadOptions:

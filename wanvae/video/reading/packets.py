@@ -36,6 +36,8 @@ from wanvae.video.reading.streams import choose_stream, is_picture
 
 _BESIDE = {"audio": "sound", "subtitle": "subtitles"}
 _COVER = ("cover picture",)
+# FFmpeg's name of WebP files in a row.
+_WEBP = "webp_pipe"
 _HEIF_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
 _PIPE_ADVICE = (
     "; a pipe is read without going back, so send Matroska or Y4M, or MP4 with its header first "
@@ -120,6 +122,11 @@ class PacketSource:
         except VideoError:
             self.close()
             raise
+        self._first: list[Packet] = []
+        if self.is_pipe and self.kind == _WEBP:
+            # FFmpeg gives the whole animation as one packet, which it does not decode.
+            self._first = list(islice(self._container.demux(self.stream), 1))
+            self._own = find_animation(bytes(self._first[0]))
         self.decoder = decoder_of(self.stream)
         if self._hardware is not None and not self.stream.codec_context.is_hwaccel:
             self._tell(
@@ -150,7 +157,7 @@ class PacketSource:
         """Whether the file is a still image."""
         return self.is_of_images and not self.is_of_several_images and self._own is None
 
-    @property
+    @cached_property
     def is_heif(self) -> bool:
         """Whether the file is a still image in a container of videos: AVIF or HEIC."""
         brand = self._container.metadata.get("major_brand", "")
@@ -164,7 +171,7 @@ class PacketSource:
     @property
     def is_of_several_images(self) -> bool:
         """Whether pictures come one after the other without times. A pipe of images may be long."""
-        return self.is_sequence or (self.is_pipe and self.is_of_images)
+        return self.is_sequence or (self.is_pipe and self.is_of_images and self._own is None)
 
     @property
     def gap(self) -> str | None:
@@ -342,7 +349,7 @@ class PacketSource:
         """Packets from here on, with continued times."""
         gap = LONGEST_PAUSE / self.tick if restarts(self._container) else inf
         clock = Clock(self.period, float(gap), by_keyframes="matroska" in self.kind)
-        for packet in self._container.demux(self.stream):
+        for packet in chain(self._first, self._container.demux(self.stream)):
             if clock.adjust(packet):
                 self._tell(
                     "its clock restarts or jumps, as where recordings are joined; times go on at "

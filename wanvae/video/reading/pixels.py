@@ -87,11 +87,10 @@ def _scale(channels: Sequence[np.ndarray], black: int, white: int) -> Tensor:
     beyond = black > 0 or white < np.iinfo(channels[0].dtype).max
     for samples, values in zip(channels, scaled, strict=True):
         for row in range(0, height, step):
-            block = values[row : row + step]
-            np.subtract(
-                samples[row : row + step], black, out=block, dtype=np.float32, casting="unsafe"
-            )
-            block /= half
+            part, block = samples[row : row + step], values[row : row + step]
+            if black > 0:
+                part = np.subtract(part, black, dtype=np.float32, casting="unsafe")
+            np.divide(part, half, out=block, dtype=np.float32, casting="unsafe")
             block -= 1
             if beyond:
                 block.clip(-1, 1, out=block)

@@ -24,6 +24,7 @@ from wanvae.video.reading.losses import Losses, has_alpha
 from wanvae.video.reading.options import AS_STORED, ReadOptions
 from wanvae.video.reading.orientation import Orientation, orientation_of
 from wanvae.video.reading.packets import PacketSource, count_frames
+from wanvae.video.reading.peekable import Peekable
 from wanvae.video.reading.pixels import pixels_of
 
 _ALLOWED_SHORTFALL = 0.5  # seconds; most containers round or pad their durations
@@ -63,11 +64,13 @@ class VideoInfo:
 class Frame:
     """One picture: `image` (3, H, W) float32 RGB in [-1, 1], `time` in seconds from the first.
 
-    With alpha the image is (4, H, W), RGBA, from -1, transparent, to 1, opaque.
+    With alpha the image is (4, H, W), RGBA, from -1, transparent, to 1, opaque. `end` is when the
+    next frame begins, or the last one ends, in seconds like `time`; None if that is not asked for.
     """
 
     image: torch.Tensor
     time: float
+    end: float | None = None
 
 
 class VideoReader:
@@ -161,6 +164,7 @@ class VideoReader:
         self._pixel_shape = ratio_text(self._source.decoder.sample_aspect_ratio)
         self._square_size = square_size(*self._coded_size, self._source.pixel_ratio)
         self.info = self._describe(first)
+        self._frames: Iterator[tuple[Fraction, av.VideoFrame]]
         self._frames = self._whole(self._timed(decoder, chain([first], frames)))
 
     def _describe(self, first: av.VideoFrame) -> VideoInfo:
@@ -321,6 +325,16 @@ class VideoReader:
         any other frame lasts until the next.
         """
         return self._end
+
+    def next_time(self) -> Fraction:
+        """Seconds from the first frame to the next one, or to the end of the last one.
+
+        Decodes the next frame, but does not convert it.
+        """
+        if not isinstance(self._frames, Peekable):
+            self._frames = Peekable(self._frames)
+        following = self._frames.peek()
+        return self.end if following is None else following[0]
 
     def skip(self, count: int) -> None:
         """Passes over the next `count` frames, which are decoded but not converted."""

@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 
 import av
-import numpy as np
 import torch
 from av.container import OutputContainer
 from av.error import FFmpegError
@@ -34,6 +33,7 @@ from wanvae.video.writing.ending import Ending
 from wanvae.video.writing.formats import Encoding, check_size
 from wanvae.video.writing.output import Destination, find_format, find_target, path_of
 from wanvae.video.writing.palette import Palettes
+from wanvae.video.writing.planar import planar_picture
 from wanvae.video.writing.schedule import Schedule
 
 _RGB = 0  # FFmpeg's number of the matrix of RGB
@@ -213,12 +213,8 @@ class VideoWriter:
         assert pixel_format is not None
         if self._format.pixels.bits > 8:
             return deep_picture(image, pixel_format, self._matrix)
-        pixels = np.empty((*image.shape[1:], len(image)), np.uint8)
-        for channel, values in enumerate(image):
-            levels = values.clamp(-1, 1).add_(1).mul_(127.5).round_()
-            pixels[..., channel] = levels.to(torch.uint8).numpy()
         return self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(pixels, format="rgba" if self.alpha else "rgb24"),
+            planar_picture(image),
             format="rgb24" if self._palettes is not None else pixel_format,
             dst_colorspace=self._matrix if self._is_yuv else Colorspace.ITU601,
             dst_color_range=ColorRange.MPEG if self._is_yuv else ColorRange.JPEG,
