@@ -8,7 +8,10 @@ from accelerate.utils import DistributedType
 
 import motion.train.run
 import wanvae.train.run
+from wanvae import WanVAE
+from wanvae.demo import demo_weights
 from wanvae.engine.command_line.arguments import parse_config
+from wanvae.train.linear_start import check_linear
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -67,6 +70,12 @@ def test_an_upscaling_decoder_leaves_the_encoder_alone():
     config = load("video/upscale2x.yaml")
     assert config.freeze_encoder and config.model.upscale_factor == 2
     assert {(shape.height % 16, shape.width % 16) for shape in config.data.shapes} == {(0, 0)}
+
+
+def test_the_small_model_of_the_package_starts_from_a_linear_codec():
+    config = load("video/demo.yaml")
+    assert config.model == WanVAE.from_pretrained(demo_weights()).config
+    check_linear(config.model)
 
 
 def test_the_motion_of_the_seed_and_of_the_published_models():
