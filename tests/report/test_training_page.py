@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
 from tests.pages import needs_browser, opened
 from wanvae.engine.json_files import write_value
@@ -150,7 +151,8 @@ def test_a_reader_sees_a_run_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with opened(run / "report.html") as page:
         page.locator("svg path").last.wait_for(state="attached")
         page.evaluate("window.scrollTo(0, 300)")
-        assert page.locator("svg path").count() == page.locator("svg").count() + 1  # use_1, use_2
+        expect(page.locator("svg")).to_have_count(6)
+        expect(page.locator("svg path")).to_have_count(7)  # use_1 and use_2 are in one picture
         write(run, "complete", step=1000)
         page.get_by_text("1,000 of 1,000").wait_for(timeout=20_000)
         assert page.evaluate("window.scrollY") > 250
