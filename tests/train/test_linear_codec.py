@@ -138,7 +138,7 @@ REFUSED = {
     "upscaling": ({"upscale_factor": 2}, "model.upscale_factor must be 1"),
     "two decoders": (
         {"alpha_decoder": True, "in_channels": 4, "out_channels": 4},
-        "model.alpha_decoder must be False",
+        "a pair of decoders",
     ),
     "half a model": ({"half": "encoder"}, "has the decoder too"),
     "hardly any channels": ({"dim": 3}, "model.dim must be at least 4"),

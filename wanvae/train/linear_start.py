@@ -51,7 +51,6 @@ NEEDED = {
     "norm": "rms",
     "activation": "silu",
     "stage_shortcuts": False,
-    "alpha_decoder": False,
     "upscale_factor": 1,
 }
 # The fewest channels at full resolution. Upsampling halves them, and one of them is constant.
