@@ -29,11 +29,9 @@ from pathlib import Path
 
 from wanvae.engine.storage.remote_path import Location, RemotePath, location
 
-LAUNCHER = (
-    *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2"),
-    *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--cpu"),
-    "--main_process_port=0",
-)
+# The options of accelerate alone start one process on a CPU; this config starts two.
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "accelerate" / "cpu.yaml"
+LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG))
 
 
 def encode_command(options: argparse.Namespace, target: object, *more: str) -> list[str]:
