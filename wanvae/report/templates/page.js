@@ -321,7 +321,10 @@ function comparison(part) {
       if (!time.isPlaying()) time.show(frameNow());
     });
     // A busy browser says "loaded" or "seeked" before the frame can be drawn: draw again with it.
-    const drawShown = () => { draw(); source.requestVideoFrameCallback?.(drawShown); };
+    const drawShown = () => {
+      if (!time.isPlaying()) draw();  // `tick` draws a video that plays
+      source.requestVideoFrameCallback?.(drawShown);
+    };
     source.requestVideoFrameCallback?.(drawShown);
     time.show(0);
   }, {once: true});
