@@ -252,15 +252,20 @@ def fill_disk(options: argparse.Namespace, work: Path, expected: Path) -> list[s
     """Encodes to a disk that is too small, then makes room; returns what differs in the end."""
     disk = work / "disk"
     with small_disk(disk, options.disk.removesuffix("B")):
-        command = wanvae(encode_command(options, disk / "out"))
-        done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        said = done.stderr.strip().splitlines()[-1]
-        print(f"a disk of {options.disk}: status {done.returncode}: {said}", flush=True)
-        if done.returncode != 1 or "No space left" not in said:
+        target = new_target(options, disk, "out")
+        running = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for command in commands_of(options, target)
+        ]
+        texts = [process.communicate()[1] for process in running]
+        lines = [line for text in texts for line in text.splitlines()]
+        said = [line for line in lines if line.startswith("wanvae: ") and "No space left" in line]
+        statuses = [process.returncode for process in running]
+        print(f"a disk of {options.disk}: status {statuses}:", *said, sep="\n", flush=True)
+        if not said or 1 not in statuses:
             return ["the disk was not full"]
         subprocess.run(["mount", "-o", "remount,size=50%", disk], check=True)
-        run(command)
-        return compare(expected, disk / "out")
+        return compare(expected, finish(options, target, work / "merged"))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
