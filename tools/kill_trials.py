@@ -6,10 +6,11 @@
 
 An undisturbed run of one process writes what is expected. Then runs of several processes write the
 same data set elsewhere, and each is killed (SIGKILL) at a random moment: one process of it, or all.
-With ``--store s3`` they write to an object store, whose connections break at random moments, too.
-With ``--parts`` each process encodes a part, and ``wanvae merge-index`` joins the parts. With
-``--disk 500KB`` (Linux, as root) the disk is too small first, and has room in the end. The last run
-is not killed, and all bytes are compared. What comes after ``--`` are options of encode-dataset.
+With ``--store s3`` they write to an object store, whose connections break at random moments, too;
+with ``--restart-server`` its process is killed at random moments, and started again. With
+``--parts`` each process encodes a part, and ``wanvae merge-index`` joins the parts. With ``--disk
+500KB`` (Linux, as root) the disk is too small first, and has room in the end. The last run is not
+killed, and all bytes are compared. What comes after ``--`` are options of encode-dataset.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -84,8 +87,59 @@ def kill(processes: Sequence[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
+class ObjectStore:
+    """A process of an object store on this machine.
+
+    Args:
+        port: where it listens.
+        folder: where it keeps its objects, so that its process can be killed; None: only its
+            connections break.
+
+    Attributes:
+        restarts: how often it was away.
+    """
+
+    def __init__(self, port: int, folder: Path | None) -> None:
+        program = Path(__file__).with_name("object_store.py")
+        keep = [] if folder is None else ["--keep", str(folder)]
+        self._command = [sys.executable, str(program), str(port), *keep]
+        self._keeps = folder is not None
+        self._process = self._start()
+        self.restarts = 0
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
+        assert process.stdout is not None
+        if process.stdout.readline() != "started\n":
+            raise RuntimeError(f"{' '.join(self._command)} does not start")
+        return process
+
+    def restart(self, seconds: float) -> None:
+        """Is away for some seconds."""
+        self.restarts += 1
+        if self._keeps:
+            self.kill()
+            time.sleep(seconds)
+            self._process = self._start()
+        else:
+            self._say("stop")
+            time.sleep(seconds)
+            self._say("start")
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdout is not None and self._process.stdin is not None
+        print(word, file=self._process.stdin, flush=True)
+        self._process.stdout.readline()
+
+    def kill(self) -> None:
+        """Ends the process, which cannot do anything about it."""
+        with self._process:
+            self._process.kill()
+
+
 @contextmanager
-def object_store() -> Iterator[subprocess.Popen[str]]:
+def object_store(folder: Path | None) -> Iterator[ObjectStore]:
     """Starts an object store, which libraries find by the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -96,23 +150,33 @@ def object_store() -> Iterator[subprocess.Popen[str]]:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    program = [sys.executable, str(Path(__file__).with_name("object_store.py")), str(port)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True) as server:
-        assert server.stdout is not None and server.stdin is not None
-        server.stdout.readline()
+    server = ObjectStore(port, folder)
+    try:
         yield server
-        server.stdin.close()
+    finally:
+        server.kill()
 
 
-def restart(server: subprocess.Popen[str], seconds: float) -> None:
-    """Stops the object store for some seconds."""
-    assert server.stdout is not None and server.stdin is not None
-    for word in ("stop", "start"):
-        print(word, file=server.stdin, flush=True)
-        server.stdout.readline()
-        if word == "stop":
-            time.sleep(seconds)
+@contextmanager
+def restarts(server: ObjectStore | None, choice: random.Random, seconds: float) -> Iterator[None]:
+    """Restarts the store at random moments, several in so many seconds, while the block runs."""
+    if server is None:
+        yield
+        return
+    moments = random.Random(choice.random())
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(moments.uniform(0.1, 0.5) * seconds):
+            server.restart(moments.uniform(1, 3))
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(go_on)
+        try:
+            yield
+        finally:
+            over.set()
+        work.result()
 
 
 def trial(
@@ -120,7 +184,6 @@ def trial(
     target: Location,
     choice: random.Random,
     longest: float,
-    server: subprocess.Popen[str] | None,
 ) -> str | None:
     """Starts a run, and kills it. Returns how, or None if it ended before."""
     running = [
@@ -133,12 +196,8 @@ def trial(
         for command in commands_of(options, target)
     ]
     moment = time.monotonic() + choice.uniform(0.2, 1) * longest
-    breaks = choice.random() < 0.5
     while time.monotonic() < moment and any(process.poll() is None for process in running):
         time.sleep(0.02)
-        if server is not None and breaks and time.monotonic() > moment - 0.3 * longest:
-            breaks = False
-            restart(server, choice.uniform(0.1, 3))
     alive = [process for process in running if process.poll() is None]
     members = [family(process.pid) for process in running]
     one = choice.random() < 0.5
@@ -193,15 +252,20 @@ def fill_disk(options: argparse.Namespace, work: Path, expected: Path) -> list[s
     """Encodes to a disk that is too small, then makes room; returns what differs in the end."""
     disk = work / "disk"
     with small_disk(disk, options.disk.removesuffix("B")):
-        command = wanvae(encode_command(options, disk / "out"))
-        done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        said = done.stderr.strip().splitlines()[-1]
-        print(f"a disk of {options.disk}: status {done.returncode}: {said}", flush=True)
-        if done.returncode != 1 or "No space left" not in said:
+        target = new_target(options, disk, "out")
+        running = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for command in commands_of(options, target)
+        ]
+        texts = [process.communicate()[1] for process in running]
+        lines = [line for text in texts for line in text.splitlines()]
+        said = [line for line in lines if line.startswith("wanvae: ") and "No space left" in line]
+        statuses = [process.returncode for process in running]
+        print(f"a disk of {options.disk}: status {statuses}:", *said, sep="\n", flush=True)
+        if not said or 1 not in statuses:
             return ["the disk was not full"]
         subprocess.run(["mount", "-o", "remount,size=50%", disk], check=True)
-        run(command)
-        return compare(expected, disk / "out")
+        return compare(expected, finish(options, target, work / "merged"))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -211,12 +275,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--store", choices=["disk", "s3"], default="disk")
+    parser.add_argument(
+        "--restart-server", action="store_true", help="kill the object store, too (with s3)"
+    )
     parser.add_argument("--parts", type=int, default=0, help="encode in so many parts")
     parser.add_argument("--disk", help="size of a disk that is too small, like 500KB")
     parser.add_argument("--seed", type=int, default=0)
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:end])
     options.options = list(arguments[end + 1 :])
+    if options.restart_server and options.store != "s3":
+        parser.error("--restart-server is for --store s3, which has a server")
     return options
 
 
@@ -234,7 +303,8 @@ def main() -> None:
         if options.store == "disk":
             differ = kill_runs(options, work, expected, choice, None)
         else:
-            with object_store() as server:
+            folder = work / "objects" if options.restart_server else None
+            with object_store(folder) as server:
                 differ = kill_runs(options, work, expected, choice, server)
         sys.exit(f"different: {differ}" if differ else 0)
 
@@ -244,7 +314,7 @@ def kill_runs(
     work: Path,
     expected: Path,
     choice: random.Random,
-    server: subprocess.Popen[str] | None,
+    server: ObjectStore | None,
 ) -> list[str]:
     """Kills runs, and returns which files differ after the last ones."""
     root = location("s3://bucket" if server is not None else str(work))
@@ -256,14 +326,19 @@ def kill_runs(
         rounds += 1
         target = new_target(options, root, f"run-{rounds}")
         while killed < options.kills:
-            how = trial(options, target, choice, seconds, server)
+            with restarts(server, choice, seconds):
+                how = trial(options, target, choice, seconds)
             if how is None:
                 break
             killed += 1
             print(f"kill {killed}: {how}", flush=True)
-        whole = finish(options, target, work / f"merged-{rounds}")
+        with restarts(server, choice, seconds):
+            whole = finish(options, target, work / f"merged-{rounds}")
         found = compare(expected, whole)
-        print(f"data set {rounds}, after {killed} kills: {len(found)} files differ", flush=True)
+        away = "" if server is None else f" and {server.restarts} restarts of the server"
+        print(
+            f"data set {rounds}, after {killed} kills{away}: {len(found)} files differ", flush=True
+        )
         differ.extend(found)
     return differ
 

@@ -497,6 +497,22 @@ def test_latents_of_another_model_are_told(
     decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
 
 
+def test_the_digests_of_a_model_open_its_file_once(
+    tmp_path: Path, vae: WanVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = saved(tmp_path, "ours.safetensors", vae)
+    other = saved(tmp_path, "other.safetensors", tiny())
+    opened = []
+    load = pipeline.load
+    monkeypatch.setattr(pipeline, "load", lambda path: opened.append(path) or load(path))
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=ours)
+    assert opened == [ours]
+    with pytest.warns(UserWarning, match="was encoded by another model"):
+        decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=other)
+    assert opened == [ours, other]
+
+
 def test_a_decoder_that_was_trained_for_the_latents_is_no_other_model(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from wanvae.engine.checkpoint import (
     write_tensors,
 )
 from wanvae.engine.files import FileError
+from wanvae.engine.stored_tensors import StoredTensors
 
 Write = Callable[[Path, dict[str, Tensor]], None]
 
@@ -139,6 +141,23 @@ def test_a_digest_is_of_tensors_and_config_only(tmp_path: Path) -> None:
     digests = {digest_of_tensors(each, {"depth": 2, "width": 1}) for each in changed}
     assert len(digests) == 4 and digest not in digests
     assert digest_of_tensors(tensors, {"depth": 3, "width": 1}) != digest
+
+
+def test_a_digest_holds_one_tensor_at_a_time() -> None:
+    """The tensors of a file are read when they are asked for, and a file may be large."""
+    tensors = {f"layer.{number}": torch.rand(5) for number in range(20)}
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    counts = []
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name].clone()
+        alive.add(tensor)
+        counts.append(len(alive))
+        return tensor
+
+    assert digest_of_tensors(StoredTensors(tensors, read), {}) == digest_of_tensors(tensors, {})
+    # The next tensor is read before the name of the last one is given to it.
+    assert max(counts) <= 2 and len(counts) == 20
 
 
 def test_a_state_dict_may_be_nested(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.kill_trials import LAUNCHER
+from tests.storage_servers import s3_environment
+from tools.kill_trials import LAUNCHER, object_store, parse
+from wanvae.engine.storage.remote_path import RemotePath
 
 
 @pytest.mark.slow
@@ -20,3 +22,34 @@ def test_two_processes_are_started(tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([*LAUNCHER, str(script)], check=True, env=environment, timeout=120)
     assert {path.name for path in tmp_path.glob("* of *")} == {"0 of 2", "1 of 2"}
+
+
+def test_a_killed_store_comes_back_with_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("moto.server")
+    for name, value in s3_environment("of the store").items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    folder = RemotePath("s3://bucket/run")
+    with object_store(tmp_path / "objects") as server:
+        (folder / ".failures/a b%2F.bin").write_bytes(b"one")
+        (folder / "large.bin").write_bytes(bytes(10**6))
+        (folder / "gone.bin").write_bytes(b"two")
+        (folder / "gone.bin").unlink()
+        server.restart(0.1)
+        (folder / "large.bin").write_bytes(b"three")
+        files = folder.files()
+        server.restart(0.1)
+        assert server.restarts == 2
+        assert folder.files() == files and files.keys() == {".failures/a b%2F.bin", "large.bin"}
+        assert (folder / ".failures/a b%2F.bin").read_bytes() == b"one"
+        assert (folder / "large.bin").read_bytes() == b"three"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_only_a_store_has_a_server_to_restart(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["videos", "--checkpoint", "vae.pth", "--restart-server"])
+    assert "--restart-server is for --store s3" in capsys.readouterr().err

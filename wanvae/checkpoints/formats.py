@@ -191,29 +191,26 @@ def identify(path: str | PathLike[str]) -> str:
     Raises:
         CheckpointError: as for ``load``.
     """
-    checkpoint = load(path)
+    return digest_of_model(load(path))
+
+
+def digest_of_model(checkpoint: Checkpoint) -> str:
+    """Returns the digest that ``identify`` gives for the file of a checkpoint."""
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
-def identify_encoder(path: str | PathLike[str]) -> str:
+def digest_of_encoder(checkpoint: Checkpoint) -> str:
     """Returns the digest of what the latents that a checkpoint encodes depend on.
 
     Models with the same encoder have the same one, whatever their decoders and the mean and
     deviation that normalize their latents. It is empty for a model without an encoder of a Wan VAE.
-
-    Raises:
-        CheckpointError: as for ``load``.
     """
-    checkpoint = load(path)
     config = checkpoint.config
     if not isinstance(config, WanVAEConfig) or config.half == "decoder":
         return ""
+    names = {name: name for name in checkpoint.tensors if name.startswith(("encoder.", "conv1."))}
     # A trained model has the values of its base in float32.
-    tensors = {
-        name: tensor.float()
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(("encoder.", "conv1."))
-    }
+    tensors = checkpoint.tensors.renamed(names).to(torch.float32)
     config = replace(config.only("encoder"), latents_mean=(), latents_std=())
     return digest_of_tensors(tensors, changed_fields(config))
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.checkpoints.formats import identify, identify_encoder
+from wanvae.checkpoints.formats import digest_of_encoder, digest_of_model, load
 from wanvae.commands.overlap import FRAMES_BEHIND, Comparison, Shown, read_ahead, write_behind
 from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
@@ -233,8 +233,9 @@ def encode_file(
     refuse_shared_pipe(source, shard)
     first = is_first(shard)
     model, encoder = "", ""
-    if checkpoint is not None:
-        model, encoder = identify(checkpoint), identify_encoder(checkpoint)
+    if checkpoint is not None and first:
+        loaded = load(checkpoint)
+        model, encoder = digest_of_model(loaded), digest_of_encoder(loaded)
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         tell_left_out(info, source)
@@ -613,9 +614,12 @@ def warn_of_other_model(
 
     A model with the same encoder is not another one: its decoder was trained for these latents.
     """
-    if not latents.model or latents.model == identify(checkpoint):
+    if not latents.model:
         return
-    if not latents.encoder or latents.encoder != identify_encoder(checkpoint):
+    loaded = load(checkpoint)
+    if latents.model == digest_of_model(loaded):
+        return
+    if not latents.encoder or latents.encoder != digest_of_encoder(loaded):
         warnings.warn(
             f"{source} was encoded by another model than {checkpoint}; colours and details may be "
             "wrong. Decode it with the checkpoint that encoded it",

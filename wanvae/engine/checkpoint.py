@@ -204,7 +204,9 @@ def digest_of_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, object
             do not change the digest.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    # One after the other, because the tensors of a file are read when they are asked for.
+    for name in sorted(tensors):
+        tensor = tensors[name]
         values = tensor.detach().cpu().contiguous()
         digest.update(f"\n{name} {describe(tensor)}\n".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
