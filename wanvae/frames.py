@@ -53,6 +53,11 @@ def encode_frames(
 
 
 def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
-    """Repeats the right and bottom edges of ``(B, C, T, H, W)`` to multiples of ``factor``."""
+    """Repeats the right and bottom edges of ``(B, C, T, H, W)`` to multiples of ``factor``.
+
+    A video whose sides are multiples is returned itself, because padding by nothing is a copy.
+    """
     height, width = video.shape[3:]
+    if height % factor == width % factor == 0:
+        return video
     return F.pad(video, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")
