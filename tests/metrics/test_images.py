@@ -1,13 +1,11 @@
 """Figures of reconstructions."""
 
 import math
-import os
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from tests.calling_threads import needs_linux, threads_started
 from wanvae.metrics.images import ms_ssim, psnr, ssim
 
 
@@ -42,26 +40,12 @@ def test_psnr_is_of_all_rows_of_large_images():
     assert psnr(image, original) == pytest.approx(10 * math.log10(4 * 70 / 0.04), abs=1e-4)
 
 
-@pytest.fixture
-def two_threads():
-    """Lets PyTorch share the work of each caller among two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads as Linux shows them")
-@pytest.mark.usefixtures("two_threads")
+@needs_linux
 @pytest.mark.parametrize("metric", [psnr, ssim])
 def test_images_are_compared_in_the_thread_that_calls(metric):
-    """Threads of PyTorch for every caller compete with the model that makes the images."""
     image = torch.rand(1, 3, 200, 600, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with ThreadPoolExecutor(1) as caller:
-        caller.submit(int).result()
-        before = len(os.listdir("/proc/self/task"))
-        caller.submit(metric, image, -image).result()
-        assert len(os.listdir("/proc/self/task")) == before
+    opposite = -image
+    assert threads_started(lambda: metric(image, opposite)) == 0
 
 
 def test_ms_ssim_of_opposite_images_is_nothing():
