@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +40,7 @@ def encode_frames(
     while batch := list(islice(frames, count)):
         for frame in batch:
             seen(frame)
-        images = torch.stack([frame.image for frame in batch], dim=1)
+        images = stack_images([frame.image for frame in batch])
         posterior = encoder.push(pad_to_multiple(images[None], config.spatial_factor))
         plan = encoder.plan
         # A session has a plan from its first frame on, and a plan of a stream limits its frames.
@@ -52,7 +53,21 @@ def encode_frames(
         yield end.posterior
 
 
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """Returns images ``(C, H, W)`` on the CPU as a clip ``(C, T, H, W)``.
+
+    NumPy copies them in this thread. PyTorch would share the copy among its threads, which then
+    wait for more work actively, and take the cores of those who read, compare and write.
+    """
+    return torch.from_numpy(np.stack([image.numpy() for image in images], axis=1))
+
+
 def pad_to_multiple(video: Tensor, factor: int) -> Tensor:
-    """Repeats the right and bottom edges of ``(B, C, T, H, W)`` to multiples of ``factor``."""
+    """Repeats the right and bottom edges of ``(B, C, T, H, W)`` to multiples of ``factor``.
+
+    A video whose sides are multiples is returned itself, because padding by nothing is a copy.
+    """
     height, width = video.shape[3:]
+    if height % factor == width % factor == 0:
+        return video
     return F.pad(video, (0, -width % factor, 0, -height % factor, 0, 0), mode="replicate")

@@ -87,10 +87,12 @@ def _scale(channels: Sequence[np.ndarray], black: int, white: int) -> Tensor:
     beyond = black > 0 or white < np.iinfo(channels[0].dtype).max
     for samples, values in zip(channels, scaled, strict=True):
         for row in range(0, height, step):
-            part, block = samples[row : row + step], values[row : row + step]
+            block = values[row : row + step]
+            # Converted as a whole first: NumPy converts operands in small pieces, which is slower.
+            block[:] = samples[row : row + step]
             if black > 0:
-                part = np.subtract(part, black, dtype=np.float32, casting="unsafe")
-            np.divide(part, half, out=block, dtype=np.float32, casting="unsafe")
+                block -= black
+            block /= half
             block -= 1
             if beyond:
                 block.clip(-1, 1, out=block)
