@@ -2,6 +2,8 @@
 
 import gc
 import struct
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -433,6 +435,25 @@ def test_all_orientations_of_exif(tmp_path: Path, orientation: int) -> None:
     found, info = read_video(tmp_path / "b.jpg")
     assert (info.height, info.width) == expected.shape[2:]
     assert torch.equal(found, expected)
+
+
+READ_AND_COLLECT = """
+import gc, sys
+from wanvae.video import read_video
+for _ in range(5):
+    print(*read_video(sys.argv[1])[0][:, 0, 0, 0].tolist())
+    gc.collect()
+"""
+
+
+def test_pictures_with_a_colour_profile_are_read(tmp_path: Path) -> None:
+    """PyAV frees the name of the profile twice, which would end the process: hence another one."""
+    image = pytest.importorskip("PIL.Image").new("RGB", (16, 16), (255, 0, 255))
+    image.save(tmp_path / "a.png", icc_profile=bytes(400))
+    command = [sys.executable, "-c", READ_AND_COLLECT, str(tmp_path / "a.png")]
+    read = subprocess.run(command, capture_output=True, text=True)
+    assert read.returncode == 0, read.stderr
+    assert read.stdout == 5 * "1.0 -1.0 1.0\n"
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])

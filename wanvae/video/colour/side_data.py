@@ -14,21 +14,23 @@ _NEWER_KINDS = 16
 
 def side_data_of(frame: av.VideoFrame, kind: str) -> bytes | None:
     """Returns the data of a kind, by its name in PyAV, such as "DISPLAYMATRIX"; None without it."""
-    try:
-        data = frame.side_data.get(kind)
-    except ValueError:  # the frame has data of a kind that this PyAV does not know, such as EXIF
-        data = _without_unknown_data(frame).side_data.get(kind)
+    data = _readable(frame).side_data.get(kind)
     return None if data is None else bytes(data)
 
 
-def _without_unknown_data(frame: av.VideoFrame) -> av.VideoFrame:
-    """Returns the frame without the data of kinds that PyAV has no name for."""
+def _readable(frame: av.VideoFrame) -> av.VideoFrame:
+    """Returns the frame without the data that PyAV cannot read.
+
+    These are data of kinds that PyAV has no name for, such as EXIF, and colour profiles: FFmpeg
+    notes the name of a profile beside it, and PyAV frees these notes a second time, which ends the
+    process. So nothing may look at ``side_data`` of a frame that is not from here.
+    """
     newest = max(kind.value for kind in Type)
     graph = Graph()
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
     )
-    for kind in range(newest + 1, newest + 1 + _NEWER_KINDS):
+    for kind in (Type.ICC_PROFILE.value, *range(newest + 1, newest + 1 + _NEWER_KINDS)):
         following = graph.add("sidedata", mode="delete", type=str(kind))
         last.link_to(following)
         last = following
