@@ -360,8 +360,13 @@ class VideoTraining:
         """The model that people use after training: with a LoRA, the two merged."""
         return vae if self.base is None else merged(require_whole(vae))
 
-    def report_student(self, result: Path) -> str:
-        """Writes how good a student is beside its teacher, and returns a line for people."""
+    def report_student(self, result: Path, output: Path) -> str:
+        """Writes how good a student is beside its teacher, and returns a line for people.
+
+        Args:
+            result: the file of the student.
+            output: the folder of the report.
+        """
         config, lpips = self.config, self.video_losses.lpips
         if config.distill.half is None or config.weights is None:
             raise RuntimeError("no teacher")
@@ -370,7 +375,7 @@ class VideoTraining:
             result,
             config.distill.half,
             config.evaluation,
-            result.parent / f"{REPORT}-{config.trainer.steps}",
+            output,
             config.data,
             self.accelerator,
             None if lpips is None else (lpips, config.loss.lpips_network),
@@ -422,9 +427,10 @@ def run(config: TrainConfig) -> None:
         trainer = replace(trainer, best="psnr")
     if config.lora.rank is not None:
         accelerator.print(describe_trained(vae, config))
-    train(task, trainer, accelerator)
+    steps = train(task, trainer, accelerator)
     if config.distill.half is not None:
-        accelerator.print(training.report_student(result))
+        report = result.with_name(f"{REPORT}-{steps}")
+        accelerator.print(training.report_student(result, report))
     if config.lora.rank is not None:
         merge = [
             "wanvae",
