@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from wanvae.checkpoints.formats import identify
 from wanvae.checkpoints.lora import Base, save_lora
@@ -33,6 +34,7 @@ from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.run_folder import checkpoints_of
 from wanvae.engine.training.task import WEIGHTS, Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.model import WanVAE, require_wan_vae
@@ -41,6 +43,7 @@ from wanvae.report.training import TrainingPage
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
 from wanvae.train.distillation import DistillConfig, Teacher, make_student
+from wanvae.train.fitting import fit
 from wanvae.train.held_out import (
     METRICS,
     EvaluationConfig,
@@ -71,7 +74,13 @@ from wanvae.train.trainee import (
     require_whole,
     saved,
 )
-from wanvae.train.upscaling import Downscaling, check_learns, check_shape, with_upscaling
+from wanvae.train.upscaling import (
+    Downscaling,
+    check_learns,
+    check_shape,
+    scale_down,
+    with_upscaling,
+)
 from wanvae.video import write_video
 from wanvae.video.reading.hardware import check_hardware
 from wanvae.video.reading.options import refuse_background
@@ -85,6 +94,8 @@ LORA = "lora.safetensors"
 REPORT = "student"
 # How many of the held-out clips a picture shows.
 PREVIEWED_CLIPS = 4
+# How many training crops a student is fitted to at the start.
+FITTED_CROPS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,6 +438,9 @@ def run(config: TrainConfig) -> None:
         trainer = replace(trainer, best="psnr")
     if config.lora.rank is not None:
         accelerator.print(describe_trained(vae, config))
+    if config.distill.start == "fitted" and not checkpoints_of(Path(trainer.run)):
+        accelerator.print(f"the student is fitted to {FITTED_CROPS} crops by least squares")
+        fit_student(config, require_whole(vae), task.samples)
     steps = train(task, trainer, accelerator)
     if config.distill.half is not None:
         report = result.with_name(f"{REPORT}-{steps}")
@@ -501,6 +515,24 @@ def load_base(config: TrainConfig) -> WanVAE:
             f"merged into {path}, which does not: train without lora.rank first"
         )
     return with_upscaling(vae, factor)
+
+
+def fit_student(config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | Pair]) -> None:
+    """Fits a student to its teacher, on the first crops of the training data.
+
+    Args:
+        student: on the CPU. It stays in the mode that it is in.
+        samples: the training data.
+    """
+    teacher, half = load_base(config).eval(), config.distill.half
+    seen = [pair_of(samples[number]).input[None] for number in range(FITTED_CROPS)]
+    clips = [scale_down(x, teacher.config.upscale_factor, config.downscaling) for x in seen]
+    if half == "decoder":
+        clips = [teacher.encode(clip).mode() for clip in clips]
+    generator = torch.Generator().manual_seed(config.trainer.seed)
+    training = student.training
+    fit(teacher, student.eval(), half or "decoder", clips, generator)
+    student.train(training)
 
 
 def load_teacher(config: TrainConfig, device: torch.device) -> Teacher | None:
