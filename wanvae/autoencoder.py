@@ -40,6 +40,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     Attributes:
         config: the architecture, and the statistics of the latents.
         compilation: how steps are compiled; None runs layer by layer.
+        decodes: of a decoder alone, the digest of the encoder whose latents it decodes, as its file
+            says it; empty if nothing says so. ``save_pretrained`` keeps it.
         assumed_statistics: what ``normalize`` warns of the first time that it is called.
     """
 
@@ -48,6 +50,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self.config = config
         self.compilation: Compilation | None = None
         self.assumed_statistics: str | None = None
+        self.decodes = ""
 
     def encoder_network(self) -> Network:
         """Returns the layers from video to moments: mean and logvar of raw latents."""
@@ -268,7 +271,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         Raises:
             CheckpointError: the file cannot be written or uploaded.
         """
-        formats.save_native(path, self.config, self.state_dict())
+        formats.save_native(path, self.config, self.state_dict(), self.decodes)
         if push_to_hub is not None:
             upload(path, push_to_hub, stored_files())
 

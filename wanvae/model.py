@@ -150,6 +150,7 @@ class WanVAE(VideoAutoencoder[WanVAEConfig]):
         with torch.device("meta"):
             vae = make_model(loaded.config)
         vae.assumed_statistics = loaded.assumed
+        vae.decodes = loaded.decodes
         if isinstance(vae, WanVAE) and loaded.layout is Layout.QWEN_IMAGE:
             vae.diffusers_class = QWEN_IMAGE_CLASS
         load_tensors(vae, loaded.tensors, path)

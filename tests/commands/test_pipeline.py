@@ -21,13 +21,17 @@ from tests.helpers import WAN22, WAN_ALPHA, tiny
 from tests.latents.caches import PROGRAMS, Write, comfyui, natural
 from tests.video.recordings import bytes_of, packets_of, record, streams_of
 from wanvae import WanVAE
+from wanvae.checkpoints.formats import Layout, digest_of_encoder, load
 from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
 from wanvae.commands import pipeline
+from wanvae.commands.convert import convert
 from wanvae.commands.pipeline import decode_file, encode_file, reconstruct_file
+from wanvae.config import Half
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.frames import encode_frames
 from wanvae.train.distillation import DistillConfig, make_student
+from wanvae.train.tiny_student import WithTinyDecoder
 from wanvae.train.upscaling import with_upscaling
 from wanvae.video import (
     Encoding,
@@ -528,6 +532,80 @@ def test_a_decoder_that_was_trained_for_the_latents_is_no_other_model(
     path = saved(tmp_path, "larger.safetensors", larger)
     decode_file(larger, latents, tmp_path / "out.mkv", checkpoint=path)
     assert not recwarn.list
+
+
+def half_written(tmp_path: Path, source: Path, half: Half, layout: Layout) -> Path:
+    target = tmp_path / f"{half}-{layout.value}.safetensors"
+    convert(source, target, layout, only=half)
+    return target
+
+
+def test_a_decoder_alone_knows_the_latents_of_its_encoder(
+    tmp_path: Path, vae: WanVAE, recwarn: pytest.WarningsRecorder
+) -> None:
+    whole = saved(tmp_path, "whole.safetensors", vae)
+    encoder = half_written(tmp_path, whole, "encoder", Layout.NATIVE)
+    decoder = half_written(tmp_path, whole, "decoder", Layout.NATIVE)
+    again, loaded = tmp_path / "again.safetensors", WanVAE.from_pretrained(decoder)
+    convert(decoder, again, Layout.NATIVE, torch.bfloat16)
+    copied = saved(tmp_path, "copied.safetensors", loaded)
+    latents = tmp_path / "latents.safetensors"
+    for encoded_by in (whole, encoder):
+        one = WanVAE.from_pretrained(encoded_by)
+        encode_file(one, make(tmp_path / "in.mkv"), latents, checkpoint=encoded_by)
+        for path in (whole, decoder, again, copied):
+            other = WanVAE.from_pretrained(path, torch.float32)
+            decode_file(other, latents, tmp_path / "out.mkv", checkpoint=path)
+    assert not recwarn.list
+    changed = tiny()
+    with torch.no_grad():
+        changed.conv1.bias.add_(1)
+    stranger = saved(tmp_path, "stranger.safetensors", changed)
+    encode_file(changed, make(tmp_path / "in.mkv"), latents, checkpoint=stranger)
+    with pytest.warns(UserWarning, match="was encoded by another model than .*decoder-native"):
+        decode_file(loaded, latents, tmp_path / "out.mkv", checkpoint=decoder)
+
+
+def test_a_decoder_alone_that_does_not_say_so_is_told(tmp_path: Path, vae: WanVAE) -> None:
+    whole = saved(tmp_path, "whole.safetensors", vae)
+    report = convert(whole, tmp_path / "wan.pth", Layout.WAN, only="decoder")
+    assert "whose latents it decodes" in report.notes[-1]
+    decoder = half_written(tmp_path, whole, "decoder", Layout.WAN)
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=whole)
+    loaded = WanVAE.from_pretrained(decoder)
+    with pytest.warns(UserWarning, match="wan.safetensors is a decoder alone and does not say"):
+        decode_file(loaded, latents, tmp_path / "out.mkv", checkpoint=decoder)
+
+
+def test_a_tiny_student_knows_the_latents_of_its_teacher(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    vae = lively()
+    config = DistillConfig(half="decoder", tiny_dims=(4, 4, 4, 4), start="new")
+    student = make_student(vae, config)
+    assert isinstance(student, WithTinyDecoder)
+    path = tmp_path / "student.safetensors"
+    student.tiny.save_pretrained(path)
+    teacher = saved(tmp_path, "teacher.safetensors", vae)
+    latents = tmp_path / "latents.safetensors"
+    encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=teacher)
+    decode_file(student.tiny, latents, tmp_path / "out.mkv", checkpoint=path)
+    assert not recwarn.list
+    with torch.no_grad():
+        vae.conv1.bias.add_(1)
+    stranger = saved(tmp_path, "stranger.safetensors", vae)
+    encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=stranger)
+    with pytest.warns(UserWarning, match="was encoded by another model than .*student"):
+        decode_file(student.tiny, latents, tmp_path / "out.mkv", checkpoint=path)
+
+
+def test_dropout_does_not_make_another_encoder(tmp_path: Path) -> None:
+    vae = tiny(dropout=0.5).eval()
+    native = saved(tmp_path, "native.safetensors", vae)
+    convert(native, tmp_path / "wan.pth", Layout.WAN)
+    digests = [digest_of_encoder(load(path)) for path in (native, tmp_path / "wan.pth")]
+    assert digests[0] == digests[1]
 
 
 def test_raw_latents_are_not_denormalized(tmp_path: Path, vae: WanVAE) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from wanvae.execution.meter import MemoryMeter
 from wanvae.nn import AttentionBlock, TimeAttentionBlock, use_channels_last
+from wanvae.nn.kernels.training.attention import attend_with_gradients
 
 
 def randomized(block: nn.Module) -> nn.Module:
@@ -115,3 +116,32 @@ def test_without_a_window_it_refuses_to_stream(causal):
 def test_a_window_needs_causality():
     with pytest.raises(ValueError, match="causal"):
         TimeAttentionBlock(4, window=3)
+
+
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_of_attention(check, masked):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 1, 4, 3, dtype=torch.float64, generator=generator)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]).bool()
+    assert check(lambda *x: attend_with_gradients(*x, mask if masked else None), inputs)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_over_time_has_second_derivatives(causal):
+    torch.manual_seed(0)
+    block = randomized(TimeAttentionBlock(2, causal=causal, window=2 if causal else None))
+    x = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(block, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_attention_are_those_of_pytorch(dtype):
+    generator = torch.Generator().manual_seed(0)
+    tensors = torch.randn(3, 2, 1, 300, 8, generator=generator).to(dtype)
+    inputs = [x.requires_grad_() for x in tensors.unbind()]
+    functions = attend_with_gradients, F.scaled_dot_product_attention
+    ours, plain = (torch.autograd.grad(f(*inputs).float().sin().sum(), inputs) for f in functions)
+    for one, other in zip(ours, plain, strict=True):
+        assert torch.equal(one, other)

@@ -240,6 +240,23 @@ def test_an_interrupted_distillation_goes_on_bit_for_bit(
     assert (whole / result).read_bytes() == (parts / result).read_bytes()
 
 
+def test_a_finished_run_with_fewer_steps_is_the_run_that_it_was(
+    folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(options(folder, teacher, run, 4, "decoder")) == 0
+    written = (run / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(options(folder, teacher, run, 2, "decoder")) == 0
+    assert (run / "model.safetensors").read_bytes() == written
+    assert [path.name for path in run.glob("student-*")] == ["student-4"]
+    printed = capsys.readouterr().out
+    assert f"{run} has 4 steps already, more than steps 2: nothing is trained" in printed
+    assert "the model after 4 steps" in printed
+    assert f"{run / 'student-4' / 'report.html'}: the student reaches" in printed
+    assert "4 of 4" in (run / "report.html").read_text()
+
+
 def test_a_run_goes_on_only_with_the_same_teacher_and_student(
     folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ from wanvae.checkpoints.directory import find_config, find_single_file, find_wei
 from wanvae.checkpoints.hub import stored_files
 from wanvae.checkpoints.latent_statistics import asked_statistics
 from wanvae.checkpoints.model_file import (
+    DECODES,
     NATIVE_FORMATS,
     check_growth,
     load_file,
@@ -55,6 +56,7 @@ from wanvae.engine.checkpoint import (
 from wanvae.engine.config import changed_fields, to_json_dict
 from wanvae.engine.files import atomic_directory, atomic_path
 from wanvae.engine.hub import local_checkpoint
+from wanvae.engine.stored_tensors import stored
 from wanvae.errors import UserError
 from wanvae.tiny_config import TinyVAEConfig
 
@@ -203,16 +205,28 @@ def digest_of_encoder(checkpoint: Checkpoint) -> str:
     """Returns the digest of what the latents that a checkpoint encodes depend on.
 
     Models with the same encoder have the same one, whatever their decoders and the mean and
-    deviation that normalize their latents. It is empty for a model without an encoder of a Wan VAE.
+    deviation that normalize their latents. A decoder alone has the one of the encoder that it
+    belongs to. It is empty if nothing tells: for such a decoder in a file that does not say, and
+    for the encoder of a tiny autoencoder.
     """
     config = checkpoint.config
-    if not isinstance(config, WanVAEConfig) or config.half == "decoder":
-        return ""
-    names = {name: name for name in checkpoint.tensors if name.startswith(("encoder.", "conv1."))}
+    if isinstance(config, WanVAEConfig) and config.half != "decoder":
+        return digest_of_encoding(config, checkpoint.tensors)
+    return checkpoint.decodes
+
+
+def digest_of_encoding(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> str:
+    """Returns the digest of the encoder of a Wan VAE, which its latents depend on.
+
+    Args:
+        tensors: of the model, by their official names.
+    """
+    names = {name: name for name in tensors if name.startswith(("encoder.", "conv1."))}
+    # Dropout is for training alone, and files with official names do not keep it.
+    encoder = replace(config.only("encoder"), latents_mean=(), latents_std=(), dropout=0.0)
     # A trained model has the values of its base in float32.
-    tensors = checkpoint.tensors.renamed(names).to(torch.float32)
-    config = replace(config.only("encoder"), latents_mean=(), latents_std=())
-    return digest_of_tensors(tensors, changed_fields(config))
+    encoding = stored(tensors).renamed(names).to(torch.float32)
+    return digest_of_tensors(encoding, changed_fields(encoder))
 
 
 def weights_file(path: str | PathLike[str]) -> Path:
@@ -236,8 +250,13 @@ def save_native(
     path: str | PathLike[str],
     config: WanVAEConfig | TinyVAEConfig,
     tensors: Mapping[str, Tensor],
+    decodes: str = "",
 ) -> None:
     """Writes a native checkpoint: official names, and the config in the metadata.
+
+    Args:
+        decodes: of a decoder alone, the digest of the encoder whose latents it decodes; empty
+            writes none.
 
     Raises:
         CheckpointError: ``path`` does not end in .safetensors.
@@ -246,6 +265,8 @@ def save_native(
     require_suffix(path, ".safetensors")
     (name,) = (name for name, kind in NATIVE_FORMATS.items() if isinstance(config, kind))
     metadata = {"format": name, "config": json.dumps(to_json_dict(config))}
+    if decodes:
+        metadata[DECODES] = decodes
     write_tensors(path, tensors, metadata)
 
 

@@ -48,6 +48,8 @@ NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
     "wanvae": WanVAEConfig,
     "wanvae-tiny": TinyVAEConfig,
 }
+# What the metadata of a decoder alone say whose latents it decodes with: the digest of an encoder.
+DECODES = "decodes_latents_of"
 # Beginnings of the names that belong to the other half of a model.
 OTHER_ROOTS: Mapping[Half, str] = {"encoder": "conv2.", "decoder": "conv1."}
 # Models in one file, above which it was written to keep readers busy.
@@ -113,7 +115,8 @@ def load_native(file: StoredFile, key: str | None) -> Checkpoint:
     config = read_native_config(file.metadata)
     notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
     storage = Storage(file.container, storage_kinds(file.tensors, {}))
-    return Checkpoint(config, file.tensors, Layout.NATIVE, notes, storage)
+    decodes = file.metadata.get(DECODES, "")
+    return Checkpoint(config, file.tensors, Layout.NATIVE, notes, storage, decodes=decodes)
 
 
 def read_native_config(metadata: Mapping[str, str]) -> WanVAEConfig | TinyVAEConfig:

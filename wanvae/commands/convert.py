@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.architecture import infer_config
-from wanvae.checkpoints.formats import Checkpoint, Layout
+from wanvae.checkpoints.formats import Checkpoint, Layout, digest_of_encoder
 from wanvae.checkpoints.latent_statistics import with_known_statistics
 from wanvae.checkpoints.lora import merge_lora
 from wanvae.checkpoints.pair import join_alpha
@@ -97,12 +97,15 @@ def convert(
         if isinstance(config, TinyVAEConfig):
             raise CheckpointError(f"{source} is a tiny autoencoder, which has no --only")
         check_has(config, only)
+        checkpoint = replace(
+            checkpoint, decodes=digest_of_encoder(checkpoint) if only == "decoder" else ""
+        )
         config = config.only(only)
         tensors = tensors.renamed({n: n for n in tensors if n.startswith(ROOTS[only])})
     if dtype is not None:
         tensors = tensors.to(dtype)
     if target is Layout.NATIVE:
-        formats.save_native(destination, config, tensors)
+        formats.save_native(destination, config, tensors, checkpoint.decodes)
     elif isinstance(config, TinyVAEConfig):
         save_tiny(destination, config, tensors, target)
     elif target is Layout.TINY:
@@ -116,7 +119,7 @@ def convert(
         target=target,
         tensors=len(tensors),
         renamed=len(tensors) if changed else 0,
-        notes=checkpoint.notes + lost(config, tensors, target, destination),
+        notes=checkpoint.notes + lost(config, tensors, target, destination, checkpoint.decodes),
     )
 
 
@@ -155,8 +158,13 @@ def lost(
     tensors: Mapping[str, Tensor],
     target: Layout,
     destination: str | PathLike[str],
+    decodes: str,
 ) -> tuple[str, ...]:
-    """Returns a note on the fields of ``config`` that a written file does not tell, if any."""
+    """Returns a note on what a written file does not tell of a model, if anything.
+
+    Args:
+        decodes: of a decoder alone, whose latents it decodes; or empty.
+    """
     if target not in (Layout.WAN, Layout.TINY):
         return ()
     if isinstance(config, TinyVAEConfig):
@@ -164,4 +172,5 @@ def lost(
     else:
         told, _ = with_known_statistics(infer_config(tensors))
     names = [f.name for f in fields(config) if getattr(told, f.name) != getattr(config, f.name)]
+    names += ["whose latents it decodes"] if decodes else []
     return (f"not kept in the {target.value} layout: {', '.join(names)}",) if names else ()

@@ -40,6 +40,7 @@ from wanvae.latents.file import LatentsFile, VideoShape, write_latents
 from wanvae.latents.reading import open_latents
 from wanvae.latents.scale import Scale, choose_scale
 from wanvae.model import AnyVAE
+from wanvae.tiny import TinyVAE
 from wanvae.video import (
     Beside,
     Encoding,
@@ -319,7 +320,8 @@ def decode_file(
         check_origin(latents, vae.config, source)
         normalized = find_normalized(latents, vae.config, scale, source, first)
         if checkpoint is not None and first:
-            warn_of_other_model(latents, checkpoint, source)
+            tiny = isinstance(vae, TinyVAE)
+            warn_of_other_model(latents, checkpoint, source, tiny=tiny)
         factor, upscale = vae.config.decoded_spatial_factor, vae.config.upscale_factor
         height, width = latents.height * factor, latents.width * factor
         frames, rate = 1 + (latents.length - 1) * vae.config.temporal_factor, WAN_RATE
@@ -608,18 +610,30 @@ def find_sound(
 
 
 def warn_of_other_model(
-    latents: LatentsFile, checkpoint: str | PathLike[str], source: str | PathLike[str]
+    latents: LatentsFile,
+    checkpoint: str | PathLike[str],
+    source: str | PathLike[str],
+    *,
+    tiny: bool,
 ) -> None:
     """Warns if the latents say that they come from another model than ``checkpoint``.
 
-    A model with the same encoder is not another one: its decoder was trained for these latents.
+    A model with the same encoder is not another one: its decoder was trained for these latents. A
+    tiny autoencoder decodes latents of other models, so it is one only if it says whose.
     """
     if not latents.model:
         return
     loaded = load(checkpoint)
-    if latents.model == digest_of_model(loaded):
+    encoder = digest_of_encoder(loaded)
+    if latents.model == digest_of_model(loaded) or (tiny and not encoder):
         return
-    if not latents.encoder or latents.encoder != digest_of_encoder(loaded):
+    if not encoder:
+        warnings.warn(
+            f"{checkpoint} is a decoder alone and does not say whose latents it decodes; if "
+            f"colours are wrong, {source} was encoded by another model than its own",
+            stacklevel=3,
+        )
+    elif latents.encoder != encoder:
         warnings.warn(
             f"{source} was encoded by another model than {checkpoint}; colours and details may be "
             "wrong. Decode it with the checkpoint that encoded it",

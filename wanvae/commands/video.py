@@ -158,8 +158,7 @@ def decode(arguments: Namespace) -> None:
             vae,
             arguments.input,
             destination,
-            # Latents for a tiny autoencoder come from another model, as they should.
-            checkpoint=None if tiny else checkpoint_of(arguments),
+            checkpoint=checkpoint_of(arguments),
             scale=scale_of(arguments),
             entry=arguments.entry,
             drop_alpha=arguments.drop_alpha,

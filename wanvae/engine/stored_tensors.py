@@ -102,7 +102,12 @@ def outline_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def stored(tensors: Mapping[str, Tensor]) -> StoredTensors:
-    """Returns tensors that are in memory, or mapped there, as stored tensors."""
+    """Returns tensors that are in memory, or mapped there, as stored tensors.
+
+    Stored tensors are returned as they are.
+    """
+    if isinstance(tensors, StoredTensors):
+        return tensors
     return StoredTensors(tensors, tensors.__getitem__, shared=True)
 
 

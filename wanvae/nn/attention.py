@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -147,5 +146,5 @@ class TimeAttentionBlock(Attention):
         return visible if self.window is None else visible & (key > query - self.window)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        y = kernels_for(q).attend_to(q, k, v, allowed)
         return self.proj(rearrange(y, "b 1 t c -> b c t"))

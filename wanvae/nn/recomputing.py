@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TypeVar, cast
 
@@ -34,18 +34,25 @@ def compute_twice(
 def make_contexts(
     layers: Sequence[nn.Module],
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Returns the contexts of the first and of the second run."""
-    return nullcontext(), restoring_buffers(layers)
+    """Returns the contexts of the first run and of the runs after it."""
+    return nullcontext(), RestoringBuffers(layers)
 
 
-@contextmanager
-def restoring_buffers(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Gives the buffers of layers back the values that they had before."""
-    buffers = [buffer for layer in layers for buffer in layer.buffers()]
-    values = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
+class RestoringBuffers(AbstractContextManager[None]):
+    """Gives the buffers of layers back the values that they had before.
+
+    It is entered once for each backward pass, so again for second derivatives.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._buffers = [buffer for layer in layers for buffer in layer.buffers()]
+        self._values: list[torch.Tensor] = []
+
+    def __enter__(self) -> None:
+        self._values = [buffer.clone() for buffer in self._buffers]
+
+    def __exit__(self, *exception: object) -> None:
         with torch.no_grad():
-            for buffer, value in zip(buffers, values, strict=True):
+            for buffer, value in zip(self._buffers, self._values, strict=True):
                 buffer.copy_(value)
+        self._values = []

@@ -45,16 +45,17 @@ def solve(
     values: Sequence[Tensor],
     goals: Sequence[Tensor],
     generator: torch.Generator,
+    count: int = POSITIONS,
 ) -> tuple[Tensor, Tensor]:
     """Returns the kernel ``(K, C, ...)`` and the bias ``(K,)`` that give goals best.
 
     Args:
-        conv: a convolution of stride 1.
         values: what it sees of each clip, ``(B, C, T, H, W)``.
         goals: what it should give, ``(B, K, T, H, W)``.
         generator: of the positions that count.
+        count: positions for each unknown.
     """
-    taken = math.ceil(POSITIONS * conv.weight[0].numel() / len(values))
+    taken = math.ceil(count * conv.weight[0].numel() / len(values))
     gram, moments = torch.zeros(2, dtype=torch.float64)
     for x, goal in zip(values, goals, strict=True):
         wanted = goal.movedim(1, -1)
@@ -72,6 +73,7 @@ def solve(
 def windows(conv: CausalConv, x: Tensor) -> Tensor:
     """Returns what a convolution sees at each position, ``(B, T, H, W, C, ...)``, as a view."""
     seen = F.pad(x, (*conv.padding[-1], *conv.padding[-2], conv.history, 0))
-    for axis, size in enumerate(conv.kernel_size, start=5 - conv.ndim):
-        seen = seen.unfold(axis, size, 1)
+    axes = zip(conv.kernel_size, conv.stride, strict=True)
+    for axis, (size, stride) in enumerate(axes, start=5 - conv.ndim):
+        seen = seen.unfold(axis, size, stride)
     return seen.movedim(1, 4)

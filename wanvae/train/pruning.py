@@ -7,7 +7,7 @@ each other have to keep the same channels, so all tensors that share channels ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -37,6 +37,8 @@ from wanvae.nn.residual import SequentialResidual
 
 # Norms that treat each channel alone, or all channels of a position alike.
 PRUNABLE_NORMS = ("rms", "layer", "batch", "none")
+# The energy of a channel, relative to the largest, below which it adds nothing to the others.
+NOTHING = 1e-9
 
 
 @torch.no_grad()
@@ -47,6 +49,12 @@ def prune(teacher: WanVAE, student: WanVAE, half: Half) -> None:
         UserError: the half of the student is wider, or has blocks that cannot be pruned.
     """
     check_prunable(teacher)
+    copy_channels(half_of(shallow_copy(teacher, student, half), half), half_of(student, half))
+
+
+@torch.no_grad()
+def shallow_copy(teacher: WanVAE, student: WanVAE, half: Half) -> WanVAE:
+    """Returns a model whose half has the channels of ``teacher`` and the blocks of ``student``."""
     if half == "decoder":
         changes = {"decoder_res_blocks": student.config.blocks_of_decoder}
     else:
@@ -57,7 +65,7 @@ def prune(teacher: WanVAE, student: WanVAE, half: Half) -> None:
         }
     shallow = WanVAE(replace(teacher.config, **changes)).to(teacher.device, teacher.decode_dtype)
     copy_blocks(half_of(teacher, half), half_of(shallow, half))
-    copy_channels(half_of(shallow, half), half_of(student, half))
+    return shallow.eval()
 
 
 @dataclass(frozen=True)
@@ -355,8 +363,19 @@ def map_channels(half: HalfOfModel) -> ChannelMap:
     return found
 
 
-def copy_channels(teacher: HalfOfModel, student: HalfOfModel) -> None:
+def copy_channels(
+    teacher: HalfOfModel,
+    student: HalfOfModel,
+    observe: Callable[[ChannelMap], Mapping[Channels, Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """Copies the most important channels of each layer of a half into a half of the same layers.
+
+    Args:
+        observe: gives the mean products of channels with each other, ``(C, C)``, of some groups of
+            channels: what they are instead of how large the weights are that write them.
+
+    Returns:
+        The places of the channels that are kept of what a layer writes, by the name of the layer.
 
     Raises:
         UserError: the student is wider.
@@ -365,6 +384,8 @@ def copy_channels(teacher: HalfOfModel, student: HalfOfModel) -> None:
     targets = student.modules.state_dict()
     channel_map = map_channels(teacher)
     weights = measure(channel_map, tensors)
+    if observe is not None:
+        weights = weights.seen_as(observe(channel_map))
     kept = choose_channels(channel_map, weights, targets)
     by_name: dict[str, list[Use]] = {}
     for use in channel_map.uses:
@@ -385,6 +406,11 @@ def copy_channels(teacher: HalfOfModel, student: HalfOfModel) -> None:
         if energy.any():
             ratio = energy[kept[group]].mean() / energy.mean()
             targets[name] *= ratio.sqrt().to(targets[name].dtype)
+    return {
+        use.name.removesuffix(".weight"): indices_of(use, kept)
+        for use in channel_map.uses
+        if use.axis == 0 and use.name.endswith(".weight")
+    }
 
 
 def indices_of(use: Use, kept: dict[Channels, Tensor]) -> Tensor:
@@ -401,10 +427,17 @@ class Weights:
     Attributes:
         written: of the weights that write the channels; 1 for the input of a half.
         read: of the weights that read the channels; 1 for the output of a half.
+        products: of some groups, mean products of channels with each other, ``(width, width)``.
     """
 
     written: dict[Channels, Tensor]
     read: dict[Channels, Tensor]
+    products: Mapping[Channels, Tensor] = field(default_factory=dict)
+
+    def seen_as(self, products: Mapping[Channels, Tensor]) -> Weights:
+        """Returns the weights of channels of which the mean products are known."""
+        squares = {group: each.diagonal() for group, each in products.items()}
+        return Weights(self.written | squares, self.read, products)
 
     def importance(self, channels: Channels) -> Tensor:
         """Returns the importance of each channel, squared.
@@ -482,10 +515,40 @@ def choose_together(
                 "distill.start to new"
             )
         scores = scores + weights.importance(group).unflatten(0, (units, size)).sum(1)
-    best = torch.as_tensor(scores).argsort(descending=True, stable=True)[:count].sort().values
+    group, *others = groups
+    if not others and group in weights.products:
+        scale = weights.read[group].sqrt()
+        best = choose_spanning(scale[:, None] * weights.products[group] * scale, count)
+    else:
+        best = torch.as_tensor(scores).argsort(descending=True, stable=True)[:count].sort().values
     kept = {}
     for group in groups:
         size = group.width // units
         offsets = torch.arange(size, device=best.device)
         kept[group] = (best[:, None] * size + offsets).flatten()
     return kept
+
+
+def choose_spanning(products: Tensor, count: int) -> Tensor:
+    """Returns the places of ``count`` channels, sorted, that tell most of all channels.
+
+    Each is the one whose part that the ones before do not tell, linearly, is largest: Cholesky's
+    method with pivots.
+
+    Args:
+        products: mean products of channels with each other, ``(C, C)`` in float64.
+    """
+    rest, columns = products.diagonal().clone(), products.new_zeros(len(products), 0)
+    chosen: list[int] = []
+    least = NOTHING * float(rest.max())
+    while len(chosen) < count and float(rest.max()) > least:
+        place = int(rest.argmax())
+        chosen.append(place)
+        column = (products[:, place] - columns @ columns[place]) / math.sqrt(float(rest[place]))
+        columns = torch.cat([columns, column[:, None]], dim=1)
+        rest = (rest - column.square()).clamp(min=0)
+        rest[chosen] = 0
+    # Others say nothing new. The largest come first.
+    order = products.diagonal().argsort(descending=True, stable=True).tolist()
+    others = [place for place in order if place not in chosen]
+    return torch.tensor([*chosen, *others][:count]).sort().values

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from wanvae.checkpoints.formats import identify
 from wanvae.checkpoints.lora import Base, save_lora
@@ -33,6 +34,7 @@ from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.run_folder import checkpoints_of
 from wanvae.engine.training.task import WEIGHTS, Discriminator, StepLosses, Task
 from wanvae.errors import UserError
 from wanvae.model import WanVAE, require_wan_vae
@@ -41,6 +43,7 @@ from wanvae.report.training import TrainingPage
 from wanvae.train.crops import DataConfig, VideoCrops
 from wanvae.train.discriminator import PatchDiscriminator3D
 from wanvae.train.distillation import DistillConfig, Teacher, make_student
+from wanvae.train.fitting import fit
 from wanvae.train.held_out import (
     METRICS,
     EvaluationConfig,
@@ -71,7 +74,13 @@ from wanvae.train.trainee import (
     require_whole,
     saved,
 )
-from wanvae.train.upscaling import Downscaling, check_learns, check_shape, with_upscaling
+from wanvae.train.upscaling import (
+    Downscaling,
+    check_learns,
+    check_shape,
+    scale_down,
+    with_upscaling,
+)
 from wanvae.video import write_video
 from wanvae.video.reading.hardware import check_hardware
 from wanvae.video.reading.options import refuse_background
@@ -85,6 +94,8 @@ LORA = "lora.safetensors"
 REPORT = "student"
 # How many of the held-out clips a picture shows.
 PREVIEWED_CLIPS = 4
+# How many training crops a student is fitted to at the start.
+FITTED_CROPS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,8 +371,13 @@ class VideoTraining:
         """The model that people use after training: with a LoRA, the two merged."""
         return vae if self.base is None else merged(require_whole(vae))
 
-    def report_student(self, result: Path) -> str:
-        """Writes how good a student is beside its teacher, and returns a line for people."""
+    def report_student(self, result: Path, output: Path) -> str:
+        """Writes how good a student is beside its teacher, and returns a line for people.
+
+        Args:
+            result: the file of the student.
+            output: the folder of the report.
+        """
         config, lpips = self.config, self.video_losses.lpips
         if config.distill.half is None or config.weights is None:
             raise RuntimeError("no teacher")
@@ -370,7 +386,7 @@ class VideoTraining:
             result,
             config.distill.half,
             config.evaluation,
-            result.parent / f"{REPORT}-{config.trainer.steps}",
+            output,
             config.data,
             self.accelerator,
             None if lpips is None else (lpips, config.loss.lpips_network),
@@ -422,9 +438,13 @@ def run(config: TrainConfig) -> None:
         trainer = replace(trainer, best="psnr")
     if config.lora.rank is not None:
         accelerator.print(describe_trained(vae, config))
-    train(task, trainer, accelerator)
+    if config.distill.start == "fitted" and not checkpoints_of(Path(trainer.run)):
+        accelerator.print(f"the student is fitted to {FITTED_CROPS} crops by least squares")
+        fit_student(config, require_whole(vae), task.samples)
+    steps = train(task, trainer, accelerator)
     if config.distill.half is not None:
-        accelerator.print(training.report_student(result))
+        report = result.with_name(f"{REPORT}-{steps}")
+        accelerator.print(training.report_student(result, report))
     if config.lora.rank is not None:
         merge = [
             "wanvae",
@@ -495,6 +515,24 @@ def load_base(config: TrainConfig) -> WanVAE:
             f"merged into {path}, which does not: train without lora.rank first"
         )
     return with_upscaling(vae, factor)
+
+
+def fit_student(config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | Pair]) -> None:
+    """Fits a student to its teacher, on the first crops of the training data.
+
+    Args:
+        student: on the CPU. It stays in the mode that it is in.
+        samples: the training data.
+    """
+    teacher, half = load_base(config).eval(), config.distill.half
+    seen = [pair_of(samples[number]).input[None] for number in range(FITTED_CROPS)]
+    clips = [scale_down(x, teacher.config.upscale_factor, config.downscaling) for x in seen]
+    if half == "decoder":
+        clips = [teacher.encode(clip).mode() for clip in clips]
+    generator = torch.Generator().manual_seed(config.trainer.seed)
+    training = student.training
+    fit(teacher, student.eval(), half or "decoder", clips, generator)
+    student.train(training)
 
 
 def load_teacher(config: TrainConfig, device: torch.device) -> Teacher | None:

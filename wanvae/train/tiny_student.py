@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wanvae.checkpoints.formats import digest_of_encoding
 from wanvae.model import WanVAE
 from wanvae.nn import CausalConv, State
 from wanvae.posterior import Posterior
@@ -16,7 +17,7 @@ class WithTinyDecoder(nn.Module):
 
     Attributes:
         encoding: the half that encodes.
-        tiny: the model that decodes.
+        tiny: the model that decodes. It says that it decodes the latents of ``teacher``.
         config: the config of the Wan VAE that has the latents.
     """
 
@@ -28,6 +29,7 @@ class WithTinyDecoder(nn.Module):
         )
         self.encoding.requires_grad_(False)
         self.tiny = tiny
+        tiny.decodes = digest_of_encoding(teacher.config, teacher.state_dict())
         self.config = teacher.config
         self.train()
 

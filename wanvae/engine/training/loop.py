@@ -11,6 +11,7 @@ import gc
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,8 +72,12 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
         ) from error
 
 
-def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
+def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> int:
     """Trains from the newest checkpoint of the run, or from the start, to the last step.
+
+    Returns:
+        How many steps the model has that the run ended with. They are more than ``config`` asks for
+        if the run had more already; then nothing is trained, which is told.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP ended the run with a checkpoint after a step before
@@ -87,10 +92,10 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
     run = Path(config.run)
     run_on_first_process(lambda: run.mkdir(parents=True, exist_ok=True))
     with locked_by_run(run):
-        train_in_folder(task, config, accelerator)
+        return train_in_folder(task, config, accelerator)
 
 
-def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator) -> None:
+def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator) -> int:
     """As ``train``, in a folder that no other run writes to."""
     run = Path(config.run)
     average = None
@@ -104,6 +109,12 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
     checkpoints = Checkpoints(run, config.keep_checkpoints, optimization, average)
     keep_record_of(task, config, checkpoints, accelerator)
     progress = checkpoints.load_newest()
+    if progress.step > config.steps:
+        accelerator.print(
+            f"{run} has {progress.step} steps already, more than steps {config.steps}: nothing is "
+            "trained"
+        )
+        config = replace(config, steps=progress.step)
     batches = load_batches(task, config, accelerator, progress.step)
     options = flat_options(task.config or config) if progress.step == 0 else None
     log = Log(run, config.steps, progress.step, accelerator, options)
@@ -142,6 +153,7 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
         # The terminal may have closed.
         with suppress(OSError):
             print(outcome(run / task.result, config, progress, checkpoints), flush=True)
+    return progress.step
 
 
 def keep_record_of(

@@ -37,6 +37,13 @@ SCALER = "scaler.pt"
 PROGRESS = "progress.json"
 # The folder of the pictures of what the model can do.
 PREVIEWS = "previews"
+# The folder of the checkpoints.
+CHECKPOINTS = "checkpoints"
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first; none if there is no such folder."""
+    return sorted((run / CHECKPOINTS).glob("step-*"))
 
 
 @dataclass(kw_only=True)
@@ -85,7 +92,8 @@ class Checkpoints:
     def __init__(
         self, run: Path, keep: int, optimization: Optimization, average: AveragedModel | None
     ) -> None:
-        self.folder = run / "checkpoints"
+        self.run = run
+        self.folder = run / CHECKPOINTS
         self.keep = keep
         self.optimization = optimization
         self.task = optimization.task
@@ -157,7 +165,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        return checkpoints_of(self.run)
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after ``step`` steps."""

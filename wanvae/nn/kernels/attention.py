@@ -41,6 +41,11 @@ class Projections(Protocol):
         ...
 
 
+def attend_to(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Computes attention by PyTorch's operation, see ``Kernels``."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def attend_at_once(layers: Projections, images: Tensor) -> Tensor:
     """Computes attention by PyTorch's operations."""
     return apply_at_once(F.scaled_dot_product_attention, layers, images)

@@ -23,6 +23,7 @@ from wanvae.nn.kernels.attention import (
     allocate_in_blocks,
     attend_at_once,
     attend_in_blocks,
+    attend_to,
 )
 from wanvae.nn.kernels.by_frames import convolve_by_frames, convolve_doubled_contiguously
 from wanvae.nn.kernels.convolution import (
@@ -56,6 +57,10 @@ from wanvae.nn.kernels.rms_norm import (
     allocate_rms_norm,
     rms_norm_by_squares,
     rms_norm_by_vector_norm,
+)
+from wanvae.nn.kernels.training.attention import (
+    attend_to_positions_with_gradients,
+    attend_with_gradients,
 )
 from wanvae.nn.kernels.training.convolution import convolve_in_training, remember_recipe
 from wanvae.nn.kernels.training.convolution_1d import convolve_after
@@ -94,6 +99,8 @@ class Kernels:
         clone: copies ``(x, dtype)``; the copy does not keep the memory of ``x``.
         rms_norm: Wan's norm over channels, ``(x, gamma)``.
         attend: attention over the positions of images: ``(layers, images)``.
+        attend_to: attention of queries to keys and values, ``(q, k, v, mask)``, ``(B, 1, N, C)``
+            each. The mask says whether a query sees a key; None is all keys.
         pair_frames: makes two frames of each frame: ``(x, pointwise)``.
         add: the residual addition, ``(y, pointwise, shortcut)``: ``pointwise`` is applied to ``y``,
             a new tensor that may be overwritten.
@@ -114,6 +121,7 @@ class Kernels:
     clone: Callable[[Tensor, torch.dtype], Tensor]
     rms_norm: Callable[[Tensor, Tensor], Tensor]
     attend: Callable[[Projections, Tensor], Tensor]
+    attend_to: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     pair_frames: Callable[[Tensor, Sequence[PointwiseFunction]], Tensor]
     add: Callable[[Tensor, Sequence[PointwiseFunction], Tensor], Tensor]
     fixed_state_shapes: bool
@@ -129,15 +137,21 @@ PYTORCH = Kernels(
     clone=clone,
     rms_norm=rms_norm_by_squares,
     attend=attend_at_once,
+    attend_to=attend_to,
     pair_frames=pair_frames,
     add=add,
     fixed_state_shapes=True,
     bias_apart=False,
 )
 
+# The gradients of attention have gradients of their own, as all other gradients have.
+TRAINING = replace(
+    PYTORCH, attend=attend_to_positions_with_gradients, attend_to=attend_with_gradients
+)
+
 # Keeps no input of a convolution for the backward pass that norm and activation can make again.
 TRAINING_ON_CPU = replace(
-    PYTORCH,
+    TRAINING,
     convolve=convolve_in_training,
     convolve_doubled=convolve_doubled_with_gradients,
     join=join_and_remake,
@@ -153,7 +167,7 @@ COMPILED_ON_CPU = replace(
     convolve_doubled=in_native_dtype(convolve_doubled_by_pytorch),
 )
 
-FUSED_WITH_GRADIENTS = replace(PYTORCH, join=fused.concatenate)
+FUSED_WITH_GRADIENTS = replace(TRAINING, join=fused.concatenate)
 
 IN_PLACE = replace(
     PYTORCH,
@@ -202,6 +216,8 @@ PYTORCH_ON_MPS = replace(
     PYTORCH, convolve=convolve_by_frames, convolve_doubled=convolve_doubled_contiguously
 )
 
+TRAINING_ON_MPS = replace(PYTORCH_ON_MPS, attend=TRAINING.attend, attend_to=TRAINING.attend_to)
+
 INFERENCE_ON_MPS = replace(PYTORCH_ON_MPS, attend=attend_in_blocks, fixed_state_shapes=False)
 
 # The same for FUSED.
@@ -237,8 +253,8 @@ TABLE: dict[Observer, dict[str | None, Kernels]] = {
         "cpu": TRAINING_ON_CPU,
         "cuda": FUSED_WITH_GRADIENTS,
         "meta": PYTORCH,
-        "mps": PYTORCH_ON_MPS,
-        None: PYTORCH,
+        "mps": TRAINING_ON_MPS,
+        None: TRAINING,
     },
     Observer.COMPILER: {
         "cpu": COMPILED_ON_CPU,
