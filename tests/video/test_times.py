@@ -173,6 +173,27 @@ def test_the_last_frame_lasts_as_long_as_it_should(
     assert read_end == pytest.approx(end, abs=2 * tick)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+@pytest.mark.parametrize("seed", range(10))
+def test_frames_that_need_the_last_frame_do_not_move_the_end(
+    tmp_path: Path, suffix: str, seed: int
+) -> None:
+    path, generator = tmp_path / f"a.{suffix}", torch.Generator().manual_seed(seed)
+    # The first frames are long, which delays the decoding of all others.
+    times = [0, 0.6655, 0.8345, 0.869, 1.038, 1.058, 1.158, 1.1925, 1.3615]
+    t, y, x = torch.meshgrid(*map(torch.arange, (len(times), 64, 64)), indexing="ij")
+    waves = torch.sin(0.2 * x + 0.3 * t) * torch.cos(0.15 * y)
+    noisy = torch.rand(1, len(times), 1, 1, generator=generator) > 0.5
+    noise = 0.3 * noisy * torch.randn(3, len(times), 64, 64, generator=generator)
+    with VideoWriter(path, width=64, height=64, fps=Fraction(25)) as writer:
+        writer.write((0.5 * waves + noise).clamp(-1, 1), times)
+        writer.end_at(1.8615)
+    with VideoReader(path, strict=True) as reader:
+        assert [frame.time for frame in reader] == pytest.approx(times, abs=2e-5)
+        assert float(reader.end) == pytest.approx(1.8615, abs=2e-5)
+    assert length_of(path) == pytest.approx(1.8615, abs=2e-5)
+
+
 def test_the_end_is_after_the_last_frame(tmp_path: Path) -> None:
     with (
         pytest.raises(VideoError, match=r"last frame is at 1\.0 s, and cannot end"),

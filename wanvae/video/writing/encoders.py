@@ -36,6 +36,7 @@ class VideoCodec:
         smallest: the shortest side that the encoder takes, in pixels.
         palette: whether each picture has a palette of its own.
         delay: frames after which the encoder knows decoding times. Those of fewer frames are noise.
+        reorders: whether frames may need later frames, and so are stored after them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class VideoCodec:
     smallest: int = 1
     palette: bool = False
     delay: int = 0
+    reorders: bool = False
 
 
 # swscale centres chroma samples; encoders take them as left-sited unless they are told.
@@ -60,6 +62,7 @@ H264 = VideoCodec(
     ),
     options=_CENTERED,
     has_quality=True,
+    reorders=True,
 )
 H265 = VideoCodec(
     name="h265",
@@ -70,6 +73,7 @@ H265 = VideoCodec(
     # x265 refuses sides under 16, and overwrites memory of its own in some sizes under 64.
     smallest=64,
     delay=2,
+    reorders=True,
 )
 AV1 = VideoCodec(
     name="av1",

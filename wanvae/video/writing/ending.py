@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
-from av import Packet
+from av import Packet, VideoFrame
+from av.video.frame import PictureType
+
+# Pictures at the end that need no later one.
+_IN_ORDER = 2
+
+
+class LastPictures:
+    """Holds pictures back until it is known which are the last.
+
+    The last two are encoded as pictures that need earlier ones alone. So no picture is decoded
+    after the one shown last, and the duration of the last packet is the duration of that picture.
+
+    Args:
+        reorders: whether the encoder has pictures that need later ones. Otherwise none is held.
+    """
+
+    def __init__(self, *, reorders: bool) -> None:
+        self._most = _IN_ORDER if reorders else 0
+        self._held: deque[VideoFrame] = deque()
+        self._begun = False
+
+    def push(self, picture: VideoFrame) -> Iterator[VideoFrame]:
+        """Takes a picture, and yields those that are not the last."""
+        self._held.append(picture)
+        while len(self._held) > self._most:
+            self._begun = True
+            yield self._held.popleft()
+
+    def finish(self) -> Iterator[VideoFrame]:
+        """Yields the last pictures."""
+        for picture in self._held:
+            if self._begun:  # the first needs no other
+                picture.pict_type = PictureType.P
+            self._begun = True
+            yield picture
 
 
 class Ending:
     """Gives packets the durations of their frames, so that the last frame ends when it should.
 
     Encoders give all packets the duration of an average frame. Containers take the length of a
-    video from the packets that are last: the one shown last, and the one decoded last. MP4 adds up
-    the steps of decoding times. Where frames need later frames and times vary, the sum is wrong, so
-    the packet decoded last is moved.
+    video from the last packet, whose frame is shown last. MP4 adds up the steps of decoding times.
+    Where frames need later frames and times vary, the sum is wrong, so the last packet is moved.
 
     All times are in ticks of the encoder.
 
@@ -61,9 +96,6 @@ class Ending:
         if last is None or last.pts is None or last.dts is None:
             return
         even = last.pts - self._delay  # decoded as early as the first frame
-        is_shown_last = last.pts == self._shown
-        dts = even if is_shown_last else min(max(even, last.dts), end - self._delay - self._step)
-        last.dts = dts if self._before is None else max(dts, self._before + self._step)
-        length = end - last.pts if is_shown_last else end - last.dts - self._delay
-        last.duration = max(length, self._step)
+        last.dts = even if self._before is None else max(even, self._before + self._step)
+        last.duration = max(end - last.pts, self._step)
         yield last

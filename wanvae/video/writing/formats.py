@@ -100,8 +100,22 @@ class Format:
 
 # What Apple's players know H.265 by.
 _HVC1 = {"h265": "hvc1"}
-_MP4 = Container(name="mp4", codecs=(H264, H265, AV1), tags=_HVC1, tags_colour=True)
-_MOV = Container(name="mov", codecs=(H264, H265, PRORES), tags=_HVC1, tags_colour=True)
+# FFmpeg rounds the length of a video to milliseconds unless it is told.
+_EXACT_LENGTH = {"movie_timescale": "90000"}
+_MP4 = Container(
+    name="mp4",
+    codecs=(H264, H265, AV1),
+    options=_EXACT_LENGTH,
+    tags=_HVC1,
+    tags_colour=True,
+)
+_MOV = Container(
+    name="mov",
+    codecs=(H264, H265, PRORES),
+    options=_EXACT_LENGTH,
+    tags=_HVC1,
+    tags_colour=True,
+)
 _MATROSKA = Container(
     name="matroska",
     codecs=(H264, H265, AV1, FFV1, PRORES),

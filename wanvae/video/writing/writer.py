@@ -29,7 +29,7 @@ from wanvae.video.common import (
     unwritable,
 )
 from wanvae.video.writing.deep import deep_picture
-from wanvae.video.writing.ending import Ending
+from wanvae.video.writing.ending import Ending, LastPictures
 from wanvae.video.writing.formats import Encoding, check_size
 from wanvae.video.writing.output import Destination, find_format, find_target, path_of
 from wanvae.video.writing.palette import Palettes
@@ -106,6 +106,7 @@ class VideoWriter:
             raise self._error(f"{error}; write .mp4 or .mov") from None
         self._end: float | None = None
         self._ending = Ending(self._schedule.least_step)
+        self._last_pictures = LastPictures(reorders=self._format.codec.reorders)
         self._reformatter = VideoReformatter()
         self._palettes: Palettes | None = None
         if self._format.codec.palette:
@@ -204,8 +205,12 @@ class VideoWriter:
             )
 
     def _mux(self, container: OutputContainer, pictures: Iterable[av.VideoFrame]) -> None:
-        for picture in pictures:
-            container.mux(list(self._ending.pass_on(self._stream.encode(picture))))
+        for given in pictures:
+            for picture in self._last_pictures.push(given):
+                self._encode_picture(container, picture)
+
+    def _encode_picture(self, container: OutputContainer, picture: av.VideoFrame) -> None:
+        container.mux(list(self._ending.pass_on(self._stream.encode(picture))))
 
     def _picture(self, image: torch.Tensor) -> av.VideoFrame:
         """Returns an image ``(C, H, W)`` in the pixel format of the stream."""
@@ -241,6 +246,8 @@ class VideoWriter:
             with one_line_errors("write", self.path):
                 if self._palettes is not None:
                     self._mux(self._container, self._palettes.push(None))
+                for picture in self._last_pictures.finish():
+                    self._encode_picture(self._container, picture)
                 packets = self._stream.encode(None)
                 if self._schedule.frames <= self._format.codec.delay:
                     for packet in packets:
