@@ -335,10 +335,8 @@ def kill_runs(
         with restarts(server, choice, seconds):
             whole = finish(options, target, work / f"merged-{rounds}")
         found = compare(expected, whole)
-        away = "" if server is None else f" and {server.restarts} restarts of the server"
-        print(
-            f"data set {rounds}, after {killed} kills{away}: {len(found)} files differ", flush=True
-        )
+        after = f"after {killed} kills{restarts_of(server)}"
+        print(f"data set {rounds}, {after}: {len(found)} files differ", flush=True)
         differ.extend(found)
     return differ
 
