@@ -167,7 +167,7 @@ def restarts(server: ObjectStore | None, choice: random.Random, seconds: float) 
     over = threading.Event()
 
     def go_on() -> None:
-        while not over.wait(moments.uniform(0.1, 0.5) * seconds):
+        while not over.wait(moments.uniform(0.05, 0.25) * seconds):
             server.restart(moments.uniform(1, 3))
 
     with ThreadPoolExecutor(1) as pool:
@@ -331,16 +331,19 @@ def kill_runs(
             if how is None:
                 break
             killed += 1
-            print(f"kill {killed}: {how}", flush=True)
+            print(f"kill {killed}: {how}{restarts_of(server)}", flush=True)
         with restarts(server, choice, seconds):
             whole = finish(options, target, work / f"merged-{rounds}")
         found = compare(expected, whole)
-        away = "" if server is None else f" and {server.restarts} restarts of the server"
-        print(
-            f"data set {rounds}, after {killed} kills{away}: {len(found)} files differ", flush=True
-        )
+        after = f"after {killed} kills{restarts_of(server)}"
+        print(f"data set {rounds}, {after}: {len(found)} files differ", flush=True)
         differ.extend(found)
     return differ
+
+
+def restarts_of(server: ObjectStore | None) -> str:
+    """Says how often the object store was away so far; empty without one."""
+    return "" if server is None else f", {server.restarts} restarts of the store"
 
 
 def new_target(options: argparse.Namespace, root: Location, name: str) -> Location:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from wanvae.engine.storage import retries
 from wanvae.engine.storage.remote_path import location
 from wanvae.folders.listing import MANIFEST
 from wanvae.folders.manifest import read_folder
+from wanvae.latents.spool import LatentsSpool
 from wanvae.video import read_video
 
 __all__ = ["bucket", "files", "s3_server"]
@@ -150,6 +153,25 @@ def test_a_server_that_is_gone_is_no_broken_video(
         run_command(capsys, *command)
         assert contents(target) == expected
         assert len(read_folder(folder).entries) == 7
+
+
+@pytest.mark.parametrize("method", ["write", "write_file"])
+def test_a_full_folder_of_temporary_files(
+    capsys: Capture, files: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fill_up(self: LatentsSpool, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = f"memory://full-{method}"
+    command = encode_command(files, files / "videos", target)
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentsSpool, method, fill_up)
+        out = run_command(capsys, *command, status=1)
+    assert (
+        f"temporary files, {tempfile.gettempdir()}, is full; make room there, or set TMPDIR" in out
+    )
+    assert not [name for name in location(target).files() if name.endswith(".safetensors")]
+    assert "14 clips written, 0 were there" in run_command(capsys, *command)
 
 
 def test_parts_in_an_object_store(

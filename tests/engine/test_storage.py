@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from errno import ENOSPC
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from hypothesis import given, settings
@@ -139,6 +141,26 @@ def test_a_server_that_always_fails(tmp_path: Path) -> None:
                 use()
     with pytest.raises(RemoteError, match="also after 5 further tries"):
         path.exists()
+
+
+def test_a_full_disk_is_not_the_fault_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(CONTENT)
+    tries = []
+
+    def fill_up(*arguments: object) -> None:
+        tries.append(1)
+        raise OSError(ENOSPC, "No space left on device")
+
+    told = f"temporary files, {gettempdir()}, is full; make room there, or set TMPDIR"
+    with web_server(tmp_path, ranges=False) as server:
+        path = location(f"{server.address}/a.mp4")
+        monkeypatch.setattr(path.file_system()[0], "get_file", fill_up)
+        with pytest.raises(RemoteError, match=told), path.open("rb") as file:
+            file.seek(FIRST_PIECE)
+            file.read(1)
+    assert len(tries) == 1
 
 
 def test_what_no_further_try_changes() -> None:

@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.dataset.data_set_runs import write_inputs
 from tests.storage_servers import s3_environment
-from tools.kill_trials import LAUNCHER, object_store, parse
+from tools.kill_trials import LAUNCHER, main, object_store, parse, small_disk
 from wanvae.engine.storage.remote_path import RemotePath
 
 
@@ -47,6 +49,31 @@ def test_a_killed_store_comes_back_with_what_it_had(
         assert (folder / ".failures/a b%2F.bin").read_bytes() == b"one"
         assert (folder / "large.bin").read_bytes() == b"three"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def can_mount(folder: Path) -> bool:
+    """Whether this process may mount disks."""
+    try:
+        with small_disk(folder, "1M"):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+@pytest.mark.slow
+def test_two_processes_fill_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not can_mount(tmp_path / "disk"):
+        pytest.skip("only root may mount a small disk")
+    write_inputs(tmp_path)
+    checkpoint = ["--checkpoint", str(tmp_path / "vae.safetensors")]
+    encoding = ["--frames", "5,9", "--buckets", "16x32,32x16"]
+    arguments = [str(tmp_path / "videos"), *checkpoint, "--disk", "12KB", "--", *encoding]
+    monkeypatch.setattr(sys, "argv", ["kill_trials.py", *arguments])
+    with pytest.raises(SystemExit, match="no bytes differ"):
+        main()
+    assert "No space left on device" in capsys.readouterr().out
 
 
 def test_only_a_store_has_a_server_to_restart(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan, StoredClip, Timeline
 from wanvae.dataset.unfinished import SavedClip, unfinished_name
 from wanvae.engine.files import unwritable
+from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
@@ -126,7 +127,7 @@ class FileWriter:
 
         Raises:
             FileError: the disk is full, or cannot be written.
-            RemoteError: a server cannot be reached.
+            RemoteError: a server cannot be reached, or the disk with temporary files is full.
         """
         with closing(pieces):
             rows = groupby(pieces, key=lambda pair: pair[0])
@@ -228,7 +229,7 @@ def local_folder(folder: Location) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary, telling_full_disk():
         yield Path(temporary)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
@@ -40,10 +41,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileError: the folder of ``path`` is missing, ``path`` is a folder, or writing fails.
-        RemoteError: the upload fails.
+        RemoteError: the upload fails, or the local disk is full.
     """
     if isinstance(path, RemotePath):
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, telling_full_disk():
             local = Path(folder, path.name)
             yield local
             path.upload(local)

@@ -13,6 +13,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from wanvae.engine.config import from_json_dict, parse_json
+from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.remote_path import Location, RemotePath
 from wanvae.errors import UserError
 
@@ -45,7 +46,7 @@ class JsonLines(Sequence[T], Generic[T]):
         UserError: the first or the last line is damaged. Reading another damaged line raises it
             too, and so does reading after the file has changed in place.
         OSError: the file cannot be read.
-        RemoteError: a server cannot be reached.
+        RemoteError: a server cannot be reached, or the local disk has no room for the copy.
     """
 
     def __init__(self, path: Location, cls: type[T], advice: str) -> None:
@@ -148,7 +149,7 @@ def open_descriptor(path: Location) -> int:
     """Opens a file for reading, or a copy of a file at an address."""
     if not isinstance(path, RemotePath):
         return os.open(path, os.O_RDONLY)
-    with path.open("rb") as content, TemporaryFile() as copy:
+    with path.open("rb") as content, TemporaryFile() as copy, telling_full_disk():
         shutil.copyfileobj(content, copy)
         copy.flush()
         return os.dup(copy.fileno())

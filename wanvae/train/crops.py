@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, compress, repeat
+from itertools import compress, repeat
 from typing import ClassVar
 
 import numpy as np
@@ -243,6 +243,7 @@ class Source:
         entries: what is in it; the scenes of videos that are analysed, instead of these.
         ignored: how many of its files are no videos, images or tars, by suffix; or empty.
         usable: for each bucket, the positions of the entries that are large and long enough.
+        used: whether some bucket can use each entry.
     """
 
     def __init__(self, folder: Location, config: DataConfig, alpha: bool, report: bool) -> None:
@@ -264,11 +265,13 @@ class Source:
             )
         numbers = numbers_of(self.entries)
         self.usable = find_usable(numbers, config)
+        self.used = np.zeros(len(numbers), bool)
+        for positions in self.usable:
+            self.used[positions] = True
         if report:
-            used = np.isin(np.arange(len(numbers)), self.used)
-            warn_of(self.entries, np.flatnonzero(~used), numbers["is_broken"], folder)
-            warn_of_hdr(self.entries, np.flatnonzero(used & numbers["is_hdr"]), folder)
-        if config.folders and not len(self.used):
+            warn_of(self.entries, np.flatnonzero(~self.used), numbers["is_broken"], folder)
+            warn_of_hdr(self.entries, np.flatnonzero(self.used & numbers["is_hdr"]), folder)
+        if config.folders and not self.used.any():
             raise VideoError(
                 f"no usable video in {str(folder)!r}: nothing in it is as large and long as a crop"
             )
@@ -279,21 +282,20 @@ class Source:
         # The scenes of one file share the place of the first of them.
         self._file_of = places_of(self.entries)
 
-    @property
-    def used(self) -> np.ndarray:
-        """The positions of the entries that some bucket can use, in their order."""
-        return np.unique(np.concatenate(self.usable))
-
     def describe(self) -> Iterator[str]:
         """A line for each video or image that is used: which it is and how large."""
-        used = np.zeros(len(self.entries), bool)
-        used[self.used] = True
-        numbers = numbers_of(self.entries)[["size", "frames", "width", "height"]]
-        blocks = (numbers[i : i + BLOCK].tolist() for i in range(0, len(numbers), BLOCK))
-        rows = chain.from_iterable(blocks)
-        trios = zip(names_of(self.entries), rows, scenes_of(self.entries), strict=True)
-        for name, (size, frames, width, height), scene in compress(trios, used):
-            yield f"{name}: {size} bytes, {frames} x {width} x {height}{scene}"
+        names, scenes = names_of(self.entries), scenes_of(self.entries)
+        numbers = numbers_of(self.entries)
+        columns = [numbers[field] for field in ("size", "frames", "width", "height")]
+        for start in range(0, len(numbers), BLOCK):
+            part = slice(start, start + BLOCK)
+            values = (column[part].tolist() for column in columns)
+            # Names and scenes go on where the block before has ended.
+            rows = compress(zip(*values, names, scenes, strict=False), self.used[part].tolist())
+            yield from [
+                f"{name}: {size} bytes, {frames} x {width} x {height}{scene}"
+                for size, frames, width, height, name, scene in rows
+            ]
 
     def read_clip(self, bucket: int, random: np.random.Generator) -> Tensor:
         """Random whole frames ``(C, T, height, width)`` for crops of a bucket."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
+from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.retries import RemoteError, ShortReadError, retry
 
 if TYPE_CHECKING:
@@ -90,7 +91,12 @@ class RemoteFile(io.RawIOBase):
         """Copies the file to a local disk, and returns its size."""
         self._directory = TemporaryDirectory()
         copy = os.path.join(self._directory.name, "file")
-        retry(lambda: self._files.get_file(self._path, copy), self._action)
+
+        def fetch() -> None:
+            with telling_full_disk():
+                self._files.get_file(self._path, copy)
+
+        retry(fetch, self._action)
         self._content = open(copy, "rb")  # noqa: SIM115 (closed with the object)
         return os.path.getsize(copy)
 

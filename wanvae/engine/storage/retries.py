@@ -45,11 +45,14 @@ def retry(action: Callable[[], T], what: str) -> T:
 
     Raises:
         FileNotFoundError: there is no such file.
-        RemoteError: it failed in another way, or too often; its cause is what ``action`` raised.
+        RemoteError: it failed in another way, or too often; its cause is what ``action`` raised. If
+            ``action`` itself raises one, there is no further try.
     """
     for pause in (*PAUSES, None):
         try:
             return action()
+        except RemoteError:
+            raise
         except Exception as error:  # libraries of networks have no class of errors in common
             cause = root_of(error)
             if isinstance(cause, FileNotFoundError) or status_in(cause) in ABSENT:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,8 @@ CONFIG = "config.yaml"
 RECORD = "run.json"
 # The option that names the checkpoint to start from. Not its name but its content must stay.
 START = "weights"
+# Lines that are hashed at once.
+BLOCK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +87,12 @@ def make_record(data: Mapping[str, Iterable[str]], batches_per_step: int, start:
     """
     digest, parts = hashlib.sha256(), []
     for name, lines in data.items():
-        of_part, count = hashlib.sha256(), 0
-        for line in lines:
-            content = line.encode(errors="surrogateescape") + b"\n"
+        of_part, count, rest = hashlib.sha256(), 0, iter(lines)
+        while block := list(islice(rest, BLOCK)):
+            content = "\n".join([*block, ""]).encode(errors="surrogateescape")
             digest.update(content)
             of_part.update(content)
-            count += 1
+            count += len(block)
         parts.append(DataPart(name=writable(name), count=count, digest=of_part.hexdigest()))
     return Record(
         command=shlex.join(sys.argv),
