@@ -151,6 +151,50 @@ def test_rows_and_groups(tmp_path: Path, files: Path, evaluate: Run) -> None:
     assert "left out: d.png: too short for 5 frames: it has 1" in out
 
 
+def test_models_of_rgba_are_judged_over_four_channels(
+    tmp_path: Path, files: Path, evaluate: Run
+) -> None:
+    rgba, videos = tmp_path / "rgba.safetensors", tmp_path / "videos"
+    tiny(in_channels=4, out_channels=4).float().save_pretrained(rgba)
+    videos.mkdir()
+    write_video(videos / "opaque.mp4", noise(5), Fraction(25))
+    picture = torch.cat([noise(1), noise(1, seed=9)[:1]])
+    write_video(videos / "transparent.png", picture, Fraction(1))
+    out, _ = evaluate(tmp_path / "out", "--checkpoint", rgba, source=videos)
+    assert "alpha (levels)" in out
+    vae = WanVAE.from_pretrained(rgba)
+    for record in results(tmp_path / "out")["records"]:
+        video = read_video(videos / record["name"], alpha=True)[0]
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(pad_to_multiple(video[None], 8)).mode())
+        decoded = decoded[0, :, :, : video.shape[2], : video.shape[3]]
+        (row,) = record["models"]
+        frames = decoded.movedim(1, 0), video.movedim(1, 0)
+        expected = [psnr(x[None], y[None]) for x, y in zip(*frames, strict=True)]
+        assert row["frame_psnr"] == pytest.approx(expected, abs=1e-2)
+        error = 127.5 * (decoded - video)[3].abs().mean().item()
+        assert row["alpha"] == pytest.approx(error, rel=1e-3)
+        values = vae.encode(pad_to_multiple(video[None], 8)).mean.numel()
+        assert row["compression"] == pytest.approx(video.numel() / values)
+    shown = [path.name for path in (tmp_path / "out" / "trials").rglob("comparison.*")]
+    assert {*shown} == {"comparison.mp4", "comparison.webp"}
+
+
+def test_what_does_not_go_with_models_of_rgba_is_one_line(
+    tmp_path: Path, files: Path, evaluate: Run
+) -> None:
+    rgba = tmp_path / "rgba.safetensors"
+    tiny(in_channels=4, out_channels=4).float().save_pretrained(rgba)
+    both = "--checkpoint", rgba, files / "one.safetensors"
+    _, err = evaluate(tmp_path / "out", *both, status=1)
+    assert "rgba encodes RGBA and one RGB, which have no common figures" in err
+    _, err = evaluate(tmp_path / "out", "--checkpoint", rgba, "--background", "white", status=1)
+    assert "this model encodes alpha, so there is no background" in err
+    _, err = evaluate(tmp_path / "out", "--checkpoint", rgba, "--diffusers", status=1)
+    assert "--diffusers compares RGB" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_come_from_a_file_too(tmp_path: Path, files: Path, evaluate: Run) -> None:
     config, checkpoint = tmp_path / "config.yaml", files / "one.safetensors"
     config.write_text(f"checkpoint: {checkpoint}\nframes: [5]\nresize: [16, 16x24]\nclips: 1\n")

@@ -72,8 +72,10 @@ def test_limits_do_not_change_the_result() -> None:
 
 
 def test_models_that_cannot_be_judged_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="encodes RGBA, and evaluate compares RGB"):
-        judge_stream(tiny(in_channels=4, out_channels=4), FACTS, None, None)
+    with pytest.raises(ValueError, match="compares RGB, and this model encodes RGBA"):
+        judge_diffusers(model(in_channels=4, out_channels=4), FACTS)
+    with pytest.raises(ValueError, match="no original to compare with"):
+        judge_stream(model(upscale_factor=2), FACTS)
     with pytest.raises(ValueError, match="no original to compare with"):
         judge_stream(model(in_channels=4), FACTS, None, None)
     with pytest.raises(ValueError, match="cannot stream"):
@@ -83,6 +85,21 @@ def test_models_that_cannot_be_judged_are_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(models, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install diffusers"):
         judge_diffusers(model(), FACTS)
+
+
+@pytest.mark.parametrize("frames", [1, 7])
+def test_a_model_that_upscales_is_judged_at_the_size_of_the_frames(frames: int) -> None:
+    vae, video = model(upscale_factor=2), clip(frames)
+
+    def shrink(frame: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool3d(frame, (1, 2, 2))
+
+    output, _ = reconstruct(judge_stream(vae, FACTS, scale_down=shrink), video)
+    whole = torch.cat([video, video[:, -1:].expand(-1, -(frames - 1) % 4, -1, -1)], dim=1)
+    small = shrink(pad_to_multiple(whole[None], 2))
+    expected = vae.decode(vae.encode(pad_to_multiple(small, 8)).mode())[0, :, :frames, :21, :30]
+    assert output.shape == video.shape
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_models_that_work_together_see_the_same_frames() -> None:

@@ -36,6 +36,14 @@ def scores_of(*pairs: tuple[Tensor, Tensor], lpips: Lpips | None = None) -> Scor
     return scores
 
 
+def test_the_error_of_alpha_is_in_levels() -> None:
+    picture, other = (torch.cat([x, x[:1] / 2]) for x in images())
+    scores = scores_of((picture, other), (picture, picture))
+    expected = 127.5 * float((picture - other)[3].abs().mean()) / 2
+    assert scores.alpha.value == pytest.approx(expected, rel=1e-5)
+    assert scores_of(images()).alpha.value is None
+
+
 def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
     pairs = [images(seed=seed, noise=noise) for seed, noise in enumerate((0.05, 0.2, 0.6))]
     scores = scores_of(*pairs)

@@ -17,6 +17,7 @@ from tests.train.short_runs import lines, short_run
 from wanvae import TinyVAE, WanVAE, cli
 from wanvae.checkpoints.formats import save_diffusers
 from wanvae.errors import UserError
+from wanvae.model import require_wan_vae
 from wanvae.posterior import Posterior
 from wanvae.train.distillation import (
     DistillConfig,
@@ -26,8 +27,10 @@ from wanvae.train.distillation import (
     make_student,
     widths_of_features,
 )
+from wanvae.train.held_out import EvaluationConfig, evaluate, read_held_out
 from wanvae.train.run import TrainConfig, main
 from wanvae.train.trainee import Trainee
+from wanvae.train.upscaling import with_upscaling
 from wanvae.video import read_video, write_video
 
 HALVES = ("decoder", "encoder")
@@ -338,13 +341,65 @@ def test_clips_that_cannot_be_judged_leave_the_student(
     )
 
 
-def test_a_student_that_upscales_is_kept_without_a_report(
+@pytest.mark.parametrize("downscaling", ["area", "bicubic"])
+def test_a_student_that_upscales_is_judged_at_the_full_size(
+    folder: Path,
+    teacher: Path,
+    tmp_path: Path,
+    downscaling: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    more = ["--model.upscale_factor=2", f"--downscaling={downscaling}"]
+    assert main([*options(folder, teacher, run, 1, "decoder"), *more]) == 0
+    student = WanVAE.from_pretrained(run / "model.safetensors")
+    assert student.config.upscale_factor == 2
+    report = run / "student-1"
+    assert f"{report / 'report.html'}: the student reaches" in capsys.readouterr().out
+    evaluation = json.loads((report / "evaluation.json").read_text())
+    assert [row["height"] for row in evaluation["records"]] == [16]
+    # The same as from the middle of the frames, which the evaluation of the run takes.
+    figures = json.loads((report / "student.json").read_text())
+    larger = with_upscaling(require_wan_vae(WanVAE.from_pretrained(teacher), teacher, "this"), 2)
+    config = EvaluationConfig(folder=str(folder), frames=5, size=16)
+    clips = read_held_out(config, larger.config).clips
+    for vae, name in ((larger, "teacher_psnr"), (student, "psnr")):
+        means = evaluate(vae, clips, downscaling=downscaling).means
+        assert figures[name] == pytest.approx(means["psnr"], abs=3)
+
+
+def test_a_student_with_alpha_is_judged_with_its_error_of_alpha(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rgba, run = tmp_path / "rgba.safetensors", tmp_path / "run"
+    config = {"dim_mult": (1, 2), "temporal_downsample": (True,)}
+    tiny(**config, in_channels=4, out_channels=4).float().save_pretrained(rgba)
+    images = tmp_path / "images"
+    images.mkdir()
+    picture = random_video(1, 16, 16, channels=4)[0].float()
+    write_video(images / "one.png", picture, Fraction(1))
+    more = [f"--evaluation.folder={images}", "--evaluation.frames=1"]
+    assert main([*options(folder, rgba, run, 1, "decoder"), *more]) == 0
+    assert "dB), and errs in alpha by" in capsys.readouterr().out
+    figures = json.loads((run / "student-1" / "student.json").read_text())
+    student = WanVAE.from_pretrained(run / "model.safetensors")
+    records = json.loads((run / "student-1" / "evaluation.json").read_text())["records"]
+    errors = [row["alpha"] for row in records[0]["models"]]
+    assert errors == [figures["teacher_alpha"], figures["alpha"]]
+    original = read_video(images / "one.png", alpha=True)[0][None]
+    with torch.no_grad():
+        decoded = student.decode(student.encode(original).mode())
+    error = 127.5 * (decoded - original)[:, 3].abs().mean().item()
+    assert figures["alpha"] == pytest.approx(error, rel=1e-3)
+
+
+def test_a_student_without_clips_to_judge_it_on_is_kept(
     folder: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert main([*options(folder, teacher, run, 1, "decoder"), "--model.upscale_factor=2"]) == 0
-    assert WanVAE.from_pretrained(run / "model.safetensors").config.upscale_factor == 2
-    assert "no report of the student beside its teacher: it compares videos of one size" in (
+    assert main([*options(folder, teacher, run, 1, "decoder"), "--evaluation.folder=null"]) == 0
+    assert (run / "model.safetensors").exists()
+    assert "no report of the student beside its teacher: there is no evaluation.folder" in (
         capsys.readouterr().out
     )
 

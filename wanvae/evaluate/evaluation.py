@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import wanvae
+from wanvae.config import encodes_alpha
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.output_folder import refuse_nested, take_folder
 from wanvae.engine.processes import run_on_first_process
@@ -32,7 +33,7 @@ from wanvae.evaluate.trials import TrialList, find_trials
 from wanvae.metrics.frechet import I3D, WINDOW
 from wanvae.metrics.lpips import Lpips
 from wanvae.video.reading.hardware import check_hardware
-from wanvae.video.reading.options import parse_options
+from wanvae.video.reading.options import parse_options, refuse_background
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -85,6 +86,8 @@ def evaluate(
         deinterlace=options.deinterlace, background=options.background, hwaccel=hwaccel
     )
     check_hardware(hwaccel)
+    alpha = common_alpha(models)
+    refuse_background(options.background, alpha=alpha)
     settings = EvaluationSettings(
         options=options,
         source=str(source.resolve()),
@@ -100,6 +103,7 @@ def evaluate(
             i3d=networks.i3d,
             media_seconds=options.media_seconds,
             reading=reading,
+            alpha=alpha,
             device=models[0].vae.device,
         )
         outcome = run_trials(judging, found, output, processes, progress=progress)
@@ -114,6 +118,21 @@ def evaluate(
         write_evaluation(output, evaluation)
         write_report(output, output / TRIALS, evaluation, facts_of(evaluation, judging.device))
         return evaluation
+
+
+def common_alpha(models: Sequence[Judged]) -> bool:
+    """Returns whether all models encode RGBA; False is RGB.
+
+    Raises:
+        UserError: some do and others do not.
+    """
+    kinds = {encodes_alpha(model.vae.config): model.facts.name for model in models}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{kinds[True]} encodes RGBA and {kinds[False]} RGB, which have no common figures; "
+            "judge them apart"
+        )
+    return True in kinds
 
 
 def prepare(

@@ -17,6 +17,7 @@ from torch import Tensor
 from wanvae.evaluate.records import WorstRecord
 from wanvae.evaluate.scores import WorstFrame
 from wanvae.frames import pad_to_multiple
+from wanvae.metrics.lpips import show_over_gray
 from wanvae.metrics.temporal import LEVELS
 from wanvae.report.elements import number
 from wanvae.video import VideoWriter, write_video
@@ -45,6 +46,8 @@ CONES_TO_RGB = (
 class ComparisonWriter:
     """Writes the original and all reconstructions side by side, so that they stay in step.
 
+    Panels with alpha are shown over gray.
+
     Panels have even sides, because players need this, and are scaled down if they are too wide
     together. A context manager like ``VideoWriter``: the file is there after the block.
 
@@ -71,11 +74,11 @@ class ComparisonWriter:
         )
 
     def add(self, panels: Sequence[Tensor]) -> None:
-        """Writes the next frame of each panel, ``(3, H, W)`` in [-1, 1], up to the limit."""
+        """Writes the next frame of each panel, ``(C, H, W)`` in [-1, 1], up to the limit."""
         if not self._left:
             return
         self._left -= 1
-        images = torch.stack([image.float().cpu() for image in panels])
+        images = torch.stack([over_gray(image).float().cpu() for image in panels])
         if images.shape[2:] != self._size:
             images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
         even = pad_to_multiple(images[:, :, None], 2)[:, :, 0]
@@ -98,7 +101,8 @@ def write_worst(folder: Path, prefix: str, frames: Sequence[WorstFrame]) -> tupl
     records = []
     for frame in frames:
         colours, levels = map_of_errors(frame.original.cpu(), frame.image.cpu())
-        pictures = {"original": frame.original, "image": frame.image, "difference": colours}
+        shown, image = over_gray(frame.original), over_gray(frame.image)
+        pictures = {"original": shown, "image": image, "difference": colours}
         names = {name: f"{prefix}-{frame.number}-{name}.jpg" for name in pictures}
         for name, picture in pictures.items():
             write_video(folder / names[name], picture[:, None], Fraction(1))
@@ -113,11 +117,16 @@ def write_worst(folder: Path, prefix: str, frames: Sequence[WorstFrame]) -> tupl
     return tuple(records)
 
 
+def over_gray(image: Tensor) -> Tensor:
+    """Returns the colours ``(3, H, W)`` of an image, over gray if it has alpha."""
+    return show_over_gray(image[None, :, None])[0, :, 0]
+
+
 def map_of_errors(original: Tensor, image: Tensor) -> tuple[Tensor, float]:
     """Colours each pixel by its absolute error, the largest over the channels.
 
     Args:
-        original, image: ``(3, H, W)`` in [-1, 1].
+        original, image: ``(C, H, W)`` in [-1, 1].
 
     Returns:
         ``(3, H, W)`` in [-1, 1], and the error in 8-bit levels that the brightest colour means.

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -85,8 +85,10 @@ class Cost:
         self.nats += posterior.kl().sum().item()
 
 
-# Turns the frames of a clip into as many images ``(3, H, W)`` in [-1, 1], and counts the cost.
+# Turns the frames of a clip into as many images ``(C, H, W)`` in [-1, 1], and counts the cost.
 Reconstruct: TypeAlias = Callable[[Iterator[Frame], Cost], Iterator[Tensor]]
+# Makes a smaller video ``(B, C, T, H, W)`` of a video.
+ScaleDown: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,23 +130,24 @@ def judge_stream(
     max_memory: int | None = None,
     *,
     decoded_by: AnyVAE | None = None,
+    scale_down: ScaleDown | None = None,
 ) -> Judged:
     """Returns our model. Its memory does not grow with the length of a clip.
 
     Args:
         max_memory: bytes, half of them to encode and half to decode.
         decoded_by: another model, which decodes the latents; None is the same model.
+        scale_down: makes what is encoded of frames, if the decoder upscales. So it is judged at the
+            size of the frames.
 
     Raises:
-        UserError: the model cannot stream, decodes other videos than it encodes, or encodes alpha.
+        UserError: the model cannot stream, or decodes other videos than it encodes, and is no model
+            that upscales with ``scale_down``.
     """
-    check_reconstructs(vae.config)
-    if encodes_alpha(vae.config):
-        raise UserError(
-            "this model encodes RGBA, and evaluate compares RGB; use wanvae reconstruct, which "
-            "prints PSNR and SSIM over all four channels"
-        )
     decoding = decoded_by or vae
+    factor = decoding.config.upscale_factor
+    if scale_down is None or factor == 1:
+        check_reconstructs(vae.config)
     for network in (vae.encoder_network(), decoding.decoder_network()):
         network.require_streamable()
     share = None if max_memory is None else max_memory // 2
@@ -154,11 +157,14 @@ def judge_stream(
         decoder = decoding.stream_decode(tile_size=tile_size, max_memory=share)
         # Sizes of the frames that were read and are not decoded yet.
         waiting: list[torch.Size] = []
+
+        def encoded() -> Iterator[Frame]:
+            for frame in frames:
+                waiting.append(frame.image.shape)
+                yield frame if scale_down is None else shrink(frame, factor, scale_down)
+
         posteriors = encode_frames(
-            vae.config,
-            encoder,
-            cost.reading.over(frames),
-            lambda frame: waiting.append(frame.image.shape),
+            vae.config, encoder, cost.reading.over(encoded()), lambda frame: None
         )
         for posterior in cost.encoding.over(posteriors):
             cost.add(posterior)
@@ -171,12 +177,20 @@ def judge_stream(
     return Judged(facts, vae, reconstruct)
 
 
+def shrink(frame: Frame, factor: int, scale_down: ScaleDown) -> Frame:
+    """Returns a frame for a model that upscales by ``factor``; its edges are repeated to fit."""
+    video = pad_to_multiple(frame.image[None, :, None], factor)
+    return replace(frame, image=scale_down(video)[0, :, 0])
+
+
 def judge_diffusers(vae: WanVAE, facts: ModelFacts) -> Judged:
     """Returns the model of diffusers with the same weights. It takes each clip as a whole.
 
     Raises:
-        UserError: diffusers is not installed, or has no such model.
+        UserError: diffusers is not installed, or has no such model; or the model encodes RGBA.
     """
+    if encodes_alpha(vae.config):
+        raise UserError("--diffusers compares RGB, and this model encodes RGBA; leave it out")
     autoencoder = diffusers_model(vae)
     factor, group = vae.config.spatial_factor, vae.config.temporal_factor
 

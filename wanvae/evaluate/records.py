@@ -15,7 +15,7 @@ from torch import Tensor
 from wanvae.engine.files import atomic_path
 from wanvae.engine.json_files import read_value, write_value
 from wanvae.errors import UserError
-from wanvae.evaluate.models import Cost
+from wanvae.evaluate.models import Cost, Judged
 from wanvae.evaluate.scores import Scores
 from wanvae.evaluate.trials import Trial
 from wanvae.report.elements import number
@@ -62,6 +62,7 @@ class ModelRecord:
         encode_seconds, decode_seconds: time spent.
         frame_psnr: PSNR of each frame, in dB.
         worst: frames with pictures, the worst first.
+        alpha: mean absolute error of alpha, in 8-bit levels; None without alpha.
     """
 
     model: str
@@ -78,6 +79,7 @@ class ModelRecord:
     decode_seconds: float
     frame_psnr: tuple[float | None, ...]
     worst: tuple[WorstRecord, ...]
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,26 +115,27 @@ class TrialRecord:
 
 
 def model_record(
-    name: str, trial: Trial, scores: Scores, cost: Cost, worst: tuple[WorstRecord, ...]
+    judged: Judged, trial: Trial, scores: Scores, cost: Cost, worst: tuple[WorstRecord, ...]
 ) -> ModelRecord:
     """Returns the figures of a model on a finished clip."""
     height, width = trial.clip.size
     pixels = len(scores.psnr) * height * width
     return ModelRecord(
-        model=name,
+        model=judged.facts.name,
         psnr=scores.mean_psnr,
         ssim=scores.ssim.value,
         ms_ssim=scores.ms_ssim.value,
         lpips=scores.lpips.value,
         temporal=scores.temporal.value,
         flicker=scores.temporal.flicker,
-        compression=3 * pixels / cost.values,
+        compression=judged.vae.config.in_channels * pixels / cost.values,
         bits=16 * cost.values / pixels,
         information=cost.nats / math.log(2) / pixels,
         encode_seconds=cost.encoding.seconds - cost.reading.seconds,
         decode_seconds=cost.decoding.seconds,
         frame_psnr=tuple(map(number, scores.psnr)),
         worst=worst,
+        alpha=scores.alpha.value,
     )
 
 

@@ -20,7 +20,7 @@ from wanvae.engine.finite import NotFiniteError, advice, is_finite
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import balanced_share, progress_bar
 from wanvae.engine.storage.remote_path import Location
-from wanvae.evaluate.media import ComparisonWriter, write_worst
+from wanvae.evaluate.media import ComparisonWriter, over_gray, write_worst
 from wanvae.evaluate.models import Cost, Judged, in_lockstep
 from wanvae.evaluate.records import (
     ORIGINAL,
@@ -59,6 +59,7 @@ class Judging:
         media_seconds: how many seconds of a clip the page shows.
         reading: how pictures come out of the files.
         device: where figures are computed.
+        alpha: whether frames are RGBA, or RGB.
     """
 
     models: Sequence[Judged]
@@ -67,6 +68,7 @@ class Judging:
     media_seconds: float
     reading: ReadOptions
     device: torch.device
+    alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def run_trial(judging: Judging, trial: Trial, source: Location, trials: Path, ba
     video = None
     if trial.shown:
         video = "comparison.webp" if trial.clip.entry.is_image else "comparison.mp4"
-    read = read_clips([trial.clip], source, 1, options=judging.reading)
+    read = read_clips([trial.clip], source, 1, alpha=judging.alpha, options=judging.reading)
     with (
         closing(ahead(read, FRAMES_AHEAD)) as frames,
         nullcontext() if video is None else comparison(folder / video, trial, judging) as writer,
@@ -156,7 +158,7 @@ def run_trial(judging: Judging, trial: Trial, source: Location, trials: Path, ba
                     raise NotFiniteError(f"frames of {model.facts.name} are not finite: {remedy}")
                 score.add(frame.image, image)
             for window, panel in zip(windows, panels, strict=False):  # no windows without I3D
-                window.add(panel)
+                window.add(over_gray(panel))
             if writer is not None:
                 writer.add(panels)
             times.append(frame.time)
@@ -166,7 +168,7 @@ def run_trial(judging: Judging, trial: Trial, source: Location, trials: Path, ba
         for number, score in enumerate(scores)
     ]
     rows = tuple(
-        model_record(model.facts.name, trial, score, cost, pictures)
+        model_record(model, trial, score, cost, pictures)
         for model, score, cost, pictures in zip(models, scores, costs, worst, strict=True)
     )
     write_record(folder, trial_record(trial, times, rows, video), features_of(windows))

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from wanvae.config import RGBA
 from wanvae.metrics.images import ms_ssim, psnr, ssim
 from wanvae.metrics.lpips import Lpips
 from wanvae.metrics.means import Mean, mean_of
-from wanvae.metrics.temporal import TemporalError
+from wanvae.metrics.temporal import LEVELS, TemporalError
 
 # The number of worst frames that are kept of a clip, and their smallest distance.
 WORST = 2
@@ -24,7 +25,7 @@ class WorstFrame:
     Attributes:
         number: number of the frame in the clip.
         psnr: PSNR in dB.
-        original, image: the frame and its reconstruction, ``(3, H, W)`` in [-1, 1].
+        original, image: the frame and its reconstruction, ``(C, H, W)`` in [-1, 1].
     """
 
     number: int
@@ -42,6 +43,7 @@ class Scores:
         network: network of LPIPS; None leaves LPIPS out.
         psnr: PSNR of each frame, in dB.
         ssim, ms_ssim, lpips: means over frames.
+        alpha: mean absolute error of alpha, in 8-bit levels, if frames have it.
         temporal: the error of the changes between frames.
         worst: frames of the lowest PSNR, the worst first.
     """
@@ -52,6 +54,7 @@ class Scores:
     ssim: Mean = field(default_factory=Mean)
     ms_ssim: Mean = field(default_factory=Mean)
     lpips: Mean = field(default_factory=Mean)
+    alpha: Mean = field(default_factory=Mean)
     temporal: TemporalError = field(init=False)
     worst: list[WorstFrame] = field(default_factory=list)
 
@@ -60,7 +63,7 @@ class Scores:
 
     @torch.no_grad()
     def add(self, original: Tensor, image: Tensor) -> None:
-        """Counts the next frame and its reconstruction, ``(3, H, W)`` in [-1, 1]."""
+        """Counts the next frame and its reconstruction, ``(C, H, W)`` in [-1, 1]; C may be 4."""
         pair = image[None], original[None]
         number, value = len(self.psnr), psnr(*pair)
         self.psnr.append(value)
@@ -68,6 +71,8 @@ class Scores:
         self.ms_ssim.add(ms_ssim(*pair))
         if self.network is not None and min(image.shape[1:]) >= self.network.smallest_side:
             self.lpips.add(self.network(*(x[:, :, None] for x in pair)).item())
+        if len(original) == RGBA:
+            self.alpha.add(LEVELS * (image[-1] - original[-1]).abs().mean().item())
         self.temporal.add(original, image)
         self._keep_if_bad(number, value, original, image)
 

@@ -22,6 +22,7 @@ MEANS = (
     "ssim",
     "ms_ssim",
     "lpips",
+    "alpha",
     "temporal",
     "flicker",
     "compression",
@@ -41,8 +42,8 @@ class Summary:
         model: name of the model.
         clips: number of clips.
         frames: number of frames in all clips.
-        psnr, ssim, ms_ssim, lpips, temporal, flicker, compression, bits, information: means over
-            clips of the figures of ``ModelRecord``.
+        psnr, ssim, ms_ssim, lpips, alpha, temporal, flicker, compression, bits, information: means
+            over clips of the figures of ``ModelRecord``.
         rfvd: Frechet distance between features of the originals and of the reconstructions.
         windows: number of windows that rfvd compares.
         encode_fps, decode_fps: frames per second.
@@ -56,6 +57,7 @@ class Summary:
     ssim: float | None
     ms_ssim: float | None
     lpips: float | None
+    alpha: float | None
     temporal: float | None
     flicker: float | None
     compression: float | None

@@ -16,6 +16,7 @@ QUALITY = {
     "lpips": Column(
         "LPIPS", 4, "lower", "how different frames look to a trained network, the mean over frames"
     ),
+    "alpha": Column("alpha (levels)", 2, "lower", "mean absolute error of alpha, in levels of 255"),
     "rfvd": Column(
         "rFVD", 1, "lower", "Frechet distance between I3D features of originals and reconstructions"
     ),

@@ -251,7 +251,10 @@ class Source:
         self.config = config
         self.alpha = alpha
         self.reading = config.reading
-        content = open_folder(folder)
+        try:
+            content = open_folder(folder)
+        except VideoError as error:
+            raise VideoError(f"{error}, or name another folder as data.folder") from error
         selection = select(content.entries)
         self.entries, self.ignored = selection.entries, describe_ignored(content.ignored)
         if report:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from wanvae.config import Half
 from wanvae.model import WanVAE
@@ -53,6 +54,8 @@ def fit(
 ) -> None:
     """Makes a half of ``student`` a smaller copy of the half of ``teacher``, fitted to clips.
 
+    Shows a progress bar.
+
     What attention computes, and a convolution that halves time, are copied and not fitted. The
     clips, and what layers compute of them, are held in memory.
 
@@ -83,9 +86,11 @@ def fit(
             weight, bias = solve(ours, given, wanted, generator, POSITIONS)
             ours.weight.copy_(weight)
             ours.bias.copy_(bias)
+        bar.update()
         return [goals, give(ours, given, added, 1)]
 
-    walk((larger.layers, smaller.layers), (values, values), convolve)
+    with tqdm(desc="fit", unit=" layers") as bar:
+        walk((larger.layers, smaller.layers), (values, values), convolve)
 
 
 def observe(half: HalfOfModel, found: ChannelMap, values: Values) -> dict[Channels, Tensor]:

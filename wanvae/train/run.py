@@ -382,6 +382,7 @@ class VideoTraining:
         if config.distill.half is None or config.weights is None:
             raise RuntimeError("no teacher")
         return report_student(
+            load_base(config),
             config.weights,
             result,
             config.distill.half,
@@ -390,6 +391,7 @@ class VideoTraining:
             config.data,
             self.accelerator,
             None if lpips is None else (lpips, config.loss.lpips_network),
+            config.downscaling,
         )
 
     def preview(self, trainee: Trainee, path: Path) -> None:

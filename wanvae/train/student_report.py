@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from wanvae.checkpoints.formats import identify, weights_file
-from wanvae.config import Half, encodes_alpha
+from wanvae.config import Half
 from wanvae.engine.digest import digest_of_file
 from wanvae.engine.json_files import write_value
 from wanvae.errors import UserError
@@ -26,6 +26,7 @@ from wanvae.model import AnyVAE, WanVAE
 from wanvae.tiny import TinyVAE
 from wanvae.train.crops import DataConfig
 from wanvae.train.held_out import EvaluationConfig
+from wanvae.train.upscaling import Downscaling, scale_down
 
 # Names of the models in tables.
 STUDENT, TEACHER = "student", "teacher"
@@ -42,6 +43,7 @@ class StudentFigures:
         parameters, teacher_parameters: of this half.
         psnr, teacher_psnr: in dB, the mean over clips.
         ssim, teacher_ssim: likewise.
+        alpha, teacher_alpha: mean absolute error of alpha, in 8-bit levels; None without alpha.
         speed: how many times as fast as the teacher's half the student's is, the median over clips,
             both measured in turn in the same run.
     """
@@ -53,6 +55,8 @@ class StudentFigures:
     teacher_psnr: float | None
     ssim: float | None
     teacher_ssim: float | None
+    alpha: float | None
+    teacher_alpha: float | None
     speed: float
 
     def describe(self) -> str:
@@ -62,16 +66,23 @@ class StudentFigures:
         if self.psnr is not None and self.teacher_psnr is not None:
             change = self.psnr - self.teacher_psnr
             psnr = f" reaches {self.psnr:.2f} dB, the teacher {self.teacher_psnr:.2f} dB"
-            psnr += f" ({change:+.2f} dB); it"
+            psnr += f" ({change:+.2f} dB){self._describe_alpha()}; it"
         share = self.parameters / self.teacher_parameters
         return (
             f"the student{psnr} {verb} {self.speed:.2f} times as fast with {share:.0%} of the "
             f"parameters of the {self.half}"
         )
 
+    def _describe_alpha(self) -> str:
+        if self.alpha is None or self.teacher_alpha is None:
+            return ""
+        errors = f"{self.alpha:.2f} levels, the teacher by {self.teacher_alpha:.2f}"
+        return f", and errs in alpha by {errors}"
+
 
 def report_student(
-    teacher: str,
+    teacher: WanVAE,
+    weights: str,
     student: Path,
     half: Half,
     config: EvaluationConfig,
@@ -79,23 +90,26 @@ def report_student(
     data: DataConfig,
     accelerator: Accelerator,
     lpips: tuple[Lpips, LpipsNetwork] | None = None,
+    downscaling: Downscaling = "area",
 ) -> str:
     """Judges a student and its teacher as ``wanvae evaluate`` does; returns a line for people.
 
-    The clips are as long as ``config`` says, scaled and cropped to its size.
+    The clips are as long as ``config`` says, scaled and cropped to its size. Models that upscale
+    encode them scaled down, and are judged at that size.
 
     Args:
-        teacher: its checkpoint.
+        teacher: as the student learned from it.
+        weights: the checkpoint that it comes from.
         student: its file.
         output: the folder of the report, new or of the same models.
         data: how pictures come out of the files, as for crops.
         lpips: the network of LPIPS, and which one it is.
+        downscaling: how clips are scaled down for models that upscale.
     """
+    if config.folder is None:
+        return f"{NO_REPORT}: there is no evaluation.folder"
     device = accelerator.device
-    vaes = [WanVAE.from_pretrained(path, torch.float32, device) for path in (teacher, student)]
-    reason = why_not(vaes, config)
-    if reason is not None:
-        return f"{NO_REPORT}: {reason}"
+    vaes = [teacher.eval().to(device), WanVAE.from_pretrained(student, torch.float32, device)]
     options = EvaluationOptions(
         frames=(config.frames,),
         resize=(f"{config.size}x{config.size}",),
@@ -107,8 +121,8 @@ def report_student(
     networks = Networks("left out: loss.lpips is 0" if lpips is None else lpips[0].eval(), None)
     encoding = vaes[0] if isinstance(vaes[1], TinyVAE) else vaes[1]
     models = [
-        judged(vaes[0], vaes[0], TEACHER, teacher),
-        judged(encoding, vaes[1], STUDENT, student),
+        judged(vaes[0], vaes[0], TEACHER, weights, downscaling),
+        judged(encoding, vaes[1], STUDENT, student, downscaling),
     ]
     folder = str(config.folder)
     try:
@@ -126,18 +140,9 @@ def report_student(
     return f"{output / PAGE}: {figures.describe()}"
 
 
-def why_not(vaes: Sequence[AnyVAE], config: EvaluationConfig) -> str | None:
-    """Returns why there is nothing to judge, if so."""
-    if config.folder is None:
-        return "there is no evaluation.folder"
-    if any(encodes_alpha(vae.config) for vae in vaes):
-        return "it compares RGB, and these models encode RGBA"
-    if any(vae.config.decoded_spatial_factor != vae.config.spatial_factor for vae in vaes):
-        return "it compares videos of one size, and the decoder upscales"
-    return None
-
-
-def judged(vae: AnyVAE, decoder: AnyVAE, name: str, path: str | Path) -> Judged:
+def judged(
+    vae: AnyVAE, decoder: AnyVAE, name: str, path: str | Path, downscaling: Downscaling
+) -> Judged:
     """Returns a model to judge.
 
     Args:
@@ -146,7 +151,13 @@ def judged(vae: AnyVAE, decoder: AnyVAE, name: str, path: str | Path) -> Judged:
     """
     digests = digest_of_file(weights_file(path)), identify(path)
     facts = facts_of_model(decoder, name, digests, "wanvae")
-    return judge_stream(vae, facts, decoded_by=decoder)
+    factor = decoder.config.upscale_factor
+    return judge_stream(
+        vae,
+        facts,
+        decoded_by=decoder,
+        scale_down=partial(scale_down, factor=factor, downscaling=downscaling),
+    )
 
 
 def figures_of(evaluation: Evaluation, vaes: list[AnyVAE], half: Half) -> StudentFigures:
@@ -166,6 +177,8 @@ def figures_of(evaluation: Evaluation, vaes: list[AnyVAE], half: Half) -> Studen
         teacher_psnr=teacher.psnr,
         ssim=student.ssim,
         teacher_ssim=teacher.ssim,
+        alpha=student.alpha,
+        teacher_alpha=teacher.alpha,
         speed=median(ratios),
     )
 
