@@ -16,8 +16,8 @@ from motion.skeleton.tree import Skeleton, forward_kinematics
 
 # Parts whose bones point elsewhere because of their shape, and not because of the pose.
 SHAPED = ("hips", "head", *(f"{side}_{part}" for side in SIDES for part in ("foot", "toes")))
-# So many bones of one joint have a shape, and bones of one shape have the same angles to each other,
-# in degrees.
+# So many bones of one joint have a shape: angles to each other, which are the same up to so many
+# degrees.
 FEWEST_OF_SHAPE, SAME_SHAPE = 3, 1.0
 # Degrees between two rest poses of the same kind.
 ALIKE = 35.0

@@ -120,7 +120,8 @@ def test_hips_that_lean_in_a_rest_pose_give_the_same_bones(parts: str, degrees: 
     lean = roma.euler_to_rotmat("X", torch.tensor([degrees]).double(), degrees=True).view(3, 3)
     of_legs = [any(word in name for word in LEG_NAMES) for name in SMPLX.names]
     leans = {"hips": [name == "pelvis" for name in SMPLX.names], "legs": of_legs}
-    leans["trunk"] = [not leg and name != "pelvis" for leg, name in zip(of_legs, SMPLX.names, strict=True)]
+    below = [leg or hips for leg, hips in zip(of_legs, leans["hips"], strict=True)]
+    leans["trunk"] = [not each for each in below]
     bases = torch.eye(3, dtype=torch.float64).repeat(55, 1, 1)
     bases[torch.tensor(leans[parts])] = lean
     leaning = change_axes(WALK, bases)
