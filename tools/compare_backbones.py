@@ -56,6 +56,7 @@ from tools.comparing import (
     compare_times,
     count_parameters,
     find_best_rates,
+    find_motion,
     format_spread,
     get_last_figures,
     get_last_losses,
@@ -69,7 +70,6 @@ from tools.comparing import (
     save,
     time_in_turns,
     train,
-    write_walk,
 )
 from tools.measuring import exit_status, format_table, require
 from wanvae.engine.training.config import TrainerConfig
@@ -251,7 +251,7 @@ def train_to_recall(size: Size, kind: BackboneKind, distance: int, rate: float) 
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
     """Yields all measurements."""
-    motion = options.motion or write_walk(folder)
+    motion = find_motion(options, size.model, size.window, folder)
     yield Measurement("costs", partial(costs, size, motion, options.rounds))
     yield Measurement("lengths", partial(time_lengths, size, options.rounds))
     for distance in size.distances:

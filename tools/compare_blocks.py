@@ -45,6 +45,7 @@ from tools.comparing import (
     count_parameters,
     count_parameters_on_meta,
     find_best_rates,
+    find_motion,
     find_nearest,
     find_widths_around,
     format_spread,
@@ -59,7 +60,6 @@ from tools.comparing import (
     multiply_adds,
     save,
     train,
-    write_walk,
 )
 from tools.measuring import BenchmarkError, exit_status, format_table, require
 from wanvae import WanVAE, WanVAEConfig
@@ -423,7 +423,7 @@ def gradient_norms(stack: nn.Sequential, x: Tensor) -> Tensor:
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
     """Yields all measurements, the quickest first. Videos are read when first needed."""
-    motion = options.motion or write_walk(folder)
+    motion = find_motion(options, size.motion, size.window, folder)
 
     @cache
     def videos() -> Videos:

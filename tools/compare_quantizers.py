@@ -48,6 +48,7 @@ from tools.comparing import (
     collect_settings,
     count_parameters,
     find_best_rates,
+    find_motion,
     format_spread,
     get_last_figures,
     make_batch,
@@ -56,7 +57,6 @@ from tools.comparing import (
     measure_and_report,
     save,
     train,
-    write_walk,
 )
 from tools.measuring import exit_status, format_table, require
 from wanvae.engine.training.config import TrainerConfig
@@ -198,7 +198,7 @@ def learn(quantizer: ResidualVQ, latents: Tensor) -> None:
 
 def measurements(options: argparse.Namespace, size: Size, folder: str) -> Iterator[Measurement]:
     """Yields all measurements."""
-    motion = options.motion or write_walk(folder)
+    motion = find_motion(options, size.model, size.window, folder)
     yield Measurement("costs", partial(measure_costs, size, options.rounds))
     for seed, rate, variant in product(range(options.seeds), options.rates, options.variants):
         trainer = make_trainer_config(options.steps, size.batch, rate, seed)
@@ -262,7 +262,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="compare_quantizers", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS], help="train these alone"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=[*VARIANTS],
+        metavar="NAME",
+        help=f"train these alone: {', '.join(map(repr, VARIANTS))}",
     )
     add_options(parser, PARTS, "learning rates; of each variant the best is shown (default: 1e-3)")
     options = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from motion.features.recording import read_recording
 from motion.files.formats import write_motion
 from motion.skeleton.sample import walk
 from motion.train.losses import LossConfig
@@ -57,6 +58,10 @@ JUDGEMENTS = 8
 HELD_OUT = 0.2
 # Colours of an image.
 COLOURS = 64
+MOTION_HELP = (
+    "motion to learn, a file with the 55 joints of SMPL-X, as of BEAT2 or AMASS (default: a "
+    "procedural walk)"
+)
 # Frames of the procedural walk.
 WALK = 400
 
@@ -278,6 +283,31 @@ def make_motion_training(
     return MotionTraining(training, make_accelerator(config))
 
 
+def find_motion(options: argparse.Namespace, model: Any, window: int, folder: str) -> Path:
+    """Returns the file of ``--motion``, or of a procedural walk that is written to a folder.
+
+    The file is read now, because measuring first what needs no motion takes long.
+
+    Args:
+        model: the config of the tokenizer.
+        window: the frames of a piece of motion.
+
+    Raises:
+        MotionError: the file cannot be read, or is not motion of this tokenizer.
+        BenchmarkError: it is too short.
+    """
+    path: Path | None = options.motion
+    if path is None:
+        return write_walk(folder)
+    frames = len(read_recording(path, model))
+    trained = int((1 - HELD_OUT) * frames)
+    if trained < window:
+        raise BenchmarkError(
+            f"{path} has {frames} frames, of which {trained} are trained on: {window} are needed"
+        )
+    return path
+
+
 def write_walk(folder: str) -> Path:
     """Writes the procedural walk to a motion file, and returns its path."""
     path = Path(folder, "walk.npz")
@@ -341,7 +371,7 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str], rates: st
     Args:
         rates: the help of the learning rates.
     """
-    parser.add_argument("--motion", type=Path, help="motion to learn (default: a procedural walk)")
+    parser.add_argument("--motion", type=Path, help=MOTION_HELP)
     parser.add_argument("--steps", type=int, help="of training (default: 200; quick: 4)")
     parser.add_argument("--seeds", type=int, help="runs of each (default: 3; quick: 1)")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help=rates)

@@ -42,9 +42,11 @@ RENAMED_TENSORS = {
     "quantizer.books.initialised": "quantizer.books.initialized",
 }
 # Keys under which published files hold the weights, beside optimizer states and counters.
-WRAPPERS = ("vq_model", "net", "state_dict", "model_state")
+WRAPPERS = ("vq_model", "net", "state_dict", "model_state", "model_state_dict", "model")
 PROJECTION = ("embedding_proj.weight", "embedding_proj.bias")
 FIRST_TENSOR = "encoder.model.0.weight"
+# A part of the names of all tensors of Jukebox, and of Bailando, which has its networks.
+JUKEBOX = ".level_blocks."
 MOMASK_CODEBOOK = r"quantizer\.layers\.(\d+)\.codebook"
 # Published files do not hold moving averages. This is the assumed number of latents of a batch that
 # choose each code. It is high, so that further training does not replace codes too early.
@@ -221,6 +223,12 @@ def remove_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
     """Returns the tensors of the tokenizer without their prefix, and a note on other tensors."""
     first = [name for name in tensors if name.endswith(FIRST_TENSOR)]
     if len(first) != 1:
+        if any(JUKEBOX in name for name in tensors):
+            raise UserError(
+                "its networks are of Jukebox, as in Bailando, and begin and end with other layers, "
+                "so no model of this package loads them; in Python, Resnet1D loads their residual "
+                "blocks"
+            )
         raise UserError(
             f"no layout of a motion tokenizer has tensors like {first_few(list(tensors))}; known "
             "are native (.safetensors written by this package), MoMask, T2M-GPT, MotionGPT and "

@@ -19,6 +19,7 @@ from motion.commands.options import (
     read_model_reading,
     report_failures,
 )
+from motion.errors import MotionError
 from motion.evaluate.evaluators.judging import judge
 from motion.evaluate.evaluators.loading import Evaluators, load_evaluators
 from motion.evaluate.feature_space import (
@@ -93,6 +94,7 @@ def run(arguments: Namespace) -> None:
         check(arguments.evaluators is not None, "--texts", arguments.texts, "with --evaluators")
         check(Path(arguments.texts).is_dir(), "--texts", arguments.texts, "a folder")
     names = None if arguments.names is None else read_names(Path(arguments.names))
+    refusal: MotionError | None = None
     with ExitStack() as held:
         if arguments.output is not None:
             make_directory(arguments.output)
@@ -114,15 +116,19 @@ def run(arguments: Namespace) -> None:
                 progress=progress,
             )
             if evaluators is not None:
-                judgement = judge(
-                    model,
-                    evaluators,
-                    [file.path for file in evaluation.files],
-                    processes,
-                    texts=None if arguments.texts is None else Path(arguments.texts),
-                    progress=progress,
-                )
-                evaluation = replace(evaluation, judgement=judgement)
+                try:
+                    judgement = judge(
+                        model,
+                        evaluators,
+                        [file.path for file in evaluation.files],
+                        processes,
+                        texts=None if arguments.texts is None else Path(arguments.texts),
+                        progress=progress,
+                    )
+                    evaluation = replace(evaluation, judgement=judgement)
+                except MotionError as error:
+                    # What is measured already took long, and is written and printed before.
+                    refusal = error
             if not processes.is_main_process:
                 return
         if arguments.output is not None:
@@ -133,7 +139,12 @@ def run(arguments: Namespace) -> None:
         for line in describe_judgement(evaluation.judgement):
             print(line)
     print_ignored(evaluation.ignored)
-    report_failures(evaluation.failures, len(evaluation.files))
+    if names and evaluation.missing:
+        print(f"note: {evaluation.missing} of the {len(names)} files of --names are not there")
+    if refusal is not None:
+        raise refusal
+    untold = () if evaluation.judgement is None else evaluation.judgement.failures
+    report_failures([*evaluation.failures, *untold], len(evaluation.files) - len(untold))
 
 
 def show_features(arguments: Namespace, model: MotionModel, processes: PartialState) -> None:

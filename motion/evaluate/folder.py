@@ -65,6 +65,7 @@ class FolderEvaluation:
         ignored: how many files of the folder are no motion files, by suffix; or empty.
         reading: how the files were read.
         judgement: what the evaluators say; None if there are none.
+        missing: how many of the files that were named are not there.
     """
 
     source: str
@@ -75,6 +76,7 @@ class FolderEvaluation:
     ignored: str = ""
     reading: Reading = GUESSED
     judgement: Judgement | None = None
+    missing: int = 0
 
 
 def measure_files(
@@ -165,11 +167,12 @@ def evaluate_folder(
     files: list[FileEvaluation] = []
     failures: list[tuple[Path, str]] = []
     skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
-    found = find_files(source, model.config)
+    found, missing = find_files(source, model.config), 0
     if names is not None:
         chosen = [path for path in found.paths if path.stem in names]
         if not chosen:
             raise MotionError(f"{source} has none of the {len(names)} files that are named")
+        missing = len(set(names) - {path.stem for path in chosen})
         found = replace(found, paths=chosen)
 
     def evaluations() -> Iterator[MotionEvaluation]:
@@ -205,4 +208,5 @@ def evaluate_folder(
         failures=tuple(line for _, line in sorted(failures)),
         ignored=found.ignored,
         reading=reading,
+        missing=missing,
     )

@@ -114,6 +114,11 @@ def list_notes(judgement: Judgement) -> Iterator[str]:
         yield f"{judgement.left_out} motions are too short or too long for the evaluators"
     if judgement.without_text:
         yield f"{judgement.without_text} files have no text and were not judged by the evaluators"
+    if judgement.failures:
+        yield (
+            f"{len(judgement.failures)} files have texts that cannot be read, and were not judged "
+            "by the evaluators"
+        )
 
 
 def sort_joints(evaluation: MotionEvaluation) -> list[tuple[str, float]]:

@@ -35,6 +35,7 @@ USUAL_UNITS = UNITS[:3]
 TYPICAL_SIZE = 2.3  # metres of a person along the bones, from the toes to the fingertips
 PLAUSIBLE = 1.4  # adults are larger or smaller by at most this factor
 SMALLEST_SIZE = 0.7  # of a small child, or of an upper body
+SMALLEST_WALKER = 1.05  # of a child who begins to walk
 # A person who stands along z is at least this many times as long along z as along y.
 UPRIGHT = 1.3
 SHORTEST_FRAME = 1e-6  # seconds
@@ -271,7 +272,9 @@ def make_clip(
     root_positions, offsets = place_joints(path, joints, positions, rotations)
 
     in_file = make_skeleton(joints, offsets, orders)
-    unit = guess_unit(in_file.span) if unit is None else unit
+    if unit is None:
+        unit = guess_unit(in_file.span)
+        warn_of_doubtful_unit(path, in_file.span, unit)
     if up is None:
         first = forward_kinematics(in_file, rotations[0], offsets.new_zeros(3)).positions
         up = find_up(in_file.rest_extent, find_extent(first))
@@ -435,6 +438,23 @@ def guess_unit(size: float) -> float:
             return unit
     # The unit is rounded, so that it stays the same when the file is written again.
     return float(f"{TYPICAL_SIZE / size:.2g}")
+
+
+def warn_of_doubtful_unit(path: Path, size: float, unit: float) -> None:
+    """Warns if a person is a tall adult in a rare unit, and a small child in a usual one.
+
+    Args:
+        size: the length of the person along the bones, in units of the file.
+        unit: the guess, in metres.
+    """
+    others = [each for each in USUAL_UNITS if SMALLEST_WALKER <= each * size <= TYPICAL_SIZE]
+    if others and unit in UNITS and unit not in USUAL_UNITS:
+        warnings.warn(
+            f"{path}: its unit is guessed to be {unit:g} m, which makes a tall adult of "
+            f"{unit * size:.2f} m along the bones; {others[0]:g} m would make a small child of "
+            f"{others[0] * size:.2f} m. Name the unit with --unit (in Python unit=...)",
+            stacklevel=3,
+        )
 
 
 def euler_to_rotations(angles: Tensor, orders: tuple[str, ...]) -> Tensor:

@@ -1,15 +1,15 @@
 """Which part of a body each joint is, by its name and its place in the tree.
 
-The names of Mixamo, CMU, LAFAN1, Rokoko, Perception Neuron, Xsens, OptiTrack, SMPL, Unity, Unreal,
-Blender and DAZ are known, with any prefix that most joints share. Parts have the same names for all
-skeletons, such as "left_upper_arm", "left_index2" or "spine1".
+The names of Mixamo, CMU, LAFAN1, Rokoko, Perception Neuron, Xsens, OptiTrack, SMPL, Unity, VRM,
+Unreal, Blender, 3ds Max and DAZ are known, with any prefix that most joints share. Parts have the
+same names for all skeletons, such as "left_upper_arm", "left_index2" or "spine1".
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from motion.skeleton.joint_names import SIDES, Side, side_of
@@ -50,6 +50,12 @@ PHALANXES = {"metacarpal": 0, "proximal": 1, "intermediate": 2, "medial": 2, "di
 # Rokoko numbers the fingers, and names their bones: LeftFinger2Proximal.
 NUMBERED_FINGER = re.compile(r"finger(?P<phalanx>metacarpal|proximal|medial|distal)")
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
+# A thumb has no intermediate bone. VRM, OpenXR and Rokoko name its bones as anatomy does, so the
+# first of three is the metacarpal; Unity calls the same bones proximal, intermediate and distal.
+THUMB_PHALANXES = {"metacarpal": 1, "proximal": 2, "distal": 3}
+# Biped of 3ds Max numbers fingers from 0, the thumb, and then the bones after the first of each:
+# Finger0, Finger01, Finger02 and Finger1, Finger11, Finger12.
+BIPED_FINGER, BIPED_THUMB = re.compile(r"([0-4])([1-3]?)"), "0"
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,17 @@ class Label:
     Attributes:
         side: the side of the body; None if the name does not say it.
         stem: the words without the side and the number, without blanks: "upleg".
-        number: the number in the name; None without one.
+        digits: the last digits in the name; empty without one.
     """
 
     side: Side | None
     stem: str
-    number: int | None
+    digits: str
+
+    @property
+    def number(self) -> int | None:
+        """The number in the name; None without one."""
+        return int(self.digits) if self.digits else None
 
     @property
     def text(self) -> str:
@@ -109,17 +120,20 @@ def read_label(name: str) -> Label:
     """Takes a name apart: LeftHandIndex1 is the left side, "handindex" and 1."""
     side = side_of(name)
     words = [word.lower() for word in WORD.findall(name)]
-    numbers = [int(word) for word in words if word.isdigit()]
+    numbers = [word for word in words if word.isdigit()]
     words = [word for word in words if not word.isdigit()]
     if side is not None:
         # The side is a word, its first letter, or the beginning of a word: left, l, leftarm, lfoot.
         place = next(i for i, w in enumerate(words) if w[:1] == side[0] and side_of(w) == side)
         word = words[place]
         words[place] = word.removeprefix(side) if word.startswith(side) else word[1:]
+    else:
+        # VRoid marks what is neither left nor right by a C: J_Bip_C_Hips.
+        words = [word for word in words if word != "c"] or words
     stem = "".join(words)
     if side is None and stem[1:] in STEMS and stem[0] in "lr":
         side, stem = ("left" if stem[0] == "l" else "right"), stem[1:]
-    return Label(side, stem, numbers[-1] if numbers else None)
+    return Label(side, stem, numbers[-1] if numbers else "")
 
 
 def name_by_stem(labels: Sequence[Label]) -> dict[int, str]:
@@ -132,7 +146,7 @@ def name_by_stem(labels: Sequence[Label]) -> dict[int, str]:
             if found is not None:
                 parts[found] = part if side is None else f"{side}_{part}"
         for joint, label in own.items():
-            finger = read_finger(label)
+            finger = read_finger(label, own.values())
             if side is not None and finger is not None and joint not in parts:
                 parts[joint] = f"{side}_{finger}"
     return drop_repeats(parts)
@@ -147,20 +161,40 @@ def choose(own: dict[int, Label], stems: Sequence[str], taken: dict[int, str]) -
     return None
 
 
-def read_finger(label: Label) -> str | None:
-    """Returns the finger and its bone, such as "index2"; 0 is the bone in the palm."""
+def read_finger(label: Label, hand: Collection[Label]) -> str | None:
+    """Returns the finger and its bone, such as "index2"; 0 is the bone in the palm.
+
+    Args:
+        hand: all names of this side, which tell how the bones are counted.
+    """
+    if label.stem == "finger" and any(
+        other.stem == "finger" and other.digits == BIPED_THUMB for other in hand
+    ):
+        biped = BIPED_FINGER.fullmatch(label.digits)
+        return biped and f"{FINGERS[int(biped[1])]}{int(biped[2] or 0) + 1}"
+    found = read_named_finger(label)
+    if found is None:
+        return None
+    finger, bone = found
+    if isinstance(bone, int):
+        return f"{finger}{bone}"
+    phalanxes = PHALANXES
+    if finger == FINGERS[0] and (finger, "metacarpal") in map(read_named_finger, hand):
+        phalanxes = PHALANXES | THUMB_PHALANXES
+    return f"{finger}{phalanxes[bone]}"
+
+
+def read_named_finger(label: Label) -> tuple[str, str | int] | None:
+    """Returns the finger, and the name or the number of its bone, of a name that tells them."""
     numbered = NUMBERED_FINGER.fullmatch(label.stem)
     if numbered and label.number is not None and 1 <= label.number <= len(FINGERS):
-        return f"{FINGERS[label.number - 1]}{PHALANXES[numbered['phalanx']]}"
+        return FINGERS[label.number - 1], numbered["phalanx"]
     match = FINGER.fullmatch(label.stem)
     if match is None:
         return None
-    number = 1 if label.number is None else label.number
-    if match["phalanx"]:
-        number = PHALANXES[match["phalanx"]]
-    elif match["in"]:
-        number = 0
-    return f"{'pinky' if match['finger'] == 'little' else match['finger']}{number}"
+    number = 0 if match["in"] else 1 if label.number is None else label.number
+    finger = "pinky" if match["finger"] == "little" else match["finger"]
+    return finger, match["phalanx"] or number
 
 
 def drop_repeats(parts: dict[int, str]) -> dict[int, str]:

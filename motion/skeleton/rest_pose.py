@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from motion.skeleton.tree import Skeleton, forward_kinematics
 
 # Parts whose bones point elsewhere because of their shape, and not because of the pose.
 SHAPED = ("hips", "head", *(f"{side}_{part}" for side in SIDES for part in ("foot", "toes")))
+# So many bones of one joint have a shape: angles to each other, which are the same up to so many
+# degrees.
+FEWEST_OF_SHAPE, SAME_SHAPE = 3, 1.0
 # Degrees between two rest poses of the same kind.
 ALIKE = 35.0
 # Parts that point down in rest poses in which a person stands, and degrees that they may differ.
@@ -33,8 +37,10 @@ def align_rest_poses(source: Skeleton, target: Skeleton, pairs: Sequence[int | N
     It turns directions of the target in its rest pose to directions of the source in its rest pose.
     The rotation of one joint makes its bones parallel to the bones of the source, as far as it can,
     and begins with the rotation of the joint above. Hips, head and feet have other shapes in other
-    skeletons, so they keep the rotation of the whole body, if the rest poses are alike. Exchanging
-    source and target gives the inverse rotations.
+    skeletons, so they keep the rotation of the whole body, if the rest poses are alike. Where three
+    bones or more of such a joint have the same shape, as of hips with legs and spine, their rest
+    pose alone differs, so they become parallel too. Exchanging source and target gives the inverse
+    rotations.
 
     Args:
         pairs: for each joint of the target the joint of the source; None without one.
@@ -51,7 +57,8 @@ def align_rest_poses(source: Skeleton, target: Skeleton, pairs: Sequence[int | N
     for joint, parent in enumerate(target.parents):
         before = aligned[parent] if parent >= 0 else first
         aligned[joint] = turn_bones(bones[joint], before)
-        if known and parts[joint] in SHAPED and angle_between(aligned[joint], first) < ALIKE:
+        shaped = known and parts[joint] in SHAPED and not have_one_shape(bones[joint])
+        if shaped and angle_between(aligned[joint], first) < ALIKE:
             aligned[joint] = first
     return aligned
 
@@ -190,6 +197,17 @@ def turn_bones(bones: Sequence[Bone], before: Tensor) -> Tensor:
         flip[2] = torch.linalg.det(u @ v).sign()
         return u @ torch.diag(flip) @ v
     return turn_onto(before @ v[0], u[:, 0]) @ before
+
+
+def have_one_shape(bones: Sequence[Bone]) -> bool:
+    """Whether the bones of a joint have the same angles to each other in both rest poses.
+
+    Fewer than three bones nearly always do, so they do not tell.
+    """
+    return len(bones) >= FEWEST_OF_SHAPE and all(
+        abs(angle_of(one.source, other.source) - angle_of(one.target, other.target)) < SAME_SHAPE
+        for one, other in combinations(bones, 2)
+    )
 
 
 def turn_onto(one: Tensor, other: Tensor) -> Tensor:

@@ -313,7 +313,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         ([], 'expected "command" to be one of'),
         (["transcode"], "invalid choice: 'transcode'"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
-        (["encode", "a.mp4"], "required: encode.output"),
+        (["encode", "a.mp4"], "required: output (see wanvae encode --help)"),
         (["convert", "a", "b", "--to", "onnx"], "argument --to: invalid choice: 'onnx'"),
         (["reconstruct", "a", "b", "--crf", "low"], "crf must be a whole number, not low"),
         (["reconstruct", "a", "b", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),

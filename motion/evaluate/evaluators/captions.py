@@ -38,10 +38,11 @@ def read_captions(path: Path) -> list[Caption]:
     """Reads the captions of a motion.
 
     Raises:
-        MotionError: the file cannot be read, or a line is not as in HumanML3D.
+        MotionError: the file cannot be read, or a line is not as in HumanML3D. The message names
+            it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MotionError(f"{path} cannot be read as captions: {error}") from error
     return [read_caption(path, n, line) for n, line in enumerate(lines, start=1) if line.strip()]
@@ -51,6 +52,8 @@ def read_caption(path: Path, number: int, line: str) -> Caption:
     try:
         text, tokens, start, end = line.strip().split("#")
         seconds = [0.0 if math.isnan(float(value)) else float(value) for value in (start, end)]
+        if not all(0 <= value < math.inf for value in seconds):
+            raise ValueError(seconds)
     except ValueError:
         raise MotionError(
             f"{path}, line {number} is not caption#word/PART ...#start#end, as in HumanML3D: "

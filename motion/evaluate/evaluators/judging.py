@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from math import sqrt
 from pathlib import Path
@@ -30,6 +30,7 @@ from motion.models import MotionModel
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.processes import gather_objects
 from wanvae.engine.sharing import share_files
+from wanvae.engine.text import writable
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -82,6 +83,7 @@ class Judgement:
         size: the size of the vectors.
         fid: the Frechet distance between the vectors of the originals and of the reconstructions.
         originals, reconstructions: the other figures.
+        failures: a line for each file whose captions cannot be read, which is left out; sorted.
     """
 
     evaluators: str
@@ -92,6 +94,7 @@ class Judgement:
     fid: float
     originals: Figures
     reconstructions: Figures
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,7 @@ class Count:
 
     left_out: int = 0
     without_text: int = 0
+    failures: list[str] = field(default_factory=list)
 
 
 def judge(
@@ -159,7 +163,7 @@ def judge(
         The figures, in every process.
 
     Raises:
-        MotionError: fewer than 2 motions can be judged, or captions cannot be read.
+        MotionError: fewer than 2 motions can be judged.
     """
     count = Count()
     shared = share_files(files, processes, progress=progress)
@@ -169,12 +173,14 @@ def judge(
     everything = sorted((one for some, _ in gathered for one in some), key=lambda one: one.key)
     left_out = sum(each.left_out for _, each in gathered)
     without_text = sum(each.without_text for _, each in gathered)
+    failures = sorted(line for _, each in gathered for line in each.failures)
     if len(everything) < 2:
         fewest = FEWEST_FRAMES[model.config.channels]
+        unread = [f"; {len(failures)} have texts that cannot be read: {one}" for one in failures]
         raise MotionError(
             f"the evaluators need at least 2 motions of {fewest} to {MOST_FRAMES} frames, not "
-            f"{len(everything)}: {left_out} of the files are shorter or longer, and "
-            f"{without_text} have no text"
+            f"{len(everything)}: {left_out} of the files, or of the parts that texts describe, are "
+            f"shorter or longer, and {without_text} have no text{''.join(unread[:1])}"
         )
     originals = torch.stack([one.original for one in everything])
     reconstructions = torch.stack([one.reconstruction for one in everything])
@@ -188,6 +194,7 @@ def judge(
         fid=fid(reconstructions, originals),
         originals=find_figures(originals, captions),
         reconstructions=find_figures(reconstructions, captions),
+        failures=tuple(failures),
     )
 
 
@@ -204,7 +211,11 @@ def read_parts(model: MotionModel, path: Path, texts: Path | None, count: Count)
     spans: list[tuple[int, int, tuple[Caption, ...]]] = [(0, len(recording), ())]
     if texts is not None:
         written = texts / f"{path.stem}.txt"
-        captions = read_captions(written) if written.is_file() else []
+        try:
+            captions = read_captions(written) if written.is_file() else []
+        except MotionError as error:
+            count.failures.append(writable(str(error)))
+            return
         count.without_text += not captions
         whole = tuple(caption for caption in captions if caption.is_whole)
         spans = [(0, len(recording), whole)] if whole else []

@@ -143,7 +143,8 @@ def load_evaluators(
     places = folder, folder / DATA_SETS[channels]
     home = next((place for place in places if (place / WEIGHTS).is_file()), None)
     if home is None:
-        raise MotionError(f"{folder} has no {WEIGHTS}: {WHERE}")
+        missing = "has" if folder.exists() else "does not exist, so it has"
+        raise MotionError(f"{folder} {missing} no {WEIGHTS}: {WHERE}")
     weights = home / WEIGHTS
     content = load_pickle(weights)
     if not isinstance(content, dict):

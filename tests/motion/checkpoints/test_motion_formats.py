@@ -98,7 +98,7 @@ def test_what_tensors_tell_is_read_off_them(tmp_path):
         assert any(note.startswith("activation: ") for note in checkpoint.notes)
 
 
-@pytest.mark.parametrize("wrapper", ["vq_model", "net", "state_dict", "model_state", None])
+@pytest.mark.parametrize("wrapper", [*formats.WRAPPERS, None])
 @pytest.mark.parametrize("prefix", ["", "vqvae.", "module.", "vae."])
 def test_wrappers_and_prefixes_are_found(tmp_path, wrapper, prefix):
     weights = {prefix + k: v for k, v in golden.read("momask_tiny_relu_None").weights.items()}

@@ -440,6 +440,19 @@ def test_children_and_upper_bodies_keep_their_size(tmp_path, size, unit):
     assert skeleton.unit == unit and skeleton.span == pytest.approx(size)
 
 
+def test_a_toddler_who_may_be_an_adult_in_inches_is_told(tmp_path):
+    text = SMALL.replace("-100.0", "-66.0").replace("-50.0", "-44.0")
+    path = write(tmp_path / "a.bvh", text)
+    with pytest.warns(UserWarning, match=r"guessed to be 0\.0254 m.* 2\.79 m.*0\.01 m .* 1\.10 m"):
+        assert read_bvh(path).skeleton.unit == 0.0254
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_bvh(path, unit=0.01).skeleton.unit == 0.01
+        # An adult of usual size in inches is no child.
+        usual = SMALL.replace("-100.0", "-55.0").replace("-50.0", "-38.0")
+        assert read_bvh(write(tmp_path / "b.bvh", usual)).skeleton.unit == 0.0254
+
+
 BAD = {
     "empty": ("", "line 1: the file ends where HIERARCHY"),
     "no BVH": ("<html>\n", "line 1: it says '<html>' where HIERARCHY is expected"),

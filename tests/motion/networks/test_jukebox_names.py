@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from motion import RVQVAE, Resnet1D, ResnetConfig, RVQVAEConfig
 from motion.quantizer.residual_vq import QuantizerConfig
-from wanvae.engine.checkpoint import write_pickle
+from wanvae.engine.checkpoint import CheckpointError, write_pickle
 
 
 class Block(nn.Module):
@@ -94,3 +94,19 @@ def test_a_tokenizer_with_these_names_is_loaded(tmp_path):
         loaded = RVQVAE.from_pretrained(tmp_path / "jukebox.pth")
     motion = torch.randn(1, 17, 5)
     assert torch.equal(loaded.encode(motion), model.encode(motion))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.vqvae_up."])
+def test_whole_networks_of_jukebox_are_refused_by_their_name(tmp_path, prefix):
+    """Jukebox and Bailando hold their tensors under "model", among other things."""
+    block = Blocks("model", [1, 3]).state_dict()
+    level = f"{prefix}encoders.0.level_blocks.0.model"
+    named = {f"{level}.0.1.{name}": tensor for name, tensor in block.items()}
+    named[f"{level}.0.0.weight"] = torch.zeros(8, 5, 4)
+    path = tmp_path / "vqvae.pth.tar"
+    torch.save({"model": named, "step": 3}, path)
+    with pytest.raises(CheckpointError, match=r"networks are of Jukebox, as in Bailando.*Resnet1D"):
+        RVQVAE.from_pretrained(path)
+    own = {name.removeprefix(f"{level}.0.1."): tensor for name, tensor in named.items()}
+    del own[f"{level}.0.0.weight"]
+    Resnet1D(8, 2, 3, reverse_dilation=False).load_state_dict(own)

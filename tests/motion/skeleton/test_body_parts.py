@@ -1,5 +1,7 @@
 """Joints are known as parts of a body by what programs call them."""
 
+import re
+
 import pytest
 
 from motion.skeleton.body_parts import find_parts
@@ -128,6 +130,24 @@ BODIES = {
         "{l}clavicle {l}humerus {l}radius {l}wrist",
         "{l}femur {l}tibia {l}foot {l}toes",
     ),
+    "3ds Max's Biped": body(
+        "Bip01_Pelvis Bip01_Spine Bip01_Spine1 Bip01_Spine2",
+        "Bip01_Neck Bip01_Head",
+        "Bip01_{L}_Clavicle Bip01_{L}_UpperArm Bip01_{L}_Forearm Bip01_{L}_Hand",
+        "Bip01_{L}_Thigh Bip01_{L}_Calf Bip01_{L}_Foot Bip01_{L}_Toe0",
+    ),
+    "VRM": body(
+        "hips spine chest upperChest",
+        "neck head",
+        "{left}Shoulder {left}UpperArm {left}LowerArm {left}Hand",
+        "{left}UpperLeg {left}LowerLeg {left}Foot {left}Toes",
+    ),
+    "VRoid": body(
+        "J_Bip_C_Hips J_Bip_C_Spine J_Bip_C_Chest J_Bip_C_UpperChest",
+        "J_Bip_C_Neck J_Bip_C_Head",
+        "J_Bip_{L}_Shoulder J_Bip_{L}_UpperArm J_Bip_{L}_LowerArm J_Bip_{L}_Hand",
+        "J_Bip_{L}_UpperLeg J_Bip_{L}_LowerLeg J_Bip_{L}_Foot J_Bip_{L}_ToeBase",
+    ),
     "a prefix that all share": body(
         "Character1_Hips Character1_Spine Character1_Spine1 Character1_Spine2",
         "Character1_Neck Character1_Head",
@@ -183,6 +203,42 @@ def test_fingers_and_other_joints(name: str, part: str) -> None:
         (name, "LeftHand"),
     )
     assert find_parts(skeleton)[-1] == part
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        ("{L} Finger0 {L} Finger01 {L} Finger02", "thumb1 thumb2 thumb3"),
+        ("{L}_Finger0 {L}_Finger1 {L}_Finger11 {L}_Finger12", "thumb1 index1 index2 index3"),
+        ("{L} Finger0 {L} Finger4 {L} Finger41", "thumb1 pinky1 pinky2"),
+        # Without a finger 0 nothing tells how they are counted.
+        ("{L} Finger1 {L} Finger2", "finger1 finger2"),
+        (
+            "{left}ThumbMetacarpal {left}ThumbProximal {left}ThumbDistal",
+            "thumb1 thumb2 thumb3",
+        ),
+        (
+            "{left}ThumbProximal {left}ThumbIntermediate {left}ThumbDistal",
+            "thumb1 thumb2 thumb3",
+        ),
+        (
+            "{Left}Finger1Metacarpal {Left}Finger1Proximal {Left}Finger1Distal "
+            "{Left}Finger2Metacarpal {Left}Finger2Proximal",
+            "thumb1 thumb2 thumb3 index0 index1",
+        ),
+        ("{left}IndexMetacarpal {left}IndexProximal {left}ThumbDistal", "index0 index1 thumb3"),
+    ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_bones_of_fingers_are_counted_as_their_program_counts(
+    names: str, parts: str, side: str
+) -> None:
+    words = {"left": side, "Left": side.title(), "L": side[0].upper()}
+    named = [name.format(**words) for name in re.split(r" (?={)", names)]
+    more = [(name, f"{side.title()}Hand") for name in named]
+    skeleton = body("Hips Spine", "Neck Head", "{Left}Arm {Left}Hand", "{Left}UpLeg", *more)
+    expected = [f"{side}_{part}" for part in parts.split()]
+    assert list(find_parts(skeleton)[-len(more) :]) == expected
 
 
 def test_parts_are_all_different() -> None:

@@ -113,6 +113,31 @@ def test_another_rest_pose_gives_the_same_bones(degrees: float) -> None:
         assert largest_difference(bone_directions(moved), bone_directions(WALK)) < 1e-6
 
 
+@pytest.mark.parametrize("degrees", [8.0, -15.0, 25.0])
+@pytest.mark.parametrize("parts", ["hips", "trunk", "legs"])
+def test_hips_that_lean_in_a_rest_pose_give_the_same_bones(parts: str, degrees: float) -> None:
+    """Their bones have the same shape, so only the rest pose differs."""
+    lean = roma.euler_to_rotmat("X", torch.tensor([degrees]).double(), degrees=True).view(3, 3)
+    of_legs = [any(word in name for word in LEG_NAMES) for name in SMPLX.names]
+    leans = {"hips": [name == "pelvis" for name in SMPLX.names], "legs": of_legs}
+    below = [leg or hips for leg, hips in zip(of_legs, leans["hips"], strict=True)]
+    leans["trunk"] = [not each for each in below]
+    bases = torch.eye(3, dtype=torch.float64).repeat(55, 1, 1)
+    bases[torch.tensor(leans[parts])] = lean
+    leaning = change_axes(WALK, bases)
+    for clip, target, expected in (
+        (WALK, leaning.skeleton, leaning),
+        (leaning, SMPLX, WALK),
+    ):
+        moved = retarget(clip, target)
+        assert largest_difference(bone_directions(moved), bone_directions(WALK)) < 0.2
+        hips = [each.pose.rotations[:, 0] for each in (moved, expected)]
+        assert largest_difference(*hips) < 1e-6
+
+
+LEG_NAMES = ("hip", "knee", "ankle", "foot")
+
+
 def test_other_axes_of_bones_give_the_same_bones() -> None:
     """Rest poses in which nobody could stand, with all bones elsewhere."""
     turned = change_axes(WALK, random_axes(55))

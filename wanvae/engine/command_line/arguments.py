@@ -95,6 +95,7 @@ class Parser(ArgumentParser):
         self.inputs: list[str] = []
         self.outputs: dict[str, Callable[[str], Iterable[Path]]] = {}
         self.at_addresses: list[str] = []
+        self.commands: Mapping[str, Parser] = {}
 
     def find_config(self, config: str) -> str:
         """The path of the packaged config that ``config`` names; anything else stays as it is.
@@ -201,9 +202,20 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         text = plain(" ".join(message.split())) + parser.suggestion(message)
+        required = re.fullmatch(r"(the following arguments are required: )(([\w-]+)\..+)", text)
+        if required and required[3] in self.commands:
+            # jsonargparse calls it "encode.output", and tells no parser.
+            parser = self.commands[required[3]]
+            text = required[1] + ", ".join(map(parser.written, required[2].split(", ")))
         # jsonargparse calls a subcommand "wanvae [options] encode".
         program, of_command = (each.prog.replace(" [options]", "") for each in (self, parser))
         self.exit(2, f"{program}: error: {text} (see {of_command} --help)\n")
+
+    def written(self, key: str) -> str:
+        """An argument of this subcommand as people write it: --checkpoint for encode.checkpoint."""
+        name = key.partition(".")[2]
+        options = {action.dest: action.option_strings for action in self._actions}
+        return next(iter(options.get(name) or [name]))
 
     def suggestion(self, message: str) -> str:
         """The option that an unknown option of an error message may stand for."""
@@ -220,7 +232,7 @@ def plain(message: str) -> str:
         r"Expected an? (.+?)\.?(?= - Expected| Given|$)", match[2] if match else ""
     )
     if not match or not expected:
-        return message
+        return re.sub(r'^Parser key "(\S+)": ', r"\1: ", message)
     kinds = [KINDS.get(kind) or choices(kind) for kind in expected if "NoneType" not in kind]
     return f"{match[1]} must be {' or '.join(kinds)}, not {match[3]}"
 

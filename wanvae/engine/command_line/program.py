@@ -112,6 +112,7 @@ class Program:
         """The parser of all commands, of which only some have their options."""
         parser = Parser(self.description, self.name)
         parser.add_argument("--version", action="version", version=f"{self.name} {self.version}")
+        parser.commands = parsers
         subcommands = parser.add_subcommands(dest="command")
         for name, command in self.commands.items():
             options = parsers[name] if name in parsers else Parser(None)

@@ -65,6 +65,8 @@ def test_missing_files_say_where_they_come_from(tmp_path):
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(MotionError, match=r"finest\.tar: .*EricGuo5513/text-to-motion.*momask"):
             load_evaluators(folder, 263)
+    with pytest.raises(MotionError, match=r"nothing does not exist, so it has no text_mot_match"):
+        load_evaluators(tmp_path / "nothing", 263)
     home = write_evaluators(tmp_path)
     with pytest.raises(MotionError, match=r"KIT, 251, not the 330 channels of this model"):
         load_evaluators(home, 330)
@@ -149,6 +151,13 @@ def test_captions_are_read_as_humanml3d_has_them(tmp_path):
     assert whole == Caption("a person walks.", ("a/DET", "person/NOUN", "walk/VERB"))
     assert whole.is_whole and unknown.is_whole
     assert (part.start, part.end, part.is_whole) == (1.5, 3.0, False)
+    text = file.read_text()
+    file.write_text(text, encoding="utf-8-sig")
+    assert read_captions(file) == [whole, part, unknown]
+    for times in ("-1.0#2.0", "0.0#inf"):
+        file.write_text(f"they jog#jog/VERB#{times}\n")
+        with pytest.raises(MotionError, match=r"000001\.txt, line 1 is not caption#word/PART"):
+            read_captions(file)
     file.write_text("a person walks\n")
     with pytest.raises(MotionError, match=r"000001\.txt, line 1 is not caption#word/PART"):
         read_captions(file)

@@ -164,10 +164,49 @@ def test_the_command_prints_and_writes_what_the_evaluators_say(
     page = (output / "report.html").read_text()
     assert "Evaluators" in page and f"{judged['fid']:.3f}" in page
 
+    names.write_text("\n".join([*LENGTHS, "none"]))
     assert main([*command, "--texts", str(data / "texts")]) == 0
     printed = capsys.readouterr().out
+    assert "note: 1 of the 8 files of --names are not there" in printed
     assert "MM-distance " in printed and "R-precision needs at least 32 motions" in printed
-    assert "note: 1 files have no text and were not judged by the evaluators" not in printed
+    assert "note: 1 files have no text and were not judged by the evaluators" in printed
+
+
+@pytest.mark.filterwarnings("ignore:the features of the motion")
+def test_texts_that_cannot_be_read_are_named_and_left_out(
+    data, home, tokenizer, tmp_path, capsys, new_processes
+):
+    checkpoint, output = str(tmp_path / "model.safetensors"), tmp_path / "judged"
+    tokenizer.save_pretrained(checkpoint)
+    # 000 has no such line, and the times of 002 are no times.
+    (data / "texts" / "000.txt").write_text("a person walks\n")
+    (data / "texts" / "002.txt").write_text("a table#a/DET table/NOUN#0.0#inf\n")
+    command = ["evaluate", str(data), "--checkpoint", checkpoint, "--device", "cpu"]
+    command += ["--evaluators", str(home), "--texts", str(data / "texts"), "--figures", "0"]
+    assert main([*command, "--output", str(output)]) == 1
+    printed, said = capsys.readouterr()
+    assert f"judged by {home}: 3 motions" in printed
+    assert "note: 2 files have texts that cannot be read, and were not judged by" in printed
+    for name in ("000", "002"):
+        assert f"left out: {data / 'texts' / name}.txt, line 1 is not caption#word" in printed
+    assert "2 of 7 files cannot be read" in said
+    written = json.loads((output / "evaluation.json").read_text())
+    assert len(written["files"]) == 7 and len(written["evaluators"]["failures"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:the features of the motion")
+def test_what_is_measured_is_kept_if_the_evaluators_cannot_judge(
+    data, home, tokenizer, tmp_path, capsys, new_processes
+):
+    checkpoint, output = str(tmp_path / "model.safetensors"), tmp_path / "judged"
+    tokenizer.save_pretrained(checkpoint)
+    command = ["evaluate", str(files_of(data)[0]), "--checkpoint", checkpoint, "--device", "cpu"]
+    assert main([*command, "--evaluators", str(home), "--output", str(output)]) == 1
+    printed, said = capsys.readouterr()
+    assert "40 frames" in printed and "judged by" not in printed
+    assert "the evaluators need at least 2 motions of 40 to 199 frames, not 1" in said
+    assert json.loads((output / "evaluation.json").read_text())["evaluators"] is None
+    assert (output / "report.html").exists()
 
 
 @pytest.mark.filterwarnings("ignore:the features of the motion")
