@@ -31,13 +31,16 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
+# Python finds only the folder of a script, so the root is added.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# The command line says how the threads of PyTorch wait, before PyTorch is loaded.
+import wanvae.cli  # noqa: F401  # isort: skip
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-# Python finds only the folder of a script, so the root is added.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import (
     benchmark_count,

@@ -1,13 +1,23 @@
-"""The causal 3D video VAEs of Wan: load, encode, decode, stream, train, convert."""
+"""The causal 3D video VAEs of Wan: load, encode, decode, stream, train, convert.
 
-from wanvae.config import WanVAEConfig
-from wanvae.dataset.batches import BucketBatches
-from wanvae.dataset.reader import LatentDataset
-from wanvae.execution.graphs import CUDAGraphs
-from wanvae.model import Reconstruction, WanVAE
-from wanvae.posterior import Posterior
-from wanvae.tiny import TinyVAE
-from wanvae.tiny_config import TinyVAEConfig
+The names are imported when they are first used, so that the command line can say how the threads of
+PyTorch wait before PyTorch is loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wanvae.config import WanVAEConfig
+    from wanvae.dataset.batches import BucketBatches
+    from wanvae.dataset.reader import LatentDataset
+    from wanvae.execution.graphs import CUDAGraphs
+    from wanvae.model import Reconstruction, WanVAE
+    from wanvae.posterior import Posterior
+    from wanvae.tiny import TinyVAE
+    from wanvae.tiny_config import TinyVAEConfig
 
 __version__ = "0.1.0"
 
@@ -23,3 +33,26 @@ __all__ = [
     "WanVAEConfig",
     "__version__",
 ]
+
+PLACES = {
+    "BucketBatches": "wanvae.dataset.batches",
+    "CUDAGraphs": "wanvae.execution.graphs",
+    "LatentDataset": "wanvae.dataset.reader",
+    "Posterior": "wanvae.posterior",
+    "Reconstruction": "wanvae.model",
+    "TinyVAE": "wanvae.tiny",
+    "TinyVAEConfig": "wanvae.tiny_config",
+    "WanVAE": "wanvae.model",
+    "WanVAEConfig": "wanvae.config",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Returns a name of ``PLACES``; raises AttributeError for any other."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PLACES})

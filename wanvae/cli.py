@@ -6,7 +6,11 @@ import sys
 from collections.abc import Sequence
 
 import wanvae
-from wanvae.engine.command_line.program import Program, listed
+from wanvae.engine.waiting import wait_briefly
+
+wait_briefly()  # before the imports that load PyTorch
+
+from wanvae.engine.command_line.program import Program, listed  # noqa: E402
 
 COMMANDS = {
     "reconstruct": listed(
