@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from wanvae.config import check_length, check_size, encodes_alpha
 from wanvae.engine.command_line.arguments import read_config
 from wanvae.engine.command_line.outcome import exit_status
 from wanvae.engine.config import check
+from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.training.loop import begin_to_load
 from wanvae.model import WanVAE
 from wanvae.nn import use_channels_last
@@ -45,7 +47,8 @@ def run(options: argparse.Namespace) -> int:
     """Fits, trains and writes the model.
 
     Raises:
-        UserError: an option or the config is impossible, or the folder has no usable videos.
+        UserError: an option or the config is impossible, the folder has no usable videos, or the
+            training gives no numbers.
     """
     require_suffix(options.output, ".safetensors")
     for name, least in (("samples", 1), ("steps", 0), ("workers", 0), ("seed", 0)):
@@ -81,13 +84,25 @@ def run(options: argparse.Namespace) -> int:
     with closing(batch for batch in loader) as batches:
         clips = list(tqdm(islice(batches, fitted), "crops", fitted))
         start_linear(vae, clips, generator)
-        quality = f"{judge(vae, clips):.1f} dB as solved"
+        solved = trained = judge(vae, clips)
+        quality = f"{solved:.1f} dB as solved"
         if options.steps:
             use_channels_last(vae)
             train_shortcuts(vae, batches, options.steps, options.rate, generator)
-            quality += f", {judge(vae, clips):.1f} dB after {options.steps} steps"
+            trained = judge(vae, clips)
+            quality += f", {trained:.1f} dB after {options.steps} steps"
+    if not isfinite(trained):
+        raise NotFiniteError(
+            f"the training of {options.steps} steps gave no numbers, so nothing was written: lower "
+            f"--rate, which is {options.rate:g}"
+        )
     vae.save_pretrained(options.output)
     print(f"{options.output}: on {len(clips) * batch_size} crops {quality}")
+    if trained < solved:
+        print(
+            "note: these steps made it worse: give more --steps or a lower --rate; --steps 0 keeps "
+            "what is solved"
+        )
     return 0
 
 

@@ -214,9 +214,15 @@ def find_layout(positions: Tensor) -> JointLayout:
     lengths = (positions[:, 1:] - positions[:, parents[1:]]).norm(dim=-1)
     if not (lengths > 0).all():
         frame, joint = (lengths <= 0).nonzero()[0].tolist()
+        always = bool((lengths[:, joint] <= 0).all())
+        when, advice = (
+            ("all frames", "move the motion to another body first, with convert --skeleton")
+            if always
+            else (f"frame {frame}", "leave this frame out")
+        )
         raise MotionError(
             f"joint {joint + 1} ({layout.skeleton.names[joint + 1]}) is at the place of its parent "
-            f"in frame {frame}, so its bone has no direction; leave this frame out"
+            f"in {when}, so its bone has no direction; {advice}"
         )
     return layout
 

@@ -66,6 +66,20 @@ def test_no_steps_leave_the_solved_weights(folder: Path, capsys) -> None:
     assert re.search(r"on 12 crops [\d.]+ dB as solved\n$", capsys.readouterr().out)
 
 
+def test_training_that_fails_writes_nothing_and_one_that_harms_is_told(
+    folder: Path, capsys
+) -> None:
+    assert command("--steps=0") == 0
+    solved = Path("start.safetensors").read_bytes()
+    assert "note:" not in capsys.readouterr().out
+    # The error of the only step is of the weights before it.
+    assert command("--steps=1", "--rate=1e30") == 1
+    assert "gave no numbers, so nothing was written: lower --rate" in capsys.readouterr().err
+    assert Path("start.safetensors").read_bytes() == solved
+    assert command("--steps=1", "--rate=10") == 0
+    assert "note: these steps made it worse" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_it(folder: Path) -> None:
     assert command("--steps=0") == 0

@@ -170,7 +170,14 @@ def test_kit_joints_have_the_places_of_their_names() -> None:
         (torch.zeros(4, 24, 3), r"\(4, 24, 3\); \(T, 22, 3\)"),
         (torch.zeros(4, 66), r"\(4, 66\)"),
         (torch.randn(1, 22, 3), "1 frames; features need at least 2"),
-        (torch.zeros(4, 22, 3), r"joint 1 \(left_hip\) is at the place of its parent in frame 0"),
+        (
+            torch.cat([torch.zeros(1, 22, 3), torch.randn(3, 22, 3)]),
+            r"joint 1 \(left_hip\) is at the place of its parent in frame 0, .* this frame out",
+        ),
+        (
+            torch.zeros(4, 22, 3),
+            r"joint 1 \(left_hip\) is at the place of its parent in all frames, .* to another body",
+        ),
     ],
 )
 def test_other_joints_are_refused(positions: Tensor, message: str) -> None:
