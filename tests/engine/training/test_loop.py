@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.engine.training.toy import KillAt, Model, Noise, losses, make_task, settings
 from tests.helpers import LAUNCHER
 from wanvae.engine.checkpoint import CheckpointError, read_tensors
+from wanvae.engine.files import FileError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.signals import STOP_SIGNALS, Interrupted
 from wanvae.engine.training import loop
@@ -503,6 +504,24 @@ def test_the_first_error_is_told_where_the_disk_of_the_checkpoints_is_gone(tmp_p
     (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
     with pytest.raises(CheckpointError, match=r"step-00000003 cannot be written \(\[Errno 17\]"):
         train(make_task(), settings(tmp_path), accelerator())
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_where_the_folder_of_a_run_should_be_is_one_line(tmp_path, accelerator, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileError, match=r"file.* cannot be the folder of the run .*trainer\.run"):
+        train(make_task(), settings(tmp_path / name), accelerator())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_finished_run_with_fewer_steps_says_that_nothing_is_trained(
+    tmp_path, accelerator, capsys
+):
+    assert train(make_task(), settings(tmp_path, steps=4), accelerator()) == 4
+    written = (tmp_path / "model.safetensors").read_bytes()
+    assert train(make_task(), settings(tmp_path, steps=2), accelerator()) == 4
+    assert "has 4 steps already, more than steps 2: nothing is trained" in capsys.readouterr().out
+    assert (tmp_path / "model.safetensors").read_bytes() == written
 
 
 def test_goes_on_from_the_discriminator_of_an_earlier_version(tmp_path, accelerator):

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from wanvae.engine.devices import default_device
 from wanvae.engine.evaluating import evaluating
+from wanvae.engine.files import FileError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
 from wanvae.engine.processes import (
@@ -87,12 +88,28 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> int:
             run was started with something else that its result depends on.
         NotFiniteError: more steps in a row are skipped than ``config`` allows.
         CheckpointError: a checkpoint cannot be written or read.
+        FileError: there cannot be a folder of the run.
     """
     check_task(task, config, accelerator)
     run = Path(config.run)
-    run_on_first_process(lambda: run.mkdir(parents=True, exist_ok=True))
+    run_on_first_process(partial(make_run_folder, run))
     with locked_by_run(run):
         return train_in_folder(task, config, accelerator)
+
+
+def make_run_folder(run: Path) -> None:
+    """Makes the folder of a run, unless it exists.
+
+    Raises:
+        FileError: something else is there, or it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise FileError(
+            f"{run} cannot be the folder of the run ({reason}); name another (trainer.run)"
+        ) from error
 
 
 def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator) -> int:
