@@ -51,10 +51,10 @@ def fit(
     half: Half,
     clips: Sequence[Tensor],
     generator: torch.Generator,
+    *,
+    progress: bool = False,
 ) -> None:
     """Makes a half of ``student`` a smaller copy of the half of ``teacher``, fitted to clips.
-
-    Shows a progress bar.
 
     What attention computes, and a convolution that halves time, are copied and not fitted. The
     clips, and what layers compute of them, are held in memory.
@@ -63,6 +63,7 @@ def fit(
         teacher, student: on the CPU, in float32.
         clips: what the half takes, ``(B, C, T, H, W)`` each: videos to encode, latents to decode.
         generator: of the positions that count.
+        progress: whether to show a progress bar.
 
     Raises:
         UserError: as ``prune`` does.
@@ -89,7 +90,7 @@ def fit(
         bar.update()
         return [goals, give(ours, given, added, 1)]
 
-    with tqdm(desc="fit", unit=" layers") as bar:
+    with tqdm(desc="fit", unit=" layers", disable=not progress) as bar:
         walk((larger.layers, smaller.layers), (values, values), convolve)
 
 

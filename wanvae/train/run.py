@@ -442,7 +442,8 @@ def run(config: TrainConfig) -> None:
         accelerator.print(describe_trained(vae, config))
     if config.distill.start == "fitted" and not checkpoints_of(Path(trainer.run)):
         accelerator.print(f"the student is fitted to {FITTED_CROPS} crops by least squares")
-        fit_student(config, require_whole(vae), task.samples)
+        progress = accelerator.is_main_process
+        fit_student(config, require_whole(vae), task.samples, progress=progress)
     steps = train(task, trainer, accelerator)
     if config.distill.half is not None:
         report = result.with_name(f"{REPORT}-{steps}")
@@ -519,12 +520,15 @@ def load_base(config: TrainConfig) -> WanVAE:
     return with_upscaling(vae, factor)
 
 
-def fit_student(config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | Pair]) -> None:
+def fit_student(
+    config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | Pair], *, progress: bool
+) -> None:
     """Fits a student to its teacher, on the first crops of the training data.
 
     Args:
         student: on the CPU. It stays in the mode that it is in.
         samples: the training data.
+        progress: whether to show a progress bar.
     """
     teacher, half = load_base(config).eval(), config.distill.half
     seen = [pair_of(samples[number]).input[None] for number in range(FITTED_CROPS)]
@@ -533,7 +537,7 @@ def fit_student(config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | 
         clips = [teacher.encode(clip).mode() for clip in clips]
     generator = torch.Generator().manual_seed(config.trainer.seed)
     training = student.training
-    fit(teacher, student.eval(), half or "decoder", clips, generator)
+    fit(teacher, student.eval(), half or "decoder", clips, generator, progress=progress)
     student.train(training)
 
 
