@@ -529,7 +529,8 @@ def test_multimodality(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert 0 <= float(capsys.readouterr().out) <= distances.max()
     alike = [[motions[0]] * 3 for motions in generated]
     run_python("multimodality", generated=alike)
-    assert float(capsys.readouterr().out) == 0 < distances.max()
+    # The same motion at two places of a batch has vectors that may differ by rounding.
+    assert float(capsys.readouterr().out) < 1e-6 * distances.max()
 
 
 def test_files_of_motion_from_python(folder: Path) -> None:

@@ -36,6 +36,7 @@ TYPICAL_SIZE = 2.3  # metres of a person along the bones, from the toes to the f
 PLAUSIBLE = 1.4  # adults are larger or smaller by at most this factor
 SMALLEST_SIZE = 0.7  # of a small child, or of an upper body
 SMALLEST_WALKER = 1.05  # of a child who begins to walk
+FEWEST_JOINTS = 12  # of a person: hips, chest, head, and two of each limb; others are no children
 # A person who stands along z is at least this many times as long along z as along y.
 UPRIGHT = 1.3
 SHORTEST_FRAME = 1e-6  # seconds
@@ -274,7 +275,8 @@ def make_clip(
     in_file = make_skeleton(joints, offsets, orders)
     if unit is None:
         unit = guess_unit(in_file.span)
-        warn_of_doubtful_unit(path, in_file.span, unit)
+        if len(joints) >= FEWEST_JOINTS:
+            warn_of_doubtful_unit(path, in_file.span, unit)
     if up is None:
         first = forward_kinematics(in_file, rotations[0], offsets.new_zeros(3)).positions
         up = find_up(in_file.rest_extent, find_extent(first))

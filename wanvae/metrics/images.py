@@ -26,7 +26,7 @@ _BLOCK = 2**16
 
 
 def psnr(images: Tensor, originals: Tensor) -> float:
-    """Returns PSNR in dB of images ``(N, C, H, W)`` in [-1, 1], from their common squared error."""
+    """Returns PSNR in dB of images or clips ``(..., H, W)`` in [-1, 1], from their common error."""
     return (10 * torch.log10(RANGE**2 / _squared_error(images, originals))).item()
 
 
@@ -51,15 +51,15 @@ def ms_ssim(images: Tensor, originals: Tensor) -> float:
 
 
 def _squared_error(images: Tensor, originals: Tensor) -> Tensor:
-    """Returns the mean squared error of images ``(N, C, H, W)``, a number."""
+    """Returns the mean squared error of images or clips ``(..., H, W)``, a number."""
     if images.device.type != "cpu":
         return F.mse_loss(images, originals)
     arrays = [x.detach().float().numpy() for x in (images, originals)]
-    count, channels, height, width = images.shape
+    *others, height, width = images.shape
     step = max(1, _BLOCK // width)
     error = np.empty((min(step, height), width), np.float32)
     total = 0.0
-    for place in np.ndindex(count, channels):
+    for place in np.ndindex(*others):
         for row in range(0, height, step):
             image, original = (array[place][row : row + step] for array in arrays)
             part = np.subtract(image, original, out=error[: len(image)])

@@ -440,17 +440,33 @@ def test_children_and_upper_bodies_keep_their_size(tmp_path, size, unit):
     assert skeleton.unit == unit and skeleton.span == pytest.approx(size)
 
 
+def with_joints(text: str, count: int) -> str:
+    """A file with so many more joints near its root."""
+    joint = "  JOINT More{}\n  {{\n    OFFSET 1.0 0.0 0.0\n    CHANNELS 3 Zrotation Xrotation "
+    joint += "Yrotation\n    End Site\n    {{\n      OFFSET 1.0 0.0 0.0\n    }}\n  }}\n"
+    hierarchy, motion = text.split("}\nMOTION\n")
+    hierarchy += "".join(map(joint.format, range(count)))
+    lines = [line + " 0 0 0" * count if line[0].isdigit() else line for line in motion.splitlines()]
+    return hierarchy + "}\nMOTION\n" + "\n".join(lines) + "\n"
+
+
 def test_a_toddler_who_may_be_an_adult_in_inches_is_told(tmp_path):
-    text = SMALL.replace("-100.0", "-66.0").replace("-50.0", "-44.0")
+    person = with_joints(SMALL, 10)
+    text = person.replace("-100.0", "-66.0").replace("-50.0", "-44.0")
     path = write(tmp_path / "a.bvh", text)
-    with pytest.warns(UserWarning, match=r"guessed to be 0\.0254 m.* 2\.79 m.*0\.01 m .* 1\.10 m"):
+    with pytest.warns(
+        UserWarning, match=r"guessed to be 0\.0254 m.* 2\.\d+ m.*0\.01 m .* 1\.1\d m"
+    ):
         assert read_bvh(path).skeleton.unit == 0.0254
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_bvh(path, unit=0.01).skeleton.unit == 0.01
         # An adult of usual size in inches is no child.
-        usual = SMALL.replace("-100.0", "-55.0").replace("-50.0", "-38.0")
+        usual = person.replace("-100.0", "-55.0").replace("-50.0", "-38.0")
         assert read_bvh(write(tmp_path / "b.bvh", usual)).skeleton.unit == 0.0254
+        # Something of few joints is no person.
+        few = SMALL.replace("-100.0", "-66.0").replace("-50.0", "-44.0")
+        assert read_bvh(write(tmp_path / "c.bvh", few)).skeleton.unit == 0.0254
 
 
 BAD = {
