@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from motion.config import FeatureSpec, QuantizerConfig, ResnetConfig, RVQVAEConfig
@@ -13,6 +12,7 @@ from motion.quantizer.results import Quantized
 from motion.skeleton.tree import Skeleton, forward_kinematics
 from motion.vae import MotionVAE, VAEReconstruction
 from motion.vocabulary import TokenVocabulary
+from wanvae.engine.later import import_later
 
 if TYPE_CHECKING:
     from motion.dataset.collate import TokenBatch, collate
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 # Names that need more libraries are imported when they are first used.
-LATER = {
+_LATER = {
     "MotionClip": "motion.skeleton.clip",
     "TokenBatch": "motion.dataset.collate",
     "TokenClip": "motion.dataset.reader",
@@ -67,12 +67,4 @@ LATER = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Returns a name of ``LATER``; raises AttributeError for any other."""
-    if name not in LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(LATER[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *LATER})
+__getattr__, __dir__ = import_later(__name__, _LATER)

@@ -6,8 +6,9 @@ PyTorch wait before PyTorch is loaded.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from wanvae.engine.later import import_later
 
 if TYPE_CHECKING:
     from wanvae.config import WanVAEConfig
@@ -34,7 +35,7 @@ __all__ = [
     "__version__",
 ]
 
-PLACES = {
+_PLACES = {
     "BucketBatches": "wanvae.dataset.batches",
     "CUDAGraphs": "wanvae.execution.graphs",
     "LatentDataset": "wanvae.dataset.reader",
@@ -46,13 +47,4 @@ PLACES = {
     "WanVAEConfig": "wanvae.config",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Returns a name of ``PLACES``; raises AttributeError for any other."""
-    if name not in PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(PLACES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *PLACES})
+__getattr__, __dir__ = import_later(__name__, _PLACES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -100,22 +100,15 @@ class Format:
 
 # What Apple's players know H.265 by.
 _HVC1 = {"h265": "hvc1"}
-# FFmpeg rounds the length of a video to milliseconds unless it is told.
-_EXACT_LENGTH = {"movie_timescale": "90000"}
 _MP4 = Container(
     name="mp4",
     codecs=(H264, H265, AV1),
-    options=_EXACT_LENGTH,
+    # FFmpeg rounds the length of a video to milliseconds unless it is told.
+    options={"movie_timescale": "90000"},
     tags=_HVC1,
     tags_colour=True,
 )
-_MOV = Container(
-    name="mov",
-    codecs=(H264, H265, PRORES),
-    options=_EXACT_LENGTH,
-    tags=_HVC1,
-    tags_colour=True,
-)
+_MOV = replace(_MP4, name="mov", codecs=(H264, H265, PRORES))
 _MATROSKA = Container(
     name="matroska",
     codecs=(H264, H265, AV1, FFV1, PRORES),
