@@ -93,6 +93,7 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, timeline: Timeline) -> 
         video,
         normalized=normalized,
         model=settings.model,
+        encoders=settings.encoders,
         end=None if end is None else end - times[0],
     )
     return metadata | {"clip": json.dumps(origin)}
