@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.engine.storage.temporary_files import temporary_file_in
 from wanvae.errors import UserError
 from wanvae.latents.common import FORMAT, OTHER_NAME, readable
 from wanvae.latents.spool import LatentsSpool
@@ -150,7 +150,7 @@ def write_latents(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors; change its name")
-    with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as spool:
+    with atomic_path(path) as temporary, temporary_file_in(path.parent) as spool:
         latents = LatentsSpool(spool, ("mean", "logvar"), torch.float32)
         writer = LatentsWriter(latents)
         yield writer
