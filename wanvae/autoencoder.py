@@ -40,8 +40,8 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
     Attributes:
         config: the architecture, and the statistics of the latents.
         compilation: how steps are compiled; None runs layer by layer.
-        decodes: of a decoder alone, the digest of the encoder whose latents it decodes, as its file
-            says it; empty if nothing says so. ``save_pretrained`` keeps it.
+        decodes: of a decoder alone, the digests of the encoder whose latents it decodes, as its
+            file says them; empty if nothing says so. ``save_pretrained`` keeps them.
         assumed_statistics: what ``normalize`` warns of the first time that it is called.
     """
 
@@ -50,7 +50,7 @@ class VideoAutoencoder(nn.Module, Generic[ConfigT]):
         self.config = config
         self.compilation: Compilation | None = None
         self.assumed_statistics: str | None = None
-        self.decodes = ""
+        self.decodes: tuple[str, ...] = ()
 
     def encoder_network(self) -> Network:
         """Returns the layers from video to moments: mean and logvar of raw latents."""

@@ -21,7 +21,7 @@ from tests.helpers import WAN22, WAN_ALPHA, tiny
 from tests.latents.caches import PROGRAMS, Write, comfyui, natural
 from tests.video.recordings import bytes_of, packets_of, record, streams_of
 from wanvae import WanVAE
-from wanvae.checkpoints.formats import Layout, digest_of_encoder, load
+from wanvae.checkpoints.formats import Layout, digests_of_encoder, load
 from wanvae.checkpoints.latent_statistics import WAN21_MEAN, WAN21_STD
 from wanvae.commands import pipeline
 from wanvae.commands.convert import convert
@@ -30,6 +30,7 @@ from wanvae.config import Half
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.finite import NotFiniteError
 from wanvae.frames import encode_frames
+from wanvae.latents.reading import open_latents
 from wanvae.train.distillation import DistillConfig, make_student
 from wanvae.train.tiny_student import WithTinyDecoder
 from wanvae.train.upscaling import with_upscaling
@@ -604,8 +605,75 @@ def test_dropout_does_not_make_another_encoder(tmp_path: Path) -> None:
     vae = tiny(dropout=0.5).eval()
     native = saved(tmp_path, "native.safetensors", vae)
     convert(native, tmp_path / "wan.pth", Layout.WAN)
-    digests = [digest_of_encoder(load(path)) for path in (native, tmp_path / "wan.pth")]
+    digests = [digests_of_encoder(load(path)) for path in (native, tmp_path / "wan.pth")]
     assert digests[0] == digests[1]
+
+
+HALF_TYPES = [torch.bfloat16, torch.float16]
+
+
+def copies(tmp_path: Path, vae: WanVAE) -> dict[torch.dtype, Path]:
+    """Files of a model: as it is, and rounded to half types."""
+    whole = saved(tmp_path, "float32.safetensors", vae)
+    paths = {torch.float32: whole}
+    for dtype in HALF_TYPES:
+        name = str(dtype).removeprefix("torch.")
+        paths[dtype] = tmp_path / f"{name}.pth"
+        convert(whole, paths[dtype], Layout.WAN, dtype)
+    return paths
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("only", [None, "decoder"])
+def test_a_copy_that_was_rounded_is_no_other_model(
+    tmp_path: Path,
+    vae: WanVAE,
+    recwarn: pytest.WarningsRecorder,
+    dtype: torch.dtype,
+    only: Half | None,
+) -> None:
+    """Either of the two encodes, and the other one, or its decoder alone, decodes."""
+    paths, latents = copies(tmp_path, vae), tmp_path / "latents.safetensors"
+    source = make(tmp_path / "in.mkv")
+    for encoded_by, decoded_by in ((torch.float32, dtype), (dtype, torch.float32)):
+        path = tmp_path / "decoder.safetensors"
+        convert(paths[decoded_by], path, Layout.NATIVE, only=only)
+        model = WanVAE.from_pretrained(paths[encoded_by], torch.float32)
+        encode_file(model, source, latents, checkpoint=paths[encoded_by])
+        model = WanVAE.from_pretrained(path, torch.float32)
+        decode_file(model, latents, tmp_path / "out.mkv", checkpoint=path)
+        with open_latents(latents) as opened:
+            assert len(set(opened.encoders)) == len(opened.encoders)
+    assert not recwarn.list
+
+
+def test_copies_that_were_rounded_to_different_types_are_two_models(
+    tmp_path: Path, vae: WanVAE
+) -> None:
+    paths, latents = copies(tmp_path, vae), tmp_path / "latents.safetensors"
+    encode_file(vae, make(tmp_path / "in.mkv"), latents, checkpoint=paths[torch.bfloat16])
+    with pytest.warns(UserWarning, match="or by a copy of it whose rounding is not known"):
+        decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=paths[torch.float16])
+
+
+def test_latents_that_were_encoded_before_know_one_digest(
+    tmp_path: Path, vae: WanVAE, recwarn: pytest.WarningsRecorder
+) -> None:
+    """They hold the first digest alone, and do not know the copies of their model."""
+    paths, latents = copies(tmp_path, vae), tmp_path / "latents.safetensors"
+    source = make(tmp_path / "in.mkv")
+    decoders = [torch.bfloat16, torch.float32], [torch.float32]
+    for encoded_by, quiet in zip((torch.bfloat16, torch.float32), decoders, strict=True):
+        encode_file(vae, source, latents, checkpoint=paths[encoded_by])
+        with safe_open(latents, framework="pt") as file:
+            metadata = file.metadata()
+        metadata["encoder"] = metadata["encoder"].split()[0]
+        save_file(load_file(latents), latents, metadata)
+        for dtype in quiet:
+            decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=paths[dtype])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="was encoded by another model than .*bfloat16"):
+        decode_file(vae, latents, tmp_path / "out.mkv", checkpoint=paths[torch.bfloat16])
 
 
 def test_raw_latents_are_not_denormalized(tmp_path: Path, vae: WanVAE) -> None:

@@ -174,6 +174,20 @@ def test_decode_reads_what_is_written(
     assert (decoded - read_video(tmp_path / "plain.mkv")[0]).abs().max() < 5 / 255
 
 
+def test_a_clip_is_decoded_by_a_model_with_the_same_encoder(
+    tmp_path: Path, files: Path, run: Run, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A copy that was rounded is one, and so is the decoder alone."""
+    run(tmp_path / "out")
+    whole, clip = files / "vae.safetensors", tmp_path / "out" / "b/d.mp4.safetensors"
+    for name, options in (("rounded", ["--dtype", "bfloat16"]), ("half", ["--only", "decoder"])):
+        model = tmp_path / f"{name}.safetensors"
+        assert cli.main([str(x) for x in ("convert", whole, model, *options)]) == 0
+        arguments = [clip, tmp_path / f"{name}.mkv", "--checkpoint", model]
+        assert cli.main([str(x) for x in ("decode", *arguments)]) == 0
+    assert not recwarn.list
+
+
 def test_files_of_many_clips_hold_the_clips_of_the_files(tmp_path: Path, run: Run) -> None:
     for container in CONTAINERS:
         run(tmp_path / container, "--container", container, *SHARDS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,6 +64,18 @@ def lose_process(rank: int) -> None:
         assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+def wait_patiently(rank: int) -> None:
+    """Rank 1 waits for rank 0 longer than in other exchanges, and takes its error."""
+
+    def work() -> str:
+        time.sleep(2 * IMPATIENCE.total_seconds())
+        return "done"
+
+    assert run_on_first_process(work, patience=timedelta(days=30)) == "done"
+    with pytest.raises(ZeroDivisionError if rank == 0 else SystemExit):
+        run_on_first_process(lambda: 1 / 0, patience=timedelta(days=30))
+
+
 def keep_other_errors(rank: int) -> None:
     """An object that cannot be pickled is no lost process."""
     with pytest.raises(Exception, match="pickle") as caught:
@@ -69,7 +83,9 @@ def keep_other_errors(rank: int) -> None:
     assert not isinstance(caught.value, ProcessError)
 
 
-CHECKS = (exchange_all, fail_on_first, lose_process, keep_other_errors)
+CHECKS = (exchange_all, fail_on_first, lose_process, wait_patiently, keep_other_errors)
+# How long an exchange waits where nobody asks for more.
+IMPATIENCE = timedelta(seconds=3)
 
 
 def run_check(check: Callable[[int], None], rank: int, folder: Path, results: Connection) -> None:
@@ -77,6 +93,10 @@ def run_check(check: Callable[[int], None], rank: int, folder: Path, results: Co
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     dist.barrier()
+    if check is wait_patiently:
+        dist.destroy_process_group()
+        meeting = f"file://{folder}/again"
+        dist.init_process_group("gloo", meeting, IMPATIENCE, world_size=2, rank=rank)
     try:
         check(rank)
     except BaseException:

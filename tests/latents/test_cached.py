@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.full_disk import TOLD, fill_up
 from tests.latents.caches import (
     PROGRAMS,
     Write,
@@ -24,10 +25,12 @@ from tests.latents.caches import (
     fastvideo,
     musubi,
     natural,
+    packed_simpletuner,
     plain_pickle,
     simpletuner,
 )
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.storage.temporary_files import FullDiskError
 from wanvae.latents.cached import find_cache
 from wanvae.latents.reading import open_latents
 
@@ -307,6 +310,18 @@ def test_nothing_is_left_of_what_is_copied(tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert read(path).shape == LATENTS.shape
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [packed_simpletuner, diffusion_pipe])
+def test_a_full_folder_of_temporary_files_is_no_fault_of_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    path = write(tmp_path, LATENTS)
+    (clip,) = find_cache(path, 16).clips
+    fill_up(monkeypatch)
+    for use in (lambda: read(path), clip.load):
+        with pytest.raises(FullDiskError, match=TOLD):
+            use()
 
 
 def test_the_names_of_musubi_tuner(tmp_path: Path) -> None:

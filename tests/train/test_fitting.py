@@ -4,15 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tests.helpers import QWEN21, WAN22, randomize, tiny
 from tests.train.short_runs import lines, short_run
 from wanvae import WanVAE
+from wanvae.engine.training.config import TrainerConfig
+from wanvae.errors import UserError
 from wanvae.train.distillation import DistillConfig, make_student
 from wanvae.train.fitting import fit, walk
 from wanvae.train.pruning import choose_spanning, half_of
-from wanvae.train.run import main
+from wanvae.train.run import TrainConfig, main, start_fitted
 from wanvae.train.trainee import require_whole
 
 HALVES = ("decoder", "encoder")
@@ -153,3 +158,66 @@ def test_a_run_starts_fitted_and_goes_on_bit_for_bit(
     assert main([*given, *short_run(folder, run, 2), "--data.frames=5"]) == 0
     assert (tmp_path / "fitted" / "model.safetensors").read_bytes() == whole
     assert told not in capsys.readouterr().out
+
+
+class Crops(Dataset[Tensor]):
+    """Random crops, which nobody may read but one process."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def __getitem__(self, number: int) -> Tensor:
+        if self.error is not None:
+            raise self.error
+        return torch.rand(3, 5, 16, 16, generator=torch.Generator().manual_seed(number)) - 0.5
+
+
+def fit_to_crops(folder: Path, run: str, crops: Crops, *, other: bool = False) -> dict[str, Tensor]:
+    """The state of a student of the teacher in a folder, after the start of a run there.
+
+    Args:
+        other: the student begins with other weights.
+    """
+    config = TrainConfig(
+        weights=str(folder / "teacher.safetensors"),
+        distill=DistillConfig(half="decoder", start="fitted"),
+        trainer=TrainerConfig(run=str(folder / run)),
+    )
+    teacher = WanVAE.from_pretrained(str(config.weights))
+    assert isinstance(teacher, WanVAE)
+    student = require_whole(make_student(teacher, config.distill))
+    if other:
+        randomize(student)
+    start_fitted(config, student, crops, Accelerator(cpu=True))
+    return student.state_dict()
+
+
+def fit_as_one_of_two(rank: int, folder: Path) -> None:
+    """What the student of process ``rank`` of 2 becomes, in a file; and how an error ends it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    idle = Crops(AssertionError("both processes fit the student"))
+    state = fit_to_crops(folder, "two", Crops() if rank == 0 else idle, other=rank == 1)
+    torch.save(state, folder / f"{rank}.pt")
+    with pytest.raises(UserError if rank == 0 else SystemExit):
+        fit_to_crops(folder, "none", Crops(UserError("no crops")))
+    dist.destroy_process_group()
+
+
+def test_one_process_fits_the_student_of_all(tmp_path: Path) -> None:
+    vae = tiny(dim_mult=(1, 2), temporal_downsample=(True,)).float()
+    randomize(vae)
+    vae.save_pretrained(tmp_path / "teacher.safetensors")
+    expected = fit_to_crops(tmp_path, "one", Crops())
+    torch.multiprocessing.spawn(fit_as_one_of_two, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_run_that_goes_on_fits_nothing(tmp_path: Path) -> None:
+    vae = tiny(dim_mult=(1, 2), temporal_downsample=(True,)).float()
+    vae.save_pretrained(tmp_path / "teacher.safetensors")
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    fit_to_crops(tmp_path, "run", Crops(AssertionError("the student is fitted again")))

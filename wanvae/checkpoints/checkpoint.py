@@ -55,8 +55,8 @@ class Checkpoint:
         changes: the notes on what was left unread or converted, which people should know of even
             if they do not ask.
         assumed: the note on the latent statistics, if nothing says that they are right.
-        decodes: of a decoder alone, the digest of the encoder whose latents it decodes, as
-            ``digest_of_encoder`` returns it; empty if the file does not say.
+        decodes: of a decoder alone, the digests of the encoder whose latents it decodes, as
+            ``digests_of_encoder`` returns them; empty if the file does not say.
     """
 
     config: WanVAEConfig | TinyVAEConfig
@@ -66,4 +66,4 @@ class Checkpoint:
     storage: Storage = field(default_factory=lambda: Storage("memory", {}))
     changes: tuple[str, ...] = ()
     assumed: str | None = None
-    decodes: str = ""
+    decodes: tuple[str, ...] = ()

@@ -66,6 +66,8 @@ HALF_FIELDS = ("half",)
 # Fields that the channels of the first and the last layer tell.
 PIXEL_FIELDS = ("patch_size", "upscale_factor")
 
+# What people round models to.
+ROUNDED = (torch.bfloat16, torch.float16)
 
 CLASS_LAYOUTS = {
     WAN_CLASS: Layout.DIFFUSERS,
@@ -201,22 +203,24 @@ def digest_of_model(checkpoint: Checkpoint) -> str:
     return digest_of_tensors(checkpoint.tensors, changed_fields(checkpoint.config))
 
 
-def digest_of_encoder(checkpoint: Checkpoint) -> str:
-    """Returns the digest of what the latents that a checkpoint encodes depend on.
+def digests_of_encoder(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Returns the digests of what the latents that a checkpoint encodes depend on.
 
-    Models with the same encoder have the same one, whatever their decoders and the mean and
-    deviation that normalize their latents. A decoder alone has the one of the encoder that it
-    belongs to. It is empty if nothing tells: for such a decoder in a file that does not say, and
+    Models with the same encoder have the same ones, whatever their decoders and the mean and
+    deviation that normalize their latents. A decoder alone has the ones of the encoder that it
+    belongs to. There are none if nothing tells: for such a decoder in a file that does not say, and
     for the encoder of a tiny autoencoder.
     """
     config = checkpoint.config
     if isinstance(config, WanVAEConfig) and config.half != "decoder":
-        return digest_of_encoding(config, checkpoint.tensors)
+        return digests_of_encoding(config, checkpoint.tensors)
     return checkpoint.decodes
 
 
-def digest_of_encoding(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Returns the digest of the encoder of a Wan VAE, which its latents depend on.
+def digests_of_encoding(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns the digests of the encoder of a Wan VAE, as it is and as copies have it.
+
+    An encoder, and a copy of it that was rounded to a half type, have a digest in common.
 
     Args:
         tensors: of the model, by their official names.
@@ -226,7 +230,9 @@ def digest_of_encoding(config: WanVAEConfig, tensors: Mapping[str, Tensor]) -> s
     encoder = replace(config.only("encoder"), latents_mean=(), latents_std=(), dropout=0.0)
     # A trained model has the values of its base in float32.
     encoding = stored(tensors).renamed(names).to(torch.float32)
-    return digest_of_tensors(encoding, changed_fields(encoder))
+    forms = (encoding, *(encoding.to(dtype).to(torch.float32) for dtype in ROUNDED))
+    digests = (digest_of_tensors(form, changed_fields(encoder)) for form in forms)
+    return tuple(dict.fromkeys(digests))
 
 
 def weights_file(path: str | PathLike[str]) -> Path:
@@ -250,13 +256,12 @@ def save_native(
     path: str | PathLike[str],
     config: WanVAEConfig | TinyVAEConfig,
     tensors: Mapping[str, Tensor],
-    decodes: str = "",
+    decodes: tuple[str, ...] = (),
 ) -> None:
     """Writes a native checkpoint: official names, and the config in the metadata.
 
     Args:
-        decodes: of a decoder alone, the digest of the encoder whose latents it decodes; empty
-            writes none.
+        decodes: of a decoder alone, the digests of the encoder whose latents it decodes.
 
     Raises:
         CheckpointError: ``path`` does not end in .safetensors.
@@ -265,8 +270,8 @@ def save_native(
     require_suffix(path, ".safetensors")
     (name,) = (name for name, kind in NATIVE_FORMATS.items() if isinstance(config, kind))
     metadata = {"format": name, "config": json.dumps(to_json_dict(config))}
-    if decodes:
-        metadata[DECODES] = decodes
+    if digests := " ".join(decodes):
+        metadata[DECODES] = digests
     write_tensors(path, tensors, metadata)
 
 

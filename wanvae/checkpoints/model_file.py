@@ -48,7 +48,7 @@ NATIVE_FORMATS: dict[str, type[WanVAEConfig] | type[TinyVAEConfig]] = {
     "wanvae": WanVAEConfig,
     "wanvae-tiny": TinyVAEConfig,
 }
-# What the metadata of a decoder alone say whose latents it decodes with: the digest of an encoder.
+# What the metadata of a decoder alone say whose latents it decodes with: digests of an encoder.
 DECODES = "decodes_latents_of"
 # Beginnings of the names that belong to the other half of a model.
 OTHER_ROOTS: Mapping[Half, str] = {"encoder": "conv2.", "decoder": "conv1."}
@@ -115,7 +115,7 @@ def load_native(file: StoredFile, key: str | None) -> Checkpoint:
     config = read_native_config(file.metadata)
     notes = () if config.latents_mean or config.latents_std else (NO_STATISTICS,)
     storage = Storage(file.container, storage_kinds(file.tensors, {}))
-    decodes = file.metadata.get(DECODES, "")
+    decodes = tuple(file.metadata.get(DECODES, "").split())
     return Checkpoint(config, file.tensors, Layout.NATIVE, notes, storage, decodes=decodes)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wanvae.checkpoints import formats
 from wanvae.checkpoints.architecture import infer_config
-from wanvae.checkpoints.formats import Checkpoint, Layout, digest_of_encoder
+from wanvae.checkpoints.formats import Checkpoint, Layout, digests_of_encoder
 from wanvae.checkpoints.latent_statistics import with_known_statistics
 from wanvae.checkpoints.lora import merge_lora
 from wanvae.checkpoints.pair import join_alpha
@@ -98,7 +98,7 @@ def convert(
             raise CheckpointError(f"{source} is a tiny autoencoder, which has no --only")
         check_has(config, only)
         checkpoint = replace(
-            checkpoint, decodes=digest_of_encoder(checkpoint) if only == "decoder" else ""
+            checkpoint, decodes=digests_of_encoder(checkpoint) if only == "decoder" else ()
         )
         config = config.only(only)
         tensors = tensors.renamed({n: n for n in tensors if n.startswith(ROOTS[only])})
@@ -158,12 +158,12 @@ def lost(
     tensors: Mapping[str, Tensor],
     target: Layout,
     destination: str | PathLike[str],
-    decodes: str,
+    decodes: tuple[str, ...],
 ) -> tuple[str, ...]:
     """Returns a note on what a written file does not tell of a model, if anything.
 
     Args:
-        decodes: of a decoder alone, whose latents it decodes; or empty.
+        decodes: of a decoder alone, the digests of the encoder whose latents it decodes.
     """
     if target not in (Layout.WAN, Layout.TINY):
         return ()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wanvae.checkpoints.formats import digest_of_encoder, digest_of_model, load
+from wanvae.checkpoints.formats import digest_of_model, digests_of_encoder, load
 from wanvae.commands.overlap import FRAMES_BEHIND, Comparison, Shown, read_ahead, write_behind
 from wanvae.config import RGB, RGBA, VideoConfig, check_reconstructs, decodes_alpha, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
@@ -233,10 +233,10 @@ def encode_file(
     refuse_overwriting(destination, [source, checkpoint])
     refuse_shared_pipe(source, shard)
     first = is_first(shard)
-    model, encoder = "", ""
+    model, encoders = "", ()
     if checkpoint is not None and first:
         loaded = load(checkpoint)
-        model, encoder = digest_of_model(loaded), digest_of_encoder(loaded)
+        model, encoders = digest_of_model(loaded), digests_of_encoder(loaded)
     with open_excerpt(source, start, duration, fps, options, vae.config) as excerpt:
         info = excerpt.info
         tell_left_out(info, source)
@@ -244,7 +244,7 @@ def encode_file(
             width=info.width, height=info.height, fps=str(info.fps), source=Path(source).name
         )
         with (
-            write_latents(destination, shape, model=model, encoder=encoder, start=excerpt.start)
+            write_latents(destination, shape, model=model, encoders=encoders, start=excerpt.start)
             if first
             else nullcontext() as writer,
             read_ahead(excerpt.frames, source) as coming,
@@ -618,25 +618,27 @@ def warn_of_other_model(
 ) -> None:
     """Warns if the latents say that they come from another model than ``checkpoint``.
 
-    A model with the same encoder is not another one: its decoder was trained for these latents. A
-    tiny autoencoder decodes latents of other models, so it is one only if it says whose.
+    A model with the same encoder is not another one: its decoder was trained for these latents. So
+    is a copy of the model that was rounded. A tiny autoencoder decodes latents of other models, so
+    it is another one only if it says whose.
     """
     if not latents.model:
         return
     loaded = load(checkpoint)
-    encoder = digest_of_encoder(loaded)
-    if latents.model == digest_of_model(loaded) or (tiny and not encoder):
+    encoders = digests_of_encoder(loaded)
+    if latents.model == digest_of_model(loaded) or (tiny and not encoders):
         return
-    if not encoder:
+    if not encoders:
         warnings.warn(
             f"{checkpoint} is a decoder alone and does not say whose latents it decodes; if "
             f"colours are wrong, {source} was encoded by another model than its own",
             stacklevel=3,
         )
-    elif latents.encoder != encoder:
+    elif not set(latents.encoders) & set(encoders):
         warnings.warn(
-            f"{source} was encoded by another model than {checkpoint}; colours and details may be "
-            "wrong. Decode it with the checkpoint that encoded it",
+            f"{source} was encoded by another model than {checkpoint}, or by a copy of it whose "
+            "rounding is not known. If it is another model, colours and details may be wrong: "
+            "decode it with the checkpoint that encoded it",
             stacklevel=3,
         )
 

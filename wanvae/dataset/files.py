@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from wanvae.config import WanVAEConfig
@@ -33,6 +32,7 @@ from wanvae.engine.files import atomic_path
 from wanvae.engine.json_files import write_lines
 from wanvae.engine.storage.remote_path import Location
 from wanvae.engine.storage.retries import RemoteError
+from wanvae.engine.storage.temporary_files import temporary_file_in
 from wanvae.errors import UserError
 from wanvae.folders.clips import Clip, writable_rate
 from wanvae.folders.tars import TAR_SUFFIX, webdataset_key
@@ -93,6 +93,7 @@ def clip_metadata(clip: Clip, settings: DatasetSettings, timeline: Timeline) -> 
         video,
         normalized=normalized,
         model=settings.model,
+        encoders=settings.encoders,
         end=None if end is None else end - times[0],
     )
     return metadata | {"clip": json.dumps(origin)}
@@ -128,7 +129,7 @@ def write_tar(path: Path, clips: Iterable[StoredClip]) -> None:
             taken.add(key)
             # Time and owner stay 0, so that the bytes do not depend on this run.
             member = tarfile.TarInfo(key + SUFFIX)
-            with TemporaryFile(dir=path.parent) as file:
+            with temporary_file_in(path.parent) as file:
                 clip.spool.write_file(file, clip.metadata, [*clip.conditions.values()])
                 member.size = file.tell()
                 file.seek(0)
@@ -139,7 +140,7 @@ def write_many(path: Path, clips: Iterable[StoredClip]) -> None:
     """Writes one safetensors file of all clips. A tensor is named ``clip/tensor``."""
     times, latents, metadata = {}, {}, {}
     times_content = bytearray()
-    with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as data:
+    with atomic_path(path) as temporary, temporary_file_in(path.parent) as data:
         for clip in clips:
             metadata[clip.name] = clip.metadata
             times[f"{clip.name}/times"] = clip.spool.times_entry()

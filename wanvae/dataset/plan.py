@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
-from wanvae.checkpoints.formats import identify, weights_file
+from wanvae.checkpoints.formats import digest_of_model, digests_of_encoder, load, weights_file
 from wanvae.config import check_has
 from wanvae.dataset import layouts
 from wanvae.dataset.control import add_controls, with_controls
@@ -158,6 +158,7 @@ def prepare(
         notes.append(f"{enlarged} clips are smaller than their bucket, and are enlarged")
     many = options.many
     vae.warn_of_statistics(stacklevel=2)
+    loaded = load(checkpoint)
     settings = DatasetSettings(
         options=options,
         source=str(source),
@@ -166,8 +167,9 @@ def prepare(
         latents_mean=vae.config.latents_mean,
         latents_std=vae.config.latents_std,
         clips=digest_of_clips(clips) if many else "",
-        model=identify(checkpoint),
+        model=digest_of_model(loaded),
         stamps=digest_of_stamps(clips) if many else "",
+        encoders=digests_of_encoder(loaded),
     )
     path = destination / SETTINGS
     share = "" if part is None else part.tag

@@ -162,6 +162,8 @@ class DatasetSettings:
         model: SHA-256 of the tensors and the config of the model; empty in data sets of earlier
             versions, where ``checkpoint`` counts.
         stamps: a digest of the stamps of the videos, where a file has many clips; else empty.
+        encoders: digests of the encoder of the model, and of copies of it that were rounded; empty
+            in data sets of earlier versions. They differ only where ``model`` does.
     """
 
     options: DatasetOptions
@@ -173,6 +175,7 @@ class DatasetSettings:
     clips: str = ""
     model: str = ""
     stamps: str = ""
+    encoders: tuple[str, ...] = ()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation, float32, to broadcast with ``(z_dim, T, H, W)``."""
@@ -198,7 +201,7 @@ def flat(settings: DatasetSettings, known: str) -> dict[str, object]:
     """
     values = to_json_dict(settings)
     model = values[known]
-    for name in ("checkpoint", "model", "clips", "stamps"):
+    for name in ("checkpoint", "model", "clips", "stamps", "encoders"):
         del values[name]
     return values.pop("options") | values | {"checkpoint": model}
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TypeAlias
 
 import torch
@@ -22,8 +21,8 @@ from wanvae.dataset.settings import DatasetOptions, DatasetSettings
 from wanvae.dataset.stored import LatentsFilePlan, StoredClip, Timeline
 from wanvae.dataset.unfinished import SavedClip, unfinished_name
 from wanvae.engine.files import unwritable
-from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.engine.storage.temporary_files import temporary_file_in, temporary_folder
 from wanvae.folders.clips import Clip
 from wanvae.folders.failure import Failure
 from wanvae.folders.frames import ClipError, Row, raised
@@ -84,7 +83,7 @@ def open_spools(folder: Path, options: DatasetOptions) -> Iterator[Spools]:
         names = [options.tensors, *map(options.tensors_of, options.conditions)]
         clip, *others = (
             LatentsSpool(
-                files.enter_context(TemporaryFile(dir=folder)), tensors, options.torch_dtype
+                files.enter_context(temporary_file_in(folder)), tensors, options.torch_dtype
             )
             for tensors in names
         )
@@ -229,8 +228,8 @@ def local_folder(folder: Location) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    with TemporaryDirectory() as temporary, telling_full_disk():
-        yield Path(temporary)
+    with temporary_folder() as temporary:
+        yield temporary
 
 
 def collect_clip(

@@ -16,7 +16,8 @@ from wanvae.errors import UserError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# Processes wait for each other at the end, and their shares can take very unequal times.
+# Processes wait for each other at the end, and their shares can take very unequal times. They also
+# wait for what one of them does for all.
 PATIENCE = timedelta(days=30)
 
 

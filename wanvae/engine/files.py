@@ -10,10 +10,9 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.engine.storage.temporary_files import temporary_folder
 from wanvae.engine.text import first_sentence
 from wanvae.errors import UserError
 
@@ -44,8 +43,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         RemoteError: the upload fails, or the local disk is full.
     """
     if isinstance(path, RemotePath):
-        with TemporaryDirectory() as folder, telling_full_disk():
-            local = Path(folder, path.name)
+        with temporary_folder() as folder:
+            local = folder / path.name
             yield local
             path.upload(local)
         return

@@ -9,12 +9,11 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from wanvae.engine.config import from_json_dict, parse_json
-from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.remote_path import Location, RemotePath
+from wanvae.engine.storage.temporary_files import temporary_file
 from wanvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def open_descriptor(path: Location) -> int:
     """Opens a file for reading, or a copy of a file at an address."""
     if not isinstance(path, RemotePath):
         return os.open(path, os.O_RDONLY)
-    with path.open("rb") as content, TemporaryFile() as copy, telling_full_disk():
+    with path.open("rb") as content, temporary_file() as copy:
         shutil.copyfileobj(content, copy)
         copy.flush()
         return os.dup(copy.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -111,8 +112,12 @@ def copy_from_first_process(x: Tensor) -> Tensor:
     return x
 
 
-def run_on_first_process(run: Callable[[], T]) -> T:
+def run_on_first_process(run: Callable[[], T], *, patience: timedelta | None = None) -> T:
     """The result of ``run``, which only the process of rank 0 calls. It must be picklable.
+
+    Args:
+        patience: how long the other processes wait for it; None is how long they wait in other
+            exchanges, which may be some minutes.
 
     Raises:
         SystemExit: with status 1, in the other processes, if ``run`` raises in rank 0. Rank 0 says
@@ -120,13 +125,16 @@ def run_on_first_process(run: Callable[[], T]) -> T:
     """
     if count_processes() == 1:
         return run()
+    # A group has one patience for all of its exchanges, and Gloo needs no device.
+    group = None if patience is None else dist.new_group(timeout=patience, backend="gloo")
+    assert group is None or isinstance(group, dist.ProcessGroup)
     result: list[tuple[T] | None] = [None]
     try:
         if dist.get_rank() == 0:
             result = [(run(),)]
     finally:
         with expecting_processes():
-            dist.broadcast_object_list(result)
+            dist.broadcast_object_list(result, group=group)
     if result[0] is None:
         raise SystemExit(1)
     return result[0][0]

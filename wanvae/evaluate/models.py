@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from wanvae.checkpoints import formats
 from wanvae.config import check_reconstructs, encodes_alpha
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.storage.temporary_files import temporary_folder
 from wanvae.errors import UserError
 from wanvae.evaluate.settings import ModelFacts
 from wanvae.execution.limits import TileSize
@@ -218,7 +218,7 @@ def diffusers_model(vae: WanVAE) -> AutoencoderKLWan:
         raise UserError("--diffusers needs diffusers: run pip install diffusers, or leave it out")
     from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
 
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         try:
             formats.save_diffusers(folder, vae.config, vae.state_dict())
         except CheckpointError as error:

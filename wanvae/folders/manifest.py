@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -292,7 +291,7 @@ def index_files(
 def open_journal(folder: Location) -> IO[str]:
     """Opens the journal of an index. Files at an address cannot grow, so there it is lost."""
     if isinstance(folder, RemotePath):
-        return TemporaryFile("w", encoding="utf-8")
+        return open(os.devnull, "w", encoding="utf-8")
     return (folder / JOURNAL).open("a", encoding="utf-8")
 
 

@@ -18,13 +18,13 @@ from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
-from tempfile import TemporaryFile
 from typing import Any
 
 from wanvae.engine.litter import suffix_of
 from wanvae.engine.parquet import open_parquet
 from wanvae.engine.storage.remote_path import Location, is_address
 from wanvae.engine.storage.retries import RemoteError
+from wanvae.engine.storage.temporary_files import temporary_file
 from wanvae.errors import UserError
 
 # Columns that may name the video, the first that is there.
@@ -58,9 +58,10 @@ class MetadataTables:
         self.notes: list[str] = []
         self._places: dict[str, tuple[int, int]] = {}
         with ExitStack() as opened:
-            self._rows = opened.enter_context(TemporaryFile(prefix="wanvae-"))
+            self._rows = opened.enter_context(temporary_file())
             for path in sorted(paths, key=lambda path: (path.count("/"), path)):
                 self._add(folder, path)
+            self._rows.flush()
             self._held = opened.pop_all()
 
     def close(self) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 from safetensors import safe_open
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.pickles import ZIP_MAGIC, load_pickle
+from wanvae.engine.storage.temporary_files import temporary_folder
 from wanvae.engine.text import first_few
 from wanvae.errors import UserError
 from wanvae.latents.common import FORMAT, readable
@@ -352,14 +352,15 @@ def cloned(content: object) -> object:
 def unpacked(path: Path) -> Iterator[Path]:
     """Gives a file with what gzip packed, which is then deleted."""
     limit = LARGEST_GROWTH * path.stat().st_size
-    with gzip.open(path) as file, NamedTemporaryFile(prefix="wanvae-", suffix=".pt") as copy:
-        try:
-            while block := file.read(BLOCK):
-                copy.write(block)
-                limit -= len(block)
-                if limit < 0:
-                    raise UserError("it unpacks to much more than it is")
-        except (EOFError, zlib.error) as error:
-            raise UserError(f"it is damaged ({error})") from error
-        copy.flush()
-        yield Path(copy.name)
+    with temporary_folder() as folder:
+        copy = folder / "latents.pt"
+        with gzip.open(path) as file, copy.open("wb") as content:
+            try:
+                while block := file.read(BLOCK):
+                    content.write(block)
+                    limit -= len(block)
+                    if limit < 0:
+                        raise UserError("it unpacks to much more than it is")
+            except (EOFError, zlib.error) as error:
+                raise UserError(f"it is damaged ({error})") from error
+        yield copy

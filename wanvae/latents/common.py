@@ -9,6 +9,7 @@ from os import PathLike
 from safetensors import SafetensorError
 
 from wanvae.engine.checkpoint import CheckpointError
+from wanvae.engine.storage.temporary_files import FullDiskError
 from wanvae.errors import UserError
 
 # The format in the metadata of our own files.
@@ -24,7 +25,7 @@ def readable(path: str | PathLike[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; check the path") from None
-    except CheckpointError:
+    except (CheckpointError, FullDiskError):
         raise
     except (SafetensorError, OSError, UserError) as error:
         raise CheckpointError(

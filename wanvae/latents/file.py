@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.config import from_json_dict, parse_json, to_json_dict
 from wanvae.engine.files import atomic_path
+from wanvae.engine.storage.temporary_files import temporary_file_in
 from wanvae.errors import UserError
 from wanvae.latents.common import FORMAT, OTHER_NAME, readable
 from wanvae.latents.spool import LatentsSpool
@@ -99,7 +99,7 @@ def video_metadata(
     *,
     normalized: bool = False,
     model: str = "",
-    encoder: str = "",
+    encoders: tuple[str, ...] = (),
     start: float | None = None,
     end: float | None = None,
 ) -> dict[str, str]:
@@ -107,7 +107,7 @@ def video_metadata(
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
-        encoder: likewise, of its encoder.
+        encoders: digests that identify its encoder, and copies of it that were rounded.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             it is not known, or told elsewhere.
         end: when the last frame ends, in seconds from the first frame of the latents; None if it is
@@ -122,7 +122,7 @@ def video_metadata(
         metadata["start"] = str(start)
     if end is not None:
         metadata["end"] = str(end)
-    digests = {"model": model, "encoder": encoder}
+    digests = {"model": model, "encoder": " ".join(encoders)}
     return metadata | {name: digest for name, digest in digests.items() if digest}
 
 
@@ -132,14 +132,14 @@ def write_latents(
     shape: VideoShape,
     *,
     model: str = "",
-    encoder: str = "",
+    encoders: tuple[str, ...] = (),
     start: float | None = None,
 ) -> Iterator[LatentsWriter]:
     """Gives a writer. Its file appears at the end of the block, or not at all if the block raises.
 
     Args:
         model: a digest that identifies the model; empty if it is not known.
-        encoder: likewise, of its encoder.
+        encoders: digests that identify its encoder, and copies of it that were rounded.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             it is not known.
 
@@ -150,7 +150,7 @@ def write_latents(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors; change its name")
-    with atomic_path(path) as temporary, TemporaryFile(dir=path.parent) as spool:
+    with atomic_path(path) as temporary, temporary_file_in(path.parent) as spool:
         latents = LatentsSpool(spool, ("mean", "logvar"), torch.float32)
         writer = LatentsWriter(latents)
         yield writer
@@ -158,7 +158,7 @@ def write_latents(
             raise CheckpointError("there are no latents to write; encode at least one frame")
         with temporary.open("wb") as file:
             metadata = video_metadata(
-                shape, model=model, encoder=encoder, start=start, end=writer.end
+                shape, model=model, encoders=encoders, start=start, end=writer.end
             )
             latents.write_file(file, metadata)
 
@@ -176,7 +176,7 @@ class LatentsFile:
         times: times of the video frames in seconds; empty for latents of another program.
         normalized: whether the latents are normalized; None if this is not known.
         model: a digest that identifies the model that encoded; empty if the file does not say.
-        encoder: likewise, of its encoder.
+        encoders: likewise, of its encoder, and of copies of it that were rounded.
         program: the program that wrote the file; empty for this package.
         start: time of the first frame, in seconds from the first frame of the video file; None if
             the file does not say.
@@ -191,7 +191,7 @@ class LatentsFile:
     times: tuple[float, ...]
     normalized: bool | None
     model: str
-    encoder: str
+    encoders: tuple[str, ...]
     program: str
     start: float | None
     end: float | None
@@ -241,7 +241,7 @@ def describe_latents(file: safe_open) -> LatentsFile:
         # Files of earlier versions say it only of latents that are normalized.
         normalized=metadata.get("normalized") == "true",
         model=metadata.get("model", ""),
-        encoder=metadata.get("encoder", ""),
+        encoders=tuple(metadata.get("encoder", "").split()),
         program="",
         start=find_start(metadata),
         end=find_end(metadata, times[-1]),

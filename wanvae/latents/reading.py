@@ -52,7 +52,7 @@ def latents_of(clip: CachedClip) -> LatentsFile:
         times=(),
         normalized=None if clip.scale is None else clip.scale == "normalized",
         model="",
-        encoder="",
+        encoders=(),
         program=clip.program,
         start=None,
         end=None,

@@ -29,8 +29,10 @@ from wanvae.config import (
 )
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.config import check_option, to_json_dict
+from wanvae.engine.devices import PATIENCE
 from wanvae.engine.files import is_in, refuse_overwriting
 from wanvae.engine.finite import check_weights
+from wanvae.engine.processes import copy_from_first_process, run_on_first_process
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
@@ -440,10 +442,8 @@ def run(config: TrainConfig) -> None:
         trainer = replace(trainer, best="psnr")
     if config.lora.rank is not None:
         accelerator.print(describe_trained(vae, config))
-    if config.distill.start == "fitted" and not checkpoints_of(Path(trainer.run)):
-        accelerator.print(f"the student is fitted to {FITTED_CROPS} crops by least squares")
-        progress = accelerator.is_main_process
-        fit_student(config, require_whole(vae), task.samples, progress=progress)
+    if config.distill.start == "fitted":
+        start_fitted(config, require_whole(vae), task.samples, accelerator)
     steps = train(task, trainer, accelerator)
     if config.distill.half is not None:
         report = result.with_name(f"{REPORT}-{steps}")
@@ -520,24 +520,42 @@ def load_base(config: TrainConfig) -> WanVAE:
     return with_upscaling(vae, factor)
 
 
-def fit_student(
-    config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | Pair], *, progress: bool
+def start_fitted(
+    config: TrainConfig,
+    student: WanVAE,
+    samples: Dataset[Tensor | Pair],
+    accelerator: Accelerator,
 ) -> None:
+    """Fits the student of a new run in the first process. The others take it from there.
+
+    Args:
+        student, samples: as for ``fit_student``.
+    """
+    if run_on_first_process(lambda: bool(checkpoints_of(Path(config.trainer.run)))):
+        return
+    accelerator.print(f"the student is fitted to {FITTED_CROPS} crops by least squares")
+    run_on_first_process(lambda: fit_student(config, student, samples), patience=PATIENCE)
+    for tensor in student.state_dict().values():
+        tensor.copy_(copy_from_first_process(tensor.to(accelerator.device)))
+
+
+def fit_student(config: TrainConfig, student: WanVAE, samples: Dataset[Tensor | Pair]) -> None:
     """Fits a student to its teacher, on the first crops of the training data.
+
+    Shows a progress bar.
 
     Args:
         student: on the CPU. It stays in the mode that it is in.
         samples: the training data.
-        progress: whether to show a progress bar.
     """
     teacher, half = load_base(config).eval(), config.distill.half
-    seen = [pair_of(samples[number]).input[None] for number in range(FITTED_CROPS)]
+    seen = (pair_of(samples[number]).input[None] for number in range(FITTED_CROPS))
     clips = [scale_down(x, teacher.config.upscale_factor, config.downscaling) for x in seen]
     if half == "decoder":
         clips = [teacher.encode(clip).mode() for clip in clips]
     generator = torch.Generator().manual_seed(config.trainer.seed)
     training = student.training
-    fit(teacher, student.eval(), half or "decoder", clips, generator, progress=progress)
+    fit(teacher, student.eval(), half or "decoder", clips, generator, progress=True)
     student.train(training)
 
 

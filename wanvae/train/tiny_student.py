@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wanvae.checkpoints.formats import digest_of_encoding
+from wanvae.checkpoints.formats import digests_of_encoding
 from wanvae.model import WanVAE
 from wanvae.nn import CausalConv, State
 from wanvae.posterior import Posterior
@@ -29,7 +29,7 @@ class WithTinyDecoder(nn.Module):
         )
         self.encoding.requires_grad_(False)
         self.tiny = tiny
-        tiny.decodes = digest_of_encoding(teacher.config, teacher.state_dict())
+        tiny.decodes = digests_of_encoding(teacher.config, teacher.state_dict())
         self.config = teacher.config
         self.train()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
-from wanvae.engine.storage.local_copies import telling_full_disk
 from wanvae.engine.storage.retries import RemoteError, ShortReadError, retry
+from wanvae.engine.storage.temporary_files import temporary_folder
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -72,7 +71,7 @@ class RemoteFile(io.RawIOBase):
         self._files = files
         self._path = path
         self._action = f"read {address}"
-        self._directory: TemporaryDirectory[str] | None = None
+        self._copied = False
         self._content: IO[bytes] = retry(self._open, self._action)
         length: int | None = getattr(self._content, "size", None)
         if length is None or not can_seek(self._content):
@@ -89,16 +88,16 @@ class RemoteFile(io.RawIOBase):
 
     def _copy(self) -> int:
         """Copies the file to a local disk, and returns its size."""
-        self._directory = TemporaryDirectory()
-        copy = os.path.join(self._directory.name, "file")
 
-        def fetch() -> None:
-            with telling_full_disk():
-                self._files.get_file(self._path, copy)
+        def fetch() -> IO[bytes]:
+            with temporary_folder() as folder:
+                copy = folder / "file"
+                self._files.get_file(self._path, str(copy))
+                return copy.open("rb")  # an open file keeps its room without its folder
 
-        retry(fetch, self._action)
-        self._content = open(copy, "rb")  # noqa: SIM115 (closed with the object)
-        return os.path.getsize(copy)
+        self._content = retry(fetch, self._action)
+        self._copied = True
+        return os.fstat(self._content.fileno()).st_size
 
     def readable(self) -> bool:
         """Says that the file can be read."""
@@ -170,7 +169,7 @@ class RemoteFile(io.RawIOBase):
             return retry(load, self._action)
         except RemoteError as error:
             # The library of web servers says so if a server only sends whole files.
-            if self._directory is not None or not isinstance(error.__cause__, ValueError):
+            if self._copied or not isinstance(error.__cause__, ValueError):
                 raise
             self._copy()
             return retry(load, self._action)
@@ -179,9 +178,8 @@ class RemoteFile(io.RawIOBase):
         """Closes the file, and deletes a local copy."""
         if not self.closed:
             self._pieces = []
-            if self._directory is not None:
+            if self._copied:
                 self._content.close()
-                self._directory.cleanup()
         super().close()
 
 

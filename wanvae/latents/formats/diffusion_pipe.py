@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePath
-from tempfile import NamedTemporaryFile
 from typing import IO
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from wanvae.engine.checkpoint import CheckpointError
 from wanvae.engine.files import atomic_path
 from wanvae.engine.pickles import load_pickle
+from wanvae.engine.storage.temporary_files import temporary_folder
 from wanvae.errors import UserError
 from wanvae.latents.formats.base import Format, Found
 from wanvae.latents.formats.layout import ClipFacts, Condition, Layout, write_archive
@@ -136,15 +136,16 @@ def item_file(folder: Path, place: str) -> Iterator[Path]:
     """Copies what is stored of a clip to a file of its own, which is then deleted."""
     shard, offset, size = map(int, place.split(":"))
     path = folder / f"shard_{shard}.bin"
-    with path.open("rb") as file, NamedTemporaryFile(prefix="wanvae-", suffix=".pt") as copy:
-        file.seek(offset)
-        while size and (block := file.read(min(size, BLOCK))):
-            copy.write(block)
-            size -= len(block)
+    with temporary_folder() as temporary:
+        copy = temporary / "clip.pt"
+        with path.open("rb") as file, copy.open("wb") as content:
+            file.seek(offset)
+            while size and (block := file.read(min(size, BLOCK))):
+                content.write(block)
+                size -= len(block)
         if size:
             raise UserError(f"its {path.name} ends too early")
-        copy.flush()
-        yield Path(copy.name)
+        yield copy
 
 
 def load(folder: Path, place: str) -> Tensor:
