@@ -147,14 +147,14 @@ def read_held_out(
                 left_out.append(f"{file.path}: {reason(error, folder / file.path)}")
             else:
                 others[suffix_of(file.path)] += 1
+    if left_out and report:
+        warn_about(f"{len(left_out)} files in {config.folder!r} cannot be evaluated", left_out)
     if not clips:
         raise UserError(
             f"no usable file in the evaluation folder {config.folder!r}: it needs videos of "
             f"{config.size} pixels or more and {config.frames} frames or more, or images as large; "
             "evaluation.size and evaluation.frames choose smaller clips"
         )
-    if left_out and report:
-        warn_about(f"{len(left_out)} files in {config.folder!r} cannot be evaluated", left_out)
     return HeldOutFolder(clips, describe_ignored(listing.ignored + others))
 
 
