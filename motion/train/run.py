@@ -33,6 +33,7 @@ from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import read_config
+from wanvae.engine.config import replaced_options
 from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
@@ -86,12 +87,18 @@ class TrainConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        decay = self.trainer.ema_decay
-        if decay > 0 and self.model.bottleneck == "quantizer":
-            raise UserError(
-                f"trainer.ema_decay is {decay}, but the codes follow the current encoder and "
-                "do not fit an average of its weights; set it to 0"
-            )
+        # Weights bring their own architecture.
+        if self.weights is None:
+            check_average(self.trainer, self.model)
+
+
+def check_average(trainer: TrainerConfig, model: RVQVAEConfig) -> None:
+    """Raises UserError if there can be no average of the weights of such a model."""
+    if trainer.ema_decay > 0 and model.bottleneck == "quantizer":
+        raise UserError(
+            f"trainer.ema_decay is {trainer.ema_decay}, but the codes follow the current encoder "
+            "and do not fit an average of its weights; set it to 0"
+        )
 
 
 def load_config(config: str | os.PathLike[str]) -> TrainConfig:
@@ -124,6 +131,12 @@ class MotionTraining:
         else:
             self.model = load_model(config.weights)
             check_weights(self.model, config.weights)
+            replaced = [*replaced_options(config.model, self.model.config, "model.")]
+            if replaced:
+                accelerator.print(
+                    f"the architecture is the one of {config.weights}: {', '.join(replaced)}"
+                )
+        check_average(config.trainer, self.model.config)
         # Before the data set the normalizer of a checkpoint that has none.
         self.start = "" if config.weights is None else identify(self.model)
         self.config = config
@@ -176,6 +189,7 @@ class MotionTraining:
             save_weights=lambda model, path: as_motion_model(model).save_pretrained(path),
             load_weights=formats.load_weights,
             evaluate=self.evaluate if self.data.held_out else None,
+            figures=self.figures,
             preview=self.preview if self.data.held_out and self.data.skeleton else None,
             report=TrainingPage(
                 columns=COLUMNS,
@@ -220,6 +234,14 @@ class MotionTraining:
         """Lets the codebooks learn from all batches of a step at once; returns the use of codes."""
         return figures_of(as_tokenizer(self.model).quantizer.learn(choices))
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that ``evaluate`` returns."""
+        unknown = self.data.skeleton is None
+        errors = ("feature_error",) if unknown else ("mpjpe", "rotation_error")
+        layers = self.model.config.num_layers if isinstance(self.model, RVQVAE) else 0
+        return (*errors, *names_of_codes(layers))
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Returns figures of the held-out motion, with all layers, in millimetres and degrees.
 
@@ -256,12 +278,19 @@ def describe_codes(found: CodeUse) -> dict[str, float]:
     """Returns the use of codes, as means over the layers and for each layer; nothing of a VAE."""
     if not len(found.counts):
         return {}
-    layers = enumerate(found.perplexity.tolist(), start=1)
-    return {
-        "code_use": found.code_use.mean().item(),
-        "perplexity": found.perplexity.mean().item(),
-        **{f"perplexity_{layer}": value for layer, value in layers},
-    }
+    values = (
+        found.code_use.mean().item(),
+        found.perplexity.mean().item(),
+        *found.perplexity.tolist(),
+    )
+    return dict(zip(names_of_codes(len(found.counts)), values, strict=True))
+
+
+def names_of_codes(layers: int) -> tuple[str, ...]:
+    """Returns the names of these figures of a quantizer; nothing without layers."""
+    if not layers:
+        return ()
+    return ("code_use", "perplexity", *(f"perplexity_{layer + 1}" for layer in range(layers)))
 
 
 def describe_unreached(found: Sequence[UnreachedTaps], config: TrainConfig) -> str:

@@ -35,3 +35,12 @@ def test_layer_norm_works_on_the_channels_of_each_position():
     y = norm(x)
     torch.testing.assert_close(y.mean(1), torch.zeros(2, 3, 4, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.var(1, correction=0), torch.ones(2, 3, 4, 4), atol=1e-3, rtol=0)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics():
+    norm = make_norm("batch", 3, 4).requires_grad_(False).train()
+    x = 3 + torch.randn(2, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(norm(x), make_norm("batch", 3, 4).eval()(x))
+    norm.requires_grad_(True).train()
+    norm(x)
+    assert (norm.running_mean != 0).all()

@@ -102,9 +102,18 @@ def test_only_as_many_files_as_asked_for(folder, vae):
         ({"size": 64}, "64 pixels .* evaluation.size and evaluation.frames"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*files in .* cannot be evaluated")
 def test_what_cannot_be_evaluated_is_refused(folder, vae, changes, message):
     with pytest.raises(ValueError, match=message):
         read_held_out(config(folder, **changes), vae.config)
+
+
+def test_a_folder_of_no_use_says_of_each_file_why(folder, vae):
+    with (
+        pytest.warns(UserWarning, match=r"small.mp4: it has 40x12 pixels, too few"),
+        pytest.raises(ValueError, match="no usable file"),
+    ):
+        read_held_out(config(folder, size=64), vae.config)
 
 
 @pytest.mark.parametrize("name", ["frames", "size", "clips"])

@@ -283,6 +283,19 @@ def test_a_lora_is_no_model_and_the_error_says_what_to_do(
 # Training
 
 
+def test_a_lora_leaves_the_statistics_of_norms_alone(
+    folder: Path, tmp_path: Path, trained_models: list[WanVAE]
+) -> None:
+    """The file of the LoRA has no place for others."""
+    base = tmp_path / "base.safetensors"
+    tiny(norm="batch", dim_mult=(1, 2), temporal_downsample=(True,)).float().save_pretrained(base)
+    assert main(options(folder, base, tmp_path / "run", 2)) == 0
+    (vae,) = trained_models
+    before, after = tensors_of(base), vae.state_dict()
+    names = [name for name in before if ".running_" in name]
+    assert names and all(torch.equal(after[name], before[name]) for name in names)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_training_improves_the_lora_and_leaves_the_base_alone(
     folder: Path,

@@ -151,6 +151,7 @@ def test_folders_come_from_the_command_line_and_impossible_ones_are_refused():
         ({"folders": ("a", "b"), "folder_weights": (1.0, 0.0)}, "folder_weights must be one above"),
         ({"folder_weights": (1.0,)}, "folder_weights must be one above 0 for each of folders"),
         ({"folders": ("a", "b", "a")}, "folders must be different from each other"),
+        ({"folders": ("a", "./a/")}, "folders must be different from each other"),
         ({"folder": "c", "folders": ("a", "b")}, "data.folder is 'c' and data.folders are a, b"),
     ):
         with pytest.raises(ValueError, match=message):

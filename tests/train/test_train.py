@@ -283,6 +283,33 @@ def test_a_decoder_of_other_channels_has_nothing_to_be_trained_on(folder, tmp_pa
     assert "no original that it could learn from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_half_a_new_model_cannot_be_trained(folder, tmp_path, capsys, half):
+    assert main([*options(folder, tmp_path / "run", 1), f"--model.half={half}"]) == 1
+    assert f"{half} alone, so it cannot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--loss.gan.weight=1"], ["--loss.equivariance.weight=1"]])
+def test_a_loss_that_does_not_compare_is_refused(folder, tmp_path, capsys, more):
+    """An adaptive weight of the discriminator is relative to what compares, and would be 0."""
+    nothing = [*options(folder, tmp_path / "run", 1), "--loss.l1=0", *more]
+    with pytest.raises(SystemExit):
+        main(nothing)
+    assert "nothing compares the output with the video" in capsys.readouterr().err
+
+
+def test_options_that_change_nothing_are_told(folder, tmp_path, capsys):
+    weights = tmp_path / "vae.safetensors"
+    tiny().float().save_pretrained(weights)
+    more = [f"--weights={weights}", "--model.dropout=0.5", "--loss.gan.weight=1"]
+    more += ["--loss.gan.dim=8", "--loss.gan.start_step=1"]
+    assert main([*options(folder, tmp_path / "run", 1), *more]) == 0
+    told = capsys.readouterr().out
+    assert f"the architecture is the one of {weights}: model." in told
+    assert "model.dropout is 0.0, not 0.5" in told
+    assert "loss.gan.start_step is 1, and the run has 1 steps, so no discriminator" in told
+
+
 def test_buckets_train(folder, tmp_path):
     buckets = "[{frames: 5, height: 16, width: 24}, {frames: 1, height: 32, width: 8}]"
     arguments = [*options(folder, tmp_path / "run", 6), f"--data.buckets={buckets}"]
@@ -299,6 +326,7 @@ def test_shapes_that_the_model_cannot_take_are_refused_at_once(folder, tmp_path,
         assert main([*options(folder, tmp_path / "run", 1), f"--data.buckets={buckets}"]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and wrong in error
+        assert "training crops of " in error
 
 
 def lines_of(run: Path) -> list[dict[str, float]]:
@@ -381,6 +409,22 @@ def test_lpips_is_measured_and_chooses_the_best_if_its_weights_are_there(
     assert "LPIPS is left out" not in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_figure_that_no_evaluation_gives_is_refused_before_the_first_step(
+    folder, tmp_path, capsys, frames
+):
+    """One frame has no changes. The message names the figures that the log gets."""
+    changes = [f"--evaluation.folder={folder}", f"--evaluation.frames={frames}"]
+    changes += ["--evaluation.size=16", "--model.temporal_downsample=[true]"]
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert main([*options(folder, run, 1), *changes]) == 0
+    names = [name for name in lines_of(run)[-1] if name.startswith("evaluation_")]
+    assert main([*options(folder, other, 1), *changes, "--trainer.best=code_use"]) == 1
+    listed = ", ".join(name.removeprefix("evaluation_") for name in names)
+    assert f"best must be one of {listed}, not 'code_use'" in capsys.readouterr().err
+    assert not (other / "log.jsonl").exists()
+
+
 def test_a_run_without_evaluation_has_a_page_that_says_so(folder, tmp_path):
     run = tmp_path / "run"
     assert main(options(folder, run, 2)) == 0
@@ -390,4 +434,6 @@ def test_a_run_without_evaluation_has_a_page_that_says_so(folder, tmp_path):
 def test_held_out_clips_that_the_model_cannot_take_are_refused(folder, tmp_path, capsys):
     changes = [f"--evaluation.folder={folder}", "--evaluation.frames=4"]
     assert main([*options(folder, tmp_path / "run", 1), *changes]) == 1
-    assert "not 4" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "evaluation.frames 4 and evaluation.size 128: a clip must have" in error
+    assert "not 4" in error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -54,6 +54,28 @@ def changed_values(value: Any) -> dict[str, Any]:
         if own != (field.default if factory is MISSING else factory()):
             changed[field.name] = own
     return changed
+
+
+def replaced_options(
+    given: Any, used: Any, prefix: str, *, besides: Collection[str] = ()
+) -> Iterator[str]:
+    """Yields the options of a dataclass that are neither their defaults nor what is used instead.
+
+    Such as "model.dim is 4, not 64"; so for dataclasses inside.
+
+    Args:
+        given, used: two instances of the dataclass.
+        prefix: what the names begin with, like "model.".
+        besides: options that are left out.
+    """
+    for name, value in changed_values(given).items():
+        ours = getattr(used, name)
+        if name in besides:
+            continue
+        if is_dataclass(value) and type(value) is type(ours):
+            yield from replaced_options(value, ours, f"{prefix}{name}.")
+        elif value != ours:
+            yield f"{prefix}{name} is {ours!r}, not {value!r}"
 
 
 def from_json_dict(cls: type[T], mapping: Mapping[str, Any]) -> T:

@@ -102,6 +102,10 @@ class GroupNorm(NormOverClips, nn.GroupNorm):
 class BatchNorm(NormOverClips, nn.modules.batchnorm._BatchNorm):
     """Batch norm of any rank. In evaluation its statistics are fixed, so it streams and tiles."""
 
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Sets training or evaluation mode. A frozen norm keeps its statistics in both."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
     def step(self, x: Tensor, state: State, region: Region | None = None) -> tuple[Tensor, State]:
         if self.looks_across_time():
             self.refuse_to_continue(state)

@@ -126,7 +126,7 @@ class DataConfig:
                 f"data.folder is {self.folder!r} and data.folders are {', '.join(self.folders)}: "
                 "give one of the two"
             )
-        different = len(set(self.folders)) == len(self.folders)
+        different = len({str(location(folder)) for folder in self.folders}) == len(self.folders)
         check(different, "folders", self.folders, "different from each other")
         weights = self.folder_weights
         positive = all(0 < weight < float("inf") for weight in weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check_length, encodes_alpha
+from wanvae.config import WanVAEConfig, encodes_alpha
 from wanvae.engine.config import check
 from wanvae.engine.evaluating import evaluating
 from wanvae.engine.litter import describe_ignored, suffix_of
@@ -31,7 +31,7 @@ from wanvae.metrics.images import psnr, ssim
 from wanvae.metrics.temporal import TemporalError
 from wanvae.posterior import Posterior
 from wanvae.train.trainee import Trained
-from wanvae.train.upscaling import Downscaling, check_shape, scale_down
+from wanvae.train.upscaling import Downscaling, check_clips, scale_down
 from wanvae.video import ReadOptions, VideoError, VideoInfo, probe, read_clip
 from wanvae.video.reading.options import AS_STORED
 
@@ -128,8 +128,8 @@ def read_held_out(
     Raises:
         UserError: the model cannot encode clips of this shape, or the folder holds none.
     """
-    check_shape(model, config.size, config.size)
-    check_length(model, config.frames)
+    clips = f"evaluation.frames {config.frames} and evaluation.size {config.size}"
+    check_clips(model, clips, config.frames, config.size, config.size)
     if config.folder is None:
         raise UserError("there is no evaluation folder; name one as evaluation.folder")
     folder = location(config.folder)
@@ -147,14 +147,14 @@ def read_held_out(
                 left_out.append(f"{file.path}: {reason(error, folder / file.path)}")
             else:
                 others[suffix_of(file.path)] += 1
+    if left_out and report:
+        warn_about(f"{len(left_out)} files in {config.folder!r} cannot be evaluated", left_out)
     if not clips:
         raise UserError(
             f"no usable file in the evaluation folder {config.folder!r}: it needs videos of "
             f"{config.size} pixels or more and {config.frames} frames or more, or images as large; "
             "evaluation.size and evaluation.frames choose smaller clips"
         )
-    if left_out and report:
-        warn_about(f"{len(left_out)} files in {config.folder!r} cannot be evaluated", left_out)
     return HeldOutFolder(clips, describe_ignored(listing.ignored + others))
 
 
@@ -291,6 +291,23 @@ def compare(
         **temporal_figures(frames, originals, vae.config.temporal_factor),
         "kl_bits": bits / clip.video[0].numel(),
     }
+
+
+def names_of_figures(
+    clips: Iterable[HeldOutClip], metrics: Iterable[str], factor: int
+) -> tuple[str, ...]:
+    """The names of the means that ``evaluate`` gives, in their order.
+
+    Args:
+        metrics: their names.
+        factor: the temporal factor of the model.
+    """
+    temporal: dict[str, float] = {}
+    for length in {clip.video.shape[1] for clip in clips}:
+        # Errors that change from frame to frame.
+        errors = torch.arange(length).float().square()[:, None]
+        temporal |= temporal_figures(errors, torch.zeros_like(errors), factor)
+    return (*metrics, *temporal, "kl_bits")
 
 
 def temporal_figures(frames: Tensor, originals: Tensor, factor: int) -> dict[str, float]:

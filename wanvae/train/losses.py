@@ -90,6 +90,12 @@ class LossConfig:
         ):
             check_option(name, getattr(self, name), kinds)
 
+    @property
+    def compares(self) -> bool:
+        """Whether a term says how the output should be. An adaptive "gan" is relative to others."""
+        alone = self.gan.weight > 0 and not self.gan.adaptive
+        return self.l1 > 0 or self.lpips > 0 or alone
+
 
 class VideoLosses:
     """The loss terms that a config asks for, of the VAE and of its discriminator.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -22,13 +22,9 @@ from torch.utils.data import Dataset
 
 from wanvae.checkpoints.formats import identify
 from wanvae.checkpoints.lora import Base, save_lora
-from wanvae.config import (
-    WanVAEConfig,
-    check_length,
-    encodes_alpha,
-)
+from wanvae.config import WanVAEConfig, encodes_alpha
 from wanvae.engine.checkpoint import load_in_place
-from wanvae.engine.config import check_option, to_json_dict
+from wanvae.engine.config import check_option, replaced_options, to_json_dict
 from wanvae.engine.devices import PATIENCE
 from wanvae.engine.files import is_in, refuse_overwriting
 from wanvae.engine.finite import check_weights
@@ -53,6 +49,7 @@ from wanvae.train.held_out import (
     Metric,
     comparison_grid,
     evaluate,
+    names_of_figures,
     read_held_out,
 )
 from wanvae.train.initialize import inflate, start_as_image_model
@@ -78,8 +75,8 @@ from wanvae.train.trainee import (
 )
 from wanvae.train.upscaling import (
     Downscaling,
+    check_clips,
     check_learns,
-    check_shape,
     scale_down,
     with_upscaling,
 )
@@ -144,6 +141,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_option("downscaling", self.downscaling, Downscaling)
+        if not (self.loss.compares or self.distill.features or self.distill.posterior):
+            raise UserError(
+                "loss.l1 and loss.lpips are 0, so nothing compares the output with the video: give "
+                "one of them a weight"
+            )
         if self.distill.half is not None:
             self.check_distillation()
         if self.freeze_encoder and self.weights is None:
@@ -204,8 +206,8 @@ class VideoTraining:
     def __init__(self, config: TrainConfig, vae: Trained, accelerator: Accelerator) -> None:
         check_learns(vae.config)
         for shape in config.data.shapes:
-            check_shape(vae.config, shape.height, shape.width)
-            check_length(vae.config, shape.frames)
+            clips = f"training crops of {shape}"
+            check_clips(vae.config, clips, shape.frames, shape.height, shape.width)
         refuse_background(config.data.background, alpha=encodes_alpha(vae.config))
         check_hardware(config.data.hwaccel)
         self.config = config
@@ -289,6 +291,7 @@ class VideoTraining:
             discriminator=self.discriminator() if self.config.loss.gan.weight > 0 else None,
             companion=self.trainee.companion,
             evaluate=self.evaluate if self.held_out else None,
+            figures=names_of_figures(self.held_out, self.metrics, self.vae.config.temporal_factor),
             preview=self.preview if self.held_out else None,
             report=TrainingPage(
                 columns=COLUMNS, pictures=PICTURES, side_by_side=3, note=self.note
@@ -435,6 +438,8 @@ def run(config: TrainConfig) -> None:
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     vae = first_model(config)
+    for note in describe_unused_options(config, vae.config):
+        accelerator.print(note)
     training = VideoTraining(config, vae, accelerator)
     task = training.task()
     trainer = config.trainer
@@ -472,6 +477,25 @@ def describe_trained(vae: Trained, config: TrainConfig) -> str:
     )
 
 
+def describe_unused_options(config: TrainConfig, architecture: WanVAEConfig) -> Iterator[str]:
+    """Yields a line on options that change nothing, for each kind of them.
+
+    Args:
+        architecture: of the model that is trained.
+    """
+    given, used = config.model.simplest(), architecture.simplest()
+    # Weights to start from are changed to these two.
+    replaced = [*replaced_options(given, used, "model.", besides=("ndim", "upscale_factor"))]
+    if config.weights is not None and replaced:
+        yield f"the architecture is the one of {config.weights}: {', '.join(replaced)}"
+    gan, steps = config.loss.gan, config.trainer.steps
+    if gan.weight > 0 and gan.start_step >= steps:
+        yield (
+            f"loss.gan.start_step is {gan.start_step}, and the run has {steps} steps, so no "
+            "discriminator takes part"
+        )
+
+
 def first_model(config: TrainConfig) -> Trained:
     """The model at step 0, in float32."""
     if config.distill.half is not None:
@@ -479,6 +503,7 @@ def first_model(config: TrainConfig) -> Trained:
         use_channels_last(student)
         return student
     if config.weights is None:
+        check_learns(config.model)
         vae = WanVAE(config.model)
         start_as_image_model(vae)
     else:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from wanvae.config import WanVAEConfig, check_has, check_size
+from wanvae.config import WanVAEConfig, check_has, check_length, check_size
 from wanvae.errors import UserError
 from wanvae.model import WanVAE
 
@@ -84,6 +84,20 @@ def check_shape(config: WanVAEConfig, height: int, width: int) -> None:
             f"be multiples of {factor}, not {height}x{width}: choose {below[0]}x{below[1]} or "
             f"{above[0]}x{above[1]}"
         )
+
+
+def check_clips(config: WanVAEConfig, clips: str, frames: int, height: int, width: int) -> None:
+    """Raises UserError if a model cannot learn from clips of this shape.
+
+    Args:
+        clips: what they are, for the message.
+        height, width: in pixels, as for ``check_shape``.
+    """
+    try:
+        check_shape(config, height, width)
+        check_length(config, frames)
+    except UserError as error:
+        raise UserError(f"{clips}: {error}") from None
 
 
 def check_learns(config: WanVAEConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.engine.training.test_record import start, without_matplotlib  # noqa:
 from tests.engine.training.toy import KillAt, make_task, settings
 from wanvae.engine.signals import Interrupted
 from wanvae.engine.training.log import Means, plot_lines
+from wanvae.engine.training.run_folder import Checkpoints, Progress
 
 CIRCUMSTANCES = {"seconds", "steps_per_second", "memory_gb"}
 
@@ -76,6 +78,32 @@ def test_a_run_that_was_stopped_logs_all_steps(tmp_path: Path, start) -> None:  
         total += line["loss"] * (line["step"] - before)
         before = line["step"]
     assert before == 8 and total == pytest.approx(math.fsum(losses), rel=1e-3)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_a_run_that_was_killed_after_a_checkpoint_logs_the_steps_before_it(
+    tmp_path: Path,
+    start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The checkpoint of step 3 is between two lines of the log."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    save = Checkpoints.save
+
+    def save_and_copy(checkpoints: Checkpoints, progress: Progress) -> None:
+        save(checkpoints, progress)
+        if progress.step == 3:
+            shutil.copytree(whole, killed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_copy)
+        start(make_task(), settings(whole, log_every=2))
+    start(make_task(), settings(killed, log_every=2))
+    expected, found = (
+        [{name: x for name, x in line.items() if name not in CIRCUMSTANCES} for line in lines]
+        for lines in (log_lines(whole), log_lines(killed))
+    )
+    assert found == expected and 3 in [line["step"] for line in found]
 
 
 def test_a_plot_of_one_point_shows_it(tmp_path: Path) -> None:

@@ -587,6 +587,19 @@ def test_the_best_needs_an_evaluation_that_gives_its_figure(tmp_path, accelerato
     task = replace(make_task(), evaluate=lambda _: {"ssim": 1.0})
     with pytest.raises(ValueError, match="best must be one of ssim, not 'psnr'"):
         train(task, config, accelerator())
+    run = tmp_path / "run"
+    config = replace(config, run=str(run))
+    with pytest.raises(ValueError, match="best must be one of ssim, kl, not 'psnr'"):
+        train(replace(task, figures=("ssim", "kl")), config, accelerator())
+    assert not run.exists()
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_told(tmp_path, accelerator, capsys):
+    for run, warmup_steps in (("some", 2), ("all", 8), ("more", 10)):
+        config = settings(tmp_path / run, warmup_steps=warmup_steps)
+        train(make_task(), config, accelerator())
+        told = "so the learning rate rises to the end, and only to 0.08" in capsys.readouterr().out
+        assert told == (warmup_steps == 10)
 
 
 class Left:

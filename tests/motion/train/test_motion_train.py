@@ -220,7 +220,7 @@ def run_command(*command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_held_out_motion_is_judged_and_shown_and_the_best_is_kept(folder, tmp_path):
+def test_held_out_motion_is_judged_and_shown_and_the_best_is_kept(folder, tmp_path, capsys):
     changes = ["--trainer.evaluate_every=2", "--trainer.preview_every=4"]
     changes += ["--trainer.checkpoint_every=2", "--trainer.keep_checkpoints=1"]
     # Too fast to learn: the first evaluation is not the worst.
@@ -244,6 +244,14 @@ def test_held_out_motion_is_judged_and_shown_and_the_best_is_kept(folder, tmp_pa
     page = (tmp_path / "report.html").read_text()
     assert "<dd>complete</dd>" in page and "MPJPE (mm), lower is better" in page
     assert "after step 6: " in page and "after step 4: " in page
+    assert refused_figures(folder, tmp_path / "other", capsys) == list(figures)
+
+
+def refused_figures(folder: Path, run: Path, capsys, *changes: str) -> list[str]:
+    """The figures that a run names before its first step, because they do not include "psnr"."""
+    assert main(options(folder, run, 1, *changes, "--trainer.best=psnr")) == 1
+    assert not (run / "log.jsonl").exists()
+    return capsys.readouterr().err.split("one of ")[1].split(", not ")[0].split(", ")
 
 
 def test_nothing_held_out_is_nothing_judged(folder, tmp_path):
@@ -269,8 +277,8 @@ def test_humanml3d_is_trained_on(tmp_path, biased):
     assert (run / "previews" / "step-00000002.png").exists()
 
 
-def test_training_goes_on_from_given_weights(folder, tmp_path):
-    """With their architecture and their normalizer."""
+def test_training_goes_on_from_given_weights(folder, tmp_path, capsys):
+    """With their architecture, which is told, and their normalizer."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(options(folder, first, 2)) == 0
     weights = first / "model.safetensors"
@@ -278,6 +286,8 @@ def test_training_goes_on_from_given_weights(folder, tmp_path):
     changes = [f"--weights={weights}", "--trainer.learning_rate=0", "--data.held_out=0"]
     changes += ["--model.resnet.width=32", "--model.quantizer.decay=0.5"]
     assert main(options(folder, second, 1, *changes)) == 0
+    told = f"the architecture is the one of {weights}: model.resnet.width is 16, not 32, "
+    assert told in capsys.readouterr().out
     before, after = tensors_of(first), tensors_of(second)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor) != (name in LEARNT), name

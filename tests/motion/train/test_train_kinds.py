@@ -73,3 +73,20 @@ def test_a_vae_learns_the_walk_and_goes_on(folder, tmp_path):
     weights = f"--weights={tmp_path / 'model.safetensors'}"
     more = options(folder, tmp_path / "more", 2, RATE, *VAE, weights, "--trainer.ema_decay=0.9")
     assert main(more) == 0
+    # Without the options of its architecture too.
+    more = options(folder, tmp_path / "other", 2, RATE, weights, "--trainer.ema_decay=0.9")
+    assert main(more) == 0
+
+
+def test_the_weights_say_whether_an_average_of_them_is_taken(folder, tmp_path, capsys):
+    assert main(options(folder, tmp_path / "run", 1, RATE)) == 0
+    weights = f"--weights={tmp_path / 'run' / 'model.safetensors'}"
+    more = [*VAE, weights, "--trainer.ema_decay=0.9"]
+    assert main(options(folder, tmp_path / "more", 1, *more)) == 1
+    assert "ema_decay is 0.9, but the codes follow" in capsys.readouterr().err
+
+
+def test_a_vae_has_no_figures_of_codes_to_choose_the_best_by(folder, tmp_path, capsys):
+    assert main(options(folder, tmp_path, 1, *VAE, "--trainer.best=code_use")) == 1
+    expected = "best must be one of mpjpe, rotation_error, not 'code_use'"
+    assert expected in capsys.readouterr().err

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -132,6 +132,12 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             "trained"
         )
         config = replace(config, steps=progress.step)
+    if config.warmup_steps > config.steps:
+        highest = config.learning_rate * config.schedule(config.steps - 1)
+        accelerator.print(
+            f"warmup_steps is {config.warmup_steps}, and the run has {config.steps} steps, so the "
+            f"learning rate rises to the end, and only to {highest:.3g}"
+        )
     batches = load_batches(task, config, accelerator, progress.step)
     options = flat_options(task.config or config) if progress.step == 0 else None
     log = Log(run, config.steps, progress.step, accelerator, options)
@@ -152,9 +158,9 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             best = judge(optimization, judged, progress, log, report)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
-                checkpoints.save(progress)
-                # So a run that goes on from here has all means of the steps after it.
+                # Before the checkpoint: a run that goes on from it has the means of all steps.
                 log.write_means(progress, rate)
+                checkpoints.save(progress)
                 log.plot()
             if stop:
                 break
@@ -213,6 +219,8 @@ def check_task(task: Task, config: TrainerConfig, accelerator: Accelerator) -> N
     """Raises a UserError if ``task`` cannot do what ``config`` asks for."""
     if config.best is not None and task.evaluate is None:
         raise UserError(f"best is {config.best!r}, but nothing is evaluated: leave it out")
+    if config.best is not None and task.figures:
+        check_figure(config.best, task.figures)
     if task.discriminator is not None and accelerator.scaler is not None:
         raise UserError(
             "mixed_precision is fp16, whose single factor cannot suit the losses of two models: "
@@ -281,8 +289,8 @@ def judge(
             figures = evaluate(task.evaluate, model, optimization.accelerator)
             log.evaluated(progress.step, figures)
             if config.best is not None:
-                score = figure_named(config.best, figures)
-                best = progress.note_score(score, config.best_is)
+                check_figure(config.best, figures)
+                best = progress.note_score(figures[config.best], config.best_is)
         if task.preview is not None and previews:
             path = preview_path(Path(config.run), progress.step)
             preview(task.preview, model, path, optimization.accelerator)
@@ -300,11 +308,10 @@ def evaluate(
     return means_over_processes(figures, accelerator.device)
 
 
-def figure_named(name: str, figures: dict[str, float]) -> float:
-    """The figure that chooses the best checkpoint; a UserError if there is no such figure."""
-    if name not in figures:
-        raise UserError(f"best must be one of {', '.join(figures)}, not {name!r}")
-    return figures[name]
+def check_figure(best: str, figures: Collection[str]) -> None:
+    """Raises a UserError if the figure that chooses the best checkpoint is not one of these."""
+    if best not in figures:
+        raise UserError(f"best must be one of {', '.join(figures)}, not {best!r}")
 
 
 def preview(

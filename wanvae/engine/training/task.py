@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,7 @@ class Task:
         companion: a part of the model that ``save_weights`` leaves out. Only checkpoints keep it.
         evaluate: from the model, in evaluation mode, to figures by name. Every process calls it and
             the figures are averaged, so each may look at an equal share of the data.
+        figures: the names of these figures. ``TrainerConfig.best`` is one of them.
         preview: writes a picture of what the model, in evaluation mode, can do to a PNG file.
         report: writes a report of the run to its folder, while the run works and at its end. The
             first process calls it.
@@ -107,6 +108,7 @@ class Task:
     discriminator: Discriminator | None = None
     companion: nn.Module | None = None
     evaluate: Callable[[Any], dict[str, float]] | None = None
+    figures: Collection[str] = ()
     preview: Callable[[Any, Path], None] | None = None
     report: Callable[[RunStatus], None] | None = None
     begin_step: Callable[[Sequence[Any]], None] | None = None

@@ -501,7 +501,7 @@ def read_clip(
         images = [reader._image(frame) for _, frame in wanted]
     if len(images) < frames:
         raise VideoError(
-            f"cannot read {path}: {frames} frames asked for from {start} s with stride {stride}, "
-            f"only {len(images)} are there; start earlier or ask for fewer"
+            f"cannot read {path}: {frames} frames asked for from {float(start):.2f} s with stride "
+            f"{stride}, only {len(images)} are there; start earlier or ask for fewer"
         )
     return torch.stack(images, dim=1)
