@@ -618,15 +618,17 @@ def warn_of_other_model(
 ) -> None:
     """Warns if the latents say that they come from another model than ``checkpoint``.
 
-    A model with the same encoder is not another one: its decoder was trained for these latents. So
-    is a copy of the model that was rounded. A tiny autoencoder decodes latents of other models, so
-    it is another one only if it says whose.
+    A model with the same encoder is not another one: its decoder was trained for these latents. Nor
+    is a copy that was rounded. A tiny autoencoder decodes latents of other models, so it is another
+    one only if it says whose.
     """
     if not latents.model:
         return
     loaded = load(checkpoint)
+    if latents.model == digest_of_model(loaded):
+        return
     encoders = digests_of_encoder(loaded)
-    if latents.model == digest_of_model(loaded) or (tiny and not encoders):
+    if tiny and not encoders:
         return
     if not encoders:
         warnings.warn(
