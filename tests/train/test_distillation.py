@@ -185,6 +185,23 @@ def test_gradients_reach_the_student_alone(half: str) -> None:
 # Runs
 
 
+def test_an_interruption_of_the_report_says_that_the_student_is_complete(
+    folder: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    monkeypatch.setattr("wanvae.train.run.report_student", interrupted)
+    assert main(options(folder, teacher, run, 1, "decoder")) == 130
+    told = f"interrupted; {run / 'model.safetensors'} is complete; run the same command again"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_a_student_learns_and_its_file_has_both_halves(
     folder: Path, teacher: Path, tmp_path: Path, half: str, capsys: pytest.CaptureFixture[str]

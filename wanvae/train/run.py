@@ -452,7 +452,12 @@ def run(config: TrainConfig) -> None:
     steps = train(task, trainer, accelerator)
     if config.distill.half is not None:
         report = result.with_name(f"{REPORT}-{steps}")
-        accelerator.print(training.report_student(result, report))
+        try:
+            accelerator.print(training.report_student(result, report))
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"{result} is complete; run the same command again to write the report"
+            ) from error
     if config.lora.rank is not None:
         merge = [
             "wanvae",
