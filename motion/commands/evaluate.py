@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from motion.commands.options import (
     MOTION_HELP,
+    PACKAGED,
     add_model_options,
     add_reading_options,
     add_retarget_option,
@@ -80,7 +81,7 @@ def add_options(parser: Parser) -> None:
     parser.reads("names", "evaluators", "texts")
     add_reading_options(parser)
     add_retarget_option(parser)
-    add_model_options(parser)
+    add_model_options(parser, packaged=True)
 
 
 def run(arguments: Namespace) -> None:
@@ -133,6 +134,8 @@ def run(arguments: Namespace) -> None:
                 return
         if arguments.output is not None:
             write_report(arguments, model, evaluation, limits)
+    if arguments.checkpoint is None:
+        print(f"note: without --checkpoint, the errors are of {PACKAGED}")
     for line in make_table(evaluation.whole):
         print(line)
     if evaluation.judgement is not None:
@@ -186,7 +189,7 @@ def write_report(
     arguments: Namespace, model: MotionModel, evaluation: FolderEvaluation, limits: FigureLimits
 ) -> None:
     """Writes the files of ``--output``. The page comes last because it can take long."""
-    checkpoint, folder = arguments.checkpoint, Path(arguments.output)
+    checkpoint, folder = arguments.checkpoint or PACKAGED, Path(arguments.output)
     write_figures(folder, evaluation, checkpoint)
     page, progress = folder / "report.html", arguments.progress
     try:

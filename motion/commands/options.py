@@ -29,6 +29,8 @@ MOTION_HELP = (
 )
 WRITTEN_HELP = f"{', '.join(WRITERS)}; or .npy of features for a model of such features"
 
+PACKAGED = "the tokenizer of the package, of a body of 22 joints"
+
 
 def add_untold_options(parser: Parser) -> None:
     """Declares the options for what a published checkpoint does not tell."""
@@ -77,7 +79,7 @@ def add_model_options(parser: Parser, *, required: bool = True, packaged: bool =
         required: whether the command needs a checkpoint.
         packaged: whether the tokenizer of the package stands in for a checkpoint.
     """
-    default = " (default: the tokenizer of the package, of a body of 22 joints)"
+    default = f" (default: {PACKAGED})"
     parser.add_argument(
         "--checkpoint",
         required=required and not packaged,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import roma
 import torch
 from torch import Tensor
 
+from motion.skeleton.body_frames import SHORTEST, STANDING, BodyTurns, align_bodies, turn_between
 from motion.skeleton.body_parts import find_parts
 from motion.skeleton.joint_names import SIDES
 from motion.skeleton.tree import Skeleton, forward_kinematics
@@ -21,46 +23,103 @@ SHAPED = ("hips", "head", *(f"{side}_{part}" for side in SIDES for part in ("foo
 FEWEST_OF_SHAPE, SAME_SHAPE = 3, 1.0
 # Degrees between two rest poses of the same kind.
 ALIKE = 35.0
-# Parts that point down in rest poses in which a person stands, and degrees that they may differ.
+# Parts that point down in rest poses in which a person stands.
 LEGS = tuple(f"{side}_{part}" for side in SIDES for part in ("upper_leg", "lower_leg"))
-STANDING = 45.0
+FEET = tuple(f"{side}_foot" for side in SIDES)
 # Bones of one joint lie on a line if the second singular value of their directions is so small a
 # share of the first.
 ONE_LINE = 0.01
-# Shorter bones have no direction, metres.
-SHORTEST = 1e-6
+# Degrees by which one direction is surely nearer than another one, whatever files round.
+SURE = 0.1
+# Lengths of two bones are the same up to so large a share, and so many metres, as files round them.
+SAME_LENGTH, ROUNDED = 0.01, 0.001
 
 
 def align_rest_poses(source: Skeleton, target: Skeleton, pairs: Sequence[int | None]) -> Tensor:
     """Returns a rotation ``(J, 3, 3)`` for each joint of the target.
 
     It turns directions of the target in its rest pose to directions of the source in its rest pose.
-    The rotation of one joint makes its bones parallel to the bones of the source, as far as it can,
-    and begins with the rotation of the joint above. Hips, head and feet have other shapes in other
-    skeletons, so they keep the rotation of the whole body, if the rest poses are alike. Where three
-    bones or more of such a joint have the same shape, as of hips with legs and spine, their rest
-    pose alone differs, so they become parallel too. Exchanging source and target gives the inverse
-    rotations.
+    The rotation of one joint makes its bones parallel to the bones of the source, as far as it can.
+    It begins with the rotation of the joint above, or, at hips, legs, feet, spine and head, with
+    how these are turned (see :mod:`motion.skeleton.body_frames`). Hips, head and feet have other
+    shapes in other skeletons, so they stay with what they begin with, if the rest poses are alike.
+    Where three bones or more of such a joint have the same shape, as of hips with legs and spine,
+    or all bones of the skeletons have the same lengths, the rest poses alone differ, so the bones
+    become parallel too. Exchanging source and target gives the inverse rotations.
 
     Args:
         pairs: for each joint of the target the joint of the source; None without one.
     """
     parts, bones = find_parts(target), pair_bones(source, target, pairs)
-    body = align_bodies(rest_positions(source), rest_positions(target), parts, pairs)
+    same = have_one_size(bones)
+    turns = align_standing(source, target, parts, pairs, bones, same=same)
+    aligned = torch.empty(target.joints, 3, 3, dtype=torch.float64)
+    for joint, (part, parent) in enumerate(zip(parts, target.parents, strict=True)):
+        own = None if turns is None else turns.of(part)
+        above = aligned[parent] if parent >= 0 else find_first(turns)
+        before = above if own is None else own
+        if same and part in FEET:
+            before = choose_nearer(bones[joint], before, above)
+        aligned[joint] = turn_bones(bones[joint], before)
+        shaped = turns is not None and part in SHAPED and not same
+        if shaped and not have_one_shape(bones[joint]):
+            alike = angle_between(aligned[joint], before) < ALIKE
+            aligned[joint] = before if alike else aligned[joint]
+    return aligned
+
+
+def choose_nearer(bones: Sequence[Bone], one: Tensor, other: Tensor) -> Tensor:
+    """Returns the rotation (3, 3) that turns bones nearer to where the source has them.
+
+    It is the first one if both turn them about alike: what lies along a bone does not tell.
+    """
+
+    def miss(turn: Tensor) -> float:
+        return max((angle_of(turn @ bone.target, bone.source) for bone in bones), default=0.0)
+
+    return one if miss(one) < miss(other) + SURE else other
+
+
+def find_first(turns: BodyTurns | None) -> Tensor:
+    """Returns the rotation (3, 3) with which the root begins."""
+    return torch.eye(3, dtype=torch.float64) if turns is None else turns.body
+
+
+def align_standing(
+    source: Skeleton,
+    target: Skeleton,
+    parts: Sequence[str],
+    pairs: Sequence[int | None],
+    bones: Sequence[Sequence[Bone]],
+    *,
+    same: bool,
+) -> BodyTurns | None:
+    """Returns how two bodies are turned in their rest poses; None if no person stands in them.
+
+    Args:
+        parts: the parts of the target.
+        pairs: as for ``align_rest_poses``.
+        bones: as ``pair_bones`` returns them.
+        same: whether the bodies differ by their rest poses alone.
+    """
+    places: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    skeletons = rest_positions(source), rest_positions(target)
+    for joint, (part, pair) in enumerate(zip(parts, pairs, strict=True)):
+        if pair is None:
+            continue
+        side = part.removesuffix("_foot") if part in FEET else part
+        for n, place in enumerate((skeletons[0][pair], skeletons[1][joint])):
+            places[n][part] = place
+            if side != part and bones[joint]:  # a foot without toes has an end
+                places[n][f"{side}_toes"] = place + bones[joint][0][n]
+    turns = align_bodies(*places, same=same)
     legs = [bone for part, own in zip(parts, bones, strict=True) if part in LEGS for bone in own]
     # Where legs point elsewhere, a rest pose is none in which a person stands.
-    known = body is not None and all(
-        angle_of(body @ bone.target, bone.source) < STANDING for bone in legs
-    )
-    first = body if body is not None and known else torch.eye(3, dtype=torch.float64)
-    aligned = torch.empty(target.joints, 3, 3, dtype=torch.float64)
-    for joint, parent in enumerate(target.parents):
-        before = aligned[parent] if parent >= 0 else first
-        aligned[joint] = turn_bones(bones[joint], before)
-        shaped = known and parts[joint] in SHAPED and not have_one_shape(bones[joint])
-        if shaped and angle_between(aligned[joint], first) < ALIKE:
-            aligned[joint] = first
-    return aligned
+    if turns is None or any(
+        angle_of(turns.body @ bone.target, bone.source) >= STANDING for bone in legs
+    ):
+        return None
+    return turns
 
 
 class Bone(NamedTuple):
@@ -129,55 +188,6 @@ def pair_ends(source: Skeleton, target: Skeleton, pair: int, joint: int) -> list
     return [Bone(*means)]
 
 
-def align_bodies(
-    own: Tensor, wanted: Tensor, parts: Sequence[str], pairs: Sequence[int | None]
-) -> Tensor | None:
-    """Returns the rotation (3, 3) from the body of the target to the body of the source, at rest.
-
-    None where the parts are not known that tell it.
-
-    Args:
-        own, wanted: ``(J, 3)``, the rest poses of source and target.
-        parts: the parts of the target.
-        pairs: the joints of the source, as for ``align_rest_poses``.
-    """
-    joints = [(part, pair, j) for j, (part, pair) in enumerate(zip(parts, pairs, strict=True))]
-    places = (
-        {part: own[pair] for part, pair, _ in joints if pair is not None},
-        {part: wanted[j] for part, pair, j in joints if pair is not None},
-    )
-    frames = [find_body(place) for place in places]
-    return None if frames[0] is None or frames[1] is None else frames[0] @ frames[1].T
-
-
-def find_body(places: Mapping[str, Tensor]) -> Tensor | None:
-    """Returns the directions to the left, up and to the front of a body, as columns (3, 3).
-
-    They are told by the directions from the feet to the shoulders and from right to left; None
-    where these parts are not known, or are in one place.
-
-    Args:
-        places: (3,) of each part, metres.
-    """
-
-    def mean(*names: str) -> Tensor | None:
-        found = [places[name] for name in names if name in places]
-        return torch.stack(found).mean(dim=0) if found else None
-
-    left, right = (mean(f"{side}_upper_leg", f"{side}_upper_arm") for side in SIDES)
-    low = mean("left_foot", "right_foot") if "left_foot" in places else mean("hips")
-    high = mean("left_upper_arm", "right_upper_arm")
-    high = mean("neck1", "head") if high is None else high
-    if left is None or right is None or low is None or high is None:
-        return None
-    up, across = high - low, left - right
-    forward = torch.linalg.cross(across, up)
-    if forward.norm() < SHORTEST * max(across.norm(), up.norm()):
-        return None
-    across = torch.linalg.cross(up, forward)
-    return torch.stack([axis / axis.norm() for axis in (across, up, forward)], dim=1)
-
-
 def turn_bones(bones: Sequence[Bone], before: Tensor) -> Tensor:
     """Returns the rotation (3, 3) that turns the bones of a joint to where the source has them.
 
@@ -196,7 +206,7 @@ def turn_bones(bones: Sequence[Bone], before: Tensor) -> Tensor:
         flip = torch.ones(3, dtype=u.dtype)
         flip[2] = torch.linalg.det(u @ v).sign()
         return u @ torch.diag(flip) @ v
-    return turn_onto(before @ v[0], u[:, 0]) @ before
+    return roma.rotvec_to_rotmat(turn_between(before @ v[0], u[:, 0])) @ before
 
 
 def have_one_shape(bones: Sequence[Bone]) -> bool:
@@ -210,17 +220,14 @@ def have_one_shape(bones: Sequence[Bone]) -> bool:
     )
 
 
-def turn_onto(one: Tensor, other: Tensor) -> Tensor:
-    """Returns the smallest rotation (3, 3) that turns one direction (3,) onto another."""
-    one, other = one / one.norm(), other / other.norm()
-    cross, cosine = torch.linalg.cross(one, other), one @ other
-    if cosine < -1 + 1e-9:  # any axis across will do
-        axis = torch.linalg.cross(one, torch.eye(3, dtype=one.dtype)[one.abs().argmin()])
-        axis = axis / axis.norm()
-        return 2 * torch.outer(axis, axis) - torch.eye(3, dtype=one.dtype)
-    x, y, z = cross.tolist()
-    skew = one.new_tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return torch.eye(3, dtype=one.dtype) + skew + skew @ skew / (1 + cosine)
+def have_one_size(bones: Sequence[Sequence[Bone]]) -> bool:
+    """Whether the bones of one skeleton are all as long as in the other one, up to one scale."""
+    lengths = torch.tensor(
+        [[vector.norm().item() for vector in bone] for below in bones for bone in below]
+    ).view(-1, 2)
+    source, target = lengths.unbind(dim=1)
+    scaled = target * (source.sum() / target.sum())
+    return bool(torch.isclose(source, scaled, rtol=SAME_LENGTH, atol=ROUNDED).all())
 
 
 def angle_of(one: Tensor, other: Tensor) -> float:

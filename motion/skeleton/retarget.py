@@ -2,10 +2,11 @@
 
 Joints are paired by the parts of the body that they are. The bones of the target point where the
 bones of the source point in the world, whatever the two rest poses are. Head and feet, whose bones
-differ between skeletons more than bodies do, keep their orientation relative to the rest pose of
-the whole body, if both rest poses are alike. Joints that only the source has are composed into the
-joints below them, joints that only the target has stay at rest. The path is scaled by the length of
-the legs, and feet stay on the ground as in the source (see :mod:`motion.skeleton.grounding`).
+differ between skeletons more than bodies do, look and stand in the rest pose of the target as in
+the rest pose of the source, if both are alike. Joints that only the source has are composed into
+the joints below them, joints that only the target has stay at rest. The path is scaled by the
+length of the legs, and feet stay on the ground as in the source
+(see :mod:`motion.skeleton.grounding`).
 """
 
 from __future__ import annotations

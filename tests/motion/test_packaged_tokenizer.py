@@ -1,5 +1,6 @@
 """The tokenizer of the package: any biped whose joints have names, with no training."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_a_file_is_reconstructed_without_a_checkpoint(
     names = read_motion(tmp_path / "again.bvh").skeleton.names
     height = positions[:, names.index("head"), 1] - positions[..., 1].amin(1)
     assert height.min() > 1.2 and positions[..., 1].amin(1).abs().max() < 0.15
+
+
+def test_a_folder_is_judged_without_a_checkpoint(tmp_path: Path, capsys: Capture) -> None:
+    """Whose errors they are is told, and also written: not None, and no path of this machine."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_motion(folder / "a.bvh", walk(30))
+    out, _ = run(capsys, "evaluate", folder, "--output", tmp_path / "judged")
+    told = "the tokenizer of the package, of a body of 22 joints"
+    assert out.splitlines()[0] == f"note: without --checkpoint, the errors are of {told}"
+    assert json.loads((tmp_path / "judged" / "evaluation.json").read_text())["model"] == told
+    given = "--checkpoint", packaged_weights(), "--retarget"
+    named, _ = run(capsys, "evaluate", folder, *given)
+    assert out.splitlines()[1:] == named.splitlines()
 
 
 def test_tokens_keep_the_path(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Skeletons that differ by their rest poses: parts of the body that lean or look elsewhere."""
+
+from collections.abc import Callable
+
+import pytest
+import roma
+import torch
+from torch import Tensor
+
+from motion.skeleton.body_frames import align_bodies
+from motion.skeleton.body_parts import find_parts
+from motion.skeleton.packaged import KIT, SMPLX
+from motion.skeleton.rest_pose import align_rest_poses, angle_between, rest_positions
+from motion.skeleton.retarget import plan_retargeting, retarget
+from motion.skeleton.sample import walk
+from motion.skeleton.tree import Skeleton
+from tests.motion.helpers import largest_difference
+from tests.motion.skeleton.test_retarget import change_axes, resize
+
+WALK = walk(12)
+LEG_PARTS = ("upper_leg", "lower_leg", "foot", "toes")
+
+
+def turn(axis: str, degrees: float) -> Tensor:
+    return roma.euler_to_rotmat(axis, torch.tensor([degrees]).double(), degrees=True).view(3, 3)
+
+
+def is_hips(part: str) -> bool:
+    return part == "hips"
+
+
+def is_leg(part: str) -> bool:
+    return part.endswith(LEG_PARTS)
+
+
+def is_foot(part: str) -> bool:
+    return part.endswith(("foot", "toes"))
+
+
+def is_shin(part: str) -> bool:
+    return is_leg(part) and not is_foot(part)
+
+
+def is_trunk(part: str) -> bool:
+    return not is_leg(part) and not is_hips(part)
+
+
+def is_above_legs(part: str) -> bool:
+    return not is_leg(part)
+
+
+def is_below_trunk(part: str) -> bool:
+    return not is_trunk(part)
+
+
+def is_left_foot(part: str) -> bool:
+    return is_foot(part) and part.startswith("left")
+
+
+# What is turned about which axis; "out" turns right and left in opposite directions.
+CHANGES: dict[str, tuple[Callable[[str], bool], str]] = {
+    "trunk leans": (is_trunk, "X"),
+    "trunk and hips lean": (is_above_legs, "X"),
+    "hips lean": (is_hips, "X"),
+    "legs lean": (is_leg, "X"),
+    "legs lean on flat feet": (is_shin, "X"),
+    "feet point down": (is_foot, "X"),
+    "hips look aside": (is_hips, "Y"),
+    "hips and legs look aside": (is_below_trunk, "Y"),
+    "trunk looks aside": (is_trunk, "Y"),
+    "trunk and hips look aside": (is_above_legs, "Y"),
+    "hips lean aside": (is_hips, "Z"),
+    "left foot looks aside": (is_left_foot, "Y"),
+    "feet look out": (is_foot, "Y out"),
+    "legs look out": (is_leg, "Y out"),
+    "legs are spread": (is_leg, "Z out"),
+    "legs are spread on flat feet": (is_shin, "Z out"),
+}
+# Nothing but the mesh tells whether legs or feet alone look aside.
+TWISTED_LEGS = ("trunk and hips look aside", "legs look out")
+
+
+def change(skeleton: Skeleton, name: str, degrees: float) -> Tensor:
+    """The rotations (J, 3, 3) of the axes of the joints that a change of the rest pose turns."""
+    moves, axis = CHANGES[name]
+    bases = torch.eye(3, dtype=torch.float64).repeat(skeleton.joints, 1, 1)
+    for joint, part in enumerate(find_parts(skeleton)):
+        if moves(part):
+            out = axis.endswith("out") and part.startswith("right")
+            bases[joint] = turn(axis[0], -degrees if out else degrees)
+    return bases
+
+
+def alignments(source: Skeleton, target: Skeleton) -> Tensor:
+    return align_rest_poses(source, target, plan_retargeting(source, target).pairs)
+
+
+@pytest.mark.parametrize("degrees", [8.0, -15.0, 25.0])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_the_rest_pose_alone_changes_no_motion(name: str, degrees: float) -> None:
+    """All joints are in their places, to 0.01 mm, and turned as before, to 5 degrees."""
+    changed = change_axes(WALK, change(SMPLX, name, degrees))
+    assert largest_difference(changed.pose.positions, WALK.pose.positions) < 1e-12
+    for clip, expected in ((WALK, changed), (changed, WALK)):
+        moved = retarget(clip, expected.skeleton)
+        assert largest_difference(moved.pose.positions, WALK.pose.positions) < 1e-5
+        back = retarget(moved, clip.skeleton)
+        assert largest_difference(back.pose.positions, WALK.pose.positions) < 1e-5
+        assert largest_difference(back.rotations, clip.rotations) < 1e-9
+        pairs = zip(
+            find_parts(SMPLX), moved.pose.rotations[0], expected.pose.rotations[0], strict=True
+        )
+        for part, found, wanted in pairs:
+            if not (name in TWISTED_LEGS and is_shin(part)):
+                assert angle_between(found, wanted) < 5, part
+
+
+OTHERS = {"KIT": KIT, "other lengths": resize(SMPLX, spine=1.2, foot=0.8, shoulder=1.1)}
+
+
+@pytest.mark.parametrize("degrees", [8.0, 25.0])
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("trunk leans", is_leg),
+        ("trunk and hips lean", is_leg),
+        ("hips lean", is_leg),
+        ("hips look aside", lambda part: not is_hips(part)),
+        ("hips and legs look aside", is_trunk),
+        ("trunk looks aside", is_leg),
+        ("hips lean aside", is_leg),
+    ],
+)
+def test_what_a_rest_pose_does_not_change_is_not_turned(
+    name: str, kept: Callable[[str], bool], other: str, degrees: float
+) -> None:
+    """Between bodies of different shapes, too, up to what shapes tell otherwise: 2 degrees."""
+    changed = change_axes(walk(1), change(SMPLX, name, degrees)).skeleton
+    for part, found, straight in zip(
+        find_parts(SMPLX),
+        alignments(OTHERS[other], changed),
+        alignments(OTHERS[other], SMPLX),
+        strict=True,
+    ):
+        assert not kept(part) or angle_between(found, straight) < 2, part
+
+
+def test_hips_of_another_shape_look_where_their_legs_hang() -> None:
+    """Their bones tell it, because left and right are alike in all shapes."""
+    changed = change_axes(walk(1), change(SMPLX, "hips look aside", 25.0)).skeleton
+    hips = alignments(KIT, changed)[0], alignments(KIT, SMPLX)[0] @ turn("Y", -25.0)
+    assert angle_between(*hips) < 1
+
+
+@pytest.mark.parametrize("degrees", [30.0, 120.0, 170.0])
+@pytest.mark.parametrize("axis", ["X", "Y"])
+def test_a_body_is_known_where_a_person_stands(axis: str, degrees: float) -> None:
+    """Not where a trunk is bent or turned on straight legs, as bones of other axes are."""
+    bases = torch.eye(3, dtype=torch.float64).repeat(55, 1, 1)
+    bases[[is_trunk(part) for part in find_parts(SMPLX)]] = turn(axis, degrees)
+    bent = change_axes(WALK, bases).skeleton
+    places = [
+        dict(zip(find_parts(SMPLX), rest_positions(each), strict=True)) for each in (SMPLX, bent)
+    ]
+    known = align_bodies(places[0], places[1], same=False)
+    assert (known is not None) == (degrees < 45)
