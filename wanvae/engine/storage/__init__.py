@@ -1,1 +1,1 @@
-"""Files beyond the disks of this machine, at addresses of the ``fsspec`` library."""
+"""Files at addresses of the ``fsspec`` library, and temporary files on the disk of this machine."""
