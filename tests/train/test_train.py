@@ -310,6 +310,16 @@ def test_options_that_change_nothing_are_told(folder, tmp_path, capsys):
     assert "loss.gan.start_step is 1, and the run has 1 steps, so no discriminator" in told
 
 
+@pytest.mark.parametrize(("judged", "told"), [("", True), ("inside", True), ("../beside", False)])
+def test_clips_to_judge_by_that_are_trained_on_are_told(folder, tmp_path, capsys, judged, told):
+    (folder / judged).mkdir(exist_ok=True)
+    if judged:
+        shutil.copy(folder / "waves.mp4", folder / judged)
+    clips = [f"--evaluation.folder={folder / judged}", "--evaluation.frames=5"]
+    assert main([*options(folder, tmp_path / "run", 1), *clips, "--evaluation.size=16"]) == 0
+    assert ("judged by clips that it is trained on" in capsys.readouterr().out) == told
+
+
 def test_buckets_train(folder, tmp_path):
     buckets = "[{frames: 5, height: 16, width: 24}, {frames: 1, height: 32, width: 8}]"
     arguments = [*options(folder, tmp_path / "run", 6), f"--data.buckets={buckets}"]

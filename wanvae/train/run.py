@@ -26,9 +26,10 @@ from wanvae.config import WanVAEConfig, encodes_alpha
 from wanvae.engine.checkpoint import load_in_place
 from wanvae.engine.config import check_option, replaced_options, to_json_dict
 from wanvae.engine.devices import PATIENCE
-from wanvae.engine.files import is_in, refuse_overwriting
+from wanvae.engine.files import is_in, is_nested, refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.processes import copy_from_first_process, run_on_first_process
+from wanvae.engine.storage.remote_path import location
 from wanvae.engine.training.command import training_command
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.loop import make_accelerator, train
@@ -438,7 +439,7 @@ def run(config: TrainConfig) -> None:
     accelerator = make_accelerator(config.trainer)
     torch.manual_seed(config.trainer.seed)
     vae = first_model(config)
-    for note in describe_unused_options(config, vae.config):
+    for note in describe_surprises(config, vae.config):
         accelerator.print(note)
     training = VideoTraining(config, vae, accelerator)
     task = training.task()
@@ -482,8 +483,8 @@ def describe_trained(vae: Trained, config: TrainConfig) -> str:
     )
 
 
-def describe_unused_options(config: TrainConfig, architecture: WanVAEConfig) -> Iterator[str]:
-    """Yields a line on options that change nothing, for each kind of them.
+def describe_surprises(config: TrainConfig, architecture: WanVAEConfig) -> Iterator[str]:
+    """Yields a line on options that do not do what people may expect, for each kind of them.
 
     Args:
         architecture: of the model that is trained.
@@ -499,6 +500,13 @@ def describe_unused_options(config: TrainConfig, architecture: WanVAEConfig) -> 
             f"loss.gan.start_step is {gan.start_step}, and the run has {steps} steps, so no "
             "discriminator takes part"
         )
+    judged = config.evaluation.folder
+    for folder in config.data.shares:
+        if judged is not None and is_nested(location(judged), location(folder)):
+            yield (
+                f"evaluation.folder {judged} and the training data {folder} are one in the other, "
+                "so the model is judged by clips that it is trained on"
+            )
 
 
 def first_model(config: TrainConfig) -> Trained:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -90,8 +91,10 @@ def test_a_run_that_was_killed_after_a_checkpoint_logs_the_steps_before_it(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     save = Checkpoints.save
 
-    def save_and_copy(checkpoints: Checkpoints, progress: Progress) -> None:
-        save(checkpoints, progress)
+    def save_and_copy(
+        checkpoints: Checkpoints, progress: Progress, before_named: Callable[[], None]
+    ) -> None:
+        save(checkpoints, progress, before_named)
         if progress.step == 3:
             shutil.copytree(whole, killed)
 

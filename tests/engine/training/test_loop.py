@@ -213,6 +213,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator)
     assert newest(killed).name == "step-00000010"
     # What a kill in the middle of a save, of a line and of a removal would leave.
     (killed / "checkpoints" / ".step-00000013.partial").mkdir()
+    (killed / ".model.0123abcd.safetensors").touch()
     with (killed / "log.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
     train(make_task(discriminator_from=5), config, accelerator())
@@ -220,6 +221,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_never_was(tmp_path, accelerator)
     assert_equal(final_weights(whole), final_weights(killed))
     assert [line["step"] for line in log_lines(killed)] == list(range(1, 21))
     assert not list((killed / "checkpoints").glob(".*"))
+    assert not list(killed.glob(".model.*"))
 
 
 def launch_two(options: list[str]) -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from wanvae.engine.devices import default_device
 from wanvae.engine.evaluating import evaluating
-from wanvae.engine.files import FileError
+from wanvae.engine.files import FileError, remove_temporaries
 from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.locking import locked_by_run
 from wanvae.engine.processes import (
@@ -88,12 +88,14 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> int:
             run was started with something else that its result depends on.
         NotFiniteError: more steps in a row are skipped than ``config`` allows.
         CheckpointError: a checkpoint cannot be written or read.
-        FileError: there cannot be a folder of the run.
+        FileError: there cannot be a folder of the run, or nothing can be deleted in it.
     """
     check_task(task, config, accelerator)
     run = Path(config.run)
     run_on_first_process(partial(make_run_folder, run))
     with locked_by_run(run):
+        # What a killed process was writing.
+        run_on_first_process(partial(remove_temporaries, run))
         return train_in_folder(task, config, accelerator)
 
 
@@ -158,9 +160,8 @@ def train_in_folder(task: Task, config: TrainerConfig, accelerator: Accelerator)
             best = judge(optimization, judged, progress, log, report)
             stop = accelerator.check_trigger()
             if stop or best or config.due(progress.step, config.checkpoint_every):
-                # Before the checkpoint: a run that goes on from it has the means of all steps.
-                log.write_means(progress, rate)
-                checkpoints.save(progress)
+                # So a run that goes on from here has the means of all steps.
+                checkpoints.save(progress, partial(log.write_means, progress, rate))
                 log.plot()
             if stop:
                 break

@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,13 @@ class Checkpoints:
         self.average = average
         self.accelerator = optimization.accelerator
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, before_named: Callable[[], None]) -> None:
         """Writes a checkpoint; removes the ones that are neither among the newest nor the best.
+
+        Args:
+            progress: how far the run is.
+            before_named: is called in all processes when the files are written, just before the
+                checkpoint gets its name. So what it writes is there if the checkpoint is.
 
         Raises:
             CheckpointError: it cannot be written, as on a full disk. The others stay as they are.
@@ -118,6 +123,8 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 write_value(partial / PROGRESS, progress)
                 flush(*partial.iterdir(), partial)
+            before_named()
+            if self.accelerator.is_main_process:
                 partial.rename(final)
                 flush(self.folder)
         except (OSError, RuntimeError, FileError) as error:
