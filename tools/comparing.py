@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from motion.errors import MotionError
+from motion.features.feature_files import SUFFIX as FEATURES
+from motion.features.joint_motion import read_joint_motion
 from motion.features.recording import read_recording
-from motion.files.formats import write_motion
+from motion.files.formats import read_motion, write_motion
+from motion.skeleton.packaged import SMPLX
+from motion.skeleton.retarget import retarget
 from motion.skeleton.sample import walk
 from motion.train.losses import LossConfig
 from motion.train.run import MotionTraining, TrainConfig
@@ -59,8 +65,8 @@ HELD_OUT = 0.2
 # Colours of an image.
 COLOURS = 64
 MOTION_HELP = (
-    "motion to learn, a file with the 55 joints of SMPL-X, as of BEAT2 or AMASS (default: a "
-    "procedural walk)"
+    "motion to learn: .bvh, .npz of SMPL-X, SMPL+H or SMPL, .pkl of AIST++; or .npy of positions "
+    "of joints or of features of HumanML3D, KIT or MotionStreamer (default: a procedural walk)"
 )
 # Frames of the procedural walk.
 WALK = 400
@@ -286,26 +292,55 @@ def make_motion_training(
 def find_motion(options: argparse.Namespace, model: Any, window: int, folder: str) -> Path:
     """Returns the file of ``--motion``, or of a procedural walk that is written to a folder.
 
-    The file is read now, because measuring first what needs no motion takes long.
+    The file is read now, because measuring first what needs no motion takes long. Motion of other
+    joints becomes motion of the body of SMPL-X, in a file of the folder.
 
     Args:
         model: the config of the tokenizer.
         window: the frames of a piece of motion.
 
     Raises:
-        MotionError: the file cannot be read, or is not motion of this tokenizer.
+        MotionError: the file cannot be read, or its joints are not known.
         BenchmarkError: it is too short.
     """
-    path: Path | None = options.motion
-    if path is None:
+    given: Path | None = options.motion
+    if given is None:
         return write_walk(folder)
+    path = move_body(given, Path(folder, "motion.npz"))
     frames = len(read_recording(path, model))
     trained = int((1 - HELD_OUT) * frames)
     if trained < window:
         raise BenchmarkError(
-            f"{path} has {frames} frames, of which {trained} are trained on: {window} are needed"
+            f"{given} has {frames} frames, of which {trained} are trained on: {window} are needed"
         )
     return path
+
+
+def move_body(path: Path, target: Path) -> Path:
+    """Returns a file of motion with 55 joints: a file that has them, or ``target``.
+
+    Args:
+        path: a motion file; or a .npy file of positions of joints, or of published features.
+        target: where to write how the body of SMPL-X moves as a file of other joints moves.
+
+    Raises:
+        MotionError: the file cannot be read, or its joints are not known.
+    """
+    features = path.suffix.lower() == FEATURES
+    clip = read_joint_motion(path).clip if features else read_motion(path)
+    if clip.skeleton.joints == SMPLX.joints:
+        return path
+    try:
+        moved = retarget(clip, SMPLX)
+    except MotionError as error:
+        raise MotionError(f"{path} with the body of SMPL-X: {error}") from None
+    write_motion(target, moved)
+    print(
+        f"note: {path} has {clip.skeleton.joints} joints; the body of SMPL-X, of {SMPLX.joints} "
+        "joints, moves as they move, and is what is learnt",
+        file=sys.stderr,
+    )
+    return target
 
 
 def write_walk(folder: str) -> Path:

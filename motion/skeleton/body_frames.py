@@ -9,7 +9,8 @@ rest poses make one of them differ by many.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import roma
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from motion.skeleton.joint_names import SIDES
 
+SPINE = re.compile(r"spine\d+")
 # Shorter bones have no direction, metres.
 SHORTEST = 1e-6
 # A foot tells where it points only if so large a share of its length is along the ground.
@@ -44,12 +46,20 @@ class BodyTurns(NamedTuple):
     feet: tuple[Tensor, Tensor]
     head: Tensor
 
-    def of(self, part: str) -> Tensor | None:
-        """The rotation (3, 3) with which a part begins; None if it begins as the part above it."""
-        begins = {"hips": self.hips, "head": self.head, "spine1": self.head}
+    def begin(self, parts: Collection[str]) -> dict[str, Tensor]:
+        """Returns the rotations (3, 3) with which parts begin that do not begin as the part above.
+
+        Args:
+            parts: what both bodies have. Legs and spine begin with the first part of theirs.
+        """
+        begins = {"hips": self.hips, "head": self.head}
+        spine = [int(part.removeprefix("spine")) for part in parts if SPINE.fullmatch(part)]
+        if spine:
+            begins[f"spine{min(spine)}"] = self.head
         for side, foot in zip(SIDES, self.feet, strict=True):
-            begins |= {f"{side}_upper_leg": self.legs, f"{side}_foot": foot}
-        return begins.get(part)
+            first = "upper" if f"{side}_upper_leg" in parts else "lower"
+            begins |= {f"{side}_{first}_leg": self.legs, f"{side}_foot": foot}
+        return {part: turn for part, turn in begins.items() if part in parts}
 
 
 def align_bodies(

@@ -53,11 +53,12 @@ def align_rest_poses(source: Skeleton, target: Skeleton, pairs: Sequence[int | N
     parts, bones = find_parts(target), pair_bones(source, target, pairs)
     same = have_one_size(bones)
     turns = align_standing(source, target, parts, pairs, bones, same=same)
+    known = [part for part, pair in zip(parts, pairs, strict=True) if pair is not None]
+    begins = {} if turns is None else turns.begin(known)
     aligned = torch.empty(target.joints, 3, 3, dtype=torch.float64)
     for joint, (part, parent) in enumerate(zip(parts, target.parents, strict=True)):
-        own = None if turns is None else turns.of(part)
         above = aligned[parent] if parent >= 0 else find_first(turns)
-        before = above if own is None else own
+        before = begins.get(part, above)
         if same and part in FEET:
             before = choose_nearer(bones[joint], before, above)
         aligned[joint] = turn_bones(bones[joint], before)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from motion import ResidualVQ
-from motion.files.formats import write_motion
-from motion.skeleton.packaged import HUMANML3D
+from motion.features.feature_files import write_features
+from motion.features.joint_motion import extract_published, read_joint_motion
+from motion.files.formats import read_motion, write_motion
+from motion.skeleton.packaged import HUMANML3D, SMPLX
 from motion.skeleton.retarget import retarget
 from motion.skeleton.sample import walk
+from tests.motion.helpers import random_clip, random_skeleton
 from tools import compare_backbones, compare_blocks, compare_quantizers
 from tools.compare_quantizers import FULL, PARTS, QUICK, VARIANTS
+from tools.comparing import find_motion, move_body
+from tools.measuring import BenchmarkError
 
 
 @pytest.mark.slow
@@ -59,10 +66,44 @@ def test_motion_that_cannot_be_learnt_is_told_before_anything_is_measured(
         assert tool.main(options) == 1
         assert message in capsys.readouterr().err
         assert not results.exists()
-    bvh = tmp_path / "motion.bvh"
-    write_motion(bvh, retarget(walk(40), HUMANML3D))
-    assert tool.main([*options[:-1], str(bvh)]) == 1
-    assert "of 22 joints, but the model has 330" in capsys.readouterr().err
+    unknown, array = tmp_path / "unknown.bvh", tmp_path / "array.npy"
+    write_motion(unknown, random_clip(random_skeleton(9)))
+    np.save(array, np.zeros((40, 7)))
+    for other, message in (
+        (unknown, "hips and legs, or hips and arms, are not known by name in both"),
+        (array, f"{array} is (40, 7); joints (T, 22, 3) of HumanML3D or (T, 21, 3) of KIT"),
+    ):
+        assert tool.main([*options[:-1], str(other)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert str(other) in line and message in line
+        assert not results.exists()
+
+
+def test_motion_of_other_joints_moves_the_body_that_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not motion of 55 joints is told; joints and features of papers are read, too."""
+    body = retarget(walk(60), HUMANML3D)
+    names = ("a b.bvh", "joints.npy", "features.npy", "smplx.npz")
+    paths = [tmp_path / name for name in names]
+    write_motion(paths[0], body)
+    np.save(paths[1], body.pose.positions.numpy())
+    write_features(paths[2], extract_published(read_joint_motion(paths[0]), "humanml3d").float())
+    write_motion(paths[3], walk(60))
+    for path in paths:
+        target = tmp_path / "moved.npz"
+        found = move_body(path, target)
+        told = capsys.readouterr().err
+        assert found == (path if path.name == "smplx.npz" else target)
+        assert bool(told) == (found == target)
+        assert not told or told.startswith(f"note: {path} has 22 joints; the body of SMPL-X")
+        clip = read_motion(found)
+        assert clip.skeleton.names == SMPLX.names
+        heights = clip.pose.positions[:, SMPLX.names.index("head"), 1]
+        assert heights.min() > 1.3 and heights.max() < 1.7
+    short = argparse.Namespace(motion=paths[0])
+    with pytest.raises(BenchmarkError, match=f"{paths[0].name} has 60 frames, of which 48"):
+        find_motion(short, FULL.model, 64, str(tmp_path))
 
 
 def test_names_of_variants_can_be_told_apart(capsys: pytest.CaptureFixture[str]) -> None:

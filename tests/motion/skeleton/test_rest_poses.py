@@ -165,3 +165,36 @@ def test_a_body_is_known_where_a_person_stands(axis: str, degrees: float) -> Non
     ]
     known = align_bodies(places[0], places[1], same=False)
     assert (known is not None) == (degrees < 45)
+
+
+def drop(skeleton: Skeleton, word: str) -> Skeleton:
+    """The skeleton without the joints that have a word in their names; what hangs on them stays."""
+    kept = [joint for joint, name in enumerate(skeleton.names) if word not in name]
+    places = {joint: place for place, joint in enumerate(kept)} | {-1: -1}
+    rests = rest_positions(skeleton)
+    parents: list[int] = []
+    for joint in kept:
+        parent = skeleton.parents[joint]
+        while parent not in places:
+            parent = skeleton.parents[parent]
+        parents.append(parent)
+    offsets = [
+        rests[joint] - (rests[above] if above >= 0 else 0)
+        for joint, above in zip(kept, parents, strict=True)
+    ]
+    return Skeleton(
+        names=tuple(skeleton.names[joint] for joint in kept),
+        parents=tuple(places[parent] for parent in parents),
+        offsets=tuple(tuple(offset.tolist()) for offset in offsets),
+    )
+
+
+@pytest.mark.parametrize("name", ["hips look aside", "trunk leans", "legs lean", "feet look out"])
+@pytest.mark.parametrize("word", ["_hip", "_foot", "_shoulder", "spine1", "head", "_knee"])
+def test_joints_that_one_skeleton_lacks_are_turned_alike_both_ways(word: str, name: str) -> None:
+    whole, less = SMPLX, drop(change_axes(walk(1), change(SMPLX, name, 25.0)).skeleton, word)
+    there, back = alignments(whole, less), alignments(less, whole)
+    pairs = plan_retargeting(whole, less).pairs
+    for joint, pair in enumerate(pairs):
+        if pair is not None:
+            assert angle_between(there[joint], back[pair].T) < 1e-4, less.names[joint]
