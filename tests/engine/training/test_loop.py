@@ -30,7 +30,7 @@ from wanvae.engine.finite import NotFiniteError
 from wanvae.engine.signals import STOP_SIGNALS, Interrupted
 from wanvae.engine.training import loop
 from wanvae.engine.training.config import TrainerConfig
-from wanvae.engine.training.loop import make_accelerator, train
+from wanvae.engine.training.loop import LoaderError, make_accelerator, train
 from wanvae.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_matplotlib")
@@ -126,6 +126,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was(tmp_path, accelerator
     assert not (stopped / "model.safetensors").exists()
     train(make_task(), settings(stopped), accelerator())
     assert_equal(final_weights(whole), final_weights(stopped))
+
+
+def test_a_process_that_loads_data_and_is_killed_is_one_line(tmp_path, accelerator):
+    """And not a fault of this program."""
+    samples = KillAt(8, signal.SIGKILL)
+    with pytest.raises(LoaderError, match=r"loads data was killed .*trainer\.workers"):
+        train(make_task(samples), settings(tmp_path, workers=1), accelerator())
+    train(make_task(), settings(tmp_path), accelerator())
 
 
 def test_no_process_that_loads_data_outlives_a_run(tmp_path, accelerator):

@@ -8,6 +8,7 @@ the same values as a run that never stopped.
 from __future__ import annotations
 
 import gc
+import re
 import signal
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -35,6 +36,7 @@ from wanvae.engine.processes import (
     run_on_first_process,
 )
 from wanvae.engine.signals import SIGNALED, STOP_SIGNALS, Interrupted, handle_signals
+from wanvae.engine.text import first_sentence
 from wanvae.engine.training.averaging import moving_average
 from wanvae.engine.training.config import TrainerConfig
 from wanvae.engine.training.live_report import LiveReport
@@ -44,6 +46,9 @@ from wanvae.engine.training.record import flat_options, keep_record, make_record
 from wanvae.engine.training.run_folder import Checkpoints, Progress, preview_path
 from wanvae.engine.training.task import Task
 from wanvae.errors import UserError
+
+# What PyTorch says of processes that load data and were killed.
+LOST_LOADER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
@@ -88,12 +93,13 @@ def train(task: Task, config: TrainerConfig, accelerator: Accelerator) -> int:
             run was started with something else that its result depends on.
         NotFiniteError: more steps in a row are skipped than ``config`` allows.
         CheckpointError: a checkpoint cannot be written or read.
+        LoaderError: a process that loads data was killed.
         FileError: there cannot be a folder of the run, or nothing can be deleted in it.
     """
     check_task(task, config, accelerator)
     run = Path(config.run)
     run_on_first_process(partial(make_run_folder, run))
-    with locked_by_run(run):
+    with expecting_loaders(), locked_by_run(run):
         # What a killed process was writing.
         run_on_first_process(partial(remove_temporaries, run))
         return train_in_folder(task, config, accelerator)
@@ -250,6 +256,29 @@ def load_batches(
     # Processes that load data ignore signals and would never end if this were not closed.
     with closing(batches):
         yield from zip(*[batches] * config.accumulate, strict=True)
+
+
+class LoaderError(UserError):
+    """A process that loads data was killed. The message says what to do."""
+
+
+@contextmanager
+def expecting_loaders() -> Iterator[None]:
+    """Turns the errors of PyTorch into a LoaderError if a process that loads data was killed.
+
+    PyTorch may raise one at any time, from a handler of signals. Nothing else in a run has
+    connections that can be reset.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionResetError) as error:
+        if isinstance(error, RuntimeError) and not LOST_LOADER.search(str(error)):
+            raise
+        raise LoaderError(
+            f"a process that loads data was killed ({first_sentence(error)}), as the system does "
+            "when memory is full; run again to go on from the last checkpoint, perhaps with fewer "
+            "trainer.workers"
+        ) from error
 
 
 def report_skipped(
