@@ -165,6 +165,9 @@ def test_joints_of_smpl_bodies_and_other_axes_are_read(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.zeros((4, 23, 3)))
     with pytest.raises(MotionError, match=r"c\.npy is \(4, 23, 3\); joints are \(T, 22, 3\)"):
         read_joints(tmp_path / "c.npy")
+    np.save(tmp_path / "d.npy", np.zeros((0, 22, 3)))
+    with pytest.raises(MotionError, match=r"d\.npy has no frames; get it again"):
+        read_joints(tmp_path / "d.npy")
 
 
 def test_a_body_of_22_joints_is_written_as_smplx(tmp_path: Path) -> None:
