@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,17 @@ def test_one_table_says_what_suffixes_give() -> None:
     assert set(WRITERS) == {".bvh", ".npz", ".glb", ".gltf", ".csv", ".joints.npy"}
     suffixes = [find_suffix(name) for name in ("A.BVH", "x.Joints.NPY", "y.npy", "joints.npy")]
     assert suffixes == [".bvh", ".joints.npy", ".npy", ".npy"]
+
+
+@pytest.mark.parametrize("suffix", [".bvh", ".npz", ".glb", ".csv", ".joints.npy"])
+def test_motion_that_is_not_finite_is_not_written(tmp_path: Path, suffix: str) -> None:
+    clip, path = walk(5), tmp_path / f"a{suffix}"
+    rotations, positions = clip.rotations.clone(), clip.root_positions.clone()
+    rotations[2, 3, 0, 0], positions[1, 2] = float("nan"), float("inf")
+    for broken, what in (
+        (replace(clip, rotations=rotations), "rotations"),
+        (replace(clip, root_positions=positions), "root_positions"),
+    ):
+        with pytest.raises(MotionError, match=f"is not written, because {what} are not all finite"):
+            write_motion(path, broken)
+        assert not path.exists()
