@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from motion.checkpoints import formats
 from motion.checkpoints.architecture import PUBLISHED_FEATURES, Untold
 from motion.checkpoints.formats import Checkpoint, Layout
-from motion.commands.convert_joints import convert_from_joints, convert_to_features
+from motion.commands.convert_joints import convert_from_joints, convert_to_features, read_clip
 from motion.commands.options import (
     add_reading_options,
     add_untold_options,
@@ -119,14 +119,19 @@ def add_options(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     suffix = Path(arguments.input).suffix.lower()
     motion_file = suffix in READERS or suffix == ARRAY
-    if refuses_options(arguments, suffix) if motion_file else misses_layout(arguments):
+    if Path(arguments.input).is_dir() and arguments.to is None:
+        raise UserError(
+            f"{arguments.input} is a folder; name one file of it, and convert each alone"
+        )
+    if refuses_options(arguments) if motion_file else misses_layout(arguments):
         raise UserError(
             f"{arguments.input}: a checkpoint needs --to and takes no --roundtrip; a motion file "
             f"({' or '.join(READERS)}) takes --skeleton, --roundtrip or --features alone, and "
             "--target and --fps"
         )
     check_joint_options(arguments, suffix)
-    if motion_file and (arguments.features is not None or suffix == ARRAY):
+    joints = suffix == ARRAY and arguments.skeleton is None
+    if motion_file and (arguments.features is not None or joints):
         show_joint_conversion(arguments)
     elif motion_file:
         show_motion_conversion(arguments)
@@ -134,13 +139,12 @@ def run(arguments: Namespace) -> None:
         show_checkpoint_conversion(arguments)
 
 
-def refuses_options(arguments: Namespace, suffix: str) -> bool:
+def refuses_options(arguments: Namespace) -> bool:
     """Whether options are given that a motion file does not take, or not together."""
     rounds = arguments.path_rounds is not None
     if any([arguments.to, arguments.mean, arguments.std, rounds, *read_untold(arguments).given]):
         return True
-    others = [arguments.roundtrip, arguments.features, suffix == ARRAY]
-    return arguments.skeleton is not None and any(others)
+    return arguments.skeleton is not None and any([arguments.roundtrip, arguments.features])
 
 
 def misses_layout(arguments: Namespace) -> bool:
@@ -215,12 +219,18 @@ def show_motion_conversion(arguments: Namespace) -> None:
 
 
 def show_retargeting(arguments: Namespace) -> None:
-    moved = retarget_file(
-        arguments.input, arguments.output, arguments.skeleton, read_reading(arguments)
+    moved, notes = retarget_file(
+        arguments.input,
+        arguments.output,
+        arguments.skeleton,
+        read_reading(arguments),
+        fps=arguments.fps,
     )
     clip, plan, feet = moved.clip, moved.plan, moved.feet
     skeletons = f"{plan.source.joints} joints to {plan.target.joints}"
     print(f"{arguments.input} -> {arguments.output}: {len(clip)} frames, {skeletons}")
+    for note in notes:
+        print(f"note: {note}")
     print(f"the path is {plan.scale:.3g} times as long, as the legs are")
     if plan.at_rest:
         print(f"note: stay at rest, because {arguments.input} has no such joints: ", end="")
@@ -429,12 +439,19 @@ def retarget_file(
     destination: str | os.PathLike[str],
     skeleton: str | os.PathLike[str],
     reading: Reading = GUESSED,
-) -> Retargeted:
+    *,
+    fps: float | None = None,
+) -> tuple[Retargeted, tuple[str, ...]]:
     """Writes the motion of a file as motion of another skeleton.
 
     Args:
+        source: a motion file, or a .npy file of joints or features; see ``read_joint_motion``.
         skeleton: a motion file or a checkpoint with the skeleton to move.
         reading: what ``source`` does not tell.
+        fps: frames per second of a .npy file; by default as published.
+
+    Returns:
+        The motion, and sentences on what was assumed of a .npy file.
 
     Raises:
         MotionError: a file cannot be read, the skeletons do not fit, or the format of
@@ -444,13 +461,13 @@ def retarget_file(
     """
     refuse_overwriting(destination, [source, skeleton])
     check_suffix(Path(destination), MOTION_WRITERS)
-    clip = read_motion(source, reading)
+    clip, notes = read_clip(source, reading, fps)
     try:
         moved = retarget_with_report(clip, read_skeleton(skeleton))
     except MotionError as error:
         raise MotionError(f"{source} with the skeleton of {skeleton}: {error}") from None
     write_motion(destination, moved.clip)
-    return moved
+    return moved, notes
 
 
 def lost_in_writing(clip: MotionClip, written: MotionClip | None) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ from motion.errors import MotionError
 from motion.features.feature_files import SUFFIX, write_features
 from motion.features.joint_motion import extract_published, read_joint_motion, read_target
 from motion.features.published import NAMES, FeatureName
-from motion.files.formats import WRITERS, check_suffix, write_motion
+from motion.files.formats import WRITERS, check_suffix, read_motion, write_motion
 from motion.files.joints import SUFFIX as JOINTS_SUFFIX
 from motion.files.joints import describe_lost_rate, write_positions
 from motion.files.reading import GUESSED, Reading
 from motion.skeleton.body_parts import find_parts
+from motion.skeleton.clip import MotionClip
 from motion.skeleton.selection import JointMotion
 from wanvae.engine.files import refuse_overwriting
 
@@ -111,6 +112,26 @@ def convert_from_joints(
     if suffix == ".npz":
         notes.append("not kept: lengths of bones, which readers take from a body model")
     return JointReport(len(motion.clip), motion.clip.fps, tuple(notes))
+
+
+def read_clip(
+    source: str | os.PathLike[str], reading: Reading = GUESSED, fps: float | None = None
+) -> tuple[MotionClip, tuple[str, ...]]:
+    """Reads a motion file, or a .npy file of joints or features.
+
+    Returns:
+        The motion, and sentences on what a .npy file does not tell.
+
+    Raises:
+        MotionError: the file cannot be read.
+    """
+    if Path(source).suffix.lower() != SUFFIX:
+        return read_motion(source, reading), ()
+    motion = read_joint_motion(source, reading, fps=fps)
+    notes = describe_assumptions(source, motion, reading, fps)
+    if motion.by_kinematics:
+        notes.append(describe_kinematics(motion))
+    return motion.clip, tuple(notes)
 
 
 def describe_assumptions(

@@ -302,7 +302,12 @@ def read_recording(
     spec, channels = config.features, config.channels
     suffixes = suffixes_read(config)
     if path.suffix.lower() not in suffixes:
-        raise MotionError(f"{path} must end in {' or '.join(suffixes)} for this model")
+        # A model that reads no .npy has a skeleton, onto which joints and features can be brought.
+        advice = "; convert writes .npy of joints or features as such a file"
+        raise MotionError(
+            f"{path} must end in {' or '.join(suffixes)} for this model"
+            + advice * (path.suffix.lower() == FEATURES_SUFFIX)
+        )
     if spec is None:
         features = read_features(path)
         check_channels(path, features.shape[1], channels)

@@ -130,7 +130,7 @@ def read_timing(path: Path, lines: list[str], at: int) -> tuple[int, float, int]
     if not SHORTEST_FRAME <= as_number(texts[1]) < math.inf:
         raise MotionError(
             f"{path}, line {found[1] + 1}: the frame time is {texts[1][:40]!r}; it must be "
-            "positive seconds, such as 0.0333333 for 30 frames per second"
+            f"positive seconds, from {SHORTEST_FRAME:g}, such as 0.0333333 for 30 frames per second"
         )
     return int(texts[0]), parse_frame_time(texts[1]), found[1] + 1
 

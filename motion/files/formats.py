@@ -108,11 +108,16 @@ def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
     """Writes a motion file of the kind that its suffix says, see ``FORMATS``.
 
     Raises:
-        MotionError: the file has another suffix, or its format cannot hold the clip.
+        MotionError: the file has another suffix, its format cannot hold the clip, or the clip has
+            numbers that are not finite.
         FileError: the file cannot be written.
     """
     path = Path(path)
-    WRITERS[check_suffix(path, WRITERS)](path, clip)
+    write = WRITERS[check_suffix(path, WRITERS)]
+    for what, values in (("rotations", clip.rotations), ("root_positions", clip.root_positions)):
+        if not values.isfinite().all():
+            raise MotionError(f"{path} is not written, because {what} are not all finite")
+    write(path, clip)
 
 
 def find_suffix(path: str | os.PathLike[str]) -> str:

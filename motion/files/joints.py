@@ -48,7 +48,9 @@ def read_joints(
     """
     values = read_array(Path(path), ndim=3).double()
     frames, joints, axes = values.shape
-    if joints not in SKELETONS or axes != 3 or not frames:
+    if not frames:
+        raise MotionError(f"{path} has no frames; get it again")
+    if joints not in SKELETONS or axes != 3:
         raise MotionError(
             f"{path} is {tuple(values.shape)}; joints are (T, 22, 3) as in HumanML3D, (T, 21, 3) "
             "as in KIT, or (T, 24, 3), (T, 52, 3) or (T, 55, 3) of SMPL bodies"

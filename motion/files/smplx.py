@@ -125,9 +125,8 @@ def read_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, ndim: int)
         raise MotionError(f"{path} has no {key!r}; its keys are {known}. Is it an SMPL-X motion?")
     array = arrays[key]
     if array.ndim != ndim or array.dtype.kind not in "fiu":
-        raise MotionError(
-            f"{path}: {key} is {array.dtype} {array.shape}; {ndim} axes of numbers fit"
-        )
+        needed = f"{ndim} axes of numbers fit" if ndim else "one number is needed"
+        raise MotionError(f"{path}: {key} is {array.dtype} {array.shape}; {needed}")
     if not np.isfinite(array).all():
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise MotionError(f"{path}: {key} is {array[first]} at {first}; it needs finite numbers")

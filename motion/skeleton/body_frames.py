@@ -127,7 +127,7 @@ def find_body(places: Mapping[str, Tensor]) -> Tensor | None:
         return None
     up, across = high - low, left - right
     forward = torch.linalg.cross(across, up)
-    if forward.norm() < SHORTEST * max(across.norm(), up.norm()):
+    if forward.norm() <= SHORTEST * max(across.norm(), up.norm()):
         return None
     across = torch.linalg.cross(up, forward)
     return torch.stack([axis / axis.norm() for axis in (across, up, forward)], dim=1)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from motion.errors import MotionError
+from motion.skeleton.body_frames import SHORTEST
 from motion.skeleton.body_parts import find_parts
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.grounding import (
@@ -77,8 +78,15 @@ def plan_retargeting(source: Skeleton, target: Skeleton) -> Retargeting:
     """Pairs the joints of two skeletons, and aligns their rest poses.
 
     Raises:
-        MotionError: hips and legs, or hips and arms, are not known by their names in both.
+        MotionError: hips and legs, or hips and arms, are not known by their names in both, or all
+            joints of a skeleton are in one place.
     """
+    for skeleton in (source, target):
+        if skeleton.span <= SHORTEST:
+            raise MotionError(
+                f"the bones of a skeleton have no length: {', '.join(skeleton.names[:8])} ... are "
+                "in one place, so nothing tells its rest pose"
+            )
     pairs = pair_joints(source, target)
     parts = find_parts(target)
     known = {part for part, pair in zip(parts, pairs, strict=True) if pair is not None}

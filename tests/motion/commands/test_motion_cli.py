@@ -311,9 +311,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], 'expected "command" to be one of'),
         (["tokens"], "invalid choice: 'tokens'"),
-        (["evaluate"], "required: input, --checkpoint (see wanvae-motion evaluate --help)"),
+        (["evaluate"], "required: input (see wanvae-motion evaluate --help)"),
+        (["encode", "a"], "required: output, --checkpoint (see wanvae-motion encode --help)"),
         (["encode", "a", "b", "--config", "none.yaml"], "error: config: File does not exist"),
-        (["evaluate", "a.bvh"], "required: --checkpoint (see wanvae-motion evaluate --help)"),
+        (["encode", "a", "b"], "required: --checkpoint (see wanvae-motion encode --help)"),
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["convert", "a", "b", "--to", "t2m-gpt"], "argument --to: invalid choice: 't2m-gpt'"),
         (["info", "a", "--activation", "tanh"], "--activation: invalid choice: 'tanh'"),

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from motion.files.formats import read_in_file_order, write_motion
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.matching import match_skeletons
 from motion.skeleton.packaged import HUMANML3D, SMPLX
+from motion.skeleton.retarget import retarget
 from motion.skeleton.sample import walk
 from motion.tokens import Tokens, identify, read_tokens
 from tests.motion.helpers import RECORDINGS, largest_difference, random_clip, random_skeleton
@@ -270,3 +272,38 @@ def test_what_cannot_be_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["convert", walked, out, "--skeleton", crane, "--roundtrip"]) == 1
     assert "takes --skeleton, --roundtrip or --features alone" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_joints_and_features_of_papers_move_a_skeleton(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their bones point where the bones of the motion point that they were taken of."""
+    walked, dancer, out = tmp_path / "a b.bvh", tmp_path / "d.bvh", tmp_path / "out.bvh"
+    write_motion(walked, walk(30))
+    write_motion(dancer, retarget(walk(2), MIXAMO))
+    np.save(tmp_path / "joints.npy", walk(30).pose.positions[:, :22].numpy())
+    assert main(["convert", str(walked), str(tmp_path / "f.npy"), "--features", "humanml3d"]) == 0
+    capsys.readouterr()
+    for name, frames in (("joints.npy", 30), ("f.npy", 19)):
+        given = "--fps", "30", "--skeleton", str(dancer)
+        assert main(["convert", str(tmp_path / name), str(out), *given]) == 0
+        told = capsys.readouterr().out
+        assert f"{frames} frames, 22 joints to 22" in told and "by inverse kinematics" in told
+        clip = read_in_file_order(out)
+        assert clip.skeleton.names == MIXAMO.names and clip.fps == 30
+        names = [MIXAMO.names.index(f"mixamorig:{joint}") for joint in ("Head", "LeftFoot")]
+        heights = clip.pose.positions[:, names, 1]
+        assert (heights[:, 0] - heights[:, 1]).min() > 1
+    assert (
+        main(["convert", str(tmp_path / "joints.npy"), str(out), *given, "--features", "kit"]) == 1
+    )
+    assert "takes --skeleton, --roundtrip or --features alone" in capsys.readouterr().err
+
+
+def test_a_folder_is_not_taken_for_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(tmp_path), str(tmp_path / "out.bvh")]) == 1
+    assert capsys.readouterr().err.endswith(
+        f"{tmp_path} is a folder; name one file of it, and convert each alone\n"
+    )

@@ -126,7 +126,7 @@ def test_humanml3d_and_kit_are_taken_as_they_are(tmp_path, skeleton):
 
 
 def test_files_of_another_kind_or_size_are_refused(bvh, npy):
-    message = r"a\.npy must end in \.bvh or \.npz or \.pkl for this model"
+    message = r"a\.npy must end in \.bvh or \.npz or \.pkl for this model; convert writes \.npy"
     with pytest.raises(MotionError, match=message):
         read_recording(npy, config_of())
     with pytest.raises(MotionError, match=r"a\.bvh must end in \.npy"):

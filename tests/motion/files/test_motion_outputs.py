@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,9 @@ def test_joints_of_smpl_bodies_and_other_axes_are_read(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.zeros((4, 23, 3)))
     with pytest.raises(MotionError, match=r"c\.npy is \(4, 23, 3\); joints are \(T, 22, 3\)"):
         read_joints(tmp_path / "c.npy")
+    np.save(tmp_path / "d.npy", np.zeros((0, 22, 3)))
+    with pytest.raises(MotionError, match=r"d\.npy has no frames; get it again"):
+        read_joints(tmp_path / "d.npy")
 
 
 def test_a_body_of_22_joints_is_written_as_smplx(tmp_path: Path) -> None:
@@ -182,3 +186,17 @@ def test_one_table_says_what_suffixes_give() -> None:
     assert set(WRITERS) == {".bvh", ".npz", ".glb", ".gltf", ".csv", ".joints.npy"}
     suffixes = [find_suffix(name) for name in ("A.BVH", "x.Joints.NPY", "y.npy", "joints.npy")]
     assert suffixes == [".bvh", ".joints.npy", ".npy", ".npy"]
+
+
+@pytest.mark.parametrize("suffix", [".bvh", ".npz", ".glb", ".csv", ".joints.npy"])
+def test_motion_that_is_not_finite_is_not_written(tmp_path: Path, suffix: str) -> None:
+    clip, path = walk(5), tmp_path / f"a{suffix}"
+    rotations, positions = clip.rotations.clone(), clip.root_positions.clone()
+    rotations[2, 3, 0, 0], positions[1, 2] = float("nan"), float("inf")
+    for broken, what in (
+        (replace(clip, rotations=rotations), "rotations"),
+        (replace(clip, root_positions=positions), "root_positions"),
+    ):
+        with pytest.raises(MotionError, match=f"is not written, because {what} are not all finite"):
+            write_motion(path, broken)
+        assert not path.exists()

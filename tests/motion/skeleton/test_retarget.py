@@ -244,6 +244,24 @@ def test_skeletons_without_a_body_are_refused() -> None:
             retarget(random_clip(source), target)
 
 
+def test_bones_without_length_are_refused() -> None:
+    """They tell no rest pose, and gave numbers that are not finite."""
+    point = resize(SMPLX, **{"": 0.0})
+    for source, target in ((point, SMPLX), (SMPLX, point)):
+        with pytest.raises(MotionError, match=r"have no length: pelvis, .* are in one place"):
+            retarget(replace(WALK, skeleton=source), target)
+
+
+@pytest.mark.parametrize(
+    "parts", ["hip knee ankle foot", "shoulder collar elbow", "spine neck hip"]
+)
+def test_places_that_fall_together_give_finite_numbers(parts: str) -> None:
+    flat = resize(SMPLX, **dict.fromkeys(parts.split(), 0.0))
+    for source, target in ((flat, SMPLX), (SMPLX, flat), (flat, KIT), (flat, flat)):
+        moved = retarget(replace(WALK, skeleton=source), target)
+        assert moved.rotations.isfinite().all() and moved.root_positions.isfinite().all()
+
+
 def test_bodies_of_any_size_are_told_by_spine_of_any_length() -> None:
     """The last joint of the spine is the chest in all skeletons."""
     names = [f"spine{n}" for n in (1, 2, 3)]
