@@ -53,9 +53,9 @@ class BodyTurns(NamedTuple):
             parts: what both bodies have. Legs and spine begin with the first part of theirs.
         """
         begins = {"hips": self.hips, "head": self.head}
-        spine = [int(part.removeprefix("spine")) for part in parts if SPINE.fullmatch(part)]
-        if spine:
-            begins[f"spine{min(spine)}"] = self.head
+        spine = find_spine(parts)
+        if spine is not None:
+            begins[spine] = self.head
         for side, foot in zip(SIDES, self.feet, strict=True):
             first = "upper" if f"{side}_upper_leg" in parts else "lower"
             begins |= {f"{side}_{first}_leg": self.legs, f"{side}_foot": foot}
@@ -100,7 +100,7 @@ def align_bodies(
 
     # None is as the whole body is turned.
     stand = middle(none, find("upright"), find("legs"))
-    nod = middle(none, find("neck"), find("trunk"))
+    nod = middle(none, find("neck"), find("spine" if "spine" in turns else "trunk"))
     look = middle(find("hips"), find("feet"), find("shoulders"))
     looks = (find("left_foot"), find("right_foot")) if same else (look, look)
     return BodyTurns(
@@ -137,8 +137,9 @@ def find_directions(places: Mapping[str, Tensor], body: Tensor) -> dict[str, Ten
     """Returns the directions (3,) of a body that are known, in the axes of the body.
 
     "upright" is the axis of the file that points up; "legs", "trunk" and "neck" point from the feet
-    to the hips, on to the shoulders and on to the head, "hips" and "shoulders" from right to left,
-    "left_foot", "right_foot" and their mean "feet" along the ground.
+    to the hips, on to the shoulders and on to the head, "spine" from its first joint to the
+    shoulders, "hips" and "shoulders" from right to left, "left_foot", "right_foot" and their mean
+    "feet" along the ground.
 
     Args:
         places: as for ``find_body``.
@@ -148,6 +149,7 @@ def find_directions(places: Mapping[str, Tensor], body: Tensor) -> dict[str, Ten
     steps = {
         "legs": (find_low(places), hips),
         "trunk": (hips, high),
+        "spine": (places.get(find_spine(places) or ""), high),
         "neck": (high, places.get("head")),
         "hips": (places.get("right_upper_leg"), places.get("left_upper_leg")),
         "shoulders": (places.get("right_upper_arm"), places.get("left_upper_arm")),
@@ -172,6 +174,11 @@ def find_feet(places: Mapping[str, Tensor], body: Tensor) -> dict[str, Tensor]:
             return {}
         feet[f"{side}_foot"] = foot
     return feet | {"feet": sum(feet.values(), torch.zeros_like(body[0]))}
+
+
+def find_spine(parts: Collection[str]) -> str | None:
+    """Returns the lowest joint of the spine among parts; None without one."""
+    return min(filter(SPINE.fullmatch, parts), key=lambda part: int(part[5:]), default=None)
 
 
 def find_axis(up: Tensor) -> Tensor:

@@ -31,8 +31,9 @@ FEET = tuple(f"{side}_foot" for side in SIDES)
 ONE_LINE = 0.01
 # Degrees by which one direction is surely nearer than another one, whatever files round.
 SURE = 0.1
-# Lengths of two bones are the same up to so large a share, and so many metres, as files round them.
-SAME_LENGTH, ROUNDED = 0.01, 0.001
+# Lengths of two bones are the same up to so large a share, and so large a share of the longest bone,
+# as files round them.
+SAME_LENGTH, ROUNDED = 0.01, 0.002
 
 
 def align_rest_poses(source: Skeleton, target: Skeleton, pairs: Sequence[int | None]) -> Tensor:
@@ -226,9 +227,10 @@ def have_one_size(bones: Sequence[Sequence[Bone]]) -> bool:
     lengths = torch.tensor(
         [[vector.norm().item() for vector in bone] for below in bones for bone in below]
     ).view(-1, 2)
-    source, target = lengths.unbind(dim=1)
-    scaled = target * (source.sum() / target.sum())
-    return bool(torch.isclose(source, scaled, rtol=SAME_LENGTH, atol=ROUNDED).all())
+    shares = lengths / lengths.sum(dim=0)
+    # Shares of one body, so that neither its unit nor which of the two it is matters.
+    allowed = SAME_LENGTH * shares.amax(dim=1) + ROUNDED * shares.max() if len(shares) else 0.0
+    return bool((shares.diff(dim=1).abs().squeeze(dim=1) <= allowed).all())
 
 
 def angle_of(one: Tensor, other: Tensor) -> float:

@@ -60,6 +60,7 @@ def is_left_foot(part: str) -> bool:
 # What is turned about which axis; "out" turns right and left in opposite directions.
 CHANGES: dict[str, tuple[Callable[[str], bool], str]] = {
     "trunk leans": (is_trunk, "X"),
+    "trunk leans aside": (is_trunk, "Z"),
     "trunk and hips lean": (is_above_legs, "X"),
     "hips lean": (is_hips, "X"),
     "legs lean": (is_leg, "X"),
@@ -153,6 +154,18 @@ def test_hips_of_another_shape_look_where_their_legs_hang() -> None:
     assert angle_between(*hips) < 1
 
 
+@pytest.mark.parametrize(("axis", "degrees", "bound"), [("X", 44.0, 13), ("Z", 25.0, 1)])
+def test_a_head_of_another_shape_leans_as_the_spine(
+    axis: str, degrees: float, bound: float
+) -> None:
+    """The spine tells it, because hips do not lean; a neck of another shape differs by 12."""
+    bases = torch.eye(3, dtype=torch.float64).repeat(55, 1, 1)
+    bases[[is_trunk(part) for part in find_parts(SMPLX)]] = turn(axis, degrees)
+    leaning, head = change_axes(walk(1), bases).skeleton, find_parts(KIT).index("head")
+    found = alignments(leaning, KIT)[head]
+    assert angle_between(found, turn(axis, degrees) @ alignments(SMPLX, KIT)[head]) < bound
+
+
 @pytest.mark.parametrize("degrees", [30.0, 120.0, 170.0])
 @pytest.mark.parametrize("axis", ["X", "Y"])
 def test_a_body_is_known_where_a_person_stands(axis: str, degrees: float) -> None:
@@ -198,3 +211,17 @@ def test_joints_that_one_skeleton_lacks_are_turned_alike_both_ways(word: str, na
     for joint, pair in enumerate(pairs):
         if pair is not None:
             assert angle_between(there[joint], back[pair].T) < 1e-4, less.names[joint]
+
+
+@pytest.mark.parametrize("scale", [0.001, 100.0])
+def test_files_of_any_unit_are_aligned_alike(scale: float) -> None:
+    """Bones of a tiny body are not all of one length because they differ by less than 1 mm."""
+    small = resize(SMPLX, **{"": scale})
+    for part, found, wanted in zip(
+        find_parts(KIT), alignments(small, KIT), alignments(SMPLX, KIT), strict=True
+    ):
+        assert angle_between(found, wanted) < 1e-4, part
+    for part, found, wanted in zip(
+        find_parts(SMPLX), alignments(KIT, small), alignments(KIT, SMPLX), strict=True
+    ):
+        assert angle_between(found, wanted) < 1e-4, part
