@@ -31,8 +31,8 @@ FEET = tuple(f"{side}_foot" for side in SIDES)
 ONE_LINE = 0.01
 # Degrees by which one direction is surely nearer than another one, whatever files round.
 SURE = 0.1
-# Lengths of two bones are the same up to so large a share, and so large a share of the longest bone,
-# as files round them.
+# Lengths of two bones are the same up to so large a share of them, and of the longest one, as files
+# round them.
 SAME_LENGTH, ROUNDED = 0.01, 0.002
 
 

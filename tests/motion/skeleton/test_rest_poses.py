@@ -7,7 +7,7 @@ import roma
 import torch
 from torch import Tensor
 
-from motion.skeleton.body_frames import align_bodies
+from motion.skeleton.body_frames import align_bodies, turn_between
 from motion.skeleton.body_parts import find_parts
 from motion.skeleton.packaged import KIT, SMPLX
 from motion.skeleton.rest_pose import align_rest_poses, angle_between, rest_positions
@@ -225,3 +225,41 @@ def test_files_of_any_unit_are_aligned_alike(scale: float) -> None:
         find_parts(SMPLX), alignments(KIT, small), alignments(KIT, SMPLX), strict=True
     ):
         assert angle_between(found, wanted) < 1e-4, part
+
+
+def test_a_neck_without_arms_is_turned_alike_both_ways() -> None:
+    """Whichever of two necks has more joints tells where the trunk ends."""
+    names = ("pelvis", "left_hip", "right_hip", "left_knee", "right_knee", "spine", "neck")
+    parents = (-1, 0, 0, 1, 2, 0, 5)
+    offsets = ((0, 0, 0), (0.1, -0.1, 0), (-0.1, -0.1, 0), (0, -0.4, 0), (0, -0.4, 0))
+    trunk = ((0, 0.2, 0), (0, 0.3, 0.1))
+    short = Skeleton(
+        names=(*names, "head"), parents=(*parents, 6), offsets=(*offsets, *trunk, (0, 0.2, 0.1))
+    )
+    long = Skeleton(
+        names=(*names, "neck2", "head"),
+        parents=(*parents, 6, 7),
+        offsets=(*offsets, *trunk, (0, 0.1, 0.2), (0, 0.1, 0)),
+    )
+    there, back = alignments(short, long), alignments(long, short)
+    for joint, pair in enumerate(plan_retargeting(short, long).pairs):
+        if pair is not None:
+            assert angle_between(there[joint], back[pair].T) < 1e-4, long.names[joint]
+
+
+def test_half_turns_do_not_depend_on_what_files_round() -> None:
+    """Bones that point the other way turn about one axis, so two half turns are none."""
+    one = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    expected = turn_between(one, -one)
+    for off in (1e-9, -1e-9, 1e-6, 2e-5):
+        for axis in (0, 2):
+            other = one.clone()
+            other[axis] = off
+            assert largest_difference(turn_between(one, -other), expected) < 1e-4
+            assert largest_difference(turn_between(other, -one), expected) < 1e-4
+
+
+def test_bodies_of_no_size_keep_finite_rotations() -> None:
+    nothing = resize(SMPLX, **{"": 0.0})
+    for source, target in ((SMPLX, nothing), (nothing, SMPLX), (nothing, nothing)):
+        assert alignments(source, target).isfinite().all()
