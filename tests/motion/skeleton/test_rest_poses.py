@@ -13,7 +13,7 @@ from motion.skeleton.packaged import KIT, SMPLX
 from motion.skeleton.rest_pose import align_rest_poses, angle_between, rest_positions
 from motion.skeleton.retarget import plan_retargeting, retarget
 from motion.skeleton.sample import walk
-from motion.skeleton.tree import Skeleton
+from motion.skeleton.tree import EndSite, Skeleton
 from tests.motion.helpers import largest_difference
 from tests.motion.skeleton.test_retarget import change_axes, resize
 
@@ -263,3 +263,28 @@ def test_bodies_of_no_size_keep_finite_rotations() -> None:
     nothing = resize(SMPLX, **{"": 0.0})
     for source, target in ((SMPLX, nothing), (nothing, SMPLX), (nothing, nothing)):
         assert alignments(source, target).isfinite().all()
+
+
+@pytest.mark.parametrize("degrees", [25.0, 60.0])
+def test_feet_with_toes_in_one_skeleton_only_tell_where_legs_look(degrees: float) -> None:
+    """The other one has the ends of its feet, as many BVH files do."""
+    kept = [joint for joint, part in enumerate(find_parts(SMPLX)) if not part.endswith("toes")]
+    places = {joint: place for place, joint in enumerate(kept)} | {-1: -1}
+    ends = tuple(
+        EndSite(
+            joint=places[SMPLX.parents[SMPLX.names.index(name)]],
+            offset=SMPLX.offsets[SMPLX.names.index(name)],
+        )
+        for name in ("left_foot", "right_foot")
+    )
+    less = Skeleton(
+        names=tuple(SMPLX.names[joint] for joint in kept),
+        parents=tuple(places[SMPLX.parents[joint]] for joint in kept),
+        offsets=tuple(SMPLX.offsets[joint] for joint in kept),
+        end_sites=ends,
+    )
+    less = resize(less, spine=1.2)
+    turned = change_axes(walk(1), change(SMPLX, "trunk looks aside", degrees)).skeleton
+    for part, found in zip(find_parts(less), alignments(turned, less), strict=True):
+        straight = alignments(SMPLX, less)[find_parts(less).index(part)]
+        assert not is_leg(part) or angle_between(found, straight) < 2, part
