@@ -9,7 +9,6 @@ rest poses make one of them differ by many.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -17,13 +16,15 @@ import roma
 import torch
 from torch import Tensor
 
+from motion.skeleton.body_parts import is_of
 from motion.skeleton.joint_names import SIDES
 
-SPINE = re.compile(r"spine\d+")
 # Shorter bones have no direction, metres.
 SHORTEST = 1e-6
 # A foot tells where it points only if so large a share of its length is along the ground.
 ALONG_GROUND = 0.35
+# Opposite directions are opposite up to so many radians, as files round them.
+OPPOSITE = 5e-5
 # Directions that differ by fewer degrees between rest poses in which a person stands.
 TRUNK, STANDING = ("legs", "trunk", "hips", "shoulders"), 45.0
 
@@ -53,7 +54,7 @@ class BodyTurns(NamedTuple):
             parts: what both bodies have. Legs and spine begin with the first part of theirs.
         """
         begins = {"hips": self.hips, "head": self.head}
-        spine = find_spine(parts)
+        spine = find_first(parts, "spine")
         if spine is not None:
             begins[spine] = self.head
         for side, foot in zip(SIDES, self.feet, strict=True):
@@ -149,7 +150,7 @@ def find_directions(places: Mapping[str, Tensor], body: Tensor) -> dict[str, Ten
     steps = {
         "legs": (find_low(places), hips),
         "trunk": (hips, high),
-        "spine": (places.get(find_spine(places) or ""), high),
+        "spine": (places.get(find_first(places, "spine") or ""), high),
         "neck": (high, places.get("head")),
         "hips": (places.get("right_upper_leg"), places.get("left_upper_leg")),
         "shoulders": (places.get("right_upper_arm"), places.get("left_upper_arm")),
@@ -176,9 +177,10 @@ def find_feet(places: Mapping[str, Tensor], body: Tensor) -> dict[str, Tensor]:
     return feet | {"feet": sum(feet.values(), torch.zeros_like(body[0]))}
 
 
-def find_spine(parts: Collection[str]) -> str | None:
-    """Returns the lowest joint of the spine among parts; None without one."""
-    return min(filter(SPINE.fullmatch, parts), key=lambda part: int(part[5:]), default=None)
+def find_first(parts: Collection[str], chain: str) -> str | None:
+    """Returns the lowest joint of the spine or the neck among parts; None without one."""
+    joints = (part for part in parts if is_of(part, chain))
+    return min(joints, key=lambda part: int(part.removeprefix(chain)), default=None)
 
 
 def find_axis(up: Tensor) -> Tensor:
@@ -198,7 +200,8 @@ def find_low(places: Mapping[str, Tensor]) -> Tensor | None:
 def find_high(places: Mapping[str, Tensor]) -> Tensor | None:
     """Returns the place (3,) between the shoulders, or of the head of a body without arms."""
     high = mean_place(places, "left_upper_arm", "right_upper_arm")
-    return mean_place(places, "neck1", "head") if high is None else high
+    neck = find_first(places, "neck") or "head"
+    return mean_place(places, neck, "head") if high is None else high
 
 
 def mean_place(places: Mapping[str, Tensor], *names: str) -> Tensor | None:
@@ -215,6 +218,6 @@ def turn_between(one: Tensor, other: Tensor) -> Tensor:
     one, other = one / one.norm(), other / other.norm()
     axis, cosine = torch.linalg.cross(one, other), one @ other
     sine = axis.norm()
-    if sine < 1e-12:  # any axis across will do for half a turn
-        axis = torch.linalg.cross(one, torch.eye(3, dtype=one.dtype)[one.abs().argmin()])
+    if sine < (OPPOSITE if cosine < 0 else 1e-12):  # any axis across will do for half a turn
+        axis = torch.linalg.cross(one, torch.eye(3, dtype=one.dtype)[one.abs().argmax() - 1])
     return axis / axis.norm() * torch.atan2(sine, cosine)

@@ -104,6 +104,11 @@ def find_parts(skeleton: Skeleton) -> tuple[str, ...]:
     return tuple(parts[joint] for joint in range(skeleton.joints))
 
 
+def is_of(part: str, chain: str) -> bool:
+    """Whether a part is a joint of the "spine" or the "neck"."""
+    return part.startswith(chain) and part.removeprefix(chain).isdecimal()
+
+
 def strip_prefixes(names: Sequence[str]) -> list[str]:
     """Returns names without what precedes a colon, and without a prefix that most of them share.
 

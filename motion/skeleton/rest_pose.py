@@ -31,8 +31,8 @@ FEET = tuple(f"{side}_foot" for side in SIDES)
 ONE_LINE = 0.01
 # Degrees by which one direction is surely nearer than another one, whatever files round.
 SURE = 0.1
-# Lengths of two bones are the same up to so large a share, and so large a share of the longest bone,
-# as files round them.
+# Lengths of two bones are the same up to so large a share of them, and of the longest one, as files
+# round them.
 SAME_LENGTH, ROUNDED = 0.01, 0.002
 
 
@@ -105,15 +105,17 @@ def align_standing(
         same: whether the bodies differ by their rest poses alone.
     """
     places: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    skeletons = rest_positions(source), rest_positions(target)
+    rests = rest_positions(source), rest_positions(target)
     for joint, (part, pair) in enumerate(zip(parts, pairs, strict=True)):
         if pair is None:
             continue
-        side = part.removesuffix("_foot") if part in FEET else part
-        for n, place in enumerate((skeletons[0][pair], skeletons[1][joint])):
-            places[n][part] = place
-            if side != part and bones[joint]:  # a foot without toes has an end
-                places[n][f"{side}_toes"] = place + bones[joint][0][n]
+        for skeleton, rest, place, own in zip(
+            (source, target), rests, places, (pair, joint), strict=True
+        ):
+            place[part] = rest[own]
+            if part in FEET:  # until toes tell it, which may be known in one skeleton only
+                tip = find_tip(skeleton, rest, own)
+                place |= {} if tip is None else {part.replace("_foot", "_toes"): tip}
     turns = align_bodies(*places, same=same)
     legs = [bone for part, own in zip(parts, bones, strict=True) if part in LEGS for bone in own]
     # Where legs point elsewhere, a rest pose is none in which a person stands.
@@ -122,6 +124,18 @@ def align_standing(
     ):
         return None
     return turns
+
+
+def find_tip(skeleton: Skeleton, rest: Tensor, joint: int) -> Tensor | None:
+    """Returns where the bones of a joint end on average (3,): joints or ends; None without one.
+
+    Args:
+        rest: ``(J, 3)``, as ``rest_positions`` returns it.
+    """
+    ends = [rest[child] for child in skeleton.children[joint]]
+    sites = [site.offset for site in skeleton.end_sites if site.joint == joint]
+    ends += [rest[joint] + rest.new_tensor(offset) for offset in sites]
+    return torch.stack(ends).mean(dim=0) if ends else None
 
 
 class Bone(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from motion.errors import MotionError
 from motion.skeleton.body_frames import SHORTEST
-from motion.skeleton.body_parts import find_parts
+from motion.skeleton.body_parts import find_parts, is_of
 from motion.skeleton.clip import MotionClip
 from motion.skeleton.grounding import (
     FeetReport,
@@ -172,10 +172,6 @@ def pair_joints(source: Skeleton, target: Skeleton) -> tuple[int | None, ...]:
             of_source, of_target = (-(-n * count // fewer) for count in counts)
             pairs[f"{chain}{of_target}"] = places[f"{chain}{of_source}"]
     return tuple(pairs[part] for part in wanted)
-
-
-def is_of(part: str, chain: str) -> bool:
-    return part.startswith(chain) and part.removeprefix(chain).isdecimal()
 
 
 def compare_legs(source: Skeleton, target: Skeleton, pairs: Sequence[int | None]) -> float:

@@ -7,13 +7,13 @@ import roma
 import torch
 from torch import Tensor
 
-from motion.skeleton.body_frames import align_bodies
+from motion.skeleton.body_frames import align_bodies, turn_between
 from motion.skeleton.body_parts import find_parts
 from motion.skeleton.packaged import KIT, SMPLX
 from motion.skeleton.rest_pose import align_rest_poses, angle_between, rest_positions
 from motion.skeleton.retarget import plan_retargeting, retarget
 from motion.skeleton.sample import walk
-from motion.skeleton.tree import Skeleton
+from motion.skeleton.tree import EndSite, Skeleton
 from tests.motion.helpers import largest_difference
 from tests.motion.skeleton.test_retarget import change_axes, resize
 
@@ -225,3 +225,66 @@ def test_files_of_any_unit_are_aligned_alike(scale: float) -> None:
         find_parts(SMPLX), alignments(KIT, small), alignments(KIT, SMPLX), strict=True
     ):
         assert angle_between(found, wanted) < 1e-4, part
+
+
+def test_a_neck_without_arms_is_turned_alike_both_ways() -> None:
+    """Whichever of two necks has more joints tells where the trunk ends."""
+    names = ("pelvis", "left_hip", "right_hip", "left_knee", "right_knee", "spine", "neck")
+    parents = (-1, 0, 0, 1, 2, 0, 5)
+    offsets = ((0, 0, 0), (0.1, -0.1, 0), (-0.1, -0.1, 0), (0, -0.4, 0), (0, -0.4, 0))
+    trunk = ((0, 0.2, 0), (0, 0.3, 0.1))
+    short = Skeleton(
+        names=(*names, "head"), parents=(*parents, 6), offsets=(*offsets, *trunk, (0, 0.2, 0.1))
+    )
+    long = Skeleton(
+        names=(*names, "neck2", "head"),
+        parents=(*parents, 6, 7),
+        offsets=(*offsets, *trunk, (0, 0.1, 0.2), (0, 0.1, 0)),
+    )
+    there, back = alignments(short, long), alignments(long, short)
+    for joint, pair in enumerate(plan_retargeting(short, long).pairs):
+        if pair is not None:
+            assert angle_between(there[joint], back[pair].T) < 1e-4, long.names[joint]
+
+
+def test_half_turns_do_not_depend_on_what_files_round() -> None:
+    """Bones that point the other way turn about one axis, so two half turns are none."""
+    one = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    expected = turn_between(one, -one)
+    for off in (1e-9, -1e-9, 1e-6, 2e-5):
+        for axis in (0, 2):
+            other = one.clone()
+            other[axis] = off
+            assert largest_difference(turn_between(one, -other), expected) < 1e-4
+            assert largest_difference(turn_between(other, -one), expected) < 1e-4
+
+
+def test_bodies_of_no_size_keep_finite_rotations() -> None:
+    nothing = resize(SMPLX, **{"": 0.0})
+    for source, target in ((SMPLX, nothing), (nothing, SMPLX), (nothing, nothing)):
+        assert alignments(source, target).isfinite().all()
+
+
+@pytest.mark.parametrize("degrees", [25.0, 60.0])
+def test_feet_with_toes_in_one_skeleton_only_tell_where_legs_look(degrees: float) -> None:
+    """The other one has the ends of its feet, as many BVH files do."""
+    kept = [joint for joint, part in enumerate(find_parts(SMPLX)) if not part.endswith("toes")]
+    places = {joint: place for place, joint in enumerate(kept)} | {-1: -1}
+    ends = tuple(
+        EndSite(
+            joint=places[SMPLX.parents[SMPLX.names.index(name)]],
+            offset=SMPLX.offsets[SMPLX.names.index(name)],
+        )
+        for name in ("left_foot", "right_foot")
+    )
+    less = Skeleton(
+        names=tuple(SMPLX.names[joint] for joint in kept),
+        parents=tuple(places[SMPLX.parents[joint]] for joint in kept),
+        offsets=tuple(SMPLX.offsets[joint] for joint in kept),
+        end_sites=ends,
+    )
+    less = resize(less, spine=1.2)
+    turned = change_axes(walk(1), change(SMPLX, "trunk looks aside", degrees)).skeleton
+    for part, found in zip(find_parts(less), alignments(turned, less), strict=True):
+        straight = alignments(SMPLX, less)[find_parts(less).index(part)]
+        assert not is_leg(part) or angle_between(found, straight) < 2, part
