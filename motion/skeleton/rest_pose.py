@@ -56,9 +56,10 @@ def align_rest_poses(source: Skeleton, target: Skeleton, pairs: Sequence[int | N
     turns = align_standing(source, target, parts, pairs, bones, same=same)
     known = [part for part, pair in zip(parts, pairs, strict=True) if pair is not None]
     begins = {} if turns is None else turns.begin(known)
+    first = torch.eye(3, dtype=torch.float64) if turns is None else turns.body
     aligned = torch.empty(target.joints, 3, 3, dtype=torch.float64)
     for joint, (part, parent) in enumerate(zip(parts, target.parents, strict=True)):
-        above = aligned[parent] if parent >= 0 else find_first(turns)
+        above = aligned[parent] if parent >= 0 else first
         before = begins.get(part, above)
         if same and part in FEET:
             before = choose_nearer(bones[joint], before, above)
@@ -80,11 +81,6 @@ def choose_nearer(bones: Sequence[Bone], one: Tensor, other: Tensor) -> Tensor:
         return max((angle_of(turn @ bone.target, bone.source) for bone in bones), default=0.0)
 
     return one if miss(one) < miss(other) + SURE else other
-
-
-def find_first(turns: BodyTurns | None) -> Tensor:
-    """Returns the rotation (3, 3) with which the root begins."""
-    return torch.eye(3, dtype=torch.float64) if turns is None else turns.body
 
 
 def align_standing(
