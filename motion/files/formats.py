@@ -18,6 +18,7 @@ from motion.skeleton.clip import MotionClip
 from motion.skeleton.matching import Matching
 from motion.skeleton.packaged import PACKAGED_SKELETONS
 from motion.skeleton.tree import Skeleton
+from wanvae.engine.finite import is_finite
 
 
 def read_as_bvh(path: Path, reading: Reading) -> MotionClip:
@@ -115,7 +116,7 @@ def write_motion(path: str | os.PathLike[str], clip: MotionClip) -> None:
     path = Path(path)
     write = WRITERS[check_suffix(path, WRITERS)]
     for what, values in (("rotations", clip.rotations), ("root_positions", clip.root_positions)):
-        if not values.isfinite().all():
+        if not is_finite(values):
             raise MotionError(f"{path} is not written, because {what} are not all finite")
     write(path, clip)
 

@@ -129,9 +129,14 @@ def find_tip(skeleton: Skeleton, rest: Tensor, joint: int) -> Tensor | None:
         rest: ``(J, 3)``, as ``rest_positions`` returns it.
     """
     ends = [rest[child] for child in skeleton.children[joint]]
-    sites = [site.offset for site in skeleton.end_sites if site.joint == joint]
-    ends += [rest[joint] + rest.new_tensor(offset) for offset in sites]
+    ends += [rest[joint] + offset for offset in find_ends(skeleton, joint)]
     return torch.stack(ends).mean(dim=0) if ends else None
+
+
+def find_ends(skeleton: Skeleton, joint: int) -> list[Tensor]:
+    """Returns the offsets (3,) of the end sites of a joint."""
+    sites = (site.offset for site in skeleton.end_sites if site.joint == joint)
+    return [torch.tensor(offset, dtype=torch.float64) for offset in sites]
 
 
 class Bone(NamedTuple):
@@ -190,14 +195,10 @@ def find_below(skeleton: Skeleton, pairs: Sequence[int | None]) -> list[list[int
 
 def pair_ends(source: Skeleton, target: Skeleton, pair: int, joint: int) -> list[Bone]:
     """Returns the directions of the end sites of two joints, if both have some."""
-    ends = [
-        [site.offset for site in skeleton.end_sites if site.joint == place]
-        for skeleton, place in ((source, pair), (target, joint))
-    ]
+    ends = find_ends(source, pair), find_ends(target, joint)
     if not all(ends):
         return []
-    means = (torch.tensor(offsets, dtype=torch.float64).mean(dim=0) for offsets in ends)
-    return [Bone(*means)]
+    return [Bone(*(torch.stack(offsets).mean(dim=0) for offsets in ends))]
 
 
 def turn_bones(bones: Sequence[Bone], before: Tensor) -> Tensor:

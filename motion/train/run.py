@@ -33,7 +33,7 @@ from motion.train.losses import LossConfig, MotionLosses
 from motion.train.windows import DataConfig, load_data
 from motion.vae import MotionVAE
 from wanvae.engine.command_line.arguments import read_config
-from wanvae.engine.config import replaced_options
+from wanvae.engine.config import describe_replaced
 from wanvae.engine.files import refuse_overwriting
 from wanvae.engine.finite import check_weights
 from wanvae.engine.training.command import training_command
@@ -131,11 +131,8 @@ class MotionTraining:
         else:
             self.model = load_model(config.weights)
             check_weights(self.model, config.weights)
-            replaced = [*replaced_options(config.model, self.model.config, "model.")]
-            if replaced:
-                accelerator.print(
-                    f"the architecture is the one of {config.weights}: {', '.join(replaced)}"
-                )
+            for note in describe_replaced(config.weights, config.model, self.model.config):
+                accelerator.print(note)
         check_average(config.trainer, self.model.config)
         # Before the data set the normalizer of a checkpoint that has none.
         self.start = "" if config.weights is None else identify(self.model)

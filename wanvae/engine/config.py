@@ -56,6 +56,21 @@ def changed_values(value: Any) -> dict[str, Any]:
     return changed
 
 
+def describe_replaced(
+    weights: str, given: Any, used: Any, *, besides: Collection[str] = ()
+) -> Iterator[str]:
+    """Yields a line on the options of an architecture that weights replace, if there are any.
+
+    Args:
+        weights: their name.
+        given, used: the architecture as the options say it, and as it is.
+        besides: options that are left out.
+    """
+    replaced = [*replaced_options(given, used, "model.", besides=besides)]
+    if replaced:
+        yield f"the architecture is the one of {weights}: {', '.join(replaced)}"
+
+
 def replaced_options(
     given: Any, used: Any, prefix: str, *, besides: Collection[str] = ()
 ) -> Iterator[str]:

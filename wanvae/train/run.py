@@ -24,7 +24,7 @@ from wanvae.checkpoints.formats import identify
 from wanvae.checkpoints.lora import Base, save_lora
 from wanvae.config import WanVAEConfig, encodes_alpha
 from wanvae.engine.checkpoint import load_in_place
-from wanvae.engine.config import check_option, replaced_options, to_json_dict
+from wanvae.engine.config import check_option, describe_replaced, to_json_dict
 from wanvae.engine.devices import PATIENCE
 from wanvae.engine.files import is_in, is_nested, refuse_overwriting
 from wanvae.engine.finite import check_weights
@@ -490,10 +490,11 @@ def describe_surprises(config: TrainConfig, architecture: WanVAEConfig) -> Itera
         architecture: of the model that is trained.
     """
     given, used = config.model.simplest(), architecture.simplest()
-    # Weights to start from are changed to these two.
-    replaced = [*replaced_options(given, used, "model.", besides=("ndim", "upscale_factor"))]
-    if config.weights is not None and replaced:
-        yield f"the architecture is the one of {config.weights}: {', '.join(replaced)}"
+    if config.weights is not None:
+        # Weights to start from are changed to these two.
+        yield from describe_replaced(
+            config.weights, given, used, besides=("ndim", "upscale_factor")
+        )
     gan, steps = config.loss.gan, config.trainer.steps
     if gan.weight > 0 and gan.start_step >= steps:
         yield (
